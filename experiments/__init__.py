@@ -1,0 +1,1 @@
+"""Entry points, run from a checkout: ``python -m experiments.run``."""

@@ -1,0 +1,25 @@
+"""Multimodal variational autoencoders in JAX, as data plus pure functions.
+
+Where things are, from the mathematics outwards (each module imports only from
+those above it; ``tests/test_architecture.py`` checks that):
+
+types          array aliases, NamedTuples, the legend of axis letters
+errors         the one exception that users see as a single line
+distributions  log-densities, KL divergences and sampling
+subsets        a model of the family as data: subset masks and weights
+posteriors     products and mixtures of Gaussian experts
+objectives     one function per objective, terms in nats
+layers         how a convolution is executed
+networks       Linen encoders, decoders and classifiers
+models         a model: a NamedTuple of pure functions
+data           prepared data sets, batches
+sweeps         the member axis of a sweep
+train          the train step and the only train loop
+checkpoints    orbax behind four functions
+writers        metrics.jsonl, TensorBoard, PNG
+classifiers    the digit classifiers behind the coherences
+metrics/       one file per metric
+evaluate       runs the metrics of every member
+"""
+
+__version__ = "0.1.0"

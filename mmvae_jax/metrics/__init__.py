@@ -1,0 +1,1 @@
+"""Evaluation metrics, one file each; none imports another part's internals."""

@@ -1,0 +1,104 @@
+"""Types shared by the whole package, and the legend of axis letters.
+
+Axis letters used in docstrings:
+
+    B batch   M modalities   S subsets   K sweep members   D latent dimensions
+    L importance samples     H W C image height, width, channels
+
+Naming against the paper (Daunhawer et al., 2022): the paper follows the
+variational information bottleneck and writes p_theta(z|x) for the encoder and
+q_phi(x|z) for the decoder. The code uses the words: *expert* for a unimodal
+posterior, *posterior* for that of a subset, *likelihood* for the decoder.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+PRNGKey = jax.Array
+Params = Any
+Batch = Mapping[str, Array]
+
+
+class Gaussian(NamedTuple):
+    """A diagonal Gaussian.
+
+    Log-variances rather than scales: they are what encoders emit, and products
+    of experts add precisions, exp(-log_variance), in log space.
+
+    Attributes:
+      mean: float [..., D].
+      log_variance: float [..., D], log of the squared standard deviation.
+    """
+
+    mean: Array
+    log_variance: Array
+
+
+class Hyper(NamedTuple):
+    """What a sweep may vary on the device: traced, never compiled in.
+
+    Attributes:
+      beta: weight of the KL terms in the loss; float [] ([K] for a sweep).
+      learning_rate: step size of Adam; float [] ([K] for a sweep).
+    """
+
+    beta: Array
+    learning_rate: Array
+
+
+class ObjectiveTerms(NamedTuple):
+    """The terms of an objective, per example, in nats, never weighted by beta.
+
+    Attributes:
+      log_likelihood: modality -> [B], the terms E[log p(x_m|z)] of the bound.
+      kl: [B], the KL terms of the same bound: elbo = sum_m log_likelihood - kl.
+      auxiliary_log_likelihood: [B], what the objective adds that is no part of
+        the bound on log p(X) (for instance the unimodal terms of MVAE+).
+      auxiliary_kl: [B], likewise; weighted by beta as `kl` is.
+    """
+
+    log_likelihood: Mapping[str, Array]
+    kl: Array
+    auxiliary_log_likelihood: Array
+    auxiliary_kl: Array
+
+
+class MultimodalVAE(NamedTuple):
+    """A model as data: pure functions of parameters, for one sweep member.
+
+    `experts` is what `encode` returns, a Gaussian with fields [M, B, D].
+    `subset` is a bool [M], the modalities that are observed; it may be traced.
+
+    Attributes:
+      modalities: names, in the order of the M axis.
+      latent_dim: D.
+      init: key -> params.
+      objective: (params, batch, key) -> ObjectiveTerms; batch: modality ->
+        float [B, ...] as the likelihood expects it (images in [0, 1]).
+      encode: (params, batch) -> experts.
+      posterior: (experts, subset, key) -> Gaussian [B, D], q(z|x_A); where it is
+        a mixture, the component of each example is drawn with `key`, stratified
+        over the batch.
+      mixture_posterior: (experts) -> (Gaussian [S, B, D], weights [S]), all the
+        components of the posterior given all modalities.
+      decode: (params, z [B, D]) -> modality -> [B, ...], the likelihood's mean:
+        what the papers show and evaluate as the generated example.
+      log_likelihood: (params, z [B, D], batch) -> modality -> [B], nats.
+      sample_prior: (key, num) -> z [num, D].
+      log_prior: (z [..., D]) -> [...], nats.
+    """
+
+    modalities: tuple[str, ...]
+    latent_dim: int
+    init: Callable[..., Params]
+    objective: Callable[..., ObjectiveTerms]
+    encode: Callable[..., Gaussian]
+    posterior: Callable[..., Gaussian]
+    mixture_posterior: Callable[..., tuple[Gaussian, Array]]
+    decode: Callable[..., Mapping[str, Array]]
+    log_likelihood: Callable[..., Mapping[str, Array]]
+    sample_prior: Callable[..., Array]
+    log_prior: Callable[..., Array]
