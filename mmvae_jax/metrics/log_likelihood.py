@@ -99,7 +99,8 @@ def importance_estimate(
         for values in log_likelihoods.values():
             log_joint = log_joint + np.asarray(values, np.float64)
         # A running log-sum-exp: weights are e^-1000s and vary by e^100s.
-        log_sum = np.logaddexp(log_sum, log_joint - log_proposal)
+        with np.errstate(invalid="ignore"):  # nan is the result if it diverged
+            log_sum = np.logaddexp(log_sum, log_joint - log_proposal)
         num += 1
     return log_sum - np.log(num)
 

@@ -1,0 +1,63 @@
+import jax
+import numpy as np
+import pytest
+from toy_models import label_classifier, toy_model, toy_split
+
+from mmvae_jax.errors import UsageError
+from mmvae_jax.metrics import inputs
+from mmvae_jax.types import Gaussian
+
+
+@pytest.mark.parametrize(
+    ("num", "batch_size", "counts"),
+    [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 8, [3])],
+)
+def test_batches_cover_the_split_once_in_constant_shapes(num, batch_size, counts):
+    images = np.arange(num, dtype=np.uint8).reshape(num, 1, 1, 1)
+    seen = list(inputs.batches(toy_split({"m0": images}, range(num)), batch_size))
+    assert [count for _, count in seen] == counts
+    assert all(batch["m0"].shape == (batch_size, 1, 1, 1) for batch, _ in seen)
+    assert all(batch["m0"].dtype == np.float32 for batch, _ in seen)
+    rows = np.concatenate([batch["m0"][:count].ravel() for batch, count in seen])
+    np.testing.assert_allclose(rows, np.arange(num) / 255, rtol=1e-6)
+
+
+def test_prior_images_are_clipped_counted_and_all_different():
+    model = toy_model(
+        ("m0",),
+        1,
+        sample_prior=lambda key, num: jax.random.normal(key, (num, 1)),
+        decode=lambda params, z: {"m0": params * z},
+    )
+    seen = list(inputs.prior_images(model, 10.0, jax.random.key(0), 10, 4))
+    assert [count for _, count in seen] == [4, 4, 2]
+    values = np.concatenate([images["m0"] for images, _ in seen])
+    assert values.min() == 0 and values.max() == 1
+    seen = list(inputs.prior_images(model, 1e-3, jax.random.key(0), 400, 4))
+    values = np.concatenate([images["m0"] for images, _ in seen])
+    assert len(np.unique(values[values > 0])) == (values > 0).sum()
+
+
+def test_eight_bits_round_to_the_nearest_level():
+    levels = np.arange(256) / 255
+    for error in (-0.49, 0.0, 0.49):
+        rounded = inputs.to_eight_bits(np.float32(levels + error / 255))
+        np.testing.assert_allclose(rounded, levels, atol=1e-7)
+
+
+def test_draw_has_the_mean_and_the_variance():
+    shape = (20000, 2)
+    posterior = Gaussian(
+        np.broadcast_to(np.float32([1, -2]), shape),
+        np.log(np.broadcast_to(np.float32([4, 0.25]), shape)),
+    )
+    z = inputs.draw(posterior, jax.random.key(0))
+    np.testing.assert_allclose(z.mean(0), [1, -2], atol=0.06)
+    np.testing.assert_allclose(z.var(0), [4, 0.25], rtol=0.05)
+
+
+@pytest.mark.parametrize("classifiers", [None, {"m0": label_classifier()}])
+def test_a_missing_classifier_is_named(classifiers):
+    data = inputs.EvaluationData(None, None, classifiers, 4)
+    with pytest.raises(UsageError, match="coherence.*m1"):
+        inputs.require_classifiers(data, ("m0", "m1"), "coherence")
