@@ -1,0 +1,1 @@
+"""PolyMNIST, Translated-PolyMNIST and repeated modalities: one recipe, one builder."""

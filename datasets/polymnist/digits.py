@@ -1,0 +1,187 @@
+"""Digit images: the idx files of MNIST, or the small digits of scikit-learn."""
+
+import gzip
+import math
+import urllib.request
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from polymnist import exact
+from polymnist.errors import DatasetError
+
+MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+# Above any digit set; a header that claims more is damaged or hostile.
+MAX_BYTES = 1 << 30
+SKLEARN_SPLIT_SEED = 1797
+SKLEARN_TEST_PERCENT = 20
+
+
+class Digits(NamedTuple):
+    """Digit images of one split.
+
+    Attributes:
+      images: uint8 [N, H, W], ink is bright.
+      labels: uint8 [N], 0..9.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def find_files(folder):
+    """The four idx files of a folder, raw or with .gz.
+
+    Returns:
+      split -> (path of the images, path of the labels).
+
+    Raises:
+      DatasetError: a file is missing.
+    """
+    folder = Path(folder).expanduser()
+
+    def find(name):
+        for path in (folder / f"{name}.gz", folder / name):
+            if path.is_file():
+                return path
+        raise DatasetError(
+            f"{folder} has no {name}.gz (nor {name}): set config.data.digits_dir to a "
+            'folder with the four MNIST idx files, or to "" to download them'
+        )
+
+    return {split: tuple(map(find, names)) for split, names in FILES.items()}
+
+
+def check_reachable(url):
+    """Asks for the head of a file; raises OSError where there is no answer."""
+    request = urllib.request.Request(url, method="HEAD")
+    with urllib.request.urlopen(request, timeout=20):
+        pass
+
+
+def read_idx(path, num_dims):
+    """Reads one idx file of unsigned bytes, raw or gzip by its name.
+
+    Args:
+      path: the file.
+      num_dims: 3 for images, 1 for labels.
+
+    Returns:
+      uint8 array with `num_dims` axes.
+
+    Raises:
+      DatasetError: anything but exactly one well-formed array.
+    """
+    opener = gzip.open if Path(path).suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            header = file.read(4 + 4 * num_dims)
+            shape = _idx_shape(path, header, num_dims)
+            # One byte more than expected, never the whole file: a small gzip can
+            # unpack to any size.
+            data = file.read(math.prod(shape) + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(
+            f"{path}: cannot be read to its end ({error}); fetch the file again"
+        ) from error
+    if len(data) != math.prod(shape):
+        some = "more" if len(data) > math.prod(shape) else f"{len(data)}"
+        raise DatasetError(
+            f"{path}: the header announces {math.prod(shape)} bytes of data but the "
+            f"file has {some}; fetch the file again"
+        )
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _idx_shape(path, header, num_dims):
+    """Checks the header of an idx file and returns the shape it announces."""
+    if len(header) < 4 + 4 * num_dims or header[:2] != b"\0\0":
+        raise DatasetError(f"{path}: not an idx file; fetch the file again")
+    if header[2] != 8:
+        raise DatasetError(
+            f"{path}: data type code {header[2]:#04x} is not 0x08 (unsigned bytes)"
+        )
+    if header[3] != num_dims:
+        raise DatasetError(
+            f"{path}: {header[3]} dimensions where {num_dims} are expected; are "
+            "images and labels swapped?"
+        )
+    shape = tuple(int(v) for v in np.frombuffer(header[4:], ">u4"))
+    if min(shape) < 1 or math.prod(shape) > MAX_BYTES:
+        raise DatasetError(f"{path}: impossible shape {shape} in the header")
+    return shape
+
+
+def load_mnist(files, image_size):
+    """Reads the digits of both splits from idx files.
+
+    Args:
+      files: split -> (path of the images, path of the labels).
+      image_size: side of the result, in pixels; other sizes are resized to it.
+
+    Returns:
+      split -> Digits.
+
+    Raises:
+      DatasetError: damaged files, labels above 9, or unequal counts.
+    """
+    return {
+        split: _load_pair(*paths, image_size=image_size)
+        for split, paths in files.items()
+    }
+
+
+def _load_pair(images_path, labels_path, image_size):
+    """One split: images and labels that belong together."""
+    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
+    if len(images) != len(labels):
+        raise DatasetError(
+            f"{images_path} has {len(images)} images but {labels_path} has "
+            f"{len(labels)} labels: take both from the same source"
+        )
+    if labels.max() > 9:
+        raise DatasetError(
+            f"{labels_path}: label {labels.max()} is not a digit 0..9; fetch the "
+            "file again"
+        )
+    if images.shape[1:] != (image_size, image_size):
+        images = exact.resize(images, image_size, image_size)
+    return Digits(images, labels)
+
+
+def load_sklearn(image_size):
+    """The 1,797 digits of scikit-learn, 8x8 scaled up, in two disjoint splits.
+
+    The split is stratified by class and fixed: no seed of the user changes which
+    digits are test digits. A margin of 1/12 of the side is left on every side, as
+    the source fills its frame.
+
+    Args:
+      image_size: side of the result, in pixels.
+
+    Returns:
+      split -> Digits, about 80 % train and 20 % test.
+    """
+    from sklearn import datasets as sklearn_datasets
+
+    source = sklearn_datasets.load_digits()
+    labels = source.target.astype(np.uint8)
+    margin = image_size // 12
+    side = image_size - 2 * margin
+    small = (source.images.astype(np.int64) * 255 // 16).astype(np.uint8)
+    large = exact.resize(small, side, side)
+    images = np.pad(large, ((0, 0), (margin, margin), (margin, margin)))
+
+    bits = exact.random_bits((SKLEARN_SPLIT_SEED,), len(labels))
+    order = np.lexsort((bits, labels))
+    counts = np.bincount(labels, minlength=10)
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    is_test = rank * 100 < counts[labels[order]] * SKLEARN_TEST_PERCENT
+    chosen = {"train": np.sort(order[~is_test]), "test": np.sort(order[is_test])}
+    return {s: Digits(images[index], labels[index]) for s, index in chosen.items()}

@@ -1,0 +1,75 @@
+"""Random numbers and resizing in integers: the same bytes on every machine.
+
+Nothing here rounds in floating point, and random numbers are taken from the raw
+output of PCG64, which NumPy guarantees to keep. The methods of `Generator` carry
+no such promise: a new NumPy may draw other numbers from the same seed.
+"""
+
+import numpy as np
+
+
+def random_bits(words, size):
+    """Raw random numbers of the stream that is named by `words`.
+
+    Args:
+      words: sequence of non-negative ints; different words, independent streams.
+      size: how many numbers.
+
+    Returns:
+      uint64 [size].
+    """
+    stream = np.random.PCG64(np.random.SeedSequence(list(words)))
+    return stream.random_raw(size)
+
+
+def random_integers(words, size, high):
+    """Integers, uniform over 0..high inclusive (bias below 2**-16 for `high` < 2**16).
+
+    Args:
+      words: names the stream, see `random_bits`.
+      size: how many numbers.
+      high: largest value, inclusive.
+
+    Returns:
+      int64 [size].
+    """
+    upper = random_bits(words, size) >> np.uint64(32)
+    return ((upper * np.uint64(high + 1)) >> np.uint64(32)).astype(np.int64)
+
+
+def random_order(words, size):
+    """A random permutation of 0..size-1, int64 [size]."""
+    return np.argsort(random_bits(words, size), kind="stable")
+
+
+def _taps(source, target):
+    """The two source pixels of every target pixel, and the weight of the second.
+
+    Pixel centres are aligned: target pixel i lies at (i + 1/2) source/target - 1/2,
+    so in units of 1/(2 target) every position is an integer.
+    """
+    unit = 2 * target
+    position = (2 * np.arange(target) + 1) * source - target
+    position = np.clip(position, 0, (source - 1) * unit)
+    low = position // unit
+    return low, np.minimum(low + 1, source - 1), position - low * unit
+
+
+def resize(images, height, width):
+    """Bilinear resize without antialias, exact up to one rounding half up.
+
+    Args:
+      images: uint8 [N, H, W].
+      height: new height, at most 512.
+      width: new width, at most 512.
+
+    Returns:
+      uint8 [N, height, width].
+    """
+    low, high, weight = (v.astype(np.int32) for v in _taps(images.shape[1], height))
+    weight = weight[:, None]
+    rows = images[:, low] * (2 * height - weight) + images[:, high] * weight
+    low, high, weight = (v.astype(np.int32) for v in _taps(images.shape[2], width))
+    full = rows[:, :, low] * (2 * width - weight) + rows[:, :, high] * weight
+    unit = 4 * height * width
+    return ((full + unit // 2) // unit).astype(np.uint8, order="C")

@@ -1,0 +1,178 @@
+"""The composition of digits and backgrounds into tuples of images, in whole arrays.
+
+Per class and modality the digit images of the class are permuted and the i-th of
+every modality make one tuple: one label, different handwriting. Every image gets its
+own crop of the background of its modality, whose colours are inverted under the
+digit. See README.md for the sources.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from polymnist import exact
+
+THRESHOLD = 128
+SPLIT_WORDS = {"train": 0, "test": 1}
+_ORDER, _PAIR, _ROW, _COLUMN, _DOWN, _RIGHT = range(6)
+
+
+class Plan(NamedTuple):
+    """Every random choice of one split; N tuples, M modalities.
+
+    Attributes:
+      labels: uint8 [N].
+      digits: int64 [M, N], index of the digit image.
+      crops: int64 [M, N, 2], upper left corner in the background, in pixels.
+      offsets: int64 [M, N, 2], upper left corner of the digit, in pixels.
+    """
+
+    labels: np.ndarray
+    digits: np.ndarray
+    crops: np.ndarray
+    offsets: np.ndarray
+
+
+class SplitSource(NamedTuple):
+    """The examples of one split, made on demand.
+
+    Attributes:
+      num_examples: N.
+      read: (start, stop) -> (modality -> uint8 [n, H, W, 3], labels uint8 [n]).
+    """
+
+    num_examples: int
+    read: Callable
+
+
+def make_plan(labels, backgrounds, *, split, image_size, side, pairings, seed):
+    """Draws every random choice of one split.
+
+    Each (seed, split, pairing, modality, purpose) has its own stream, so m0 is the
+    same whether one modality or five are prepared.
+
+    Args:
+      labels: uint8 [n], labels of the digit images.
+      backgrounds: M arrays uint8 [H, W, 3].
+      split: "train" or "test".
+      image_size: side of the images, in pixels.
+      side: side of the digit in the image; below `image_size` it is translated.
+      pairings: how many tuples each digit image is part of, per modality.
+      seed: int, at least 0.
+
+    Returns:
+      Plan with N = n * pairings tuples in random order.
+    """
+    size = len(labels)
+    total = size * pairings
+    shape = (len(backgrounds), total)
+    digits = np.empty(shape, np.int64)
+    crops, offsets = np.empty((*shape, 2), np.int64), np.zeros((*shape, 2), np.int64)
+    for m, background in enumerate(backgrounds):
+        highest = [n - image_size for n in background.shape[:2]]
+        for pairing in range(pairings):
+            words = (seed, SPLIT_WORDS[split], pairing, m)
+            part = slice(pairing * size, (pairing + 1) * size)
+            # Sorted by class, at random within: position i has the same class in
+            # every modality.
+            bits = exact.random_bits((*words, _PAIR), size)
+            digits[m, part] = np.lexsort((bits, labels))
+            for axis, word in enumerate((_ROW, _COLUMN)):
+                crops[m, part, axis] = exact.random_integers(
+                    (*words, word), size, highest[axis]
+                )
+            for axis, word in enumerate((_DOWN, _RIGHT)):
+                offsets[m, part, axis] = exact.random_integers(
+                    (*words, word), size, image_size - side
+                )
+    order = exact.random_order((seed, SPLIT_WORDS[split], _ORDER), total)
+    paired = np.tile(np.sort(labels), pairings)
+    return Plan(paired[order], digits[:, order], crops[:, order], offsets[:, order])
+
+
+def paste(patches, offsets, size):
+    """Puts each patch on a black square.
+
+    Args:
+      patches: uint8 [n, s, s].
+      offsets: int [n, 2], upper left corner of each patch, in pixels.
+      size: side of the square, at least s plus the largest offset.
+
+    Returns:
+      uint8 [n, size, size].
+    """
+    num, side, _ = patches.shape
+    canvas = np.zeros((num, size, size), np.uint8)
+    rows = offsets[:, 0, None] + np.arange(side)
+    columns = offsets[:, 1, None] + np.arange(side)
+    index = np.arange(num)[:, None, None]
+    canvas[index, rows[:, :, None], columns[:, None, :]] = patches
+    return canvas
+
+
+def compose(digits, background, crops):
+    """Crops the background and inverts its colours under the digits.
+
+    Args:
+      digits: uint8 [n, s, s]; a pixel belongs to the digit above THRESHOLD.
+      background: uint8 [H, W, 3].
+      crops: int [n, 2], upper left corner of each crop, in pixels.
+
+    Returns:
+      uint8 [n, s, s, 3].
+    """
+    size = digits.shape[1]
+    windows = np.lib.stride_tricks.sliding_window_view(background, (size, size, 3))
+    images = windows[crops[:, 0], crops[:, 1], 0]
+    # 255 - v is v XOR 255 for a byte.
+    images ^= np.where(digits > THRESHOLD, np.uint8(255), np.uint8(0))[..., None]
+    return images
+
+
+def open_split(
+    digits, backgrounds, *, split, num_modalities, side, repeated, pairings, seed
+):
+    """The tuples of one split.
+
+    Args:
+      digits: Digits of that split, square images.
+      backgrounds: at least one, or `num_modalities` unless `repeated`.
+      split: "train" or "test".
+      num_modalities: M.
+      side: side of the digit in the image, in pixels; equal to that of the images
+        means no translation.
+      repeated: every modality uses the first background.
+      pairings: how often the procedure is repeated.
+      seed: int, at least 0.
+
+    Returns:
+      SplitSource; modalities are named m0, m1, ...
+    """
+    size = digits.images.shape[1]
+    if repeated:
+        backgrounds = backgrounds[:1] * num_modalities
+    plan = make_plan(
+        digits.labels,
+        backgrounds,
+        split=split,
+        image_size=size,
+        side=side,
+        pairings=pairings,
+        seed=seed,
+    )
+    images = digits.images
+    if side < size:
+        images = exact.resize(images, side, side)
+
+    def read(start, stop):
+        part = slice(start, stop)
+        modalities = {}
+        for m, background in enumerate(backgrounds):
+            chosen = images[plan.digits[m, part]]
+            if side < size:
+                chosen = paste(chosen, plan.offsets[m, part], size)
+            modalities[f"m{m}"] = compose(chosen, background, plan.crops[m, part])
+        return modalities, plan.labels[part]
+
+    return SplitSource(len(plan.labels), read)

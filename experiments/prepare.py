@@ -1,0 +1,145 @@
+"""Prepares a data set: a function for `experiments.run`, and a command.
+
+    python -m experiments.prepare --config=configs/polymnist.py
+
+Prints the folder of the prepared data. Prepared data are left as they are, so the
+command may be repeated. `datasets/` is a source root, put on the path here and
+nowhere else, so that a library of that name is never shadowed.
+"""
+
+import contextlib
+import fcntl
+import io
+import shutil
+import sys
+from pathlib import Path
+
+from absl import app, logging
+from ml_collections import config_flags
+
+from mmvae_jax.errors import UsageError
+
+DATASETS = Path(__file__).resolve().parents[1] / "datasets"
+POLYMNIST_OPTIONS = (
+    "digits",
+    "digits_dir",
+    "backgrounds_dir",
+    "published_dir",
+    "num_modalities",
+    "image_size",
+    "translate_scale",
+    "repeated",
+    "pairings",
+    "seed",
+)
+
+
+def _polymnist_builder(data_config, data_dir):
+    """The TFDS builder of PolyMNIST and its variants."""
+    if str(DATASETS) not in sys.path:
+        sys.path.insert(0, str(DATASETS))
+    from polymnist import errors, polymnist_dataset_builder
+
+    try:
+        options = {name: data_config[name] for name in POLYMNIST_OPTIONS}
+        config = polymnist_dataset_builder.PolymnistConfig(**options)
+    except errors.DatasetError as error:
+        raise UsageError(str(error)) from error
+    builder = polymnist_dataset_builder.Builder(
+        config=config, data_dir=data_dir, file_format="array_record"
+    )
+    return builder, errors.DatasetError
+
+
+BUILDERS = {"polymnist": _polymnist_builder}
+
+
+def prepare(data_config):
+    """Prepares a data set unless that has been done.
+
+    A data set is written to a folder of another name that is renamed when all is
+    written, so an interrupted preparation is never taken for a finished one. A lock
+    makes a second process wait for the first.
+
+    Args:
+      data_config: ConfigDict `config.data`: `name`, `data_dir` and the options of
+        the data set; see datasets/<name>/README.md.
+
+    Returns:
+      Path of the prepared data, for `mmvae_jax.data.load`.
+
+    Raises:
+      UsageError: an option or an input file that cannot be used.
+    """
+    if data_config.name not in BUILDERS:
+        raise UsageError(
+            f"config.data.name={data_config.name!r} is unknown; available: "
+            f"{', '.join(sorted(BUILDERS))}"
+        )
+    root = Path(data_config.data_dir).expanduser().resolve()
+    with _quiet():
+        builder, dataset_error = BUILDERS[data_config.name](data_config, root)
+        directory = Path(builder.data_dir)
+        if directory.exists():
+            return directory
+        try:
+            with _locked(directory.parent):
+                if not directory.exists():
+                    _build(builder, root)
+        except dataset_error as error:
+            raise UsageError(str(error)) from error
+        except OSError as error:
+            raise UsageError(
+                f"cannot prepare data in {root} ({error}): check config.data.data_dir"
+            ) from error
+    return directory
+
+
+def _build(builder, root):
+    """Removes what killed preparations left, then writes the data set."""
+    directory = Path(builder.data_dir)
+    for leftover in directory.parent.glob(f"incomplete.*_{directory.name}"):
+        shutil.rmtree(leftover)
+    print(f"preparing {directory}", file=sys.stderr, flush=True)
+    builder.download_and_prepare(download_dir=root / "downloads")
+
+
+@contextlib.contextmanager
+def _locked(folder):
+    """Holds the lock of a folder; the system frees it when the process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Silences what TFDS prints and logs; our own bar goes to standard error."""
+    import tensorflow_datasets as tfds
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        tfds.enable_progress_bar()
+
+
+def _main(argv):
+    """Entry point of the command."""
+    del argv
+    try:
+        print(prepare(_CONFIG.value.data))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    # Defined here only: experiments.run imports this module and has its own flag.
+    _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+    app.run(_main)
