@@ -1,0 +1,113 @@
+"""Every field of a config, with its unit and the paper's value.
+
+The other configs start from `get_config` and change what differs. Override a
+field on the command line, for instance ``--config.sweep.beta="(0.3,1.,3.)"``.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The settings of the paper's App. C.1 that no data set changes."""
+    return ConfigDict(
+        dict(
+            model=dict(
+                name="mopoe",  # one of mmvae_jax.models.MODELS
+                latent_dim=512,  # D; the unimodal VAEs get D // M each
+                # Where the prior is one of the product's experts: "paper" (MVAE
+                # only), "released" (MoPoE's full subset too), "always", "never".
+                prior_expert="paper",
+                subsets=(),  # custom: tuples of modality indices, ((0,), (0, 1))
+                subset_weights=(),  # custom: omega_A, summing to 1; () = uniform
+            ),
+            objective=dict(
+                # How the expectation over subsets is taken: one decoding per
+                # example, the batch balanced over subsets ("stratified") or not
+                # ("random"); or one decoding per example and subset ("exact").
+                subset_estimator="stratified",
+            ),
+            # What holds for every modality ...
+            modality=dict(
+                network="conv",  # one of mmvae_jax.networks.NETWORKS
+                network_options=ConfigDict(),  # fields of those modules
+                likelihood="laplace",  # laplace, gaussian, bernoulli, categorical
+                likelihood_scale=0.75,  # of laplace and gaussian
+            ),
+            # ... and what differs for one: modalities.m0 = {"likelihood": ...}.
+            modalities=ConfigDict(),
+            data=dict(
+                name="polymnist",  # a folder of datasets/
+                data_dir="data",  # where prepared data sets are kept
+                digits="mnist",  # mnist (60,000 / 10,000), sklearn, published
+                digits_dir="",  # the four idx files of MNIST; "" = download
+                backgrounds_dir="",  # one image a modality; "" = procedural
+                published_dir="",  # for digits="published": {train,test}/m{i}/
+                num_modalities=5,  # M
+                image_size=28,  # pixels
+                translate_scale=1.0,  # size of a translated digit; 1 = in place
+                repeated=False,  # the same background image for all modalities
+                pairings=1,  # tuples made of each digit
+                seed=0,  # of the pairing, the crops and the translations
+            ),
+            sweep=dict(  # the grid of members trained in one program
+                beta=(1.0,),  # paper: 3e-4, 3e-3, 3e-1, 1, 3, 9
+                learning_rate=(5e-4,),  # Adam; paper: 5e-4
+                seed=(0,),  # paper: three seeds
+            ),
+            train=dict(
+                num_steps=117_000,  # 500 epochs of 234 steps
+                batch_size=256,  # examples; paper: 256
+                data_seed=0,  # of the order of the data, shared by all members
+                log_every_steps=234,
+                eval_every_steps=0,  # 0 = only at the end
+                checkpoint_every_steps=2_340,
+                checkpoints_kept=2,  # the newest ones
+                # How members are mapped ("vmap", "map", "unroll") and how many
+                # steps one call of the compiled program may take; "auto" and 0
+                # choose by device and network, and the choice is logged.
+                mapping="auto",
+                steps_per_call=0,
+            ),
+            classifier=dict(  # the digit classifiers behind the coherences
+                network="conv",  # one of mmvae_jax.networks.CLASSIFIERS
+                num_steps=2_000,
+                batch_size=256,
+                learning_rate=1e-3,
+                seed=0,
+            ),
+            eval=dict(
+                metrics=(
+                    "elbo",
+                    "coherence",
+                    "frechet",
+                    "swd",
+                    "log_likelihood",
+                    "linear_probe",
+                ),
+                batch_size=500,  # examples
+                num_examples=0,  # of the test split; 0 = all
+                importance_samples=12,  # K of the log-likelihood; paper: 12
+                proposal="joint",  # of the log-likelihood: joint, mixture
+                seed=0,
+            ),
+        )
+    )
+
+
+def parse_arg(config: ConfigDict, arg: str) -> ConfigDict:
+    """Applies the part of ``--config=file.py:arg``: "model" or "model,network=name".
+
+    Raises:
+      ValueError: an unknown or misspelt part.
+    """
+    name, *options = [part.strip() for part in (arg or config.model.name).split(",")]
+    config.model.name = name
+    for option in options:
+        key, _, value = option.partition("=")
+        if key != "network" or not value:
+            raise ValueError(
+                f"unknown config argument {option!r}; write model or "
+                "model,network=name, for instance mopoe,network=resnet"
+            )
+        config.modality.network = value
+    return config

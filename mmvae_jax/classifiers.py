@@ -1,0 +1,173 @@
+"""The classifiers behind the coherences: one a modality, trained on real data.
+
+They are trained by the same loop as the models, one sweep member a modality, and
+kept beside the data under a name made of the data's and the settings' hash.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mmvae_jax import networks, sweeps, train
+from mmvae_jax.data import Dataset, to_float
+from mmvae_jax.errors import UsageError
+from mmvae_jax.metrics.inputs import Classifier
+from mmvae_jax.types import Array, Batch, Params, PRNGKey
+
+_EVAL_BATCH = 1_000
+
+
+class ClassifierHyper(NamedTuple):
+    """What differs between the members of a group of classifiers.
+
+    Attributes:
+      learning_rate: of Adam; float32 [G].
+      modality: index of the modality within its group; int32 [G].
+    """
+
+    learning_rate: Array
+    modality: Array
+
+
+def get_classifiers(config: Any, dataset: Dataset, directory: str) -> dict:
+    """The classifiers of all modalities, from `directory` or trained and put there.
+
+    Args:
+      config: with the fields `classifier` of configs/base.py.
+      dataset: the real data; its fingerprint names the cached file.
+      directory: where classifiers are kept.
+
+    Returns:
+      modality -> metrics.inputs.Classifier, dropout off, `accuracy` on the whole
+      test split.
+
+    Raises:
+      UsageError: the network is unknown.
+    """
+    if config.classifier.network not in networks.CLASSIFIERS:
+        raise UsageError(
+            f"unknown config.classifier.network {config.classifier.network!r}; choose "
+            f"one of {', '.join(networks.CLASSIFIERS)}"
+        )
+    num_classes = int(dataset.train.labels.max()) + 1
+    network = networks.CLASSIFIERS[config.classifier.network](num_classes)
+    settings = json.dumps(config.classifier.to_dict(), sort_keys=True)
+    name = hashlib.sha256(f"{dataset.fingerprint} {settings}".encode()).hexdigest()[:16]
+    path = Path(directory) / f"{name}.msgpack"
+    trained = _load(path)
+    if trained is None:
+        trained = {}
+        for group in _groups_of_one_shape(dataset):
+            trained |= _train_group(network, config.classifier, dataset, group)
+        _save(path, trained)
+    apply = jax.jit(network.apply)
+    return {
+        modality: Classifier(
+            jax.tree_util.Partial(apply, stored["params"]), float(stored["accuracy"])
+        )
+        for modality, stored in trained.items()
+    }
+
+
+def classifier_task(network: Any, modalities: list[str], shape) -> train.Task:
+    """Training of one classifier, `hyper.modality` says of which modality."""
+
+    def init(key: PRNGKey) -> Params:
+        return network.init(key, jnp.zeros((1, *shape)))
+
+    def loss(params: Params, hyper: ClassifierHyper, key: PRNGKey, batch: Batch):
+        images = jnp.stack([batch[m] for m in modalities])[hyper.modality]
+        _, logits = network.apply(
+            params, to_float(images), is_training=True, rngs={"dropout": key}
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits, batch["labels"]
+        )
+        value = jnp.mean(losses)
+        return value, {"train/loss": value}
+
+    return train.Task(init, loss)
+
+
+def _groups_of_one_shape(dataset: Dataset) -> list[list[str]]:
+    """Modalities that can share a compiled program, because their shapes agree."""
+    groups: dict[tuple, list[str]] = {}
+    for modality, images in dataset.train.modalities.items():
+        groups.setdefault(images.shape[1:], []).append(modality)
+    return list(groups.values())
+
+
+def _train_group(network, settings, dataset: Dataset, group: list[str]) -> dict:
+    """Trains one classifier a modality of a group; modality -> what is stored."""
+    data = jax.device_put(
+        {m: dataset.train.modalities[m] for m in group}
+        | {"labels": dataset.train.labels}
+    )
+    task = classifier_task(network, group, data[group[0]].shape[1:])
+    num = len(group)
+    hyper = ClassifierHyper(
+        jnp.full(num, settings.learning_rate, jnp.float32), jnp.arange(num)
+    )
+    keys = jax.random.split(jax.random.key(settings.seed), num)
+    batch_size = min(settings.batch_size, len(dataset.train.labels))
+    batch = {name: leaf[:batch_size] for name, leaf in data.items()}
+    is_slow_in_loops = train.has_convolution(task, sweeps.member(hyper, 0), batch)
+    execution = train.choose_execution(
+        "auto", 0, is_slow_in_loops, jax.default_backend()
+    )
+    state = train.fit(
+        train.compile_steps(task, execution),
+        train.init_states(task, hyper, keys, batch),
+        hyper,
+        keys,
+        data,
+        num_steps=settings.num_steps,
+        batch_size=batch_size,
+        data_seed=settings.seed,
+        execution=execution,
+    )
+    params = jax.device_get(state.params)
+    apply = jax.jit(network.apply)
+    stored = {}
+    for k, modality in enumerate(group):
+        own = sweeps.member(params, k)
+        accuracy = _accuracy(apply, own, dataset.test, modality)
+        stored[modality] = {"params": own, "accuracy": accuracy}
+    return stored
+
+
+def _accuracy(apply, params: Params, split, modality: str) -> float:
+    """The share of a split's examples that are classified correctly, in [0, 1]."""
+    correct = 0
+    for start in range(0, len(split.labels), _EVAL_BATCH):
+        part = slice(start, start + _EVAL_BATCH)
+        _, logits = apply(params, to_float(split.modalities[modality][part]))
+        correct += int(np.sum(np.argmax(logits, -1) == split.labels[part]))
+    return correct / len(split.labels)
+
+
+def _save(path: Path, trained: Mapping[str, Any]) -> None:
+    """Writes a file at once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_bytes(flax.serialization.msgpack_serialize(dict(trained)))
+    partial.replace(path)
+
+
+def _load(path: Path) -> dict | None:
+    """What a file holds; None if there is none or it cannot be read."""
+    try:
+        return flax.serialization.msgpack_restore(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:  # truncated or foreign: train again and overwrite it
+        return None

@@ -1,0 +1,116 @@
+"""Log-densities, KL divergences and sampling: the distributions models use.
+
+All values are in nats. Densities of images are densities of pixel values in
+[0, 1]. Sums run over every axis but the first (the batch), so that one function
+serves vectors, images and token sequences.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax.errors import UsageError
+from mmvae_jax.types import Array, Gaussian, PRNGKey
+
+
+class Likelihood(NamedTuple):
+    """The distribution of one modality given its decoder's output.
+
+    Attributes:
+      log_prob: (output [B, ...], x [B, ...]) -> [B], nats.
+      mean: output [B, ...] -> the distribution's mean [B, ...] (for tokens: the
+        probabilities of every word).
+    """
+
+    log_prob: Callable[[Array, Array], Array]
+    mean: Callable[[Array], Array]
+
+
+def standard_gaussian_log_prob(z: Array) -> Array:
+    """Log-density of N(0, I) at z [..., D], summed over D; nats [...]."""
+    return -0.5 * jnp.sum(jnp.square(z) + math.log(2 * math.pi), axis=-1)
+
+
+def gaussian_log_prob(q: Gaussian, z: Array) -> Array:
+    """Log-density of a diagonal Gaussian at z [..., D], summed over D; nats."""
+    squares = jnp.square(z - q.mean) * jnp.exp(-q.log_variance)
+    return -0.5 * jnp.sum(squares + q.log_variance + math.log(2 * math.pi), axis=-1)
+
+
+def gaussian_sample(key: PRNGKey, q: Gaussian) -> Array:
+    """One reparameterised sample of a diagonal Gaussian, shaped as its mean."""
+    noise = jax.random.normal(key, q.mean.shape, q.mean.dtype)
+    return q.mean + jnp.exp(0.5 * q.log_variance) * noise
+
+
+def kl_to_standard_gaussian(q: Gaussian) -> Array:
+    """KL(q || N(0, I)), summed over D; nats [...].
+
+    Kingma & Welling (2014), App. B. Written with expm1, so that the terms which
+    cancel near the prior cancel exactly.
+    """
+    excess = jnp.expm1(q.log_variance) - q.log_variance
+    return 0.5 * jnp.sum(jnp.square(q.mean) + excess, axis=-1)
+
+
+def gaussian_kl(q: Gaussian, p: Gaussian) -> Array:
+    """KL(q || p) of two diagonal Gaussians, summed over D; nats [...]."""
+    log_ratio = q.log_variance - p.log_variance
+    squares = jnp.square(q.mean - p.mean) * jnp.exp(-p.log_variance)
+    return 0.5 * jnp.sum(squares + jnp.expm1(log_ratio) - log_ratio, axis=-1)
+
+
+def laplace_log_prob(loc: Array, x: Array, scale: float) -> Array:
+    """Log-density of a Laplace distribution with a fixed scale; nats [B]."""
+    return _sum_event(-jnp.abs(x - loc) / scale - math.log(2 * scale))
+
+
+def normal_log_prob(loc: Array, x: Array, scale: float) -> Array:
+    """Log-density of a normal distribution with a fixed scale; nats [B]."""
+    constant = math.log(scale) + 0.5 * math.log(2 * math.pi)
+    return _sum_event(-0.5 * jnp.square((x - loc) / scale) - constant)
+
+
+def bernoulli_log_prob(logits: Array, x: Array) -> Array:
+    """Log-probability of x in {0, 1} (or a grey value in between); nats [B]."""
+    return _sum_event(
+        x * jax.nn.log_sigmoid(logits) + (1 - x) * jax.nn.log_sigmoid(-logits)
+    )
+
+
+def categorical_log_prob(logits: Array, x: Array) -> Array:
+    """Log-probability of tokens x int [B, ...] under logits [B, ..., V]; nats."""
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    taken = jnp.take_along_axis(log_probs, x[..., None].astype(jnp.int32), axis=-1)
+    return _sum_event(taken)
+
+
+def make_likelihood(name: str, scale: float) -> Likelihood:
+    """The likelihood called `name`; `scale` is used by laplace and gaussian.
+
+    Raises:
+      UsageError: the name is unknown, or the scale is not positive.
+    """
+    if not scale > 0:
+        raise UsageError(f"likelihood scale must be > 0, got {scale}")
+    identity = partial(jnp.asarray)
+    likelihoods = {
+        "laplace": Likelihood(partial(laplace_log_prob, scale=scale), identity),
+        "gaussian": Likelihood(partial(normal_log_prob, scale=scale), identity),
+        "bernoulli": Likelihood(bernoulli_log_prob, jax.nn.sigmoid),
+        "categorical": Likelihood(categorical_log_prob, jax.nn.softmax),
+    }
+    if name not in likelihoods:
+        raise UsageError(
+            f"unknown likelihood {name!r}; choose one of {', '.join(likelihoods)}"
+        )
+    return likelihoods[name]
+
+
+def _sum_event(values: Array) -> Array:
+    """Sums over every axis but the first."""
+    return jnp.sum(values, axis=tuple(range(1, values.ndim)))

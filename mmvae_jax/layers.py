@@ -1,0 +1,188 @@
+"""How a dense layer, a convolution and its transpose are executed.
+
+The only place that decides it. A strided convolution and a transposed
+convolution exist in two forms with the same parameters and the same values:
+
+"lax"     XLA's convolution. Under vmap over weights (a sweep) it becomes a
+          grouped convolution, and inside a loop on CPU it loses its fast kernel.
+"matmul"  the taps as strided slices and one matrix product. As fast alone, and
+          fast under vmap, scan and map; for a stride of 1 it would move k*k
+          times the bytes, so there it is not used.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax.types import Array
+
+
+def fan_in_uniform(fan_in: int):
+    """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in)), that of the published code.
+
+    LeCun et al. (2012), "Efficient BackProp", in the form PyTorch uses for the
+    weights and biases of its linear and convolutional layers.
+    """
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def dense(features: int, fan_in: int, name: str | None = None) -> nn.Dense:
+    """A dense layer of `fan_in` inputs with the published initialisation."""
+    init = fan_in_uniform(fan_in)
+    return nn.Dense(features, kernel_init=init, bias_init=init, name=name)
+
+
+class StridedConv(nn.Module):
+    """k x k convolution, stride 2, output size ceil(size / 2).
+
+    Padding is (k - 1) // 2 on every side: for k = 3 and k = 4 the layer of the
+    published encoders.
+
+    Attributes:
+      features: output channels.
+      kernel_size: k, 3 or 4.
+      form: "matmul" or "lax" (module docstring).
+    """
+
+    features: int
+    kernel_size: int = 3
+    form: str = "matmul"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, H, W, C] to [B, ceil(H/2), ceil(W/2), features]."""
+        k, channels = self.kernel_size, x.shape[-1]
+        init = fan_in_uniform(k * k * channels)
+        kernel = self.param("kernel", init, (k, k, channels, self.features))
+        bias = self.param("bias", init, (self.features,))
+        out_size = [math.ceil(n / 2) for n in x.shape[1:3]]
+        low = (k - 1) // 2
+        # Enough zeros at the far side for the last output's taps.
+        high = [
+            max(0, 2 * (o - 1) + k - low - n)
+            for o, n in zip(out_size, x.shape[1:3], strict=True)
+        ]
+        padding = [(low, high[0]), (low, high[1])]
+        if self.form == "lax":
+            y = jax.lax.conv_general_dilated(
+                x, kernel, (2, 2), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            return y + bias
+        x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
+        spans = [2 * (o - 1) + 1 for o in out_size]
+        taps = [
+            x[:, i : i + spans[0] : 2, j : j + spans[1] : 2]
+            for i in range(k)
+            for j in range(k)
+        ]
+        patches = jnp.concatenate(taps, axis=-1)
+        return patches @ kernel.reshape(-1, self.features) + bias
+
+
+class StridedConvTranspose(nn.Module):
+    """3 x 3 transposed convolution, stride 2: the adjoint of StridedConv.
+
+    Attributes:
+      features: output channels.
+      out_size: output height and width, 2 * size - 1 or 2 * size.
+      form: "matmul" or "lax" (module docstring).
+    """
+
+    features: int
+    out_size: int
+    form: str = "matmul"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, H, H, C] to [B, out_size, out_size, features]."""
+        size, channels = x.shape[1], x.shape[-1]
+        if self.out_size not in (2 * size - 1, 2 * size):
+            raise ValueError(f"cannot map size {size} to size {self.out_size}")
+        # PyTorch counts the fan of a transposed layer by its output channels.
+        init = fan_in_uniform(9 * self.features)
+        kernel = self.param("kernel", init, (3, 3, channels, self.features))
+        bias = self.param("bias", init, (self.features,))
+        if self.form == "lax":
+            # Output o = 2 i + k - 1 of input i and tap k; dilating the input and
+            # flipping the taps turns this into a plain convolution.
+            high = self.out_size - 2 * size + 2
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel[::-1, ::-1],
+                (1, 1),
+                [(1, high), (1, high)],
+                lhs_dilation=(2, 2),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+            return y + bias
+        taps = x @ kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
+        taps = taps.reshape(*x.shape[:3], 3, 3, self.features)
+        rows = _overlap_add(taps, axis=1, tap_axis=3)
+        both = _overlap_add(rows, axis=2, tap_axis=3)
+        return both[:, : self.out_size, : self.out_size] + bias
+
+
+def _overlap_add(taps: Array, axis: int, tap_axis: int) -> Array:
+    """Adds up three taps along one axis at output positions 2 i + k - 1.
+
+    Even positions get tap 1 of their own input; odd ones get tap 2 of theirs and
+    tap 0 of the next. No scatter: a pad, an addition and an interleaving.
+    """
+    first, centre, last = (
+        jnp.squeeze(tap, tap_axis) for tap in jnp.split(taps, 3, tap_axis)
+    )
+    size = taps.shape[axis]
+    padding = [(0, 0)] * first.ndim
+    padding[axis] = (0, 1)
+    following = jax.lax.slice_in_dim(jnp.pad(first, padding), 1, size + 1, axis=axis)
+    pairs = jnp.stack([centre, following + last], axis=axis + 1)
+    return pairs.reshape(*pairs.shape[:axis], 2 * size, *pairs.shape[axis + 2 :])
+
+
+def conv3x3(features: int, fan_in: int, name: str | None = None) -> nn.Conv:
+    """3 x 3 convolution of stride 1 over `fan_in` channels, size kept."""
+    init = fan_in_uniform(9 * fan_in)
+    return nn.Conv(
+        features, (3, 3), padding=1, kernel_init=init, bias_init=init, name=name
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block without normalisation, branch scaled by 0.1.
+
+    The block of the ResNets in the code that followed the paper: two 3 x 3
+    convolutions behind leaky ReLUs, min(C_in, C_out) hidden channels, and a 1 x 1
+    convolution without bias as shortcut where the channels change.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, H, W, C] to [B, H, W, features]."""
+        channels = x.shape[-1]
+        hidden = min(channels, self.features)
+        branch = conv3x3(hidden, channels)(nn.leaky_relu(x, 0.2))
+        branch = conv3x3(self.features, hidden)(nn.leaky_relu(branch, 0.2))
+        if channels != self.features:
+            init = fan_in_uniform(channels)
+            x = nn.Conv(self.features, (1, 1), use_bias=False, kernel_init=init)(x)
+        return x + 0.1 * branch
+
+
+def halve(x: Array) -> Array:
+    """3 x 3 average pooling of stride 2 and padding 1: size to ceil(size / 2)."""
+    return nn.avg_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
+
+
+def double(x: Array, out_size: int) -> Array:
+    """Nearest-neighbour upsampling by 2, cropped to out_size (2 size or one less)."""
+    x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    return x[:, :out_size, :out_size]

@@ -1,0 +1,170 @@
+"""Products and mixtures of Gaussian experts.
+
+The experts of M modalities are one Gaussian with fields [M, B, D]. Everything
+here takes masks as arrays and is safe under vmap and jit, so that the 2^M - 1
+subsets of MoPoE are one call and not a loop.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax import distributions
+from mmvae_jax.subsets import SubsetMixture
+from mmvae_jax.types import Array, Gaussian, PRNGKey
+
+
+def product_of_experts(
+    experts: Gaussian, mask: Array, prior_expert: Array | bool
+) -> Gaussian:
+    """Posterior of a subset: the product of its Gaussian experts.
+
+    Wu & Goodman (2018), Sec. 2.2: precisions add, means are weighted by
+    precision. Computed in log space (log-sum-exp of the log-precisions, softmax
+    weights for the means), because a precision itself leaves float32 at
+    log-variances beyond +-88: exp(lv) overflows, 1/exp(lv) is 0, and 0 * inf is
+    the NaN that stops the published MVAE at large beta.
+
+    Args:
+      experts: fields [M, B, D] (or [M, D]).
+      mask: bool [M], or [M, B] for a subset per example; True where the modality
+        belongs to the subset. An empty subset needs the prior expert.
+      prior_expert: bool [] or [B], whether N(0, I) is one more expert.
+
+    Returns:
+      Gaussian with fields [B, D] (or [D]). Its gradient with respect to experts
+      outside the subset is exactly zero.
+    """
+    rank = experts.mean.ndim
+    mask = _append_axes(jnp.asarray(mask), rank)
+    log_precision = jnp.where(mask, -experts.log_variance, -jnp.inf)
+    prior = jnp.where(jnp.asarray(prior_expert), 0.0, -jnp.inf)
+    prior = _append_axes(prior, rank - 1 if prior.ndim else 0)
+    top = jnp.maximum(jnp.max(log_precision, axis=0), prior)
+    top = jax.lax.stop_gradient(top)
+    weights = jnp.exp(log_precision - top)
+    total = jnp.sum(weights, axis=0) + jnp.exp(prior - top)
+    mean = jnp.sum(weights * experts.mean, axis=0) / total
+    return Gaussian(mean, -(top + jnp.log(total)))
+
+
+def subset_posteriors(experts: Gaussian, mixture: SubsetMixture) -> Gaussian:
+    """The posteriors of all S subsets, fields [S, B, D], in one call over masks."""
+    return jax.vmap(product_of_experts, in_axes=(None, 0, 0))(
+        experts, jnp.asarray(mixture.masks), jnp.asarray(mixture.prior_expert)
+    )
+
+
+def stratified_components(key: PRNGKey, weights: Array, num: int) -> Array:
+    """Draws a component for each of `num` examples, balanced over the batch.
+
+    Systematic sampling: component k is drawn floor(num * w_k) or ceil(num * w_k)
+    times, and num * w_k times on average, whereas the published code gives the
+    whole remainder of the division to the last component. Which example gets
+    which component is random, so the order of the data does not matter.
+
+    Args:
+      key: random key.
+      weights: float [S], summing to 1.
+      num: number of examples.
+
+    Returns:
+      int32 [num], components.
+    """
+    offset_key, order_key = jax.random.split(key)
+    offset = jax.random.uniform(offset_key)
+    positions = (jnp.arange(num) + offset) / num
+    # Rounding may lift the last position to 1, past the end of the weights.
+    positions = jnp.minimum(positions, 1 - jnp.finfo(positions.dtype).epsneg)
+    edges = jnp.cumsum(weights)
+    components = jnp.searchsorted(edges / edges[-1], positions, side="right")
+    return jax.random.permutation(order_key, components.astype(jnp.int32))
+
+
+def random_components(key: PRNGKey, weights: Array, num: int) -> Array:
+    """Draws a component for each of `num` examples independently; int32 [num]."""
+    return jax.random.categorical(key, jnp.log(weights), shape=(num,))
+
+
+def gather_components(components: Gaussian, indices: Array) -> Gaussian:
+    """Component indices[b] of example b: fields [S, B, D], [B] -> [B, D]."""
+    rows = jnp.arange(indices.shape[0])
+    return jax.tree.map(lambda field: field[indices, rows], components)
+
+
+def mixture_log_prob(components: Gaussian, weights: Array, z: Array) -> Array:
+    """Log-density of a mixture of Gaussians.
+
+    Args:
+      components: fields [S, B, D].
+      weights: float [S], summing to 1.
+      z: float [..., B, D].
+
+    Returns:
+      float [..., B], nats.
+    """
+    # The component axis is put last, behind any leading axes of z.
+    by_component = jax.vmap(distributions.gaussian_log_prob, (0, None), -1)
+    log_probs = by_component(components, z)
+    return jax.nn.logsumexp(log_probs, axis=-1, b=jnp.asarray(weights))
+
+
+def conditional_mixture(mixture: SubsetMixture, observed: Array) -> SubsetMixture:
+    """The mixture a trained model uses when only some modalities are observed.
+
+    The papers define the posterior of any subset A of the inputs for every
+    model; one rule covers them: if A is a subset of the mixture, its product
+    (MoPoE-VAE); otherwise the mixture over the components inside A, their
+    weights renormalised (MMVAE); otherwise, if there is none, the product over
+    A, with the prior as an expert if the mixture has it anywhere (MVAE).
+
+    Args:
+      mixture: S subsets of M modalities.
+      observed: bool [M], A; not empty; may be traced.
+
+    Returns:
+      A mixture of S + 1 subsets (the last one is A), as traced arrays.
+    """
+    masks = jnp.asarray(mixture.masks)
+    weights = jnp.asarray(mixture.weights)
+    observed = jnp.asarray(observed, bool)
+    is_observed = jnp.all(masks == observed, axis=1) & (weights > 0)
+    is_inside = jnp.all(masks <= observed, axis=1)
+    chosen = jnp.where(jnp.any(is_observed), is_observed, is_inside)
+    kept = jnp.where(chosen, weights, 0.0)
+    total = jnp.sum(kept)
+    any_kept = total > 0
+    kept = kept / jnp.where(any_kept, total, 1.0)
+    return SubsetMixture(
+        masks=jnp.concatenate([masks, observed[None]]),
+        weights=jnp.append(kept, jnp.where(any_kept, 0.0, 1.0)),
+        prior_expert=jnp.append(
+            jnp.asarray(mixture.prior_expert), bool(mixture.prior_expert.any())
+        ),
+    )
+
+
+def posterior_component(
+    key: PRNGKey, experts: Gaussian, mixture: SubsetMixture
+) -> Gaussian:
+    """One component of the mixture per example, stratified over the batch.
+
+    Only the chosen product is computed for each example.
+
+    Args:
+      key: random key.
+      experts: fields [M, B, D].
+      mixture: subsets and weights, possibly traced.
+
+    Returns:
+      Gaussian with fields [B, D].
+    """
+    num = experts.mean.shape[1]
+    indices = stratified_components(key, jnp.asarray(mixture.weights), num)
+    masks = jnp.asarray(mixture.masks)[indices].T
+    prior_expert = jnp.asarray(mixture.prior_expert)[indices]
+    return product_of_experts(experts, masks, prior_expert)
+
+
+def _append_axes(x: Array, rank: int) -> Array:
+    """Appends axes of length 1 until x has `rank` axes."""
+    return x.reshape(x.shape + (1,) * (rank - x.ndim))

@@ -1,0 +1,162 @@
+"""The family of mixture-based multimodal VAEs as data (Definition 2).
+
+A model of the family is a set S of subsets A of the modalities with mixture
+weights omega_A; MVAE, MMVAE and MoPoE-VAE differ in nothing else. What the
+paper's definition leaves open, whether the prior is multiplied in as one more
+expert, is a third array.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mmvae_jax.errors import UsageError
+
+PRIOR_EXPERT_CHOICES = ("paper", "released", "always", "never")
+
+
+class SubsetMixture(NamedTuple):
+    """S = {(A, omega_A)} of Definition 2, and where the prior is an expert.
+
+    Attributes:
+      masks: bool [S, M], the members of each subset; no row is all False.
+      weights: float32 [S], omega_A, in [0, 1], summing to 1.
+      prior_expert: bool [S], whether N(0, I) is one of the subset's experts.
+    """
+
+    masks: np.ndarray
+    weights: np.ndarray
+    prior_expert: np.ndarray
+
+
+def subset_mixture(
+    masks: np.ndarray, weights: np.ndarray, prior_expert: np.ndarray
+) -> SubsetMixture:
+    """A checked SubsetMixture.
+
+    Args:
+      masks: bool [S, M].
+      weights: float [S].
+      prior_expert: bool [S].
+
+    Returns:
+      The mixture, its weights as float32.
+
+    Raises:
+      UsageError: an empty or repeated subset, weights that are negative or do
+        not sum to 1, or shapes that do not belong together.
+    """
+    masks = np.asarray(masks, bool)
+    weights = np.asarray(weights, np.float64)
+    prior_expert = np.asarray(prior_expert, bool)
+    if masks.ndim != 2 or weights.shape != masks.shape[:1]:
+        raise UsageError(
+            f"a subset mixture needs one weight a subset: {masks.shape[0]} subsets, "
+            f"{weights.size} weights"
+        )
+    if prior_expert.shape != weights.shape:
+        raise UsageError("prior_expert needs one entry a subset")
+    if not masks.any(axis=1).all():
+        raise UsageError(f"subset {int(np.argmin(masks.any(axis=1)))} is empty")
+    if len(np.unique(masks, axis=0)) != len(masks):
+        raise UsageError("a subset is listed twice; add its weights up instead")
+    if (weights < 0).any() or not np.isclose(weights.sum(), 1.0, atol=1e-6):
+        raise UsageError(
+            f"subset weights must be >= 0 and sum to 1, got {weights.tolist()} "
+            f"(sum {weights.sum():.6g})"
+        )
+    return SubsetMixture(masks, weights.astype(np.float32), prior_expert)
+
+
+def all_subsets(num_modalities: int) -> np.ndarray:
+    """The 2^M - 1 non-empty subsets as bool [2^M - 1, M], by size, full set last."""
+    rows = [
+        [m in chosen for m in range(num_modalities)]
+        for size in range(1, num_modalities + 1)
+        for chosen in itertools.combinations(range(num_modalities), size)
+    ]
+    return np.array(rows, bool)
+
+
+def full_set(num_modalities: int, prior_expert: str = "paper") -> SubsetMixture:
+    """MVAE without ELBO sub-sampling: the full set alone (Wu & Goodman, 2018).
+
+    Here and below `prior_expert` is one of PRIOR_EXPERT_CHOICES: "paper" as the
+    model's authors define it (for MVAE: the prior is an expert), "released" as
+    the code of Sutter et al. (2021) has it, "always" or "never".
+    """
+    masks = np.ones((1, num_modalities), bool)
+    return _uniform(masks, prior_expert, {"paper": [True], "released": [True]})
+
+
+def unimodal_subsets(num_modalities: int, prior_expert: str = "paper") -> SubsetMixture:
+    """MMVAE: the M unimodal subsets, uniformly weighted (Shi et al., 2019)."""
+    masks = np.eye(num_modalities, dtype=bool)
+    no_prior = np.zeros(num_modalities, bool)
+    return _uniform(masks, prior_expert, {"paper": no_prior, "released": no_prior})
+
+
+def powerset(num_modalities: int, prior_expert: str = "paper") -> SubsetMixture:
+    """MoPoE-VAE: all non-empty subsets, uniformly weighted (Sutter et al., 2021).
+
+    With ``prior_expert="released"`` the full set alone has the prior as an
+    expert, as in the released code; the paper's definition has it nowhere.
+    """
+    masks = all_subsets(num_modalities)
+    return _uniform(
+        masks,
+        prior_expert,
+        {"paper": np.zeros(len(masks), bool), "released": masks.all(axis=1)},
+    )
+
+
+def custom_subsets(
+    num_modalities: int,
+    subsets: Sequence[Sequence[int]],
+    weights: Sequence[float] = (),
+    prior_expert: str = "paper",
+) -> SubsetMixture:
+    """Any set of subsets, given as modality indices; uniform without `weights`.
+
+    Raises:
+      UsageError: no subset, an index outside 0..M-1, or what `subset_mixture`
+        rejects.
+    """
+    if not len(subsets):
+        raise UsageError(
+            "model 'custom' needs config.model.subsets, for instance ((0,), (0, 1))"
+        )
+    masks = np.zeros((len(subsets), num_modalities), bool)
+    for row, subset in zip(masks, subsets, strict=True):
+        indices = [subset] if isinstance(subset, int) else list(subset)
+        for index in indices:
+            if not 0 <= index < num_modalities:
+                raise UsageError(
+                    f"config.model.subsets: no modality {index} in {tuple(indices)}; "
+                    f"there are {num_modalities}, counted from 0"
+                )
+            row[index] = True
+    flags = {"paper": np.zeros(len(masks), bool), "released": masks.all(axis=1)}
+    if not len(weights):
+        weights = np.full(len(masks), 1 / len(masks))
+    return subset_mixture(masks, weights, _prior_flags(masks, prior_expert, flags))
+
+
+def _uniform(masks, prior_expert, flags) -> SubsetMixture:
+    """A uniform mixture over the rows of `masks`."""
+    weights = np.full(len(masks), 1 / len(masks))
+    return subset_mixture(masks, weights, _prior_flags(masks, prior_expert, flags))
+
+
+def _prior_flags(masks, choice, flags) -> np.ndarray:
+    """Resolves a choice of PRIOR_EXPERT_CHOICES to bool [S]."""
+    if choice not in PRIOR_EXPERT_CHOICES:
+        raise UsageError(
+            f"unknown config.model.prior_expert {choice!r}; choose one of "
+            f"{', '.join(PRIOR_EXPERT_CHOICES)}"
+        )
+    if choice in flags:
+        return np.asarray(flags[choice], bool)
+    return np.full(len(masks), choice == "always")

@@ -1,0 +1,117 @@
+"""The member axis of a sweep: a grid as data, and how members are mapped.
+
+A sweep is K runs of one model that differ in what `Hyper` and the seed hold.
+Their states are stacked on a leading axis of K and trained in one program.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmvae_jax.errors import UsageError
+from mmvae_jax.types import Hyper, PRNGKey
+
+MAPPINGS = ("vmap", "map", "unroll")
+
+
+class Member(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+      beta: weight of the KL terms, >= 0.
+      learning_rate: of Adam, > 0.
+      seed: of the initialisation and of all sampling in training.
+    """
+
+    beta: float
+    learning_rate: float
+    seed: int
+
+
+def grid(sweep: Any) -> list[Member]:
+    """The members of a sweep: beta x learning_rate x seed, seeds innermost.
+
+    Args:
+      sweep: with tuples `beta`, `learning_rate` and `seed`.
+
+    Raises:
+      UsageError: an empty, negative, non-finite or repeated entry.
+    """
+    for name in ("beta", "learning_rate", "seed"):
+        values = sweep[name]
+        if not len(values):
+            raise UsageError(f"config.sweep.{name} is empty; give at least one value")
+        if len(set(values)) != len(values):
+            raise UsageError(f"config.sweep.{name} repeats a value: {tuple(values)}")
+        for value in values:
+            is_allowed = value > 0 if name == "learning_rate" else value >= 0
+            if not (is_allowed and np.isfinite(value)):
+                bound = "> 0" if name == "learning_rate" else ">= 0"
+                raise UsageError(
+                    f"config.sweep.{name} must be {bound} and finite, got {value}"
+                )
+    return [
+        Member(float(beta), float(rate), int(seed))
+        for beta, rate, seed in itertools.product(
+            sweep.beta, sweep.learning_rate, sweep.seed
+        )
+    ]
+
+
+def stack_hyper(members: list[Member]) -> Hyper:
+    """The swept hyper-parameters of all members, fields float32 [K]."""
+    return Hyper(
+        beta=jnp.array([m.beta for m in members], jnp.float32),
+        learning_rate=jnp.array([m.learning_rate for m in members], jnp.float32),
+    )
+
+
+def stack_keys(members: list[Member]) -> PRNGKey:
+    """One key a member, from its seed; key [K]."""
+    return jax.vmap(jax.random.key)(jnp.array([m.seed for m in members], jnp.uint32))
+
+
+def member(tree: Any, index: int) -> Any:
+    """Member `index` of a tree whose leaves have a leading axis of K."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def map_members(fn: Callable, mapping: str, num_shared: int) -> Callable:
+    """Maps a function of one member over the leading axis of K.
+
+    The last `num_shared` arguments are shared by all members (data, batches).
+
+    Args:
+      fn: function of one member.
+      mapping: "vmap" (one program, members in parallel: GPUs), "map" (members
+        after one another inside the program: CPUs, where it saves memory and
+        keeps caches warm) or "unroll" (a copy of the program for each member:
+        CPUs, where XLA's convolutions are slow under the other two).
+      num_shared: how many trailing arguments have no member axis.
+
+    Returns:
+      The mapped function; its outputs have a leading axis of K.
+    """
+
+    def mapped(*args):
+        split = len(args) - num_shared
+        own, shared = args[:split], args[split:]
+        if mapping == "vmap":
+            axes = (0,) * len(own) + (None,) * len(shared)
+            return jax.vmap(fn, in_axes=axes)(*own, *shared)
+        if mapping == "map":
+            return jax.lax.map(lambda one: fn(*one, *shared), own)
+        num_members = jax.tree.leaves(own)[0].shape[0]
+        outputs = [fn(*member(own, k), *shared) for k in range(num_members)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+    if mapping not in MAPPINGS:
+        raise UsageError(
+            f"unknown config.train.mapping {mapping!r}; choose 'auto' or one of "
+            f"{', '.join(MAPPINGS)}"
+        )
+    return mapped

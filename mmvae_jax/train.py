@@ -1,0 +1,353 @@
+"""The train step, its compiled form, and the only train loop.
+
+`train_step` is pure and knows one member. `compile_steps` is the one place where
+jit, vmap, map and loops over steps are applied to it. `fit` is the loop around
+it, for sweeps, resumed runs and classifiers alike.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mmvae_jax import objectives, sweeps
+from mmvae_jax.data import batch_indices, to_float
+from mmvae_jax.types import Array, Batch, Hyper, MultimodalVAE, Params, PRNGKey
+
+# A call of the compiled program never holds more steps than this ...
+MAX_STEPS_PER_CALL = 256
+# ... nor takes much longer than this, so that a signal is answered in time.
+TARGET_SECONDS_PER_CALL = 1.0
+
+
+class Task(NamedTuple):
+    """What is trained, for one member.
+
+    Attributes:
+      init: key -> params.
+      loss: (params, hyper, key, batch) -> (loss [], metrics), metrics: tag -> [].
+        `hyper` has a field learning_rate and what else the loss asks for; `batch`
+        is what the data hold, images as uint8.
+    """
+
+    init: Callable[[PRNGKey], Params]
+    loss: Callable[..., tuple[Array, Mapping[str, Array]]]
+
+
+class TrainState(NamedTuple):
+    """The whole state of one member ([K, ...] for a sweep): what a resume needs.
+
+    Attributes:
+      step: int32 [], steps taken.
+      params: the model's parameters.
+      optimizer: state of Adam.
+      finite: bool [], False from the first non-finite loss or gradient on.
+      totals: tag -> float32 [], sums since the last logged step.
+      num_logged: int32 [], number of steps in `totals`.
+    """
+
+    step: Array
+    params: Params
+    optimizer: optax.OptState
+    finite: Array
+    totals: Mapping[str, Array]
+    num_logged: Array
+
+
+def vae_task(model: MultimodalVAE) -> Task:
+    """Training of a multimodal VAE on its objective."""
+
+    def loss(params: Params, hyper: Hyper, key: PRNGKey, batch: Batch):
+        floats = {m: to_float(batch[m]) for m in model.modalities}
+        terms = model.objective(params, floats, key)
+        value = objectives.loss(terms, hyper.beta)
+        metrics = {
+            "train/loss": value,
+            "train/elbo": jnp.mean(objectives.elbo(terms)),
+            "train/kl": jnp.mean(terms.kl),
+        }
+        for modality, log_likelihood in terms.log_likelihood.items():
+            metrics[f"train/log_likelihood/{modality}"] = jnp.mean(log_likelihood)
+        return value, metrics
+
+    return Task(model.init, loss)
+
+
+def init_state(task: Task, hyper: Any, key: PRNGKey, batch: Batch) -> TrainState:
+    """The state of one member before the first step."""
+    params = task.init(key)
+    # The loss is only traced, to learn the names of its metrics.
+    _, metrics = jax.eval_shape(task.loss, params, hyper, key, batch)
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        optimizer=optax.scale_by_adam().init(params),
+        finite=jnp.bool_(True),
+        totals={tag: jnp.float32(0) for tag in metrics},
+        num_logged=jnp.int32(0),
+    )
+
+
+def train_step(
+    task: Task, state: TrainState, hyper: Any, key: PRNGKey, batch: Batch
+) -> TrainState:
+    """One step of Adam for one member: pure, not jitted, not mapped.
+
+    A member whose loss or gradient is not finite keeps the parameters it had and
+    stays so: later steps leave it alone.
+
+    Args:
+      task: what is trained.
+      state: of the member.
+      hyper: of the member.
+      key: of the member; the step's own key is folded from it.
+      batch: modality -> [B, ...].
+
+    Returns:
+      The next state, its metrics added to `totals`.
+    """
+    step_key = jax.random.fold_in(key, state.step)
+    gradient, metrics = jax.grad(task.loss, has_aux=True)(
+        state.params, hyper, step_key, batch
+    )
+    norm = optax.global_norm(gradient)
+    finite = state.finite & jnp.isfinite(norm)
+    for value in metrics.values():
+        finite &= jnp.isfinite(value)
+    direction, optimizer = optax.scale_by_adam().update(gradient, state.optimizer)
+    params = jax.tree.map(
+        lambda p, d: p - hyper.learning_rate * d, state.params, direction
+    )
+    kept_params, kept_optimizer = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (params, optimizer),
+        (state.params, state.optimizer),
+    )
+    return TrainState(
+        step=state.step + 1,
+        params=kept_params,
+        optimizer=kept_optimizer,
+        finite=finite,
+        totals={tag: state.totals[tag] + metrics[tag] for tag in state.totals},
+        num_logged=state.num_logged + 1,
+    )
+
+
+class Execution(NamedTuple):
+    """How steps and members are executed on this device.
+
+    Attributes:
+      mapping: one of `sweeps.MAPPINGS`.
+      steps_per_call: the most steps one call may take; 1 means without a loop.
+    """
+
+    mapping: str
+    steps_per_call: int
+
+
+def choose_execution(
+    mapping: str, steps_per_call: int, has_convolution: bool, backend: str
+) -> Execution:
+    """The one decision on how members are mapped and steps are grouped.
+
+    XLA's convolutions are tens of times slower inside a loop and under vmap on
+    CPU; everything else is fastest there one member after the other, and on
+    accelerators all members at once.
+
+    Args:
+      mapping: "auto" or one of `sweeps.MAPPINGS`.
+      steps_per_call: 0 for automatic.
+      has_convolution: whether the step holds an XLA convolution.
+      backend: "cpu", "gpu" or "tpu".
+    """
+    is_cpu = backend == "cpu"
+    if mapping == "auto":
+        mapping = ("unroll" if has_convolution else "map") if is_cpu else "vmap"
+    if steps_per_call == 0:
+        steps_per_call = 1 if is_cpu and has_convolution else MAX_STEPS_PER_CALL
+    return Execution(mapping, steps_per_call)
+
+
+def has_convolution(task: Task, hyper: Any, batch: Batch) -> bool:
+    """Whether the gradient of a task's loss holds an XLA convolution."""
+    key = jax.random.key(0)
+    params = jax.eval_shape(task.init, key)
+    gradient = jax.grad(task.loss, has_aux=True)
+    jaxpr = jax.make_jaxpr(gradient)(params, hyper, key, batch)
+    return "conv_general_dilated" in str(jaxpr)
+
+
+def compile_steps(task: Task, execution: Execution) -> Callable:
+    """The compiled program of a sweep: `num` steps of all members in one call.
+
+    One trace serves every number of steps, since the number is an argument.
+
+    Returns:
+      (state [K], hyper [K], keys [K], data, indices [N, B], num []) ->
+      (state [K], step [K]); data: modality -> [num_examples, ...]. `state` is
+      donated; the second output is there to be waited for.
+    """
+
+    def steps(state, hyper, key, data, indices, num):
+        def body(i, state):
+            batch = jax.tree.map(lambda leaf: leaf[indices[i]], data)
+            return train_step(task, state, hyper, key, batch)
+
+        if execution.steps_per_call == 1:
+            state = body(0, state)
+        else:
+            state = jax.lax.fori_loop(0, num, body, state)
+        return state, jnp.copy(state.step)
+
+    mapped = sweeps.map_members(steps, execution.mapping, num_shared=3)
+    return jax.jit(mapped, donate_argnums=0)
+
+
+def init_states(task: Task, hyper: Any, keys: PRNGKey, batch: Batch) -> TrainState:
+    """The states of all members before the first step, fields [K, ...].
+
+    Members are initialised one after the other, so that a member's parameters
+    have the bits of its solo run.
+    """
+    init = jax.jit(partial(init_state, task))
+    states = [init(sweeps.member(hyper, k), keys[k], batch) for k in range(len(keys))]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+class Events(NamedTuple):
+    """What a loop calls, and how often; 0 steps = never.
+
+    Attributes:
+      log_every_steps: steps between two calls of `log`.
+      log: (step, metrics: tag -> float [K], finite: bool [K]) -> None; means over
+        the steps since the last call. Called in order, one call late.
+      eval_every_steps: steps between two calls of `evaluate`.
+      evaluate: (step, state) -> None.
+      save_every_steps: steps between two calls of `save`.
+      save: (step, state) -> None; must copy what it keeps, the state is donated.
+      progress: (step, seconds a step) -> None, after every call.
+      is_stopping: () -> bool; True ends the loop after the call in flight.
+    """
+
+    log_every_steps: int = 0
+    log: Callable = lambda step, metrics, finite: None
+    eval_every_steps: int = 0
+    evaluate: Callable = lambda step, state: None
+    save_every_steps: int = 0
+    save: Callable = lambda step, state: None
+    progress: Callable = lambda step, seconds: None
+    is_stopping: Callable[[], bool] = lambda: False
+
+    def steps_to_boundary(self, step: int) -> int:
+        """Steps from `step` to the next one at which something is called."""
+        periods = (self.log_every_steps, self.eval_every_steps, self.save_every_steps)
+        return min([p - step % p for p in periods if p], default=MAX_STEPS_PER_CALL)
+
+
+class _Call(NamedTuple):
+    """A call of the compiled program that may still be running."""
+
+    step: int
+    num: int
+    done: Array
+    totals: tuple | None
+
+
+def fit(
+    program: Callable,
+    state: TrainState,
+    hyper: Any,
+    keys: PRNGKey,
+    data: Mapping[str, Array],
+    *,
+    num_steps: int,
+    batch_size: int,
+    data_seed: int,
+    execution: Execution,
+    events: Events = Events(),  # noqa: B008 (a NamedTuple is immutable)
+) -> TrainState:
+    """Trains all members up to step `num_steps`: the only train loop.
+
+    The order of the data is a pure function of (data_seed, step), so a state is
+    all that a resumed run needs. How many steps a call takes adapts to how long
+    they last; that changes no bit of the result. The next call is dispatched
+    before the last one is waited for, so the device is never idle in between.
+
+    Args:
+      program: from `compile_steps`.
+      state: fields [K, ...]; donated.
+      hyper: fields [K].
+      keys: key [K].
+      data: modality -> [num_examples, ...], on the device.
+      num_steps: the step at which to stop.
+      batch_size: examples a step.
+      data_seed: seed of the order of the data.
+      execution: as given to `compile_steps`.
+      events: what is called in between.
+
+    Returns:
+      The state after `num_steps` steps, or earlier if `is_stopping` said so.
+
+    Raises:
+      UsageError: batch_size is larger than the data.
+    """
+    num_examples = jax.tree.leaves(data)[0].shape[0]
+    step = int(state.step[0])
+    longest, last_done = 1, time.perf_counter()
+    in_flight = None
+
+    def finish(call: _Call) -> int:
+        """Waits for a call, reports it, and returns how long the next may be."""
+        nonlocal last_done
+        jax.block_until_ready(call.done)
+        now = time.perf_counter()
+        seconds, last_done = (now - last_done) / call.num, now
+        if call.totals is not None:
+            events.log(call.step, *_means(*call.totals))
+        events.progress(call.step, seconds)
+        wanted = int(TARGET_SECONDS_PER_CALL / max(seconds, 1e-9))
+        return max(1, min(execution.steps_per_call, wanted, 4 * call.num))
+
+    while step < num_steps and not events.is_stopping():
+        num = min(longest, num_steps - step, events.steps_to_boundary(step))
+        indices = np.zeros((execution.steps_per_call, batch_size), np.int32)
+        indices[:num] = batch_indices(data_seed, step, num, num_examples, batch_size)
+        state, done = program(state, hyper, keys, data, indices, num)
+        step += num
+        if in_flight is not None:
+            longest = finish(in_flight)
+        totals = None
+        if events.log_every_steps and step % events.log_every_steps == 0:
+            state, totals = _take_totals(state)
+        in_flight = _Call(step, num, done, totals)
+        is_eval = events.eval_every_steps and step % events.eval_every_steps == 0
+        is_save = events.save_every_steps and step % events.save_every_steps == 0
+        if is_eval or is_save:
+            longest, in_flight = finish(in_flight), None
+            if is_eval:
+                events.evaluate(step, state)
+            if is_save:
+                events.save(step, state)
+            last_done = time.perf_counter()
+    if in_flight is not None:
+        finish(in_flight)
+    return state
+
+
+def _take_totals(state: TrainState) -> tuple[TrainState, tuple]:
+    """Takes the sums of the metrics out of a state and sets them to zero."""
+    zeros = jax.tree.map(jnp.zeros_like, (state.totals, state.num_logged))
+    # `finite` stays in the state, which the next call donates: hence the copy.
+    taken = (state.totals, state.num_logged, jnp.copy(state.finite))
+    return state._replace(totals=zeros[0], num_logged=zeros[1]), taken
+
+
+def _means(totals, num, finite) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Means over the logged steps: tag -> float [K], and finite [K]."""
+    totals, num, finite = jax.device_get((totals, num, finite))
+    return {tag: total / num for tag, total in totals.items()}, finite
