@@ -38,11 +38,12 @@ def _polymnist_builder(data_config, data_dir):
     """The TFDS builder of PolyMNIST and its variants."""
     if str(DATASETS) not in sys.path:
         sys.path.insert(0, str(DATASETS))
-    from polymnist import errors, polymnist_dataset_builder
+    from polymnist import errors, options, polymnist_dataset_builder
 
     try:
-        options = {name: data_config[name] for name in POLYMNIST_OPTIONS}
-        config = polymnist_dataset_builder.PolymnistConfig(**options)
+        config = options.PolymnistConfig(
+            **{name: data_config[name] for name in POLYMNIST_OPTIONS}
+        )
     except errors.DatasetError as error:
         raise UsageError(str(error)) from error
     builder = polymnist_dataset_builder.Builder(

@@ -3,8 +3,9 @@
 A prepared data set is a TFDS folder in the array_record format whose records are
 blocks of examples: one uint8 feature [n, ...] a modality and `label` [n]; its
 metadata hold `modalities` (names in order), `num_examples` (split -> int) and
-`fingerprint`. What the images show is no concern of this module. Batches are a pure function of seed and step, so a resumed
-run needs no iterator state.
+`fingerprint`. What the images show is no concern of this module.
+
+Batches are a pure function of seed and step, so a resumed run needs no iterator state.
 """
 
 import functools

@@ -1,0 +1,121 @@
+"""The options of the recipe: checks, and a name that tells data apart."""
+
+import dataclasses
+import hashlib
+import math
+
+import tensorflow_datasets as tfds
+
+from polymnist import backgrounds, digits, published
+from polymnist.errors import DatasetError
+
+SPLITS = ("train", "test")
+SOURCES = ("mnist", "sklearn", "published")
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class PolymnistConfig(tfds.core.BuilderConfig):
+    """The options of the recipe; see README.md.
+
+    Attributes:
+      name: set from the other fields, so that different data never share a folder.
+      digits: "mnist", "sklearn" or "published".
+      digits_dir: folder with the four MNIST idx files; "" downloads them.
+      backgrounds_dir: folder with one image a modality; "" for built-in textures.
+      published_dir: folder in the published layout, for digits="published".
+      num_modalities: M, at least 1.
+      image_size: side of the images, in pixels.
+      translate_scale: side of the digit relative to the image; 1.0 does not move it.
+      repeated: every modality uses the first background.
+      pairings: how many tuples each digit image is part of, per modality.
+      seed: int, at least 0.
+    """
+
+    name: str = ""
+    digits: str = "mnist"
+    digits_dir: str = ""
+    backgrounds_dir: str = ""
+    published_dir: str = ""
+    num_modalities: int = 5
+    image_size: int = 28
+    translate_scale: float = 1.0
+    repeated: bool = False
+    pairings: int = 1
+    seed: int = 0
+
+    def __post_init__(self):
+        """Checks the options and names the config after them."""
+        _check_options(self)
+        self.name = _config_name(self)
+
+    @property
+    def side(self):
+        """Side of the digit in the image, in pixels."""
+        return math.floor(self.image_size * self.translate_scale + 0.5)
+
+
+def _check_options(config):
+    """Raises DatasetError for the first option that cannot be."""
+    limits = {
+        "num_modalities": (1, 1000),
+        "image_size": (8, 512),
+        "pairings": (1, 10_000),
+        "seed": (0, 2**63),
+    }
+    for field, (low, high) in limits.items():
+        value = getattr(config, field)
+        if not low <= value <= high:
+            raise DatasetError(f"config.data.{field}={value} must be in {low}..{high}")
+    if config.digits not in SOURCES:
+        raise DatasetError(
+            f"config.data.digits={config.digits!r} must be one of {', '.join(SOURCES)}"
+        )
+    if not 0.25 <= config.translate_scale <= 1.0:
+        raise DatasetError(
+            f"config.data.translate_scale={config.translate_scale} must be in "
+            "0.25..1.0 (1.0: no translation)"
+        )
+    if config.digits != "published":
+        return
+    if not config.published_dir:
+        raise DatasetError(
+            'config.data.digits="published" needs config.data.published_dir, a folder '
+            "with {train,test}/m{i}/{n}.{digit}.png"
+        )
+    if config.translate_scale != 1.0 or config.repeated or config.pairings != 1:
+        raise DatasetError(
+            'config.data.digits="published" takes the images as they are: leave '
+            "translate_scale=1.0, repeated=False and pairings=1"
+        )
+
+
+def _config_name(config):
+    """All options in one word, with a hash of the files of the user."""
+    words = [config.digits, f"m{config.num_modalities}", f"{config.image_size}px"]
+    foreign = hashlib.sha256()
+    if config.digits == "published":
+        # Names and sizes only: reading 350,000 small files takes longer than this
+        # check may, as it is made at the start of every run.
+        for piece in published.describe(config.published_dir, config.num_modalities):
+            foreign.update(piece)
+        return "-".join([*words, foreign.hexdigest()[:12]])
+    if config.side < config.image_size:
+        words.append(f"translated{config.side}px")
+    if config.repeated:
+        words.append("repeated")
+    if config.pairings > 1:
+        words.append(f"{config.pairings}pairings")
+    words.append(f"seed{config.seed}")
+    paths = []
+    if config.digits == "mnist" and config.digits_dir:
+        found = digits.find_files(config.digits_dir)
+        paths += [path for split in SPLITS for path in found[split]]
+    if config.backgrounds_dir:
+        num = 1 if config.repeated else config.num_modalities
+        paths += backgrounds.list_folder(config.backgrounds_dir)[:num]
+    for path in paths:
+        foreign.update(hashlib.sha256(path.read_bytes()).digest())
+    if paths:
+        kinds = "d" * bool(config.digits_dir) + "b" * bool(config.backgrounds_dir)
+        words.append(kinds + foreign.hexdigest()[:12])
+    return "-".join(words)

@@ -1,0 +1,136 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import prepare
+from mmvae_jax import data
+from mmvae_jax.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return prepare.prepare(
+        ConfigDict(
+            {
+                "name": "polymnist",
+                "data_dir": str(tmp_path_factory.mktemp("data")),
+                "digits": "sklearn",
+                "digits_dir": "",
+                "backgrounds_dir": "",
+                "published_dir": "",
+                "num_modalities": 12,
+                "image_size": 8,
+                "translate_scale": 1.0,
+                "repeated": True,
+                "pairings": 1,
+                "seed": 0,
+            }
+        )
+    )
+
+
+def test_load_returns_bytes_in_order_of_the_modalities(prepared):
+    dataset = data.load(prepared)
+    assert list(dataset.train.modalities) == [f"m{m}" for m in range(12)]
+    for split, size in ((dataset.train, 1433), (dataset.test, 364)):
+        assert split.labels.shape == (size,) and split.labels.dtype == np.int32
+        for images in split.modalities.values():
+            assert images.shape == (size, 8, 8, 3) and images.dtype == np.uint8
+    assert len(dataset.fingerprint) == 64
+    assert dataset.name.startswith("polymnist/sklearn-m12-8px")
+
+
+def test_load_names_the_command_when_nothing_is_there(tmp_path):
+    with pytest.raises(
+        UsageError, match="no prepared data set in .*nowhere: prepare it"
+    ):
+        data.load(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="python -m experiments.prepare --config="):
+        data.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "count"])
+def test_load_reports_damage(prepared, tmp_path, damage):
+    copy = tmp_path / "config" / "1.0.0"
+    shutil.copytree(prepared, copy)
+    shard = next(copy.glob("*train*"))
+    if damage == "truncate":
+        shard.write_bytes(shard.read_bytes()[:-2000])
+    elif damage == "remove":
+        shard.unlink()
+    else:
+        text = (copy / "metadata.json").read_text()
+        metadata = json.loads(text)
+        metadata["num_examples"]["train"] += 1
+        (copy / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(UsageError, match="is damaged .*delete the folder"):
+        data.load(copy)
+
+
+def test_each_epoch_visits_an_example_at_most_once():
+    epochs = [data.batch_indices(3, 14 * e, 14, 100, 7) for e in range(4)]
+    for epoch in epochs:
+        assert epoch.shape == (14, 7) and epoch.dtype == np.int32
+        assert len(np.unique(epoch)) == 98
+        assert epoch.min() >= 0 and epoch.max() < 100
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_epoch_of_polymnist_has_234_steps():
+    epoch = data.batch_indices(0, 0, 235, 60000, 256)
+    assert len(np.unique(epoch[:234])) == 234 * 256
+    order = np.random.Generator(
+        np.random.PCG64(np.random.SeedSequence([0, 1]))
+    ).permutation(60000)
+    np.testing.assert_array_equal(epoch[234], order[:256])
+
+
+@pytest.mark.parametrize("start, num", [(0, 1), (13, 2), (5, 40), (41, 3)])
+def test_batches_depend_on_the_step_alone(start, num):
+    whole = data.batch_indices(1, 0, 60, 100, 7)
+    window = data.batch_indices(1, start, num, 100, 7)
+    np.testing.assert_array_equal(window, whole[start : start + num])
+
+
+def test_batches_depend_on_the_seed():
+    first, second = (data.batch_indices(seed, 0, 1, 100, 50) for seed in (0, 1))
+    assert not np.array_equal(first, second)
+
+
+def test_batches_cannot_be_changed_through_the_cache():
+    first = data.batch_indices(0, 0, 1, 10, 10)
+    expected = first.copy()
+    first[:] = 0
+    np.testing.assert_array_equal(data.batch_indices(0, 0, 1, 10, 10), expected)
+
+
+@pytest.mark.parametrize("batch_size", [0, 11])
+def test_batch_size_must_fit(batch_size):
+    message = rf"batch_size={batch_size} does not fit 10 .*set it to 1\.\.10"
+    with pytest.raises(UsageError, match=message):
+        data.batch_indices(0, 0, 1, 10, batch_size)
+
+
+def test_to_float_spans_the_unit_interval():
+    floats = jax.jit(data.to_float)(jnp.arange(256, dtype=jnp.uint8))
+    assert floats.dtype == jnp.float32
+    # A compiled division by a constant may be off by one unit in the last place.
+    np.testing.assert_allclose(
+        floats, np.arange(256, dtype=np.float32) / 255, rtol=2e-7
+    )
+    assert floats[0] == 0 and floats[255] == 1
+
+
+def test_put_on_device_keeps_bytes(prepared):
+    split = data.load(prepared).test
+    on_device = data.put_on_device(split)
+    assert isinstance(on_device, data.Split)
+    assert isinstance(on_device.modalities["m3"], jax.Array)
+    assert on_device.modalities["m3"].dtype == jnp.uint8
+    np.testing.assert_array_equal(on_device.modalities["m3"], split.modalities["m3"])
+    np.testing.assert_array_equal(on_device.labels, split.labels)
