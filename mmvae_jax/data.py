@@ -67,10 +67,12 @@ def load(directory):
         "prepare it with `python -m experiments.prepare --config=CONFIG`, CONFIG the "
         "file given to your run"
     )
-    needed = ("dataset_info.json", "features.json", "metadata.json")
-    if not all((directory / name).is_file() for name in needed):
+    if not directory.exists():
         raise UsageError(f"no prepared data set in {directory}: {again}")
     try:
+        for name in ("dataset_info.json", "features.json", "metadata.json"):
+            if not (directory / name).is_file():
+                raise FileNotFoundError(f"no {name}")
         builder = tfds.builder_from_directory(directory)
         metadata = builder.info.metadata
         counts = metadata["num_examples"]

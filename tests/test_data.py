@@ -51,6 +51,9 @@ def test_load_names_the_command_when_nothing_is_there(tmp_path):
     ):
         data.load(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="python -m experiments.prepare --config="):
+        data.load(tmp_path / "nowhere")
+    message = r"is damaged \(no dataset_info.json\): delete the folder and prepare it"
+    with pytest.raises(UsageError, match=message):
         data.load(tmp_path)
 
 

@@ -116,6 +116,5 @@ def _config_name(config):
     for path in paths:
         foreign.update(hashlib.sha256(path.read_bytes()).digest())
     if paths:
-        kinds = "d" * bool(config.digits_dir) + "b" * bool(config.backgrounds_dir)
-        words.append(kinds + foreign.hexdigest()[:12])
+        words.append(foreign.hexdigest()[:12])
     return "-".join(words)

@@ -103,7 +103,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         urls = {name: f"{digits.MNIST_URL}{name}.gz" for name in names}
         try:
             for name in names:
-                if not list(dl_manager.download_dir.rglob(f"*{name}*.gz")):
+                if not list(Path(dl_manager.download_dir).rglob(f"*{name}*.gz")):
                     # TFDS tries for minutes before it says that a host is away.
                     digits.check_reachable(urls[name])
             paths = dl_manager.download(urls)
