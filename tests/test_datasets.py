@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from polymnist import backgrounds, digits, exact, options, published, recipe
+from polymnist import (
+    backgrounds,
+    digits,
+    exact,
+    options,
+    polymnist_dataset_builder,
+    published,
+    recipe,
+)
 from polymnist.errors import DatasetError
 
 from experiments import prepare
@@ -251,6 +259,16 @@ def test_fingerprint_tells_seeds_apart(tmp_path):
     )
     assert first.fingerprint != second.fingerprint
     assert first.name != second.name
+
+
+def test_many_blocks_come_back_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(polymnist_dataset_builder, "BLOCK_BYTES", 12 * 2 * 16 * 16 * 3)
+    dataset = data.load(prepare.prepare(data_config(tmp_path)))
+    opened = open_small(num_modalities=2)[3]
+    modalities, labels = opened.read(0, opened.num_examples)
+    np.testing.assert_array_equal(dataset.train.labels, labels)
+    for name, images in modalities.items():
+        np.testing.assert_array_equal(dataset.train.modalities[name], images)
 
 
 def test_unknown_data_set(tmp_path):
