@@ -24,6 +24,7 @@ from polymnist import (
     recipe,
 )
 from polymnist.errors import DatasetError
+from tensorflow_datasets.core import shuffle
 
 from experiments import prepare
 from mmvae_jax import data
@@ -269,6 +270,13 @@ def test_many_blocks_come_back_in_order(tmp_path, monkeypatch):
     np.testing.assert_array_equal(dataset.train.labels, labels)
     for name, images in modalities.items():
         np.testing.assert_array_equal(dataset.train.modalities[name], images)
+
+
+def test_large_splits_need_no_tensorflow(tmp_path, monkeypatch):
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1000)
+    dataset = data.load(prepare.prepare(data_config(tmp_path)))
+    assert len(dataset.train.labels) == 1433
+    assert shuffle.MAX_MEM_BUFFER_SIZE == 1000
 
 
 def test_unknown_data_set(tmp_path):

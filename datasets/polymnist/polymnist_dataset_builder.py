@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 from tqdm import tqdm
 
 from polymnist import backgrounds, digits, published, recipe
@@ -29,6 +30,19 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
+
+    def download_and_prepare(self, **kwargs):
+        """As in TFDS, but records wait in memory whatever their total size.
+
+        Above 1 GB a split, TFDS moves them to temporary files by means of TensorFlow.
+        Data that training holds in memory may be held there once more.
+        """
+        limit = shuffle.MAX_MEM_BUFFER_SIZE
+        shuffle.MAX_MEM_BUFFER_SIZE = 1 << 60
+        try:
+            super().download_and_prepare(**kwargs)
+        finally:
+            shuffle.MAX_MEM_BUFFER_SIZE = limit
 
     def _info(self):
         """Describes the features: one modality each, and the labels."""
