@@ -1,0 +1,52 @@
+"""What the entry points share: flags, the one-line errors and exit codes.
+
+Exit codes: 0 done; 1 a failure on the way (disk full, all members diverged);
+2 a mistake in flags, config, data or working directory; 128 + n stopped by
+signal n, after saving.
+"""
+
+import errno
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+from mmvae_jax.errors import UsageError
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses the flags and calls `main`; errors of the user become one line."""
+    app.run(lambda argv: sys.exit(_guarded(main)), flags_parser=_parse)
+
+
+def _guarded(main: Callable[[], int | None]) -> int:
+    """Calls `main` and turns what it raises into an exit code."""
+    try:
+        return main() or 0
+    except UsageError as error:
+        return _report(error, 2)
+    except OSError as error:
+        # Anything but a full disk or a missing permission is worth a traceback.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        return _report(error, 1)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses flags; a wrong one, or a config that cannot be read, ends here."""
+    app.define_help_flags()
+    try:
+        left = flags.FLAGS(argv)
+    # A config file is a program and may raise anything.
+    except Exception as error:
+        sys.exit(_report(error, 2))
+    if len(left) > 1:
+        sys.exit(_report(f"unexpected argument {left[1]!r}; flags start with --", 2))
+    return left
+
+
+def _report(error: Exception | str, code: int) -> int:
+    """Prints one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    print(f"error: {' '.join(lines) or type(error).__name__}", file=sys.stderr)
+    return code

@@ -1,0 +1,354 @@
+"""Trains and evaluates a sweep.
+
+    python -m experiments.run --config=configs/translated_polymnist.py:mopoe \\
+        --workdir=runs/tp --config.sweep.beta="(0.3,1.,3.)"
+
+The same command again takes up an interrupted run where its last checkpoint is;
+the result has the bits of a run without interruption.
+"""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import command, prepare, terminal, workdirs
+from mmvae_jax import (
+    checkpoints,
+    classifiers,
+    data,
+    evaluate,
+    models,
+    sweeps,
+    train,
+    writers,
+)
+from mmvae_jax.errors import UsageError
+from mmvae_jax.metrics.inputs import EvaluationData
+from mmvae_jax.types import Hyper, MultimodalVAE, PRNGKey
+
+
+class Stopped(Exception):
+    """A signal arrived; everything worth keeping has been saved."""
+
+
+class Sweep(NamedTuple):
+    """Everything a run is made of, before its first step.
+
+    Attributes:
+      config: as of configs/base.py.
+      members: of the sweep.
+      dataset: real data, in host memory.
+      model: of every member.
+      task: its training.
+      hyper: fields [K].
+      keys: key [K].
+      execution: how members and steps are executed.
+      stop: the signals received so far; not empty means stop.
+    """
+
+    config: Any
+    members: Sequence[sweeps.Member]
+    dataset: data.Dataset
+    model: MultimodalVAE
+    task: train.Task
+    hyper: Hyper
+    keys: PRNGKey
+    execution: train.Execution
+    stop: list[int]
+
+
+def train_and_evaluate(config: Any, workdir: Path) -> int:
+    """One run: data, training, evaluation, and everything it leaves in `workdir`.
+
+    Args:
+      config: as of configs/base.py.
+      workdir: folder of the run; created, or taken up again.
+
+    Returns:
+      The exit code: 0, or 1 if all members diverged, or 128 + n after signal n.
+
+    Raises:
+      UsageError: a mistake in the config, the data or the working directory.
+    """
+    members = sweeps.grid(config.sweep)
+    metrics = evaluate.select_metrics(config.eval)
+    check(config)
+    with workdirs.claimed(workdir, config):
+        summary = workdirs.read_summary(workdir)
+        if summary is not None:
+            terminal.say(f"{workdir} is finished; its results:")
+        else:
+            stop = catch_signals()
+            start = time.perf_counter()
+            try:
+                sweep = build(config, members, stop)
+                results, finite = run(sweep, metrics, workdir)
+            except Stopped:
+                name = signal.Signals(stop[0]).name
+                terminal.say(f"{name}: saved; the same command continues this run")
+                return 128 + stop[0]
+            summary = summarise(sweep, results, finite, time.perf_counter() - start)
+            writers.write_json(workdir / "summary.json", summary)
+        terminal.print_table(summary)
+        terminal.say(f"metrics, samples and checkpoints are in {workdir}")
+        return 0 if any(member["finite"] for member in summary["members"]) else 1
+
+
+def check(config: Any) -> None:
+    """Checks what the types of the fields do not say.
+
+    Raises:
+      UsageError: a number out of its range.
+    """
+    least = {
+        "train": {
+            "num_steps": 1,
+            "batch_size": 1,
+            "data_seed": 0,
+            "log_every_steps": 1,
+            "eval_every_steps": 0,
+            "checkpoint_every_steps": 1,
+            "checkpoints_kept": 1,
+            "steps_per_call": 0,
+        },
+        "classifier": {"num_steps": 1, "batch_size": 1},
+        "eval": {"batch_size": 1, "num_examples": 0, "importance_samples": 1},
+    }
+    for section, fields in least.items():
+        for field, bound in fields.items():
+            if config[section][field] < bound:
+                raise UsageError(
+                    f"config.{section}.{field} must be >= {bound}, "
+                    f"got {config[section][field]}"
+                )
+
+
+def build(config: Any, members: Sequence[sweeps.Member], stop: list[int]) -> Sweep:
+    """Loads (and if need be prepares) the data and builds the model."""
+    dataset = data.load(prepare.prepare(config.data))
+    images = dataset.train.modalities
+    model = models.make_model(config, {m: x.shape[1:] for m, x in images.items()})
+    task = train.vae_task(model)
+    hyper = sweeps.stack_hyper(members)
+    execution = train.choose_execution(
+        config.train.mapping,
+        config.train.steps_per_call,
+        train.has_convolution(
+            task, sweeps.member(hyper, 0), {m: x[:2] for m, x in images.items()}
+        ),
+        jax.default_backend(),
+    )
+    terminal.say(
+        f"{config.model.name} on {dataset.name}: {len(dataset.train.labels)} examples, "
+        f"{len(images)} modalities, {len(members)} members on "
+        f"{jax.devices()[0].device_kind}, mapped by {execution.mapping}, up to "
+        f"{execution.steps_per_call} steps a call"
+    )
+    return Sweep(
+        config=config,
+        members=members,
+        dataset=dataset,
+        model=model,
+        task=task,
+        hyper=hyper,
+        keys=sweeps.stack_keys(members),
+        execution=execution,
+        stop=stop,
+    )
+
+
+def run(
+    sweep: Sweep, metrics: dict[str, Callable], workdir: Path
+) -> tuple[list[dict[str, float]], np.ndarray]:
+    """Trains from the last checkpoint, or from the start, and evaluates.
+
+    Returns:
+      (tag -> value of every member at the last step, finite bool [K]).
+
+    Raises:
+      Stopped: a signal arrived.
+    """
+    settings = sweep.config.train
+    train_images = sweep.dataset.train.modalities
+    first = {m: x[: settings.batch_size] for m, x in train_images.items()}
+    state = train.init_states(sweep.task, sweep.hyper, sweep.keys, first)
+    with contextlib.ExitStack() as stack:
+        saved = checkpoints.open_checkpoints(
+            workdir / "checkpoints", settings.checkpoints_kept
+        )
+        stack.callback(checkpoints.close, saved)
+        step = 0
+        restored = checkpoints.restore(saved, state)
+        if restored is not None:
+            step, state = restored
+            terminal.say(f"resuming {workdir} at step {step}")
+        writer = writers.RunWriter(workdir, sweep.members, step)
+        stack.callback(writer.close)
+        evaluator = make_evaluator(sweep, metrics, writer)
+        is_due = settings.eval_every_steps and step % settings.eval_every_steps == 0
+        if 0 < step < settings.num_steps and is_due and not has_results(workdir, step):
+            evaluator(step, state)
+        bar = stack.enter_context(
+            terminal.ProgressBar(step, settings.num_steps, settings.batch_size)
+        )
+        state = train.fit(
+            train.compile_steps(sweep.task, sweep.execution),
+            state,
+            sweep.hyper,
+            sweep.keys,
+            jax.device_put(train_images),
+            num_steps=settings.num_steps,
+            batch_size=settings.batch_size,
+            data_seed=settings.data_seed,
+            execution=sweep.execution,
+            events=make_events(sweep, writer, bar, saved, evaluator),
+        )
+        bar.close()
+        checkpoints.save(saved, int(state.step[0]), state)
+        if sweep.stop:
+            raise Stopped
+        results = evaluator(settings.num_steps, state)
+        return results, np.asarray(state.finite)
+
+
+def make_events(sweep: Sweep, writer, bar, saved, evaluator) -> train.Events:
+    """What the train loop calls: the log, the progress bar, checkpoints, metrics."""
+    reported: set[int] = set()
+
+    def log(step: int, metrics: dict, finite: np.ndarray) -> None:
+        scalars = [
+            {tag: float(values[k]) for tag, values in metrics.items()}
+            | {"train/finite": bool(finite[k])}
+            for k in range(len(sweep.members))
+        ]
+        writer.write_scalars(step, scalars)
+        bar.losses = [values["train/loss"] for values in scalars]
+        for k in np.flatnonzero(~finite):
+            if k not in reported:
+                reported.add(int(k))
+                name = writers.member_name(sweep.members[k], sweep.members)
+                terminal.say(
+                    f"member {k} ({name}) has diverged by step {step}: its last finite "
+                    "parameters are kept, the other members go on"
+                )
+
+    settings = sweep.config.train
+    return train.Events(
+        log_every_steps=settings.log_every_steps,
+        log=log,
+        eval_every_steps=settings.eval_every_steps,
+        evaluate=lambda step, state: (
+            None if step == settings.num_steps else evaluator(step, state)
+        ),
+        save_every_steps=settings.checkpoint_every_steps,
+        save=lambda step, state: checkpoints.save(saved, step, state),
+        progress=bar.update,
+        is_stopping=lambda: bool(sweep.stop),
+    )
+
+
+def make_evaluator(sweep: Sweep, metrics: dict[str, Callable], writer) -> Callable:
+    """A function (step, state) -> tag -> value of every member, also written."""
+    config = sweep.config
+    model = evaluate.compile_model(sweep.model)
+    trained: list = []  # the classifiers, once there are any
+
+    def evaluator(step: int, state: train.TrainState) -> list[dict[str, float]]:
+        if not trained:
+            needed = set(metrics) & set(evaluate.NEEDS_CLASSIFIERS)
+            folder = Path(config.data.data_dir).expanduser() / "classifiers"
+            trained.append(
+                classifiers.get_classifiers(config, sweep.dataset, folder)
+                if needed
+                else None
+            )
+        test = evaluate.first_examples(
+            sweep.dataset.test, config.eval.num_examples, config.eval.seed
+        )
+        inputs = EvaluationData(
+            sweep.dataset.train, test, trained[0], config.eval.batch_size
+        )
+        # The same draws for every member: differences are theirs alone.
+        key = jax.random.fold_in(jax.random.key(config.eval.seed), step)
+        results = []
+        for k in terminal.steps(len(sweep.members), f"evaluation at step {step}"):
+            if sweep.stop:
+                raise Stopped
+            params = sweeps.member(state.params, k)
+            results.append(
+                evaluate.evaluate_member(metrics, model, params, inputs, key)
+            )
+            writer.write_images(
+                step, k, evaluate.sample_grids(model, params, test, key)
+            )
+        writer.write_scalars(step, results)
+        return results
+
+    return evaluator
+
+
+def has_results(workdir: Path, step: int) -> bool:
+    """Whether metrics.jsonl holds an evaluation of this step."""
+    return any(
+        line["step"] == step and any(tag.startswith("eval/") for tag in line)
+        for line in writers.read_metrics(workdir / "metrics.jsonl")
+    )
+
+
+def summarise(
+    sweep: Sweep, results: list[dict], finite: np.ndarray, seconds: float
+) -> dict:
+    """The content of summary.json."""
+    return {
+        "model": sweep.config.model.name,
+        "dataset": sweep.dataset.name,
+        "num_steps": sweep.config.train.num_steps,
+        "wall_seconds": round(seconds, 1),
+        "device": jax.devices()[0].device_kind,
+        "execution": sweep.execution._asdict(),
+        "members": [
+            {**member._asdict(), "finite": bool(is_finite), "metrics": values}
+            for member, is_finite, values in zip(
+                sweep.members, finite, results, strict=True
+            )
+        ],
+    }
+
+
+def catch_signals() -> list[int]:
+    """Collects SIGINT and SIGTERM in the list returned; a second one ends at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        del frame
+        received.append(number)
+        terminal.say(f"{signal.Signals(number).name}: saving, then stopping")
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return received
+
+
+def main() -> int:
+    """Reads the flags and runs."""
+    config = flags.FLAGS.config
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    workdir = flags.FLAGS.workdir or f"runs/{name}_{config.model.name}"
+    return train_and_evaluate(config, Path(workdir).expanduser().absolute())
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file(
+        "config", "configs/polymnist.py", "config file, and its argument after a colon"
+    )
+    flags.DEFINE_string("workdir", "", "folder of the run; default: under runs/")
+    command.run(main)

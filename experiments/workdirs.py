@@ -1,0 +1,94 @@
+"""The working directory of a run: one run, one config, one process at a time."""
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmvae_jax import writers
+from mmvae_jax.errors import UsageError
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, config: Any) -> Iterator[None]:
+    """Makes a working directory this run's own while the context lasts.
+
+    Args:
+      workdir: created if it is not there.
+      config: resolved; written to config.json, or compared with it.
+
+    Raises:
+      UsageError: the directory holds another config or other files, is used by
+        another process, or cannot be created.
+    """
+    path = workdir / "config.json"
+    if workdir.is_dir() and any(workdir.iterdir()) and not path.exists():
+        if any(item.name != ".lock" for item in workdir.iterdir()):
+            raise UsageError(
+                f"{workdir} holds files that are no run; choose another --workdir"
+            )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"--workdir {workdir} is not a folder") from error
+    with open(workdir / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"another process is running in {workdir}; wait for it, or choose "
+                "another --workdir"
+            ) from error
+        resolved = json.loads(json.dumps(writers.jsonable(config.to_dict())))
+        if path.exists():
+            _compare(workdir, resolved, _read_json(path))
+        else:
+            writers.write_json(path, resolved)
+        yield
+
+
+def read_summary(workdir: Path) -> dict | None:
+    """What summary.json holds, or None while the run is not finished."""
+    path = workdir / "summary.json"
+    return _read_json(path) if path.exists() else None
+
+
+def _read_json(path: Path) -> Any:
+    """Reads a JSON file that this project wrote."""
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} is not the JSON this project writes ({error}); choose another "
+            "--workdir, or move the file away"
+        ) from error
+
+
+def _compare(workdir: Path, wanted: dict, found: Any) -> None:
+    """Refuses a directory whose run was started with another config."""
+    ours, theirs = _flatten(wanted), _flatten(found)
+    differing = sorted(
+        name
+        for name in ours.keys() | theirs.keys()
+        if name not in ours or name not in theirs or ours[name] != theirs[name]
+    )
+    if differing:
+        name = differing[0]
+        more = f" (and {len(differing) - 1} more fields)" if len(differing) > 1 else ""
+        raise UsageError(
+            f"{workdir} holds a run with another config: {name} is "
+            f"{theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} "
+            f"here{more}; choose another --workdir"
+        )
+
+
+def _flatten(tree: Any, prefix: str = "config") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}.{key}")
+    return flat

@@ -1,0 +1,125 @@
+"""Checkpoints: orbax behind four functions.
+
+A checkpoint holds the TrainState of all members, and so all that a resumed run
+needs. Checkpoints are written to a temporary folder and renamed, in the
+background, and the newest few are kept.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mmvae_jax.errors import UsageError
+
+
+def open_checkpoints(directory: str | Path, num_kept: int) -> ocp.CheckpointManager:
+    """Opens (and creates) a folder of checkpoints.
+
+    Args:
+      directory: where they are.
+      num_kept: how many of the newest ones to keep, at least 1.
+    """
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=num_kept, enable_async_checkpointing=True
+    )
+    return ocp.CheckpointManager(Path(directory).absolute(), options=options)
+
+
+def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:
+    """Saves a state in the background, unless that step has been saved.
+
+    The state is copied to the host first: the train loop donates its buffers to
+    the next call, and on CPU an array handed over would still be those buffers.
+    """
+    if step in checkpoints.all_steps():
+        return
+    copy = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
+    checkpoints.save(step, args=ocp.args.StandardSave(copy))
+
+
+def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | None:
+    """The newest checkpoint that can be read.
+
+    Args:
+      checkpoints: the folder.
+      like: a state of the expected structure and shapes.
+
+    Returns:
+      (step, state), or None if there is no checkpoint. A damaged one is passed
+      over with a warning, and left where it is.
+
+    Raises:
+      UsageError: a checkpoint holds arrays of other names or shapes, or none of
+        the existing ones can be read.
+    """
+    steps = sorted(checkpoints.all_steps(), reverse=True)
+    template = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=leaf.sharding
+        ),
+        like,
+    )
+    for step in steps:
+        try:
+            saved = checkpoints.item_metadata(step)
+            found = {
+                jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+                for path, leaf in jax.tree_util.tree_leaves_with_path(saved)
+            }
+        except Exception as error:  # orbax raises many kinds for a damaged one
+            _warn_damaged(checkpoints, step, error)
+            continue
+        _check_shapes(checkpoints, step, found, template)
+        try:
+            return step, checkpoints.restore(
+                step, args=ocp.args.StandardRestore(template)
+            )
+        except Exception as error:
+            _warn_damaged(checkpoints, step, error)
+    if steps:
+        raise UsageError(
+            f"none of the checkpoints in {checkpoints.directory} can be read; move "
+            "the folder away to start from the beginning"
+        )
+    return None
+
+
+def close(checkpoints: ocp.CheckpointManager) -> None:
+    """Waits until everything has been written."""
+    checkpoints.wait_until_finished()
+    checkpoints.close()
+
+
+def _check_shapes(checkpoints, step: int, found: dict, template: Any) -> None:
+    """Compares the arrays of a checkpoint with the expected ones."""
+    expected = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(template)
+    }
+    differing = sorted(
+        name
+        for name in found.keys() | expected.keys()
+        if tuple(found.get(name) or ()) != tuple(expected.get(name) or ())
+        or (name in found) != (name in expected)
+    )
+    if differing:
+        name = differing[0]
+        raise UsageError(
+            f"checkpoint {step} in {checkpoints.directory} is of another shape: "
+            f"{name} is {found.get(name, 'absent')} there and "
+            f"{expected.get(name, 'absent')} here; choose another --workdir"
+        )
+
+
+def _warn_damaged(checkpoints, step: int, error: Exception) -> None:
+    """Says that a checkpoint is passed over."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    warnings.warn(
+        f"checkpoint {step} in {checkpoints.directory} cannot be read ({reason}); "
+        "trying the one before it",
+        stacklevel=3,
+    )

@@ -1,0 +1,175 @@
+"""Runs the metrics of a sweep's members, and draws their samples.
+
+The one place where the functions of a model are compiled for evaluation: once
+for a run, since all members share them. Metrics themselves are plain functions.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmvae_jax.data import Split
+from mmvae_jax.errors import UsageError
+from mmvae_jax.metrics import (
+    coherence,
+    elbo,
+    frechet,
+    linear_probe,
+    log_likelihood,
+    swd,
+)
+from mmvae_jax.metrics.inputs import EvaluationData, draw, prior_images, to_images
+from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
+
+NUM_PRIOR_SAMPLES = 20
+NUM_CONDITIONAL_DRAWS = 10
+
+METRICS = {
+    "elbo": elbo.elbo,
+    "coherence": coherence.coherence,
+    "frechet": frechet.frechet,
+    "swd": swd.swd,
+    "log_likelihood": log_likelihood.log_likelihood,
+    "linear_probe": linear_probe.linear_probe,
+}
+NEEDS_CLASSIFIERS = ("coherence", "frechet")
+
+
+def select_metrics(config: Any) -> dict[str, Callable]:
+    """The metrics that a config asks for, with their options.
+
+    Args:
+      config: the field `eval` of configs/base.py.
+
+    Raises:
+      UsageError: an unknown metric.
+    """
+    unknown = [name for name in config.metrics if name not in METRICS]
+    if unknown:
+        raise UsageError(
+            f"unknown metric {unknown[0]!r} in config.eval.metrics; choose from "
+            f"{', '.join(METRICS)}"
+        )
+    options = {
+        "log_likelihood": {
+            "num_samples": config.importance_samples,
+            "proposal": config.proposal,
+        }
+    }
+    return {
+        name: partial(METRICS[name], **options.get(name, {})) for name in config.metrics
+    }
+
+
+def compile_model(model: MultimodalVAE) -> MultimodalVAE:
+    """The model with its functions jitted, for metrics and samples."""
+    return model._replace(
+        objective=jax.jit(model.objective),
+        encode=jax.jit(model.encode),
+        posterior=jax.jit(model.posterior),
+        mixture_posterior=jax.jit(model.mixture_posterior),
+        decode=jax.jit(model.decode),
+        log_likelihood=jax.jit(model.log_likelihood),
+        sample_prior=jax.jit(model.sample_prior, static_argnums=1),
+        log_prior=jax.jit(model.log_prior),
+    )
+
+
+def first_examples(split: Split, num: int, seed: int) -> Split:
+    """`num` random examples of a split (0: all of them), the same for one seed."""
+    total = len(split.labels)
+    if num == 0 or num >= total:
+        return split
+    rows = np.sort(np.random.default_rng(seed).permutation(total)[:num])
+    modalities = {m: images[rows] for m, images in split.modalities.items()}
+    return Split(modalities, split.labels[rows])
+
+
+def evaluate_member(
+    metrics: Mapping[str, Callable],
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+) -> dict[str, float]:
+    """All metrics of one member.
+
+    Args:
+      metrics: from `select_metrics`.
+      model: from `compile_model`.
+      params: of the member.
+      data: what the metrics are computed with.
+      key: of the member and step; every metric folds its own from it.
+
+    Returns:
+      tag -> value, tags with the prefix "eval/".
+    """
+    values = {}
+    for index, metric in enumerate(metrics.values()):
+        found = metric(model, params, data, jax.random.fold_in(key, index))
+        values |= {f"eval/{tag}": float(value) for tag, value in found.items()}
+    return values
+
+
+def sample_grids(
+    model: MultimodalVAE, params: Params, test: Split, key: PRNGKey
+) -> dict[str, np.ndarray]:
+    """Pictures of what one member generates (the paper's Figures 9 and 10).
+
+    Args:
+      model: from `compile_model`; its modalities are images.
+      params: of the member.
+      test: real examples to condition on.
+      key: of the samples.
+
+    Returns:
+      name -> uint8 [H, W, C]. "prior": a row of 20 unconditional samples for each
+      modality. "m0_given_m1" and so on: ten test examples of m1, one for each
+      class, on top, and ten draws of m0 given them below; every modality is given
+      the one after it.
+    """
+    prior_key, conditional_key = jax.random.split(key)
+    num = NUM_PRIOR_SAMPLES
+    prior, _ = next(prior_images(model, params, prior_key, num, num))
+    grids = {"prior": np.concatenate([_row(prior[m]) for m in model.modalities])}
+    rows = _one_of_each_class(test.labels)
+    batch = {
+        m: images[rows].astype(np.float32) / np.float32(255)
+        for m, images in test.modalities.items()
+    }
+    experts = model.encode(params, batch)
+    num_modalities = len(model.modalities)
+    for i, target in enumerate(model.modalities):
+        source = (i + 1) % num_modalities
+        subset = jnp.arange(num_modalities) == source
+        lines = [_row(batch[model.modalities[source]])]
+        for draw_index in range(NUM_CONDITIONAL_DRAWS):
+            own = jax.random.fold_in(
+                conditional_key, i * NUM_CONDITIONAL_DRAWS + draw_index
+            )
+            posterior_key, noise_key = jax.random.split(own)
+            z = draw(model.posterior(experts, subset, posterior_key), noise_key)
+            lines.append(_row(to_images(model.decode(params, z))[target]))
+        # Inputs of another width or channels than the target go without.
+        if lines[0].shape != lines[1].shape:
+            lines = lines[1:]
+        grids[f"{target}_given_{model.modalities[source]}"] = np.concatenate(lines)
+    return grids
+
+
+def _row(images: Any) -> np.ndarray:
+    """Images in [0, 1], [N, H, W, C], side by side: uint8 [H, N W, C]."""
+    side_by_side = einops.rearrange(np.asarray(images), "n h w c -> h (n w) c")
+    return np.round(np.nan_to_num(side_by_side) * 255).astype(np.uint8)
+
+
+def _one_of_each_class(labels: np.ndarray) -> np.ndarray:
+    """Rows of ten examples: the first of each class, then whatever follows."""
+    _, first = np.unique(labels, return_index=True)
+    others = np.setdiff1d(np.arange(len(labels)), first)
+    return np.concatenate([first, others])[:10]
