@@ -9,13 +9,15 @@ import errno
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from mmvae_jax.errors import UsageError
 
 
 def run(main: Callable[[], int | None]) -> None:
     """Parses the flags and calls `main`; errors of the user become one line."""
+    # Libraries log every file they open; a flag (--verbosity=0) brings it back.
+    logging.set_verbosity(logging.WARNING)
     app.run(lambda argv: sys.exit(_guarded(main)), flags_parser=_parse)
 
 
@@ -47,6 +49,15 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _report(error: Exception | str, code: int) -> int:
     """Prints one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = str(error)
+    if isinstance(error, (AttributeError, KeyError)):
+        # Such an error's text may be the repr of its message.
+        text = text.replace("\\n", "\n").replace("\\'", "'").strip("'\"")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if any(line.startswith("Traceback") for line in lines):
+        # ml_collections hands on a config file's error as a printed traceback.
+        lines = [lines[-1].partition(": ")[2] or lines[-1]]
+    elif isinstance(error, (AttributeError, KeyError)):
+        lines[0] = f"the config has no field '{lines[0].strip(chr(39))}'."
     print(f"error: {' '.join(lines) or type(error).__name__}", file=sys.stderr)
     return code

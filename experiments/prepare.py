@@ -14,9 +14,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from absl import app, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
+from experiments import command
 from mmvae_jax.errors import UsageError
 
 DATASETS = Path(__file__).resolve().parents[1] / "datasets"
@@ -130,17 +131,13 @@ def _quiet():
         tfds.enable_progress_bar()
 
 
-def _main(argv):
-    """Entry point of the command."""
-    del argv
-    try:
-        print(prepare(_CONFIG.value.data))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def main():
+    """Prepares the data of a config and prints where they are."""
+    print(prepare(flags.FLAGS.config.data))
 
 
 if __name__ == "__main__":
-    # Defined here only: experiments.run imports this module and has its own flag.
-    _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-    app.run(_main)
+    config_flags.DEFINE_config_file(
+        "config", "configs/polymnist.py", "config file, and its argument after a colon"
+    )
+    command.run(main)

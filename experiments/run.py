@@ -90,6 +90,7 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
             start = time.perf_counter()
             try:
                 sweep = build(config, members, stop)
+                workdirs.record(workdir, config)
                 results, finite = run(sweep, metrics, workdir)
             except Stopped:
                 name = signal.Signals(stop[0]).name
@@ -135,6 +136,9 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: list[int]) -> Swe
     """Loads (and if need be prepares) the data and builds the model."""
     dataset = data.load(prepare.prepare(config.data))
     images = dataset.train.modalities
+    # What would fail only after training has begun is tried here.
+    classifiers.make_network(config, dataset)
+    data.batch_indices(0, 0, 1, len(dataset.train.labels), config.train.batch_size)
     model = models.make_model(config, {m: x.shape[1:] for m, x in images.items()})
     task = train.vae_task(model)
     hyper = sweeps.stack_hyper(members)

@@ -17,7 +17,7 @@ def claimed(workdir: Path, config: Any) -> Iterator[None]:
 
     Args:
       workdir: created if it is not there.
-      config: resolved; written to config.json, or compared with it.
+      config: compared with the config.json that is there.
 
     Raises:
       UsageError: the directory holds another config or other files, is used by
@@ -41,18 +41,27 @@ def claimed(workdir: Path, config: Any) -> Iterator[None]:
                 f"another process is running in {workdir}; wait for it, or choose "
                 "another --workdir"
             ) from error
-        resolved = json.loads(json.dumps(writers.jsonable(config.to_dict())))
         if path.exists():
-            _compare(workdir, resolved, _read_json(path))
-        else:
-            writers.write_json(path, resolved)
+            _compare(workdir, _resolved(config), _read_json(path))
         yield
+
+
+def record(workdir: Path, config: Any) -> None:
+    """Writes config.json, once everything it describes has been found to exist."""
+    path = workdir / "config.json"
+    if not path.exists():
+        writers.write_json(path, _resolved(config))
 
 
 def read_summary(workdir: Path) -> dict | None:
     """What summary.json holds, or None while the run is not finished."""
     path = workdir / "summary.json"
     return _read_json(path) if path.exists() else None
+
+
+def _resolved(config: Any) -> dict:
+    """A config as JSON has it: tuples are lists."""
+    return json.loads(json.dumps(writers.jsonable(config.to_dict())))
 
 
 def _read_json(path: Path) -> Any:

@@ -53,13 +53,7 @@ def get_classifiers(config: Any, dataset: Dataset, directory: str) -> dict:
     Raises:
       UsageError: the network is unknown.
     """
-    if config.classifier.network not in networks.CLASSIFIERS:
-        raise UsageError(
-            f"unknown config.classifier.network {config.classifier.network!r}; choose "
-            f"one of {', '.join(networks.CLASSIFIERS)}"
-        )
-    num_classes = int(dataset.train.labels.max()) + 1
-    network = networks.CLASSIFIERS[config.classifier.network](num_classes)
+    network = make_network(config, dataset)
     settings = json.dumps(config.classifier.to_dict(), sort_keys=True)
     name = hashlib.sha256(f"{dataset.fingerprint} {settings}".encode()).hexdigest()[:16]
     path = Path(directory) / f"{name}.msgpack"
@@ -76,6 +70,21 @@ def get_classifiers(config: Any, dataset: Dataset, directory: str) -> dict:
         )
         for modality, stored in trained.items()
     }
+
+
+def make_network(config: Any, dataset: Dataset) -> Any:
+    """The Linen module of the classifiers: one output a class of the labels.
+
+    Raises:
+      UsageError: the network is unknown.
+    """
+    if config.classifier.network not in networks.CLASSIFIERS:
+        raise UsageError(
+            f"unknown config.classifier.network {config.classifier.network!r}; choose "
+            f"one of {', '.join(networks.CLASSIFIERS)}"
+        )
+    num_classes = int(dataset.train.labels.max()) + 1
+    return networks.CLASSIFIERS[config.classifier.network](num_classes)
 
 
 def classifier_task(network: Any, modalities: list[str], shape) -> train.Task:

@@ -109,9 +109,4 @@ def map_members(fn: Callable, mapping: str, num_shared: int) -> Callable:
         outputs = [fn(*member(own, k), *shared) for k in range(num_members)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
-    if mapping not in MAPPINGS:
-        raise UsageError(
-            f"unknown config.train.mapping {mapping!r}; choose 'auto' or one of "
-            f"{', '.join(MAPPINGS)}"
-        )
     return mapped

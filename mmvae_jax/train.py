@@ -17,6 +17,7 @@ import optax
 
 from mmvae_jax import objectives, sweeps
 from mmvae_jax.data import batch_indices, to_float
+from mmvae_jax.errors import UsageError
 from mmvae_jax.types import Array, Batch, Hyper, MultimodalVAE, Params, PRNGKey
 
 # A call of the compiled program never holds more steps than this ...
@@ -164,7 +165,15 @@ def choose_execution(
       steps_per_call: 0 for automatic.
       has_convolution: whether the step holds an XLA convolution.
       backend: "cpu", "gpu" or "tpu".
+
+    Raises:
+      UsageError: the mapping is unknown.
     """
+    if mapping not in ("auto", *sweeps.MAPPINGS):
+        raise UsageError(
+            f"unknown config.train.mapping {mapping!r}; choose one of "
+            f"{', '.join(('auto', *sweeps.MAPPINGS))}"
+        )
     is_cpu = backend == "cpu"
     if mapping == "auto":
         mapping = ("unroll" if has_convolution else "map") if is_cpu else "vmap"
