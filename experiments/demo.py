@@ -1,0 +1,252 @@
+"""The paper's trade-off on real digits, from nothing, in minutes.
+
+    make demo
+
+Trains configs/polydigits.py for four models (three betas and three seeds each),
+prints one table, draws one figure and the samples side by side, and says whether
+the trade-off came out: the exit code is 1 if it did not. A stopped demo continues
+where it was.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import tabulate
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import command, run, terminal, workdirs
+from mmvae_jax.sweeps import Member
+from mmvae_jax.writers import member_name
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402 (the backend comes first)
+
+LABELS = {"unimodal": "unimodal VAEs", "mvae": "MVAE", "mmvae": "MMVAE"}
+LABELS |= {"mopoe": "MoPoE-VAE"}
+COLOURS = {"unimodal": "0.45", "mvae": "C0", "mmvae": "C1", "mopoe": "C2"}
+COHERENCE, SWD, ELBO = "eval/coherence/leave_one_out", "eval/swd", "eval/elbo"
+COLUMNS = {
+    COHERENCE: "coherence",
+    "eval/coherence/joint": "joint coh.",
+    SWD: "SWD (lower: better)",
+    ELBO: "ELBO (nats)",
+    "eval/log_likelihood": "log-lik. (nats)",
+    "eval/linear_probe": "probe",
+}
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation (n - 1) over seeds."""
+
+    mean: float
+    std: float
+
+
+Results = Mapping[str, Mapping[float, Mapping[str, Spread]]]
+
+
+class Claim(NamedTuple):
+    """One statement of the paper as a comparison of two models' best betas.
+
+    Attributes:
+      text: the statement.
+      tag: the metric compared.
+      better: the model that should be ahead.
+      worse: the other one.
+      sign: 1 where higher is better, -1 where lower is.
+    """
+
+    text: str
+    tag: str
+    better: str
+    worse: str
+    sign: int
+
+
+CLAIMS = (
+    Claim("MVAE generates better than MMVAE (SWD)", SWD, "mvae", "mmvae", -1),
+    Claim("MVAE generates better than MoPoE (SWD)", SWD, "mvae", "mopoe", -1),
+    Claim("unimodal VAEs better than MMVAE (SWD)", SWD, "unimodal", "mmvae", -1),
+    Claim("unimodal VAEs better than MoPoE (SWD)", SWD, "unimodal", "mopoe", -1),
+    Claim("MVAE has a higher ELBO than MMVAE", ELBO, "mvae", "mmvae", 1),
+    Claim("MVAE has a higher ELBO than MoPoE", ELBO, "mvae", "mopoe", 1),
+    Claim("MMVAE is more coherent than MVAE", COHERENCE, "mmvae", "mvae", 1),
+    Claim("MoPoE is more coherent than MVAE", COHERENCE, "mopoe", "mvae", 1),
+)
+
+
+def collect(summaries: Mapping[str, dict]) -> Results:
+    """Mean and spread over seeds: model -> beta -> tag -> Spread.
+
+    Args:
+      summaries: model -> the content of its summary.json.
+    """
+    results: dict = {}
+    for model, summary in summaries.items():
+        by_beta: dict = {}
+        for member in summary["members"]:
+            by_beta.setdefault(member["beta"], []).append(member["metrics"])
+        results[model] = {
+            beta: {
+                tag: _spread([metrics[tag] for metrics in group])
+                for tag in group[0]
+                if all(metrics.get(tag) is not None for metrics in group)
+            }
+            for beta, group in by_beta.items()
+        }
+    return results
+
+
+def judge(results: Results) -> list[tuple[Claim, bool, str]]:
+    """Whether each claim holds, and the numbers that say so.
+
+    As in the paper (Sec. 5.1) each model is taken at its own best beta. A claim
+    holds if the difference exceeds the two standard deviations over seeds.
+    """
+    verdicts = []
+    for claim in CLAIMS:
+        ahead, behind = (
+            max(
+                (tags[claim.tag] for tags in results[model].values()),
+                key=lambda spread: claim.sign * spread.mean,
+            )
+            for model in (claim.better, claim.worse)
+        )
+        gain = claim.sign * (ahead.mean - behind.mean)
+        numbers = f"{_show(ahead)} against {_show(behind)}"
+        verdicts.append((claim, bool(gain > ahead.std + behind.std), numbers))
+    return verdicts
+
+
+def print_results(results: Results) -> None:
+    """Prints a row for each model and beta: mean and standard deviation."""
+    rows = [
+        [LABELS[model], beta, *(_show(tags.get(tag)) for tag in COLUMNS)]
+        for model, by_beta in results.items()
+        for beta, tags in by_beta.items()
+    ]
+    header = ["model", "beta", *COLUMNS.values()]
+    terminal.say(tabulate.tabulate(rows, header, disable_numparse=True))
+
+
+def draw_tradeoff(results: Results, caption: str, path: Path) -> None:
+    """Draws quality against coherence, a point a model and beta."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.2), layout="constrained")
+    panels = ((SWD, "sliced Wasserstein distance\n(lower is better)"), (ELBO, "ELBO"))
+    for axis, (tag, label) in zip(axes, panels, strict=True):
+        for model, by_beta in results.items():
+            points = [(tags[COHERENCE], tags[tag], b) for b, tags in by_beta.items()]
+            axis.errorbar(
+                [x.mean for x, _, _ in points],
+                [y.mean for _, y, _ in points],
+                xerr=[x.std for x, _, _ in points],
+                yerr=[y.std for _, y, _ in points],
+                color=COLOURS[model],
+                label=LABELS[model],
+                marker="o",
+                capsize=2,
+            )
+            for x, y, beta in points:
+                axis.annotate(
+                    f"β={beta:g}",
+                    (x.mean, y.mean),
+                    xytext=(5, 5),
+                    textcoords="offset points",
+                    fontsize=8,
+                    color=COLOURS[model],
+                )
+        axis.set_xlabel("leave-one-out coherence (higher is better)")
+        axis.set_ylabel(label + (" in nats (higher is better)" if tag == ELBO else ""))
+        axis.set_xlim(0, 1)
+        axis.grid(alpha=0.3)
+    # Better is up and to the right in both panels.
+    axes[0].invert_yaxis()
+    axes[0].legend()
+    figure.suptitle(caption, fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_samples(folders: Mapping[str, Path], member: str, path: Path) -> None:
+    """Puts the models' prior samples and one conditional grid side by side."""
+    names = ("prior", "m0_given_m1")
+    figure, axes = plt.subplots(
+        len(names),
+        len(folders),
+        figsize=(4.2 * len(folders), 4.6),
+        height_ratios=(3, 11 * 2),
+        layout="constrained",
+    )
+    titles = ("unconditional", "m0 (below) given m1 (top row)")
+    for column, (model, folder) in enumerate(folders.items()):
+        for row, (name, title) in enumerate(zip(names, titles, strict=True)):
+            axis = axes[row, column]
+            axis.imshow(plt.imread(folder / "samples" / f"{member}_{name}.png"))
+            axis.set_title(f"{LABELS[model]}: {title}", fontsize=8)
+            axis.set_axis_off()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main() -> int:
+    """Runs, or takes up, the four runs of the demo and shows their results."""
+    start = time.perf_counter()
+    workdir = Path(flags.FLAGS.workdir).expanduser().absolute()
+    folders, summaries = {}, {}
+    for model in LABELS:
+        config = flags.FLAGS.config.copy_and_resolve_references()
+        config.model.name = model
+        folders[model] = workdir / model
+        code = run.train_and_evaluate(config, folders[model])
+        if code > 1:
+            return code
+        summaries[model] = workdirs.read_summary(folders[model])
+    results = collect(summaries)
+    terminal.say("\nmean ± standard deviation over seeds")
+    print_results(results)
+    first = summaries["mvae"]
+    caption = (
+        f"{first['dataset']}, {first['num_steps']} steps, "
+        f"{len(config.sweep.seed)} seeds, {first['device']}"
+    )
+    draw_tradeoff(results, caption, workdir / "tradeoff.png")
+    middle = Member(
+        sorted(config.sweep.beta)[len(config.sweep.beta) // 2],
+        config.sweep.learning_rate[0],
+        config.sweep.seed[0],
+    )
+    draw_samples(folders, member_name(middle, [middle]), workdir / "samples.png")
+    verdicts = judge(results)
+    rows = [[c.text, "holds" if ok else "FAILS", n] for c, ok, n in verdicts]
+    terminal.say("\n" + tabulate.tabulate(rows, ["claim (best beta each)", "", ""]))
+    terminal.say(
+        f"\n{(time.perf_counter() - start) / 60:.1f} minutes. The figure is "
+        f"{workdir / 'tradeoff.png'}, the samples {workdir / 'samples.png'}; every "
+        f"run's own files are in {workdir}/<model>/"
+    )
+    return 0 if all(ok for _, ok, _ in verdicts) else 1
+
+
+def _spread(values: list[float]) -> Spread:
+    """Mean and standard deviation; the latter nan for a single seed."""
+    std = np.std(values, ddof=1) if len(values) > 1 else np.nan
+    return Spread(float(np.mean(values)), float(std))
+
+
+def _show(spread: Spread | None) -> str:
+    """A spread with as many digits as it deserves."""
+    if spread is None:
+        return "-"
+    digits = 3 if abs(spread.mean) < 10 else 1
+    return f"{spread.mean:.{digits}f} ± {spread.std:.{digits}f}"
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", "configs/polydigits.py", "config file")
+    flags.DEFINE_string("workdir", "runs/demo", "folder of the demo's runs")
+    command.run(main)
