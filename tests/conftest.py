@@ -1,0 +1,44 @@
+"""Settings and tiny models shared by all tests."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import numpy as np
+import pytest
+
+from configs import base
+
+hypothesis.settings.register_profile(
+    "fixed", deadline=None, derandomize=True, database=None, max_examples=40
+)
+hypothesis.settings.load_profile("fixed")
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """(model name, fields of config.model) -> a config with small dense networks."""
+
+    def build(name, **model):
+        config = base.get_config()
+        config.model.update({"name": name, "latent_dim": 6, **model})
+        config.modality.network = "mlp"
+        config.modality.network_options.widths = (8,)
+        return config
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_images():
+    """(shapes, number) -> modality -> uint8 noise images."""
+
+    def build(shapes, num):
+        rng = np.random.default_rng(0)
+        return {
+            m: rng.integers(0, 256, (num, *shape), dtype=np.uint8)
+            for m, shape in shapes.items()
+        }
+
+    return build
