@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
+from clu import parameter_overview
 from ml_collections import config_flags
 
 from experiments import command, prepare, terminal, workdirs
@@ -150,9 +151,12 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: list[int]) -> Swe
         ),
         jax.default_backend(),
     )
+    size = parameter_overview.count_parameters(
+        jax.eval_shape(model.init, jax.random.key(0))
+    )
     terminal.say(
         f"{config.model.name} on {dataset.name}: {len(dataset.train.labels)} examples, "
-        f"{len(images)} modalities, {len(members)} members on "
+        f"{len(images)} modalities, {size:,} parameters, {len(members)} members on "
         f"{jax.devices()[0].device_kind}, mapped by {execution.mapping}, up to "
         f"{execution.steps_per_call} steps a call"
     )
@@ -201,7 +205,9 @@ def run(
         if 0 < step < settings.num_steps and is_due and not has_results(workdir, step):
             evaluator(step, state)
         bar = stack.enter_context(
-            terminal.ProgressBar(step, settings.num_steps, settings.batch_size)
+            terminal.ProgressBar(
+                step, settings.num_steps, settings.batch_size * len(sweep.members)
+            )
         )
         state = train.fit(
             train.compile_steps(sweep.task, sweep.execution),

@@ -8,6 +8,7 @@ from typing import Any
 import tabulate
 from tqdm import tqdm
 
+# What the table shows of a member's metrics.
 COLUMNS = {
     "eval/coherence/leave_one_out": "coherence",
     "eval/coherence/joint": "joint coh.",
@@ -38,10 +39,10 @@ class ProgressBar:
       losses: the members' latest losses, in nats; set by whoever logs them.
     """
 
-    def __init__(self, step: int, num_steps: int, batch_size: int):
+    def __init__(self, step: int, num_steps: int, examples_per_step: int):
         """A bar that starts at `step` of `num_steps`."""
         self.losses: list[float] = []
-        self._batch_size = batch_size
+        self._examples_per_step = examples_per_step
         self._bar = tqdm(
             total=num_steps,
             initial=step,
@@ -52,7 +53,7 @@ class ProgressBar:
 
     def update(self, step: int, seconds_per_step: float) -> None:
         """Moves the bar; called after every call of the compiled program."""
-        examples = self._batch_size / max(seconds_per_step, 1e-9)
+        examples = self._examples_per_step / max(seconds_per_step, 1e-9)
         losses = " ".join(f"{loss:.4g}" for loss in self.losses[:6])
         if len(self.losses) > 6:
             losses += " ..."

@@ -1,0 +1,133 @@
+"""Times a sweep of K betas against K single runs, for each way to map members.
+
+python -m benchmarks.sweep [--setting polydigits|polymnist] [--members 6]
+    [--steps 50] [--out sweep.json]
+
+Every way is compiled once; then all ways take turns, and the medians over the
+turns are compared, so that a change of the machine's speed meets all of them.
+Single runs share one compiled program here, which favours them: run as K
+processes they would compile K times, which the second ratio counts.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from tabulate import tabulate
+
+from configs import polydigits, polymnist
+from mmvae_jax import models, sweeps, train
+
+SETTINGS = {"polydigits": polydigits, "polymnist": polymnist}
+NUM_EXAMPLES = 2_000
+
+
+def build(config, members, mapping):
+    """A function that trains all members for `num` more steps."""
+    size = config.data.image_size
+    shapes = {f"m{i}": (size, size, 3) for i in range(config.data.num_modalities)}
+    generator = np.random.default_rng(0)
+    data = jax.device_put(
+        {
+            m: generator.integers(0, 256, (NUM_EXAMPLES, *shape), np.uint8)
+            for m, shape in shapes.items()
+        }
+    )
+    task = train.vae_task(models.make_model(config, shapes))
+    hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
+    batch = {m: x[: config.train.batch_size] for m, x in data.items()}
+    execution = train.choose_execution(
+        mapping,
+        config.train.steps_per_call,
+        train.has_convolution(task, sweeps.member(hyper, 0), batch),
+        jax.default_backend(),
+    )
+    program = train.compile_steps(task, execution)
+    state = train.init_states(task, hyper, keys, batch)
+
+    def advance(num):
+        nonlocal state
+        start = time.perf_counter()
+        state = train.fit(
+            program,
+            state,
+            hyper,
+            keys,
+            data,
+            num_steps=int(state.step[0]) + num,
+            batch_size=config.train.batch_size,
+            data_seed=0,
+            execution=execution,
+        )
+        jax.block_until_ready(state)
+        return time.perf_counter() - start
+
+    advance.program = program
+    return advance
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--setting", choices=SETTINGS, default="polydigits")
+    parser.add_argument("--arg", default="mopoe", help="argument of the config")
+    parser.add_argument("--members", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--mappings", nargs="+", default=["auto", *sweeps.MAPPINGS])
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    config = SETTINGS[options.setting].get_config(options.arg)
+    config.sweep.beta = tuple(0.5 * (k + 1) for k in range(options.members))
+    config.sweep.seed = (0,)
+    members = sweeps.grid(config.sweep)
+    single = build(config, members[:1], "auto")
+    ways = {name: build(config, members, name) for name in options.mappings}
+    first = {name: way(1) for name, way in {"single": single, **ways}.items()}
+    times = {name: [] for name in first}
+    for turn in range(options.turns + 1):
+        turns = {"single": [single(options.steps) for _ in members]}
+        turns |= {name: [way(options.steps)] for name, way in ways.items()}
+        for name, taken in turns.items():
+            # The first turn finds out how many steps a call may take.
+            times[name] += [sum(taken)] if turn else []
+    singles = statistics.median(times["single"])
+    rows = []
+    for name in ways:
+        taken = statistics.median(times[name])
+        whole = (first[name] + taken) / (options.members * first["single"] + singles)
+        rows.append(
+            {
+                "mapping": name,
+                "seconds": taken,
+                "of single runs": taken / singles,
+                "with compilation": whole,
+                "programs": ways[name].program._cache_size(),
+            }
+        )
+    print(
+        f"{options.setting}:{options.arg}, {options.members} members, {options.steps} "
+        f"steps of batch {config.train.batch_size}; {options.members} single runs take "
+        f"{singles:.2f} s"
+    )
+    print(tabulate(rows, headers="keys", floatfmt=".3g"))
+    if options.out:
+        report = {
+            "command": f"python -m benchmarks.sweep --setting {options.setting} --arg "
+            f"{options.arg} --members {options.members} --steps {options.steps}",
+            "date": datetime.date.today().isoformat(),
+            "machine": f"{jax.devices()[0].device_kind}, {platform.machine()}",
+            "jax": jax.__version__,
+            "single_runs_seconds": singles,
+            "rows": rows,
+        }
+        options.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
