@@ -121,8 +121,13 @@ def check(config: Any) -> None:
             "checkpoints_kept": 1,
             "steps_per_call": 0,
         },
-        "classifier": {"num_steps": 1, "batch_size": 1},
-        "eval": {"batch_size": 1, "num_examples": 0, "importance_samples": 1},
+        "classifier": {"num_steps": 1, "batch_size": 1, "seed": 0},
+        "eval": {
+            "batch_size": 1,
+            "num_examples": 0,
+            "importance_samples": 1,
+            "seed": 0,
+        },
     }
     for section, fields in least.items():
         for field, bound in fields.items():
@@ -202,7 +207,7 @@ def run(
         stack.callback(writer.close)
         evaluator = make_evaluator(sweep, metrics, writer)
         is_due = settings.eval_every_steps and step % settings.eval_every_steps == 0
-        if 0 < step < settings.num_steps and is_due and not has_results(workdir, step):
+        if 0 < step < settings.num_steps and is_due:
             evaluator(step, state)
         bar = stack.enter_context(
             terminal.ProgressBar(
@@ -251,13 +256,19 @@ def make_events(sweep: Sweep, writer, bar, saved, evaluator) -> train.Events:
                 )
 
     settings = sweep.config.train
+
+    def evaluate_between(step: int, state: train.TrainState) -> None:
+        # Stopped within an evaluation: the loop ends by itself, and what it has
+        # reached is saved. The evaluation is taken up by the resumed run.
+        if step < settings.num_steps:
+            with contextlib.suppress(Stopped):
+                evaluator(step, state)
+
     return train.Events(
         log_every_steps=settings.log_every_steps,
         log=log,
         eval_every_steps=settings.eval_every_steps,
-        evaluate=lambda step, state: (
-            None if step == settings.num_steps else evaluator(step, state)
-        ),
+        evaluate=evaluate_between,
         save_every_steps=settings.checkpoint_every_steps,
         save=lambda step, state: checkpoints.save(saved, step, state),
         progress=bar.update,
@@ -303,14 +314,6 @@ def make_evaluator(sweep: Sweep, metrics: dict[str, Callable], writer) -> Callab
         return results
 
     return evaluator
-
-
-def has_results(workdir: Path, step: int) -> bool:
-    """Whether metrics.jsonl holds an evaluation of this step."""
-    return any(
-        line["step"] == step and any(tag.startswith("eval/") for tag in line)
-        for line in writers.read_metrics(workdir / "metrics.jsonl")
-    )
 
 
 def summarise(

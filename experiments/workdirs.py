@@ -56,7 +56,15 @@ def record(workdir: Path, config: Any) -> None:
 def read_summary(workdir: Path) -> dict | None:
     """What summary.json holds, or None while the run is not finished."""
     path = workdir / "summary.json"
-    return _read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    summary = _read_json(path)
+    if not isinstance(summary, dict) or not summary.get("members"):
+        raise UsageError(
+            f"{path} is not the summary this project writes; choose another --workdir, "
+            "or move the file away"
+        )
+    return summary
 
 
 def _resolved(config: Any) -> dict:

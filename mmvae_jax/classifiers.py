@@ -24,6 +24,7 @@ from mmvae_jax.metrics.inputs import Classifier
 from mmvae_jax.types import Array, Batch, Params, PRNGKey
 
 _EVAL_BATCH = 1_000
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class ClassifierHyper(NamedTuple):
@@ -168,15 +169,18 @@ def _save(path: Path, trained: Mapping[str, Any]) -> None:
     """Writes a file at once or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_bytes(flax.serialization.msgpack_serialize(dict(trained)))
+    body = flax.serialization.msgpack_serialize(dict(trained))
+    partial.write_bytes(hashlib.sha256(body).digest() + body)
     partial.replace(path)
 
 
 def _load(path: Path) -> dict | None:
     """What a file holds; None if there is none or it cannot be read."""
     try:
-        return flax.serialization.msgpack_restore(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
-    except ValueError:  # truncated or foreign: train again and overwrite it
-        return None
+    digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    if hashlib.sha256(body).digest() != digest:
+        return None  # truncated, damaged or foreign: train again and overwrite it
+    return flax.serialization.msgpack_restore(body)

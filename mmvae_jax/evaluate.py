@@ -4,7 +4,7 @@ The one place where the functions of a model are compiled for evaluation: once
 for a run, since all members share them. Metrics themselves are plain functions.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ METRICS = {
     "linear_probe": linear_probe.linear_probe,
 }
 NEEDS_CLASSIFIERS = ("coherence", "frechet")
+PROPOSALS = ("joint", "mixture")  # of the log-likelihood
 
 
 def select_metrics(config: Any) -> dict[str, Callable]:
@@ -47,13 +48,18 @@ def select_metrics(config: Any) -> dict[str, Callable]:
       config: the field `eval` of configs/base.py.
 
     Raises:
-      UsageError: an unknown metric.
+      UsageError: an unknown metric or proposal.
     """
     unknown = [name for name in config.metrics if name not in METRICS]
     if unknown:
         raise UsageError(
             f"unknown metric {unknown[0]!r} in config.eval.metrics; choose from "
             f"{', '.join(METRICS)}"
+        )
+    if config.proposal not in PROPOSALS:
+        raise UsageError(
+            f"unknown config.eval.proposal {config.proposal!r}; choose one of "
+            f"{', '.join(PROPOSALS)}"
         )
     options = {
         "log_likelihood": {
@@ -136,7 +142,7 @@ def sample_grids(
     prior_key, conditional_key = jax.random.split(key)
     num = NUM_PRIOR_SAMPLES
     prior, _ = next(prior_images(model, params, prior_key, num, num))
-    grids = {"prior": np.concatenate([_row(prior[m]) for m in model.modalities])}
+    grids = {"prior": _stack([_row(prior[m]) for m in model.modalities])}
     rows = _one_of_each_class(test.labels)
     batch = {
         m: images[rows].astype(np.float32) / np.float32(255)
@@ -155,10 +161,7 @@ def sample_grids(
             posterior_key, noise_key = jax.random.split(own)
             z = draw(model.posterior(experts, subset, posterior_key), noise_key)
             lines.append(_row(to_images(model.decode(params, z))[target]))
-        # Inputs of another width or channels than the target go without.
-        if lines[0].shape != lines[1].shape:
-            lines = lines[1:]
-        grids[f"{target}_given_{model.modalities[source]}"] = np.concatenate(lines)
+        grids[f"{target}_given_{model.modalities[source]}"] = _stack(lines)
     return grids
 
 
@@ -166,6 +169,21 @@ def _row(images: Any) -> np.ndarray:
     """Images in [0, 1], [N, H, W, C], side by side: uint8 [H, N W, C]."""
     side_by_side = einops.rearrange(np.asarray(images), "n h w c -> h (n w) c")
     return np.round(np.nan_to_num(side_by_side) * 255).astype(np.uint8)
+
+
+def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows [h, w, c] below each other: narrow ones filled up, grey among colours."""
+    width = max(row.shape[1] for row in rows)
+    channels = max(row.shape[2] for row in rows)
+    return np.concatenate(
+        [
+            np.pad(
+                np.broadcast_to(row, (*row.shape[:2], channels)),
+                ((0, 0), (0, width - row.shape[1]), (0, 0)),
+            )
+            for row in rows
+        ]
+    )
 
 
 def _one_of_each_class(labels: np.ndarray) -> np.ndarray:

@@ -30,13 +30,13 @@ class RunWriter:
     def __init__(self, workdir: Path, members: Sequence[Member], step: int):
         """Opens the files of a run that continues at `step` (0 = a new run).
 
-        What an interrupted run logged beyond `step` is dropped: it will be
-        logged again.
+        What an interrupted run logged beyond `step` is dropped, and so are the
+        evaluations of `step` itself: they will be logged again.
         """
         self.workdir = workdir
         self.members = members
         self._path = workdir / "metrics.jsonl"
-        _drop_lines_after(self._path, step)
+        _drop_lines_to_come(self._path, step)
         self._file = open(self._path, "a")  # noqa: SIM115 (closed by close())
         self._boards = [
             tensorboardX.SummaryWriter(
@@ -127,11 +127,18 @@ def write_json(path: Path, value: Any) -> None:
     partial.replace(path)
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    """Keeps the lines of a metrics.jsonl up to a step."""
+def _drop_lines_to_come(path: Path, step: int) -> None:
+    """Keeps the lines of a metrics.jsonl that a run continued at `step` lacks."""
     if not path.exists():
         return
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    kept = [
+        line
+        for line in read_metrics(path)
+        # The log of a step is complete before its checkpoint, an evaluation may
+        # have been cut off between two members.
+        if line["step"] < step
+        or (line["step"] == step and not any(t.startswith("eval/") for t in line))
+    ]
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
     partial.replace(path)

@@ -1,0 +1,31 @@
+"""Smoke: everything a run does, in seconds; what it learns means nothing.
+
+    python -m experiments.run --config=configs/smoke.py --workdir=runs/smoke
+
+A check of an installation, and the config of the tests: PolyDigits with two
+modalities of 8 x 8 pixels, three members, every metric.
+"""
+
+from configs import polydigits
+
+
+def get_config(arg: str = "mopoe"):
+    """PolyDigits with the smallest networks and a few steps."""
+    config = polydigits.get_config(arg)
+    config.model.latent_dim = 4
+    config.modality.network_options.widths = (16,)
+    config.data.num_modalities = 2
+    config.data.image_size = 8
+    config.data.pairings = 1
+    config.sweep.beta = (0.0, 1.0, 9.0)
+    config.sweep.seed = (0,)
+    config.train.num_steps = 24
+    config.train.batch_size = 16
+    config.train.log_every_steps = 4
+    config.train.checkpoint_every_steps = 6
+    config.classifier.num_steps = 60
+    config.classifier.batch_size = 64
+    config.eval.batch_size = 100
+    config.eval.num_examples = 100
+    config.eval.importance_samples = 2
+    return config
