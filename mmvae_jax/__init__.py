@@ -7,6 +7,7 @@ types          array aliases, NamedTuples, the legend of axis letters
 errors         the one exception that users see as a single line
 distributions  log-densities, KL divergences and sampling
 subsets        a model of the family as data: subset masks and weights
+theory         entropies and the generative discrepancy of a known joint pmf
 posteriors     products and mixtures of Gaussian experts
 objectives     one function per objective, terms in nats
 layers         how a convolution is executed
