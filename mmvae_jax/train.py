@@ -232,7 +232,7 @@ class Events(NamedTuple):
     """What a loop calls, and how often; 0 steps = never.
 
     Attributes:
-      log_every_steps: steps between two calls of `log`.
+      log_every_steps: steps between two calls of `log`; the last step is logged too.
       log: (step, metrics: tag -> float [K], finite: bool [K]) -> None; means over
         the steps since the last call. Called in order, one call late.
       eval_every_steps: steps between two calls of `evaluate`.
@@ -331,21 +331,28 @@ def fit(
         if in_flight is not None:
             longest = finish(in_flight)
         totals = None
-        if events.log_every_steps and step % events.log_every_steps == 0:
+        is_last = step == num_steps and events.log_every_steps > 0
+        if is_last or _is_at(step, events.log_every_steps):
             state, totals = _take_totals(state)
         in_flight = _Call(step, num, done, totals)
-        is_eval = events.eval_every_steps and step % events.eval_every_steps == 0
-        is_save = events.save_every_steps and step % events.save_every_steps == 0
-        if is_eval or is_save:
+        is_save = _is_at(step, events.save_every_steps)
+        is_eval = _is_at(step, events.eval_every_steps)
+        if is_save or is_eval:
             longest, in_flight = finish(in_flight), None
-            if is_eval:
-                events.evaluate(step, state)
+            # Saved first: an evaluation may take long.
             if is_save:
                 events.save(step, state)
+            if is_eval:
+                events.evaluate(step, state)
             last_done = time.perf_counter()
     if in_flight is not None:
         finish(in_flight)
     return state
+
+
+def _is_at(step: int, period: int) -> bool:
+    """Whether something that happens every `period` steps (0: never) happens now."""
+    return period > 0 and step % period == 0
 
 
 def _take_totals(state: TrainState) -> tuple[TrainState, tuple]:
