@@ -1,0 +1,314 @@
+import itertools
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmvae_jax import models, objectives, sweeps, train
+from mmvae_jax.errors import UsageError
+from mmvae_jax.sweeps import Member
+from mmvae_jax.types import Gaussian
+
+SHAPES = {"m0": (2, 2, 1), "m1": (2, 2, 1), "m2": (2, 2, 1)}
+M, B, D = 3, 4, 6
+KEY = jax.random.key(0)
+SUBSETS = [
+    np.isin(np.arange(M), subset)
+    for size in range(1, M + 1)
+    for subset in itertools.combinations(range(M), size)
+]
+CUSTOM = {"subsets": ((0,), (0, 1), (1, 2)), "subset_weights": (0.25, 0.25, 0.5)}
+
+
+@pytest.fixture(scope="module")
+def make(tiny_config):
+    def build(name, shapes=SHAPES, **model):
+        model = CUSTOM | model if name == "custom" else model
+        return models.make_model(tiny_config(name, **model), shapes)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def params_of():
+    """model -> parameters; drawn once for all models of one structure."""
+    drawn = {}
+
+    def draw(model):
+        key = tuple(map(str, jax.tree.leaves(jax.eval_shape(model.init, KEY))))
+        if key not in drawn:
+            drawn[key] = model.init(KEY)
+        return drawn[key]
+
+    return draw
+
+
+@pytest.fixture(scope="module")
+def batch(tiny_images):
+    return {m: x / np.float32(255) for m, x in tiny_images(SHAPES, B).items()}
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_the_functions_of_every_model(name, make, params_of, batch):
+    model = make(name)
+    assert model.modalities == tuple(SHAPES) and model.latent_dim == D
+    params = params_of(model)
+    experts = model.encode(params, batch)
+    q = model.posterior(experts, SUBSETS[-1], KEY)
+    z = model.sample_prior(KEY, B)
+    results = {
+        "objective": model.objective(params, batch, KEY),
+        "experts": experts,
+        "posterior": q,
+        "mixture": model.mixture_posterior(experts),
+        "decoded": model.decode(params, q.mean),
+        "log_likelihood": model.log_likelihood(params, q.mean, batch),
+        "prior": z,
+        "log_prior": model.log_prior(z),
+    }
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
+    terms = results["objective"]
+    assert set(terms.log_likelihood) == set(SHAPES)
+    for leaf in jax.tree.leaves(terms):
+        assert leaf.shape == (B,)
+    assert (terms.kl > 0).all()
+    own_dim = D // M if name == "unimodal" else D
+    assert results["experts"].mean.shape == (M, B, own_dim)
+    assert results["posterior"].mean.shape == (B, D)
+    components, weights = results["mixture"]
+    num_subsets = {"mmvae": 3, "mopoe": 7, "custom": 3}.get(name, 1)
+    assert components.log_variance.shape == (num_subsets, B, D)
+    assert weights.shape == (num_subsets,) and weights.sum() == pytest.approx(1)
+    for m, shape in SHAPES.items():
+        assert results["decoded"][m].shape == (B, *shape)
+        assert results["log_likelihood"][m].shape == (B,)
+    assert results["prior"].shape == (B, D)
+    z = np.float64(results["prior"])
+    expected = -0.5 * (z**2 + np.log(2 * np.pi)).sum(-1)
+    np.testing.assert_allclose(results["log_prior"], expected, rtol=1e-5)
+    # The decoder's mean is where the Laplace likelihood has its constant.
+    constant = np.log(2 * 0.75)
+    residual = np.abs(results["decoded"]["m1"] - batch["m1"]) / 0.75 + constant
+    np.testing.assert_allclose(
+        results["log_likelihood"]["m1"], -residual.sum((1, 2, 3)), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_what_a_posterior_and_a_generation_depend_on(name, make, params_of, batch):
+    """Bit by bit on the observed modalities, and not at all on the others."""
+    model = make(name)
+    params = params_of(model)
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(0, None))
+    def outputs(batch, subset):
+        q = model.posterior(model.encode(params, batch), subset, KEY)
+        return model.decode(params, q.mean) | {"mean": q.mean, "lv": q.log_variance}
+
+    # Row m + 1 is the batch with another x_m.
+    variants = {m: np.repeat(x[None], M + 1, 0) for m, x in batch.items()}
+    for row, m in enumerate(SHAPES, start=1):
+        variants[m][row] = 1 - variants[m][row]
+    for subset in SUBSETS:
+        used = subset
+        if name == "custom" and subset.tolist() == [True, False, True]:
+            used = np.array([True, False, False])  # of {0}, {0, 1}, {1, 2}
+        for output, values in outputs(variants, subset).items():
+            changed = (np.asarray(values)[1:] != values[0]).reshape(M, -1).any(1)
+            expected = used & (np.array(list(SHAPES)) == output)
+            is_shared = name != "unimodal" or output in ("mean", "lv")
+            assert changed.tolist() == (used if is_shared else expected).tolist()
+
+
+def test_unimodal_vaes_share_nothing(make, params_of, batch):
+    model = make("unimodal")
+    params = params_of(model)
+
+    def term(params, modality):
+        return jnp.mean(model.objective(params, batch, KEY).log_likelihood[modality])
+
+    for m in SHAPES:
+        gradient = jax.grad(term)(params, m)
+        for part, other in itertools.product(("encoders", "decoders"), SHAPES):
+            leaves = jax.tree.leaves(gradient[part][other])
+            assert any(np.any(leaf) for leaf in leaves) == (m == other)
+
+
+def test_unobserved_unimodal_vaes_are_left_with_their_prior(make, params_of, batch):
+    model = make("unimodal")
+    experts = model.encode(params_of(model), batch)
+    for subset in SUBSETS:
+        q = model.posterior(experts, jnp.asarray(subset), KEY)
+        for m in range(M):
+            part = Gaussian(*(field[:, 2 * m : 2 * m + 2] for field in q))
+            for field, expert in zip(part, experts, strict=True):
+                expected = expert[m] if subset[m] else np.zeros((B, 2))
+                np.testing.assert_array_equal(field, expected)
+
+
+def test_the_latent_size_is_divided_among_unimodal_vaes(make):
+    assert make("unimodal", latent_dim=8).latent_dim == 6
+    assert make("mopoe", latent_dim=8).latent_dim == 8
+
+
+def test_the_family_shares_its_parameters(make):
+    names = ("mvae", "mvae_plus", "mmvae", "mopoe", "custom")
+    trees = [make(name).init(jax.random.key(3)) for name in names]
+    for other in trees[1:]:
+        jax.tree.map(np.testing.assert_array_equal, trees[0], other)
+    leaves = jax.tree.leaves(trees[0])
+    kernels = [np.asarray(leaf) for leaf in leaves if leaf.ndim == 2]
+    for one, other in itertools.combinations(kernels, 2):
+        assert one.shape != other.shape or not np.allclose(one, other)
+
+
+def test_models_with_one_modality_have_the_same_objective(make, params_of, batch):
+    shapes, one = {"m0": SHAPES["m0"]}, {"m0": batch["m0"]}
+    terms = []
+    for name in ("mvae", "mmvae", "mopoe", "unimodal"):
+        model = make(name, shapes, prior_expert="never")
+        terms.append(model.objective(params_of(model), one, KEY))
+    for other in terms[1:3]:
+        jax.tree.map(np.testing.assert_array_equal, terms[0], other)
+    np.testing.assert_allclose(terms[3].kl, terms[0].kl, rtol=1e-6)
+
+
+def test_what_the_config_says_reaches_the_objective(
+    tiny_config, make, params_of, batch
+):
+    config = tiny_config("mopoe")
+    results = {}
+    for estimator in objectives.SUBSET_ESTIMATORS:
+        config.objective.subset_estimator = estimator
+        model = models.make_model(config, SHAPES)
+        params = params_of(model)
+        results[estimator] = model.objective(params, batch, KEY).log_likelihood["m0"]
+    for one, other in itertools.combinations(results.values(), 2):
+        assert not np.allclose(one, other)
+    experts = model.encode(params, batch)
+    released = make("mopoe", prior_expert="released").mixture_posterior(experts)[0]
+    paper = make("mopoe").mixture_posterior(experts)[0]
+    differs = (released.mean != paper.mean).any(axis=(1, 2))
+    assert differs.tolist() == [False] * 6 + [True]
+
+
+def test_modalities_may_differ(tiny_config):
+    config = tiny_config("mopoe")
+    config.modalities.m1 = {"likelihood": "bernoulli"}
+    config.modalities.m2 = {"network": "mlp", "network_options": {"widths": (4, 3)}}
+    config.lock()
+    shapes = {"m0": (2, 2, 1), "m1": (5,), "m2": (3, 2)}
+    model = models.make_model(config, shapes)
+    params = model.init(KEY)
+    sizes = {m: len(p["params"]) for m, p in params["decoders"].items()}
+    assert sizes == {"m0": 2, "m1": 2, "m2": 3}
+    decoded = model.decode(params, 100 * model.sample_prior(KEY, 2))
+    assert {m: x.shape[1:] for m, x in decoded.items()} == shapes
+    assert (decoded["m1"] >= 0).all() and (decoded["m1"] <= 1).all()
+    assert (decoded["m0"] < 0).any()
+
+
+def set_field(path, value):
+    def change(config):
+        *parents, name = path.split(".")
+        for parent in parents:
+            config = config[parent]
+        config[name] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "moe",
+            set_field("model.latent_dim", 4),
+            "unknown model 'moe' in config.model.name; choose one of unimodal, mvae, "
+            "mvae_plus, mmvae, mopoe, custom",
+        ),
+        (
+            "mopoe",
+            set_field("model.latent_dim", 0),
+            "config.model.latent_dim must be >= 1, got 0",
+        ),
+        (
+            "unimodal",
+            set_field("model.latent_dim", 2),
+            "config.model.latent_dim = 2 leaves no latent dimension for each of 3 "
+            "unimodal VAEs",
+        ),
+        (
+            "mopoe",
+            set_field("modalities.m7", {"network": "mlp"}),
+            "config.modalities names m7, but the data have m0, m1, m2",
+        ),
+        (
+            "mopoe",
+            set_field("objective.subset_estimator", "all"),
+            "unknown config.objective.subset_estimator 'all'; choose one of "
+            "stratified, random, exact",
+        ),
+        (
+            "mvae",
+            set_field("model.prior_expert", "no"),
+            "unknown config.model.prior_expert 'no'; choose one of paper, released, "
+            "always, never",
+        ),
+        (
+            "custom",
+            set_field("model.latent_dim", 4),
+            "model 'custom' needs config.model.subsets, for instance ((0,), (0, 1))",
+        ),
+        (
+            "mvae",
+            set_field("modality.network", "vit"),
+            "unknown network 'vit'; choose one of conv, resnet, mlp",
+        ),
+        (
+            "mvae",
+            set_field("modality.likelihood", "cauchy"),
+            "unknown likelihood 'cauchy'; choose one of laplace, gaussian, bernoulli, "
+            "categorical",
+        ),
+    ],
+)
+def test_errors_of_configs(name, change, message, tiny_config):
+    config = tiny_config(name)
+    change(config)
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        models.make_model(config, SHAPES)
+
+
+def test_mvae_trains_at_large_beta(make, params_of, tiny_images):
+    """Where the paper reports numerical failure; the rate is far above its own."""
+    model = make("mvae")
+    params = params_of(model)
+    task = train.vae_task(model)._replace(init=lambda key: params)
+    members = [Member(beta, 0.05, 0) for beta in (9.0, 32.0)]
+    hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
+    data = tiny_images(SHAPES, 32)
+    losses = []
+    execution = train.Execution("vmap", 20)
+    state = train.fit(
+        train.compile_steps(task, execution),
+        train.init_states(task, hyper, keys, data),
+        hyper,
+        keys,
+        data,
+        num_steps=60,
+        batch_size=8,
+        data_seed=0,
+        execution=execution,
+        events=train.Events(20, lambda step, metrics, finite: losses.append(metrics)),
+    )
+    assert state.finite.all() and len(losses) == 3
+    for leaf in jax.tree.leaves((state.params, losses)):
+        assert np.isfinite(leaf).all()
+    # At a beta this large the posterior falls back to the prior.
+    assert (losses[-1]["train/kl"] < 0.5 * losses[0]["train/kl"]).all()
+    assert (losses[-1]["train/loss"] < losses[0]["train/loss"]).all()
