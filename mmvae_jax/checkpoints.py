@@ -26,7 +26,12 @@ def open_checkpoints(directory: str | Path, num_kept: int) -> ocp.CheckpointMana
     options = ocp.CheckpointManagerOptions(
         max_to_keep=num_kept, enable_async_checkpointing=True
     )
-    return ocp.CheckpointManager(Path(directory).absolute(), options=options)
+    return ocp.CheckpointManager(
+        Path(directory).absolute(),
+        options=options,
+        # Named, or a manager that has not saved yet cannot read metadata.
+        item_handlers=ocp.StandardCheckpointHandler(),
+    )
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:
