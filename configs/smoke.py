@@ -22,6 +22,7 @@ def get_config(arg: str = "mopoe"):
     config.train.num_steps = 24
     config.train.batch_size = 16
     config.train.log_every_steps = 4
+    config.train.eval_every_steps = 12
     config.train.checkpoint_every_steps = 6
     config.classifier.num_steps = 60
     config.classifier.batch_size = 64

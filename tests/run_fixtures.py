@@ -1,0 +1,214 @@
+"""Runs of configs/smoke.py: in this process, or as the user's command."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from configs import smoke
+from experiments import prepare, run
+from mmvae_jax import data
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE_OPTIONS = {
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
+# Starts `python -m experiments.run` many times for the price of one import. A job
+# may bring code that is executed first, for instance to die at a certain point.
+DRIVER = """
+import json, os, runpy, sys, traceback
+from experiments import command, prepare, terminal, workdirs
+from mmvae_jax import checkpoints, classifiers, evaluate, models, train, writers
+sys.path.insert(0, str(prepare.DATASETS))
+import polymnist.polymnist_dataset_builder
+
+def child(job):
+    for stream, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    sys.argv = ["experiments.run", *job["flags"]]
+    code = 0
+    try:
+        exec(job["first"], {})
+        runpy.run_module("experiments.run", run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+for job in json.load(sys.stdin):
+    process = os.fork()
+    if process == 0:
+        child(job)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    print(json.dumps(code), flush=True)
+"""
+
+
+STREAMS = ("stdout", "stderr")
+
+
+class Outcome(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def shared_dir(tmp_path_factory):
+    """A folder that the workers of a parallel test run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def cache(shared_dir):
+    """Programs compiled once for all runs, also for those of other processes."""
+    old = {name: getattr(jax.config, name) for name in CACHE_OPTIONS}
+    old["jax_compilation_cache_dir"] = jax.config.jax_compilation_cache_dir
+    new = {**CACHE_OPTIONS, "jax_compilation_cache_dir": str(shared_dir / "xla")}
+    _configure(new)
+    yield {name.upper(): str(value) for name, value in new.items()}
+    _configure(old)
+
+
+def _configure(options):
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def data_dir(shared_dir, cache):
+    """config.data.data_dir of all runs: prepared data, classifiers."""
+    return shared_dir / "data"
+
+
+@pytest.fixture(scope="session")
+def smoke_config(data_dir):
+    """(model, "section.field" -> value) -> the smoke config, changed."""
+
+    def build(arg="mopoe", changes=None):
+        config = smoke.get_config(arg)
+        config.data.data_dir = str(data_dir)
+        config.update_from_flattened_dict(changes or {})
+        return config
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def dataset(smoke_config):
+    return data.load(prepare.prepare(smoke_config().data))
+
+
+class Finished(NamedTuple):
+    workdir: Path
+    config: object
+    stdout: str
+    compiled: list  # (name, number of programs compiled)
+
+
+@pytest.fixture(scope="session")
+def finished(smoke_config, tmp_path_factory):
+    """A run of the smoke config that nothing interrupted."""
+    config = smoke_config()
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    programs = []
+    with pytest.MonkeyPatch.context() as patch:
+        compile_steps = run.train.compile_steps
+
+        def counting(task, execution):
+            program = compile_steps(task, execution)
+            programs.append(program)
+            return program
+
+        patch.setattr(run.train, "compile_steps", counting)
+        code, stdout = _run_here(config, workdir)
+    assert code == 0
+    sizes = [program._cache_size() for program in programs]
+    return Finished(workdir, config, stdout, sizes)
+
+
+@pytest.fixture(scope="session")
+def run_here():
+    """(config, workdir) -> (exit code, standard output) of a run in this process."""
+    return _run_here
+
+
+def _run_here(config, workdir):
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output):
+            code = run.train_and_evaluate(config, workdir)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return code, output.getvalue()
+
+
+@pytest.fixture(scope="session")
+def commands(data_dir, cache, tmp_path_factory):
+    """[(flags, code to execute first)] -> the outcomes of the user's command."""
+
+    def run_all(jobs):
+        folder = tmp_path_factory.mktemp("outputs")
+        described = [
+            {
+                "flags": [
+                    "--config=configs/smoke.py",
+                    f"--config.data.data_dir={data_dir}",
+                    *flags,
+                ],
+                "first": first,
+                "stdout": str(folder / f"{i}.out"),
+                "stderr": str(folder / f"{i}.err"),
+            }
+            for i, (flags, first) in enumerate(jobs)
+        ]
+        result = subprocess.run(
+            [sys.executable, "-c", DRIVER],
+            input=json.dumps(described),
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **cache},
+            timeout=300,
+        )
+        codes = [int(line) for line in result.stdout.split()]
+        assert len(codes) == len(jobs), result.stderr
+        return [
+            Outcome(code, *(Path(job[name]).read_text() for name in STREAMS))
+            for code, job in zip(codes, described, strict=True)
+        ]
+
+    return run_all
+
+
+@pytest.fixture(scope="session")
+def contents():
+    """folder -> (relative name -> bytes) of all its files; the lock has none."""
+
+    def read(folder):
+        return {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(Path(folder).rglob("*"))
+            if path.is_file() and path.name != ".lock"
+        }
+
+    return read

@@ -1,0 +1,200 @@
+"""A run that was stopped and started again ends in the bits of an unbroken one."""
+
+import json
+import signal
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+pytest_plugins = ("run_fixtures",)
+
+# Each piece of code stops the process at one point, deterministically.
+AFTER_A_CHECKPOINT = """
+import os, signal
+from mmvae_jax import checkpoints
+save = checkpoints.save
+def save_and_die(manager, step, state):
+    save(manager, step, state)
+    if step == {step}:
+        manager.wait_until_finished()
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoints.save = save_and_die
+"""
+# The log of step 16 is on the disk, half of the next line too, the checkpoint is of
+# step 12.
+IN_A_LINE = """
+import os, signal
+from mmvae_jax import writers
+write = writers.RunWriter.write_scalars
+def write_and_die(self, step, scalars):
+    write(self, step, scalars)
+    if step == 16:
+        self._file.write('{"step": 20, "member": 0, "be')
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+writers.RunWriter.write_scalars = write_and_die
+"""
+IN_AN_EVALUATION = """
+import os, signal
+from mmvae_jax import evaluate
+evaluate_member, calls = evaluate.evaluate_member, []
+def evaluate_and_die(*arguments):
+    calls.append(None)
+    if len(calls) == {call}:
+        os.kill(os.getpid(), signal.{signal})
+    return evaluate_member(*arguments)
+evaluate.evaluate_member = evaluate_and_die
+"""
+# The results of the last evaluation are on the disk, but no summary.
+BEFORE_THE_SUMMARY = """
+import os, signal
+from mmvae_jax import writers
+def die(path, value, write=writers.write_json):
+    if path.name == "summary.json":
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, value)
+writers.write_json = die
+"""
+TERMINATED_AT_STEP = """
+import os, signal
+from experiments import terminal
+update = terminal.ProgressBar.update
+def update_and_stop(self, step, seconds):
+    update(self, step, seconds)
+    if step >= {step} and not getattr(self, "is_stopped", False):
+        self.is_stopped = True
+        os.kill(os.getpid(), signal.{signal})
+terminal.ProgressBar.update = update_and_stop
+"""
+# Name -> (code, signal, the steps at which the next start may resume). All stops of
+# a chain happen to one run, each to the process that resumed it after the last.
+KILLED = {
+    "after the first checkpoint": (AFTER_A_CHECKPOINT.format(step=6), 9, (6,)),
+    "in a line": (IN_A_LINE, 9, (12,)),
+    "in an evaluation between": (
+        IN_AN_EVALUATION.format(call=2, signal="SIGKILL"),
+        9,
+        (12,),
+    ),
+    # The last checkpoint may still have been on its way to the disk.
+    "in the last evaluation": (
+        IN_AN_EVALUATION.format(call=5, signal="SIGKILL"),
+        9,
+        (18, 24),
+    ),
+    "before the summary": (BEFORE_THE_SUMMARY, 9, (18, 24)),
+}
+STOPPED = {
+    # Neither a log (every 4) nor a checkpoint (every 6) falls on these by itself.
+    "between two logged steps": (
+        TERMINATED_AT_STEP.format(step=8, signal="SIGTERM"),
+        15,
+        (9, 10),
+    ),
+    "in an evaluation between": (
+        IN_AN_EVALUATION.format(call=2, signal="SIGTERM"),
+        15,
+        (12,),
+    ),
+    "from the keyboard": (
+        TERMINATED_AT_STEP.format(step=20, signal="SIGINT"),
+        2,
+        (21, 22),
+    ),
+    "in the last evaluation": (
+        IN_AN_EVALUATION.format(call=2, signal="SIGTERM"),
+        15,
+        (24,),
+    ),
+}
+CHAINS = {"killed": KILLED, "stopped": STOPPED}
+EVERY_STOP = [(chain, name) for chain, stops in CHAINS.items() for name in stops]
+
+
+class Runs(NamedTuple):
+    unbroken: Path
+    workdirs: dict  # chain -> its workdir
+    outcomes: dict  # chain -> of its stops, and of the last start
+
+
+@pytest.fixture(scope="module")
+def runs(commands, tmp_path_factory):
+    """A run without interruption, and the two chains."""
+    root = tmp_path_factory.mktemp("resume")
+
+    def flags(name):
+        # Few steps a call, so that a signal comes between two logged steps.
+        return [
+            f"--workdir={root / name}",
+            "--config.train.steps_per_call=2",
+            "--config.eval.metrics=('elbo', 'coherence')",
+        ]
+
+    jobs = [(flags("unbroken"), "")]
+    for chain, stops in CHAINS.items():
+        jobs += [(flags(chain), first) for first, _, _ in stops.values()]
+        jobs.append((flags(chain), ""))
+    first, *others = commands(jobs)
+    assert first.code == 0, first.stderr
+    outcomes = {}
+    for chain, stops in CHAINS.items():
+        outcomes[chain] = others[: len(stops) + 1]
+        others = others[len(stops) + 1 :]
+    workdirs = {chain: root / chain for chain in CHAINS}
+    return Runs(root / "unbroken", workdirs, outcomes)
+
+
+def last_state(workdir):
+    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+        step = manager.latest_step()
+        return step, manager.restore(step, args=ocp.args.StandardRestore())
+
+
+def assert_same_bits(workdir, other):
+    (step, state), (other_step, other_state) = last_state(workdir), last_state(other)
+    assert step == other_step
+    leaves, structure = jax.tree.flatten(state)
+    other_leaves, other_structure = jax.tree.flatten(other_state)
+    assert structure == other_structure
+    for leaf, other_leaf in zip(leaves, other_leaves, strict=True):
+        assert np.asarray(leaf).tobytes() == np.asarray(other_leaf).tobytes()
+
+
+@pytest.mark.parametrize(("chain", "name"), EVERY_STOP)
+def test_stops_and_resumes(chain, name, runs):
+    index = list(CHAINS[chain]).index(name)
+    _, number, steps = CHAINS[chain][name]
+    stopped, resumed = runs.outcomes[chain][index : index + 2]
+    assert stopped.code == (-9 if number == 9 else 128 + number), stopped.stderr
+    words = resumed.stdout.partition("resuming ")[2].split()
+    assert words[:3] == [str(runs.workdirs[chain]), "at", "step"], resumed.stderr
+    assert int(words[3]) in steps
+    if number != 9:
+        signal_name = signal.Signals(number).name
+        assert f"{signal_name}: saving, then stopping\n" in stopped.stdout
+        assert stopped.stdout.splitlines()[-1] == (
+            f"{signal_name}: saved; the same command continues this run"
+        )
+        assert "Traceback" not in stopped.stderr
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_resumed_bits(chain, runs):
+    workdir, last = runs.workdirs[chain], runs.outcomes[chain][-1]
+    assert last.code == 0, last.stderr
+    assert_same_bits(workdir, runs.unbroken)
+    # No line is lost, doubled, torn or in another place.
+    lines = (workdir / "metrics.jsonl").read_text()
+    assert lines == (runs.unbroken / "metrics.jsonl").read_text()
+    found, wanted = (
+        json.loads((folder / "summary.json").read_text())
+        for folder in (workdir, runs.unbroken)
+    )
+    assert found.pop("wall_seconds") > 0 and wanted.pop("wall_seconds") > 0
+    assert found == wanted
+    for path in (runs.unbroken / "samples").iterdir():
+        assert (workdir / "samples" / path.name).read_bytes() == path.read_bytes()
