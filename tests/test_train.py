@@ -36,7 +36,7 @@ class Setup:
     """A task with its data, and a compiled program for each execution."""
 
     def __init__(self, task, data):
-        self.task, self.data, self.programs = task, data, {}
+        self.task, self.data, self.programs, self.starts = task, data, {}, {}
 
     def program(self, execution):
         if execution not in self.programs:
@@ -44,8 +44,16 @@ class Setup:
         return self.programs[execution]
 
     def start(self, members):
+        """State, hyper-parameters and keys before the first step."""
         hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
-        return train.init_states(self.task, hyper, keys, self.data), hyper, keys
+        for k, member in enumerate(members):
+            if member not in self.starts:
+                state = train.init_state(
+                    self.task, sweeps.member(hyper, k), keys[k], self.data
+                )
+                self.starts[member] = jax.device_get(state)
+        states = [self.starts[member] for member in members]
+        return jax.tree.map(lambda *x: jnp.array(np.stack(x)), *states), hyper, keys
 
     def fit(self, members, execution, num_steps, state=None, hyper=None, **options):
         start, own_hyper, keys = self.start(members)
@@ -90,7 +98,11 @@ def vae(tiny_config, tiny_images):
     config = tiny_config("mmvae", latent_dim=2)
     config.modality.network_options.widths = ()
     model = models.make_model(config, SHAPES)
-    base = model.init(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    base = jax.tree.map(
+        lambda x: np.float32(0.5 * rng.normal(size=x.shape)),
+        jax.eval_shape(model.init, jax.random.key(0)),
+    )
 
     def init(key):  # compiles faster than the model's own
         return jax.tree.map(lambda x: x * (1 + 0.1 * jax.random.normal(key)), base)
@@ -100,6 +112,17 @@ def vae(tiny_config, tiny_images):
 
 
 MAP, VMAP = Execution("map", 16), Execution("vmap", 16)
+
+
+def test_members_start_as_they_do_alone(regression):
+    start, hyper, keys = regression.start(MEMBERS)
+    states = train.init_states(regression.task, hyper, keys, regression.data)
+    assert_same_bits(states, start)
+    assert states.finite.all() and not states.step.any()
+    assert bits_differ(*(states.params["w"][k] for k in (0, 1)))
+    assert_same_bits(*(states.params["w"][k] for k in (0, 2)))  # of equal seeds
+
+
 ADAM_LIMIT = 1e-6  # parameters of order 1 after 30 steps
 
 
@@ -134,7 +157,6 @@ def test_all_mappings_train_the_same_members(mapping, regression):
 @pytest.mark.parametrize("execution", [MAP, VMAP])
 def test_a_diverged_member_is_frozen_and_leaves_the_others_alone(execution, vae):
     start, hyper, _ = vae.start(MEMBERS)
-    start = copy(start)
     healthy = vae.fit(MEMBERS, execution, 12)
     broken = hyper._replace(beta=hyper.beta.at[1].set(jnp.nan))
     state = vae.fit(MEMBERS, execution, 12, hyper=broken)
@@ -152,7 +174,7 @@ def test_a_diverged_member_is_frozen_and_leaves_the_others_alone(execution, vae)
     assert_same_bits(sweeps.member(later.params, 1), sweeps.member(start.params, 1))
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient", "metric"])
+@pytest.mark.parametrize("where", ["", "loss", "gradient", "metric"])
 def test_whatever_is_not_finite_stops_a_member(where):
     def loss(params, hyper, key, batch):
         value = jnp.sum(params["w"])
@@ -166,8 +188,8 @@ def test_whatever_is_not_finite_stops_a_member(where):
     hyper, key = Hyper(jnp.float32(1), jnp.float32(0.1)), jax.random.key(0)
     state = train.init_state(task, hyper, key, {})
     after = train.train_step(task, state, hyper, key, {})
-    assert bool(state.finite) and not bool(after.finite)
-    assert_same_bits(after.params, state.params)
+    assert bool(state.finite) and bool(after.finite) == (where == "")
+    assert bits_differ(after.params, state.params) == (where == "")
 
 
 def test_one_compilation_serves_every_number_of_steps():
@@ -232,30 +254,40 @@ def test_logged_metrics_are_means_since_the_last_log(regression):
     regression.fit(
         MEMBERS, MAP, 14, events=Events(4, lambda *args: logged.append(args))
     )
-    assert [step for step, _, _ in logged] == [4, 8, 12]
+    assert [step for step, _, _ in logged] == [4, 8, 12, 14]
     states, order = by_hand(regression, MEMBERS[1], 14)
     x = np.asarray(regression.data["x"]) / 255
     for step, metrics, finite in logged:
         assert finite.tolist() == [True] * 3
-        rows = x[order[step - 4 : step]]
+        num = step % 4 or 4
+        rows = x[order[step - num : step]]
         np.testing.assert_allclose(
             metrics["train/target"], [rows.mean(1).sum(-1).mean()] * 3, rtol=1e-5
         )
-        totals = [states[s].totals["train/loss"] for s in (step - 4, step)]
-        mean = np.float64(totals[1] - totals[0]) / 4
+        totals = [states[s].totals["train/loss"] for s in (step - num, step)]
+        mean = np.float64(totals[1] - totals[0]) / num
         assert metrics["train/loss"].shape == (3,)
         assert metrics["train/loss"][1] == pytest.approx(mean, rel=1e-4)
 
 
-def test_what_was_not_logged_yet_survives_a_resume(regression):
+def test_what_was_not_logged_yet_survives_a_stop(regression, monkeypatch):
+    monkeypatch.setattr(train, "TARGET_SECONDS_PER_CALL", 0.0)
+
     def run(*stops):
-        logged, state = [], None
-        events = Events(8, lambda *args: logged.append(args))
+        logged, seen, state = [], [], None
         for stop in stops:
-            state = regression.fit(MEMBERS, MAP, stop, state=state, events=events)
+            events = Events(
+                log_every_steps=8,
+                log=lambda *args: logged.append(args),
+                progress=lambda step, seconds: seen.append(step),
+                is_stopping=lambda stop=stop: bool(seen) and seen[-1] >= stop,
+            )
+            state = regression.fit(MEMBERS, MAP, 16, state=state, events=events)
         return logged
 
-    for one, other in zip(run(16), run(5, 11, 16), strict=True):
+    whole, parts = run(16), run(3, 10, 16)
+    assert [step for step, _, _ in parts] == [8, 16]
+    for one, other in zip(whole, parts, strict=True):
         assert_same_bits(one, other)
 
 
@@ -289,8 +321,9 @@ def test_events_are_called_at_their_steps_in_order(regression):
         ("evaluate", 8),
         ("log", 9),
         ("log", 12),
-        ("evaluate", 12),
         ("save", 12),
+        ("evaluate", 12),
+        ("log", 13),
     ]
 
 
