@@ -88,6 +88,9 @@ def get_config() -> ConfigDict:
                 num_examples=0,  # of the test split; 0 = all
                 importance_samples=12,  # K of the log-likelihood; paper: 12
                 proposal="joint",  # of the log-likelihood: joint, mixture
+                # Of the metric "fid", which the default leaves out; "" = downloaded
+                # to data_dir/weights/ if not there.
+                inception_weights="",
                 seed=0,
             ),
         )

@@ -6,6 +6,7 @@ for a run, since all members share them. Metrics themselves are plain functions.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import einops
@@ -13,11 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmvae_jax import inception, inception_weights
 from mmvae_jax.data import Split
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics import (
     coherence,
     elbo,
+    fid,
     frechet,
     linear_probe,
     log_likelihood,
@@ -36,19 +39,22 @@ METRICS = {
     "swd": swd.swd,
     "log_likelihood": log_likelihood.log_likelihood,
     "linear_probe": linear_probe.linear_probe,
+    "fid": fid.fid,
 }
 NEEDS_CLASSIFIERS = ("coherence", "frechet")
 PROPOSALS = ("joint", "mixture")  # of the log-likelihood
 
 
-def select_metrics(config: Any) -> dict[str, Callable]:
+def select_metrics(config: Any, data_dir: str = "data") -> dict[str, Callable]:
     """The metrics that a config asks for, with their options.
 
     Args:
       config: the field `eval` of configs/base.py.
+      data_dir: where data sets are kept; FID keeps its weights and the moments of
+        real images there.
 
     Raises:
-      UsageError: an unknown metric or proposal.
+      UsageError: an unknown metric or proposal, or FID without its weights.
     """
     unknown = [name for name in config.metrics if name not in METRICS]
     if unknown:
@@ -67,6 +73,12 @@ def select_metrics(config: Any) -> dict[str, Callable]:
             "proposal": config.proposal,
         }
     }
+    if "fid" in config.metrics:
+        weights = inception_weights.load(config.inception_weights, data_dir)
+        options["fid"] = {
+            "extractor": inception.make_extractor(inception.to_variables(weights)),
+            "cache_dir": Path(data_dir).expanduser() / "fid",
+        }
     return {
         name: partial(METRICS[name], **options.get(name, {})) for name in config.metrics
     }
