@@ -34,19 +34,23 @@ MAY_IMPORT = {
     "train": BASIS | {"objectives", "data", "sweeps"},
     "checkpoints": BASIS,
     "writers": BASIS | {"sweeps"},
+    "inception": BASIS,
+    "inception_weights": BASIS,
     "metrics": set(),
     "metrics.inputs": BASIS,
+    "metrics.fid": BASIS | {"metrics.inputs", "metrics.frechet"},
     "metrics.*": BASIS | {"distributions", "metrics.inputs"},
     "classifiers": BASIS | {"networks", "data", "sweeps", "train", "metrics.inputs"},
-    "evaluate": BASIS | {"data", "sweeps", "metrics", "metrics.*"},
+    "evaluate": BASIS
+    | {"data", "sweeps", "inception", "inception_weights", "metrics", "metrics.*"},
 }
 # library -> the modules of mmvae_jax that may know of it.
 KNOWN_BY = {
     "tensorflow_datasets": {"data"},
     "orbax": {"checkpoints"},
     "tensorboardX": {"writers"},
-    "flax": {"layers", "networks", "classifiers"},
-    "flax.linen": {"layers", "networks"},
+    "flax": {"layers", "networks", "inception", "classifiers"},
+    "flax.linen": {"layers", "networks", "inception"},
     "ml_collections": set(),
     "absl": set(),
     "clu": set(),
