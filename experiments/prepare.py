@@ -8,6 +8,7 @@ nowhere else, so that a library of that name is never shadowed.
 """
 
 import contextlib
+import errno
 import fcntl
 import io
 import shutil
@@ -91,6 +92,8 @@ def prepare(data_config):
         except dataset_error as error:
             raise UsageError(str(error)) from error
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # no mistake of the user's
             raise UsageError(
                 f"cannot prepare data in {root} ({error}): check config.data.data_dir"
             ) from error

@@ -1,19 +1,24 @@
 """Checkpoints: orbax behind four functions.
 
 A checkpoint holds the TrainState of all members, and so all that a resumed run
-needs. Checkpoints are written to a temporary folder and renamed, in the
-background, and the newest few are kept.
+needs, with a digest of it: the arrays on the disk have no checksum of their own.
+Checkpoints are written to a temporary folder and renamed, in the background, and
+the newest few are kept.
 """
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from mmvae_jax.errors import UsageError
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def open_checkpoints(directory: str | Path, num_kept: int) -> ocp.CheckpointManager:
@@ -43,7 +48,8 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:
     if step in checkpoints.all_steps():
         return
     copy = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
-    checkpoints.save(step, args=ocp.args.StandardSave(copy))
+    content = {"digest": _digest(copy), "state": copy}
+    checkpoints.save(step, args=ocp.args.StandardSave(content))
 
 
 def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | None:
@@ -66,7 +72,7 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | 
         lambda leaf: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=leaf.sharding
         ),
-        like,
+        {"digest": jnp.zeros(_DIGEST_BYTES, jnp.uint8), "state": like},
     )
     for step in steps:
         try:
@@ -75,14 +81,17 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | 
                 jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
                 for path, leaf in jax.tree_util.tree_leaves_with_path(saved)
             }
+            if not found:
+                raise ValueError("it has no arrays")
         except Exception as error:  # orbax raises many kinds for a damaged one
             _warn_damaged(checkpoints, step, error)
             continue
         _check_shapes(checkpoints, step, found, template)
         try:
-            return step, checkpoints.restore(
-                step, args=ocp.args.StandardRestore(template)
-            )
+            content = checkpoints.restore(step, args=ocp.args.StandardRestore(template))
+            if not np.array_equal(_digest(content["state"]), content["digest"]):
+                raise ValueError("its content is not what was saved")
+            return step, content["state"]
         except Exception as error:
             _warn_damaged(checkpoints, step, error)
     if steps:
@@ -115,9 +124,17 @@ def _check_shapes(checkpoints, step: int, found: dict, template: Any) -> None:
         name = differing[0]
         raise UsageError(
             f"checkpoint {step} in {checkpoints.directory} is of another shape: "
-            f"{name} is {found.get(name, 'absent')} there and "
+            f"{name.removeprefix('state/')} is {found.get(name, 'absent')} there and "
             f"{expected.get(name, 'absent')} here; choose another --workdir"
         )
+
+
+def _digest(state: Any) -> np.ndarray:
+    """The sha256 of all arrays of a state, uint8 [32]."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(state):
+        digest.update(np.ascontiguousarray(leaf).data)
+    return np.frombuffer(digest.digest(), np.uint8)
 
 
 def _warn_damaged(checkpoints, step: int, error: Exception) -> None:

@@ -88,10 +88,16 @@ class RunWriter:
 
 def member_name(member: Member, members: Sequence[Member]) -> str:
     """A file name for a member: the hyper-parameters that name it in its sweep."""
-    name = f"beta={member.beta:g},seed={member.seed}"
+    name = f"beta={_short(member.beta)},seed={member.seed}"
     if len({other.learning_rate for other in members}) > 1:
-        name += f",learning_rate={member.learning_rate:g}"
+        name += f",learning_rate={_short(member.learning_rate)}"
     return name
+
+
+def _short(value: float) -> str:
+    """A number in six digits, or in all of them where six are not it."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -166,14 +166,23 @@ def _run_here(config, workdir):
 def commands(data_dir, cache, tmp_path_factory):
     """[(flags, code to execute first)] -> the outcomes of the user's command."""
 
+    defaults = (
+        "--config=configs/smoke.py",
+        f"--config.data.data_dir={data_dir}",
+    )
+
+    def is_given(default, flags):
+        name = default.partition("=")[0] + "="
+        return any(flag.startswith(name) for flag in flags)
+
     def run_all(jobs):
         folder = tmp_path_factory.mktemp("outputs")
         described = [
             {
                 "flags": [
-                    "--config=configs/smoke.py",
-                    f"--config.data.data_dir={data_dir}",
-                    *flags,
+                    *(flag for flag in flags if flag.startswith("--config=")),
+                    *(flag for flag in defaults if not is_given(flag, flags)),
+                    *(flag for flag in flags if not flag.startswith("--config=")),
                 ],
                 "first": first,
                 "stdout": str(folder / f"{i}.out"),

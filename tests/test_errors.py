@@ -1,0 +1,238 @@
+"""Mistakes of the user, made with the user's command: one line and an exit code."""
+
+import fcntl
+import gzip
+import json
+import re
+import shutil
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest_plugins = ("run_fixtures",)
+
+# flags -> what the line must say. {name} is a path of `places`.
+USAGE = {
+    # Flags and config files.
+    "--wrokdir=x": "wrokdir",
+    "--config=configs/nothing.py": "configs/nothing.py",
+    "--config=configs/smoke.py:mopoe,net=conv": "unknown config argument 'net=conv'",
+    "stray": "unexpected argument 'stray'",
+    "--config.modle.name=mvae": "no field .*modle",
+    "--config.train.num_step=3": "no field .*num_step",
+    "--config.train.num_steps=many": "num_steps.*many",
+    "--config.train.num_steps=1.5": "num_steps.*1.5",
+    "--config.data.repeated=perhaps": "repeated.*perhaps",
+    # The model and its parts.
+    "--config.model.name=vae": "unknown model 'vae'.*unimodal.*mopoe",
+    "--config.model.latent_dim=0": "latent_dim must be >= 1, got 0",
+    "--config=configs/smoke.py:unimodal --config.model.latent_dim=1": "latent_dim = 1",
+    "--config.model.prior_expert=some": "prior_expert 'some'",
+    "--config.objective.subset_estimator=all": "subset_estimator 'all'",
+    "--config.modality.network=transformer": "unknown network 'transformer'.*mlp",
+    "--config.modality.network=conv": "network 'conv'.*widths",
+    "--config.modality.likelihood=poisson": "unknown likelihood 'poisson'.*laplace",
+    "--config.modality.likelihood_scale=0.": "scale must be > 0, got 0",
+    # Subsets and weights.
+    "--config=configs/smoke.py:custom": "needs config.model.subsets",
+    "--config=configs/smoke.py:custom --config.model.subsets=((0,),(0,1)) "
+    "--config.model.subset_weights=(0.5,0.6)": "sum to 1, got .0.5, 0.6.",
+    "--config=configs/smoke.py:custom --config.model.subsets=((0,),(0,1)) "
+    "--config.model.subset_weights=(1.5,-0.5)": ">= 0",
+    "--config=configs/smoke.py:custom --config.model.subsets=((0,),())": "1 is empty",
+    "--config=configs/smoke.py:custom --config.model.subsets=((0,),(2,))": (
+        "no modality 2"
+    ),
+    "--config=configs/smoke.py:custom --config.model.subsets=((0,),(0,))": "twice",
+    # The sweep.
+    "--config.sweep.beta=(-1.,)": "sweep.beta must be >= 0 and finite, got -1",
+    "--config.sweep.beta=(1e999,)": "sweep.beta must be >= 0 and finite, got inf",
+    "--config.sweep.beta=()": "sweep.beta is empty",
+    "--config.sweep.beta=(1.,1.)": "sweep.beta repeats",
+    "--config.sweep.learning_rate=(0.,)": "learning_rate must be > 0",
+    "--config.sweep.seed=(-1,)": "sweep.seed must be >= 0",
+    # Training, classifiers and evaluation.
+    "--config.train.mapping=pmap": "unknown config.train.mapping 'pmap'.*vmap",
+    "--config.train.batch_size=100000": "batch_size=100000 does not fit 1433",
+    "--config.train.batch_size=0": "train.batch_size must be >= 1, got 0",
+    "--config.train.num_steps=0": "train.num_steps must be >= 1, got 0",
+    "--config.train.checkpoints_kept=0": "checkpoints_kept must be >= 1",
+    "--config.train.data_seed=-1": "data_seed must be >= 0, got -1",
+    "--config.classifier.network=svm": "unknown config.classifier.network 'svm'",
+    "--config.classifier.num_steps=0": "classifier.num_steps must be >= 1",
+    "--config.eval.metrics=('fid',)": "unknown metric 'fid'.*frechet",
+    "--config.eval.proposal=prior": "unknown config.eval.proposal 'prior'.*mixture",
+    "--config.eval.seed=-1": "eval.seed must be >= 0",
+    # The data.
+    "--config.data.name=mnist": "config.data.name='mnist' is unknown.*polymnist",
+    "--config.data.digits=svhn": "config.data.digits='svhn'",
+    "--config.data.image_size=4": "image_size=4 must be in",
+    "--config.data.data_dir={a_file}": "data_dir",
+    "--config.data.backgrounds_dir={one_background}": "background",
+    "--config.data.digits=mnist --config.data.digits_dir={truncated}": (
+        "train-images-idx3-ubyte"
+    ),
+    "--config.data.digits=mnist --config.data.digits_dir={empty}": "idx",
+    "--config.data.digits=published --config.data.published_dir={unlike_labels}": (
+        "label"
+    ),
+    "--config.data.digits=mnist": "cannot be downloaded .*config.data.digits_dir",
+    # The working directory; each of these exists before.
+    "--workdir={a_file}": "is not a folder",
+    "--workdir={a_file}/run": "is not a folder",
+    "--workdir={foreign}": "holds files that are no run",
+    "--workdir={run} --config.model.latent_dim=5": (
+        "another config: config.model.latent_dim is 4 there and 5 here"
+    ),
+    "--workdir={run} --config=configs/smoke.py:mvae --config.train.num_steps=30": (
+        r"another config: config.model.name .*\(and 1 more fields\)"
+    ),
+    "--workdir={corrupt_config}": r"config.json is not the JSON",
+    "--workdir={corrupt_summary}": r"summary.json is not the JSON",
+    "--workdir={other_summary}": r"summary.json is not the summary",
+    "--workdir={claimed}": "another process is running in",
+    "--workdir={other_shape} --config.model.latent_dim=6": (
+        "checkpoint 24 .* is of another shape: .* choose another --workdir"
+    ),
+    "--workdir={no_checkpoint}": "none of the checkpoints in .* can be read",
+}
+NO_NETWORK = """
+import socket
+def refuse(*arguments, **options):
+    raise OSError("no network")
+socket.getaddrinfo = socket.create_connection = refuse
+"""
+FULL = """
+import errno, os
+from mmvae_jax import checkpoints, writers
+def full(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "where")
+"""
+FAILURES = {
+    "metrics": FULL + "writers.RunWriter.write_scalars = full",
+    "images": FULL + "writers.RunWriter.write_images = full",
+    "checkpoint": FULL + "checkpoints.save = full",
+    "config": FULL + "writers.write_json = full",
+    "data": FULL
+    + """
+from polymnist import polymnist_dataset_builder as module
+module.Builder._generate_examples = full
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def places(finished, tmp_path_factory):
+    """Folders and files of users who make mistakes."""
+    root = tmp_path_factory.mktemp("places")
+    (root / "a_file").write_text("kept")
+    for name in ("empty", "one_background", "truncated", "foreign"):
+        (root / name).mkdir()
+    (root / "foreign" / "thesis.tex").write_text("kept")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(root / "one_background" / "0.jpg")
+    for split, num in (("train", 100), ("t10k", 20)):
+        images = struct.pack(">4I", 2051, num, 28, 28) + bytes(28 * 28 * num)
+        labels = struct.pack(">2I", 2049, num) + bytes(num)
+        if split == "train":
+            images = images[:-50]
+        folder = root / "truncated"
+        name = f"{split}-images-idx3-ubyte.gz"
+        (folder / name).write_bytes(gzip.compress(images))
+        name = f"{split}-labels-idx1-ubyte.gz"
+        (folder / name).write_bytes(gzip.compress(labels))
+    for split in ("train", "test"):
+        for m in range(2):
+            folder = root / "unlike_labels" / split / f"m{m}"
+            folder.mkdir(parents=True)
+            for n in range(4):
+                Image.fromarray(noise[:8, :8]).save(folder / f"{n}.{n + m}.png")
+    for name in (
+        "run",
+        "corrupt_config",
+        "corrupt_summary",
+        "other_summary",
+        "claimed",
+        "other_shape",
+        "no_checkpoint",
+    ):
+        shutil.copytree(finished.workdir, root / name)
+    (root / "corrupt_config" / "config.json").write_text('{"model": ')
+    (root / "corrupt_summary" / "summary.json").write_text('{"model": ')
+    (root / "other_summary" / "summary.json").write_text("[]\n")
+    for name in ("other_shape", "no_checkpoint"):
+        (root / name / "summary.json").unlink()
+    path = root / "other_shape" / "config.json"
+    config = json.loads(path.read_text())
+    config["model"]["latent_dim"] = 6
+    path.write_text(json.dumps(config))
+    for path in (root / "no_checkpoint" / "checkpoints").rglob("*"):
+        if path.is_file() and "metadata" not in path.name.lower():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return root
+
+
+@pytest.fixture(scope="module")
+def results(places, commands, contents, tmp_path_factory):
+    """Flags or name -> (outcome, its workdir), and what was in `places`."""
+    root = tmp_path_factory.mktemp("workdirs")
+    names = {path.name: str(path) for path in places.iterdir()}
+    jobs, workdirs = {}, {}
+    for number, flags in enumerate(USAGE):
+        given = [flag.format_map(names) for flag in flags.split(" --")]
+        given = [given[0], *(f"--{flag}" for flag in given[1:])]
+        workdirs[flags] = root / str(number)
+        if "--workdir" not in flags:
+            given.insert(0, f"--workdir={workdirs[flags]}")
+        jobs[flags] = (given, NO_NETWORK)
+    for name, first in FAILURES.items():
+        workdirs[name] = root / name
+        given = [f"--workdir={workdirs[name]}"]
+        if name == "data":
+            given.append(f"--config.data.data_dir={root / 'full_data'}")
+        jobs[name] = (given, first)
+    before = contents(places)
+    with open(places / "claimed" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        outcomes = dict(zip(jobs, commands(list(jobs.values())), strict=True))
+    return outcomes, workdirs, before, contents(places)
+
+
+@pytest.mark.parametrize("flags", USAGE)
+def test_usage(flags, results):
+    outcomes, workdirs, _, _ = results
+    outcome = outcomes[flags]
+    assert outcome.code == 2, outcome.stderr
+    lines = [line for line in outcome.stderr.splitlines() if "error" in line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), outcome.stderr
+    assert re.search(USAGE[flags], lines[0]), lines[0]
+    if "no_checkpoint" not in flags:  # orbax's threads complain about damage
+        assert "Traceback" not in outcome.stderr
+    # Nothing is left that would stand in the way of the corrected command.
+    workdir = workdirs[flags]
+    left = [path.name for path in workdir.iterdir()] if workdir.exists() else []
+    assert left in ([], [".lock"])
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_full_disk(name, results):
+    outcomes, workdirs, _, _ = results
+    outcome = outcomes[name]
+    assert outcome.code == 1, outcome.stderr
+    lines = [line for line in outcome.stderr.splitlines() if "rror" in line]
+    assert len(lines) == 1, outcome.stderr
+    assert lines[0].startswith("error: ") and "No space left" in lines[0]
+    assert not (workdirs[name] / "summary.json").exists()
+
+
+def test_no_half_written_data(results):
+    folder = results[1]["data"].parent / "full_data"
+    assert not list(folder.rglob("dataset_info.json"))
+
+
+def test_existing_files_are_left_as_they_are(results):
+    _, _, before, after = results
+    assert len(before) > 100
+    assert before == after
