@@ -12,6 +12,12 @@ from mmvae_jax import checkpoints
 from mmvae_jax.errors import UsageError
 from mmvae_jax.train import TrainState
 
+# Threads of orbax complain about damage once more, later.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+
 
 def make_state(step, width=40):
     """A state of two members, with awkward bits."""

@@ -62,7 +62,7 @@ USAGE = {
     "--config.train.data_seed=-1": "data_seed must be >= 0, got -1",
     "--config.classifier.network=svm": "unknown config.classifier.network 'svm'",
     "--config.classifier.num_steps=0": "classifier.num_steps must be >= 1",
-    "--config.eval.metrics=('fid',)": "unknown metric 'fid'.*frechet",
+    "--config.eval.metrics=('psnr',)": "unknown metric 'psnr'.*frechet",
     "--config.eval.proposal=prior": "unknown config.eval.proposal 'prior'.*mixture",
     "--config.eval.seed=-1": "eval.seed must be >= 0",
     # The data.
