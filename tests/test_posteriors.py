@@ -345,8 +345,12 @@ def test_what_is_used_when_only_some_modalities_are_observed(name, is_jitted):
 def test_posterior_components_are_the_products_of_balanced_subsets():
     num = 40
     experts = random_experts(10, (3, num, D))
-    products = [product64(experts, mask, False) for mask in CUSTOM.masks]
-    q = jax.jit(posteriors.posterior_component)(jax.random.key(0), experts, CUSTOM)
+    mixture = CUSTOM._replace(prior_expert=np.array([False, True, False]))
+    products = [
+        product64(experts, mask, prior)
+        for mask, prior in zip(mixture.masks, mixture.prior_expert, strict=True)
+    ]
+    q = jax.jit(posteriors.posterior_component)(jax.random.key(0), experts, mixture)
     is_close = np.stack(
         [
             np.isclose(q.mean, p.mean, rtol=1e-4, atol=1e-5).all(-1)
