@@ -13,6 +13,8 @@ from absl import app, flags, logging
 
 from mmvae_jax.errors import UsageError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def run(main: Callable[[], int | None]) -> None:
     """Parses the flags and calls `main`; errors of the user become one line."""
@@ -29,9 +31,11 @@ def _guarded(main: Callable[[], int | None]) -> int:
         return _report(error, 2)
     except OSError as error:
         # Anything but a full disk or a missing permission is worth a traceback.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (*FULL, errno.EACCES, errno.EROFS):
             raise
-        return _report(error, 1)
+        place = f" ({error.filename})" if error.filename else ""
+        advice = "make room" if error.errno in FULL else "change its permissions"
+        return _report(f"{error.strerror}{place}: {advice}, then repeat the command", 1)
 
 
 def _parse(argv: list[str]) -> list[str]:

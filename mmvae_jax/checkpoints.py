@@ -6,7 +6,10 @@ Checkpoints are written to a temporary folder and renamed, in the background, an
 the newest few are kept.
 """
 
+import contextlib
+import errno
 import hashlib
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -44,12 +47,16 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:
 
     The state is copied to the host first: the train loop donates its buffers to
     the next call, and on CPU an array handed over would still be those buffers.
+
+    Raises:
+      OSError: the disk is full, now or when the checkpoint before was written.
     """
     if step in checkpoints.all_steps():
         return
     copy = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
     content = {"digest": _digest(copy), "state": copy}
-    checkpoints.save(step, args=ocp.args.StandardSave(content))
+    with _full_disk_named(checkpoints):
+        checkpoints.save(step, args=ocp.args.StandardSave(content))
 
 
 def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | None:
@@ -104,8 +111,22 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | 
 
 def close(checkpoints: ocp.CheckpointManager) -> None:
     """Waits until everything has been written."""
-    checkpoints.wait_until_finished()
-    checkpoints.close()
+    with _full_disk_named(checkpoints):
+        checkpoints.wait_until_finished()
+        checkpoints.close()
+
+
+@contextlib.contextmanager
+def _full_disk_named(checkpoints):
+    """Turns what orbax raises for a full disk into the error of the system."""
+    try:
+        yield
+    except ValueError as error:
+        if "No space left" not in str(error):
+            raise
+        raise OSError(
+            errno.ENOSPC, os.strerror(errno.ENOSPC), str(checkpoints.directory)
+        ) from error
 
 
 def _check_shapes(checkpoints, step: int, found: dict, template: Any) -> None:

@@ -173,3 +173,19 @@ def test_another_shape(change, tmp_path):
     assert "\n" not in text and "choose another --workdir" in text
     wanted = {"shape": "(2, 30, 40) there and (2, 30, 41) here", "fewer": "absent here"}
     assert wanted.get(change, "absent there and () here") in text
+
+
+@pytest.mark.parametrize("name", ["save", "wait_until_finished"])
+def test_a_full_disk(name, tmp_path, monkeypatch):
+    manager = checkpoints.open_checkpoints(tmp_path / "c", 2)
+
+    def full(*arguments, **options):
+        raise ValueError("RESOURCE_EXHAUSTED: x [OS error 28: No space left on device]")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manager, name, full)
+        with pytest.raises(OSError, match="No space left on device") as error:
+            checkpoints.save(manager, 1, make_state(1))
+            checkpoints.close(manager)
+    assert error.value.errno == 28 and error.value.filename == str(tmp_path / "c")
+    checkpoints.close(manager)

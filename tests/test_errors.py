@@ -223,7 +223,8 @@ def test_full_disk(name, results):
     assert outcome.code == 1, outcome.stderr
     lines = [line for line in outcome.stderr.splitlines() if "rror" in line]
     assert len(lines) == 1, outcome.stderr
-    assert lines[0].startswith("error: ") and "No space left" in lines[0]
+    wanted = "error: No space left on device (where): make room, then repeat"
+    assert lines[0].startswith(wanted)
     assert not (workdirs[name] / "summary.json").exists()
 
 
