@@ -19,6 +19,7 @@ import io
 import math
 import os
 import pickle
+import pickletools
 import urllib.request
 from pathlib import Path
 from typing import NamedTuple
@@ -98,7 +99,7 @@ def read_state_dict(content: bytes) -> dict[str, np.ndarray]:
     stream = io.BytesIO(content)
     try:
         magic, protocol, system, tensors, keys = (
-            _Unpickler(stream).load() for _ in range(5)
+            _unpickle(stream, len(content)) for _ in range(5)
         )
         if (magic, protocol) != (_MAGIC, _PROTOCOL) or not system["little_endian"]:
             raise ValueError("another format")
@@ -116,6 +117,18 @@ def read_state_dict(content: bytes) -> dict[str, np.ndarray]:
         raise UsageError(
             f"not a state dict in PyTorch's format from before 1.6 ({reason})"
         ) from error
+
+
+def _unpickle(stream: io.BytesIO, size: int):
+    """The next pickle of a stream of `size` bytes."""
+    start = stream.tell()
+    for opcode, argument, _ in pickletools.genops(stream):
+        # torch.save wrote protocol 2. A large index would make the memo as large.
+        is_put = opcode.name in ("PUT", "LONG_BINPUT")
+        if opcode.proto > 2 or (is_put and int(argument) > size):
+            raise pickle.UnpicklingError(f"it has an unexpected {opcode.name}")
+    stream.seek(start)
+    return _Unpickler(stream).load()
 
 
 class _Unpickler(pickle.Unpickler):
