@@ -174,20 +174,28 @@ def draw_tradeoff(results: Results, caption: str, path: Path) -> None:
 
 def draw_samples(folders: Mapping[str, Path], member: str, path: Path) -> None:
     """Puts the models' prior samples and one conditional grid side by side."""
-    names = ("prior", "m0_given_m1")
+    titles = {"prior": "unconditional", "m0_given_m1": "m0 given m1 (top row)"}
+    pictures = {
+        (name, model): plt.imread(folder / "samples" / f"{member}_{name}.png")
+        for name in titles
+        for model, folder in folders.items()
+    }
+    # Rows as high as their pictures are, at one width for all.
+    shapes = [pictures[name, next(iter(folders))].shape for name in titles]
+    ratios = [height / width for height, width, *_ in shapes]
     figure, axes = plt.subplots(
-        len(names),
+        len(titles),
         len(folders),
-        figsize=(4.2 * len(folders), 4.6),
-        height_ratios=(3, 11 * 2),
+        figsize=(2.6 * len(folders), 2.6 * sum(ratios) + 0.6),
+        height_ratios=ratios,
         layout="constrained",
+        squeeze=False,
     )
-    titles = ("unconditional", "m0 (below) given m1 (top row)")
-    for column, (model, folder) in enumerate(folders.items()):
-        for row, (name, title) in enumerate(zip(names, titles, strict=True)):
+    for row, (name, title) in enumerate(titles.items()):
+        for column, model in enumerate(folders):
             axis = axes[row, column]
-            axis.imshow(plt.imread(folder / "samples" / f"{member}_{name}.png"))
-            axis.set_title(f"{LABELS[model]}: {title}", fontsize=8)
+            axis.imshow(pictures[name, model], interpolation="nearest")
+            axis.set_title(f"{LABELS[model]}: {title}", fontsize=7)
             axis.set_axis_off()
     figure.savefig(path, dpi=130)
     plt.close(figure)

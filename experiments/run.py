@@ -80,7 +80,7 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
       UsageError: a mistake in the config, the data or the working directory.
     """
     members = sweeps.grid(config.sweep)
-    metrics = evaluate.select_metrics(config.eval)
+    metrics = evaluate.select_metrics(config.eval, config.data.data_dir)
     check(config)
     with workdirs.claimed(workdir, config):
         summary = workdirs.read_summary(workdir)

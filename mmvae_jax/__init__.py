@@ -18,6 +18,8 @@ sweeps         the member axis of a sweep
 train          the train step and the only train loop
 checkpoints    orbax behind four functions
 writers        metrics.jsonl, TensorBoard, PNG
+inception      the network behind FID
+inception_weights  its published weights: fetched, checked, read without PyTorch
 classifiers    the digit classifiers behind the coherences
 metrics/       one file per metric
 evaluate       runs the metrics of every member

@@ -68,7 +68,7 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | 
 
     Returns:
       (step, state), or None if there is no checkpoint. A damaged one is passed
-      over with a warning, and left where it is.
+      over with a warning, and kept under the name STEP.damaged.
 
     Raises:
       UsageError: a checkpoint holds arrays of other names or shapes, or none of
@@ -91,7 +91,7 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | 
             if not found:
                 raise ValueError("it has no arrays")
         except Exception as error:  # orbax raises many kinds for a damaged one
-            _warn_damaged(checkpoints, step, error)
+            _set_aside(checkpoints, step, error)
             continue
         _check_shapes(checkpoints, step, found, template)
         try:
@@ -100,11 +100,11 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | 
                 raise ValueError("its content is not what was saved")
             return step, content["state"]
         except Exception as error:
-            _warn_damaged(checkpoints, step, error)
+            _set_aside(checkpoints, step, error)
     if steps:
         raise UsageError(
-            f"none of the checkpoints in {checkpoints.directory} can be read; move "
-            "the folder away to start from the beginning"
+            f"none of the checkpoints in {checkpoints.directory} could be read; they "
+            "were set aside there, and the same command starts from the beginning"
         )
     return None
 
@@ -158,11 +158,15 @@ def _digest(state: Any) -> np.ndarray:
     return np.frombuffer(digest.digest(), np.uint8)
 
 
-def _warn_damaged(checkpoints, step: int, error: Exception) -> None:
-    """Says that a checkpoint is passed over."""
+def _set_aside(checkpoints, step: int, error: Exception) -> None:
+    """Renames a damaged checkpoint, so that its step can be saved again."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    folder = Path(checkpoints.directory) / str(step)
+    if folder.exists():
+        folder.rename(folder.with_name(f"{step}.damaged"))
+    checkpoints.reload()
     warnings.warn(
-        f"checkpoint {step} in {checkpoints.directory} cannot be read ({reason}); "
-        "trying the one before it",
+        f"checkpoint {step} in {checkpoints.directory} cannot be read ({reason}); it "
+        "is set aside, trying the one before it",
         stacklevel=3,
     )

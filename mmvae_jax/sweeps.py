@@ -48,12 +48,16 @@ def grid(sweep: Any) -> list[Member]:
         if len(set(values)) != len(values):
             raise UsageError(f"config.sweep.{name} repeats a value: {tuple(values)}")
         for value in values:
-            is_allowed = value > 0 if name == "learning_rate" else value >= 0
-            if not (is_allowed and np.isfinite(value)):
-                bound = "> 0" if name == "learning_rate" else ">= 0"
-                raise UsageError(
-                    f"config.sweep.{name} must be {bound} and finite, got {value}"
-                )
+            is_allowed, bound = {
+                "beta": (0 <= value < np.inf, ">= 0 and finite"),
+                "learning_rate": (0 < value < np.inf, "> 0 and finite"),
+                "seed": (
+                    0 <= value < 2**32 and value == int(value),
+                    "an integer >= 0 and below 2**32",
+                ),
+            }[name]
+            if not is_allowed:
+                raise UsageError(f"config.sweep.{name} must be {bound}, got {value}")
     return [
         Member(float(beta), float(rate), int(seed))
         for beta, rate, seed in itertools.product(

@@ -116,7 +116,7 @@ def train_step(
     gradient, metrics = jax.grad(task.loss, has_aux=True)(
         state.params, hyper, step_key, batch
     )
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     finite = state.finite & jnp.isfinite(norm)
     for value in metrics.values():
         finite &= jnp.isfinite(value)
