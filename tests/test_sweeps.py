@@ -55,9 +55,12 @@ def test_the_grid_is_a_product_with_seeds_innermost():
             {"learning_rate": (0.0,)},
             "config.sweep.learning_rate must be > 0 and finite, got 0.0",
         ),
-        (
-            {"seed": (-1,)},
-            "config.sweep.seed must be an integer >= 0 and below 2**32, got -1",
+        *(
+            (
+                {"seed": (0, seed)},
+                f"config.sweep.seed must be an integer >= 0 and below 2**32, got {seed}",
+            )
+            for seed in (-1, 0.5, 2**32)
         ),
     ],
 )
@@ -72,7 +75,7 @@ def test_seeds_are_integers_of_32_bits(seeds):
         sweeps.stack_keys(sweeps.grid(sweep(seed=seeds)))
 
 
-MEMBERS = [Member(0.5, 1e-3, 7), Member(2.0, 1e-4, 0), Member(9.0, 1.0, 2**31)]
+MEMBERS = [Member(0.5, 1e-3, 7), Member(2.0, 1e-4, 0), Member(9.0, 1.0, 2**32 - 1)]
 
 
 def test_members_are_stacked_in_order():
