@@ -58,7 +58,8 @@ def test_the_grid_is_a_product_with_seeds_innermost():
         *(
             (
                 {"seed": (0, seed)},
-                f"config.sweep.seed must be an integer >= 0 and below 2**32, got {seed}",
+                "config.sweep.seed must be an integer >= 0 and below 2**32, "
+                f"got {seed}",
             )
             for seed in (-1, 0.5, 2**32)
         ),
