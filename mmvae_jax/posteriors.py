@@ -43,7 +43,9 @@ def product_of_experts(
     top = jax.lax.stop_gradient(top)
     weights = jnp.exp(log_precision - top)
     total = jnp.sum(weights, axis=0) + jnp.exp(prior - top)
-    mean = jnp.sum(weights * experts.mean, axis=0) / total
+    # Masked, not only weighted by 0: a mean outside the subset may be anything.
+    means = jnp.where(mask, experts.mean, 0.0)
+    mean = jnp.sum(weights * means, axis=0) / total
     return Gaussian(mean, -(top + jnp.log(total)))
 
 
@@ -77,6 +79,9 @@ def stratified_components(key: PRNGKey, weights: Array, num: int) -> Array:
     positions = jnp.minimum(positions, 1 - jnp.finfo(positions.dtype).epsneg)
     edges = jnp.cumsum(weights)
     components = jnp.searchsorted(edges / edges[-1], positions, side="right")
+    # A parallel cumulative sum need not be monotonic to the last bit, which may
+    # open an interval for a component of weight 0.
+    components = jnp.where(weights[components] > 0, components, jnp.argmax(weights))
     return jax.random.permutation(order_key, components.astype(jnp.int32))
 
 

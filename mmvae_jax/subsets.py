@@ -130,7 +130,7 @@ def custom_subsets(
         )
     masks = np.zeros((len(subsets), num_modalities), bool)
     for row, subset in zip(masks, subsets, strict=True):
-        indices = [subset] if isinstance(subset, int) else list(subset)
+        indices = [subset] if isinstance(subset, (int, np.integer)) else list(subset)
         for index in indices:
             if not 0 <= index < num_modalities:
                 raise UsageError(

@@ -99,7 +99,12 @@ def map_members(fn: Callable, mapping: str, num_shared: int) -> Callable:
 
     Returns:
       The mapped function; its outputs have a leading axis of K.
+
+    Raises:
+      ValueError: the mapping is none of MAPPINGS.
     """
+    if mapping not in MAPPINGS:
+        raise ValueError(f"mapping must be one of {MAPPINGS}, got {mapping!r}")
 
     def mapped(*args):
         split = len(args) - num_shared
