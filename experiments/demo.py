@@ -8,10 +8,13 @@ the trade-off came out: the exit code is 1 if it did not. A stopped demo continu
 where it was.
 """
 
+import datetime
+import os
 import time
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -21,7 +24,7 @@ from ml_collections import config_flags
 
 from experiments import command, run, terminal, workdirs
 from mmvae_jax.sweeps import Member
-from mmvae_jax.writers import member_name
+from mmvae_jax.writers import member_name, write_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402 (the backend comes first)
@@ -201,6 +204,31 @@ def draw_samples(folders: Mapping[str, Path], member: str, path: Path) -> None:
     plt.close(figure)
 
 
+def report(summary: dict, config: Any, results: Results, verdicts: list) -> dict:
+    """What results.json holds: the numbers and what they were measured with."""
+    return {
+        "command": "make demo",
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{summary['device']}, {os.cpu_count()} cores",
+        "versions": {name: metadata.version(name) for name in ("jax", "flax", "numpy")},
+        "dataset": summary["dataset"],
+        "num_steps": summary["num_steps"],
+        "seeds": list(config.sweep.seed),
+        "scale": "demo: 16 x 16 pixels, small networks; not the paper's data",
+        "mean_and_std_over_seeds": {
+            model: {
+                str(beta): {tag: [*spread] for tag, spread in tags.items()}
+                for beta, tags in by_beta.items()
+            }
+            for model, by_beta in results.items()
+        },
+        "claims": [
+            {"claim": claim.text, "holds": holds, "numbers": numbers}
+            for claim, holds, numbers in verdicts
+        ],
+    }
+
+
 def main() -> int:
     """Runs, or takes up, the four runs of the demo and shows their results."""
     start = time.perf_counter()
@@ -230,6 +258,7 @@ def main() -> int:
     )
     draw_samples(folders, member_name(middle, [middle]), workdir / "samples.png")
     verdicts = judge(results)
+    write_json(workdir / "results.json", report(first, config, results, verdicts))
     rows = [[c.text, "holds" if ok else "FAILS", n] for c, ok, n in verdicts]
     terminal.say("\n" + tabulate.tabulate(rows, ["claim (best beta each)", "", ""]))
     terminal.say(

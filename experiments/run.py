@@ -280,40 +280,67 @@ def make_evaluator(sweep: Sweep, metrics: dict[str, Callable], writer) -> Callab
     """A function (step, state) -> tag -> value of every member, also written."""
     config = sweep.config
     model = evaluate.compile_model(sweep.model)
+    test = evaluate.first_examples(
+        sweep.dataset.test, config.eval.num_examples, config.eval.seed
+    )
     trained: list = []  # the classifiers, once there are any
 
     def evaluator(step: int, state: train.TrainState) -> list[dict[str, float]]:
         if not trained:
-            needed = set(metrics) & set(evaluate.NEEDS_CLASSIFIERS)
-            folder = Path(config.data.data_dir).expanduser() / "classifiers"
-            trained.append(
-                classifiers.get_classifiers(config, sweep.dataset, folder)
-                if needed
-                else None
-            )
-        test = evaluate.first_examples(
-            sweep.dataset.test, config.eval.num_examples, config.eval.seed
-        )
+            trained.append(get_classifiers(sweep, metrics))
         inputs = EvaluationData(
             sweep.dataset.train, test, trained[0], config.eval.batch_size
         )
         # The same draws for every member: differences are theirs alone.
         key = jax.random.fold_in(jax.random.key(config.eval.seed), step)
+        total = len(sweep.members) * len(metrics)
         results = []
-        for k in terminal.steps(len(sweep.members), f"evaluation at step {step}"):
-            if sweep.stop:
-                raise Stopped
-            params = sweeps.member(state.params, k)
-            results.append(
-                evaluate.evaluate_member(metrics, model, params, inputs, key)
-            )
-            writer.write_images(
-                step, k, evaluate.sample_grids(model, params, test, key)
-            )
+        with terminal.steps(total, f"evaluation at step {step}") as bar:
+
+            def announce(name: str) -> None:
+                if sweep.stop:
+                    raise Stopped
+                bar.set_postfix_str(name)
+                bar.update()
+
+            for k in range(len(sweep.members)):
+                params = sweeps.member(state.params, k)
+                results.append(
+                    evaluate.evaluate_member(
+                        metrics, model, params, inputs, key, announce
+                    )
+                )
+                grids = evaluate.sample_grids(model, params, test, key)
+                writer.write_images(step, k, grids)
         writer.write_scalars(step, results)
         return results
 
     return evaluator
+
+
+def get_classifiers(sweep: Sweep, metrics: dict[str, Callable]) -> dict | None:
+    """The digit classifiers, trained if need be; None if no metric asks for them.
+
+    Raises:
+      Stopped: a signal arrived while they were trained.
+    """
+    if not set(metrics) & set(evaluate.NEEDS_CLASSIFIERS):
+        return None
+    settings = sweep.config.classifier
+    num_modalities = len(sweep.dataset.train.modalities)
+    bar = terminal.ProgressBar(
+        0, settings.num_steps, settings.batch_size * num_modalities, "classifiers"
+    )
+    found = classifiers.get_classifiers(
+        sweep.config,
+        sweep.dataset,
+        Path(sweep.config.data.data_dir).expanduser() / "classifiers",
+        train.Events(progress=bar.update, is_stopping=lambda: bool(sweep.stop)),
+    )
+    bar.close()
+    if found is None:
+        raise Stopped
+    return found
 
 
 def summarise(

@@ -2,7 +2,6 @@
 
 import math
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import tabulate
@@ -27,9 +26,9 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def steps(num: int, name: str) -> Iterator[int]:
-    """Counts from 0 to num - 1 with a progress bar."""
-    return iter(tqdm(range(num), desc=name, leave=False, mininterval=_interval()))
+def steps(num: int, name: str) -> tqdm:
+    """A progress bar of `num` steps that vanishes at its end."""
+    return tqdm(total=num, desc=name, leave=False, mininterval=_interval())
 
 
 class ProgressBar:
@@ -39,15 +38,22 @@ class ProgressBar:
       losses: the members' latest losses, in nats; set by whoever logs them.
     """
 
-    def __init__(self, step: int, num_steps: int, examples_per_step: int):
-        """A bar that starts at `step` of `num_steps`."""
+    def __init__(
+        self,
+        step: int,
+        num_steps: int,
+        examples_per_step: int,
+        name: str = "training",
+    ):
+        """A bar that starts at `step` and appears with its first move."""
         self.losses: list[float] = []
         self._examples_per_step = examples_per_step
         self._bar = tqdm(
             total=num_steps,
             initial=step,
             unit="step",
-            desc="training",
+            desc=name,
+            delay=1e-9,
             mininterval=_interval(),
         )
 

@@ -39,17 +39,23 @@ class ClassifierHyper(NamedTuple):
     modality: Array
 
 
-def get_classifiers(config: Any, dataset: Dataset, directory: str) -> dict:
+def get_classifiers(
+    config: Any,
+    dataset: Dataset,
+    directory: str,
+    events: train.Events = train.Events(),  # noqa: B008 (a NamedTuple is immutable)
+) -> dict[str, Classifier] | None:
     """The classifiers of all modalities, from `directory` or trained and put there.
 
     Args:
       config: with the fields `classifier` of configs/base.py.
       dataset: the real data; its fingerprint names the cached file.
       directory: where classifiers are kept.
+      events: what the train loop calls.
 
     Returns:
       modality -> metrics.inputs.Classifier, dropout off, `accuracy` on the whole
-      test split.
+      test split; None if `events.is_stopping` ended the training.
 
     Raises:
       UsageError: the network is unknown.
@@ -62,7 +68,9 @@ def get_classifiers(config: Any, dataset: Dataset, directory: str) -> dict:
     if trained is None:
         trained = {}
         for group in _groups_of_one_shape(dataset):
-            trained |= _train_group(network, config.classifier, dataset, group)
+            trained |= _train_group(network, config.classifier, dataset, group, events)
+            if events.is_stopping():
+                return None
         _save(path, trained)
     apply = jax.jit(network.apply)
     return {
@@ -116,7 +124,9 @@ def _groups_of_one_shape(dataset: Dataset) -> list[list[str]]:
     return list(groups.values())
 
 
-def _train_group(network, settings, dataset: Dataset, group: list[str]) -> dict:
+def _train_group(
+    network: Any, settings: Any, dataset: Dataset, group: list[str], events
+) -> dict:
     """Trains one classifier a modality of a group; modality -> what is stored."""
     data = jax.device_put(
         {m: dataset.train.modalities[m] for m in group}
@@ -144,6 +154,7 @@ def _train_group(network, settings, dataset: Dataset, group: list[str]) -> dict:
         batch_size=batch_size,
         data_seed=settings.seed,
         execution=execution,
+        events=events,
     )
     params = jax.device_get(state.params)
     apply = jax.jit(network.apply)

@@ -114,6 +114,7 @@ def evaluate_member(
     params: Params,
     data: EvaluationData,
     key: PRNGKey,
+    announce: Callable[[str], None] = lambda name: None,
 ) -> dict[str, float]:
     """All metrics of one member.
 
@@ -123,12 +124,14 @@ def evaluate_member(
       params: of the member.
       data: what the metrics are computed with.
       key: of the member and step; every metric folds its own from it.
+      announce: called with the name of every metric before it is computed.
 
     Returns:
       tag -> value, tags with the prefix "eval/".
     """
     values = {}
-    for index, metric in enumerate(metrics.values()):
+    for index, (name, metric) in enumerate(metrics.items()):
+        announce(name)
         found = metric(model, params, data, jax.random.fold_in(key, index))
         values |= {f"eval/{tag}": float(value) for tag, value in found.items()}
     return values

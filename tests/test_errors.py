@@ -96,7 +96,7 @@ USAGE = {
     "--workdir={other_shape} --config.model.latent_dim=6": (
         "checkpoint 24 .* is of another shape: .* choose another --workdir"
     ),
-    "--workdir={no_checkpoint}": "none of the checkpoints in .* could be read; .*set aside",
+    "--workdir={no_checkpoint}": "none of the checkpoints in .* could be read",
 }
 NO_NETWORK = """
 import socket
