@@ -17,21 +17,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
-import numpy as np
 import tabulate
 from absl import flags
 from ml_collections import config_flags
 
 from experiments import command, run, terminal, workdirs
+from experiments.results import COLOURS, LABELS, Spread, by_beta, show
 from mmvae_jax.sweeps import Member
 from mmvae_jax.writers import member_name, write_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402 (the backend comes first)
 
-LABELS = {"unimodal": "unimodal VAEs", "mvae": "MVAE", "mmvae": "MMVAE"}
-LABELS |= {"mopoe": "MoPoE-VAE"}
-COLOURS = {"unimodal": "0.45", "mvae": "C0", "mmvae": "C1", "mopoe": "C2"}
+MODELS = ("unimodal", "mvae", "mmvae", "mopoe")
 COHERENCE, SWD, ELBO = "eval/coherence/leave_one_out", "eval/swd", "eval/elbo"
 COLUMNS = {
     COHERENCE: "coherence",
@@ -41,13 +39,6 @@ COLUMNS = {
     "eval/log_likelihood": "log-lik. (nats)",
     "eval/linear_probe": "probe",
 }
-
-
-class Spread(NamedTuple):
-    """Mean and standard deviation (n - 1) over seeds."""
-
-    mean: float
-    std: float
 
 
 Results = Mapping[str, Mapping[float, Mapping[str, Spread]]]
@@ -83,28 +74,6 @@ CLAIMS = (
 )
 
 
-def collect(summaries: Mapping[str, dict]) -> Results:
-    """Mean and spread over seeds: model -> beta -> tag -> Spread.
-
-    Args:
-      summaries: model -> the content of its summary.json.
-    """
-    results: dict = {}
-    for model, summary in summaries.items():
-        by_beta: dict = {}
-        for member in summary["members"]:
-            by_beta.setdefault(member["beta"], []).append(member["metrics"])
-        results[model] = {
-            beta: {
-                tag: _spread([metrics[tag] for metrics in group])
-                for tag in group[0]
-                if all(metrics.get(tag) is not None for metrics in group)
-            }
-            for beta, group in by_beta.items()
-        }
-    return results
-
-
 def judge(results: Results) -> list[tuple[Claim, bool, str]]:
     """Whether each claim holds, and the numbers that say so.
 
@@ -121,7 +90,7 @@ def judge(results: Results) -> list[tuple[Claim, bool, str]]:
             for model in (claim.better, claim.worse)
         )
         gain = claim.sign * (ahead.mean - behind.mean)
-        numbers = f"{_show(ahead)} against {_show(behind)}"
+        numbers = f"{show(ahead)} against {show(behind)}"
         verdicts.append((claim, bool(gain > ahead.std + behind.std), numbers))
     return verdicts
 
@@ -129,9 +98,9 @@ def judge(results: Results) -> list[tuple[Claim, bool, str]]:
 def print_results(results: Results) -> None:
     """Prints a row for each model and beta: mean and standard deviation."""
     rows = [
-        [LABELS[model], beta, *(_show(tags.get(tag)) for tag in COLUMNS)]
-        for model, by_beta in results.items()
-        for beta, tags in by_beta.items()
+        [LABELS[model], beta, *(show(tags.get(tag)) for tag in COLUMNS)]
+        for model, betas in results.items()
+        for beta, tags in betas.items()
     ]
     header = ["model", "beta", *COLUMNS.values()]
     terminal.say(tabulate.tabulate(rows, header, disable_numparse=True))
@@ -142,8 +111,8 @@ def draw_tradeoff(results: Results, caption: str, path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.2), layout="constrained")
     panels = ((SWD, "sliced Wasserstein distance\n(lower is better)"), (ELBO, "ELBO"))
     for axis, (tag, label) in zip(axes, panels, strict=True):
-        for model, by_beta in results.items():
-            points = [(tags[COHERENCE], tags[tag], b) for b, tags in by_beta.items()]
+        for model, betas in results.items():
+            points = [(tags[COHERENCE], tags[tag], b) for b, tags in betas.items()]
             axis.errorbar(
                 [x.mean for x, _, _ in points],
                 [y.mean for _, y, _ in points],
@@ -218,9 +187,9 @@ def report(summary: dict, config: Any, results: Results, verdicts: list) -> dict
         "mean_and_std_over_seeds": {
             model: {
                 str(beta): {tag: [*spread] for tag, spread in tags.items()}
-                for beta, tags in by_beta.items()
+                for beta, tags in betas.items()
             }
-            for model, by_beta in results.items()
+            for model, betas in results.items()
         },
         "claims": [
             {"claim": claim.text, "holds": holds, "numbers": numbers}
@@ -234,7 +203,7 @@ def main() -> int:
     start = time.perf_counter()
     workdir = Path(flags.FLAGS.workdir).expanduser().absolute()
     folders, summaries = {}, {}
-    for model in LABELS:
+    for model in MODELS:
         config = flags.FLAGS.config.copy_and_resolve_references()
         config.model.name = model
         folders[model] = workdir / model
@@ -242,7 +211,7 @@ def main() -> int:
         if code > 1:
             return code
         summaries[model] = workdirs.read_summary(folders[model])
-    results = collect(summaries)
+    results = {model: by_beta(summary) for model, summary in summaries.items()}
     terminal.say("\nmean ± standard deviation over seeds")
     print_results(results)
     first = summaries["mvae"]
@@ -267,20 +236,6 @@ def main() -> int:
         f"run's own files are in {workdir}/<model>/"
     )
     return 0 if all(ok for _, ok, _ in verdicts) else 1
-
-
-def _spread(values: list[float]) -> Spread:
-    """Mean and standard deviation; the latter nan for a single seed."""
-    std = np.std(values, ddof=1) if len(values) > 1 else np.nan
-    return Spread(float(np.mean(values)), float(std))
-
-
-def _show(spread: Spread | None) -> str:
-    """A spread with as many digits as it deserves."""
-    if spread is None:
-        return "-"
-    digits = 3 if abs(spread.mean) < 10 else 1
-    return f"{spread.mean:.{digits}f} ± {spread.std:.{digits}f}"
 
 
 if __name__ == "__main__":

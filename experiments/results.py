@@ -1,0 +1,105 @@
+"""Finished runs as data: what figures, reports and the demo read.
+
+A run is a folder with summary.json and config.json, as `experiments.run` leaves it.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmvae_jax.errors import UsageError
+
+# Names and colours of the models, the same in every figure; in drawing order.
+LABELS = {
+    "unimodal": "unimodal VAEs",
+    "mvae": "MVAE",
+    "mvae_plus": "MVAE+",
+    "mmvae": "MMVAE",
+    "mopoe": "MoPoE-VAE",
+    "custom": "custom subsets",
+}
+COLOURS = {
+    "unimodal": "0.45",
+    "mvae": "C0",
+    "mvae_plus": "C9",
+    "mmvae": "C1",
+    "mopoe": "C2",
+    "custom": "C4",
+}
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation (n - 1) over seeds; the latter nan for one seed."""
+
+    mean: float
+    std: float
+
+
+class RunRecord(NamedTuple):
+    """A finished run.
+
+    Attributes:
+      workdir: its folder.
+      config: the content of config.json.
+      summary: the content of summary.json.
+    """
+
+    workdir: Path
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+
+
+def find_runs(directory: Path) -> list[RunRecord]:
+    """The finished runs in a folder and all folders below it, by path.
+
+    Raises:
+      UsageError: there is none, or one of their files cannot be read.
+    """
+    runs = []
+    for path in sorted(directory.rglob("summary.json")):
+        try:
+            config = json.loads((path.parent / "config.json").read_text())
+            summary = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path.parent} is not a readable run: {error}") from error
+        runs.append(RunRecord(path.parent, config, summary))
+    if not runs:
+        raise UsageError(f"no finished run in {directory}; run experiments.run first")
+    return runs
+
+
+def by_beta(summary: Mapping[str, Any]) -> dict[float, dict[str, Spread]]:
+    """Mean and spread over seeds of every metric: beta -> tag -> Spread.
+
+    A metric that a member lacks (it diverged) is left out for that beta.
+    """
+    groups: dict[float, list] = {}
+    for member in summary["members"]:
+        groups.setdefault(member["beta"], []).append(member["metrics"])
+    return {
+        beta: {
+            tag: spread([metrics[tag] for metrics in group])
+            for tag in group[0]
+            if all(metrics.get(tag) is not None for metrics in group)
+        }
+        for beta, group in groups.items()
+    }
+
+
+def spread(values: list[float]) -> Spread:
+    """Mean and standard deviation of some values."""
+    std = np.std(values, ddof=1) if len(values) > 1 else np.nan
+    return Spread(float(np.mean(values)), float(std))
+
+
+def show(value: Spread | None) -> str:
+    """A spread as text, with as many digits as it deserves."""
+    if value is None:
+        return "-"
+    digits = 3 if abs(value.mean) < 10 else 1
+    if np.isnan(value.std):
+        return f"{value.mean:.{digits}f}"
+    return f"{value.mean:.{digits}f} ± {value.std:.{digits}f}"
