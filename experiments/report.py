@@ -1,0 +1,567 @@
+"""One page with everything that finished runs have to show.
+
+    python -m experiments.report --directory=runs/demo
+
+Writes a report.html that needs no other file, no network and no script: what was
+run, the verdicts of results.json, the figures, tables, samples, loss curves,
+environment and configs. It reads and never measures: what a run lacks is a dash.
+"""
+
+import base64
+import datetime
+import glob
+import io
+import json
+import math
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import matplotlib
+import numpy as np
+from absl import flags
+from matplotlib import colors
+from matplotlib.figure import Figure
+from PIL import Image
+
+from experiments import command, terminal
+from experiments.results import (
+    COLOURS,
+    LABELS,
+    RunRecord,
+    Spread,
+    by_beta,
+    find_runs,
+    show,
+)
+from mmvae_jax.errors import UsageError
+from mmvae_jax.sweeps import Member
+from mmvae_jax.writers import member_name, read_metrics
+
+TEMPLATE = "report.html.jinja"
+DASH = "–"
+# Tag -> heading; a column that no run has measured is left out.
+METRICS = {
+    "eval/coherence/leave_one_out": "coherence ↑",
+    "eval/coherence/joint": "joint coherence ↑",
+    "eval/fid": "FID ↓",
+    "eval/frechet_classifier": "Fréchet (classifier) ↓",
+    "eval/swd": "SWD ↓",
+    "eval/elbo": "ELBO ↑",
+    "eval/kl": "KL",
+    "eval/log_likelihood": "log-likelihood ↑",
+    "eval/linear_probe": "linear probe ↑",
+}
+# Tag without its last part, the modality -> heading of a table.
+PER_MODALITY = {
+    "eval/coherence/leave_one_out": "Leave-one-out coherence ↑",
+    "eval/reconstruction": "Reconstruction ↑, log-likelihood in nats",
+    "eval/fid": "FID ↓",
+    "eval/frechet_classifier": "Fréchet distance on classifier features ↓",
+    "eval/swd": "Sliced Wasserstein distance ↓",
+}
+SIZE = re.compile(r"eval/coherence/size_(\d+)")
+# Figures that come first, and what they show.
+FIGURES = {
+    "tradeoff": "Quality against coherence; mean and standard deviation over seeds.",
+    "samples": "Samples of the models side by side.",
+}
+CURVES = {"train/elbo": "ELBO (nats)", "train/loss": "loss (nats)"}
+
+
+class Picture(NamedTuple):
+    """A picture as the page holds it: data URI, caption, and pixels across."""
+
+    uri: str
+    caption: str
+    width: int
+
+
+class Row(NamedTuple):
+    """A row of a table: whose it is, the colour of the model, and the cells."""
+
+    label: str
+    colour: str
+    cells: Sequence[str]
+
+
+class Table(NamedTuple):
+    """A table: its title if it needs one, the headings of its cells, its rows."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Row]
+
+
+class Point(NamedTuple):
+    """The results of a run at one beta and learning rate, over its seeds."""
+
+    label: str
+    colour: str
+    setting: str
+    seeds: str
+    tags: Mapping[str, Spread]
+
+
+def write(directory: Path, out: Path) -> None:
+    """Writes the page of the runs in a directory, at once or not at all.
+
+    Raises:
+      UsageError: there is no run, one cannot be read, or `out` is a folder.
+    """
+    page = render(directory)
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name a file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"--out {out} is below a file; choose another") from error
+    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def render(directory: Path) -> str:
+    """The page of the finished runs in a directory, as HTML.
+
+    Raises:
+      UsageError: there is no run, or one cannot be read.
+    """
+    runs = find_runs(directory)
+    for run in runs:
+        check(run)
+    order = {model: k for k, model in enumerate(LABELS)}
+    runs.sort(key=lambda run: order.get(run.summary["model"], len(order)))
+    labels = names(runs, directory)
+    points = [point for run in runs for point in run_points(run, labels)]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    results = read_results(directory)
+    return environment.get_template(TEMPLATE).render(
+        title=directory.resolve().name,
+        date=datetime.date.today().isoformat(),
+        overview=overview(runs, labels),
+        results=results,
+        verdicts=verdicts(results),
+        figures=figures(directory),
+        quality=quality(points),
+        modalities=modality_tables(points),
+        accuracy=classifier_accuracy(points),
+        curves=draw_curves(runs, labels),
+        runs=[run_section(run, labels) for run in runs],
+        versions={
+            "Python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("jax", "flax", "numpy")},
+        },
+    )
+
+
+def check(run: RunRecord) -> None:
+    """Refuses a run whose files are JSON but not what experiments.run writes."""
+    summary = run.summary
+    try:
+        members = [
+            (*_member(member), member["finite"], member["metrics"].items())
+            for member in summary["members"]
+        ]
+        facts = [summary[key] for key in ("model", "dataset", "num_steps", "device")]
+        readable = members and facts and isinstance(run.config, dict)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        readable = False
+    if not readable:
+        raise UsageError(
+            f"{run.workdir} is not a readable run: its summary.json or config.json "
+            "is not one this project writes; move it away"
+        )
+
+
+def names(runs: Sequence[RunRecord], directory: Path) -> dict[Path, str]:
+    """What each run is called: its model, and its folder where that is not enough."""
+    models = [run.summary["model"] for run in runs]
+    labels = {}
+    for run, model in zip(runs, models, strict=True):
+        label = LABELS.get(model, str(model))
+        if models.count(model) > 1:
+            label += f" ({run.workdir.relative_to(directory)})"
+        labels[run.workdir] = label
+    return labels
+
+
+def run_points(run: RunRecord, labels: Mapping[Path, str]) -> list[Point]:
+    """The results of a run over its seeds, for each learning rate and beta."""
+    members = run.summary["members"]
+    rates = list(dict.fromkeys(member["learning_rate"] for member in members))
+    points = []
+    for rate in rates:
+        group = [member for member in members if member["learning_rate"] == rate]
+        results = by_beta({"members": group})
+        for beta in dict.fromkeys(member["beta"] for member in group):
+            finite = [member["finite"] for member in group if member["beta"] == beta]
+            points.append(
+                Point(
+                    labels[run.workdir],
+                    _colour(run),
+                    f"{beta:g}" + (f", lr {rate:g}" if len(rates) > 1 else ""),
+                    f"{sum(finite)}"
+                    + ("" if all(finite) else f" of {len(finite)} finite"),
+                    results.get(beta, {}),
+                )
+            )
+    return points
+
+
+def overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Table:
+    """What was run: a row a run."""
+    rows = []
+    for run in runs:
+        summary = run.summary
+        seconds = summary.get("wall_seconds")
+        finite = sum(bool(member["finite"]) for member in summary["members"])
+        cells = [
+            f"{len(summary['members'])}",
+            f"{finite}",
+            f"{summary['num_steps']:,}",
+            DASH if seconds is None else _duration(seconds),
+            summary["device"],
+            summary["dataset"],
+        ]
+        rows.append(Row(labels[run.workdir], _colour(run), cells))
+    header = ["members", "finite", "steps", "wall time", "device", "data set"]
+    return Table("", header, rows)
+
+
+def read_results(directory: Path) -> dict:
+    """What results.json holds; empty if it is not there.
+
+    Raises:
+      UsageError: it cannot be read.
+    """
+    path = directory / "results.json"
+    if not path.exists():
+        return {}
+    try:
+        results = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}; move it away") from error
+    if not isinstance(results, dict):
+        raise UsageError(f"{path} holds no results of this project; move it away")
+    return results
+
+
+def verdicts(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Claim, "holds", "fails" or "not measured", and the numbers."""
+    words = {True: "holds", False: "fails", None: "not measured"}
+    try:
+        return [
+            (claim["claim"], words[claim.get("holds")], _unbroken(claim.get("numbers")))
+            for claim in results.get("claims", [])
+        ]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UsageError(
+            "results.json holds claims that are not this project's; move it away"
+        ) from error
+
+
+def figures(directory: Path) -> list[Picture]:
+    """The pictures in a directory, those of the demo first."""
+    order = {name: k for k, name in enumerate(FIGURES)}
+    paths = sorted(directory.glob("*.png"))
+    paths.sort(key=lambda path: order.get(path.stem, len(order)))
+    return [picture(path, FIGURES.get(path.stem, path.stem)) for path in paths]
+
+
+def quality(points: Sequence[Point]) -> Table:
+    """Mean and standard deviation over seeds, a row for each model and beta."""
+    tags = [tag for tag in METRICS if any(tag in point.tags for point in points)]
+    header = ["β", "seeds", *(METRICS[tag] for tag in tags)]
+    rows = [
+        Row(
+            point.label,
+            point.colour,
+            [point.setting, point.seeds, *(_cell(point.tags.get(t)) for t in tags)],
+        )
+        for point in points
+    ]
+    return Table("", header, rows)
+
+
+def modality_tables(points: Sequence[Point]) -> list[Table]:
+    """A table a metric, a column a modality; the last by size of the subset."""
+    tables = []
+    for prefix, title in PER_MODALITY.items():
+        tables.append(_by_column(points, title, _suffixes(points, prefix)))
+    sizes = sorted(
+        {int(m[1]) for p in points for tag in p.tags if (m := SIZE.fullmatch(tag))}
+    )
+    tags = {f"{size} given": f"eval/coherence/size_{size}" for size in sizes}
+    title = "Coherence ↑ by the number of modalities given"
+    tables.append(_by_column(points, title, tags))
+    return [table for table in tables if table.header[1:]]
+
+
+def classifier_accuracy(points: Sequence[Point]) -> str:
+    """The classifiers' accuracies on real data, which coherences go by."""
+    texts = []
+    for name, tag in _suffixes(points, "eval/classifier_accuracy").items():
+        shown = sorted({_cell(p.tags.get(tag)).split(" ± ")[0] for p in points})
+        texts.append(f"{name} {' / '.join(shown)}")
+    return ", ".join(texts)
+
+
+def run_section(run: RunRecord, labels: Mapping[Path, str]) -> dict[str, Any]:
+    """What the page shows of one run: members, samples and config."""
+    rows = run.summary["members"]
+    members = [_member(row) for row in rows]
+    tags = [
+        t for t in METRICS if any(row["metrics"].get(t) is not None for row in rows)
+    ]
+    table_rows, samples = [], []
+    for row, member in zip(rows, members, strict=True):
+        name = member_name(member, members)
+        finite = "yes" if row["finite"] else "NO"
+        cells = [_single(row["metrics"].get(tag)) for tag in tags]
+        setting = name.replace("beta=", "β = ").replace(",", ", ").replace("=", " = ")
+        table_rows.append(Row(setting.replace("  =  ", " = "), "", [finite, *cells]))
+        pattern = glob.escape(f"{name}_") + "*.png"
+        paths = sorted(run.workdir.joinpath("samples").glob(pattern))
+        # The unconditional ones first.
+        paths.sort(key=lambda path: not path.stem.endswith("_prior"))
+        samples.append((table_rows[-1].label, len(name) + 1, paths))
+    shown = _shown_member(rows)
+    grids = [
+        (label, [_grid(path, start, k == shown) for path in paths])
+        for k, (label, start, paths) in enumerate(samples)
+        if paths
+    ]
+    opened = samples[shown][0]
+    return {
+        "label": labels[run.workdir],
+        "colour": _colour(run),
+        "members": Table("", ["finite", *(METRICS[tag] for tag in tags)], table_rows),
+        "shown": [grid for grid in grids if grid[0] == opened],
+        "hidden": [grid for grid in grids if grid[0] != opened],
+        "config": json.dumps(run.config, indent=2, ensure_ascii=False),
+    }
+
+
+def picture(path: Path, caption: str, lossless: bool = True) -> Picture:
+    """A picture file as a data URI; compressed as WebP where it need not be exact.
+
+    Raises:
+      UsageError: it is not a picture.
+    """
+    try:
+        content, kind = path.read_bytes(), "png"
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            width = image.width
+            if not lossless:
+                buffer = io.BytesIO()
+                image.convert("RGB").save(buffer, "WEBP", quality=75)
+                if buffer.tell() < len(content):
+                    content, kind = buffer.getvalue(), "webp"
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"{path} is not a readable picture: {error}") from error
+    return Picture(_uri(content, kind), caption, width)
+
+
+def draw_curves(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> list[Picture]:
+    """The training of every run: a panel a run, a line a member."""
+    read = [(run, *read_curves(run)) for run in runs]
+    limits: dict[tuple, list[float]] = {}
+    for run, tag, lines in read:
+        values = [y for _, line in lines for y in line[1] if math.isfinite(y)]
+        # Panels of one data set and one quantity can be compared: one axis.
+        limits.setdefault((run.summary["dataset"], tag), []).extend(values)
+    return [
+        _draw_panel(
+            run, labels[run.workdir], tag, lines, limits[run.summary["dataset"], tag]
+        )
+        for run, tag, lines in read
+        if lines
+    ]
+
+
+def read_curves(run: RunRecord) -> tuple[str, list[tuple[Mapping, np.ndarray]]]:
+    """The tag that is drawn, and (member, float [2, N] steps and values) of each.
+
+    Raises:
+      UsageError: metrics.jsonl is not what a run writes.
+    """
+    path = run.workdir / "metrics.jsonl"
+    members = run.summary["members"]
+    try:
+        logged = [dict(line) for line in read_metrics(path)]
+        tag = next((t for t in CURVES if any(t in line for line in logged)), "")
+        points: list[list] = [[] for _ in members]
+        for line in logged:
+            if tag and tag in line:
+                value = math.nan if line[tag] is None else float(line[tag])
+                points[line["member"]].append((int(line["step"]), value))
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise UsageError(f"{path} is not the log of a run; move it away") from error
+    lines = [
+        (member, np.array(sorted(line)).T)
+        for member, line in zip(members, points, strict=True)
+        if line
+    ]
+    return tag, lines
+
+
+def _draw_panel(
+    run: RunRecord, label: str, tag: str, lines: Sequence, values: Sequence[float]
+) -> Picture:
+    """One run's curves as SVG, darker for larger betas."""
+    betas = sorted({member["beta"] for member, _ in lines})
+    full = np.array(colors.to_rgb(_colour(run)))
+    with matplotlib.rc_context({"svg.hashsalt": "report", "font.size": 9}):
+        figure = Figure(figsize=(4.2, 2.9), layout="constrained")
+        axis = figure.subplots()
+        seen = set()
+        for member, (steps, curve) in lines:
+            rank = (betas.index(member["beta"]) + 1) / len(betas)
+            weight = 0.3 + 0.7 * rank
+            name = None if member["beta"] in seen else f"β = {member['beta']:g}"
+            seen.add(member["beta"])
+            axis.plot(
+                steps,
+                np.where(np.isfinite(curve), curve, np.nan),
+                color=weight * full + 1 - weight,
+                linewidth=1.2,
+                label=name,
+                marker="." if len(steps) == 1 else None,
+            )
+        axis.set_ylim(*_limits(values))
+        axis.set_xlabel("step")
+        axis.set_ylabel(CURVES[tag])
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(betas) <= 8:
+            axis.legend(frameon=False, fontsize=8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return Picture(_uri(buffer.getvalue(), "svg+xml"), label, 420)
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """An axis that holds all values, or 98 % of them where the rest would hide them."""
+    if not values:
+        return 0.0, 1.0
+    low, high = np.min(values), np.max(values)
+    inner_low, inner_high = np.percentile(values, [1, 99])
+    if high - low > 5 * (inner_high - inner_low) > 0:
+        low, high = inner_low, inner_high
+    margin = 0.05 * (high - low) or 1.0
+    return float(low - margin), float(high + margin)
+
+
+def _by_column(points: Sequence[Point], title: str, tags: Mapping[str, str]) -> Table:
+    """A row for each model and beta, a column for each of some tags."""
+    rows = [
+        Row(
+            point.label,
+            point.colour,
+            [point.setting, *(_cell(point.tags.get(tag)) for tag in tags.values())],
+        )
+        for point in points
+    ]
+    return Table(title, ["β", *tags], rows)
+
+
+def _suffixes(points: Sequence[Point], prefix: str) -> dict[str, str]:
+    """Modality -> tag of all tags that are the prefix and a modality."""
+    return {
+        tag.removeprefix(f"{prefix}/"): tag
+        for point in points
+        for tag in point.tags
+        if tag.rpartition("/")[0] == prefix and not tag.endswith("/standard_error")
+    }
+
+
+def _member(row: Mapping[str, Any]) -> Member:
+    """The hyper-parameters in a row of summary.json."""
+    return Member(float(row["beta"]), float(row["learning_rate"]), int(row["seed"]))
+
+
+def _shown_member(rows: Sequence[Mapping]) -> int:
+    """The member shown openly: the middle beta's first, a finite one if there is."""
+    betas = sorted({row["beta"] for row in rows if row["finite"]})
+    if not betas:
+        return 0
+    middle = betas[len(betas) // 2]
+    return next(
+        k for k, row in enumerate(rows) if row["finite"] and row["beta"] == middle
+    )
+
+
+def _grid(path: Path, start: int, lossless: bool) -> Picture:
+    """A sample grid, named by what follows the member in its file's name."""
+    caption, across = path.stem[start:], 320
+    if caption == "prior":
+        # Twice as many pictures in a row.
+        caption, across = "unconditional", 640
+    elif "_given_" in caption:
+        caption = caption.replace("_given_", " given ") + " (real, top row)"
+    grid = picture(path, caption, lossless)
+    # Whole multiples of small pictures, so that pixels stay square.
+    return grid._replace(width=grid.width * max(1, round(across / grid.width)))
+
+
+def _colour(run: RunRecord) -> str:
+    """The model's colour as CSS."""
+    return colors.to_hex(COLOURS.get(run.summary["model"], "0.2"))
+
+
+def _cell(value: Spread | None) -> str:
+    """A spread as text; a dash for what was not measured or is no number."""
+    return DASH if value is None or not math.isfinite(value.mean) else show(value)
+
+
+def _single(value: float | None) -> str:
+    """A number as text, with the digits of the tables of means."""
+    return DASH if value is None else _cell(Spread(float(value), math.nan))
+
+
+def _unbroken(numbers: str | None) -> str:
+    """Numbers as text in which a mean and its deviation stay on one line."""
+    return str(numbers or DASH).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as text."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _uri(content: bytes, kind: str) -> str:
+    """A data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def main() -> None:
+    """Writes the page and says where it is."""
+    directory = Path(flags.FLAGS.directory).expanduser()
+    out = Path(flags.FLAGS.out).expanduser() if flags.FLAGS.out else None
+    out = out or directory / "report.html"
+    write(directory, out)
+    terminal.say(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("directory", "runs/demo", "folder of the finished runs")
+    flags.DEFINE_string("out", "", "the page; default: report.html in the directory")
+    command.run(main)
