@@ -71,6 +71,8 @@ FIGURES = {
     "tradeoff": "Quality against coherence; mean and standard deviation over seeds.",
     "samples": "Samples of the models side by side.",
 }
+# Of a curve.
+MAX_POINTS = 500
 CURVES = {"train/elbo": "ELBO (nats)", "train/loss": "loss (nats)"}
 
 
@@ -173,13 +175,21 @@ def check(run: RunRecord) -> None:
     """Refuses a run whose files are JSON but not what experiments.run writes."""
     summary = run.summary
     try:
-        members = [
-            (*_member(member), member["finite"], member["metrics"].items())
-            for member in summary["members"]
-        ]
-        facts = [summary[key] for key in ("model", "dataset", "num_steps", "device")]
-        readable = members and facts and isinstance(run.config, dict)
-    except (AttributeError, KeyError, TypeError, ValueError):
+        numbers = [summary["num_steps"], summary.get("wall_seconds") or 0]
+        texts = [summary["model"], summary["dataset"], summary["device"]]
+        marks = []
+        for member in summary["members"]:
+            numbers += [member[field] for field in Member._fields]
+            numbers += [x for x in member["metrics"].values() if x is not None]
+            marks.append(member["finite"])
+        readable = (
+            isinstance(run.config, dict)
+            and all(isinstance(number, (int, float)) for number in numbers)
+            and all(isinstance(text, str) for text in texts)
+            and all(isinstance(mark, bool) for mark in marks)
+            and len(marks) > 0
+        )
+    except (AttributeError, KeyError, TypeError):
         readable = False
     if not readable:
         raise UsageError(
@@ -328,37 +338,56 @@ def run_section(run: RunRecord, labels: Mapping[Path, str]) -> dict[str, Any]:
     tags = [
         t for t in METRICS if any(row["metrics"].get(t) is not None for row in rows)
     ]
+    shown = _shown_member(rows)
     table_rows, samples = [], []
     for row, member in zip(rows, members, strict=True):
         name = member_name(member, members)
         finite = "yes" if row["finite"] else "NO"
         cells = [_single(row["metrics"].get(tag)) for tag in tags]
-        setting = name.replace("beta=", "β = ").replace(",", ", ").replace("=", " = ")
-        table_rows.append(Row(setting.replace("  =  ", " = "), "", [finite, *cells]))
-        pattern = glob.escape(f"{name}_") + "*.png"
-        paths = sorted(run.workdir.joinpath("samples").glob(pattern))
-        # The unconditional ones first.
-        paths.sort(key=lambda path: not path.stem.endswith("_prior"))
-        samples.append((table_rows[-1].label, len(name) + 1, paths))
-    shown = _shown_member(rows)
-    grids = [
-        (label, [_grid(path, start, k == shown) for path in paths])
-        for k, (label, start, paths) in enumerate(samples)
-        if paths
-    ]
-    opened = samples[shown][0]
+        label = name.replace("beta", "β").replace("=", " = ").replace(",", ", ")
+        table_rows.append(Row(label, "", [finite, *cells]))
+        samples.append((label, member_grids(run, name, lossless=len(samples) == shown)))
     return {
         "label": labels[run.workdir],
         "colour": _colour(run),
         "members": Table("", ["finite", *(METRICS[tag] for tag in tags)], table_rows),
-        "shown": [grid for grid in grids if grid[0] == opened],
-        "hidden": [grid for grid in grids if grid[0] != opened],
+        "shown": [(label, grids) for label, grids in samples[shown:][:1] if grids],
+        "hidden": [
+            (label, grids)
+            for k, (label, grids) in enumerate(samples)
+            if grids and k != shown
+        ],
         "config": json.dumps(run.config, indent=2, ensure_ascii=False),
     }
 
 
+def member_grids(run: RunRecord, name: str, lossless: bool) -> list[Picture]:
+    """The sample grids of the member of that name, the unconditional ones first."""
+    pattern = glob.escape(f"{name}_") + "*.png"
+    paths = sorted(run.workdir.joinpath("samples").glob(pattern))
+    paths.sort(key=lambda path: not path.stem.endswith("_prior"))
+    grids = []
+    for path in paths:
+        caption, across = path.stem[len(name) + 1 :], 320
+        if caption == "prior":
+            # Twice as many images in a row.
+            caption, across = "unconditional", 640
+        elif "_given_" in caption:
+            caption = caption.replace("_given_", " given ") + " (real, top row)"
+        grid = picture(path, caption, lossless)
+        # Whole multiples of small grids, so that pixels stay square.
+        scale = max(1, round(across / grid.width))
+        grids.append(grid._replace(width=grid.width * scale))
+    return grids
+
+
 def picture(path: Path, caption: str, lossless: bool = True) -> Picture:
     """A picture file as a data URI; compressed as WebP where it need not be exact.
+
+    Args:
+      path: a PNG.
+      caption: what it shows.
+      lossless: whether the file goes in as it is.
 
     Raises:
       UsageError: it is not a picture.
@@ -414,7 +443,8 @@ def read_curves(run: RunRecord) -> tuple[str, list[tuple[Mapping, np.ndarray]]]:
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise UsageError(f"{path} is not the log of a run; move it away") from error
     lines = [
-        (member, np.array(sorted(line)).T)
+        # No more points than a panel can show.
+        (member, np.array(sorted(line)[:: 1 + len(line) // MAX_POINTS]).T)
         for member, line in zip(members, points, strict=True)
         if line
     ]
@@ -505,19 +535,6 @@ def _shown_member(rows: Sequence[Mapping]) -> int:
     return next(
         k for k, row in enumerate(rows) if row["finite"] and row["beta"] == middle
     )
-
-
-def _grid(path: Path, start: int, lossless: bool) -> Picture:
-    """A sample grid, named by what follows the member in its file's name."""
-    caption, across = path.stem[start:], 320
-    if caption == "prior":
-        # Twice as many pictures in a row.
-        caption, across = "unconditional", 640
-    elif "_given_" in caption:
-        caption = caption.replace("_given_", " given ") + " (real, top row)"
-    grid = picture(path, caption, lossless)
-    # Whole multiples of small pictures, so that pixels stay square.
-    return grid._replace(width=grid.width * max(1, round(across / grid.width)))
 
 
 def _colour(run: RunRecord) -> str:

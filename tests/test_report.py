@@ -280,6 +280,16 @@ def test_curves_with_gaps_and_outliers(runs):
     assert len(report.draw_curves([first], {first.workdir: "x"})) == 1
 
 
+def test_long_curves_are_thinned(tmp_path):
+    save_run(tmp_path, betas=(1.0,), seeds=(0,))
+    lines = [{"step": k, "member": 0, "train/loss": float(k)} for k in range(5000)]
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    tag, [(_, curve)] = report.read_curves(report.find_runs(tmp_path)[0])
+    assert tag == "train/loss" and 400 < curve.shape[1] <= 500
+    assert (curve[0] == curve[1]).all()
+
+
 def test_an_axis_leaves_out_only_what_hides_the_rest():
     low, high = report._limits([*range(100)])
     assert low < 0 and high > 99
@@ -309,6 +319,12 @@ def test_pixels_survive(runs):
         lambda d: edit(d / "first" / "summary.json", lambda s: s.update(members=[])),
         lambda d: edit(
             d / "first" / "summary.json", lambda s: s["members"][0].pop("seed")
+        ),
+        lambda d: edit(d / "first" / "summary.json", lambda s: s.update(model=[1])),
+        lambda d: edit(d / "first" / "summary.json", lambda s: s.update(num_steps="x")),
+        lambda d: edit(
+            d / "first" / "summary.json",
+            lambda s: s["members"][0]["metrics"].update({"eval/swd": "x"}),
         ),
         lambda d: (d / "first" / "config.json").unlink(),
         lambda d: (d / "first" / "config.json").write_text("3"),
