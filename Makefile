@@ -6,6 +6,9 @@ VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt
 EXTRAS ?=
+# The package alone, with an extra (EXTRAS=cuda12), and with the test tools.
+PACKAGE := .$(if $(EXTRAS),[$(EXTRAS)])
+RUN_STAMP := $(VENV)/run$(if $(EXTRAS),-$(EXTRAS)).stamp
 RUNS ?= runs
 
 .PHONY: help setup demo test test-slow lint format bench clean
@@ -13,23 +16,22 @@ RUNS ?= runs
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# Stamps: the package alone, and the package with the test tools.
-$(VENV)/run.stamp: pyproject.toml $(CONSTRAINTS)
+$(RUN_STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than Python 3.11; call make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint $(CONSTRAINTS) --editable ".$(EXTRAS)"
+		--constraint $(CONSTRAINTS) --editable "$(PACKAGE)"
 	@touch $@
 
-$(VENV)/test.stamp: $(VENV)/run.stamp
+$(VENV)/test.stamp: $(RUN_STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint $(CONSTRAINTS) --editable ".[test]"
 	@touch $@
 
-setup: $(VENV)/run.stamp  ## build the environment
+setup: $(RUN_STAMP)  ## build the environment
 
-demo: $(VENV)/run.stamp  ## data, training, evaluation and pictures in minutes
+demo: $(RUN_STAMP)  ## data, training, evaluation and pictures in minutes
 	$(BIN)/python -m experiments.demo --workdir=$(RUNS)/demo
 
 test: $(VENV)/test.stamp  ## all tests but the slow ones
@@ -46,9 +48,10 @@ format: $(VENV)/test.stamp  ## rewrite in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/run.stamp  ## the CPU benchmarks
-	$(BIN)/python -m benchmarks.sweep
-	$(BIN)/python -m benchmarks.data
+bench: $(RUN_STAMP)  ## the CPU benchmarks
+	$(BIN)/python -m benchmarks.sweep --setting polydigits --out results/bench_sweep_polydigits.json
+	$(BIN)/python -m benchmarks.sweep --setting polymnist --steps 4 --turns 2 --mappings auto --out results/bench_sweep_polymnist.json
+	$(BIN)/python -m benchmarks.data --out results/bench_data.json
 
 clean:  ## remove environments and caches, keep data and runs
 	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
             modality=dict(
                 network="conv",  # one of mmvae_jax.networks.NETWORKS
                 network_options=ConfigDict(),  # fields of those modules
-                likelihood="laplace",  # laplace, gaussian, bernoulli, categorical
+                likelihood="laplace",  # laplace, gaussian, bernoulli
                 likelihood_scale=0.75,  # of laplace and gaussian
             ),
             # ... and what differs for one: modalities.m0 = {"likelihood": ...}.
@@ -112,5 +112,8 @@ def parse_arg(config: ConfigDict, arg: str) -> ConfigDict:
                 f"unknown config argument {option!r}; write model or "
                 "model,network=name, for instance mopoe,network=resnet"
             )
-        config.modality.network = value
+        if value != config.modality.network:
+            config.modality.network = value
+            # They were those of the other network.
+            config.modality.network_options = ConfigDict()
     return config

@@ -5,12 +5,15 @@
 The argument is the model. `network=resnet` after it takes the ResNets of App.
 C.1; the default is the convolutional pair of Sutter et al. (2021), with which
 the authors found no significant difference on PolyMNIST, at a thirtieth of the
-computation.
+computation. The paper's sweep is
+
+    --config=configs/polymnist.py:mopoe,network=resnet \\
+        --config.sweep.beta="(3e-4,3e-3,3e-1,1.,3.,9.)" --config.sweep.seed="(0,1,2)"
 """
 
 from configs import base
 
 
 def get_config(arg: str = "mopoe"):
-    """The paper's setting: 500 epochs, batch 256, D = 512."""
+    """500 epochs, batch 256, D = 512, as in the paper; one beta and one seed."""
     return base.parse_arg(base.get_config(), arg)

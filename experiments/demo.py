@@ -10,6 +10,7 @@ where it was.
 
 import datetime
 import os
+import resource
 import time
 from collections.abc import Mapping
 from importlib import metadata
@@ -23,6 +24,7 @@ from ml_collections import config_flags
 
 from experiments import command, run, terminal, workdirs
 from experiments.results import COLOURS, LABELS, Spread, by_beta, show
+from mmvae_jax.errors import UsageError
 from mmvae_jax.sweeps import Member
 from mmvae_jax.writers import member_name, write_json
 
@@ -173,12 +175,37 @@ def draw_samples(folders: Mapping[str, Path], member: str, path: Path) -> None:
     plt.close(figure)
 
 
-def report(summary: dict, config: Any, results: Results, verdicts: list) -> dict:
+def check(config: Any) -> None:
+    """Checks what the demo needs of its config, which flags may have changed.
+
+    Raises:
+      UsageError: fewer than two seeds, several learning rates, a metric missing.
+    """
+    if len(config.sweep.seed) < 2 or len(config.sweep.learning_rate) != 1:
+        raise UsageError(
+            "the demo needs at least two config.sweep.seed, for its error bars, and "
+            "one config.sweep.learning_rate"
+        )
+    missing = {"elbo", "coherence", "swd"} - set(config.eval.metrics)
+    if missing:
+        raise UsageError(
+            f"the demo needs the metric {sorted(missing)[0]} in config.eval.metrics"
+        )
+
+
+def report(
+    summary: dict, config: Any, results: Results, verdicts: list, minutes: float
+) -> dict:
     """What results.json holds: the numbers and what they were measured with."""
     return {
         "command": "make demo",
         "date": datetime.date.today().isoformat(),
         "machine": f"{summary['device']}, {os.cpu_count()} cores",
+        "minutes": round(minutes, 1),
+        # Linux counts in kibibytes.
+        "peak_memory_gib": round(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2
+        ),
         "versions": {name: metadata.version(name) for name in ("jax", "flax", "numpy")},
         "dataset": summary["dataset"],
         "num_steps": summary["num_steps"],
@@ -201,6 +228,7 @@ def report(summary: dict, config: Any, results: Results, verdicts: list) -> dict
 def main() -> int:
     """Runs, or takes up, the four runs of the demo and shows their results."""
     start = time.perf_counter()
+    check(flags.FLAGS.config)
     workdir = Path(flags.FLAGS.workdir).expanduser().absolute()
     folders, summaries = {}, {}
     for model in MODELS:
@@ -227,11 +255,14 @@ def main() -> int:
     )
     draw_samples(folders, member_name(middle, [middle]), workdir / "samples.png")
     verdicts = judge(results)
-    write_json(workdir / "results.json", report(first, config, results, verdicts))
+    minutes = (time.perf_counter() - start) / 60
+    found = report(first, config, results, verdicts, minutes)
+    if not (workdir / "results.json").exists():  # a later call trains nothing
+        write_json(workdir / "results.json", found)
     rows = [[c.text, "holds" if ok else "FAILS", n] for c, ok, n in verdicts]
     terminal.say("\n" + tabulate.tabulate(rows, ["claim (best beta each)", "", ""]))
     terminal.say(
-        f"\n{(time.perf_counter() - start) / 60:.1f} minutes. The figure is "
+        f"\n{minutes:.1f} minutes. The figure is "
         f"{workdir / 'tradeoff.png'}, the samples {workdir / 'samples.png'}; every "
         f"run's own files are in {workdir}/<model>/"
     )

@@ -74,11 +74,13 @@ def find_runs(directory: Path) -> list[RunRecord]:
 def by_beta(summary: Mapping[str, Any]) -> dict[float, dict[str, Spread]]:
     """Mean and spread over seeds of every metric: beta -> tag -> Spread.
 
-    A metric that a member lacks (it diverged) is left out for that beta.
+    Members that diverged are left out: their last finite parameters say nothing
+    about their beta. A beta at which all did is missing.
     """
     groups: dict[float, list] = {}
     for member in summary["members"]:
-        groups.setdefault(member["beta"], []).append(member["metrics"])
+        if member["finite"]:
+            groups.setdefault(member["beta"], []).append(member["metrics"])
     return {
         beta: {
             tag: spread([metrics[tag] for metrics in group])

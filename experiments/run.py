@@ -10,7 +10,7 @@ the result has the bits of a run without interruption.
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,16 +87,16 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
         if summary is not None:
             terminal.say(f"{workdir} is finished; its results:")
         else:
-            stop = catch_signals()
             start = time.perf_counter()
-            try:
-                sweep = build(config, members, stop)
-                workdirs.record(workdir, config)
-                results, finite = run(sweep, metrics, workdir)
-            except Stopped:
-                name = signal.Signals(stop[0]).name
-                terminal.say(f"{name}: saved; the same command continues this run")
-                return 128 + stop[0]
+            with caught_signals() as stop:
+                try:
+                    sweep = build(config, members, stop)
+                    workdirs.record(workdir, config)
+                    results, finite = run(sweep, metrics, workdir)
+                except Stopped:
+                    name = signal.Signals(stop[0]).name
+                    terminal.say(f"{name}: saved; the same command continues this run")
+                    return 128 + stop[0]
             summary = summarise(sweep, results, finite, time.perf_counter() - start)
             writers.write_json(workdir / "summary.json", summary)
         terminal.print_table(summary)
@@ -205,6 +205,8 @@ def run(
             terminal.say(f"resuming {workdir} at step {step}")
         writer = writers.RunWriter(workdir, sweep.members, step)
         stack.callback(writer.close)
+        if step == 0:
+            writer.write_hparams(sweep.config.to_dict())
         evaluator = make_evaluator(sweep, metrics, writer)
         is_due = settings.eval_every_steps and step % settings.eval_every_steps == 0
         if 0 < step < settings.num_steps and is_due:
@@ -280,7 +282,7 @@ def make_evaluator(sweep: Sweep, metrics: dict[str, Callable], writer) -> Callab
     """A function (step, state) -> tag -> value of every member, also written."""
     config = sweep.config
     model = evaluate.compile_model(sweep.model)
-    test = evaluate.first_examples(
+    test = evaluate.random_examples(
         sweep.dataset.test, config.eval.num_examples, config.eval.seed
     )
     trained: list = []  # the classifiers, once there are any
@@ -363,8 +365,9 @@ def summarise(
     }
 
 
-def catch_signals() -> list[int]:
-    """Collects SIGINT and SIGTERM in the list returned; a second one ends at once."""
+@contextlib.contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in the list given; a second one ends at once."""
     received: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
@@ -373,9 +376,13 @@ def catch_signals() -> list[int]:
         terminal.say(f"{signal.Signals(number).name}: saving, then stopping")
         signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
-    return received
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main() -> int:

@@ -21,6 +21,8 @@ import orbax.checkpoint as ocp
 
 from mmvae_jax.errors import UsageError
 
+# What may go wrong with a good checkpoint: it must not be set aside for that.
+_NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -90,6 +92,8 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | 
             }
             if not found:
                 raise ValueError("it has no arrays")
+        except _NOT_DAMAGE:
+            raise
         except Exception as error:  # orbax raises many kinds for a damaged one
             _set_aside(checkpoints, step, error)
             continue
@@ -99,6 +103,8 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | 
             if not np.array_equal(_digest(content["state"]), content["digest"]):
                 raise ValueError("its content is not what was saved")
             return step, content["state"]
+        except _NOT_DAMAGE:
+            raise
         except Exception as error:
             _set_aside(checkpoints, step, error)
     if steps:
@@ -163,7 +169,8 @@ def _set_aside(checkpoints, step: int, error: Exception) -> None:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     folder = Path(checkpoints.directory) / str(step)
     if folder.exists():
-        folder.rename(folder.with_name(f"{step}.damaged"))
+        num = sum(1 for _ in folder.parent.glob(f"{step}.damaged*"))
+        folder.rename(folder.with_name(f"{step}.damaged" + (f".{num}" if num else "")))
     checkpoints.reload()
     warnings.warn(
         f"checkpoint {step} in {checkpoints.directory} cannot be read ({reason}); it "

@@ -4,6 +4,7 @@ The one place where the functions of a model are compiled for evaluation: once
 for a run, since all members share them. Metrics themselves are plain functions.
 """
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -98,7 +99,7 @@ def compile_model(model: MultimodalVAE) -> MultimodalVAE:
     )
 
 
-def first_examples(split: Split, num: int, seed: int) -> Split:
+def random_examples(split: Split, num: int, seed: int) -> Split:
     """`num` random examples of a split (0: all of them), the same for one seed."""
     total = len(split.labels)
     if num == 0 or num >= total:
@@ -123,16 +124,19 @@ def evaluate_member(
       model: from `compile_model`.
       params: of the member.
       data: what the metrics are computed with.
-      key: of the member and step; every metric folds its own from it.
+      key: of the member and step; every metric folds its own from it by its
+        name, so that its draws do not depend on which others are computed.
       announce: called with the name of every metric before it is computed.
 
     Returns:
       tag -> value, tags with the prefix "eval/".
     """
     values = {}
-    for index, (name, metric) in enumerate(metrics.items()):
+    for name, metric in metrics.items():
         announce(name)
-        found = metric(model, params, data, jax.random.fold_in(key, index))
+        found = metric(
+            model, params, data, jax.random.fold_in(key, zlib.crc32(name.encode()))
+        )
         values |= {f"eval/{tag}": float(value) for tag, value in found.items()}
     return values
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 
 from mmvae_jax.types import Array
 
+FORMS = ("matmul", "lax")
+
 
 def fan_in_uniform(fan_in: int):
     """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in)), that of the published code.

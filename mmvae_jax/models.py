@@ -57,13 +57,42 @@ def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Multimodal
         raise UsageError(
             f"config.model.latent_dim must be >= 1, got {config.model.latent_dim}"
         )
-    unknown = sorted(set(config.modalities) - set(shapes))
-    if unknown:
-        raise UsageError(
-            f"config.modalities names {', '.join(unknown)}, but the data have "
-            f"{', '.join(shapes)}"
-        )
+    _check_choices(config, name)
+    for modality, options in config.modalities.items():
+        if modality not in shapes:
+            raise UsageError(
+                f"config.modalities names {modality}, but the data have "
+                f"{', '.join(shapes)}"
+            )
+        unknown = sorted(set(options) - set(config.modality))
+        if unknown:
+            raise UsageError(
+                f"config.modalities.{modality} has no field {unknown[0]!r}; choose "
+                f"from {', '.join(config.modality)}"
+            )
     return MODELS[name](config, shapes)
+
+
+def _check_choices(config: Any, name: str) -> None:
+    """Checks the choices that some models never look at, for all of them."""
+    estimator = config.objective.subset_estimator
+    if estimator not in objectives.SUBSET_ESTIMATORS:
+        raise UsageError(
+            f"unknown config.objective.subset_estimator {estimator!r}; choose one of "
+            f"{', '.join(objectives.SUBSET_ESTIMATORS)}"
+        )
+    prior_expert = config.model.prior_expert
+    if prior_expert not in subsets.PRIOR_EXPERT_CHOICES:
+        raise UsageError(
+            f"unknown config.model.prior_expert {prior_expert!r}; choose one of "
+            f"{', '.join(subsets.PRIOR_EXPERT_CHOICES)}"
+        )
+    is_listed = len(config.model.subsets) or len(config.model.subset_weights)
+    if is_listed and name != "custom":
+        raise UsageError(
+            f"config.model.subsets and .subset_weights are for the model 'custom', "
+            f"not for {name!r}"
+        )
 
 
 def make_networks(
@@ -72,13 +101,20 @@ def make_networks(
     """The networks of all modalities: config.modality, refined by modality."""
     encoders, decoders, likelihoods = {}, {}, {}
     for modality, shape in shapes.items():
-        options = config.modality.copy_and_resolve_references()
-        options.update(config.modalities.get(modality, {}))
+        own = config.modalities.get(modality, {})
+        options = dict(config.modality.items()) | dict(own.items())
+        if "network" in own and "network_options" not in own:
+            options["network_options"] = {}  # the others are of another network
+        if options["likelihood"] == "categorical":
+            raise UsageError(
+                f"likelihood 'categorical' of {modality} is for tokens, and images "
+                "are no tokens; choose laplace, gaussian or bernoulli"
+            )
         encoders[modality], decoders[modality] = networks.make_networks(
-            options.network, shape, latent_dim, **options.network_options
+            options["network"], shape, latent_dim, **options["network_options"]
         )
         likelihoods[modality] = distributions.make_likelihood(
-            options.likelihood, options.likelihood_scale
+            options["likelihood"], options["likelihood_scale"]
         )
     return Networks(encoders, decoders, likelihoods, dict(shapes), latent_dim)
 
@@ -100,16 +136,12 @@ def mixture_model(
     """
     nets = make_networks(config, shapes, config.model.latent_dim)
     subset_mixture = mixture(len(shapes), config.model.prior_expert)
-    estimator = config.objective.subset_estimator
-    if estimator not in objectives.SUBSET_ESTIMATORS:
-        raise UsageError(
-            f"unknown config.objective.subset_estimator {estimator!r}; choose one of "
-            f"{', '.join(objectives.SUBSET_ESTIMATORS)}"
-        )
     bound = (
         objectives.subsampled_elbo
         if is_subsampled
-        else partial(objectives.subset_elbo, estimator=estimator)
+        else partial(
+            objectives.subset_elbo, estimator=config.objective.subset_estimator
+        )
     )
 
     def objective(params: Params, batch: Batch, key: PRNGKey):

@@ -14,9 +14,9 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.types import Array, Gaussian
 
 # Log-variances stay within +-20 (standard deviations from 5e-5 to 2e4). Experts
-# of a product with the prior have no penalty of their own, and at large beta
-# their log-variances would grow until exp() overflows; inside +-5 the bound
-# changes a value by less than 2 %.
+# of a product with the prior have no penalty of their own: at large beta nothing
+# keeps their log-variances from growing, and exp() overflows beyond 88. Inside
+# +-5 the bound changes a value by at most 2.1 %.
 LOG_VARIANCE_BOUND = 20.0
 
 
@@ -227,6 +227,14 @@ def make_networks(
         )
     if network != "mlp" and (len(shape) != 3 or shape[0] != shape[1]):
         raise UsageError(f"network {network!r} needs square images, got shape {shape}")
+    if options.get("form", "matmul") not in layers.FORMS:
+        raise UsageError(
+            f"unknown network_options.form {options['form']!r}; choose one of "
+            f"{', '.join(layers.FORMS)}"
+        )
+    sizes = [n for name in ("widths", "channels") for n in options.get(name, ())]
+    if any(n < 1 for n in sizes):
+        raise UsageError(f"network {network!r}: layers need >= 1 unit, got {sizes}")
     encoder, decoder = NETWORKS[network]
     try:
         return (

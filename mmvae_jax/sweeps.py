@@ -5,6 +5,7 @@ Their states are stacked on a leading axis of K and trained in one program.
 """
 
 import itertools
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -48,6 +49,8 @@ def grid(sweep: Any) -> list[Member]:
         if len(set(values)) != len(values):
             raise UsageError(f"config.sweep.{name} repeats a value: {tuple(values)}")
         for value in values:
+            if isinstance(value, (bool, str)) or not isinstance(value, numbers.Real):
+                raise UsageError(f"config.sweep.{name} holds {value!r}, not a number")
             is_allowed, bound = {
                 "beta": (0 <= value < np.inf, ">= 0 and finite"),
                 "learning_rate": (0 < value < np.inf, "> 0 and finite"),

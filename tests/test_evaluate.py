@@ -77,11 +77,11 @@ def test_proposals_are_those_of_the_metric():
         log_likelihood.log_likelihood(None, None, None, None, proposal="prior")
 
 
-def test_first_examples():
+def test_random_examples():
     split = make_split({"m0": (2, 2, 1)}, num=50)
-    first = evaluate.first_examples(split, 20, seed=3)
-    again = evaluate.first_examples(split, 20, seed=3)
-    other = evaluate.first_examples(split, 20, seed=4)
+    first = evaluate.random_examples(split, 20, seed=3)
+    again = evaluate.random_examples(split, 20, seed=3)
+    other = evaluate.random_examples(split, 20, seed=4)
     assert first.labels.shape == (20,) and first.modalities["m0"].shape == (20, 2, 2, 1)
     assert (first.modalities["m0"] == again.modalities["m0"]).all()
     assert (first.modalities["m0"] != other.modalities["m0"]).any()
@@ -97,7 +97,7 @@ def test_first_examples():
 @pytest.mark.parametrize("num", [0, 50, 51])
 def test_all_examples(num):
     split = make_split({"m0": (2, 2, 1)}, num=50)
-    assert evaluate.first_examples(split, num, 0) is split
+    assert evaluate.random_examples(split, num, 0) is split
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmvae_jax import models, objectives, sweeps, train
+from mmvae_jax import models, networks, objectives, posteriors, sweeps, train
 from mmvae_jax.errors import UsageError
 from mmvae_jax.sweeps import Member
 from mmvae_jax.types import Gaussian
@@ -287,6 +287,52 @@ def test_errors_of_configs(name, change, message, tiny_config):
     change(config)
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         models.make_model(config, SHAPES)
+
+
+def published_product(experts, mask, prior_expert):
+    """The product in variance space, as the released code computes it."""
+    keep = jnp.asarray(mask).reshape(np.shape(mask) + (1,) * (3 - np.ndim(mask)))
+    precision = jnp.where(keep, 1 / (jnp.exp(experts.log_variance) + 1e-8), 0.0)
+    total = jnp.sum(precision, axis=0) + jnp.where(prior_expert, 1.0, 0.0)
+    mean = jnp.sum(precision * experts.mean, axis=0) / total
+    return Gaussian(mean, jnp.log(1 / total))
+
+
+@pytest.mark.parametrize("form", ["ours", "published"])
+def test_why_the_published_mvae_fails(form, make, tiny_images, monkeypatch):
+    """Experts without a penalty of their own may drift to any variance. From a
+    log-variance of 100 on, the published product's gradient is not finite; the
+    log-space product of bounded log-variances trains on."""
+    if form == "published":
+        monkeypatch.setattr(posteriors, "product_of_experts", published_product)
+        monkeypatch.setattr(networks, "LOG_VARIANCE_BOUND", 1e6)
+    model = make("mvae")
+    drifted = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf + 100.0 * _is_bias_of_log_variance(path),
+        params_of(model),
+    )
+    task = train.vae_task(model)._replace(init=lambda key: drifted)
+    members = [Member(32.0, 1e-3, 0)]
+    hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
+    data = tiny_images(SHAPES, 16)
+    execution = train.Execution("vmap", 5)
+    state = train.fit(
+        train.compile_steps(task, execution),
+        train.init_states(task, hyper, keys, data),
+        hyper,
+        keys,
+        data,
+        num_steps=5,
+        batch_size=8,
+        data_seed=0,
+        execution=execution,
+    )
+    assert bool(state.finite[0]) == (form == "ours")
+
+
+def _is_bias_of_log_variance(path):
+    names = jax.tree_util.keystr(path)
+    return "encoders" in names and "log_variance" in names and "bias" in names
 
 
 def test_mvae_trains_at_large_beta(make, tiny_images):

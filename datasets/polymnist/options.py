@@ -75,6 +75,12 @@ def _check_options(config):
             f"config.data.translate_scale={config.translate_scale} must be in "
             "0.25..1.0 (1.0: no translation)"
         )
+    for field, source in (("digits_dir", "mnist"), ("published_dir", "published")):
+        if getattr(config, field) and config.digits != source:
+            raise DatasetError(
+                f'config.data.{field} is for config.data.digits="{source}", but that '
+                f'is "{config.digits}": set it, or leave {field} empty'
+            )
     if config.digits != "published":
         return
     if not config.published_dir:

@@ -2,7 +2,7 @@
 
 Daunhawer et al. (2022), App. C.1, after Sutter et al. (2021). Classifiers are
 evaluated without dropout and on images clipped to [0, 1]; the published code
-does neither, so that its values are a few points lower for the same model.
+does neither, which may lower its values.
 """
 
 import itertools
@@ -47,7 +47,7 @@ def coherence(
       num_prior_samples: of the joint coherence; None: as many as test examples.
 
     Returns:
-      Fractions in [0, 1] (nan for a diverged model):
+      Fractions in [0, 1] (nan where a parameter is not finite):
       coherence/leave_one_out, the mean over targets of the next;
       coherence/leave_one_out/m0, of m0 given all other modalities;
       coherence/size_1, ..., mean over subsets of that size and targets outside;

@@ -68,7 +68,7 @@ def fid(
 
     Returns:
       fid/m0, ..., and fid, their mean: squared distances >= 0, lower is better;
-      nan for a diverged model.
+      nan where a parameter is not finite.
 
     Raises:
       UsageError: a modality is not of images.

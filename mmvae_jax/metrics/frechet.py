@@ -58,7 +58,7 @@ def frechet(
 
     Returns:
       frechet_classifier/m0, ..., and frechet_classifier, their mean: squared
-      distances >= 0, lower is better; nan for a diverged model.
+      distances >= 0, lower is better; nan where a parameter is not finite.
 
     Raises:
       UsageError: a modality has no classifier.

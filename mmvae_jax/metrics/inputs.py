@@ -6,7 +6,7 @@ the host: the functions of `model` arrive compiled, for one sweep member, and
 the loops keep their shapes constant, so that each compiles once. Sums are taken
 in float64 numpy, because tens of thousands of float32 terms lose digits.
 
-A member that has diverged is a result, not an error: metrics return nan for it.
+Parameters that are not finite are a result, not an error: metrics return nan.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +26,7 @@ class Classifier(NamedTuple):
     Attributes:
       apply: images, float [B, H, W, C] in [0, 1] -> (features [B, F], logits
         [B, num_classes]). Dropout must be off: the published evaluation code
-        left it on, which costs several points of coherence.
+        left it on, which lowers what it measures.
       accuracy: fraction in [0, 1] of real test images it labels correctly.
     """
 

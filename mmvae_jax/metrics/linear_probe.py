@@ -36,7 +36,7 @@ def linear_probe(
       num_train: training embeddings; all, if the split has fewer.
 
     Returns:
-      linear_probe, fraction in [0, 1]; nan for a diverged model.
+      linear_probe, fraction in [0, 1]; nan where a parameter is not finite.
     """
     row_key, train_key, test_key = jax.random.split(key, 3)
     num = len(data.train.labels)

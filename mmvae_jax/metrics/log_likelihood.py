@@ -6,8 +6,8 @@ as much as generation (their App. C.2).
 
 The published code is off: it lays samples out importance-major but reads them
 back example-major, so that every log-mean-exp runs over L different examples
-with one sample each, which biases it upwards by far more than the differences
-between models. Here the L weights of an example stay with that example.
+with one sample each, which biases it upwards. Here the L weights of an example
+stay with that example.
 """
 
 from collections.abc import Iterator

@@ -45,7 +45,7 @@ def swd(
 
     Returns:
       swd/m0, ..., mean over the levels of the pyramid, and swd, their mean; times
-      1e3 as usual; lower is better; nan for a diverged model.
+      1e3 as usual; lower is better; nan where a parameter is not finite.
 
     Raises:
       UsageError: `normalisation` is unknown.
