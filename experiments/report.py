@@ -116,9 +116,9 @@ def write(directory: Path, out: Path) -> None:
     Raises:
       UsageError: there is no run, one cannot be read, or `out` is a folder.
     """
-    page = render(directory)
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; name a file")
+    page = render(directory)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -326,8 +326,8 @@ def classifier_accuracy(points: Sequence[Point]) -> str:
     """The classifiers' accuracies on real data, which coherences go by."""
     texts = []
     for name, tag in _suffixes(points, "eval/classifier_accuracy").items():
-        shown = sorted({_cell(p.tags.get(tag)).split(" ± ")[0] for p in points})
-        texts.append(f"{name} {' / '.join(shown)}")
+        means = {_single(p.tags[tag].mean) for p in points if tag in p.tags}
+        texts.append(f"{name} {' / '.join(sorted(means))}")
     return ", ".join(texts)
 
 
