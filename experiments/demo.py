@@ -22,7 +22,7 @@ import tabulate
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import command, run, terminal, workdirs
+from experiments import command, report, run, terminal, workdirs
 from experiments.results import COLOURS, LABELS, Spread, by_beta, show
 from mmvae_jax.errors import UsageError
 from mmvae_jax.sweeps import Member
@@ -193,7 +193,7 @@ def check(config: Any) -> None:
         )
 
 
-def report(
+def found_results(
     summary: dict, config: Any, results: Results, verdicts: list, minutes: float
 ) -> dict:
     """What results.json holds: the numbers and what they were measured with."""
@@ -256,15 +256,16 @@ def main() -> int:
     draw_samples(folders, member_name(middle, [middle]), workdir / "samples.png")
     verdicts = judge(results)
     minutes = (time.perf_counter() - start) / 60
-    found = report(first, config, results, verdicts, minutes)
+    found = found_results(first, config, results, verdicts, minutes)
     if not (workdir / "results.json").exists():  # a later call trains nothing
         write_json(workdir / "results.json", found)
+    report.write(workdir, workdir / "report.html")
     rows = [[c.text, "holds" if ok else "FAILS", n] for c, ok, n in verdicts]
     terminal.say("\n" + tabulate.tabulate(rows, ["claim (best beta each)", "", ""]))
     terminal.say(
-        f"\n{minutes:.1f} minutes. The figure is "
-        f"{workdir / 'tradeoff.png'}, the samples {workdir / 'samples.png'}; every "
-        f"run's own files are in {workdir}/<model>/"
+        f"\n{minutes:.1f} minutes. Everything on one page: {workdir / 'report.html'}\n"
+        f"The figure is {workdir / 'tradeoff.png'}, the samples "
+        f"{workdir / 'samples.png'}; every run's own files are in {workdir}/<model>/"
     )
     return 0 if all(ok for _, ok, _ in verdicts) else 1
 

@@ -108,7 +108,7 @@ def test_a_damaged_file_is_replaced(
     )
     calls = []
 
-    def train_again(network, settings, dataset, group):
+    def train_again(network, settings, dataset, group, events):
         calls.append(group)
         return {modality: stored[modality] for modality in group}
 

@@ -33,6 +33,11 @@ USAGE = {
     "--config.objective.subset_estimator=all": "subset_estimator 'all'",
     "--config.modality.network=transformer": "unknown network 'transformer'.*mlp",
     "--config.modality.network=conv": "network 'conv'.*widths",
+    "--config.modality.likelihood=categorical": "'categorical' of m0 is for tokens",
+    "--config.modality.network_options.widths=(0,)": "layers need >= 1 unit",
+    "--config.model.subsets=((0,),)": "are for the model 'custom', not for",
+    "--config.sweep.beta=('a',)": "sweep.beta",
+    "--config.data.digits_dir=somewhere": "digits_dir is for .*but that is .sklearn",
     "--config.modality.likelihood=poisson": "unknown likelihood 'poisson'.*laplace",
     "--config.modality.likelihood_scale=0.": "scale must be > 0, got 0",
     # Subsets and weights.

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base, polydigits
 from mmvae_jax import models, networks, objectives, posteriors, sweeps, train
 from mmvae_jax.errors import UsageError
 from mmvae_jax.sweeps import Member
@@ -363,3 +364,40 @@ def test_mvae_trains_at_large_beta(make, tiny_images):
     # At a beta this large the posterior falls back to the prior.
     assert (losses[-1]["train/kl"] < 0.5 * losses[0]["train/kl"]).all()
     assert (losses[-1]["train/loss"] < losses[0]["train/loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"m9": {"likelihood": "gaussian"}}, "names m9, but the data have"),
+        ({"m0": {"likelihod": "gaussian"}}, "m0 has no field 'likelihod'"),
+        (
+            {"m0": {"network": "conv", "network_options": {"form": "fast"}}},
+            "unknown network_options.form 'fast'",
+        ),
+    ],
+)
+def test_what_differs_for_one_modality_is_checked(changes, message):
+    config = base.get_config()
+    config.modalities.update(changes)
+    with pytest.raises(UsageError, match=message):
+        models.make_model(config, {"m0": (8, 8, 3), "m1": (8, 8, 3)})
+
+
+def test_a_modality_may_have_a_network_of_its_own():
+    config = base.get_config()
+    config.model.latent_dim = 3
+    config.modality.network = "mlp"
+    config.modality.network_options.widths = (5,)
+    config.modalities.m1 = {"network": "conv"}
+    model = models.make_model(config, {"m0": (8, 8, 3), "m1": (8, 8, 3)})
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    encoders = params["encoders"]
+    assert "StridedConv_0" in encoders["m1"]["params"]
+    assert "StridedConv_0" not in encoders["m0"]["params"]
+
+
+def test_another_network_drops_the_options_of_the_former():
+    config = polydigits.get_config("mopoe,network=conv")
+    assert config.modality.network == "conv"
+    assert not config.modality.network_options
