@@ -49,7 +49,7 @@ format: $(VENV)/test.stamp  ## rewrite in the house style
 	$(BIN)/ruff format .
 
 bench: $(RUN_STAMP)  ## the CPU benchmarks
-	$(BIN)/python -m benchmarks.sweep --setting polydigits --out results/bench_sweep_polydigits.json
+	$(BIN)/python -m benchmarks.sweep --setting polydigits --steps 200 --turns 3 --out results/bench_sweep_polydigits.json
 	$(BIN)/python -m benchmarks.sweep --setting polymnist --steps 4 --turns 2 --mappings auto --out results/bench_sweep_polymnist.json
 	$(BIN)/python -m benchmarks.data --out results/bench_data.json
 

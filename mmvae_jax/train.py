@@ -23,7 +23,7 @@ from mmvae_jax.types import Array, Batch, Hyper, MultimodalVAE, Params, PRNGKey
 # A call of the compiled program never holds more steps than this ...
 MAX_STEPS_PER_CALL = 256
 # ... nor takes much longer than this, so that a signal is answered in time.
-TARGET_SECONDS_PER_CALL = 1.0
+TARGET_SECONDS_PER_CALL = 2.0
 
 
 class Task(NamedTuple):
