@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.large_beta import published_product
 from configs import base, polydigits
 from mmvae_jax import models, networks, objectives, posteriors, sweeps, train
 from mmvae_jax.errors import UsageError
@@ -288,15 +289,6 @@ def test_errors_of_configs(name, change, message, tiny_config):
     change(config)
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         models.make_model(config, SHAPES)
-
-
-def published_product(experts, mask, prior_expert):
-    """The product in variance space, as the released code computes it."""
-    keep = jnp.asarray(mask).reshape(np.shape(mask) + (1,) * (3 - np.ndim(mask)))
-    precision = jnp.where(keep, 1 / (jnp.exp(experts.log_variance) + 1e-8), 0.0)
-    total = jnp.sum(precision, axis=0) + jnp.where(prior_expert, 1.0, 0.0)
-    mean = jnp.sum(precision * experts.mean, axis=0) / total
-    return Gaussian(mean, jnp.log(1 / total))
 
 
 @pytest.mark.parametrize("form", ["ours", "published"])
