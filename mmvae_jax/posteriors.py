@@ -5,6 +5,8 @@ here takes masks as arrays and is safe under vmap and jit, so that the 2^M - 1
 subsets of MoPoE are one call and not a loop.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -50,10 +52,28 @@ def product_of_experts(
 
 
 def subset_posteriors(experts: Gaussian, mixture: SubsetMixture) -> Gaussian:
-    """The posteriors of all S subsets, fields [S, B, D], in one call over masks."""
-    return jax.vmap(product_of_experts, in_axes=(None, 0, 0))(
-        experts, jnp.asarray(mixture.masks), jnp.asarray(mixture.prior_expert)
-    )
+    """The posteriors of all S subsets, fields [S, B, D], in one product of matrices.
+
+    The values of `product_of_experts` for every row of masks. Every expert's
+    precision is exponentiated once, around the middle of their log-range, and
+    summed over the subsets by the mask matrix, instead of S M times: MoPoE's 31
+    subsets of 5 would otherwise cost more than half as much as its networks.
+    Log-precisions further than 40 from the middle of an example's dimension are
+    taken as at 40, so that no gradient leaves float32; encoders stay within 20.
+    """
+    masks = jnp.asarray(mixture.masks, experts.mean.dtype)
+    prior = jnp.asarray(mixture.prior_expert, experts.mean.dtype)[:, None, None]
+    log_precision = -experts.log_variance
+    low = jnp.minimum(jnp.min(log_precision, axis=0), 0.0)
+    high = jnp.maximum(jnp.max(log_precision, axis=0), 0.0)
+    centre = jax.lax.stop_gradient((low + high) / 2)
+    precision = jnp.exp(jnp.clip(log_precision - centre, -40.0, 40.0))
+    prior_precision = jnp.exp(jnp.clip(-centre, -40.0, 40.0))
+    # Full float32 also where a device would round the factors of a product.
+    subset_sum = partial(jnp.tensordot, masks, axes=1, precision="highest")
+    total = subset_sum(precision) + prior * prior_precision
+    mean = subset_sum(precision * experts.mean) / total
+    return Gaussian(mean, -(centre + jnp.log(total)))
 
 
 def stratified_components(key: PRNGKey, weights: Array, num: int) -> Array:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.large_beta import published_product
+from benchmarks.large_beta import published_posteriors
 from configs import base, polydigits
 from mmvae_jax import models, networks, objectives, posteriors, sweeps, train
 from mmvae_jax.errors import UsageError
@@ -297,7 +297,7 @@ def test_why_the_published_mvae_fails(form, make, tiny_images, monkeypatch):
     log-variance of 100 on, the published product's gradient is not finite; the
     log-space product of bounded log-variances trains on."""
     if form == "published":
-        monkeypatch.setattr(posteriors, "product_of_experts", published_product)
+        monkeypatch.setattr(posteriors, "subset_posteriors", published_posteriors)
         monkeypatch.setattr(networks, "LOG_VARIANCE_BOUND", 1e6)
     model = make("mvae")
     drifted = jax.tree_util.tree_map_with_path(

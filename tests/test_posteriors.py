@@ -361,3 +361,31 @@ def test_posterior_components_are_the_products_of_balanced_subsets():
     assert (is_close.sum(0) == 1).all()
     assert is_close.sum(1).tolist() == [8, 12, 20]
     assert len(set(np.argmax(is_close, 0)[:8])) > 1
+
+
+@pytest.mark.parametrize("spread", [10.0, 38.0, 100.0])
+@pytest.mark.parametrize("make", [subsets.powerset, subsets.full_set])
+def test_subset_posteriors_at_extreme_log_variances(spread, make):
+    """Equal to the exact products within +-40, finite with finite gradients at
+    +-100 too."""
+    generator = np.random.default_rng(0)
+    mean = jnp.asarray(generator.normal(size=(3, 4, 5)), jnp.float32)
+    signs = generator.choice([-1.0, 0.0, 1.0], size=(3, 4, 5))
+    experts = Gaussian(mean, jnp.asarray(spread * signs, jnp.float32))
+    mixture = make(3, prior_expert="always")
+
+    def total(experts):
+        found = posteriors.subset_posteriors(experts, mixture)
+        return jnp.sum(found.mean**2 + found.log_variance)
+
+    found = posteriors.subset_posteriors(experts, mixture)
+    gradient = jax.grad(total)(experts)
+    for leaf in jax.tree.leaves((found, gradient)):
+        assert np.isfinite(leaf).all()
+    if spread < 40:
+        for s, mask in enumerate(mixture.masks):
+            exact = posteriors.product_of_experts(experts, mask, True)
+            np.testing.assert_allclose(found.mean[s], exact.mean, 1e-5, 1e-5)
+            np.testing.assert_allclose(
+                found.log_variance[s], exact.log_variance, 1e-5, 1e-5
+            )
