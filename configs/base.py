@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
                 backgrounds_dir="",  # one image a modality; "" = procedural
                 published_dir="",  # for digits="published": {train,test}/m{i}/
                 num_modalities=5,  # M
+                use_modalities=0,  # only the first ones of them; 0 = all
                 image_size=28,  # pixels
                 translate_scale=1.0,  # size of a translated digit; 1 = in place
                 repeated=False,  # the same background image for all modalities

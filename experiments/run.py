@@ -46,7 +46,9 @@ class Sweep(NamedTuple):
     Attributes:
       config: as of configs/base.py.
       members: of the sweep.
-      dataset: real data, in host memory.
+      dataset: real data, in host memory, of the modalities that are used.
+      complete: the same with all modalities: what classifiers are trained on, so
+        that runs on different numbers of modalities share them.
       model: of every member.
       task: its training.
       hyper: fields [K].
@@ -58,6 +60,7 @@ class Sweep(NamedTuple):
     config: Any
     members: Sequence[sweeps.Member]
     dataset: data.Dataset
+    complete: data.Dataset
     model: MultimodalVAE
     task: train.Task
     hyper: Hyper
@@ -140,7 +143,8 @@ def check(config: Any) -> None:
 
 def build(config: Any, members: Sequence[sweeps.Member], stop: list[int]) -> Sweep:
     """Loads (and if need be prepares) the data and builds the model."""
-    dataset = data.load(prepare.prepare(config.data))
+    complete = data.load(prepare.prepare(config.data))
+    dataset = data.first_modalities(complete, config.data.use_modalities)
     images = dataset.train.modalities
     # What would fail only after training has begun is tried here.
     classifiers.make_network(config, dataset)
@@ -169,6 +173,7 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: list[int]) -> Swe
         config=config,
         members=members,
         dataset=dataset,
+        complete=complete,
         model=model,
         task=task,
         hyper=hyper,
@@ -329,13 +334,13 @@ def get_classifiers(sweep: Sweep, metrics: dict[str, Callable]) -> dict | None:
     if not set(metrics) & set(evaluate.NEEDS_CLASSIFIERS):
         return None
     settings = sweep.config.classifier
-    num_modalities = len(sweep.dataset.train.modalities)
+    num_modalities = len(sweep.complete.train.modalities)
     bar = terminal.ProgressBar(
         0, settings.num_steps, settings.batch_size * num_modalities, "classifiers"
     )
     found = classifiers.get_classifiers(
         sweep.config,
-        sweep.dataset,
+        sweep.complete,
         Path(sweep.config.data.data_dir).expanduser() / "classifiers",
         train.Events(progress=bar.update, is_stopping=lambda: bool(sweep.stop)),
     )

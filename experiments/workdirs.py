@@ -42,7 +42,7 @@ def claimed(workdir: Path, config: Any) -> Iterator[None]:
                 "another --workdir"
             ) from error
         if path.exists():
-            _compare(workdir, _resolved(config), _read_json(path))
+            compare(workdir, config, read_json(path))
         yield
 
 
@@ -50,7 +50,7 @@ def record(workdir: Path, config: Any) -> None:
     """Writes config.json, once everything it describes has been found to exist."""
     path = workdir / "config.json"
     if not path.exists():
-        writers.write_json(path, _resolved(config))
+        writers.write_json(path, resolved(config))
 
 
 def read_summary(workdir: Path) -> dict | None:
@@ -58,7 +58,7 @@ def read_summary(workdir: Path) -> dict | None:
     path = workdir / "summary.json"
     if not path.exists():
         return None
-    summary = _read_json(path)
+    summary = read_json(path)
     if not isinstance(summary, dict) or not summary.get("members"):
         raise UsageError(
             f"{path} is not the summary this project writes; choose another --workdir, "
@@ -67,12 +67,12 @@ def read_summary(workdir: Path) -> dict | None:
     return summary
 
 
-def _resolved(config: Any) -> dict:
+def resolved(config: Any) -> dict:
     """A config as JSON has it: tuples are lists."""
     return json.loads(json.dumps(writers.jsonable(config.to_dict())))
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     """Reads a JSON file that this project wrote."""
     try:
         return json.loads(path.read_text())
@@ -83,12 +83,25 @@ def _read_json(path: Path) -> Any:
         ) from error
 
 
-def _compare(workdir: Path, wanted: dict, found: Any) -> None:
-    """Refuses a directory whose run was started with another config."""
-    ours, theirs = _flatten(wanted), _flatten(found)
+def compare(
+    workdir: Path, config: Any, found: Any, *, is_finished: bool = False
+) -> None:
+    """Refuses a directory whose run was started with another config.
+
+    Args:
+      workdir: the directory, for the message.
+      config: the one asked for.
+      found: what config.json holds.
+      is_finished: a run that is only read may lack fields that came later.
+
+    Raises:
+      UsageError: they differ.
+    """
+    ours, theirs = _flatten(resolved(config)), _flatten(found)
+    names = ours.keys() & theirs.keys() if is_finished else ours.keys() | theirs.keys()
     differing = sorted(
         name
-        for name in ours.keys() | theirs.keys()
+        for name in names
         if name not in ours or name not in theirs or ours[name] != theirs[name]
     )
     if differing:

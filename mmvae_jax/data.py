@@ -92,6 +92,36 @@ def load(directory):
         ) from error
 
 
+def first_modalities(dataset, num):
+    """A data set reduced to its first modalities, for what depends on their number.
+
+    Args:
+      dataset: Dataset.
+      num: how many are kept; 0 for all of them.
+
+    Returns:
+      Dataset; the arrays are shared, the fingerprint is that of the whole.
+
+    Raises:
+      UsageError: the data set has fewer.
+    """
+    names = list(dataset.train.modalities)
+    if not 0 <= num <= len(names):
+        raise UsageError(
+            f"config.data.use_modalities={num} must be in 0..{len(names)}, the number "
+            "of modalities of the data (0: all)"
+        )
+    if num == 0:
+        return dataset
+    train, test = (
+        split._replace(
+            modalities={name: split.modalities[name] for name in names[:num]}
+        )
+        for split in (dataset.train, dataset.test)
+    )
+    return dataset._replace(train=train, test=test)
+
+
 def _read(builder, split, modalities, num_examples):
     """Joins the blocks of one split."""
     features = builder.info.features

@@ -137,3 +137,20 @@ def test_put_on_device_keeps_bytes(prepared):
     assert on_device.modalities["m3"].dtype == jnp.uint8
     np.testing.assert_array_equal(on_device.modalities["m3"], split.modalities["m3"])
     np.testing.assert_array_equal(on_device.labels, split.labels)
+
+
+def test_first_modalities_share_arrays_and_fingerprint(prepared):
+    dataset = data.load(prepared)
+    names = list(dataset.train.modalities)
+    one = data.first_modalities(dataset, 1)
+    assert list(one.train.modalities) == list(one.test.modalities) == names[:1]
+    assert one.train.modalities[names[0]] is dataset.train.modalities[names[0]]
+    assert one.fingerprint == dataset.fingerprint
+    assert data.first_modalities(dataset, 0) is dataset
+
+
+@pytest.mark.parametrize("num", [-1, 13])
+def test_more_modalities_than_there_are_is_an_error(prepared, num):
+    dataset = data.load(prepared)
+    with pytest.raises(UsageError, match="use_modalities=.* must be in 0..12"):
+        data.first_modalities(dataset, num)

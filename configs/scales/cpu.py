@@ -1,0 +1,33 @@
+"""The paper's figures on MNIST at 28 x 28 pixels, for a CPU and an afternoon.
+
+    make figures SCALE=cpu
+
+The data are the paper's PolyMNIST and Translated-PolyMNIST (with procedural
+backgrounds, unless a folder of images is given), in three modalities instead of
+five; networks are small, four betas instead of six, and training is short.
+"""
+
+from configs.scales import demo
+
+
+def get_config():
+    """The demo's figures on 60,000 digits; networks with one hidden layer."""
+    scale = demo.get_config()
+    scale.description = (
+        "cpu scale: MNIST at 28 x 28 pixels, three modalities, networks with one "
+        "hidden layer, 5 epochs; not the paper's scale"
+    )
+    scale.beta = (0.03, 0.3, 1.0, 3.0)
+    scale.num_modalities = (2, 3)
+    names = {"polymnist": "PolyMNIST", "translated": "Translated-PolyMNIST"}
+    for dataset, title in names.items():
+        scale.datasets[dataset].title = title
+    changes = dict(
+        model=dict(latent_dim=96),
+        modality=dict(network_options=dict(widths=(256,))),
+        data=dict(digits="mnist", image_size=28, pairings=1, num_modalities=3),
+        train=dict(num_steps=2_340, batch_size=128, checkpoint_every_steps=780),
+        eval=dict(num_examples=2_000),
+    )
+    scale.changes = changes
+    return scale

@@ -1,0 +1,32 @@
+"""The paper's figures as the paper has them: for GPUs, and hundreds of models.
+
+    make figures SCALE=paper
+
+Its data, ResNets, epochs, grid of beta and three seeds (App. C.1). Start with
+`--dry_run`, which says what this costs on the machine at hand. For FID add "fid"
+to `metrics` and `metrics_by_modalities`.
+"""
+
+from configs.scales import demo
+
+
+def get_config():
+    """The fields of demo.py with the paper's values."""
+    scale = demo.get_config()
+    scale.description = "paper scale"
+    scale.datasets.polymnist.update(title="PolyMNIST", config="polymnist")
+    scale.datasets.translated.update(
+        title="Translated-PolyMNIST", config="translated_polymnist", changes=dict()
+    )
+    scale.changes = dict(
+        modality=dict(network="resnet", network_options=dict()),
+        eval=dict(num_examples=0),
+    )
+    scale.datasets.translated.changes = dict(classifier=dict(network="resnet"))
+    # K = 30 and batches of 128, as Shi et al. (2019) for their digits; the paper
+    # states no number of its own.
+    scale.official = dict(
+        num_modalities=5,
+        changes=dict(objective=dict(num_samples=30), train=dict(batch_size=128)),
+    )
+    return scale

@@ -1,0 +1,279 @@
+"""What the paper's figures need: a scale, its runs, and which of them are there.
+
+A scale is a config of configs/scales/. The runs of all figures are functions of it:
+every run is a `Spec`, which names its folder and determines its config. A folder of
+runs holds plan.json, the scale it was made with, so that runs of two scales are
+never taken for one.
+"""
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from experiments import results, workdirs
+from mmvae_jax import writers
+from mmvae_jax.errors import UsageError
+
+SCALES = ("demo", "cpu", "paper")
+PLAN = "plan.json"
+MODELS = ("unimodal", "mvae", "mmvae", "mopoe")
+MULTIMODAL = ("mvae", "mmvae", "mopoe")
+OFFICIAL = ("unimodal_official", "mmvae_official")
+DATASETS = ("polymnist", "translated")
+
+
+class Spec(NamedTuple):
+    """One run of a plan.
+
+    Attributes:
+      dataset: "polymnist", "translated" or "discrete".
+      model: one of mmvae_jax.models.MODELS.
+      num_modalities: how many, the first ones of the data set; 0 = all of them.
+      is_repeated: whether all modalities have the same background (Figure 11).
+    """
+
+    dataset: str
+    model: str
+    num_modalities: int = 0
+    is_repeated: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Where the run is, below the folder of the plan."""
+        dataset = self.dataset + ("_repeated" if self.is_repeated else "")
+        size = f"_{self.num_modalities}_modalities" if self.num_modalities else ""
+        return f"{dataset}/{self.model}{size}"
+
+
+class Evidence(NamedTuple):
+    """The finished runs of a plan: what figures and claims are made of.
+
+    Attributes:
+      directory: the folder of the plan.
+      scale: its name.
+      config: the scale, as of configs/scales/demo.py.
+      runs: Spec -> RunRecord, the finished ones only.
+    """
+
+    directory: Path
+    scale: str
+    config: ConfigDict
+    runs: Mapping[Spec, results.RunRecord]
+
+
+def load_scale(name: str) -> tuple[str, ConfigDict]:
+    """The name and config of a scale: one of SCALES, or a file like theirs.
+
+    Raises:
+      UsageError: there is no such scale, or the file has other fields.
+    """
+    reference = importlib.import_module("configs.scales.demo").get_config()
+    if name in SCALES:
+        return name, importlib.import_module(f"configs.scales.{name}").get_config()
+    path = Path(name)
+    if path.suffix != ".py" or not path.is_file():
+        raise UsageError(
+            f"unknown --scale {name!r}; choose one of {', '.join(SCALES)}, or name a "
+            "file like configs/scales/demo.py"
+        )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # a file of the user's may raise anything
+        raise UsageError(f"--scale {name} cannot be read: {error}") from error
+    if not isinstance(config, ConfigDict) or set(config) != set(reference):
+        raise UsageError(
+            f"--scale {name}: get_config() must return the fields of "
+            "configs/scales/demo.py"
+        )
+    return path.stem, config
+
+
+def sweep(datasets: Iterable[str], models: Iterable[str]) -> list[Spec]:
+    """The runs of a figure over beta."""
+    return [Spec(dataset, model) for dataset in datasets for model in models]
+
+
+def by_modalities(scale: ConfigDict, *, is_repeated: bool) -> list[Spec]:
+    """The runs of Figure 3 or 11; where there are all modalities, those over beta."""
+    specs = []
+    for dataset in DATASETS:
+        specs.append(Spec(dataset, "unimodal", 0, is_repeated))
+        for model in MULTIMODAL:
+            for num in scale.num_modalities:
+                specs.append(modalities_spec(scale, dataset, model, num, is_repeated))
+    return specs
+
+
+def modalities_spec(
+    scale: ConfigDict, dataset: str, model: str, num: int, is_repeated: bool
+) -> Spec:
+    """The run with the first `num` modalities."""
+    is_all = num == scale.num_modalities[-1]
+    return Spec(dataset, model, 0 if is_all else num, is_repeated)
+
+
+def official(scale: ConfigDict) -> list[Spec]:
+    """The runs of Figure 12."""
+    num = scale.official.num_modalities
+    return [
+        modalities_spec(scale, "polymnist", model, num, False) for model in OFFICIAL
+    ]
+
+
+def figure_specs(scale: ConfigDict) -> dict[str, list[Spec]]:
+    """Figure -> the runs it needs; the paper's by number, and ours by name."""
+    both, first = sweep(DATASETS, MODELS), sweep(DATASETS[:1], MODELS)
+    discrete = [Spec("discrete", model) for model in MULTIMODAL]
+    return {
+        "2": both,
+        "3": by_modalities(scale, is_repeated=False),
+        "4": both,
+        "6": both,
+        "7": both,
+        "8": both,
+        "9": both,
+        "10": sweep(DATASETS, MULTIMODAL),
+        "11": by_modalities(scale, is_repeated=True),
+        "12": official(scale),
+        "13": sweep(DATASETS[:1], ("mvae", "mvae_plus")),
+        "theorem": discrete,
+        "discrepancy": [
+            spec
+            for spec in by_modalities(scale, is_repeated=False)
+            if spec.dataset == "polymnist"
+        ],
+        "matching": both if "matching" in scale.metrics else first[:0],
+    }
+
+
+def all_specs(scale: ConfigDict, figures: Iterable[str]) -> list[Spec]:
+    """The runs of some figures, each once, in the order in which they are made."""
+    needed = figure_specs(scale)
+    return list(dict.fromkeys(spec for name in figures for spec in needed[name]))
+
+
+def run_config(scale: ConfigDict, spec: Spec, places: Mapping[str, str]) -> ConfigDict:
+    """The config of a run.
+
+    Args:
+      scale: as of configs/scales/demo.py.
+      spec: one of `all_specs`.
+      places: fields of config.data that say where things are (data_dir, ...).
+
+    Raises:
+      UsageError: the scale changes a field that does not exist.
+    """
+    dataset = (
+        scale.discrete if spec.dataset == "discrete" else (scale.datasets[spec.dataset])
+    )
+    module = importlib.import_module(f"configs.{dataset.config}")
+    config = module.get_config(spec.model)
+    changes = [dataset.changes]
+    if spec.dataset != "discrete":
+        config.sweep.update(beta=tuple(scale.beta), seed=tuple(scale.seed))
+        config.eval.metrics = tuple(scale.metrics)
+        changes.insert(0, scale.changes)
+        if spec.model in OFFICIAL:
+            changes.append(scale.official.changes)
+        elif spec.num_modalities or spec.is_repeated:
+            config.sweep.beta = (dataset.beta_by_modalities,)
+            config.eval.metrics = tuple(scale.metrics_by_modalities)
+    for change in changes:
+        _apply(config, change)
+    config.data.repeated = spec.is_repeated
+    if spec.num_modalities:
+        config.data.use_modalities = spec.num_modalities
+    config.data.update(places)
+    return config
+
+
+def _apply(config: ConfigDict, change: ConfigDict) -> None:
+    """Updates a config by nested fields; network options replace the old ones."""
+    plain = change.to_dict()
+    options = plain.get("modality", {}).pop("network_options", None)
+    try:
+        config.update(plain)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"the scale's changes do not fit the config: {error}") from (
+            error
+        )
+    if options is not None:
+        config.modality.network_options = ConfigDict(options)
+
+
+def record(directory: Path, scale: str, config: ConfigDict) -> None:
+    """Writes plan.json, or checks that it is the one that is there.
+
+    Raises:
+      UsageError: the folder belongs to another scale, or to something else.
+    """
+    path = directory / PLAN
+    wanted = {"scale": scale, "config": json.loads(json.dumps(config.to_dict()))}
+    if path.exists():
+        found = workdirs.read_json(path)
+        if found != wanted:
+            raise UsageError(
+                f"{directory} holds runs of scale {found.get('scale', '?')!r} "
+                f"{'with other settings' if found.get('scale') == scale else ''}"
+                f", not of {scale!r} as asked for; choose another --directory"
+            )
+        return
+    if directory.is_dir() and any(directory.iterdir()):
+        raise UsageError(
+            f"{directory} holds files that are no plan; choose another --directory"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    writers.write_json(path, wanted)
+
+
+def read(directory: Path) -> Evidence:
+    """The finished runs of the plan in a folder.
+
+    Raises:
+      UsageError: there is no plan, no finished run, or a run of another scale.
+    """
+    path = directory / PLAN
+    if not path.exists():
+        raise UsageError(
+            f"no {PLAN} in {directory}; `python -m experiments.figures "
+            f"--directory={directory}` makes its runs"
+        )
+    plan = workdirs.read_json(path)
+    try:
+        scale, config = plan["scale"], ConfigDict(plan["config"])
+        specs = all_specs(config, figure_specs(config))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is not a plan of this project: {error}") from error
+    runs = {}
+    for spec in specs:
+        folder = directory / spec.folder
+        summary = workdirs.read_summary(folder)
+        if summary is not None:
+            found = workdirs.read_json(folder / "config.json")
+            _check_scale(folder, spec, config, found)
+            runs[spec] = results.RunRecord(folder, found, summary)
+    if not runs:
+        raise UsageError(
+            f"no finished run in {directory}; `python -m experiments.figures "
+            f"--scale={scale} --directory={directory}` makes them"
+        )
+    return Evidence(directory, scale, config, runs)
+
+
+def _check_scale(
+    folder: Path, spec: Spec, scale: ConfigDict, found: Mapping[str, Any]
+) -> None:
+    """Refuses a run that is not the one its plan describes."""
+    # Where data are kept is no part of the scale.
+    places = {
+        name: value for name, value in found["data"].items() if name.endswith("_dir")
+    }
+    workdirs.compare(folder, run_config(scale, spec, places), found, is_finished=True)
