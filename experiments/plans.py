@@ -24,14 +24,13 @@ PLAN = "plan.json"
 MODELS = ("unimodal", "mvae", "mmvae", "mopoe")
 MULTIMODAL = ("mvae", "mmvae", "mopoe")
 OFFICIAL = ("unimodal_official", "mmvae_official")
-DATASETS = ("polymnist", "translated")
 
 
 class Spec(NamedTuple):
     """One run of a plan.
 
     Attributes:
-      dataset: "polymnist", "translated" or "discrete".
+      dataset: a column of the scale ("polymnist", "translated"), or "discrete".
       model: one of mmvae_jax.models.MODELS.
       num_modalities: how many, the first ones of the data set; 0 = all of them.
       is_repeated: whether all modalities have the same background (Figure 11).
@@ -104,7 +103,7 @@ def sweep(datasets: Iterable[str], models: Iterable[str]) -> list[Spec]:
 def by_modalities(scale: ConfigDict, *, is_repeated: bool) -> list[Spec]:
     """The runs of Figure 3 or 11; where there are all modalities, those over beta."""
     specs = []
-    for dataset in DATASETS:
+    for dataset in scale.columns:
         specs.append(Spec(dataset, "unimodal", 0, is_repeated))
         for model in MULTIMODAL:
             for num in scale.num_modalities:
@@ -123,14 +122,13 @@ def modalities_spec(
 def official(scale: ConfigDict) -> list[Spec]:
     """The runs of Figure 12."""
     num = scale.official.num_modalities
-    return [
-        modalities_spec(scale, "polymnist", model, num, False) for model in OFFICIAL
-    ]
+    first = scale.columns[0]
+    return [modalities_spec(scale, first, model, num, False) for model in OFFICIAL]
 
 
 def figure_specs(scale: ConfigDict) -> dict[str, list[Spec]]:
     """Figure -> the runs it needs; the paper's by number, and ours by name."""
-    both, first = sweep(DATASETS, MODELS), sweep(DATASETS[:1], MODELS)
+    both, first = sweep(scale.columns, MODELS), scale.columns[0]
     discrete = [Spec("discrete", model) for model in MULTIMODAL]
     return {
         "2": both,
@@ -140,17 +138,17 @@ def figure_specs(scale: ConfigDict) -> dict[str, list[Spec]]:
         "7": both,
         "8": both,
         "9": both,
-        "10": sweep(DATASETS, MULTIMODAL),
+        "10": sweep(scale.columns, MULTIMODAL),
         "11": by_modalities(scale, is_repeated=True),
         "12": official(scale),
-        "13": sweep(DATASETS[:1], ("mvae", "mvae_plus")),
+        "13": sweep([first], ("mvae", "mvae_plus")),
         "theorem": discrete,
         "discrepancy": [
             spec
             for spec in by_modalities(scale, is_repeated=False)
-            if spec.dataset == "polymnist"
+            if spec.dataset == first
         ],
-        "matching": both if "matching" in scale.metrics else first[:0],
+        "matching": both if "matching" in scale.metrics else [],
     }
 
 

@@ -35,9 +35,10 @@ def get_config() -> ConfigDict:
                 "linear_probe",
             ),
             metrics_by_modalities=("elbo", "frechet", "swd"),
-            # The two columns of the figures: a file of configs/, what differs from it,
-            # the beta of Figures 3 and 11, and the beta of the samples in Figures 9
-            # and 10 (the paper does not state its own).
+            # The columns of the figures. Of each: a file of configs/, what differs from
+            # it, the beta of Figures 3 and 11, and the beta of the samples in Figures
+            # 9 and 10 (the paper does not state its own).
+            columns=("polymnist", "translated"),
             datasets=dict(
                 polymnist=dict(
                     title="PolyDigits",
