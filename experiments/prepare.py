@@ -15,6 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
@@ -34,12 +35,19 @@ POLYMNIST_OPTIONS = (
     "pairings",
     "seed",
 )
+DISCRETE_OPTIONS = (
+    "num_modalities",
+    "shared_bits",
+    "specific_bits",
+    "one_in",
+    "patch",
+    "repeats",
+)
 
 
 def _polymnist_builder(data_config, data_dir):
     """The TFDS builder of PolyMNIST and its variants."""
-    if str(DATASETS) not in sys.path:
-        sys.path.insert(0, str(DATASETS))
+    _find_datasets()
     from polymnist import errors, options, polymnist_dataset_builder
 
     try:
@@ -54,7 +62,64 @@ def _polymnist_builder(data_config, data_dir):
     return builder, errors.DatasetError
 
 
-BUILDERS = {"polymnist": _polymnist_builder}
+def _discrete_builder(data_config, data_dir):
+    """The TFDS builder of the data set with a known joint pmf."""
+    _find_datasets()
+    from discrete import discrete_dataset_builder, errors
+
+    builder = discrete_dataset_builder.Builder(
+        config=_discrete_config(data_config),
+        data_dir=data_dir,
+        file_format="array_record",
+    )
+    return builder, errors.DatasetError
+
+
+def _discrete_config(data_config):
+    """The checked options of the data set with a known joint pmf."""
+    from discrete import errors, options
+
+    missing = [name for name in DISCRETE_OPTIONS if name not in data_config]
+    if missing:
+        raise UsageError(
+            f"config.data.name='discrete' needs config.data.{missing[0]}; start from "
+            "configs/discrete.py"
+        )
+    try:
+        return options.DiscreteConfig(
+            **{name: data_config[name] for name in DISCRETE_OPTIONS}
+        )
+    except errors.DatasetError as error:
+        raise UsageError(str(error)) from error
+
+
+def discrete_pmf(data_config) -> np.ndarray:
+    """The joint pmf of the data set "discrete", as `mmvae_jax.theory` takes it.
+
+    Args:
+      data_config: mapping `config.data`; with `use_modalities`, of the first ones.
+
+    Returns:
+      float64 [n, ...], axis m is modality m, summing to 1.
+
+    Raises:
+      UsageError: an option that cannot be used.
+    """
+    _find_datasets()
+    from discrete import pmf
+
+    table = pmf.joint_pmf(**_discrete_config(data_config).pmf_options)
+    used = data_config.get("use_modalities", 0) or table.ndim
+    return table.sum(axis=tuple(range(used, table.ndim)))
+
+
+def _find_datasets():
+    """Puts the source root of the data sets on the path."""
+    if str(DATASETS) not in sys.path:
+        sys.path.insert(0, str(DATASETS))
+
+
+BUILDERS = {"discrete": _discrete_builder, "polymnist": _polymnist_builder}
 
 
 def prepare(data_config):

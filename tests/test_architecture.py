@@ -59,6 +59,7 @@ KNOWN_BY = {
     "configs": set(),
     "experiments": set(),
     "polymnist": set(),
+    "discrete": set(),
 }
 
 

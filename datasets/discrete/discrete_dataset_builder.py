@@ -1,0 +1,74 @@
+"""TFDS builder of the data set with a known joint pmf; needs no TensorFlow."""
+
+import hashlib
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from discrete import pmf
+
+SPLITS = ("train", "test")
+BLOCK = 1 << 14
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Few bits, part of them shared, in the exact proportions of their joint pmf.
+
+    Records, features and metadata are those of `polymnist`: a record is a block of
+    examples, one feature [n, H, W, 1] a modality and `label` [n]; the metadata hold
+    `modalities`, `num_examples` and `fingerprint`.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}
+
+    def _info(self):
+        """Describes the features: one modality each, and the labels."""
+        config = self.builder_config
+        shape = (None, config.patch, config.num_bits * config.patch, 1)
+        modalities = [f"m{m}" for m in range(config.num_modalities)]
+        features = {
+            name: tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding="bytes")
+            for name in modalities
+        }
+        features["label"] = tfds.features.Tensor(
+            shape=(None,), dtype=np.uint8, encoding="bytes"
+        )
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features),
+            # The order of features is not kept by TFDS, hence `modalities`.
+            metadata=tfds.core.MetadataDict(
+                modalities=modalities, num_examples={}, fingerprint=""
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        """Both splits are the same examples, of which the metadata are made here."""
+        del dl_manager  # nothing is downloaded
+        arrays = self._make()
+        text = "".join(
+            f"{name}:{hashlib.sha256(arrays[name].tobytes()).hexdigest()};"
+            for name in sorted(arrays)
+        )
+        metadata = self.info.metadata
+        metadata["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
+        metadata["num_examples"] = dict.fromkeys(SPLITS, len(arrays["label"]))
+        return {split: self._generate_examples(arrays) for split in SPLITS}
+
+    def _make(self):
+        """All examples: modality -> uint8 [N, H, W, 1], and label -> uint8 [N]."""
+        config = self.builder_config
+        counts = pmf.joint_counts(**config.pmf_options)
+        values = pmf.examples(counts, config.repeats)
+        arrays = {
+            f"m{m}": pmf.images(values[:, m], config.num_bits, config.patch)
+            for m in range(config.num_modalities)
+        }
+        return {**arrays, "label": pmf.labels(values, config.specific_bits)}
+
+    def _generate_examples(self, arrays):
+        """Yields numbered blocks."""
+        for start in range(0, len(arrays["label"]), BLOCK):
+            part = slice(start, start + BLOCK)
+            yield start // BLOCK, {name: array[part] for name, array in arrays.items()}
