@@ -73,6 +73,12 @@ FIGURES = {
 }
 # Of a curve.
 MAX_POINTS = 500
+# Beyond so many members the page shows one of each run, and is not too heavy for a
+# phone.
+MAX_MEMBERS = 100
+# The quality that the front is drawn with, the first that was measured.
+FRONT_QUALITY = ("eval/fid", "eval/swd", "eval/frechet_classifier")
+COHERENCE = "eval/coherence/leave_one_out"
 CURVES = {"train/elbo": "ELBO (nats)", "train/loss": "loss (nats)"}
 
 
@@ -103,6 +109,8 @@ class Table(NamedTuple):
 class Point(NamedTuple):
     """The results of a run at one beta and learning rate, over its seeds."""
 
+    model: str
+    dataset: str
     label: str
     colour: str
     setting: str
@@ -152,6 +160,7 @@ def render(directory: Path) -> str:
         lstrip_blocks=True,
     )
     results = read_results(directory)
+    num_members = sum(len(run.summary["members"]) for run in runs)
     return environment.get_template(TEMPLATE).render(
         title=directory.resolve().name,
         date=datetime.date.today().isoformat(),
@@ -159,11 +168,12 @@ def render(directory: Path) -> str:
         results=results,
         verdicts=verdicts(results),
         figures=figures(directory),
+        fronts=draw_fronts(points),
         quality=quality(points),
         modalities=modality_tables(points),
         accuracy=classifier_accuracy(points),
         curves=draw_curves(runs, labels),
-        runs=[run_section(run, labels) for run in runs],
+        runs=[run_section(run, labels, num_members <= MAX_MEMBERS) for run in runs],
         versions={
             "Python": platform.python_version(),
             **{name: metadata.version(name) for name in ("jax", "flax", "numpy")},
@@ -222,6 +232,8 @@ def run_points(run: RunRecord, labels: Mapping[Path, str]) -> list[Point]:
             finite = [member["finite"] for member in group if member["beta"] == beta]
             points.append(
                 Point(
+                    run.summary["model"],
+                    run.summary["dataset"],
                     labels[run.workdir],
                     _colour(run),
                     f"{beta:g}" + (f", lr {rate:g}" if len(rates) > 1 else ""),
@@ -254,13 +266,14 @@ def overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Table:
 
 
 def read_results(directory: Path) -> dict:
-    """What results.json holds; empty if it is not there.
+    """What claims.json or results.json holds; empty if neither is there.
 
     Raises:
       UsageError: it cannot be read.
     """
-    path = directory / "results.json"
-    if not path.exists():
+    paths = [directory / name for name in ("claims.json", "results.json")]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
         return {}
     try:
         results = json.loads(path.read_text())
@@ -281,16 +294,85 @@ def verdicts(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ]
     except (AttributeError, KeyError, TypeError) as error:
         raise UsageError(
-            "results.json holds claims that are not this project's; move it away"
+            "claims.json or results.json holds claims that are not this project's; "
+            "move it away"
         ) from error
 
 
 def figures(directory: Path) -> list[Picture]:
-    """The pictures in a directory, those of the demo first."""
+    """The pictures in a directory, those of the demo first, then the numbered ones."""
     order = {name: k for k, name in enumerate(FIGURES)}
-    paths = sorted(directory.glob("*.png"))
-    paths.sort(key=lambda path: order.get(path.stem, len(order)))
-    return [picture(path, FIGURES.get(path.stem, path.stem)) for path in paths]
+
+    def place(path: Path) -> tuple:
+        number = re.search(r"\d+", path.stem)
+        return (
+            order.get(path.stem, len(order)),
+            int(number[0]) if number else math.inf,
+            path.stem,
+        )
+
+    paths = [*directory.glob("*.png"), *directory.glob("figures/*.png")]
+    return [
+        picture(path, FIGURES.get(path.stem, path.stem.replace("_", " ").capitalize()))
+        for path in sorted(paths, key=place)
+    ]
+
+
+def draw_fronts(points: Sequence[Point]) -> list[Picture]:
+    """Quality against coherence with error bars, a panel a data set.
+
+    Models of one data set are comparable; those that a run with other modalities
+    or networks would add are in the tables.
+    """
+    pictures = []
+    for dataset in dict.fromkeys(point.dataset for point in points):
+        group = [p for p in points if p.dataset == dataset and COHERENCE in p.tags]
+        tag = next((t for t in FRONT_QUALITY if any(t in p.tags for p in group)), None)
+        group = [point for point in group if tag in point.tags]
+        if len(group) > 1:
+            pictures.append(_draw_front(dataset, group, tag))
+    return pictures
+
+
+def _draw_front(dataset: str, points: Sequence[Point], tag: str) -> Picture:
+    """One panel as SVG; better is up and to the right."""
+    with matplotlib.rc_context({"svg.hashsalt": "report", "font.size": 9}):
+        figure = Figure(figsize=(5.2, 3.9), layout="constrained")
+        axis = figure.subplots()
+        for label in dict.fromkeys(point.label for point in points):
+            own = [point for point in points if point.label == label]
+            x, y = ([p.tags[t] for p in own] for t in (COHERENCE, tag))
+            axis.errorbar(
+                [value.mean for value in x],
+                [value.mean for value in y],
+                xerr=np.nan_to_num([value.std for value in x]),
+                yerr=np.nan_to_num([value.std for value in y]),
+                color=own[0].colour,
+                label=label,
+                marker="o",
+                markersize=4,
+                linewidth=1.2,
+                capsize=2,
+            )
+            for point, a, b in zip(own, x, y, strict=True):
+                axis.annotate(
+                    f"β={point.setting}",
+                    (a.mean, b.mean),
+                    xytext=(4, 4),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=point.colour,
+                )
+        axis.set_xlim(0, 1)
+        axis.set_xlabel("leave-one-out coherence ↑")
+        axis.set_ylabel(METRICS[tag])
+        axis.invert_yaxis()
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return Picture(_uri(buffer.getvalue(), "svg+xml"), dataset, 520)
 
 
 def quality(points: Sequence[Point]) -> Table:
@@ -331,8 +413,10 @@ def classifier_accuracy(points: Sequence[Point]) -> str:
     return ", ".join(texts)
 
 
-def run_section(run: RunRecord, labels: Mapping[Path, str]) -> dict[str, Any]:
-    """What the page shows of one run: members, samples and config."""
+def run_section(
+    run: RunRecord, labels: Mapping[Path, str], is_complete: bool
+) -> dict[str, Any]:
+    """What the page shows of one run: members, samples (all or one), and config."""
     rows = run.summary["members"]
     members = [_member(row) for row in rows]
     tags = [
@@ -346,7 +430,13 @@ def run_section(run: RunRecord, labels: Mapping[Path, str]) -> dict[str, Any]:
         cells = [_single(row["metrics"].get(tag)) for tag in tags]
         label = name.replace("beta", "β").replace("=", " = ").replace(",", ", ")
         table_rows.append(Row(label, "", [finite, *cells]))
-        samples.append((label, member_grids(run, name, lossless=len(samples) == shown)))
+        is_shown = len(samples) == shown
+        grids = (
+            member_grids(run, name, lossless=is_shown)
+            if is_complete or is_shown
+            else []
+        )
+        samples.append((label, grids))
     return {
         "label": labels[run.workdir],
         "colour": _colour(run),

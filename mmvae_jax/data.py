@@ -100,7 +100,8 @@ def first_modalities(dataset, num):
       num: how many are kept; 0 for all of them.
 
     Returns:
-      Dataset; the arrays are shared, the fingerprint is that of the whole.
+      Dataset; the arrays are shared, the fingerprint is that of the whole, the
+      name says how many there are.
 
     Raises:
       UsageError: the data set has fewer.
@@ -119,7 +120,8 @@ def first_modalities(dataset, num):
         )
         for split in (dataset.train, dataset.test)
     )
-    return dataset._replace(train=train, test=test)
+    name = f"{dataset.name}-first{num}"
+    return dataset._replace(train=train, test=test, name=name)
 
 
 def _read(builder, split, modalities, num_examples):

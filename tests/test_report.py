@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from experiments import report
+from experiments.results import Spread, find_runs
 from mmvae_jax.errors import UsageError
 
 HOSTILE = "<script>alert('x')</script> & \"q\""
@@ -147,10 +148,46 @@ def test_what_the_page_shows(runs):
         '"name": "mmvae"',
     ):
         assert words in page.text, words
-    # 1 figure, 2 panels, and 2 grids for each of 4 members of 2 runs.
-    assert page.tags.count("img") == 1 + 2 + 2 * 4 * 2
+    # 1 figure, 1 front, 2 panels, and 2 grids for each of 4 members of 2 runs.
+    assert page.tags.count("img") == 1 + 1 + 2 + 2 * 4 * 2
     # Other members' samples, and the configs.
     assert page.tags.count("details") == 2 + 2
+
+
+def test_many_members_show_one_of_each_run(runs, monkeypatch):
+    monkeypatch.setattr(report, "MAX_MEMBERS", 7)
+    page = Page(report.render(runs))
+    assert page.tags.count("img") == 1 + 1 + 2 + 2 * 2
+    # Their numbers stay.
+    assert "β = 2, seed = 1 yes 0.610 222.0 -89.0" in page.text
+
+
+def test_figures_are_in_the_order_of_their_numbers(runs):
+    for name in ("figure_10", "figure_2", "figure_theorem"):
+        save_picture(runs / "figures" / f"{name}.png")
+    captions = [figure.caption for figure in report.figures(runs)]
+    assert captions[1:] == ["Figure 2", "Figure 10", "Figure theorem"]
+
+
+def test_claims_json_is_preferred(runs):
+    claims = [{"claim": "MVAE is new", "holds": True, "numbers": "1"}]
+    (runs / "claims.json").write_text(json.dumps({"claims": claims}))
+    page = Page(report.render(runs))
+    assert "MVAE is new ✓ holds" in page.text
+    assert "MVAE is good" not in page.text
+
+
+def test_a_front_holds_what_can_be_compared(runs):
+    points = [
+        point
+        for record in find_runs(runs)
+        for point in report.run_points(record, {record.workdir: "x"})
+    ]
+    assert [front.caption for front in report.draw_fronts(points)] == ["polytest"]
+    others = [point._replace(dataset=f"{k}") for k, point in enumerate(points)]
+    assert report.draw_fronts(others) == []  # one point is no front
+    bare = [point._replace(tags={"eval/swd": Spread(1.0, 0.1)}) for point in points]
+    assert report.draw_fronts(bare) == []
 
 
 def test_the_page_stands_alone(runs):
@@ -388,7 +425,7 @@ def test_a_browser_shows_it(runs, tmp_path):
     )
     page = Page(done.stdout)
     assert "MVAE is good ✓ holds" in page.text
-    assert page.tags.count("img") == 19
+    assert page.tags.count("img") == 20
     # What the page's own policy refuses would be said here.
     assert "Content Security Policy" not in done.stderr
     assert "CONSOLE" not in done.stderr
