@@ -6,9 +6,12 @@ signal n, after saving.
 """
 
 import errno
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 
 from mmvae_jax.errors import UsageError
@@ -20,7 +23,22 @@ def run(main: Callable[[], int | None]) -> None:
     """Parses the flags and calls `main`; errors of the user become one line."""
     # Libraries log every file they open; a flag (--verbosity=0) brings it back.
     logging.set_verbosity(logging.WARNING)
+    _keep_programs()
     app.run(lambda argv: sys.exit(_guarded(main)), flags_parser=_parse)
+
+
+def _keep_programs() -> None:
+    """Keeps compiled programs in a per-user directory, unless the user chose one.
+
+    A sweep that is taken up, or one of the same networks on other data, then starts
+    without compiling.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update(
+            "jax_compilation_cache_dir", str(Path(caches) / "mmvae_jax" / "programs")
+        )
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _guarded(main: Callable[[], int | None]) -> int:
