@@ -139,11 +139,7 @@ def prepare(data_config):
     Raises:
       UsageError: an option or an input file that cannot be used.
     """
-    if data_config.name not in BUILDERS:
-        raise UsageError(
-            f"config.data.name={data_config.name!r} is unknown; available: "
-            f"{', '.join(sorted(BUILDERS))}"
-        )
+    _check_name(data_config)
     root = Path(data_config.data_dir).expanduser().resolve()
     with _quiet():
         builder, dataset_error = BUILDERS[data_config.name](data_config, root)
@@ -163,6 +159,31 @@ def prepare(data_config):
                 f"cannot prepare data in {root} ({error}): check config.data.data_dir"
             ) from error
     return directory
+
+
+def shapes(data_config):
+    """Modality -> shape of one example, without preparing the data.
+
+    Raises:
+      UsageError: as `prepare`.
+    """
+    _check_name(data_config)
+    root = Path(data_config.data_dir).expanduser().resolve()
+    with _quiet():
+        builder, _ = BUILDERS[data_config.name](data_config, root)
+        features = builder.info.features
+    # TFDS keeps the features in no order: m2 comes before m10 here.
+    names = sorted(set(features) - {"label"}, key=lambda name: (len(name), name))
+    return {name: tuple(features[name].shape[1:]) for name in names}
+
+
+def _check_name(data_config):
+    """Refuses a data set that does not exist."""
+    if data_config.name not in BUILDERS:
+        raise UsageError(
+            f"config.data.name={data_config.name!r} is unknown; available: "
+            f"{', '.join(sorted(BUILDERS))}"
+        )
 
 
 def _build(builder, root):
