@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,12 +20,18 @@ from mmvae_jax.errors import UsageError
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Parses the flags and calls `main`; errors of the user become one line."""
+def run(main: Callable[[], int | None], argument: str = "") -> None:
+    """Parses the flags and calls `main`; errors of the user become one line.
+
+    Args:
+      main: returns the exit code, or None for 0.
+      argument: the flag that may be given without its name, if there is one.
+    """
     # Libraries log every file they open; a flag (--verbosity=0) brings it back.
     logging.set_verbosity(logging.WARNING)
     _keep_programs()
-    app.run(lambda argv: sys.exit(_guarded(main)), flags_parser=_parse)
+    parse = partial(_parse, argument=argument)
+    app.run(lambda argv: sys.exit(_guarded(main)), flags_parser=parse)
 
 
 def _keep_programs() -> None:
@@ -56,11 +63,15 @@ def _guarded(main: Callable[[], int | None]) -> int:
         return _report(f"{error.strerror}{place}: {advice}, then repeat the command", 1)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], argument: str = "") -> list[str]:
     """Parses flags; a wrong one, or a config that cannot be read, ends here."""
     app.define_help_flags()
+    if argument:
+        flags.FLAGS.set_gnu_getopt()  # flags may stand behind it
     try:
         left = flags.FLAGS(argv)
+        if argument and len(left) > 1 and not flags.FLAGS[argument].present:
+            flags.FLAGS[argument].parse(left.pop(1))
     # A config file is a program and may raise anything.
     except Exception as error:
         sys.exit(_report(error, 2))

@@ -1,0 +1,683 @@
+"""Whether the paper's claims hold, on the runs that are there.
+
+    python -m experiments.claims runs/figures_demo
+
+Judges every claim of `experiments.paper` on the finished runs of a plan's folder:
+"holds", "fails" or "not measured", with the numbers, the difference in units of its
+standard error, and the scale; prints a table a claim and writes DIR/claims.json. A
+claim that fails is a result, and the exit code is 0.
+
+Means and standard deviations s are over the n seeds of a beta that did not diverge.
+Differences and slopes are sums of c_i mean_i over models or betas, their standard
+errors the root of the sum of c_i^2 s_i^2 / n_i. As in the paper (Sec. 5.1) each model
+is taken at its own best beta for the metric, by the mean over seeds.
+"""
+
+import datetime
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tabulate
+from absl import flags
+
+from experiments import command, paper, plans, terminal
+from experiments.results import LABELS, RunRecord, Spread, by_beta, show
+from mmvae_jax import writers
+from mmvae_jax.errors import UsageError
+
+WORDS = {True: "holds", False: "FAILS", None: "not measured"}
+
+
+class NotMeasured(Exception):
+    """The runs do not say; its text is why."""
+
+
+class Point(NamedTuple):
+    """A metric of a run at one beta, over its seeds.
+
+    Attributes:
+      label: what is measured, for the text of the numbers.
+      beta: of the members.
+      mean: over the seeds that did not diverge.
+      std: standard deviation (n - 1) over them.
+      num: how many they are.
+    """
+
+    label: str
+    beta: float
+    mean: float
+    std: float
+    num: int
+
+
+class Line(NamedTuple):
+    """What one verdict is about: a claim on a data set, for a model and a metric.
+
+    Attributes:
+      evidence: the runs.
+      claim: of `paper.CLAIMS`.
+      column: the data set.
+      model: the model, or "".
+      tag: the metric.
+    """
+
+    evidence: plans.Evidence
+    claim: paper.Claim
+    column: str
+    model: str
+    tag: str
+
+
+class Finding(NamedTuple):
+    """What a rule found.
+
+    Attributes:
+      holds: whether the claim does.
+      points: the numbers it is made of.
+      difference: the number that should exceed zero; nan if there is no such one.
+      standard_error: of the difference.
+      z: the difference in units of its standard error.
+      note: what else there is to say.
+    """
+
+    holds: bool
+    points: Sequence[Point]
+    difference: float = math.nan
+    standard_error: float = math.nan
+    z: float = math.nan
+    note: str = ""
+
+
+class Verdict(NamedTuple):
+    """A claim's verdict on one data set, for one model and metric.
+
+    Attributes:
+      claim: the claim.
+      dataset: the data set's title at this scale.
+      model: the model's label, or "all".
+      tag: the metric.
+      rule: how it was judged, as text.
+      scale: the name of the scale.
+      holds: True, False, or None for what was not measured.
+      difference: the number that should exceed zero, nan where there is none.
+      standard_error: of the difference.
+      z: the difference in units of its standard error.
+      numbers: what was measured, or why it was not, as text.
+      points: what was measured.
+    """
+
+    claim: paper.Claim
+    dataset: str
+    model: str
+    tag: str
+    rule: str
+    scale: str
+    holds: bool | None
+    difference: float
+    standard_error: float
+    z: float
+    numbers: str
+    points: Sequence[Point]
+
+
+def evaluate(evidence: plans.Evidence) -> list[Verdict]:
+    """The verdicts on all claims, in the order of the table."""
+    return [
+        judge(Line(evidence, claim, column, model, tag))
+        for claim in paper.CLAIMS
+        for column in claim.columns
+        for model in claim.models
+        for tag in tags_of(evidence, claim, column, model)
+    ]
+
+
+def tags_of(
+    evidence: plans.Evidence, claim: paper.Claim, column: str, model: str
+) -> Sequence[str]:
+    """The metrics of a claim: FID where all runs have it, or what stands in for it."""
+    if claim.tags not in (paper.FIRST, paper.MEAN):
+        return claim.tags
+    fid, others = claim.tags
+    specs = paper.specs_of(claim, evidence.config, column, model)
+    runs = [evidence.runs[spec] for spec in specs if spec in evidence.runs]
+    has_fid = bool(runs) and all(
+        tag in tags
+        for tag in fid
+        for run in runs
+        for tags in by_beta(run.summary).values()
+    )
+    return fid if has_fid else others
+
+
+def judge(line: Line) -> Verdict:
+    """The verdict on one line."""
+    evidence, claim = line.evidence, line.claim
+    rule, text = JUDGES[claim.rule], rule_text(claim)
+    try:
+        _require(line)
+        found = rule(line)
+        numbers = "; ".join(map(_show, found.points))
+        numbers = "; ".join(part for part in (numbers, found.note) if part)
+    except NotMeasured as reason:
+        found, numbers = Finding(None, ()), str(reason)
+    return Verdict(
+        claim,
+        _title(evidence, line.column),
+        _label(line.model) if line.model else "all",
+        line.tag,
+        text,
+        evidence.scale,
+        found.holds,
+        found.difference,
+        found.standard_error,
+        found.z,
+        numbers,
+        found.points,
+    )
+
+
+def _require(line: Line) -> None:
+    """Raises NotMeasured if a run that the line needs is not there."""
+    specs = paper.specs_of(line.claim, line.evidence.config, line.column, line.model)
+    missing = [spec.folder for spec in specs if spec not in line.evidence.runs]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise NotMeasured(f"no run {missing[0]}{more}")
+
+
+# Numbers.
+
+
+def combine(terms: Iterable[tuple[float, Point]]) -> tuple[float, float, float]:
+    """A sum of coefficients times means, its standard error, and their quotient.
+
+    Args:
+      terms: (coefficient, point), of independent points; none twice.
+
+    Returns:
+      (difference, standard error, z). Where nothing varies, z is infinite, or zero
+      for a difference of zero.
+    """
+    terms = list(terms)
+    value = math.fsum(c * point.mean for c, point in terms)
+    error = math.sqrt(math.fsum(c**2 * p.std**2 / p.num for c, p in terms))
+    if error > 0:
+        return value, error, value / error
+    return value, error, math.copysign(math.inf, value) if value else 0.0
+
+
+def slope_terms(
+    positions: Sequence[float], points: Sequence[Point], sign: float = 1.0
+) -> list[tuple[float, Point]]:
+    """The least-squares slope of points over positions as terms of `combine`."""
+    centred = np.asarray(positions, np.float64) - np.mean(positions)
+    weights = sign * centred / (centred @ centred)
+    return list(zip(weights.tolist(), points, strict=True))
+
+
+def points_of(line: Line, spec: plans.Spec, tag: str = "") -> list[Point]:
+    """A metric of a run at all betas with two or more finite seeds, smallest first.
+
+    Raises:
+      NotMeasured: there is none.
+    """
+    run, tag = line.evidence.runs[spec], tag or line.tag
+    spreads = by_beta(run.summary)
+    if not spreads:
+        raise NotMeasured(f"all members of {spec.folder} diverged")
+    nums = Counter(m["beta"] for m in run.summary["members"] if m["finite"])
+    label = _spec_label(line, spec)
+    points = [
+        Point(label, beta, *tags[tag], nums[beta])
+        for beta, tags in sorted(spreads.items())
+        if tag in tags
+    ]
+    if not points:
+        raise NotMeasured(f"no {tag} in {spec.folder}")
+    several = [point for point in points if point.num > 1]
+    if not several:
+        raise NotMeasured(
+            f"one finite seed a beta in {spec.folder}: its standard error is unknown"
+        )
+    return several
+
+
+def best(line: Line, spec: plans.Spec, tag: str = "") -> Point:
+    """A metric of a run at the beta where its mean is best."""
+    sign = _sign(tag or line.tag)
+    return max(points_of(line, spec, tag), key=lambda point: sign * point.mean)
+
+
+def at_figure_beta(line: Line, spec: plans.Spec) -> Point:
+    """A metric of a run at the one beta of Figures 3 and 11."""
+    beta = line.evidence.config.datasets[line.column].beta_by_modalities
+    for point in points_of(line, spec):
+        if math.isclose(point.beta, beta):
+            return point
+    raise NotMeasured(f"no two finite seeds at beta = {beta:g} in {spec.folder}")
+
+
+def by_modalities(line: Line, model: str) -> tuple[list[int], list[Point]]:
+    """Numbers of modalities, and a model's metric with each of them.
+
+    Raises:
+      NotMeasured: there is only one number.
+    """
+    scale = line.evidence.config
+    nums = list(scale.num_modalities)
+    if len(nums) < 2:
+        raise NotMeasured("this scale has only one number of modalities")
+    is_repeated = line.claim.runs == "repeated"
+    points = []
+    for num in nums:
+        spec = plans.modalities_spec(scale, line.column, model, num, is_repeated)
+        points.append(at_figure_beta(line, spec)._replace(label=f"{num} modalities"))
+    return nums, points
+
+
+def _specs(line: Line) -> list[plans.Spec]:
+    """The runs of a line, the model's first and then the others', in their order."""
+    return paper.specs_of(line.claim, line.evidence.config, line.column, line.model)
+
+
+def _sign(tag: str) -> int:
+    """1 where higher is better, -1 where lower is."""
+    return -1 if tag.startswith(paper.LOWER_IS_BETTER) else 1
+
+
+def _finding(terms: Sequence[tuple[float, Point]], note: str = "") -> Finding:
+    """The finding of a rule that is one number."""
+    difference, error, z = combine(terms)
+    points = [point for _, point in terms]
+    return Finding(z >= paper.THRESHOLD, points, difference, error, z, note)
+
+
+# Rules: see paper.RULES.
+
+
+def is_better(line: Line) -> Finding:
+    """Whether the model is ahead of the other one, each at its best beta."""
+    model, other = (best(line, spec) for spec in _specs(line))
+    sign = _sign(line.tag)
+    return _finding([(sign, model), (-sign, other)])
+
+
+def is_worse(line: Line) -> Finding:
+    """Whether the model is behind the other one, each at its best beta."""
+    model, other = (best(line, spec) for spec in _specs(line))
+    sign = _sign(line.tag)
+    return _finding([(-sign, model), (sign, other)])
+
+
+def reaches(line: Line) -> Finding:
+    """Whether the model is less than half of a mixture's gap behind the target."""
+    return _within(line, (1,))
+
+
+def is_level(line: Line) -> Finding:
+    """Whether the model is within half of a mixture's gap of the target."""
+    return _within(line, (1, -1))
+
+
+def _within(line: Line, sides: Sequence[int]) -> Finding:
+    """HALF * (gap of the nearer mixture) - side * (gap of the model), the least one.
+
+    Gaps are to the target, positive where it is ahead. A mixture without a gap leaves
+    nothing to be within.
+    """
+    model, target, *mixtures = (best(line, spec) for spec in _specs(line))
+    sign = _sign(line.tag)
+    nearer = max(mixtures, key=lambda point: sign * point.mean)
+    findings = [
+        _finding(
+            [
+                (sign * side, model),
+                (sign * (paper.HALF - side), target),
+                (-sign * paper.HALF, nearer),
+            ]
+        )
+        for side in sides
+    ]
+    return min(findings, key=lambda finding: finding.z)
+
+
+def grows(line: Line) -> Finding:
+    """Whether the gap to the unimodal VAEs grows with the number of modalities."""
+    nums, points = by_modalities(line, line.model)
+    target = at_figure_beta(line, _specs(line)[-1])
+    sign = -_sign(line.tag)  # of getting worse
+    ups = [sign * (b.mean - a.mean) > 0 for a, b in itertools.pairwise(points)]
+    found = _finding(slope_terms(nums, points, sign))
+    is_behind = sign * (points[-1].mean - target.mean) > 0
+    return found._replace(
+        holds=found.holds and sum(ups) > len(ups) / 2 and is_behind,
+        points=[*points, target],
+        note=f"{sum(ups)} of {len(ups)} steps for the worse",
+    )
+
+
+def grows_more(line: Line) -> Finding:
+    """Whether the model loses more with the number of modalities than another one."""
+    sign = -_sign(line.tag)
+    nums, points = by_modalities(line, line.model)
+    _, others = by_modalities(line, line.claim.others[0])
+    name = _label(line.claim.others[0])
+    others = [point._replace(label=f"{name}, {point.label}") for point in others]
+    terms = slope_terms(nums, points, sign) + slope_terms(nums, others, -sign)
+    return _finding(terms)
+
+
+def rises(line: Line) -> Finding:
+    """Whether a metric rises with beta."""
+    points = points_of(line, _specs(line)[0])
+    if len(points) < 2:
+        raise NotMeasured(f"only beta = {points[0].beta:g} has two finite seeds")
+    ups = [b.mean > a.mean for a, b in itertools.pairwise(points)]
+    logs = [math.log10(point.beta) for point in points]
+    return _finding(
+        slope_terms(logs, points, _sign(line.tag)), f"{sum(ups)} of {len(ups)} steps up"
+    )
+
+
+def can_rise(line: Line) -> Finding:
+    """Whether some beta is better than the smallest."""
+    points = points_of(line, _specs(line)[0])
+    if len(points) < 2:
+        raise NotMeasured(f"only beta = {points[0].beta:g} has two finite seeds")
+    top = max(points[1:], key=lambda point: _sign(line.tag) * point.mean)
+    return _finding([(_sign(line.tag), top), (-_sign(line.tag), points[0])])
+
+
+def falls(line: Line) -> Finding:
+    """Whether a metric is lower than on the other data set, each at its best beta."""
+    here, there = (best(line, spec) for spec in _specs(line))
+    return _finding([(-1, here), (1, there)])
+
+
+def collapses(line: Line) -> Finding:
+    """Whether less than half of what is above chance on the other data set is left."""
+    specs = _specs(line)
+    here, there = (best(line, spec) for spec in specs)
+    seen, seen_there = (_accuracy(line, spec) for spec in specs)
+    if seen_there <= paper.CHANCE:
+        raise NotMeasured(f"the classifiers of {specs[1].folder} guess")
+    # Of the coherence, what worse classifiers alone would leave.
+    part = paper.HALF * (seen - paper.CHANCE) / (seen_there - paper.CHANCE)
+    chance = Point("chance", math.nan, paper.CHANCE, 0.0, 1)
+    found = _finding([(part, there), (-1, here), (1 - part, chance)])
+    return found._replace(
+        points=[here, there],
+        note=f"classifiers on real images {seen:.3f} and {seen_there:.3f}",
+    )
+
+
+def _accuracy(line: Line, spec: plans.Spec) -> float:
+    """Mean accuracy of the classifiers of all modalities on real images."""
+    tags = next(iter(by_beta(line.evidence.runs[spec].summary).values()))
+    values = [s.mean for tag, s in tags.items() if tag.startswith(paper.ACCURACY + "/")]
+    if not values:
+        raise NotMeasured(f"no {paper.ACCURACY} in {spec.folder}")
+    return float(np.mean(values))
+
+
+def ranks_alike(line: Line) -> Finding:
+    """Whether log-likelihoods rank models as the line's metric does."""
+    quality, likelihood = (
+        [best(line, spec, tag) for spec in _specs(line)]
+        for tag in (line.tag, paper.LOG_LIKELIHOOD)
+    )
+    sign = _sign(line.tag)
+    agreements, notes = [], []
+    for i, j in itertools.permutations(range(len(quality)), 2):
+        *_, z = combine([(sign, quality[i]), (-sign, quality[j])])
+        if z < paper.THRESHOLD:
+            continue  # not ahead, or not clearly
+        *found, z = combine([(1, likelihood[i]), (-1, likelihood[j])])
+        agreements.append((z, found))
+        if z < paper.THRESHOLD:
+            word = "reversed" if z <= -paper.THRESHOLD else "undecided"
+            notes.append(f"{quality[i].label} before {quality[j].label} {word}")
+    points = [p._replace(label=f"{p.label} log-lik.") for p in likelihood]
+    if not agreements:
+        return Finding(False, points, note="no two models differ in quality")
+    same = sum(z >= paper.THRESHOLD for z, _ in agreements)
+    is_none_reversed = all(z > -paper.THRESHOLD for z, _ in agreements)
+    notes.insert(0, f"{same} of {len(agreements)} pairs the same way round")
+    least, (difference, error) = min(agreements)
+    holds = is_none_reversed and same > len(agreements) / 2
+    return Finding(holds, points, difference, error, least, ", ".join(notes))
+
+
+def is_smaller(line: Line) -> Finding:
+    """Whether MoPoE-VAE's part of MMVAE's gap to MVAE is smaller in log-likelihood."""
+    terms, parts = [], []
+    names = {line.tag: "", paper.LOG_LIKELIHOOD: " log-lik."}
+    for tag, weight in ((line.tag, 1), (paper.LOG_LIKELIHOOD, -1)):
+        model, target, whole = (best(line, spec, tag) for spec in _specs(line))
+        *_, z = combine([(_sign(tag), target), (-_sign(tag), whole)])
+        if z < paper.THRESHOLD:
+            return Finding(
+                False,
+                [target, whole],
+                note=f"{whole.label} has no gap to {target.label} in {tag}",
+            )
+        model, target, whole = (
+            point._replace(label=point.label + names[tag])
+            for point in (model, target, whole)
+        )
+        gap = target.mean - whole.mean
+        part = (target.mean - model.mean) / gap
+        parts.append(part)
+        # Derivatives of the part by the three means.
+        terms += [
+            (-weight / gap, model),
+            (weight * (1 - part) / gap, target),
+            (weight * part / gap, whole),
+        ]
+    error = combine(terms)[1]
+    difference = parts[0] - parts[1]
+    z = difference / error if error else math.copysign(math.inf, difference)
+    note = f"part of the gap {parts[0]:.2f} in quality, {parts[1]:.2f} in log-lik."
+    points = [point for _, point in terms]
+    return Finding(z >= paper.THRESHOLD, points, difference, error, z, note)
+
+
+def trains(line: Line) -> Finding:
+    """Whether every member at the largest beta trained to its end."""
+    run = line.evidence.runs[_specs(line)[0]]
+    beta = max(line.evidence.config.beta)
+    members = [m for m in run.summary["members"] if math.isclose(m["beta"], beta)]
+    if not members:
+        raise NotMeasured(f"no member with beta = {beta:g}")
+    if not any(line.tag in member["metrics"] for member in members):
+        raise NotMeasured(f"no {line.tag} in {_specs(line)[0].folder}")
+    losses = [_first_and_last_loss(run, member) for member in members]
+    done = [
+        member["finite"]
+        and member["metrics"].get(line.tag) is not None
+        and last < first
+        for member, (first, last) in zip(members, losses, strict=True)
+    ]
+    first, last = np.mean(losses, axis=0)
+    note = (
+        f"beta = {beta:g}: {sum(done)} of {len(done)} members; loss {first:.1f} when "
+        f"first logged, {last:.1f} at the end"
+    )
+    return Finding(all(done), (), note=note)
+
+
+def _first_and_last_loss(run: RunRecord, member: dict) -> tuple[float, float]:
+    """The training loss of a member when it was first and last logged, in nats."""
+    names = ("beta", "learning_rate", "seed")
+    losses = [
+        math.nan if entry["train/loss"] is None else entry["train/loss"]
+        for entry in writers.read_metrics(run.workdir / "metrics.jsonl")
+        if "train/loss" in entry and all(entry[name] == member[name] for name in names)
+    ]
+    if len(losses) < 2:
+        raise NotMeasured(f"{run.workdir}/metrics.jsonl holds no course of the loss")
+    return losses[0], losses[-1]
+
+
+JUDGES: dict[str, Callable[[Line], Finding]] = {
+    "is worse": is_worse,
+    "is better": is_better,
+    "reaches": reaches,
+    "is level": is_level,
+    "grows": grows,
+    "grows more": grows_more,
+    "rises": rises,
+    "can rise": can_rise,
+    "collapses": collapses,
+    "falls": falls,
+    "ranks alike": ranks_alike,
+    "is smaller": is_smaller,
+    "trains": trains,
+}
+
+
+# Text.
+
+
+def _label(model: str) -> str:
+    """What a model is called."""
+    return LABELS.get(model, model)
+
+
+def _title(evidence: plans.Evidence, column: str) -> str:
+    """What a data set is called at this scale."""
+    datasets = evidence.config.datasets
+    return datasets[column].title if column in datasets else column
+
+
+def _spec_label(line: Line, spec: plans.Spec) -> str:
+    """What a run is called in a line: its model, and its data set if it is another."""
+    label = _label(spec.model)
+    if line.claim.reference:
+        label += f" on {_title(line.evidence, spec.dataset)}"
+    return label
+
+
+def rule_text(claim: paper.Claim) -> str:
+    """How a claim is judged."""
+    labels = [_label(model) for model in claim.others]
+    return paper.RULES[claim.rule].format(
+        others=", ".join(labels),
+        target=labels[0] if labels else "",
+        yardsticks=" and ".join(labels[1:]),
+    )
+
+
+def _show(point: Point) -> str:
+    """A point as text."""
+    return (
+        f"{point.label} {show(Spread(point.mean, point.std))} "
+        f"(beta {point.beta:g}, n {point.num})"
+    )
+
+
+def _number(value: float, form: str) -> str:
+    """A number as text; a dash where there is none."""
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts as text: a table for each claim."""
+    header = ["", "data set", "model", "metric", "difference", "SE", "in SE", "numbers"]
+    parts = []
+    for claim, group in itertools.groupby(verdicts, key=lambda v: v.claim):
+        group = list(group)
+        rows = [
+            [
+                WORDS[verdict.holds],
+                verdict.dataset,
+                verdict.model,
+                verdict.tag.removeprefix("eval/"),
+                _number(verdict.difference, ".4g"),
+                _number(verdict.standard_error, ".2g"),
+                _number(verdict.z, "+.1f"),
+                verdict.numbers,
+            ]
+            for verdict in group
+        ]
+        parts.append(
+            f"{claim.text} ({claim.where})\n  holds if: {group[0].rule}\n"
+            + tabulate.tabulate(rows, header, disable_numparse=True)
+        )
+    return "\n\n".join(parts)
+
+
+def found_claims(evidence: plans.Evidence, verdicts: Sequence[Verdict]) -> dict:
+    """What claims.json holds: the verdicts and what they were made with."""
+    summaries = [run.summary for run in evidence.runs.values()]
+    machines = dict.fromkeys(
+        f"{s['device']}" + (f", {s['cpu_cores']} cores" if s.get("cpu_cores") else "")
+        for s in summaries
+    )
+    return {
+        "command": f"python -m experiments.claims {evidence.directory}",
+        "date": datetime.date.today().isoformat(),
+        "scale": evidence.scale,
+        "description": evidence.config.description,
+        "machine": "; ".join(machines),
+        "versions": {name: metadata.version(name) for name in ("jax", "flax", "numpy")},
+        "datasets": list(dict.fromkeys(s["dataset"] for s in summaries)),
+        "seeds": list(evidence.config.seed),
+        "runs": len(summaries),
+        "threshold_in_standard_errors": paper.THRESHOLD,
+        "claims": [
+            {
+                "name": verdict.claim.name,
+                "claim": verdict.claim.text,
+                "where": verdict.claim.where,
+                "dataset": verdict.dataset,
+                "model": verdict.model,
+                "metric": verdict.tag,
+                "rule": verdict.rule,
+                "holds": verdict.holds,
+                "verdict": WORDS[verdict.holds].lower(),
+                "difference": verdict.difference,
+                "standard_error": verdict.standard_error,
+                "difference_in_standard_errors": verdict.z,
+                "numbers": verdict.numbers,
+                "points": [point._asdict() for point in verdict.points],
+            }
+            for verdict in verdicts
+        ],
+    }
+
+
+def report(evidence: plans.Evidence) -> list[Verdict]:
+    """Prints the verdicts and writes claims.json beside the plan."""
+    verdicts = evaluate(evidence)
+    path = evidence.directory / "claims.json"
+    writers.write_json(path, found_claims(evidence, verdicts))
+    counts = Counter(verdict.holds for verdict in verdicts)
+    terminal.say(
+        f"{table(verdicts)}\n\n"
+        f"{evidence.config.description}; {len(evidence.runs)} runs.\n"
+        f"Of {len(verdicts)} verdicts {counts[True]} hold, {counts[False]} fail and "
+        f"{counts[None]} are not measured. Differences are written so that the claim "
+        f"has them positive.\n{path}"
+    )
+    return verdicts
+
+
+def main() -> None:
+    """Judges the claims on the runs in a folder."""
+    if not flags.FLAGS.directory:
+        raise UsageError(
+            "name the folder of the runs: python -m experiments.claims DIR"
+        )
+    report(plans.read(Path(flags.FLAGS.directory).expanduser()))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("directory", "", "folder of the plan; its name alone will do")
+    command.run(main, argument="directory")
