@@ -19,12 +19,24 @@ def get_config() -> ConfigDict:
                 prior_expert="paper",
                 subsets=(),  # custom: tuples of modality indices, ((0,), (0, 1))
                 subset_weights=(),  # custom: omega_A, summing to 1; () = uniform
+                # Of mmvae_official and unimodal_official only; the posteriors of all
+                # others are Gaussian, their prior is N(0, I).
+                posterior="laplace",  # and prior: laplace, gaussian
+                learned_prior=True,  # its scales, which sum to D
             ),
             objective=dict(
                 # How the expectation over subsets is taken: one decoding per
                 # example, the batch balanced over subsets ("stratified") or not
                 # ("random"); or one decoding per example and subset ("exact").
                 subset_estimator="stratified",
+                # Of mmvae_official and unimodal_official only: K samples of every
+                # modality's posterior; the mean over modalities outside of the
+                # logarithm, as released ("loose"), or inside ("tight"); the estimator
+                # of the gradient, "dreg" as released or "iwae". Shi et al. (2019): K
+                # of 30 and 50.
+                num_samples=10,
+                form="loose",
+                estimator="dreg",
             ),
             # What holds for every modality ...
             modality=dict(

@@ -19,6 +19,8 @@ LABELS = {
     "mvae_plus": "MVAE+",
     "mmvae": "MMVAE",
     "mopoe": "MoPoE-VAE",
+    "mmvae_official": "MMVAE (official)",
+    "unimodal_official": "unimodal VAEs (official)",
     "custom": "custom subsets",
 }
 COLOURS = {
@@ -27,6 +29,8 @@ COLOURS = {
     "mvae_plus": "C9",
     "mmvae": "C1",
     "mopoe": "C2",
+    "mmvae_official": "C3",
+    "unimodal_official": "0.65",
     "custom": "C4",
 }
 

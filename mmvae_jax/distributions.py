@@ -7,14 +7,14 @@ serves vectors, images and token sequences.
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, singledispatch
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mmvae_jax.errors import UsageError
-from mmvae_jax.types import Array, Gaussian, PRNGKey
+from mmvae_jax.types import Array, Distribution, Gaussian, Laplace, PRNGKey
 
 
 class Likelihood(NamedTuple):
@@ -30,21 +30,57 @@ class Likelihood(NamedTuple):
     mean: Callable[[Array], Array]
 
 
-def standard_gaussian_log_prob(z: Array) -> Array:
-    """Log-density of N(0, I) at z [..., D], summed over D; nats [...]."""
-    return -0.5 * jnp.sum(jnp.square(z) + math.log(2 * math.pi), axis=-1)
+@singledispatch
+def log_prob(q: Distribution, z: Array) -> Array:
+    """Log-density of a diagonal distribution, summed over D.
+
+    Args:
+      q: Gaussian or Laplace, fields [..., D].
+      z: float [..., D], broadcast against `q`.
+
+    Returns:
+      float [...], nats.
+    """
+    raise TypeError(f"not a distribution: {type(q)}")
 
 
-def gaussian_log_prob(q: Gaussian, z: Array) -> Array:
-    """Log-density of a diagonal Gaussian at z [..., D], summed over D; nats."""
+@log_prob.register
+def _(q: Gaussian, z: Array) -> Array:
     squares = jnp.square(z - q.mean) * jnp.exp(-q.log_variance)
     return -0.5 * jnp.sum(squares + q.log_variance + math.log(2 * math.pi), axis=-1)
 
 
-def gaussian_sample(key: PRNGKey, q: Gaussian) -> Array:
-    """One reparameterised sample of a diagonal Gaussian, shaped as its mean."""
-    noise = jax.random.normal(key, q.mean.shape, q.mean.dtype)
+@log_prob.register
+def _(q: Laplace, z: Array) -> Array:
+    distances = jnp.abs(z - q.mean) * jnp.exp(-q.log_scale)
+    return -jnp.sum(distances + q.log_scale + math.log(2), axis=-1)
+
+
+@singledispatch
+def sample(q: Distribution, key: PRNGKey, shape: tuple[int, ...] = ()) -> Array:
+    """Reparameterised samples of a diagonal distribution.
+
+    Args:
+      q: Gaussian or Laplace, fields [..., D].
+      key: random key.
+      shape: of the independent samples; () is one.
+
+    Returns:
+      float [*shape, ..., D].
+    """
+    raise TypeError(f"not a distribution: {type(q)}")
+
+
+@sample.register
+def _(q: Gaussian, key: PRNGKey, shape: tuple[int, ...] = ()) -> Array:
+    noise = jax.random.normal(key, (*shape, *q.mean.shape), q.mean.dtype)
     return q.mean + jnp.exp(0.5 * q.log_variance) * noise
+
+
+@sample.register
+def _(q: Laplace, key: PRNGKey, shape: tuple[int, ...] = ()) -> Array:
+    noise = jax.random.laplace(key, (*shape, *q.mean.shape), q.mean.dtype)
+    return q.mean + jnp.exp(q.log_scale) * noise
 
 
 def kl_to_standard_gaussian(q: Gaussian) -> Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmvae_jax import inception, inception_weights
+from mmvae_jax import distributions, inception, inception_weights
 from mmvae_jax.data import Split
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics import (
@@ -27,7 +27,7 @@ from mmvae_jax.metrics import (
     log_likelihood,
     swd,
 )
-from mmvae_jax.metrics.inputs import EvaluationData, draw, prior_images, to_images
+from mmvae_jax.metrics.inputs import EvaluationData, prior_images, to_images
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 NUM_PRIOR_SAMPLES = 20
@@ -94,7 +94,7 @@ def compile_model(model: MultimodalVAE) -> MultimodalVAE:
         mixture_posterior=jax.jit(model.mixture_posterior),
         decode=jax.jit(model.decode),
         log_likelihood=jax.jit(model.log_likelihood),
-        sample_prior=jax.jit(model.sample_prior, static_argnums=1),
+        sample_prior=jax.jit(model.sample_prior, static_argnums=2),
         log_prior=jax.jit(model.log_prior),
     )
 
@@ -178,7 +178,8 @@ def sample_grids(
                 conditional_key, i * NUM_CONDITIONAL_DRAWS + draw_index
             )
             posterior_key, noise_key = jax.random.split(own)
-            z = draw(model.posterior(experts, subset, posterior_key), noise_key)
+            posterior = model.posterior(params, experts, subset, posterior_key)
+            z = distributions.sample(posterior, noise_key)
             lines.append(_row(to_images(model.decode(params, z))[target]))
         grids[f"{target}_given_{model.modalities[source]}"] = _stack(lines)
     return grids

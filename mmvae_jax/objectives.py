@@ -1,10 +1,14 @@
 """One function per objective: experts in, named terms per example out, in nats.
 
 Each function takes `log_likelihoods`, modality -> function (z [N, D], x [N, ...])
--> [N], the decoder followed by its likelihood. beta appears only in `loss`.
+-> [N], the decoder followed by its likelihood. beta appears only in `loss`, which
+weights the terms of most objectives, and in the two importance-weighted objectives,
+where it is inside of the logarithm and which return their loss with their terms.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +16,20 @@ import jax.numpy as jnp
 from mmvae_jax import distributions, posteriors
 from mmvae_jax.errors import UsageError
 from mmvae_jax.subsets import SubsetMixture
-from mmvae_jax.types import Array, Batch, Gaussian, ObjectiveTerms, PRNGKey
+from mmvae_jax.types import (
+    Array,
+    Batch,
+    Distribution,
+    Gaussian,
+    ObjectiveTerms,
+    PRNGKey,
+)
 
 LogLikelihoods = Mapping[str, Callable[[Array, Array], Array]]
 
 SUBSET_ESTIMATORS = ("stratified", "random", "exact")
+FORMS = ("loose", "tight")
+ESTIMATORS = ("dreg", "iwae")
 
 
 def loss(terms: ObjectiveTerms, beta: Array) -> Array:
@@ -74,8 +87,11 @@ def subset_elbo(
     kl = weights @ distributions.kl_to_standard_gaussian(components)
     subset_key, noise_key = jax.random.split(key)
     if estimator == "exact":
-        z = distributions.gaussian_sample(noise_key, components)
-        log_likelihood = _expected_over_subsets(z, weights, batch, log_likelihoods)
+        z = distributions.sample(components, noise_key)
+        log_likelihood = {
+            m: weights @ _fold_samples(f, z, batch[m])
+            for m, f in log_likelihoods.items()
+        }
     else:
         draw = {
             "stratified": posteriors.stratified_components,
@@ -83,7 +99,7 @@ def subset_elbo(
         }[estimator]
         indices = draw(subset_key, weights, kl.shape[0])
         chosen = posteriors.gather_components(components, indices)
-        z = distributions.gaussian_sample(noise_key, chosen)
+        z = distributions.sample(chosen, noise_key)
         log_likelihood = {m: f(z, batch[m]) for m, f in log_likelihoods.items()}
     zeros = jnp.zeros_like(kl)
     return ObjectiveTerms(log_likelihood, kl, zeros, zeros)
@@ -126,7 +142,7 @@ def subsampled_elbo(
         prior_expert=jnp.full(num_modalities, bool(mixture.prior_expert.all())),
     )
     components = posteriors.subset_posteriors(experts, unimodal)
-    z = distributions.gaussian_sample(unimodal_key, components)
+    z = distributions.sample(components, unimodal_key)
     gains = [f(z[i], batch[m]) for i, (m, f) in enumerate(log_likelihoods.items())]
     kl = jnp.sum(distributions.kl_to_standard_gaussian(components), axis=0)
     return joint._replace(auxiliary_log_likelihood=sum(gains), auxiliary_kl=kl)
@@ -152,7 +168,7 @@ def unimodal_elbos(
       sum_m log p(x_m), which is the log p(X) of a model with independent
       modalities.
     """
-    z = distributions.gaussian_sample(key, experts)
+    z = distributions.sample(experts, key)
     log_likelihood = {
         m: f(z[i], batch[m]) for i, (m, f) in enumerate(log_likelihoods.items())
     }
@@ -161,15 +177,156 @@ def unimodal_elbos(
     return ObjectiveTerms(log_likelihood, kl, zeros, zeros)
 
 
-def _expected_over_subsets(
-    z: Array, weights: Array, batch: Batch, log_likelihoods: LogLikelihoods
-) -> dict[str, Array]:
-    """Decodes z [S, B, D] with S folded into the batch; weighted sums [B]."""
-    num_subsets, num = z.shape[:2]
-    flat = z.reshape(num_subsets * num, -1)
-    expected = {}
-    for modality, log_likelihood in log_likelihoods.items():
-        x = batch[modality]
-        x = jnp.broadcast_to(x, (num_subsets, *x.shape)).reshape(-1, *x.shape[1:])
-        expected[modality] = weights @ log_likelihood(flat, x).reshape(num_subsets, num)
-    return expected
+def importance_weighted(
+    experts: Distribution,
+    batch: Batch,
+    key: PRNGKey,
+    beta: Array,
+    *,
+    prior: Distribution,
+    log_likelihoods: LogLikelihoods,
+    num_samples: int,
+    form: str = "loose",
+    estimator: str = "dreg",
+) -> tuple[Array, ObjectiveTerms]:
+    """The objective of the official MMVAE of Shi et al. (2019).
+
+    With K samples z_mk ~ q_m(z|x_m) of every expert and
+
+        log w = sum_n log p(x_n|z) + beta (log p(z) - log (1/M) sum_j q_j(z|x_j)),
+
+    it is (1/M) sum_m log (1/K) sum_k w_mk ("loose", as released) or
+    log 1/(MK) sum_mk w_mk ("tight"). The denominator is the density of the whole
+    mixture, not of the component that the sample is from. The published code has
+    no beta, and Daunhawer et al. (2022), who vary it in Fig. 12, do not say where
+    they put it; it stands here where MMVAE+ and MultiVae have it. Unless it is 1,
+    only the terms are those of a bound on log p(X).
+
+    The loss has one value for both estimators of its gradient. "iwae" is its
+    derivative, unbiased. "dreg" is the doubly reparameterised one of Tucker et al.
+    (2018) as the official code applies it: the encoders' parameters are constants
+    in log q, and the gradient that reaches z is multiplied by the normalised
+    weight once more. For decoders and prior both are equal. For the encoders
+    "dreg" has less variance, none where the posterior is exact, and the
+    expectation of "iwae" where beta = 1 and either M = 1, or the form is loose
+    and K = 1, or all experts agree. Elsewhere it is biased: the identity behind
+    it is about samples of the density in the denominator, and z_mk are samples
+    of one of its components; and with beta the factor of the identity would be
+    1 - beta (1 - weight).
+
+    Args:
+      experts: fields [M, B, D].
+      batch: modality -> [B, ...].
+      key: random key.
+      beta: float [].
+      prior: p(z), fields [D].
+      log_likelihoods: one function a modality (module docstring), called for all
+        M K samples at once. "dreg" calls it again with the same values, for XLA to
+        merge.
+      num_samples: K.
+      form: one of FORMS.
+      estimator: one of ESTIMATORS.
+
+    Returns:
+      The loss [], and ObjectiveTerms, fields [B], of the single-sample bound (beta
+      and K are 1 in it), averaged over the M K samples.
+    """
+    num_modalities = experts.mean.shape[0]
+    uniform = jnp.full(num_modalities, 1 / num_modalities)
+
+    def log_weights(z: Array, experts: Distribution) -> tuple[Array, Any]:
+        """log w, log-likelihoods, log q - log p: all [K, M, B]."""
+        log_likelihood = {
+            m: _fold_samples(f, z, batch[m]) for m, f in log_likelihoods.items()
+        }
+        log_q = posteriors.mixture_log_prob(experts, uniform, z)
+        kl = log_q - distributions.log_prob(prior, z)
+        return sum(log_likelihood.values()) - beta * kl, (log_likelihood, kl)
+
+    z = distributions.sample(experts, key, (num_samples,))
+    values, parts = log_weights(z, experts)
+    axes = {"loose": (0,), "tight": (0, 1)}[form]
+    num_averaged = math.prod(values.shape[axis] for axis in axes)
+    bound = jax.nn.logsumexp(values, axes) - math.log(num_averaged)
+    if estimator == "dreg":
+        normalised = jax.lax.stop_gradient(jax.nn.softmax(values, axes))
+        scaled = scale_gradient(z, normalised[..., None])
+        again, _ = log_weights(scaled, jax.lax.stop_gradient(experts))
+        surrogate = jnp.sum(normalised * again, axes)
+        # The value of the bound, the gradient of the surrogate.
+        bound = jax.lax.stop_gradient(bound - surrogate) + surrogate
+    log_likelihood, kl = jax.tree.map(lambda x: jnp.mean(x, (0, 1)), parts)
+    zeros = jnp.zeros_like(kl)
+    return -jnp.mean(bound), ObjectiveTerms(log_likelihood, kl, zeros, zeros)
+
+
+def unimodal_importance_weighted(
+    experts: Distribution,
+    batch: Batch,
+    key: PRNGKey,
+    beta: Array,
+    *,
+    prior: Distribution,
+    log_likelihoods: LogLikelihoods,
+    **options: Any,
+) -> tuple[Array, ObjectiveTerms]:
+    """M independent VAEs, each with an `importance_weighted` objective of its own.
+
+    Args:
+      experts: fields [M, B, d], q(z_m|x_m); d is the latent size of one VAE.
+      batch: modality -> [B, ...].
+      key: random key.
+      beta: float [].
+      prior: fields [M, d], the prior of every VAE.
+      log_likelihoods: modality -> function (z_m [N, d], x_m) -> [N].
+      **options: num_samples and estimator of `importance_weighted`, whose two forms
+        are one for a single modality.
+
+    Returns:
+      The sums over the M VAEs of their losses [] and terms, fields [B].
+    """
+    keys = jax.random.split(key, len(log_likelihoods))
+    losses, terms = [], []
+    for i, (modality, log_likelihood) in enumerate(log_likelihoods.items()):
+        own_loss, own_terms = importance_weighted(
+            jax.tree.map(lambda field, i=i: field[i : i + 1], experts),
+            {modality: batch[modality]},
+            keys[i],
+            beta,
+            prior=jax.tree.map(lambda field, i=i: field[i], prior),
+            log_likelihoods={modality: log_likelihood},
+            **options,
+        )
+        losses.append(own_loss)
+        terms.append(own_terms)
+    log_likelihood = {m: x for own in terms for m, x in own.log_likelihood.items()}
+    kl = sum(own.kl for own in terms)
+    zeros = jnp.zeros_like(kl)
+    return sum(losses), ObjectiveTerms(log_likelihood, kl, zeros, zeros)
+
+
+@jax.custom_vjp
+def scale_gradient(z: Array, scale: Array) -> Array:
+    """z itself, whose gradient is multiplied by `scale` (broadcast, a constant)."""
+    del scale
+    return z
+
+
+def _scale_gradient_forward(z: Array, scale: Array) -> tuple[Array, Array]:
+    return z, scale
+
+
+def _scale_gradient_backward(scale: Array, gradient: Array) -> tuple[Array, Array]:
+    return gradient * scale, jnp.zeros_like(scale)
+
+
+scale_gradient.defvjp(_scale_gradient_forward, _scale_gradient_backward)
+
+
+def _fold_samples(
+    log_likelihood: Callable[[Array, Array], Array], z: Array, x: Array
+) -> Array:
+    """log p(x|z) [..., B] of z [..., B, D] and x [B, ...]: one call for all samples."""
+    num_samples = math.prod(z.shape[:-2])
+    repeated = jnp.broadcast_to(x, (num_samples, *x.shape)).reshape(-1, *x.shape[1:])
+    return log_likelihood(z.reshape(-1, z.shape[-1]), repeated).reshape(z.shape[:-1])

@@ -1,6 +1,7 @@
-"""Products and mixtures of Gaussian experts.
+"""Products and mixtures of experts.
 
-The experts of M modalities are one Gaussian with fields [M, B, D]. Everything
+The experts of M modalities are one Gaussian with fields [M, B, D]; mixtures take
+Laplace experts too, of which no product is a Laplace distribution. Everything
 here takes masks as arrays and is safe under vmap and jit, so that the 2^M - 1
 subsets of MoPoE are one call and not a loop.
 """
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from mmvae_jax import distributions
 from mmvae_jax.subsets import SubsetMixture
-from mmvae_jax.types import Array, Gaussian, PRNGKey
+from mmvae_jax.types import Array, Distribution, Gaussian, PRNGKey
 
 
 def product_of_experts(
@@ -110,14 +111,14 @@ def random_components(key: PRNGKey, weights: Array, num: int) -> Array:
     return jax.random.categorical(key, jnp.log(weights), shape=(num,))
 
 
-def gather_components(components: Gaussian, indices: Array) -> Gaussian:
+def gather_components(components: Distribution, indices: Array) -> Distribution:
     """Component indices[b] of example b: fields [S, B, D], [B] -> [B, D]."""
     rows = jnp.arange(indices.shape[0])
     return jax.tree.map(lambda field: field[indices, rows], components)
 
 
-def mixture_log_prob(components: Gaussian, weights: Array, z: Array) -> Array:
-    """Log-density of a mixture of Gaussians.
+def mixture_log_prob(components: Distribution, weights: Array, z: Array) -> Array:
+    """Log-density of a mixture of diagonal distributions.
 
     Args:
       components: fields [S, B, D].
@@ -128,7 +129,7 @@ def mixture_log_prob(components: Gaussian, weights: Array, z: Array) -> Array:
       float [..., B], nats.
     """
     # The component axis is put last, behind any leading axes of z.
-    by_component = jax.vmap(distributions.gaussian_log_prob, (0, None), -1)
+    by_component = jax.vmap(distributions.log_prob, (0, None), -1)
     log_probs = by_component(components, z)
     return jax.nn.logsumexp(log_probs, axis=-1, b=jnp.asarray(weights))
 
@@ -166,6 +167,25 @@ def conditional_mixture(mixture: SubsetMixture, observed: Array) -> SubsetMixtur
             jnp.asarray(mixture.prior_expert), bool(mixture.prior_expert.any())
         ),
     )
+
+
+def expert_component(
+    key: PRNGKey, experts: Distribution, observed: Array
+) -> Distribution:
+    """One observed expert per example, stratified: the mixture of those observed.
+
+    Args:
+      key: random key.
+      experts: fields [M, B, D].
+      observed: bool [M], not empty; may be traced.
+
+    Returns:
+      A distribution with fields [B, D].
+    """
+    observed = jnp.asarray(observed, experts.mean.dtype)
+    num = experts.mean.shape[1]
+    indices = stratified_components(key, observed / jnp.sum(observed), num)
+    return gather_components(experts, indices)
 
 
 def posterior_component(

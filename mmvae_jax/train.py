@@ -65,8 +65,7 @@ def vae_task(model: MultimodalVAE) -> Task:
 
     def loss(params: Params, hyper: Hyper, key: PRNGKey, batch: Batch):
         floats = {m: to_float(batch[m]) for m in model.modalities}
-        terms = model.objective(params, floats, key)
-        value = objectives.loss(terms, hyper.beta)
+        value, terms = model.objective(params, floats, key, hyper.beta)
         metrics = {
             "train/loss": value,
             "train/elbo": jnp.mean(objectives.elbo(terms)),

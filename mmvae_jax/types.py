@@ -5,6 +5,9 @@ Axis letters used in docstrings:
     B batch   M modalities   S subsets   K sweep members   D latent dimensions
     L importance samples     H W C image height, width, channels
 
+(K also counts the samples of an importance-weighted objective: a sweep never shows
+inside of one, since models are functions of one member.)
+
 Naming against the paper (Daunhawer et al., 2022): the paper follows the
 variational information bottleneck and writes p_theta(z|x) for the encoder and
 q_phi(x|z) for the decoder. The code uses the words: *expert* for a unimodal
@@ -35,6 +38,21 @@ class Gaussian(NamedTuple):
 
     mean: Array
     log_variance: Array
+
+
+class Laplace(NamedTuple):
+    """A diagonal Laplace distribution.
+
+    Attributes:
+      mean: float [..., D].
+      log_scale: float [..., D], log of b in exp(-|z - mean| / b) / (2 b).
+    """
+
+    mean: Array
+    log_scale: Array
+
+
+Distribution = Gaussian | Laplace
 
 
 class Hyper(NamedTuple):
@@ -69,35 +87,38 @@ class ObjectiveTerms(NamedTuple):
 class MultimodalVAE(NamedTuple):
     """A model as data: pure functions of parameters, for one sweep member.
 
-    `experts` is what `encode` returns, a Gaussian with fields [M, B, D].
-    `subset` is a bool [M], the modalities that are observed; it may be traced.
+    `experts` is what `encode` returns, a Gaussian (or Laplace) with fields
+    [M, B, D]; posteriors are of the same type. `subset` is a bool [M], the
+    modalities that are observed; it may be traced.
 
     Attributes:
       modalities: names, in the order of the M axis.
       latent_dim: D.
       init: key -> params.
-      objective: (params, batch, key) -> ObjectiveTerms; batch: modality ->
+      objective: (params, batch, key, beta) -> (loss [], ObjectiveTerms), what is
+        minimised, in nats, and the terms of a bound on log p(X) (a single-sample
+        one, where the objective is importance-weighted); batch: modality ->
         float [B, ...] as the likelihood expects it (images in [0, 1]).
       encode: (params, batch) -> experts.
-      posterior: (experts, subset, key) -> Gaussian [B, D], q(z|x_A); where it is
-        a mixture, the component of each example is drawn with `key`, stratified
-        over the batch.
-      mixture_posterior: (experts) -> (Gaussian [S, B, D], weights [S]), all the
-        components of the posterior given all modalities.
+      posterior: (params, experts, subset, key) -> Distribution [B, D], q(z|x_A);
+        where it is a mixture, the component of each example is drawn with `key`,
+        stratified over the batch.
+      mixture_posterior: (params, experts) -> (Distribution [S, B, D], weights
+        [S]), all the components of the posterior given all modalities.
       decode: (params, z [B, D]) -> modality -> [B, ...], the likelihood's mean:
         what the papers show and evaluate as the generated example.
       log_likelihood: (params, z [B, D], batch) -> modality -> [B], nats.
-      sample_prior: (key, num) -> z [num, D].
-      log_prior: (z [..., D]) -> [...], nats.
+      sample_prior: (params, key, num) -> z [num, D]; a prior may be learned.
+      log_prior: (params, z [..., D]) -> [...], nats.
     """
 
     modalities: tuple[str, ...]
     latent_dim: int
     init: Callable[..., Params]
-    objective: Callable[..., ObjectiveTerms]
-    encode: Callable[..., Gaussian]
-    posterior: Callable[..., Gaussian]
-    mixture_posterior: Callable[..., tuple[Gaussian, Array]]
+    objective: Callable[..., tuple[Array, ObjectiveTerms]]
+    encode: Callable[..., Distribution]
+    posterior: Callable[..., Distribution]
+    mixture_posterior: Callable[..., tuple[Distribution, Array]]
     decode: Callable[..., Mapping[str, Array]]
     log_likelihood: Callable[..., Mapping[str, Array]]
     sample_prior: Callable[..., Array]

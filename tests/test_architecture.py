@@ -42,7 +42,8 @@ MAY_IMPORT = {
     "metrics.*": BASIS | {"distributions", "metrics.inputs"},
     "classifiers": BASIS | {"networks", "data", "sweeps", "train", "metrics.inputs"},
     "evaluate": BASIS
-    | {"data", "sweeps", "inception", "inception_weights", "metrics", "metrics.*"},
+    | {"distributions", "data", "sweeps", "inception", "inception_weights"}
+    | {"metrics", "metrics.*"},
 }
 # library -> the modules of mmvae_jax that may know of it.
 KNOWN_BY = {

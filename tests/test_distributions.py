@@ -7,7 +7,7 @@ import scipy.stats
 
 from mmvae_jax import distributions
 from mmvae_jax.errors import UsageError
-from mmvae_jax.types import Gaussian
+from mmvae_jax.types import Gaussian, Laplace
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(size=(4, 3, 3, 2)).astype(np.float32)
@@ -73,14 +73,23 @@ def test_categorical_against_scipy():
 def test_gaussian_densities_against_scipy():
     q, z = gaussian(0), gaussian(1).mean
     expected = scipy.stats.norm.logpdf(z, q.mean, scale(q)).sum(-1)
-    np.testing.assert_allclose(
-        distributions.gaussian_log_prob(q, z), expected, rtol=1e-5
-    )
-    np.testing.assert_allclose(
-        distributions.standard_gaussian_log_prob(z),
-        scipy.stats.norm.logpdf(z).sum(-1),
-        rtol=1e-5,
-    )
+    np.testing.assert_allclose(distributions.log_prob(q, z), expected, rtol=1e-5)
+
+
+def test_laplace_densities_against_scipy():
+    q, z = Laplace(*gaussian(0)), gaussian(1).mean
+    scales = np.exp(np.float64(q.log_scale))
+    expected = scipy.stats.laplace.logpdf(z, q.mean, scales).sum(-1)
+    np.testing.assert_allclose(distributions.log_prob(q, z), expected, rtol=1e-5)
+    # Samples and parameters are broadcast against each other.
+    many = distributions.log_prob(q, np.stack([z, z, z]))
+    np.testing.assert_allclose(many, np.stack([expected] * 3), rtol=1e-5)
+
+
+@pytest.mark.parametrize("function", [distributions.log_prob, distributions.sample])
+def test_what_is_no_distribution_is_refused(function):
+    with pytest.raises(TypeError, match="not a distribution: .*tuple"):
+        function(tuple(gaussian(0)), jax.random.key(0))
 
 
 def test_kl_divergences_against_monte_carlo():
@@ -151,7 +160,7 @@ def test_values_and_gradients_are_finite_at_extreme_variances(log_variance):
         (distributions.gaussian_kl, (extreme, unit)),
         (distributions.gaussian_kl, (unit, extreme)),
         (distributions.gaussian_kl, (extreme, extreme)),
-        (distributions.gaussian_log_prob, (extreme, jnp.ones((1, 2)))),
+        (distributions.log_prob, (extreme, jnp.ones((1, 2)))),
     ):
         assert finite_with_gradient(lambda *a, f=function: f(*a).sum(), *args)
 
@@ -181,18 +190,33 @@ def test_samples_have_the_moments_and_the_reparameterised_gradient():
         jnp.broadcast_to(jnp.float32(log_variance), (num, 2)),
     )
     key = jax.random.key(0)
-    z = np.float64(distributions.gaussian_sample(key, q))
+    z = np.float64(distributions.sample(q, key))
     variance = np.exp(log_variance)
     assert (np.abs(z.mean(0) - mean) < 5 * np.sqrt(variance / num)).all()
     assert (np.abs(z.var(0) / variance - 1) < 5 * np.sqrt(2 / num)).all()
     assert abs(np.corrcoef(z.T)[0, 1]) < 5 / np.sqrt(num)
 
-    gradient = jax.grad(lambda q: distributions.gaussian_sample(key, q).sum())(q)
+    gradient = jax.grad(lambda q: distributions.sample(q, key).sum())(q)
     np.testing.assert_array_equal(gradient.mean, 1.0)
     # d (mean + exp(v / 2) noise) / d v = (z - mean) / 2
     np.testing.assert_allclose(gradient.log_variance, (z - mean) / 2, atol=1e-5)
-    other = distributions.gaussian_sample(jax.random.key(1), q)
+    other = distributions.sample(q, jax.random.key(1))
     assert not np.array_equal(z, other)
+
+
+def test_laplace_samples_are_of_that_distribution():
+    q = Laplace(jnp.array([1.0, -2.0]), jnp.array([-1.0, 1.5]))
+    key = jax.random.key(0)
+    z = np.float64(distributions.sample(q, key, (100, 200)))
+    assert z.shape == (100, 200, 2)
+    for d in range(2):
+        law = scipy.stats.laplace(q.mean[d], np.exp(q.log_scale[d]))
+        assert scipy.stats.kstest(z[..., d].ravel(), law.cdf).pvalue > 1e-3
+    gradient = jax.grad(lambda q: distributions.sample(q, key, (7,)).sum())(q)
+    np.testing.assert_array_equal(gradient.mean, 7.0)
+    # d (mean + exp(s) noise) / d s = z - mean
+    few = np.float64(distributions.sample(q, key, (7,)))
+    np.testing.assert_allclose(gradient.log_scale, (few - q.mean).sum(0), rtol=1e-5)
 
 
 def test_unknown_likelihood():

@@ -5,16 +5,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from benchmarks.large_beta import published_posteriors
 from configs import base, polydigits
 from mmvae_jax import models, networks, objectives, posteriors, sweeps, train
 from mmvae_jax.errors import UsageError
 from mmvae_jax.sweeps import Member
-from mmvae_jax.types import Gaussian
+from mmvae_jax.types import Gaussian, Laplace
 
 SHAPES = {"m0": (2, 2, 1), "m1": (2, 2, 1), "m2": (2, 2, 1)}
 M, B, D = 3, 4, 6
+UNIMODAL = ("unimodal", "unimodal_official")
+OFFICIAL = ("mmvae_official", "unimodal_official")
 KEY = jax.random.key(0)
 SUBSETS = [
     np.isin(np.arange(M), subset)
@@ -55,17 +58,19 @@ def evaluated(request, make):
     @jax.jit
     def everything(params, batch, subset):
         experts = model.encode(params, batch)
-        q = model.posterior(experts, subset, KEY)
-        z = model.sample_prior(KEY, B)
+        q = model.posterior(params, experts, subset, KEY)
+        z = model.sample_prior(params, KEY, B)
+        loss, terms = model.objective(params, batch, KEY, 1.0)
         return {
-            "objective": model.objective(params, batch, KEY),
+            "loss": loss,
+            "objective": terms,
             "experts": experts,
             "posterior": q,
-            "mixture": model.mixture_posterior(experts),
+            "mixture": model.mixture_posterior(params, experts),
             "decoded": model.decode(params, q.mean),
             "log_likelihood": model.log_likelihood(params, q.mean, batch),
             "prior": z,
-            "log_prior": model.log_prior(z),
+            "log_prior": model.log_prior(params, z),
         }
 
     return request.param, model, everything
@@ -76,25 +81,31 @@ def test_the_functions_of_every_model(evaluated, batch):
     assert model.modalities == tuple(SHAPES) and model.latent_dim == D
     results = everything(params_of(model), batch, SUBSETS[-1])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
+    assert results["loss"].shape == ()
     terms = results["objective"]
     assert set(terms.log_likelihood) == set(SHAPES)
     for leaf in jax.tree.leaves(terms):
         assert leaf.shape == (B,)
-    assert (terms.kl > 0).all()
-    own_dim = D // M if name == "unimodal" else D
+    if name not in OFFICIAL:  # its estimate has both signs
+        assert (terms.kl > 0).all()
+    own_dim = D // M if name in UNIMODAL else D
+    assert type(results["experts"]) is (Laplace if name in OFFICIAL else Gaussian)
+    assert type(results["posterior"]) is type(results["experts"])
     assert results["experts"].mean.shape == (M, B, own_dim)
     assert results["posterior"].mean.shape == (B, D)
     components, weights = results["mixture"]
-    num_subsets = {"mmvae": 3, "mopoe": 7, "custom": 3}.get(name, 1)
-    assert components.log_variance.shape == (num_subsets, B, D)
+    num_subsets = {"mmvae": 3, "mmvae_official": 3, "mopoe": 7, "custom": 3}
+    num_subsets = num_subsets.get(name, 1)
+    assert {field.shape for field in components} == {(num_subsets, B, D)}
     assert weights.shape == (num_subsets,) and weights.sum() == pytest.approx(1)
     for m, shape in SHAPES.items():
         assert results["decoded"][m].shape == (B, *shape)
         assert results["log_likelihood"][m].shape == (B,)
     assert results["prior"].shape == (B, D)
     z = np.float64(results["prior"])
-    expected = -0.5 * (z**2 + np.log(2 * np.pi)).sum(-1)
-    np.testing.assert_allclose(results["log_prior"], expected, rtol=1e-5)
+    if name not in OFFICIAL:
+        expected = -0.5 * (z**2 + np.log(2 * np.pi)).sum(-1)
+        np.testing.assert_allclose(results["log_prior"], expected, rtol=1e-5)
     # The decoder's mean is where the Laplace likelihood has its constant.
     constant = np.log(2 * 0.75)
     residual = np.abs(results["decoded"]["m1"] - batch["m1"]) / 0.75 + constant
@@ -123,7 +134,7 @@ def test_what_a_posterior_and_a_generation_depend_on(evaluated, batch):
             assert changed["posterior"] == (used[x], used[x])
             for output, is_changed in changed["decoded"].items():
                 is_own = output == modality
-                assert is_changed == (used[x] and (name != "unimodal" or is_own))
+                assert is_changed == (used[x] and (name not in UNIMODAL or is_own))
 
 
 def test_what_the_terms_of_an_objective_depend_on(evaluated, batch):
@@ -135,27 +146,35 @@ def test_what_the_terms_of_an_objective_depend_on(evaluated, batch):
         network = jax.tree.map(lambda x: 1.5 * x, params[part][modality])
         other = params | {part: params[part] | {modality: network}}
         changed = changes(results, everything(other, batch, SUBSETS[-1]))
-        is_shared = part == "encoders" and name != "unimodal"
+        is_shared = part == "encoders" and name not in UNIMODAL
         for term, is_changed in changed["objective"].log_likelihood.items():
             assert is_changed == (is_shared or term == modality), (part, modality)
         assert changed["objective"].kl == (part == "encoders")
         assert changed["objective"].auxiliary_log_likelihood == (name == "mvae_plus")
 
 
-def test_unobserved_unimodal_vaes_are_left_with_their_prior(make, batch):
-    model = make("unimodal")
-    experts = model.encode(params_of(model), batch)
+@pytest.mark.parametrize("name", ["unimodal", "unimodal_official"])
+def test_unobserved_unimodal_vaes_are_left_with_their_prior(name, make, batch):
+    model = make(name)
+    params = params_of(model)
+    experts = model.encode(params, batch)
+    prior = np.zeros((2, M, B, 2))  # mean and log-variance, or log-scale
+    if name == "unimodal_official":
+        scales = 2 * scipy.special.softmax(np.float64(params["prior"]), axis=-1)
+        assert np.ptp(scales) > 0.1
+        prior[1] = np.log(scales)[:, None]
     for subset in SUBSETS:
-        q = model.posterior(experts, jnp.asarray(subset), KEY)
-        for m in range(M):
-            part = Gaussian(*(field[:, 2 * m : 2 * m + 2] for field in q))
-            for field, expert in zip(part, experts, strict=True):
-                expected = expert[m] if subset[m] else np.zeros((B, 2))
-                np.testing.assert_array_equal(field, expected)
+        q = model.posterior(params, experts, jnp.asarray(subset), KEY)
+        for field, expert, own in zip(q, experts, prior, strict=True):
+            for m in range(M):
+                expected = expert[m] if subset[m] else own[m]
+                part = field[:, 2 * m : 2 * m + 2]
+                np.testing.assert_allclose(part, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_latent_size_is_divided_among_unimodal_vaes(make):
     assert make("unimodal", latent_dim=8).latent_dim == 6
+    assert make("unimodal_official", latent_dim=8).latent_dim == 6
     assert make("mopoe", latent_dim=8).latent_dim == 8
 
 
@@ -178,10 +197,10 @@ def test_models_with_one_modality_have_the_same_objective(make, batch):
     for name in ("mvae", "mmvae", "mopoe"):
         model = make(name, shapes, prior_expert="never")
         params = params_of(model)
-        jaxprs.add(str(jax.make_jaxpr(model.objective)(params, one, KEY)))
+        jaxprs.add(str(jax.make_jaxpr(model.objective)(params, one, KEY, 1.0)))
     assert len(jaxprs) == 1
     kls = [
-        jax.jit(each.objective)(params, one, KEY).kl
+        jax.jit(each.objective)(params, one, KEY, 1.0)[1].kl
         for each in (model, make("unimodal", shapes))
     ]
     np.testing.assert_allclose(kls[0], kls[1], rtol=1e-6)
@@ -194,11 +213,13 @@ def test_what_the_config_says_reaches_the_objective(tiny_config, make, batch):
         config.objective.subset_estimator = estimator
         model = models.make_model(config, SHAPES)
         params = params_of(model)
-        jaxprs.add(str(jax.make_jaxpr(model.objective)(params, batch, KEY)))
+        jaxprs.add(str(jax.make_jaxpr(model.objective)(params, batch, KEY, 1.0)))
     assert len(jaxprs) == 3
     experts = model.encode(params, batch)
-    released = make("mopoe", prior_expert="released").mixture_posterior(experts)[0]
-    paper = make("mopoe").mixture_posterior(experts)[0]
+    released, paper = (
+        make("mopoe", prior_expert=choice).mixture_posterior(params, experts)[0]
+        for choice in ("released", "paper")
+    )
     differs = (released.mean != paper.mean).any(axis=(1, 2))
     assert differs.tolist() == [False] * 6 + [True]
 
@@ -213,7 +234,7 @@ def test_modalities_may_differ(tiny_config):
     params = params_of(model)
     sizes = {m: len(p["params"]) for m, p in params["decoders"].items()}
     assert sizes == {"m0": 2, "m1": 2, "m2": 3}
-    decoded = model.decode(params, 100 * model.sample_prior(KEY, 2))
+    decoded = model.decode(params, 100 * model.sample_prior(params, KEY, 2))
     assert {m: x.shape[1:] for m, x in decoded.items()} == shapes
     assert (decoded["m1"] >= 0).all() and (decoded["m1"] <= 1).all()
     assert (decoded["m0"] < 0).any()
@@ -236,7 +257,7 @@ def set_field(path, value):
             "moe",
             set_field("model.latent_dim", 4),
             "unknown model 'moe' in config.model.name; choose one of unimodal, mvae, "
-            "mvae_plus, mmvae, mopoe, custom",
+            "mvae_plus, mmvae, mopoe, mmvae_official, unimodal_official, custom",
         ),
         (
             "mopoe",

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from mmvae_jax import distributions
 from mmvae_jax.metrics.inputs import (
     Classifier,
     EvaluationData,
     batches,
-    draw,
     prior_images,
     require_classifiers,
     to_images,
@@ -110,8 +110,8 @@ def conditional_coherence(
         logits = {}
         for subset, mask in zip(subsets, masks, strict=True):
             key, component_key, sample_key = jax.random.split(key, 3)
-            posterior = model.posterior(experts, mask, component_key)
-            z = draw(posterior, sample_key)
+            posterior = model.posterior(params, experts, mask, component_key)
+            z = distributions.sample(posterior, sample_key)
             images = to_images(model.decode(params, z))
             for target, values in _classify(data.classifiers, images).items():
                 logits[subset, target] = values

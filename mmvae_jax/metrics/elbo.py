@@ -15,7 +15,8 @@ def elbo(
     """Test-set means of the bound at beta = 1 and of its terms.
 
     Daunhawer et al. (2022), Eq. (2). Auxiliary terms of the training objective
-    are left out: they are no part of a bound on log p(X).
+    are left out: they are no part of a bound on log p(X). Of an importance-weighted
+    objective it is the single-sample bound.
 
     Args:
       model: for one sweep member.
@@ -29,7 +30,8 @@ def elbo(
     """
     totals = defaultdict(float)
     for index, (batch, num_valid) in enumerate(batches(data.test, data.batch_size)):
-        terms = model.objective(params, batch, jax.random.fold_in(key, index))
+        batch_key = jax.random.fold_in(key, index)
+        _, terms = model.objective(params, batch, batch_key, 1.0)
         totals["kl"] += _sum(terms.kl, num_valid)
         for name in model.modalities:
             value = _sum(terms.log_likelihood[name], num_valid)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax.errors import UsageError
-from mmvae_jax.types import Array, Gaussian, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
 
 
 class Classifier(NamedTuple):
@@ -92,7 +92,7 @@ def prior_images(
       (modality -> float [B, H, W, C] in [0, 1], number of rows that count).
     """
     for index, start in enumerate(range(0, num, batch_size)):
-        z = model.sample_prior(jax.random.fold_in(key, index), batch_size)
+        z = model.sample_prior(params, jax.random.fold_in(key, index), batch_size)
         yield to_images(model.decode(params, z)), min(batch_size, num - start)
 
 
@@ -108,12 +108,6 @@ def to_images(decoded: Mapping[str, Array]) -> dict[str, Array]:
 def to_eight_bits(images: Array) -> Array:
     """Images in [0, 1] rounded to the 256 levels that real ones have."""
     return jnp.round(images * 255.0) / 255.0
-
-
-def draw(posterior: Gaussian, key: PRNGKey) -> Array:
-    """One sample [..., D] of every Gaussian in `posterior`."""
-    noise = jax.random.normal(key, posterior.mean.shape, posterior.mean.dtype)
-    return posterior.mean + jnp.exp(0.5 * posterior.log_variance) * noise
 
 
 def require_classifiers(

@@ -74,7 +74,8 @@ def embed(
     means = []
     for index, (batch, num_valid) in enumerate(batches(split, batch_size)):
         experts = model.encode(params, batch)
-        posterior = model.posterior(experts, subset, jax.random.fold_in(key, index))
+        own_key = jax.random.fold_in(key, index)
+        posterior = model.posterior(params, experts, subset, own_key)
         means.append(np.asarray(posterior.mean)[:num_valid])
     return np.concatenate(means)
 

@@ -11,14 +11,24 @@ stay with that example.
 """
 
 from collections.abc import Iterator
+from functools import singledispatch
 
 import jax
 import numpy as np
 from scipy.special import logsumexp
 
+from mmvae_jax import distributions
 from mmvae_jax.errors import UsageError
-from mmvae_jax.metrics.inputs import EvaluationData, batches, draw
-from mmvae_jax.types import Batch, Gaussian, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.metrics.inputs import EvaluationData, batches
+from mmvae_jax.types import (
+    Batch,
+    Distribution,
+    Gaussian,
+    Laplace,
+    MultimodalVAE,
+    Params,
+    PRNGKey,
+)
 
 Draws = Iterator[tuple[np.ndarray, np.ndarray]]
 
@@ -64,7 +74,7 @@ def log_likelihood(
     for index, (batch, num_valid) in enumerate(batches(data.test, data.batch_size)):
         batch_key = jax.random.fold_in(key, index)
         experts = model.encode(params, batch)
-        draws = _PROPOSALS[proposal](model, experts, batch_key, num_samples)
+        draws = _PROPOSALS[proposal](model, params, experts, batch_key, num_samples)
         estimate = importance_estimate(model, params, batch, draws)
         estimates.append(estimate[:num_valid])
     estimates = np.concatenate(estimates)
@@ -95,7 +105,7 @@ def importance_estimate(
     log_sum, num = -np.inf, 0
     for z, log_proposal in draws:
         log_likelihoods = model.log_likelihood(params, z, batch)
-        log_joint = np.asarray(model.log_prior(z), np.float64)
+        log_joint = np.asarray(model.log_prior(params, z), np.float64)
         for values in log_likelihoods.values():
             log_joint = log_joint + np.asarray(values, np.float64)
         # A running log-sum-exp: weights are e^-1000s and vary by e^100s.
@@ -106,7 +116,11 @@ def importance_estimate(
 
 
 def joint_draws(
-    model: MultimodalVAE, experts: Gaussian, key: PRNGKey, num_samples: int
+    model: MultimodalVAE,
+    params: Params,
+    experts: Distribution,
+    key: PRNGKey,
+    num_samples: int,
 ) -> Draws:
     """Samples of the posterior given all modalities.
 
@@ -115,6 +129,7 @@ def joint_draws(
 
     Args:
       model: for one sweep member.
+      params: its parameters.
       experts: of its encoder, [M, B, D].
       key: of the samples.
       num_samples: L.
@@ -125,13 +140,17 @@ def joint_draws(
     subset = np.ones(len(model.modalities), bool)
     for sample in range(num_samples):
         keys = jax.random.split(jax.random.fold_in(key, sample))
-        posterior = model.posterior(experts, subset, keys[0])
-        z = np.asarray(draw(posterior, keys[1]))
-        yield z, gaussian_log_density(z, _on_host(posterior))
+        posterior = model.posterior(params, experts, subset, keys[0])
+        z = np.asarray(distributions.sample(posterior, keys[1]))
+        yield z, log_density(_on_host(posterior), z)
 
 
 def mixture_draws(
-    model: MultimodalVAE, experts: Gaussian, key: PRNGKey, num_samples: int
+    model: MultimodalVAE,
+    params: Params,
+    experts: Distribution,
+    key: PRNGKey,
+    num_samples: int,
 ) -> Draws:
     """Samples of the mixture of all components, stratified over the L samples.
 
@@ -140,6 +159,7 @@ def mixture_draws(
 
     Args:
       model: for one sweep member.
+      params: its parameters.
       experts: of its encoder, [M, B, D].
       key: of the samples.
       num_samples: L.
@@ -147,7 +167,7 @@ def mixture_draws(
     Yields:
       (z float [B, D], log of the mixture density float64 [B] in nats), L times.
     """
-    components, weights = model.mixture_posterior(experts)
+    components, weights = model.mixture_posterior(params, experts)
     components = _on_host(components)
     weights = np.asarray(weights, np.float64)
     weights = weights / weights.sum()
@@ -160,33 +180,46 @@ def mixture_draws(
         quantiles = (sample + offsets) / num_samples
         chosen = np.searchsorted(np.cumsum(weights), quantiles, side="right")
         chosen = np.minimum(chosen, np.flatnonzero(weights)[-1])  # sum may round < 1
-        component = Gaussian(
-            components.mean[chosen, rows], components.log_variance[chosen, rows]
-        )
-        z = np.asarray(draw(component, jax.random.fold_in(noise_key, sample)))
-        log_densities = log_weights + gaussian_log_density(z, components)
-        yield z, logsumexp(log_densities, axis=0)
+        component = type(components)(*(field[chosen, rows] for field in components))
+        sample_key = jax.random.fold_in(noise_key, sample)
+        z = np.asarray(distributions.sample(component, sample_key))
+        yield z, logsumexp(log_weights + log_density(components, z), axis=0)
 
 
-def gaussian_log_density(z: np.ndarray, gaussian: Gaussian) -> np.ndarray:
-    """Log-density of a diagonal Gaussian, in float64.
+@singledispatch
+def log_density(q: Distribution, z: np.ndarray) -> np.ndarray:
+    """Log-density of a diagonal distribution, in float64.
+
+    `distributions.log_prob` in numpy: sums of D terms in float32 would lose digits
+    that the differences of large log-densities need.
 
     Args:
+      q: Gaussian or Laplace, fields [..., D], broadcast against `z`.
       z: float [..., D].
-      gaussian: fields [..., D], broadcast against `z`.
 
     Returns:
       float64 [...], nats.
     """
-    log_variance = np.asarray(gaussian.log_variance, np.float64)
-    squared = (z - np.asarray(gaussian.mean, np.float64)) ** 2
-    terms = squared * np.exp(-log_variance) + log_variance + np.log(2 * np.pi)
-    return -0.5 * terms.sum(axis=-1)
+    raise TypeError(f"not a distribution: {type(q)}")
 
 
-def _on_host(gaussian: Gaussian) -> Gaussian:
-    """The same Gaussian as numpy arrays."""
-    return Gaussian(*(np.asarray(field) for field in gaussian))
+@log_density.register
+def _(q: Gaussian, z: np.ndarray) -> np.ndarray:
+    mean, log_variance = (np.asarray(field, np.float64) for field in q)
+    squares = (z - mean) ** 2 * np.exp(-log_variance)
+    return -0.5 * (squares + log_variance + np.log(2 * np.pi)).sum(axis=-1)
+
+
+@log_density.register
+def _(q: Laplace, z: np.ndarray) -> np.ndarray:
+    mean, log_scale = (np.asarray(field, np.float64) for field in q)
+    distances = np.abs(z - mean) * np.exp(-log_scale)
+    return -(distances + log_scale + np.log(2)).sum(axis=-1)
+
+
+def _on_host(q: Distribution) -> Distribution:
+    """The same distribution as numpy arrays."""
+    return type(q)(*(np.asarray(field) for field in q))
 
 
 _PROPOSALS = {"joint": joint_draws, "mixture": mixture_draws}

@@ -30,7 +30,7 @@ def copying_model(log_variance=-60.0):
         values = jnp.stack([batch[m][:, 0, 0, :] for m in MODALITIES])
         return Gaussian(values + params, jnp.full_like(values, log_variance))
 
-    def posterior(experts, subset, key):
+    def posterior(params, experts, subset, key):
         first = np.argmax(np.asarray(subset))
         return Gaussian(experts.mean[first], experts.log_variance[first])
 
@@ -38,7 +38,7 @@ def copying_model(log_variance=-60.0):
         image = jnp.broadcast_to(z[:, :, None, None], (len(z), 2, 2, 1))
         return {"m0": image, "m1": image, "m2": jnp.full_like(image, -0.3)}
 
-    def sample_prior(key, num):
+    def sample_prior(params, key, num):
         labels = jax.random.randint(key, (num, 1), 0, NUM_CLASSES)
         return labels * 20 / 255
 
@@ -162,7 +162,9 @@ def test_one_modality_has_nothing_to_compare(data):
         encode=lambda params, batch: Gaussian(
             batch["m0"][None, :, 0, 0, :], jnp.full((1, 16, 1), -60.0)
         ),
-        posterior=lambda experts, subset, key: Gaussian(*(x[0] for x in experts)),
+        posterior=lambda params, experts, subset, key: Gaussian(
+            *(x[0] for x in experts)
+        ),
         decode=lambda params, z: {
             "m0": jnp.broadcast_to(z[..., None, None], (16, 2, 2, 1))
         },

@@ -19,7 +19,7 @@ def one_hot_model():
         mean = params * jax.nn.one_hot(labels, 5)[None]
         return Gaussian(mean, jnp.full_like(mean, 20.0))
 
-    def posterior(experts, subset, key):
+    def posterior(params, experts, subset, key):
         assert np.asarray(subset).all()
         return Gaussian(*(field[0] for field in experts))
 

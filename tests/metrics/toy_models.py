@@ -54,10 +54,10 @@ class LinearGaussian:
             2,
             encode=jax.jit(self.encode),
             posterior=jax.jit(self.posterior),
-            mixture_posterior=lambda experts: (experts, self.weights),
+            mixture_posterior=lambda params, experts: (experts, self.weights),
             objective=self.objective,
             log_likelihood=jax.jit(self.log_likelihood),
-            log_prior=lambda z: (-0.5 * (z**2 + np.log(2 * np.pi))).sum(-1),
+            log_prior=lambda params, z: (-0.5 * (z**2 + np.log(2 * np.pi))).sum(-1),
         )
 
     def data(self, num, batch_size):
@@ -92,7 +92,7 @@ class LinearGaussian:
             jnp.log(jnp.stack(variances)),
         )
 
-    def posterior(self, experts, subset, key):
+    def posterior(self, params, experts, subset, key):
         num = experts.mean.shape[1]
         rows = jax.random.choice(key, 2, (num,), p=self.weights)
         return Gaussian(*(field[rows, np.arange(num)] for field in experts))
@@ -108,13 +108,13 @@ class LinearGaussian:
             values[name] = -0.5 * (squared / self.noise_variance + constant).sum(-1)
         return values
 
-    def objective(self, params, batch, key):
-        """The exact bound, which is log p(X), and auxiliary terms to ignore."""
+    def objective(self, params, batch, key, beta):
+        """The exact bound, which is log p(X), and what is to be ignored."""
         mean = self.encode(params, batch).mean[0]
         terms = mean**2 + (self.variance - 1 - np.log(self.variance))[None]
         kl = 0.5 * terms.sum(-1)
         log_likelihood = self.log_likelihood(params, mean, batch, self.variance)
-        return ObjectiveTerms(log_likelihood, kl, kl + 1e3, kl + 1e3)
+        return 1e3 * beta, ObjectiveTerms(log_likelihood, kl, kl + 1e3, kl + 1e3)
 
 
 def label_images(labels):
@@ -141,7 +141,7 @@ def replaying_model(modalities, images, change=lambda x: x):
     """Generates exactly these uint8 images, in order, after `change`."""
     counter = itertools.count()
 
-    def sample_prior(key, num):
+    def sample_prior(params, key, num):
         return jnp.arange(num) + next(counter) * num
 
     def decode(params, z):
