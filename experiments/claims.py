@@ -31,7 +31,7 @@ from experiments.results import LABELS, RunRecord, Spread, by_beta, show
 from mmvae_jax import writers
 from mmvae_jax.errors import UsageError
 
-WORDS = {True: "holds", False: "FAILS", None: "not measured"}
+WORDS = {True: "holds", False: "fails", None: "not measured"}
 
 
 class NotMeasured(Exception):
@@ -125,6 +125,11 @@ class Verdict(NamedTuple):
     numbers: str
     points: Sequence[Point]
 
+    @property
+    def word(self) -> str:
+        """The verdict in words, one of WORDS."""
+        return WORDS[self.holds]
+
 
 def evaluate(evidence: plans.Evidence) -> list[Verdict]:
     """The verdicts on all claims, in the order of the table."""
@@ -162,7 +167,7 @@ def judge(line: Line) -> Verdict:
     try:
         _require(line)
         found = rule(line)
-        numbers = "; ".join(map(_show, found.points))
+        numbers = "; ".join(_show(point, line) for point in found.points)
         numbers = "; ".join(part for part in (numbers, found.note) if part)
     except NotMeasured as reason:
         found, numbers = Finding(None, ()), str(reason)
@@ -277,7 +282,7 @@ def by_modalities(line: Line, model: str) -> tuple[list[int], list[Point]]:
     points = []
     for num in nums:
         spec = plans.modalities_spec(scale, line.column, model, num, is_repeated)
-        points.append(at_figure_beta(line, spec)._replace(label=f"{num} modalities"))
+        points.append(at_figure_beta(line, spec)._replace(label=f"M={num}"))
     return nums, points
 
 
@@ -358,7 +363,7 @@ def grows(line: Line) -> Finding:
     return found._replace(
         holds=found.holds and sum(ups) > len(ups) / 2 and is_behind,
         points=[*points, target],
-        note=f"{sum(ups)} of {len(ups)} steps for the worse",
+        note=f"{sum(ups)} of {len(ups)} steps for the worse; beta {target.beta:g}",
     )
 
 
@@ -368,9 +373,9 @@ def grows_more(line: Line) -> Finding:
     nums, points = by_modalities(line, line.model)
     _, others = by_modalities(line, line.claim.others[0])
     name = _label(line.claim.others[0])
-    others = [point._replace(label=f"{name}, {point.label}") for point in others]
+    others = [point._replace(label=f"{name} {point.label}") for point in others]
     terms = slope_terms(nums, points, sign) + slope_terms(nums, others, -sign)
-    return _finding(terms)
+    return _finding(terms, f"beta {points[0].beta:g}")
 
 
 def rises(line: Line) -> Finding:
@@ -378,11 +383,13 @@ def rises(line: Line) -> Finding:
     points = points_of(line, _specs(line)[0])
     if len(points) < 2:
         raise NotMeasured(f"only beta = {points[0].beta:g} has two finite seeds")
-    ups = [b.mean > a.mean for a, b in itertools.pairwise(points)]
-    logs = [math.log10(point.beta) for point in points]
-    return _finding(
-        slope_terms(logs, points, _sign(line.tag)), f"{sum(ups)} of {len(ups)} steps up"
+    sign = _sign(line.tag)
+    ups = [sign * (b.mean - a.mean) > 0 for a, b in itertools.pairwise(points)]
+    found = _finding(
+        slope_terms([math.log10(point.beta) for point in points], points, sign),
+        f"{sum(ups)} of {len(ups)} steps up",
     )
+    return found._replace(holds=found.holds and sum(ups) > len(ups) / 2)
 
 
 def can_rise(line: Line) -> Finding:
@@ -570,16 +577,19 @@ def rule_text(claim: paper.Claim) -> str:
     return paper.RULES[claim.rule].format(
         others=", ".join(labels),
         target=labels[0] if labels else "",
-        yardsticks=" and ".join(labels[1:]),
+        nearest=("the nearer one of " if labels[2:] else "") + " and ".join(labels[1:]),
     )
 
 
-def _show(point: Point) -> str:
-    """A point as text."""
-    return (
-        f"{point.label} {show(Spread(point.mean, point.std))} "
-        f"(beta {point.beta:g}, n {point.num})"
-    )
+def _show(point: Point, line: Line) -> str:
+    """A point as text: its beta if it was chosen, its seeds if some are missing."""
+    parts = []
+    if not line.claim.is_by_modalities:
+        parts.append(f"beta {point.beta:g}")
+    if point.num != len(line.evidence.config.seed):
+        parts.append(f"{point.num} seeds")
+    value = f"{point.label} {show(Spread(point.mean, point.std))}"
+    return f"{value} ({', '.join(parts)})" if parts else value
 
 
 def _number(value: float, form: str) -> str:
@@ -595,7 +605,8 @@ def table(verdicts: Sequence[Verdict]) -> str:
         group = list(group)
         rows = [
             [
-                WORDS[verdict.holds],
+                # What fails is not overlooked.
+                verdict.word.upper() if verdict.holds is False else verdict.word,
                 verdict.dataset,
                 verdict.model,
                 verdict.tag.removeprefix("eval/"),
@@ -608,7 +619,9 @@ def table(verdicts: Sequence[Verdict]) -> str:
         ]
         parts.append(
             f"{claim.text} ({claim.where})\n  holds if: {group[0].rule}\n"
-            + tabulate.tabulate(rows, header, disable_numparse=True)
+            + tabulate.tabulate(
+                rows, header, disable_numparse=True, maxcolwidths=[*[None] * 7, 64]
+            )
         )
     return "\n\n".join(parts)
 
@@ -641,7 +654,7 @@ def found_claims(evidence: plans.Evidence, verdicts: Sequence[Verdict]) -> dict:
                 "metric": verdict.tag,
                 "rule": verdict.rule,
                 "holds": verdict.holds,
-                "verdict": WORDS[verdict.holds].lower(),
+                "verdict": verdict.word,
                 "difference": verdict.difference,
                 "standard_error": verdict.standard_error,
                 "difference_in_standard_errors": verdict.z,

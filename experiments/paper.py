@@ -40,7 +40,7 @@ BOTH = (IN_PLACE, TRANSLATED)
 
 # Every model is taken at its own best beta for the metric, by the mean over seeds, if
 # nothing else is said. A rule is a number that must exceed zero by THRESHOLD of its
-# standard errors, but for "ranks alike" and "trains".
+# standard errors, some with a condition more; but for "ranks alike" and "trains".
 RULES = {
     "is worse": (
         "the difference to {others}, each at its best beta, is at least "
@@ -51,12 +51,12 @@ RULES = {
         f"{THRESHOLD:g} standard errors"
     ),
     "reaches": (
-        "behind {target} by less than half of what the nearer one of {yardsticks} is, "
+        "behind {target} by less than half of what {nearest} is, "
         f"with {THRESHOLD:g} standard errors to spare; being ahead counts as reaching"
     ),
     "is level": (
-        "neither behind nor ahead of {target} by half of what the nearer one of "
-        f"{{yardsticks}} is behind, with {THRESHOLD:g} standard errors to spare"
+        "neither behind nor ahead of {target} by half of what {nearest} is "
+        f"behind, with {THRESHOLD:g} standard errors to spare"
     ),
     "grows": (
         "at the beta of the figure, the least-squares slope over the number of "
@@ -69,7 +69,7 @@ RULES = {
     ),
     "rises": (
         "the least-squares slope over log10(beta), from the smallest to the largest, "
-        f"is {THRESHOLD:g} standard errors above 0"
+        f"is {THRESHOLD:g} standard errors above 0, and most of the steps go up"
     ),
     "can rise": (
         f"the best beta is ahead of the smallest one by {THRESHOLD:g} standard errors"
@@ -126,6 +126,11 @@ class Claim(NamedTuple):
     columns: tuple[str, ...] = (IN_PLACE,)
     reference: str = ""
     runs: str = "beta"
+
+    @property
+    def is_by_modalities(self) -> bool:
+        """Whether its runs differ in the number of modalities, at one beta."""
+        return self.runs in ("modalities", "repeated")
 
 
 CLAIMS = (

@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from absl import flags
 from evidence import as_in_the_paper, write
 
 from experiments import claims, paper, plans
+from experiments import command as entry
 
 NAMES = [claim.name for claim in paper.CLAIMS]
 BY_NAME = {claim.name: claim for claim in paper.CLAIMS}
@@ -297,6 +297,25 @@ def test_growth_needs_most_steps_and_a_gap(tmp_path, values, unimodal):
     assert verdict.holds is False
 
 
+@pytest.mark.parametrize(
+    ("values", "holds"),
+    [((1, 2, 3, 4, 5, 6), True), ((1, 6, 5.9, 5.8, 5.7, 5.6), False),
+     ((6, 5, 4, 3, 2, 1), False), ((1, 3, 2, 4, 3.5, 6), True)],
+)  # fmt: skip
+def test_coherence_rises_if_the_slope_and_most_steps_do(tmp_path, values, holds):
+    claim = BY_NAME["mvae_coherence_rises"]
+    of_beta = dict(zip(DEMO.beta, values, strict=True))
+    evidence = write(
+        tmp_path / "plan",
+        lambda spec, beta, tag: of_beta[beta],
+        specs=specs_of(claim, "polymnist", "mvae"),
+    )
+    (verdict,) = verdicts_on(evidence, claim, "polymnist", "mvae")
+    slope = np.polyfit(np.log10(DEMO.beta), values, 1)[0]
+    assert verdict.difference == pytest.approx(slope)
+    assert verdict.holds is holds
+
+
 def test_worse_classifiers_are_no_collapse(tmp_path):
     """Half of the coherence above chance is left, but so it is of the accuracy."""
 
@@ -384,16 +403,17 @@ def command(monkeypatch, capsys):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")
 
     def run(*arguments):
+        monkeypatch.delitem(sys.modules, "experiments.claims", raising=False)
         monkeypatch.setattr(sys, "argv", ["claims", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             runpy.run_module("experiments.claims", run_name="__main__")
-        flags.FLAGS.unparse_flags()
-        delattr(flags.FLAGS, "directory")
+        entry.flags.FLAGS.unparse_flags()
+        delattr(entry.flags.FLAGS, "directory")
         out, err = capsys.readouterr()
         return stop.value.code, out.splitlines(), err.splitlines()
 
     yield run
-    flags.FLAGS.set_gnu_getopt(False)
+    entry.flags.FLAGS.set_gnu_getopt(False)
 
 
 def read(directory):
@@ -406,11 +426,11 @@ def test_the_command_writes_what_evaluate_says(everything, command):
     found = read(everything.directory)
     verdicts = claims.evaluate(everything)
     assert len(verdicts) == len(found["claims"])
-    for verdict, entry in zip(verdicts, found["claims"], strict=True):
-        assert entry["holds"] is verdict.holds is True
-        assert entry["verdict"] == "holds"
-        assert entry["name"] == verdict.claim.name
-        assert len(entry["points"]) == len(verdict.points)
+    for verdict, row in zip(verdicts, found["claims"], strict=True):
+        assert row["holds"] is verdict.holds is True
+        assert row["verdict"] == "holds"
+        assert row["name"] == verdict.claim.name
+        assert len(row["points"]) == len(verdict.points)
     assert found["scale"] == "demo"
     assert found["machine"] == "cpu, 2 cores"
     assert set(found["datasets"]) >= {"polymnist-made-up", "translated-made-up"}
@@ -425,7 +445,7 @@ def test_a_failing_claim_is_a_result_and_not_an_error(tmp_path, command):
     write(tmp_path / "plan", flat, specs=specs)
     code, out, _ = command(f"--directory={tmp_path / 'plan'}")
     assert code == 0
-    verdicts = {entry["verdict"] for entry in read(tmp_path / "plan")["claims"]}
+    verdicts = {row["verdict"] for row in read(tmp_path / "plan")["claims"]}
     assert verdicts == {"holds", "fails", "not measured"}  # mvae_trains holds
     assert any(line.startswith("FAILS") for line in out)
     assert any(line.startswith("not measured") for line in out)
@@ -438,9 +458,9 @@ def test_new_runs_are_seen_by_the_next_call(tmp_path, command):
     def holds():
         assert command(tmp_path / "plan")[0] == 0
         return next(
-            entry["holds"]
-            for entry in read(tmp_path / "plan")["claims"]
-            if (entry["name"], entry["model"]) == ("coherence", "MMVAE")
+            row["holds"]
+            for row in read(tmp_path / "plan")["claims"]
+            if (row["name"], row["model"]) == ("coherence", "MMVAE")
         )
 
     write(tmp_path / "plan", specs=[first])
