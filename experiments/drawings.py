@@ -47,12 +47,7 @@ STYLE = {
     "ytick.major.width": 0.6,
 }
 GREY = "0.55"
-LABELS = {
-    "unimodal_official": "unimodal VAEs (official objective)",
-    "mmvae_official": "MMVAE (official)",
-    **results.LABELS,
-}
-COLOURS = {"unimodal_official": "0.45", "mmvae_official": "C1", **results.COLOURS}
+MARKERS = {"unimodal": "D", "mvae_plus": "P", "mmvae": "s", "mopoe": "^"}
 NUM_CLASSES = 10
 NUM_CONDITIONS = 10  # columns of the pictures of conditional samples
 NUM_PRIOR = 20  # columns of those of prior samples
@@ -281,9 +276,9 @@ def draw_matching(evidence: Evidence) -> Drawing:
             axis.plot(
                 x,
                 y,
-                "o",
-                color=COLOURS[spec.model],
-                label=LABELS[spec.model],
+                MARKERS.get(spec.model, "o"),
+                color=results.COLOURS[spec.model],
+                label=results.LABELS[spec.model],
                 alpha=0.75,
                 markeredgewidth=0,
                 markersize=4.5,
@@ -657,15 +652,17 @@ def _draw_line(
     places = np.array([row[x] for row in rows], float)
     mean = np.array([row["mean"] for row in rows], float)
     std = np.nan_to_num(np.array([row["std"] for row in rows], float))
-    is_partial = np.array([row["diverged"] > 0 for row in rows])
-    colour = COLOURS[model]
+    is_partial = np.isfinite(mean) & np.array([row["diverged"] > 0 for row in rows])
+    colour = results.COLOURS[model]
     axis.fill_between(places, mean - std, mean + std, color=colour, alpha=0.2, lw=0)
-    axis.plot(places, mean, "-o", color=colour, label=LABELS[model])
+    marker = MARKERS.get(model, "o")
+    label = results.LABELS[model]
+    axis.plot(places, mean, marker=marker, color=colour, label=label)
     if is_partial.any():
         axis.plot(
             places[is_partial],
             mean[is_partial],
-            "o",
+            marker,
             color=colour,
             markerfacecolor="white",
         )
@@ -758,10 +755,12 @@ def _draw_numbers(
     rows = []
     for row in at_beta(Spec(column, "unimodal", 0, is_repeated)):
         if np.isfinite(row["mean"]):
-            colour, std = COLOURS["unimodal"], np.nan_to_num(row["std"])
+            colour, std = results.COLOURS["unimodal"], np.nan_to_num(row["std"])
             low, high = row["mean"] - std, row["mean"] + std
             axis.fill_between(ends, low, high, color=colour, alpha=0.2, lw=0)
-            axis.plot(ends, [row["mean"]] * 2, color=colour, label=LABELS["unimodal"])
+            axis.plot(
+                ends, [row["mean"]] * 2, color=colour, label=results.LABELS["unimodal"]
+            )
             rows.append({**row, "num_modalities": 1})
     nothing = results.Spread(np.nan, np.nan)
     for model in plans.MULTIMODAL:
@@ -802,7 +801,7 @@ def _draw_pictures(
     strips = max(len(strip_labels(column)) for column in columns)
     width, title = 7.2 / num_columns, 0.2 if num_columns == 2 else 0.33
     height = (width - 0.05) * strips / num_samples + title
-    figure, axes = _make_axes(lines * len(columns), num_columns, width, height, 0.0)
+    figure, axes = _make_axes(lines * len(columns), num_columns, width, height, 0.15)
     letters = iter(string.ascii_lowercase)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -810,14 +809,11 @@ def _draw_pictures(
         beta = evidence.config.datasets[column].beta_of_samples
         for k, model in enumerate(models):
             axis = axes[i * lines + k // num_columns, k % num_columns]
-            axis.set_title(
-                f"({next(letters, '…')}) {LABELS[model]}, {_title(evidence, column)}, "
-                f"β = {show_beta(beta)}"
-                if num_columns == 2
-                else f"({next(letters, '…')}) {LABELS[model]},\n"
+            title = [
+                f"({next(letters, '…')}) {results.LABELS[model]}",
                 f"{_title(evidence, column)}, β = {show_beta(beta)}",
-                fontsize=8,
-            )
+            ]
+            axis.set_title((", " if num_columns == 2 else ",\n").join(title), size=8)
             found = _picture(evidence, Spec(column, model), picture_name(column))
             if isinstance(found, str):
                 axis.set_box_aspect(len(strip_labels(column)) / num_samples)
@@ -975,17 +971,18 @@ def _absences(evidence: Evidence, name: str, specs: Sequence[Spec]) -> list[str]
             ]
             is_partial |= any(any(x) and not all(x) for x in groups.values())
             if betas:
-                lost.append(
-                    f"{LABELS[spec.model]} on {_title(evidence, spec.dataset)} at β = "
-                    f"{', '.join(betas)}"
-                )
+                name_of_run = f"{results.LABELS[spec.model]} on "
+                name_of_run += _title(evidence, spec.dataset)
+                lost.append(f"{name_of_run} at β = {', '.join(betas)}")
     sentences = []
-    if missing:
+    if len(missing) > 6:
+        sentences.append(f"Not measured: {len(missing)} of {len(specs)} runs")
+    elif missing:
         sentences.append(f"Not measured: {', '.join(missing)}")
     if lost:
         sentences.append(f"Diverged and left out: {'; '.join(lost)}")
     if is_partial and name == "matching":
-        sentences.append("Diverged members are left out")
+        sentences.append("Single seeds that diverged are left out too")
     elif is_partial:
         sentences.append("Hollow points: some seeds diverged and are left out")
     return sentences
@@ -1025,13 +1022,19 @@ def _make_axes(
 
 def _axis_label(metric: Metric, height: float, heading: str = "") -> str:
     """A metric's label in as few lines as fit beside a panel of a height in inches."""
+    # What is in brackets stays on one line.
+    name, bracket, rest = metric.label.partition("(")
+    text = name + bracket + rest.replace(" ", "\N{NO-BREAK SPACE}")
     width = round(height * 72 / 4.6)
-    num_lines = len(textwrap.wrap(metric.label, width))
-    while len(textwrap.wrap(metric.label, width - 1)) == num_lines:
+    num_lines = len(textwrap.wrap(text, width))
+    while len(textwrap.wrap(text, width - 1)) == num_lines:
         width -= 1
-    return "\n".join(
-        [*([heading] if heading else []), *textwrap.wrap(metric.label, width)]
+    lines = (
+        [heading, *textwrap.wrap(text, width)]
+        if heading
+        else (textwrap.wrap(text, width))
     )
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _limits(values: Sequence[float], least: float = 0.3) -> tuple[float, float]:
@@ -1115,7 +1118,7 @@ def _add_legend(figure: Figure, place: Axes | None = None) -> None:
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    order = list(LABELS.values())
+    order = list(results.LABELS.values())
     labels = sorted(found, key=lambda x: order.index(x) if x in order else len(order))
     if not labels:
         return
