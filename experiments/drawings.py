@@ -802,6 +802,7 @@ def _draw_pictures(
     width, title = 7.2 / num_columns, 0.2 if num_columns == 2 else 0.33
     height = (width - 0.05) * strips / num_samples + title
     figure, axes = _make_axes(lines * len(columns), num_columns, width, height, 0.15)
+    figure.set_dpi(300)  # of a PDF, for which pictures are resampled
     letters = iter(string.ascii_lowercase)
     for axis in axes.flat:
         axis.set_axis_off()
