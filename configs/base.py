@@ -88,6 +88,14 @@ def get_config() -> ConfigDict:
                 learning_rate=1e-3,
                 seed=0,
             ),
+            matcher=dict(  # the networks behind the metric "matching"; no labels
+                network="conv",  # one of mmvae_jax.networks.CLASSIFIERS
+                feature_dim=64,  # outputs of that network
+                num_steps=2_000,  # of all modalities together
+                batch_size=128,  # tuples; the others of the batch are negatives
+                learning_rate=2e-3,
+                seed=0,
+            ),
             eval=dict(
                 metrics=(
                     "elbo",

@@ -8,6 +8,7 @@ the result has the bits of a run without interruption.
 """
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,13 +27,14 @@ from mmvae_jax import (
     classifiers,
     data,
     evaluate,
+    matchers,
     models,
     sweeps,
     train,
     writers,
 )
 from mmvae_jax.errors import UsageError
-from mmvae_jax.metrics.inputs import EvaluationData
+from mmvae_jax.metrics.inputs import EvaluationData, Matchers
 from mmvae_jax.types import Hyper, MultimodalVAE, PRNGKey
 
 
@@ -125,6 +127,7 @@ def check(config: Any) -> None:
             "steps_per_call": 0,
         },
         "classifier": {"num_steps": 1, "batch_size": 1, "seed": 0},
+        "matcher": {"feature_dim": 1, "num_steps": 1, "batch_size": 2, "seed": 0},
         "eval": {
             "batch_size": 1,
             "num_examples": 0,
@@ -148,6 +151,7 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: list[int]) -> Swe
     images = dataset.train.modalities
     # What would fail only after training has begun is tried here.
     classifiers.make_network(config, dataset)
+    matchers.make_network(config)
     data.batch_indices(0, 0, 1, len(dataset.train.labels), config.train.batch_size)
     model = models.make_model(config, {m: x.shape[1:] for m, x in images.items()})
     task = train.vae_task(model)
@@ -290,13 +294,15 @@ def make_evaluator(sweep: Sweep, metrics: dict[str, Callable], writer) -> Callab
     test = evaluate.random_examples(
         sweep.dataset.test, config.eval.num_examples, config.eval.seed
     )
-    trained: list = []  # the classifiers, once there are any
+    trained: list = []  # classifiers and matchers, once there are any
 
     def evaluator(step: int, state: train.TrainState) -> list[dict[str, float]]:
         if not trained:
-            trained.append(get_classifiers(sweep, metrics))
+            trained.extend(
+                (get_classifiers(sweep, metrics), get_matchers(sweep, metrics))
+            )
         inputs = EvaluationData(
-            sweep.dataset.train, test, trained[0], config.eval.batch_size
+            sweep.dataset.train, test, trained[0], config.eval.batch_size, trained[1]
         )
         # The same draws for every member: differences are theirs alone.
         key = jax.random.fold_in(jax.random.key(config.eval.seed), step)
@@ -350,6 +356,29 @@ def get_classifiers(sweep: Sweep, metrics: dict[str, Callable]) -> dict | None:
     return found
 
 
+def get_matchers(sweep: Sweep, metrics: dict[str, Callable]) -> Matchers | None:
+    """The matching networks, trained if need be; None if no metric asks for them.
+
+    Raises:
+      Stopped: a signal arrived while they were trained.
+    """
+    is_needed = set(metrics) & set(evaluate.NEEDS_MATCHERS)
+    if not is_needed or len(sweep.model.modalities) == 1:
+        return None
+    settings = sweep.config.matcher
+    bar = terminal.ProgressBar(0, settings.num_steps, settings.batch_size, "matchers")
+    found = matchers.get_matchers(
+        sweep.config,
+        sweep.complete,
+        Path(sweep.config.data.data_dir).expanduser() / "matchers",
+        train.Events(progress=bar.update, is_stopping=lambda: bool(sweep.stop)),
+    )
+    bar.close()
+    if found is None:
+        raise Stopped
+    return found
+
+
 def summarise(
     sweep: Sweep, results: list[dict], finite: np.ndarray, seconds: float
 ) -> dict:
@@ -360,6 +389,7 @@ def summarise(
         "num_steps": sweep.config.train.num_steps,
         "wall_seconds": round(seconds, 1),
         "device": jax.devices()[0].device_kind,
+        "cpu_cores": os.cpu_count(),
         "execution": sweep.execution._asdict(),
         "members": [
             {**member._asdict(), "finite": bool(is_finite), "metrics": values}

@@ -21,6 +21,7 @@ writers        metrics.jsonl, TensorBoard, PNG
 inception      the network behind FID
 inception_weights  its published weights: fetched, checked, read without PyTorch
 classifiers    the digit classifiers behind the coherences
+matchers       networks that tell matching examples from others, without labels
 metrics/       one file per metric
 evaluate       runs the metrics of every member
 """

@@ -7,7 +7,7 @@ kept beside the data under a name made of the data's and the settings' hash.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,17 +61,18 @@ def get_classifiers(
       UsageError: the network is unknown.
     """
     network = make_network(config, dataset)
-    settings = json.dumps(config.classifier.to_dict(), sort_keys=True)
-    name = hashlib.sha256(f"{dataset.fingerprint} {settings}".encode()).hexdigest()[:16]
-    path = Path(directory) / f"{name}.msgpack"
-    trained = _load(path)
-    if trained is None:
+
+    def train_all() -> dict | None:
         trained = {}
-        for group in _groups_of_one_shape(dataset):
+        for group in groups_of_one_shape(dataset):
             trained |= _train_group(network, config.classifier, dataset, group, events)
             if events.is_stopping():
                 return None
-        _save(path, trained)
+        return trained
+
+    trained = load_or_train(directory, dataset, config.classifier, train_all)
+    if trained is None:
+        return None
     apply = jax.jit(network.apply)
     return {
         modality: Classifier(
@@ -116,7 +117,7 @@ def classifier_task(network: Any, modalities: list[str], shape) -> train.Task:
     return train.Task(init, loss)
 
 
-def _groups_of_one_shape(dataset: Dataset) -> list[list[str]]:
+def groups_of_one_shape(dataset: Dataset) -> list[list[str]]:
     """Modalities that can share a compiled program, because their shapes agree."""
     groups: dict[tuple, list[str]] = {}
     for modality, images in dataset.train.modalities.items():
@@ -137,8 +138,33 @@ def _train_group(
     hyper = ClassifierHyper(
         jnp.full(num, settings.learning_rate, jnp.float32), jnp.arange(num)
     )
-    keys = jax.random.split(jax.random.key(settings.seed), num)
-    batch_size = min(settings.batch_size, len(dataset.train.labels))
+    params = fit_members(task, hyper, data, settings, events)
+    apply = jax.jit(network.apply)
+    stored = {}
+    for k, modality in enumerate(group):
+        own = sweeps.member(params, k)
+        accuracy = _accuracy(apply, own, dataset.test, modality)
+        stored[modality] = {"params": own, "accuracy": accuracy}
+    return stored
+
+
+def fit_members(
+    task: train.Task, hyper: Any, data: Mapping[str, Array], settings: Any, events
+) -> Params:
+    """Trains the networks of an evaluation, one a member.
+
+    Args:
+      task: of one member.
+      hyper: fields [K].
+      data: modality -> uint8 [N, ...], and what else the task asks for, [N].
+      settings: with num_steps, batch_size (larger than N: N) and seed.
+      events: what the train loop calls.
+
+    Returns:
+      The parameters of all members, [K, ...], in host memory.
+    """
+    keys = jax.random.split(jax.random.key(settings.seed), len(hyper.learning_rate))
+    batch_size = min([settings.batch_size, *(len(leaf) for leaf in data.values())])
     batch = {name: leaf[:batch_size] for name, leaf in data.items()}
     is_slow_in_loops = train.has_convolution(task, sweeps.member(hyper, 0), batch)
     execution = train.choose_execution(
@@ -156,14 +182,34 @@ def _train_group(
         execution=execution,
         events=events,
     )
-    params = jax.device_get(state.params)
-    apply = jax.jit(network.apply)
-    stored = {}
-    for k, modality in enumerate(group):
-        own = sweeps.member(params, k)
-        accuracy = _accuracy(apply, own, dataset.test, modality)
-        stored[modality] = {"params": own, "accuracy": accuracy}
-    return stored
+    return jax.device_get(state.params)
+
+
+def load_or_train(
+    directory: str, dataset: Dataset, settings: Any, train_all: Callable
+) -> dict | None:
+    """What was trained on these data with these settings, kept in a file.
+
+    Args:
+      directory: where such files are kept.
+      dataset: its fingerprint is one half of the file's name.
+      settings: a section of a config, the other half.
+      train_all: () -> a tree of dicts and arrays, or None if it was stopped; called
+        where there is no file, or one that cannot be read.
+
+    Returns:
+      What the file holds, or what has been trained; None if that was stopped.
+    """
+    described = json.dumps(settings.to_dict(), sort_keys=True)
+    source = f"{dataset.fingerprint} {described}"
+    name = hashlib.sha256(source.encode()).hexdigest()[:16]
+    path = Path(directory) / f"{name}.msgpack"
+    trained = _load(path)
+    if trained is None:
+        trained = train_all()
+        if trained is not None:
+            _save(path, trained)
+    return trained
 
 
 def _accuracy(apply, params: Params, split, modality: str) -> float:

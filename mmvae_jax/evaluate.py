@@ -25,6 +25,7 @@ from mmvae_jax.metrics import (
     frechet,
     linear_probe,
     log_likelihood,
+    matching,
     swd,
 )
 from mmvae_jax.metrics.inputs import EvaluationData, prior_images, to_images
@@ -36,6 +37,7 @@ NUM_CONDITIONAL_DRAWS = 10
 METRICS = {
     "elbo": elbo.elbo,
     "coherence": coherence.coherence,
+    "matching": matching.matching,
     "frechet": frechet.frechet,
     "swd": swd.swd,
     "log_likelihood": log_likelihood.log_likelihood,
@@ -43,6 +45,7 @@ METRICS = {
     "fid": fid.fid,
 }
 NEEDS_CLASSIFIERS = ("coherence", "frechet")
+NEEDS_MATCHERS = ("matching",)
 PROPOSALS = ("joint", "mixture")  # of the log-likelihood
 
 

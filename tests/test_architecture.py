@@ -41,6 +41,8 @@ MAY_IMPORT = {
     "metrics.fid": BASIS | {"metrics.inputs", "metrics.frechet"},
     "metrics.*": BASIS | {"distributions", "metrics.inputs"},
     "classifiers": BASIS | {"networks", "data", "sweeps", "train", "metrics.inputs"},
+    "matchers": BASIS
+    | {"networks", "data", "sweeps", "train", "metrics.inputs", "classifiers"},
     "evaluate": BASIS
     | {"distributions", "data", "sweeps", "inception", "inception_weights"}
     | {"metrics", "metrics.*"},

@@ -34,8 +34,25 @@ class Classifier(NamedTuple):
     accuracy: float
 
 
+class Matchers(NamedTuple):
+    """Networks that tell how well examples of two modalities match.
+
+    x of one modality and y of another match by the product of their features times
+    the scale of the pair, in nats: up to a constant, the log of how much likelier
+    they are to occur together than apart. They were trained without labels.
+
+    Attributes:
+      embed: modality -> function of images, float [B, H, W, C] in [0, 1], to
+        features [B, F] of length one. Dropout must be off.
+      scale: (modality, modality) -> scale >= 0 of that pair, for both orders.
+    """
+
+    embed: Mapping[str, Callable[[Array], Array]]
+    scale: Mapping[tuple[str, str], float]
+
+
 class EvaluationData(NamedTuple):
-    """The examples and classifiers that metrics are computed with.
+    """The examples and networks that metrics are computed with.
 
     Attributes:
       train: a split, with attributes `modalities`, name -> uint8 [N, H, W, C],
@@ -43,12 +60,14 @@ class EvaluationData(NamedTuple):
       test: likewise.
       classifiers: modality -> Classifier, or None where there is no label.
       batch_size: B, of every call to a function of the model.
+      matchers: of all pairs of modalities, or None where no metric needs them.
     """
 
     train: Any
     test: Any
     classifiers: Mapping[str, Classifier] | None
     batch_size: int
+    matchers: Matchers | None = None
 
 
 def batches(split: Any, batch_size: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
@@ -126,3 +145,21 @@ def require_classifiers(
             f"{', '.join(missing)}: train them, or leave the metric out"
         )
     return classifiers
+
+
+def require_matchers(
+    data: EvaluationData, modalities: tuple[str, ...], metric: str
+) -> Matchers:
+    """The matchers of `data`.
+
+    Raises:
+      UsageError: there are none, or one is missing.
+    """
+    embed = data.matchers.embed if data.matchers is not None else {}
+    missing = [name for name in modalities if name not in embed]
+    if missing:
+        raise UsageError(
+            f"metric {metric!r} needs a matching network for every modality, none for "
+            f"{', '.join(missing)}: train them, or leave the metric out"
+        )
+    return data.matchers

@@ -1,0 +1,188 @@
+"""The networks behind the matching: which examples belong together, without labels.
+
+One network a modality maps images to features, and a scale for each pair of
+modalities makes their products into logits. All are trained together on the real
+training tuples: the tuple's own example is to be picked among those of the batch,
+in both directions (InfoNCE; van den Oord et al., 2018). No label is ever read.
+What they learn is whatever modalities share; on PolyMNIST that is the digit.
+"""
+
+import itertools
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mmvae_jax import classifiers, networks, sweeps, train
+from mmvae_jax.data import Dataset, to_float
+from mmvae_jax.errors import UsageError
+from mmvae_jax.metrics.inputs import Matchers
+from mmvae_jax.types import Array, Batch, Params, PRNGKey
+
+# Of a pair before the first step; cosines lie in -1..1.
+_INITIAL_SCALE = 5.0
+
+
+class MatcherHyper(NamedTuple):
+    """What the train loop asks of a member; there is one.
+
+    Attributes:
+      learning_rate: of Adam; float32 [1].
+    """
+
+    learning_rate: Array
+
+
+def get_matchers(
+    config: Any,
+    dataset: Dataset,
+    directory: str,
+    events: train.Events = train.Events(),  # noqa: B008 (a NamedTuple is immutable)
+) -> Matchers | None:
+    """The matching networks, from `directory` or trained and put there.
+
+    Args:
+      config: with the fields `matcher` of configs/base.py.
+      dataset: the real data, two modalities or more; its fingerprint names the
+        cached file. Its labels are not read.
+      directory: where matching networks are kept.
+      events: what the train loop calls.
+
+    Returns:
+      metrics.inputs.Matchers, dropout off; None if `events.is_stopping` ended the
+      training.
+
+    Raises:
+      UsageError: the network is unknown.
+    """
+    network = make_network(config)
+    images = dataset.train.modalities
+    groups = [
+        {m: images[m].shape[1:] for m in group}
+        for group in classifiers.groups_of_one_shape(dataset)
+    ]
+
+    def train_all() -> dict | None:
+        params = classifiers.fit_members(
+            matching_task(network, groups),
+            MatcherHyper(jnp.full(1, config.matcher.learning_rate, jnp.float32)),
+            jax.device_put(dict(images)),
+            config.matcher,
+            events,
+        )
+        return None if events.is_stopping() else sweeps.member(params, 0)
+
+    params = classifiers.load_or_train(directory, dataset, config.matcher, train_all)
+    if params is None:
+        return None
+    apply = jax.jit(lambda own, images: _embed(network, own, images))
+    scale = {}
+    for pair, value in zip(_pairs(groups), np.exp(params["log_scales"]), strict=True):
+        scale[pair] = scale[pair[::-1]] = float(value)
+    return Matchers(
+        {m: jax.tree_util.Partial(apply, params["networks"][m]) for m in images}, scale
+    )
+
+
+def make_network(config: Any) -> Any:
+    """The Linen module of the matchers: a classifier's, its outputs as features.
+
+    Raises:
+      UsageError: the network is unknown.
+    """
+    settings = config.matcher
+    if settings.network not in networks.CLASSIFIERS:
+        raise UsageError(
+            f"unknown config.matcher.network {settings.network!r}; choose one of "
+            f"{', '.join(networks.CLASSIFIERS)}"
+        )
+    return networks.CLASSIFIERS[settings.network](settings.feature_dim)
+
+
+def matching_task(network: Any, groups: list[dict[str, tuple[int, ...]]]) -> train.Task:
+    """Training of all modalities' networks on all pairs.
+
+    Args:
+      network: from `make_network`.
+      groups: modalities of one shape each, modality -> shape of one example. A
+        group is executed at once, which compiles much faster.
+
+    Returns:
+      The task; its loss is the sum over pairs of `info_nce`, in nats.
+    """
+    modalities = [m for group in groups for m in group]
+    pairs = np.array([[modalities.index(m) for m in pair] for pair in _pairs(groups)])
+    first, second = pairs.T
+
+    def init(key: PRNGKey) -> Params:
+        keys = iter(jax.random.split(key, len(modalities)))
+        return {
+            "networks": {
+                m: network.init(next(keys), jnp.zeros((1, *shape)))
+                for group in groups
+                for m, shape in group.items()
+            },
+            "log_scales": jnp.full(len(pairs), jnp.log(_INITIAL_SCALE)),
+        }
+
+    def loss(params: Params, hyper: MatcherHyper, key: PRNGKey, batch: Batch):
+        del hyper
+        features = []
+        for i, group in enumerate(groups):
+            own = [params["networks"][m] for m in group]
+            features.append(
+                jax.vmap(partial(_embed, network))(
+                    jax.tree.map(lambda *leaves: jnp.stack(leaves), *own),
+                    to_float(jnp.stack([batch[m] for m in group])),
+                    jax.random.split(jax.random.fold_in(key, i), len(group)),
+                )
+            )
+        features = jnp.concatenate(features)
+        logits = jnp.einsum("pbf,pcf->pbc", features[first], features[second])
+        scales = jnp.exp(params["log_scales"])
+        value = jnp.sum(jax.vmap(info_nce)(scales[:, None, None] * logits))
+        return value, {"train/loss": value}
+
+    return train.Task(init, loss)
+
+
+def _pairs(groups: list[dict[str, tuple[int, ...]]]) -> list[tuple[str, str]]:
+    """All M (M - 1) / 2 pairs of modalities, in the order of their scales."""
+    return list(itertools.combinations([m for group in groups for m in group], 2))
+
+
+def info_nce(logits: Array) -> Array:
+    """The contrastive loss of a batch of pairs (van den Oord et al., 2018, Eq. 4).
+
+    Args:
+      logits: [B, B], of x_i with y_j; real pairs on the diagonal.
+
+    Returns:
+      [], nats: the cross-entropy of picking y_i for x_i, and of picking x_i for
+      y_i, averaged. log B less this is at most the mutual information, but for
+      the randomness of a batch.
+    """
+    rows = jnp.arange(logits.shape[0])
+    both = [
+        optax.softmax_cross_entropy_with_integer_labels(direction, rows)
+        for direction in (logits, logits.T)
+    ]
+    return jnp.mean(jnp.stack(both))
+
+
+def _embed(
+    network: Any, params: Params, images: Array, dropout: PRNGKey | None = None
+) -> Array:
+    """Features [B, F] of length one; with dropout if there is a key for it."""
+    is_training = dropout is not None
+    rngs = {"dropout": dropout} if is_training else None
+    # Centred: with inputs of one sign the features of all images start out alike, and
+    # training may never leave the plateau of features that are the same.
+    _, features = network.apply(
+        params, 2.0 * images - 1.0, is_training=is_training, rngs=rngs
+    )
+    squared = jnp.sum(features**2, axis=-1, keepdims=True)
+    return features * jax.lax.rsqrt(squared + 1e-12)
