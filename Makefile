@@ -10,8 +10,9 @@ EXTRAS ?=
 PACKAGE := .$(if $(EXTRAS),[$(EXTRAS)])
 RUN_STAMP := $(VENV)/run$(if $(EXTRAS),-$(EXTRAS)).stamp
 RUNS ?= runs
+SCALE ?= demo
 
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo figures test test-slow lint format bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +34,9 @@ setup: $(RUN_STAMP)  ## build the environment
 
 demo: $(RUN_STAMP)  ## data, training, evaluation and pictures in minutes
 	$(BIN)/python -m experiments.demo --workdir=$(RUNS)/demo
+
+figures: $(RUN_STAMP)  ## every figure of the paper, SCALE=demo, cpu or paper
+	$(BIN)/python -m experiments.figures --scale=$(SCALE) --directory=$(RUNS)/figures_$(SCALE)
 
 test: $(VENV)/test.stamp  ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile

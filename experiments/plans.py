@@ -197,14 +197,22 @@ def _apply(config: ConfigDict, change: ConfigDict) -> None:
     """Updates a config by nested fields; network options replace the old ones."""
     plain = change.to_dict()
     options = plain.get("modality", {}).pop("network_options", None)
+    _check_fields(config, plain, "config")
     try:
         config.update(plain)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"the scale's changes do not fit the config: {error}") from (
-            error
-        )
+    except TypeError as error:
+        raise UsageError(f"the scale changes a field's type: {error}") from error
     if options is not None:
         config.modality.network_options = ConfigDict(options)
+
+
+def _check_fields(config: ConfigDict, change: Mapping, name: str) -> None:
+    """Refuses changes of fields that do not exist."""
+    for field, value in change.items():
+        if field not in config:
+            raise UsageError(f"the scale changes {name}.{field}, which does not exist")
+        if isinstance(value, dict) and isinstance(config[field], ConfigDict):
+            _check_fields(config[field], value, f"{name}.{field}")
 
 
 def record(directory: Path, scale: str, config: ConfigDict) -> None:
@@ -257,7 +265,8 @@ def read(directory: Path) -> Evidence:
         if summary is not None:
             found = workdirs.read_json(folder / "config.json")
             _check_scale(folder, spec, config, found)
-            runs[spec] = results.RunRecord(folder, found, summary)
+            record = results.RunRecord(folder, found, summary)
+            runs[spec] = results.checked(record)
     if not runs:
         raise UsageError(
             f"no finished run in {directory}; `python -m experiments.figures "

@@ -20,6 +20,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from experiments import command
+from mmvae_jax import data
 from mmvae_jax.errors import UsageError
 
 DATASETS = Path(__file__).resolve().parents[1] / "datasets"
@@ -111,6 +112,43 @@ def discrete_pmf(data_config) -> np.ndarray:
     table = pmf.joint_pmf(**_discrete_config(data_config).pmf_options)
     used = data_config.get("use_modalities", 0) or table.ndim
     return table.sum(axis=tuple(range(used, table.ndim)))
+
+
+def polymnist_process(data_config) -> tuple[np.ndarray, list[int]]:
+    """PolyMNIST as a generating process, as `theory.polymnist_discrepancy` takes it.
+
+    Args:
+      data_config: ConfigDict `config.data`, of name "polymnist"; it is prepared.
+
+    Returns:
+      int [num_classes], digit images of each class in the training split; and of each
+      modality the number of places of its crop, times those of its digit.
+
+    Raises:
+      UsageError: other data, whose process is not known.
+    """
+    if data_config.name != "polymnist" or data_config.digits == "published":
+        raise UsageError(
+            "the generating process is known of config.data.name='polymnist' with "
+            "digits that are put together here"
+        )
+    directory = prepare(data_config)
+    from polymnist import backgrounds, options
+
+    config = options.PolymnistConfig(
+        **{name: data_config[name] for name in POLYMNIST_OPTIONS}
+    )
+    num = 1 if config.repeated else config.num_modalities
+    scenes = backgrounds.load(config.backgrounds_dir, num, config.image_size)
+    size = config.image_size
+    digit_places = (size - config.side + 1) ** 2
+    places = [
+        (scene.shape[0] - size + 1) * (scene.shape[1] - size + 1) * digit_places
+        for scene in scenes
+    ]
+    labels = data.load(directory).train.labels
+    counts = np.bincount(labels) // config.pairings
+    return counts, places * (config.num_modalities // num)
 
 
 def _find_datasets():

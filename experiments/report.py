@@ -146,8 +146,6 @@ def render(directory: Path) -> str:
       UsageError: there is no run, or one cannot be read.
     """
     runs = find_runs(directory)
-    for run in runs:
-        check(run)
     order = {model: k for k, model in enumerate(LABELS)}
     runs.sort(key=lambda run: order.get(run.summary["model"], len(order)))
     labels = names(runs, directory)
@@ -179,33 +177,6 @@ def render(directory: Path) -> str:
             **{name: metadata.version(name) for name in ("jax", "flax", "numpy")},
         },
     )
-
-
-def check(run: RunRecord) -> None:
-    """Refuses a run whose files are JSON but not what experiments.run writes."""
-    summary = run.summary
-    try:
-        numbers = [summary["num_steps"], summary.get("wall_seconds") or 0]
-        texts = [summary["model"], summary["dataset"], summary["device"]]
-        marks = []
-        for member in summary["members"]:
-            numbers += [member[field] for field in Member._fields]
-            numbers += [x for x in member["metrics"].values() if x is not None]
-            marks.append(member["finite"])
-        readable = (
-            isinstance(run.config, dict)
-            and all(isinstance(number, (int, float)) for number in numbers)
-            and all(isinstance(text, str) for text in texts)
-            and all(isinstance(mark, bool) for mark in marks)
-            and len(marks) > 0
-        )
-    except (AttributeError, KeyError, TypeError):
-        readable = False
-    if not readable:
-        raise UsageError(
-            f"{run.workdir} is not a readable run: its summary.json or config.json "
-            "is not one this project writes; move it away"
-        )
 
 
 def names(runs: Sequence[RunRecord], directory: Path) -> dict[Path, str]:

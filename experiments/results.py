@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmvae_jax.errors import UsageError
+from mmvae_jax.sweeps import Member
 
 # Names and colours of the models, the same in every figure; in drawing order.
 LABELS = {
@@ -69,10 +70,42 @@ def find_runs(directory: Path) -> list[RunRecord]:
             summary = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise UsageError(f"{path.parent} is not a readable run: {error}") from error
-        runs.append(RunRecord(path.parent, config, summary))
+        runs.append(checked(RunRecord(path.parent, config, summary)))
     if not runs:
         raise UsageError(f"no finished run in {directory}; run experiments.run first")
     return runs
+
+
+def checked(run: RunRecord) -> RunRecord:
+    """The same run, if its files are what experiments.run writes.
+
+    Raises:
+      UsageError: they are JSON, but something else.
+    """
+    summary = run.summary
+    try:
+        numbers = [summary["num_steps"], summary.get("wall_seconds") or 0]
+        texts = [summary["model"], summary["dataset"], summary["device"]]
+        marks = []
+        for member in summary["members"]:
+            numbers += [member[field] for field in Member._fields]
+            numbers += [x for x in member["metrics"].values() if x is not None]
+            marks.append(member["finite"])
+        readable = (
+            isinstance(run.config, dict)
+            and all(isinstance(number, (int, float)) for number in numbers)
+            and all(isinstance(text, str) for text in texts)
+            and all(isinstance(mark, bool) for mark in marks)
+            and len(marks) > 0
+        )
+    except (AttributeError, KeyError, TypeError):
+        readable = False
+    if not readable:
+        raise UsageError(
+            f"{run.workdir} is not a readable run: its summary.json or config.json "
+            "is not one this project writes; move it away"
+        )
+    return run
 
 
 def by_beta(summary: Mapping[str, Any]) -> dict[float, dict[str, Spread]]:

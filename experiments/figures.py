@@ -1,0 +1,373 @@
+"""Draws the paper's figures, and trains what they need and is not there.
+
+    python -m experiments.figures --figure=2 --scale=demo
+    python -m experiments.figures --scale=paper --dry_run
+
+--figure is a number of the paper (2, 3, 4, 6 to 13), "theorem", "discrepancy" or
+"matching", several of them with commas, or "all" (the default), which ends with the
+table of claims and report.html. Figures are drawn from finished runs only: what is
+not there is a missing point. A stopped command continues where it was.
+"""
+
+import csv
+import io
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import tabulate
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import (
+    claims,
+    command,
+    drawings,
+    plans,
+    prepare,
+    report,
+    results,
+    run,
+    terminal,
+    theorem,
+    workdirs,
+)
+from mmvae_jax import evaluate, models, sweeps, train
+from mmvae_jax.errors import UsageError
+
+# A step is timed over at least this long.
+MEASURED_SECONDS = 0.5
+
+
+def names_of(figures: str, scale: ConfigDict) -> list[str]:
+    """The figures that --figure asks for.
+
+    Raises:
+      UsageError: one of them does not exist.
+    """
+    known = list(plans.figure_specs(scale))
+    if figures == "all":
+        return known
+    names = [name.strip() for name in figures.split(",")]
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"unknown --figure {name!r}; choose from {', '.join(known)}, or all "
+                "(Figures 1 and 5 show data only)"
+            )
+    return names
+
+
+def checked_configs(
+    scale: ConfigDict, specs: Sequence[plans.Spec], places: Mapping[str, str]
+) -> dict[plans.Spec, ConfigDict]:
+    """The config of every run, each found to be one before the first is trained.
+
+    Raises:
+      UsageError: a mistake in the scale.
+    """
+    configs = {spec: plans.run_config(scale, spec, places) for spec in specs}
+    for config in configs.values():
+        run.check(config)
+        sweeps.grid(config.sweep)
+        evaluate.select_metrics(config.eval, config.data.data_dir)
+    return configs
+
+
+def shapes_of(config: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """Modality -> shape of one example, of the modalities that are used."""
+    shapes = prepare.shapes(config.data)
+    num = config.data.use_modalities or len(shapes)
+    return dict(list(shapes.items())[:num])
+
+
+def seconds_per_step(config: ConfigDict) -> float:
+    """Measured time of a training step of all members, on random bytes.
+
+    One member is measured where members are trained one after the other (CPU), all
+    of them where they are trained at once.
+    """
+    shapes = shapes_of(config)
+    model = models.make_model(config, shapes)
+    task = train.vae_task(model)
+    members = sweeps.grid(config.sweep)
+    is_cpu = jax.default_backend() == "cpu"
+    measured = members[:1] if is_cpu else members
+    hyper, keys = sweeps.stack_hyper(measured), sweeps.stack_keys(measured)
+    num = config.train.batch_size
+    draw = np.random.default_rng(0).integers
+    data = {
+        m: jnp.asarray(draw(0, 256, (num, *shape), np.uint8))
+        for m, shape in shapes.items()
+    }
+    execution = train.choose_execution(
+        config.train.mapping,
+        config.train.steps_per_call,
+        train.has_convolution(task, sweeps.member(hyper, 0), data),
+        jax.default_backend(),
+    )
+    program = train.compile_steps(task, execution)
+    state = train.init_states(task, hyper, keys, data)
+    indices = np.tile(np.arange(num, dtype=np.int32), (execution.steps_per_call, 1))
+    steps, seconds = 0, 0.0
+    while seconds < MEASURED_SECONDS:
+        start = time.perf_counter()
+        state, done = program(state, hyper, keys, data, indices, max(1, steps))
+        jax.block_until_ready(done)
+        if steps:  # the first call is the compilation's
+            seconds = time.perf_counter() - start
+            per_step = seconds / steps
+        if steps == execution.steps_per_call:
+            break
+        steps = min(4 * steps or 1, execution.steps_per_call)
+    return per_step * (len(members) if is_cpu else 1)
+
+
+def estimate(
+    configs: Mapping[plans.Spec, ConfigDict],
+) -> dict[plans.Spec, float]:
+    """Seconds of training of every run: measured steps, times their number.
+
+    Every model is measured once, on the data set and number of modalities for
+    which it costs most; other numbers of modalities are taken as proportional.
+    """
+    groups: dict[tuple, list[plans.Spec]] = {}
+    for spec in configs:
+        kind = "discrete" if spec.dataset == "discrete" else "images"
+        groups.setdefault((kind, spec.model), []).append(spec)
+    seconds = {}
+    for group in groups.values():
+        costs = {spec: _relative_cost(configs[spec]) for spec in group}
+        largest = max(group, key=costs.get)
+        config = configs[largest]
+        total = seconds_per_step(config) * config.train.num_steps
+        for spec in group:
+            seconds[spec] = total * costs[spec] / costs[largest]
+    return seconds
+
+
+def _relative_cost(config: ConfigDict) -> float:
+    """Steps times modalities times members: what the time of a run goes with."""
+    return (
+        config.train.num_steps * len(shapes_of(config)) * len(sweeps.grid(config.sweep))
+    )
+
+
+def print_plan(directory: Path, configs: Mapping[plans.Spec, ConfigDict]) -> None:
+    """Prints the runs of a plan, what they cost, and which are there."""
+    missing = {s: c for s, c in configs.items() if not is_finished(directory, s)}
+    rows, total = [], 0.0
+    terminal.say(f"measuring a few steps of {len({s.model for s in missing})} models")
+    seconds = estimate(missing)
+    for spec, config in configs.items():
+        total += seconds.get(spec, 0.0)
+        rows.append(
+            [
+                spec.folder,
+                len(sweeps.grid(config.sweep)),
+                f"{config.train.num_steps:,}",
+                _time(seconds[spec]) if spec in missing else "is there",
+            ]
+        )
+    terminal.say(tabulate.tabulate(rows, ["run", "members", "steps", "training"]))
+    members = sum(len(sweeps.grid(c.sweep)) for c in missing.values())
+    terminal.say(
+        f"{len(missing)} runs with {members} models to train: about {_time(total)} of "
+        f"training on {jax.devices()[0].device_kind}; compilation, evaluation and "
+        "classifiers come on top" + _overhead(directory, configs, missing)
+    )
+
+
+def _overhead(directory: Path, configs, missing) -> str:
+    """What finished runs took besides training, if there are any."""
+    finished = {s: c for s, c in configs.items() if s not in missing}
+    if not finished:
+        return " (not measured yet)"
+    walls = [
+        workdirs.read_summary(directory / spec.folder)["wall_seconds"]
+        for spec in finished
+    ]
+    return f"; the {len(finished)} runs that are there took {_time(sum(walls))} in all"
+
+
+def is_finished(directory: Path, spec: plans.Spec) -> bool:
+    """Whether a run has its summary."""
+    return workdirs.read_summary(directory / spec.folder) is not None
+
+
+def train_missing(directory: Path, configs: Mapping[plans.Spec, ConfigDict]) -> int:
+    """Trains the runs that are not finished, one after the other.
+
+    Returns:
+      0, or 128 + n after signal n.
+    """
+    missing = [spec for spec in configs if not is_finished(directory, spec)]
+    costs = {spec: _relative_cost(configs[spec]) for spec in missing}
+    done, start = 0.0, time.perf_counter()
+    for k, spec in enumerate(missing):
+        left = ""
+        if done:
+            rate = (time.perf_counter() - start) / done
+            left = f", about {_time(rate * (sum(costs.values()) - done))} left"
+        terminal.say(f"\nrun {k + 1} of {len(missing)}{left}: {spec.folder}")
+        code = run.train_and_evaluate(configs[spec], directory / spec.folder)
+        if code > 1:  # 1: all members diverged, which is a result
+            return code
+        done += costs[spec]
+        jax.clear_caches()  # of programs that no other run will call
+    return 0
+
+
+def draw_theorem(evidence: plans.Evidence) -> drawings.Drawing:
+    """The models' bounds in training against their ceilings, on a known pmf."""
+    records = {
+        spec.model: record
+        for spec, record in evidence.runs.items()
+        if spec.dataset == "discrete"
+    }
+    figure, rows = theorem.draw_ceilings(records)
+    sentence = (
+        "The objective L_S and its reconstruction term in training, on data whose "
+        "joint pmf is known, with their ceilings; that of Eq. 4 is not what holds "
+        "(docs/theory.md)"
+    )
+    return drawings.Drawing(
+        figure, rows, drawings.caption(evidence, "theorem", (), sentence)
+    )
+
+
+def draw_discrepancy(evidence: plans.Evidence) -> drawings.Drawing:
+    """Delta(X, S) over the number of modalities beside Figure 3's first column."""
+    dataset = evidence.config.columns[0]
+    rows = [
+        row
+        for row in drawings.DRAWINGS["3"](evidence).rows
+        if row["model"] in plans.MULTIMODAL
+        and row["dataset"] == evidence.config.datasets[dataset].title
+    ]
+    metric = rows[-1]["metric"] if rows else "eval/swd/m0"
+    quality: dict[str, dict[int, results.Spread]] = {}
+    for row in rows:
+        if row["metric"] == metric:
+            spread = results.Spread(row["mean"], row["std"])
+            quality.setdefault(row["model"], {})[row["num_modalities"]] = spread
+    config = next(
+        record.config["data"]
+        for spec, record in evidence.runs.items()
+        if spec.dataset == dataset and not spec.is_repeated
+    )
+    figure, rows = theorem.draw_discrepancy(
+        quality, *prepare.polymnist_process(ConfigDict(config)), metric
+    )
+    sentence = (
+        "What the theory says no mixture can reconstruct, Δ(X, S) of the process that "
+        "makes the data, beside the measured quality of the first modality"
+    )
+    text = drawings.caption(evidence, "discrepancy", [metric], sentence)
+    return drawings.Drawing(figure, rows, text)
+
+
+DRAWINGS = drawings.DRAWINGS | {
+    "theorem": draw_theorem,
+    "discrepancy": draw_discrepancy,
+}
+
+
+def draw(evidence: plans.Evidence, names: Sequence[str]) -> None:
+    """Writes figures/figure_N.{png,pdf,csv} of the figures in a plan's folder."""
+    folder = evidence.directory / "figures"
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        drawing = DRAWINGS[name](evidence)
+        drawings.finish(drawing.figure, drawing.caption)
+        stem = f"figure_{name}"
+        with matplotlib.rc_context(drawings.STYLE):
+            drawing.figure.savefig(folder / f"{stem}.png", dpi=130)
+            # Without the date, equal values are equal files.
+            undated = {"CreationDate": None}
+            drawing.figure.savefig(folder / f"{stem}.pdf", metadata=undated)
+        write_csv(folder / f"{stem}.csv", drawing.rows)
+        terminal.say(f"{folder / stem}.png, .pdf, .csv")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
+    """Writes the plotted values, at once or not at all."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text.getvalue())
+    partial.replace(path)
+
+
+def _time(seconds: float) -> str:
+    """A duration in the unit that suits it."""
+    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def main() -> int:
+    """Plans, trains and draws."""
+    name, scale = plans.load_scale(flags.FLAGS.scale)
+    figures = names_of(flags.FLAGS.figure, scale)
+    directory = Path(flags.FLAGS.directory or f"runs/figures_{name}")
+    directory = directory.expanduser().absolute()
+    places = {
+        field: flags.FLAGS[field].value
+        for field in ("data_dir", "digits_dir", "backgrounds_dir")
+        if flags.FLAGS[field].value
+    }
+    specs = plans.all_specs(scale, figures)
+    configs = checked_configs(scale, specs, places)
+    if flags.FLAGS.dry_run:
+        print_plan(directory, configs)
+        return 0
+    plans.record(directory, name, scale)
+    if flags.FLAGS.train:
+        code = train_missing(directory, configs)
+        if code:
+            return code
+    evidence = plans.read(directory)
+    draw(evidence, figures)
+    if flags.FLAGS.figure == "all":
+        claims.report(evidence)
+        report.write(directory, directory / "report.html")
+        terminal.say(f"everything on one page: {directory / 'report.html'}")
+    return 0
+
+
+FLAG_NAMES = (
+    "figure",
+    "scale",
+    "directory",
+    "dry_run",
+    "train",
+    "data_dir",
+    "digits_dir",
+    "backgrounds_dir",
+)
+
+
+def define_flags() -> None:
+    """Defines FLAG_NAMES."""
+    flags.DEFINE_string("figure", "all", "figures of the paper, or all")
+    flags.DEFINE_string("scale", "demo", "demo, cpu, paper, or a file like theirs")
+    flags.DEFINE_string("directory", "", "folder; default: runs/figures_SCALE")
+    flags.DEFINE_bool("dry_run", False, "only say what would be trained, and its cost")
+    flags.DEFINE_bool("train", True, "--notrain: draw what is there")
+    flags.DEFINE_string("data_dir", "", "where prepared data sets are kept")
+    flags.DEFINE_string("digits_dir", "", "the four idx files of MNIST")
+    flags.DEFINE_string("backgrounds_dir", "", "one background image a modality")
+
+
+if __name__ == "__main__":
+    define_flags()
+    command.run(main)
