@@ -4,11 +4,12 @@ A run is a folder with summary.json and config.json, as `experiments.run` leaves
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.stats
 
 from mmvae_jax.errors import UsageError
 from mmvae_jax.sweeps import Member
@@ -142,3 +143,64 @@ def show(value: Spread | None) -> str:
     if np.isnan(value.std):
         return f"{value.mean:.{digits}f}"
     return f"{value.mean:.{digits}f} ± {value.std:.{digits}f}"
+
+
+class Agreement(NamedTuple):
+    """Rank correlation of two measures over runs.
+
+    Attributes:
+      rho: Spearman's, in [-1, 1]; nan where it is not defined.
+      low: of its 95 % bootstrap interval.
+      high: likewise.
+    """
+
+    rho: float
+    low: float
+    high: float
+
+
+def rank_agreement(
+    x: Sequence[float], y: Sequence[float], seed: int = 0, *, num_resamples: int = 2_000
+) -> Agreement:
+    """Spearman's rank correlation of two measures, with a bootstrap interval.
+
+    Runs (model, beta, seed) are resampled, as the percentile bootstrap does (Efron
+    and Tibshirani, 1993, Sec. 13.3). The seeds of one model and beta count as
+    independent runs, so the interval is too narrow where these agree.
+
+    Args:
+      x: a measure, one value a run.
+      y: another one of the same runs. A run in which one of them is not finite
+        is left out.
+      seed: of the resampling.
+      num_resamples: how often.
+
+    Returns:
+      The correlation and the 2.5 % and 97.5 % quantiles; all nan for fewer than
+      three runs, or where one measure is the same for all.
+
+    Raises:
+      ValueError: the two differ in length.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if x.shape != y.shape:
+        raise ValueError(f"shapes differ: {x.shape} and {y.shape}")
+    kept = np.isfinite(x) & np.isfinite(y)
+    x, y = x[kept], y[kept]
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Agreement(np.nan, np.nan, np.nan)
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, len(x), (num_resamples, len(x)))
+    # Resamples of a single value have no correlation; they are left out.
+    low, high = np.nanquantile(_spearman(x[rows], y[rows]), [0.025, 0.975])
+    return Agreement(float(_spearman(x, y)), float(low), float(high))
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Rank correlations along the last axis; nan where one side is constant."""
+    x, y = (scipy.stats.rankdata(values, axis=-1) for values in (x, y))
+    x = x - x.mean(-1, keepdims=True)
+    y = y - y.mean(-1, keepdims=True)
+    norm = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
+    with np.errstate(invalid="ignore"):
+        return (x * y).sum(-1) / norm
