@@ -93,9 +93,8 @@ def regression():
     return noisy_regression()
 
 
-@pytest.fixture(scope="module")
-def vae(tiny_config, tiny_images):
-    config = tiny_config("mmvae", latent_dim=2)
+def small_vae(name, tiny_config, tiny_images):
+    config = tiny_config(name, latent_dim=2)
     config.modality.network_options.widths = ()
     model = models.make_model(config, SHAPES)
     rng = np.random.default_rng(0)
@@ -109,6 +108,18 @@ def vae(tiny_config, tiny_images):
 
     task = train.vae_task(model)._replace(init=init)
     return Setup(task, jax.device_put(tiny_images(SHAPES, NUM)))
+
+
+@pytest.fixture(scope="module")
+def vae(tiny_config, tiny_images):
+    return small_vae("mmvae", tiny_config, tiny_images)
+
+
+@pytest.fixture(scope="module", params=["mmvae", "mmvae_official", "unimodal_official"])
+def any_vae(request, vae, tiny_config, tiny_images):
+    if request.param == "mmvae":
+        return vae
+    return small_vae(request.param, tiny_config, tiny_images)
 
 
 MAP, VMAP = Execution("map", 16), Execution("vmap", 16)
@@ -126,11 +137,11 @@ def test_members_start_as_they_do_alone(regression):
 ADAM_LIMIT = 1e-6  # parameters of order 1 after 30 steps
 
 
-def test_a_member_of_a_sweep_is_its_solo_run(vae):
-    mapped = vae.fit(MEMBERS, MAP, 30)
-    vmapped = vae.fit(MEMBERS, VMAP, 30)
+def test_a_member_of_a_sweep_is_its_solo_run(any_vae):
+    mapped = any_vae.fit(MEMBERS, MAP, 30)
+    vmapped = any_vae.fit(MEMBERS, VMAP, 30)
     for k, member in enumerate(MEMBERS):
-        solo = vae.fit([member], MAP, 30)
+        solo = any_vae.fit([member], MAP, 30)
         assert_same_bits(sweeps.member(mapped, k), sweeps.member(solo, 0))
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=ADAM_LIMIT),
@@ -228,11 +239,11 @@ def test_without_a_loop_a_call_takes_one_step(regression):
 
 
 @pytest.mark.parametrize("execution", [MAP, VMAP])
-def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(execution, vae):
-    whole = vae.fit(MEMBERS, execution, 20)
-    part = vae.fit(MEMBERS, execution, 9)
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(execution, any_vae):
+    whole = any_vae.fit(MEMBERS, execution, 20)
+    part = any_vae.fit(MEMBERS, execution, 9)
     assert bits_differ(part.params, whole.params)
-    assert_same_bits(vae.fit(MEMBERS, execution, 20, state=part), whole)
+    assert_same_bits(any_vae.fit(MEMBERS, execution, 20, state=part), whole)
 
 
 def by_hand(setup, member, num_steps):

@@ -8,7 +8,7 @@ from toy_models import LinearGaussian
 
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics import log_likelihood
-from mmvae_jax.types import Gaussian
+from mmvae_jax.types import Gaussian, Laplace
 
 DRAWS = {"joint": log_likelihood.joint_draws, "mixture": log_likelihood.mixture_draws}
 PERTURBED = {"shifts": (0.2, -0.1), "scales": (1.5, 0.8)}
@@ -78,10 +78,17 @@ def test_mixture_density_is_in_the_denominator():
     assert mixture.std() < 0.7 * joint.std()
 
 
-def test_mixture_draws_are_stratified_and_give_their_density():
+LAWS = {  # family -> (z, mean, second field) -> log-densities
+    Gaussian: lambda z, mean, v: scipy.stats.norm.logpdf(z, mean, np.exp(v / 2)),
+    Laplace: lambda z, mean, s: scipy.stats.laplace.logpdf(z, mean, np.exp(s)),
+}
+
+
+@pytest.mark.parametrize("family", LAWS)
+def test_mixture_draws_are_stratified_and_give_their_density(family):
     rng = np.random.default_rng(0)
     mean = np.float32([-50, 7, 50])[:, None, None] + rng.random((3, 5, 2), np.float32)
-    components = Gaussian(mean, np.log(0.5 + rng.random((3, 5, 2), np.float32)))
+    components = family(mean, np.log(0.5 + rng.random((3, 5, 2), np.float32)))
     weights = np.array([0.25, 0.0, 0.75])
     toy = LinearGaussian()
     model = toy.model._replace(
@@ -95,11 +102,23 @@ def test_mixture_draws_are_stratified_and_give_their_density():
     np.testing.assert_array_equal((z > 40).all(-1).sum(0), np.full(5, 6))
     assert len(np.unique(z)) == z.size
     for sample, log_density in draws:
-        each = scipy.stats.norm.logpdf(
-            sample, components.mean, np.exp(components.log_variance / 2)
-        ).sum(-1)
+        each = LAWS[family](sample, *components).sum(-1)
         expected = scipy.special.logsumexp(each, axis=0, b=weights[:, None])
         np.testing.assert_allclose(log_density, expected, rtol=1e-4)
+
+
+def test_log_densities_are_taken_in_float64():
+    # Their difference is 2^-10 nats; a sum of this size has no such digits in float32.
+    mean, field = np.zeros((1, 400), np.float32), np.full((1, 400), 9.0, np.float32)
+    for family in LAWS:
+        z = np.zeros((2, 400), np.float32)
+        z[1, 0] = 2.0 ** (-10 if family is Laplace else -4.5) * np.exp(
+            9.0 if family is Laplace else 4.5
+        )
+        values = log_likelihood.log_density(family(mean, field), z)
+        expected = LAWS[family](np.float64(z), 0.0, 9.0).sum(-1)
+        np.testing.assert_allclose(values, expected, rtol=1e-13)
+        assert values.dtype == np.float64 and 2e-4 < values[0] - values[1] < 2e-3
 
 
 def test_component_never_drawn_does_not_matter():
