@@ -118,15 +118,14 @@ def matching_task(network: Any, groups: list[dict[str, tuple[int, ...]]]) -> tra
     first, second = pairs.T
 
     def init(key: PRNGKey) -> Params:
-        keys = iter(jax.random.split(key, len(modalities)))
-        return {
-            "networks": {
-                m: network.init(next(keys), jnp.zeros((1, *shape)))
-                for group in groups
-                for m, shape in group.items()
-            },
-            "log_scales": jnp.full(len(pairs), jnp.log(_INITIAL_SCALE)),
-        }
+        params = {}
+        for i, group in enumerate(groups):
+            keys = jax.random.split(jax.random.fold_in(key, i), len(group))
+            example = jnp.zeros((1, *next(iter(group.values()))))
+            own = jax.vmap(lambda key, x=example: network.init(key, x))(keys)
+            params |= {m: sweeps.member(own, k) for k, m in enumerate(group)}
+        scales = jnp.full(len(pairs), jnp.log(_INITIAL_SCALE))
+        return {"networks": params, "log_scales": scales}
 
     def loss(params: Params, hyper: MatcherHyper, key: PRNGKey, batch: Batch):
         del hyper

@@ -9,10 +9,11 @@ exactly, on average over all ways to shuffle the pairs, whatever the examples ar
 Scores are lifts on the scale where shuffled pairs have 0 and real test pairs 1.
 
 So what a model generates regardless of what it is given scores 0, be it blurred or
-always the same. Scores are not clipped: they are below 0 where pairs match worse
-than at random, and above 1 where generated examples are more typical than real
-ones. With classes as all that modalities share, the score is the labelled coherence
-corrected for chance and for the errors of the networks.
+always the same; pairs of prior samples are scored among real examples. Scores are
+not clipped: they are below 0 where pairs match worse than at random, and above 1
+where generated examples are more typical than real ones. With classes as all that
+modalities share, the score is the labelled coherence corrected for chance and for
+the errors of the networks.
 """
 
 from collections.abc import Mapping
@@ -38,9 +39,10 @@ Pair = tuple[str, str]
 Features = dict[str, np.ndarray]
 
 _ROWS_AT_ONCE = 500
-# By how many standard errors the lift of real pairs must exceed 1: closer to it,
-# scores would be noise divided by noise.
+# By how many standard errors, and how much, the lift of real pairs must exceed 1:
+# closer to it, scores would be noise divided by noise.
 MIN_STANDARD_ERRORS = 3.0
+MIN_EXCESS = 0.01
 
 
 def matching(
@@ -70,7 +72,8 @@ def matching(
       matching/leave_one_out, the mean over targets of the next;
       matching/leave_one_out/m0, of m0 given all others, mean over these;
       matching/size_1, of one modality given one other, mean over ordered pairs;
-      matching/joint, prior samples, mean over ordered pairs.
+      matching/joint, prior samples, mean over ordered pairs; as the labelled joint
+      coherence, it does not mind if all samples are of one class.
       What the networks are worth, on real test examples:
       matching/accuracy, the mean over modalities of the next;
       matching/accuracy/m0, how often the partner of an example of m0 is preferred
@@ -97,22 +100,23 @@ def matching(
             real[x], real[y], matchers.scale[x, y]
         )
 
-    def score(x: str, y: str, x_features: Array, y_features: Array) -> float:
-        lifts, _ = pair_statistics(x_features, y_features, matchers.scale[x, y])
+    def score(x: str, y: str, y_features: np.ndarray) -> float:
+        lifts, _ = pair_statistics(real[x], y_features, matchers.scale[x, y])
         return calibrate(lifts, real_lifts[x, y])
 
     generated = conditional_features(model, params, data, matchers, conditional_key)
     conditional = {
-        (subset, target): float(
-            np.mean([score(n, target, real[n], features) for n in subset])
-        )
+        (subset, target): float(np.mean([score(n, target, features) for n in subset]))
         for (subset, target), features in generated.items()
     }
     num_prior_samples = num if num_prior_samples is None else num_prior_samples
     prior = prior_features(
         model, params, matchers, prior_key, num_prior_samples, data.batch_size
     )
-    joint = [score(x, y, prior[x], prior[y]) for x, y in real_lifts]
+    joint = [
+        calibrate(joint_lifts(prior[x], prior[y], real[x], matchers.scale[x, y]), lifts)
+        for (x, y), lifts in real_lifts.items()
+    ]
     accuracy = {
         y: float(np.mean([accuracies[x, y].mean() for x in modalities if x != y]))
         for y in modalities
@@ -141,20 +145,43 @@ def pair_statistics(
       over all shuffles of x, for every y_i; and float64 [N], the fraction of the
       others that x_i is preferred to, ties counting half. nan where y_i is.
     """
-    lifts, wins = [], []
+    parts = []
     for start in range(0, len(y), _ROWS_AT_ONCE):
         part = y[start : start + _ROWS_AT_ONCE]
         rows = np.arange(start, start + len(part))
-        found = jax.device_get(_row_statistics(x, part, rows, np.float32(scale)))
-        lifts.append(found[0])
-        wins.append(found[1])
-    return np.concatenate(lifts).astype(np.float64), np.concatenate(wins).astype(
-        np.float64
-    )
+        parts.append(jax.device_get(_row_statistics(x, part, rows, scale)))
+    lifts, wins = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return lifts.astype(np.float64), wins.astype(np.float64)
+
+
+def joint_lifts(
+    x: np.ndarray, y: np.ndarray, real: np.ndarray, scale: float
+) -> np.ndarray:
+    """How well x_i, which is generated too, is found for y_i among real examples.
+
+    Among generated ones, samples that all are of one class would match no better
+    than when they are shuffled.
+
+    Args:
+      x: features [P, F] of generated examples of one modality, of length one.
+      y: likewise of another, row i the partner of row i.
+      real: features [N, F] of real examples of the modality of x.
+      scale: of the pair of modalities.
+
+    Returns:
+      float64 [P], N + 1 times the probability of x_i.
+    """
+    parts = []
+    for start in range(0, len(y), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        parts.append(jax.device_get(_joint_lifts(x[part], y[part], real, scale)))
+    return np.concatenate(parts).astype(np.float64)
 
 
 @jax.jit
-def _row_statistics(x: Array, y: Array, rows: Array, scale: Array):
+def _row_statistics(
+    x: Array, y: Array, rows: Array, scale: float
+) -> tuple[Array, Array]:
     """`pair_statistics` of some rows of y, whose partners are these rows of x."""
     logits = scale * y @ x.T
     own = jnp.take_along_axis(logits, rows[:, None], axis=1)
@@ -163,6 +190,14 @@ def _row_statistics(x: Array, y: Array, rows: Array, scale: Array):
     # The partner ties with itself, which is not counted.
     wins = jnp.sum(logits < own, axis=1) + 0.5 * (jnp.sum(logits == own, axis=1) - 1)
     return lifts, jnp.where(jnp.isnan(log_sum), jnp.nan, wins / (len(x) - 1))
+
+
+@jax.jit
+def _joint_lifts(x: Array, y: Array, real: Array, scale: float) -> Array:
+    """`joint_lifts` of some rows."""
+    own = scale * jnp.sum(x * y, axis=1, keepdims=True)
+    logits = jnp.concatenate([own, scale * y @ real.T], axis=1)
+    return (len(real) + 1) * jax.nn.softmax(logits, axis=1)[:, 0]
 
 
 def calibrate(lifts: np.ndarray, real_lifts: np.ndarray) -> float:
@@ -178,7 +213,7 @@ def calibrate(lifts: np.ndarray, real_lifts: np.ndarray) -> float:
     """
     excess = real_lifts.mean() - 1.0
     error = real_lifts.std() / np.sqrt(len(real_lifts))
-    if not excess > MIN_STANDARD_ERRORS * error:
+    if not excess > max(MIN_STANDARD_ERRORS * error, MIN_EXCESS):
         return float("nan")
     return float((lifts.mean() - 1.0) / excess)
 
