@@ -361,11 +361,17 @@ def caption(
         setting.append(f"{len(seeds)} seeds")
     else:
         setting.append(f"mean and one standard deviation over {len(seeds)} seeds")
-    setting += sorted({f"device: {summary['device']}" for summary in summaries})
+    setting += sorted({_machine(summary) for summary in summaries})
     names = ", ".join(tag.removeprefix("eval/") for tag in tags)
     text.append(", ".join(setting) + (f"; metrics: {names}" if names else ""))
     text += _absences(evidence, name, specs)
     return ". ".join(text) + "."
+
+
+def _machine(summary: Mapping) -> str:
+    """The device of a run, and the cores of its machine where they were recorded."""
+    cores = summary.get("cpu_cores")
+    return summary["device"] + (f" with {cores} CPU cores" if cores else "")
 
 
 def finish(figure: Figure, text: str, size: float = 7.0) -> None:

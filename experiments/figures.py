@@ -11,6 +11,7 @@ not there is a missing point. A stopped command continues where it was.
 
 import csv
 import io
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -157,6 +158,13 @@ def _relative_cost(config: ConfigDict) -> float:
     )
 
 
+def _bytes_seen(config: ConfigDict) -> float:
+    """Bytes that the members of a run are trained on, of all steps."""
+    example = sum(math.prod(shape) for shape in shapes_of(config).values())
+    examples = config.train.num_steps * config.train.batch_size
+    return float(len(sweeps.grid(config.sweep)) * examples * example)
+
+
 def print_plan(directory: Path, configs: Mapping[plans.Spec, ConfigDict]) -> None:
     """Prints the runs of a plan, what they cost, and which are there."""
     missing = {s: c for s, c in configs.items() if not is_finished(directory, s)}
@@ -206,7 +214,10 @@ def train_missing(directory: Path, configs: Mapping[plans.Spec, ConfigDict]) -> 
       0, or 128 + n after signal n.
     """
     missing = [spec for spec in configs if not is_finished(directory, spec)]
-    costs = {spec: _relative_cost(configs[spec]) for spec in missing}
+    costs = {spec: _bytes_seen(configs[spec]) for spec in missing}
+    # What every run takes whatever its size: compilation, evaluation, pictures.
+    least = 0.1 * max(costs.values(), default=0.0)
+    costs = {spec: cost + least for spec, cost in costs.items()}
     done, start = 0.0, time.perf_counter()
     for k, spec in enumerate(missing):
         left = ""
@@ -249,7 +260,11 @@ def draw_discrepancy(evidence: plans.Evidence) -> drawings.Drawing:
         if row["model"] in plans.MULTIMODAL
         and row["dataset"] == evidence.config.datasets[dataset].title
     ]
-    metric = rows[-1]["metric"] if rows else "eval/swd/m0"
+    # The last is the sliced Wasserstein distance, unless there are FIDs.
+    metric = rows[-1]["metric"] if rows else drawings.SWD.tag
+    label = next(
+        m.label for m in (drawings.FID, drawings.SWD) if metric.startswith(m.tag)
+    )
     quality: dict[str, dict[int, results.Spread]] = {}
     for row in rows:
         if row["metric"] == metric:
@@ -261,7 +276,7 @@ def draw_discrepancy(evidence: plans.Evidence) -> drawings.Drawing:
         if spec.dataset == dataset and not spec.is_repeated
     )
     figure, rows = theorem.draw_discrepancy(
-        quality, *prepare.polymnist_process(ConfigDict(config)), metric
+        quality, *prepare.polymnist_process(ConfigDict(config)), label
     )
     sentence = (
         "What the theory says no mixture can reconstruct, Δ(X, S) of the process that "
