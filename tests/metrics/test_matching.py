@@ -37,8 +37,8 @@ def make_data(labels=LABELS, batch_size=50, **options):
 
 
 def model_of(generate):
-    """Generates m0, m1, m2 from (the observed label [B], key) -> labels [B, 3]."""
-    keys = iter(jax.random.split(jax.random.key(7), 1000))
+    """Generates m0, m1, m2 from (the observed label [B], rng) -> labels [B, 3]."""
+    rng = np.random.default_rng(7)
 
     def encode(params, batch):
         values = jnp.stack([batch[m][:, 0, 0, :] for m in MODALITIES])
@@ -49,15 +49,13 @@ def model_of(generate):
         return Gaussian(experts.mean[first], experts.log_variance[first])
 
     def decode(params, z):
-        labels = generate(jnp.round(z[:, 0] * 255 / 20), next(keys))
-        images = jnp.broadcast_to((20 / 255 * labels)[:, None, None], (len(z), 1, 1, 3))
-        return {
-            m: jnp.broadcast_to(images[..., i : i + 1], (len(z), 2, 2, 1)) + params
-            for i, m in enumerate(MODALITIES)
-        }
+        labels = generate(np.round(np.asarray(z[:, 0]) * 255 / 20), rng)
+        images = (20 / 255 * labels).astype(np.float32)[:, :, None, None, None]
+        images = np.broadcast_to(images + params, (len(z), 3, 2, 2, 1))
+        return {m: images[:, i] for i, m in enumerate(MODALITIES)}
 
     def sample_prior(params, key, num):
-        return jax.random.randint(key, (num, 1), 0, NUM_CLASSES) * 20 / 255
+        return rng.integers(0, NUM_CLASSES, (num, 1)) * 20 / 255
 
     return toy_model(
         MODALITIES,
@@ -70,22 +68,20 @@ def model_of(generate):
 
 
 def repeat(labels):
-    return jnp.repeat(labels[:, None], 3, axis=1)
+    return np.repeat(labels[:, None], 3, axis=1)
 
 
-def right(labels, key):
+def right(labels, rng):
     return repeat(labels)
 
 
-def random(labels, key):
-    return jax.random.randint(key, (len(labels), 3), 0, NUM_CLASSES)
-
-
 def partly(share):
-    def generate(labels, key):
-        own, other = jax.random.split(key)
-        is_right = jax.random.uniform(own, (len(labels), 3)) < share
-        return jnp.where(is_right, repeat(labels), random(labels, other))
+    """Right with this probability, else random."""
+
+    def generate(labels, rng):
+        is_right = rng.random((len(labels), 3)) < share
+        random = rng.integers(0, NUM_CLASSES, (len(labels), 3))
+        return np.where(is_right, repeat(labels), random)
 
     return generate
 
@@ -131,7 +127,7 @@ def test_the_share_of_right_classes(share):
 
 
 def test_what_is_generated_regardless_scores_exactly_zero():
-    tags = run(lambda labels, key: jnp.full((len(labels), 3), 2))
+    tags = run(lambda labels, rng: np.full((len(labels), 3), 2))
     for tag in SCORES[:-1]:
         assert tags[tag] == pytest.approx(0, abs=1e-5), tag
     # But they agree, as for the labelled joint coherence.
@@ -139,7 +135,7 @@ def test_what_is_generated_regardless_scores_exactly_zero():
 
 
 def test_wrong_classes_score_below_zero():
-    tags = run(lambda labels, key: repeat((labels + 1) % NUM_CLASSES))
+    tags = run(lambda labels, rng: repeat((labels + 1) % NUM_CLASSES))
     assert tags["matching/leave_one_out"] < -0.15
     # Its own modalities agree.
     assert tags["matching/joint"] == pytest.approx(1, abs=0.1)
@@ -147,7 +143,7 @@ def test_wrong_classes_score_below_zero():
 
 def test_targets_are_averaged_over_what_they_were_given():
     """m2 is always the same; m0 and m1 are right."""
-    tags = run(lambda labels, key: repeat(labels).at[:, 2].set(0))
+    tags = run(lambda labels, rng: repeat(labels) * [1, 1, 0])
     assert tags["matching/leave_one_out/m0"] == pytest.approx(1, abs=1e-6)
     assert tags["matching/leave_one_out/m2"] == pytest.approx(0, abs=1e-5)
     assert tags["matching/leave_one_out"] == pytest.approx(2 / 3, abs=1e-5)
