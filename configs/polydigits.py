@@ -28,5 +28,5 @@ def get_config(arg: str = "mopoe"):
     config.train.log_every_steps = 100
     config.train.checkpoint_every_steps = 500
     config.classifier.num_steps = 1_500
-    config.matcher.num_steps = 1_000
+    config.matcher.num_steps = 800
     return base.parse_arg(config, arg)

@@ -52,7 +52,7 @@ def get_matchers(
       events: what the train loop calls.
 
     Returns:
-      metrics.inputs.Matchers, dropout off; None if `events.is_stopping` ended the
+      metrics.inputs.Matchers; None if `events.is_stopping` ended the
       training.
 
     Raises:
@@ -128,15 +128,14 @@ def matching_task(network: Any, groups: list[dict[str, tuple[int, ...]]]) -> tra
         return {"networks": params, "log_scales": scales}
 
     def loss(params: Params, hyper: MatcherHyper, key: PRNGKey, batch: Batch):
-        del hyper
+        del hyper, key
         features = []
-        for i, group in enumerate(groups):
+        for group in groups:
             own = [params["networks"][m] for m in group]
             features.append(
                 jax.vmap(partial(_embed, network))(
                     jax.tree.map(lambda *leaves: jnp.stack(leaves), *own),
                     to_float(jnp.stack([batch[m] for m in group])),
-                    jax.random.split(jax.random.fold_in(key, i), len(group)),
                 )
             )
         features = jnp.concatenate(features)
@@ -172,16 +171,12 @@ def info_nce(logits: Array) -> Array:
     return jnp.mean(jnp.stack(both))
 
 
-def _embed(
-    network: Any, params: Params, images: Array, dropout: PRNGKey | None = None
-) -> Array:
-    """Features [B, F] of length one; with dropout if there is a key for it."""
-    is_training = dropout is not None
-    rngs = {"dropout": dropout} if is_training else None
-    # Centred: with inputs of one sign the features of all images start out alike, and
-    # training may never leave the plateau of features that are the same.
-    _, features = network.apply(
-        params, 2.0 * images - 1.0, is_training=is_training, rngs=rngs
-    )
+def _embed(network: Any, params: Params, images: Array) -> Array:
+    """Features [B, F] of length one.
+
+    Without dropout in training too, and of images centred at 0: else training may
+    never leave the plateau on which the features of all images are the same.
+    """
+    _, features = network.apply(params, 2.0 * images - 1.0)
     squared = jnp.sum(features**2, axis=-1, keepdims=True)
     return features * jax.lax.rsqrt(squared + 1e-12)

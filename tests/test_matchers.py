@@ -139,7 +139,7 @@ def test_matching_pairs_are_told_from_shuffled_ones(trained, toy):
             assert wins.mean() == pytest.approx(0.5, abs=0.1)
 
 
-def test_dropout_is_off(trained, toy):
+def test_an_example_does_not_depend_on_the_others(trained, toy):
     images = toy.test.modalities["a"][:20] / np.float32(255)
     together = trained.embed["a"](images)
     assert (np.asarray(together) == np.asarray(trained.embed["a"](images))).all()
