@@ -73,7 +73,8 @@ def matching(
       matching/leave_one_out/m0, of m0 given all others, mean over these;
       matching/size_1, of one modality given one other, mean over ordered pairs;
       matching/joint, prior samples, mean over ordered pairs; as the labelled joint
-      coherence, it does not mind if all samples are of one class.
+      coherence, it does not mind if all samples are of one class, and unlike it, it
+      takes samples that are blurred alike for matching ones.
       What the networks are worth, on real test examples:
       matching/accuracy, the mean over modalities of the next;
       matching/accuracy/m0, how often the partner of an example of m0 is preferred
