@@ -12,7 +12,7 @@ posteriors     products and mixtures of Gaussian experts
 objectives     one function per objective, terms in nats
 layers         how a convolution is executed
 networks       Linen encoders, decoders and classifiers
-models         a model: a NamedTuple of pure functions
+models/        a model: a NamedTuple of pure functions; one file per kind
 data           prepared data sets, batches
 sweeps         the member axis of a sweep
 train          the train step and the only train loop

@@ -10,6 +10,7 @@ import scipy.special
 import scipy.stats
 
 from mmvae_jax import models, objectives, posteriors, train
+from mmvae_jax.models import official
 from mmvae_jax.types import Gaussian, Hyper, Laplace
 
 M, B, D, F, K = 3, 4, 2, 3, 5
@@ -381,7 +382,7 @@ def test_scaled_gradients():
 @pytest.mark.parametrize("form", objectives.FORMS)
 def test_finite_at_extreme_heads(form, estimator, tiny_config):
     """Encoders emit at most +-20: scales of 1e-6 beside one of D."""
-    latents = models.official_latents(tiny_config("mmvae_official"), (4,))
+    latents = official.official_latents(tiny_config("mmvae_official"), (4,))
     raw = jnp.array([[20.0, -20, -20, -20], [-20, 20, 20, -20], [0, 0, 0, 0]])
     emitted = Gaussian(jnp.array([1e3, -1e3, 0.0])[:, None] + 0 * raw, raw)
     emitted = jax.tree.map(lambda field: field[:, None], emitted)
@@ -444,14 +445,14 @@ def test_a_fixed_prior_is_no_parameter(name, tiny_config):
 
 def test_the_experts_have_scales_that_sum_to_d(tiny_config):
     emitted = Gaussian(MEANS, 5 * SPREADS)
-    latents = models.official_latents(tiny_config("mmvae_official"), (D,))
+    latents = official.official_latents(tiny_config("mmvae_official"), (D,))
     q = latents.experts(emitted)
     expected = scipy.special.softmax(np.float64(emitted.log_variance), -1) * D + 1e-6
     assert isinstance(q, Laplace)
     np.testing.assert_allclose(np.exp(q.log_scale), expected, rtol=1e-5)
     np.testing.assert_array_equal(q.mean, MEANS)
     normal = tiny_config("mmvae_official", posterior="gaussian")
-    assert models.official_latents(normal, (D,)).experts(emitted) is emitted
+    assert official.official_latents(normal, (D,)).experts(emitted) is emitted
 
 
 def test_a_subset_is_the_mixture_of_its_experts(tiny_config):

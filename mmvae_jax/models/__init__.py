@@ -1,0 +1,93 @@
+"""A model is a NamedTuple of pure functions, built from a config.
+
+To add a model of the family, write its subsets in `subsets.py` and one line in
+MODELS; for another objective, write it in `objectives.py` and a builder in a file
+here. `parts` holds what builders share.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from mmvae_jax import objectives, subsets
+from mmvae_jax.errors import UsageError
+from mmvae_jax.models.mixtures import custom_model, mixture_model
+from mmvae_jax.models.official import POSTERIORS, official_mixture_model
+from mmvae_jax.models.unimodal import unimodal_model
+from mmvae_jax.types import MultimodalVAE
+
+MODELS = {
+    "unimodal": unimodal_model,
+    "mvae": partial(mixture_model, mixture=subsets.full_set),
+    "mvae_plus": partial(mixture_model, mixture=subsets.full_set, is_subsampled=True),
+    "mmvae": partial(mixture_model, mixture=subsets.unimodal_subsets),
+    "mopoe": partial(mixture_model, mixture=subsets.powerset),
+    "mmvae_official": official_mixture_model,
+    "unimodal_official": partial(unimodal_model, is_official=True),
+    "custom": custom_model,
+}
+
+
+def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> MultimodalVAE:
+    """The model that a config describes.
+
+    Args:
+      config: with the fields `model`, `objective`, `modality` and `modalities` of
+        configs/base.py.
+      shapes: modality -> shape of one example, in the order of the M axis.
+
+    Raises:
+      UsageError: the model or one of its parts is unknown.
+    """
+    name = config.model.name
+    if name not in MODELS:
+        raise UsageError(
+            f"unknown model {name!r} in config.model.name; choose one of "
+            f"{', '.join(MODELS)}"
+        )
+    if config.model.latent_dim < 1:
+        raise UsageError(
+            f"config.model.latent_dim must be >= 1, got {config.model.latent_dim}"
+        )
+    _check_choices(config, name)
+    for modality, options in config.modalities.items():
+        if modality not in shapes:
+            raise UsageError(
+                f"config.modalities names {modality}, but the data have "
+                f"{', '.join(shapes)}"
+            )
+        unknown = sorted(set(options) - set(config.modality))
+        if unknown:
+            raise UsageError(
+                f"config.modalities.{modality} has no field {unknown[0]!r}; choose "
+                f"from {', '.join(config.modality)}"
+            )
+    return MODELS[name](config, shapes)
+
+
+def _check_choices(config: Any, name: str) -> None:
+    """Checks the choices that some models never look at, for all of them."""
+    for section, field, choices in (
+        ("objective", "subset_estimator", objectives.SUBSET_ESTIMATORS),
+        ("objective", "form", objectives.FORMS),
+        ("objective", "estimator", objectives.ESTIMATORS),
+        ("model", "prior_expert", subsets.PRIOR_EXPERT_CHOICES),
+        ("model", "posterior", POSTERIORS),
+    ):
+        value = config[section][field]
+        if value not in choices:
+            raise UsageError(
+                f"unknown config.{section}.{field} {value!r}; choose one of "
+                f"{', '.join(choices)}"
+            )
+    if config.objective.num_samples < 1:
+        raise UsageError(
+            "config.objective.num_samples must be >= 1, got "
+            f"{config.objective.num_samples}"
+        )
+    is_listed = len(config.model.subsets) or len(config.model.subset_weights)
+    if is_listed and name != "custom":
+        raise UsageError(
+            f"config.model.subsets and .subset_weights are for the model 'custom', "
+            f"not for {name!r}"
+        )

@@ -1,0 +1,116 @@
+"""The MMVAE with the official implementation of Shi et al. (2019)."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax import objectives, posteriors
+from mmvae_jax.models.parts import (
+    Latents,
+    assemble,
+    encode,
+    log_likelihoods,
+    make_networks,
+)
+from mmvae_jax.types import (
+    Array,
+    Batch,
+    Distribution,
+    Gaussian,
+    Laplace,
+    MultimodalVAE,
+    Params,
+    PRNGKey,
+)
+
+POSTERIORS = ("laplace", "gaussian")
+
+
+def official_mixture_model(
+    config: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> MultimodalVAE:
+    """The MMVAE with the official implementation, Shi et al. (2019).
+
+    A mixture of Laplace experts, a prior with learned scales, an importance-weighted
+    objective (Daunhawer et al., 2022, App. C.2 and Fig. 12). Networks, likelihoods
+    and Adam are those of all other models.
+    """
+    nets = make_networks(config, shapes, config.model.latent_dim)
+    latents = official_latents(config, (config.model.latent_dim,))
+    options = importance_weighting(config) | {"form": config.objective.form}
+
+    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+        return objectives.importance_weighted(
+            latents.experts(encode(nets, params, batch)),
+            batch,
+            key,
+            beta,
+            prior=latents.prior(params),
+            log_likelihoods=log_likelihoods(nets, params),
+            **options,
+        )
+
+    def posterior(
+        params: Params, experts: Distribution, subset: Array, key: PRNGKey
+    ) -> Distribution:
+        del params
+        return posteriors.expert_component(key, experts, subset)
+
+    def mixture_posterior(
+        params: Params, experts: Distribution
+    ) -> tuple[Distribution, Array]:
+        del params
+        return experts, jnp.full(len(shapes), 1 / len(shapes))
+
+    return assemble(nets, latents)._replace(
+        objective=objective, posterior=posterior, mixture_posterior=mixture_posterior
+    )
+
+
+def official_latents(config: Any, shape: tuple[int, ...]) -> Latents:
+    """Experts and prior as Shi et al. (2019) released them.
+
+    Laplace experts whose scales are D times a softmax of what the encoder emits,
+    plus 1e-6, and a Laplace prior of mean 0 whose scales are D times a softmax of
+    parameters (1 at the start): scales of either sum to D, so a model cannot shrink
+    its whole latent space. What encoders emit is softly bounded to +-20.
+
+    Args:
+      config: its fields model.posterior ("gaussian": experts as all other models
+        have them, and the same prior but normal) and model.learned_prior.
+      shape: of the prior's fields; the last axis is D.
+    """
+    is_laplace = config.model.posterior == "laplace"
+    is_learned = config.model.learned_prior
+
+    def experts(emitted: Gaussian) -> Distribution:
+        if not is_laplace:
+            return emitted
+        log_scale = _softmax_log_scale(emitted.log_variance)
+        return Laplace(emitted.mean, jnp.logaddexp(log_scale, math.log(1e-6)))
+
+    def prior(params: Params) -> Distribution:
+        logits = params["prior"] if is_learned else jnp.zeros(shape)
+        log_scale, mean = _softmax_log_scale(logits), jnp.zeros(shape)
+        return Laplace(mean, log_scale) if is_laplace else Gaussian(mean, 2 * log_scale)
+
+    def init() -> dict[str, Array]:
+        return {"prior": jnp.zeros(shape)} if is_learned else {}
+
+    return Latents(shape, experts, init, prior)
+
+
+def _softmax_log_scale(logits: Array) -> Array:
+    """Logarithm of scales that sum to D, of logits [..., D]."""
+    return jax.nn.log_softmax(logits) + math.log(logits.shape[-1])
+
+
+def importance_weighting(config: Any) -> dict[str, Any]:
+    """What both importance-weighted objectives take from the config."""
+    return {
+        "num_samples": config.objective.num_samples,
+        "estimator": config.objective.estimator,
+    }

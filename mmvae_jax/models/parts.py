@@ -1,0 +1,153 @@
+"""What models are put together from: networks, latents, and shared functions."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmvae_jax import distributions, networks
+from mmvae_jax.distributions import Likelihood
+from mmvae_jax.errors import UsageError
+from mmvae_jax.types import (
+    Array,
+    Batch,
+    Distribution,
+    Gaussian,
+    MultimodalVAE,
+    Params,
+    PRNGKey,
+)
+
+
+class Networks(NamedTuple):
+    """The encoders, decoders and likelihoods of all modalities, by name.
+
+    Attributes:
+      encoders: modality -> Linen module, x [B, ...] -> Gaussian [B, D].
+      decoders: modality -> Linen module, z [B, D] -> likelihood parameters.
+      likelihoods: modality -> Likelihood.
+      shapes: modality -> shape of one example.
+      latent_dim: D of every encoder and decoder.
+    """
+
+    encoders: Mapping[str, Any]
+    decoders: Mapping[str, Any]
+    likelihoods: Mapping[str, Likelihood]
+    shapes: Mapping[str, tuple[int, ...]]
+    latent_dim: int
+
+
+def make_networks(
+    config: Any, shapes: Mapping[str, tuple[int, ...]], latent_dim: int
+) -> Networks:
+    """The networks of all modalities: config.modality, refined by modality."""
+    encoders, decoders, likelihoods = {}, {}, {}
+    for modality, shape in shapes.items():
+        own = config.modalities.get(modality, {})
+        options = dict(config.modality.items()) | dict(own.items())
+        if "network" in own and "network_options" not in own:
+            options["network_options"] = {}  # the others are of another network
+        if options["likelihood"] == "categorical":
+            raise UsageError(
+                f"likelihood 'categorical' of {modality} is for tokens, and images "
+                "are no tokens; choose laplace, gaussian or bernoulli"
+            )
+        encoders[modality], decoders[modality] = networks.make_networks(
+            options["network"], shape, latent_dim, **options["network_options"]
+        )
+        likelihoods[modality] = distributions.make_likelihood(
+            options["likelihood"], options["likelihood_scale"]
+        )
+    return Networks(encoders, decoders, likelihoods, dict(shapes), latent_dim)
+
+
+class Latents(NamedTuple):
+    """The family of a model's experts, and its prior.
+
+    Attributes:
+      shape: of the prior's fields: (D,), or (M, d) for M unimodal VAEs.
+      experts: what the encoders emit, Gaussian [M, B, D] -> the experts.
+      init: () -> the prior's own entries of the parameters.
+      prior: params -> Distribution.
+    """
+
+    shape: tuple[int, ...]
+    experts: Callable[[Gaussian], Distribution]
+    init: Callable[[], dict[str, Array]]
+    prior: Callable[[Params], Distribution]
+
+
+def standard_latents(shape: tuple[int, ...]) -> Latents:
+    """Gaussian experts and the prior N(0, I), of this shape."""
+    prior = Gaussian(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+    return Latents(shape, lambda emitted: emitted, dict, lambda params: prior)
+
+
+def encode(nets: Networks, params: Params, batch: Batch) -> Gaussian:
+    """What the encoders of all modalities emit, fields [M, B, D]."""
+    emitted = [
+        encoder.apply(params["encoders"][m], batch[m])
+        for m, encoder in nets.encoders.items()
+    ]
+    return jax.tree.map(lambda *fields: jnp.stack(fields), *emitted)
+
+
+def decode(nets: Networks, params: Params, modality: str, z: Array) -> Array:
+    """The likelihood's mean of one modality, [B, ...]."""
+    output = nets.decoders[modality].apply(params["decoders"][modality], z)
+    return nets.likelihoods[modality].mean(output)
+
+
+def log_likelihoods(
+    nets: Networks, params: Params
+) -> dict[str, Callable[[Array, Array], Array]]:
+    """modality -> function (z [N, D], x [N, ...]) -> log p(x|z) [N], nats."""
+
+    def log_likelihood(modality: str, z: Array, x: Array) -> Array:
+        output = nets.decoders[modality].apply(params["decoders"][modality], z)
+        return nets.likelihoods[modality].log_prob(output, x)
+
+    return {m: partial(log_likelihood, m) for m in nets.decoders}
+
+
+def assemble(nets: Networks, latents: Latents) -> MultimodalVAE:
+    """The functions that objectives do not differ in; the others are None."""
+
+    def init(key: PRNGKey) -> Params:
+        keys = iter(jax.random.split(key, 2 * len(nets.shapes)))
+        z = jnp.zeros((1, nets.latent_dim))
+        return {
+            "encoders": {
+                m: nets.encoders[m].init(next(keys), jnp.zeros((1, *shape)))
+                for m, shape in nets.shapes.items()
+            },
+            "decoders": {m: nets.decoders[m].init(next(keys), z) for m in nets.shapes},
+            **latents.init(),
+        }
+
+    def prior(params: Params) -> Distribution:
+        """Of the whole latent vector, fields [D]."""
+        return jax.tree.map(lambda field: field.reshape(-1), latents.prior(params))
+
+    def log_likelihood(params: Params, z: Array, batch: Batch) -> dict[str, Array]:
+        return {m: f(z, batch[m]) for m, f in log_likelihoods(nets, params).items()}
+
+    return MultimodalVAE(
+        modalities=tuple(nets.shapes),
+        latent_dim=math.prod(latents.shape),
+        init=init,
+        objective=None,
+        encode=lambda params, batch: latents.experts(encode(nets, params, batch)),
+        posterior=None,
+        mixture_posterior=None,
+        decode=lambda params, z: {m: decode(nets, params, m, z) for m in nets.shapes},
+        log_likelihood=log_likelihood,
+        sample_prior=lambda params, key, num: distributions.sample(
+            prior(params), key, (num,)
+        ),
+        log_prior=lambda params, z: distributions.log_prob(prior(params), z),
+    )

@@ -1,0 +1,105 @@
+"""Unimodal VAEs side by side: the baseline without multimodal learning."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax import objectives
+from mmvae_jax.errors import UsageError
+from mmvae_jax.models.official import importance_weighting, official_latents
+from mmvae_jax.models.parts import (
+    assemble,
+    decode,
+    encode,
+    log_likelihoods,
+    make_networks,
+    standard_latents,
+)
+from mmvae_jax.types import Array, Batch, Distribution, MultimodalVAE, Params, PRNGKey
+
+
+def unimodal_model(
+    config: Any, shapes: Mapping[str, tuple[int, ...]], *, is_official: bool = False
+) -> MultimodalVAE:
+    """M unimodal VAEs of D // M latent dimensions each, side by side.
+
+    The paper's baseline: capacity reduced in proportion to the number of
+    modalities. The latent vector is the M of them end to end, so that whatever
+    is computed for a multimodal model is computed for this one; generating a
+    modality that is not observed means drawing it from its own prior.
+
+    Args:
+      config: as for `make_model`.
+      shapes: modality -> shape of one example.
+      is_official: whether objective, posteriors and prior are those of the official
+        MMVAE (the baseline of the paper's Figure 12).
+    """
+    size = config.model.latent_dim // len(shapes)
+    if size < 1:
+        raise UsageError(
+            f"config.model.latent_dim = {config.model.latent_dim} leaves no latent "
+            f"dimension for each of {len(shapes)} unimodal VAEs"
+        )
+    nets = make_networks(config, shapes, size)
+    make_latents = (
+        partial(official_latents, config) if is_official else standard_latents
+    )
+    latents = make_latents((len(shapes), size))
+
+    def split(z: Array) -> dict[str, Array]:
+        return {m: z[..., i * size : (i + 1) * size] for i, m in enumerate(shapes)}
+
+    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+        experts = latents.experts(encode(nets, params, batch))
+        decoders = log_likelihoods(nets, params)
+        if is_official:
+            return objectives.unimodal_importance_weighted(
+                experts,
+                batch,
+                key,
+                beta,
+                prior=latents.prior(params),
+                log_likelihoods=decoders,
+                **importance_weighting(config),
+            )
+        terms = objectives.unimodal_elbos(experts, batch, key, log_likelihoods=decoders)
+        return objectives.loss(terms, beta), terms
+
+    def posterior(
+        params: Params, experts: Distribution, subset: Array, key: PRNGKey
+    ) -> Distribution:
+        del key  # not a mixture
+        observed = jnp.asarray(subset)[:, None, None]
+        # Where a modality is not observed, its VAE is left with its prior.
+        kept = jax.tree.map(
+            lambda own, prior: jnp.where(observed, own, prior[:, None]),
+            experts,
+            latents.prior(params),
+        )
+        return jax.tree.map(lambda field: jnp.concatenate(list(field), -1), kept)
+
+    def mixture_posterior(
+        params: Params, experts: Distribution
+    ) -> tuple[Distribution, Array]:
+        everything = jnp.ones(len(shapes), bool)
+        joint = posterior(params, experts, everything, None)
+        return jax.tree.map(lambda field: field[None], joint), jnp.ones(1)
+
+    def decode_all(params: Params, z: Array) -> dict[str, Array]:
+        return {m: decode(nets, params, m, part) for m, part in split(z).items()}
+
+    def log_likelihood(params: Params, z: Array, batch: Batch) -> dict[str, Array]:
+        parts = split(z)
+        functions = log_likelihoods(nets, params)
+        return {m: f(parts[m], batch[m]) for m, f in functions.items()}
+
+    return assemble(nets, latents)._replace(
+        objective=objective,
+        posterior=posterior,
+        mixture_posterior=mixture_posterior,
+        decode=decode_all,
+        log_likelihood=log_likelihood,
+    )
