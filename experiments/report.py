@@ -49,6 +49,7 @@ DASH = "–"
 METRICS = {
     "eval/coherence/leave_one_out": "coherence ↑",
     "eval/coherence/joint": "joint coherence ↑",
+    "eval/matching/leave_one_out": "matching (no labels) ↑",
     "eval/fid": "FID ↓",
     "eval/frechet_classifier": "Fréchet (classifier) ↓",
     "eval/swd": "SWD ↓",
@@ -60,6 +61,7 @@ METRICS = {
 # Tag without its last part, the modality -> heading of a table.
 PER_MODALITY = {
     "eval/coherence/leave_one_out": "Leave-one-out coherence ↑",
+    "eval/matching/leave_one_out": "Matching ↑, coherence without labels",
     "eval/reconstruction": "Reconstruction ↑, log-likelihood in nats",
     "eval/fid": "FID ↓",
     "eval/frechet_classifier": "Fréchet distance on classifier features ↓",

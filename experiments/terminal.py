@@ -11,6 +11,8 @@ from tqdm import tqdm
 COLUMNS = {
     "eval/coherence/leave_one_out": "coherence",
     "eval/coherence/joint": "joint coh.",
+    "eval/matching/leave_one_out": "matching",
+    "eval/fid": "FID",
     "eval/frechet_classifier": "Frechet (clf)",
     "eval/swd": "SWD",
     "eval/elbo": "ELBO",
