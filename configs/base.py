@@ -19,17 +19,26 @@ def get_config() -> ConfigDict:
                 prior_expert="paper",
                 subsets=(),  # custom: tuples of modality indices, ((0,), (0, 1))
                 subset_weights=(),  # custom: omega_A, summing to 1; () = uniform
-                # Of mmvae_official and unimodal_official only; the posteriors of all
-                # others are Gaussian, their prior is N(0, I).
+                # Of mmvae_official, unimodal_official and mmvae_plus only; the
+                # posteriors of all others are Gaussian, their prior is N(0, I).
                 posterior="laplace",  # and prior: laplace, gaussian
-                learned_prior=True,  # its scales, which sum to D
+                # Its scales, which sum to D; of mmvae_plus, whose prior is fixed,
+                # those of the auxiliary priors.
+                learned_prior=True,
+                # Of mmvae_plus and dmvae only, whose latent_dim is that of the shared
+                # vector: latent dimensions of each modality; 0 = latent_dim.
+                # Palumbo et al. (2023): 32 shared, 32 of each.
+                private_dim=0,
+                # What is generated unconditionally has private vectors of its "own" for
+                # each modality, or one that is "shared" by all.
+                private_draw="own",
             ),
             objective=dict(
                 # How the expectation over subsets is taken: one decoding per
                 # example, the batch balanced over subsets ("stratified") or not
                 # ("random"); or one decoding per example and subset ("exact").
                 subset_estimator="stratified",
-                # Of mmvae_official and unimodal_official only: K samples of every
+                # Of mmvae_official, unimodal_official, mmvae_plus: K samples of every
                 # modality's posterior; the mean over modalities outside of the
                 # logarithm, as released ("loose"), or inside ("tight"); the estimator
                 # of the gradient, "dreg" as released or "iwae". Shi et al. (2019): K

@@ -23,6 +23,8 @@ LABELS = {
     "mopoe": "MoPoE-VAE",
     "mmvae_official": "MMVAE (official)",
     "unimodal_official": "unimodal VAEs (official)",
+    "mmvae_plus": "MMVAE+",
+    "dmvae": "DMVAE",
     "custom": "custom subsets",
 }
 COLOURS = {
@@ -33,6 +35,8 @@ COLOURS = {
     "mopoe": "C2",
     "mmvae_official": "C3",
     "unimodal_official": "0.65",
+    "mmvae_plus": "C5",
+    "dmvae": "C6",
     "custom": "C4",
 }
 

@@ -83,6 +83,22 @@ def _(q: Laplace, key: PRNGKey, shape: tuple[int, ...] = ()) -> Array:
     return q.mean + jnp.exp(q.log_scale) * noise
 
 
+def split(q: Distribution, size: int) -> tuple[Distribution, Distribution]:
+    """The first `size` dimensions of a distribution, and the others.
+
+    Args:
+      q: Gaussian or Laplace, fields [..., D], or an array [..., D].
+      size: of the first part, in [0, D].
+    """
+    first = jax.tree.map(lambda field: field[..., :size], q)
+    return first, jax.tree.map(lambda field: field[..., size:], q)
+
+
+def join(*parts: Distribution) -> Distribution:
+    """Distributions of one family, fields [..., D_i], end to end."""
+    return jax.tree.map(lambda *fields: jnp.concatenate(fields, axis=-1), *parts)
+
+
 def kl_to_standard_gaussian(q: Gaussian) -> Array:
     """KL(q || N(0, I)), summed over D; nats [...].
 

@@ -165,6 +165,19 @@ class MLPDecoder(nn.Module):
         return out.reshape(-1, *self.shape)
 
 
+class PairedEncoder(nn.Module):
+    """Two disjoint encoders of one input, what they emit end to end."""
+
+    first: nn.Module
+    second: nn.Module
+
+    @nn.compact
+    def __call__(self, x: Array) -> Gaussian:
+        """Maps [B, ...] to a Gaussian [B, D_1 + D_2]."""
+        pairs = zip(self.first(x), self.second(x), strict=True)
+        return Gaussian(*(jnp.concatenate(pair, axis=-1) for pair in pairs))
+
+
 class ConvClassifier(nn.Module):
     """The digit classifier published with PolyMNIST, dropout included."""
 

@@ -244,7 +244,33 @@ def importance_weighted(
         return sum(log_likelihood.values()) - beta * kl, (log_likelihood, kl)
 
     z = distributions.sample(experts, key, (num_samples,))
-    values, parts = log_weights(z, experts)
+    value, (log_likelihood, kl) = _weighted_loss(
+        log_weights, z, experts, form, estimator
+    )
+    zeros = jnp.zeros_like(kl)
+    return value, ObjectiveTerms(log_likelihood, kl, zeros, zeros)
+
+
+def _weighted_loss(
+    log_weights: Callable[[Array, Distribution], tuple[Array, Any]],
+    z: Array,
+    experts: Distribution,
+    form: str,
+    estimator: str,
+) -> tuple[Array, Any]:
+    """The loss of samples and their weights, in one of FORMS and of ESTIMATORS.
+
+    Args:
+      log_weights: (z, experts) -> log w [K, M, B], and other values of that shape.
+      z: [K, M, B, D], samples of the experts.
+      experts: fields [M, B, D].
+      form: one of FORMS.
+      estimator: one of ESTIMATORS.
+
+    Returns:
+      The loss [], and the means [B] of the other values over the M K samples.
+    """
+    values, others = log_weights(z, experts)
     axes = {"loose": (0,), "tight": (0, 1)}[form]
     num_averaged = math.prod(values.shape[axis] for axis in axes)
     bound = jax.nn.logsumexp(values, axes) - math.log(num_averaged)
@@ -255,9 +281,7 @@ def importance_weighted(
         surrogate = jnp.sum(normalised * again, axes)
         # The value of the bound, the gradient of the surrogate.
         bound = jax.lax.stop_gradient(bound - surrogate) + surrogate
-    log_likelihood, kl = jax.tree.map(lambda x: jnp.mean(x, (0, 1)), parts)
-    zeros = jnp.zeros_like(kl)
-    return -jnp.mean(bound), ObjectiveTerms(log_likelihood, kl, zeros, zeros)
+    return -jnp.mean(bound), jax.tree.map(lambda x: jnp.mean(x, (0, 1)), others)
 
 
 def unimodal_importance_weighted(
@@ -303,6 +327,151 @@ def unimodal_importance_weighted(
     kl = sum(own.kl for own in terms)
     zeros = jnp.zeros_like(kl)
     return sum(losses), ObjectiveTerms(log_likelihood, kl, zeros, zeros)
+
+
+def private_importance_weighted(
+    experts: Distribution,
+    batch: Batch,
+    key: PRNGKey,
+    beta: Array,
+    *,
+    shared_dim: int,
+    prior: Distribution,
+    auxiliary_priors: Distribution,
+    log_likelihoods: LogLikelihoods,
+    num_samples: int,
+    form: str = "loose",
+    estimator: str = "dreg",
+) -> tuple[Array, ObjectiveTerms]:
+    """The objective of MMVAE+, Palumbo et al. (2023), as released.
+
+    Every expert is q_m(z|x_m) q_m(w|x_m), of a shared and a private latent vector.
+    With K samples z_mk, w_mk of it and w~_n ~ r_n(w) of auxiliary priors,
+
+        log w_mk = log p(x_m|z, w_m) + sum_{n != m} log p(x_n|z, w~_n)
+            + beta (log p(z) + log p(w_m) - log (1/M) sum_j q_j(z|x_j)
+                    - log q_m(w_m|x_m)),
+
+    and it is (1/M) sum_m log (1/K) sum_k w_mk, the mean over modalities outside of
+    the logarithm ("loose"). For K = 1 it is their ELBO. What modality m says of the
+    others goes through z alone: their own w is never decoded with its z.
+
+    Both estimators are those of `importance_weighted`: in "dreg", the densities of
+    z and w_m have constant parameters, and the gradients that reach z_mk and w_mk
+    are weighted once more. (The first release meant to do so and does neither: its
+    log q keeps the encoders' parameters.) r_n is in no density of the objective; it
+    learns through its samples, by the plain derivative.
+
+    Because r_n is in no density, the objective is a bound on log p(X) only where
+    r_n = p. The terms returned are of a bound everywhere: w~_n is counted as a
+    sample of a proposal r_n, log r_n(w~_n) - log p(w~_n) is part of `kl`, and
+    `auxiliary_kl` takes it away again. Hence the loss for K = 1 is `loss` of the
+    terms.
+
+    Args:
+      experts: fields [M, B, d + e], shared dimensions first.
+      batch: modality -> [B, ...].
+      key: random key.
+      beta: float [].
+      shared_dim: d.
+      prior: p(z) p(w), fields [d + e].
+      auxiliary_priors: r_n(w), fields [M, e].
+      log_likelihoods: modality -> function ([z, w] [N, d + e], x_n) -> [N].
+      num_samples: K.
+      form: one of FORMS; "tight", log 1/(MK) sum_mk w_mk, is nobody's published.
+      estimator: one of ESTIMATORS.
+
+    Returns:
+      The loss [], and ObjectiveTerms, fields [B], of the single-sample bound (beta
+      and K are 1 in it), averaged over the M K samples.
+    """
+    num_modalities = experts.mean.shape[0]
+    uniform = jnp.full(num_modalities, 1 / num_modalities)
+    own_key, auxiliary_key = jax.random.split(key)
+    samples = distributions.sample(experts, own_key, (num_samples,))
+    # One w~ for every sample, example, and pair of modalities: [K, M, B, M, e].
+    auxiliary = distributions.sample(
+        auxiliary_priors, auxiliary_key, samples.shape[:-1]
+    )
+    private_prior = distributions.split(prior, shared_dim)[1]
+    is_other = ~jnp.eye(num_modalities, dtype=bool)[:, None]
+    excess = distributions.log_prob(auxiliary_priors, auxiliary)
+    excess -= distributions.log_prob(private_prior, auxiliary)
+    excess = jnp.sum(jnp.where(is_other, excess, 0.0), axis=-1)
+
+    def log_weights(z: Array, experts: Distribution) -> tuple[Array, Any]:
+        """log w, log-likelihoods, log q - log p, log r - log p: all [K, M, B]."""
+        shared, private = distributions.split(z, shared_dim)
+        log_likelihood = {}
+        for n, (m, f) in enumerate(log_likelihoods.items()):
+            w = jnp.where(is_other[..., n, None], auxiliary[..., n, :], private)
+            log_likelihood[m] = _fold_samples(
+                f, distributions.join(shared, w), batch[m]
+            )
+        shared_experts, private_experts = distributions.split(experts, shared_dim)
+        kl = posteriors.mixture_log_prob(shared_experts, uniform, shared)
+        kl += distributions.log_prob(private_experts, private)
+        kl -= distributions.log_prob(prior, z)
+        value = sum(log_likelihood.values()) - beta * kl
+        return value, (log_likelihood, kl, excess)
+
+    value, (log_likelihood, kl, excess) = _weighted_loss(
+        log_weights, samples, experts, form, estimator
+    )
+    return value, ObjectiveTerms(
+        log_likelihood, kl + excess, jnp.zeros_like(kl), -excess
+    )
+
+
+def private_shared_elbos(
+    experts: Gaussian,
+    batch: Batch,
+    key: PRNGKey,
+    *,
+    shared_dim: int,
+    sources: SubsetMixture,
+    log_likelihoods: LogLikelihoods,
+) -> ObjectiveTerms:
+    """The objective of DMVAE, Lee & Pavlovic (2021): an ELBO for every source of z.
+
+    Every modality has a private latent vector w_m beside the shared z. The sum of
+
+        E [sum_m log p(x_m|z, w_m)] - KL(q(z|x_A)||p(z)) - sum_m KL(q_m(w|x_m)||p(w))
+
+    over the subsets A that z may be inferred from: all modalities (a product of
+    experts), and every modality alone. Each is a bound on log p(X), in which every
+    modality is decoded with its own w_m ~ q_m(w|x_m); one sample of it serves all,
+    as released. The bound of all modalities is `elbo` of the terms, the others are
+    auxiliary.
+
+    Args:
+      experts: fields [M, B, d + e], q_m(z|x_m) q_m(w|x_m), shared dimensions first.
+      batch: modality -> [B, ...].
+      key: random key.
+      shared_dim: d.
+      sources: the subsets A, the one of all modalities first; weights are not used.
+      log_likelihoods: modality -> function ([z, w] [N, d + e], x_m) -> [N].
+
+    Returns:
+      ObjectiveTerms, fields [B].
+    """
+    shared_key, private_key = jax.random.split(key)
+    shared, private = distributions.split(experts, shared_dim)
+    components = posteriors.subset_posteriors(shared, sources)
+    z = distributions.sample(components, shared_key)
+    w = distributions.sample(private, private_key)
+    values = {}
+    for i, (m, f) in enumerate(log_likelihoods.items()):
+        own = jnp.broadcast_to(w[i], (len(z), *w[i].shape))
+        values[m] = _fold_samples(f, distributions.join(z, own), batch[m])
+    kl = distributions.kl_to_standard_gaussian(components)
+    kl += jnp.sum(distributions.kl_to_standard_gaussian(private), axis=0)
+    return ObjectiveTerms(
+        log_likelihood={m: x[0] for m, x in values.items()},
+        kl=kl[0],
+        auxiliary_log_likelihood=sum(jnp.sum(x[1:], axis=0) for x in values.values()),
+        auxiliary_kl=jnp.sum(kl[1:], axis=0),
+    )
 
 
 @jax.custom_vjp

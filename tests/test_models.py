@@ -17,7 +17,8 @@ from mmvae_jax.types import Gaussian, Laplace
 SHAPES = {"m0": (2, 2, 1), "m1": (2, 2, 1), "m2": (2, 2, 1)}
 M, B, D = 3, 4, 6
 UNIMODAL = ("unimodal", "unimodal_official")
-OFFICIAL = ("mmvae_official", "unimodal_official")
+OFFICIAL = ("mmvae_official", "unimodal_official", "mmvae_plus")  # Laplace
+PRIVATE = ("mmvae_plus", "dmvae")  # D shared dimensions and D of each modality
 KEY = jax.random.key(0)
 SUBSETS = [
     np.isin(np.arange(M), subset)
@@ -78,7 +79,8 @@ def evaluated(request, make):
 
 def test_the_functions_of_every_model(evaluated, batch):
     name, model, everything = evaluated
-    assert model.modalities == tuple(SHAPES) and model.latent_dim == D
+    total_dim = (1 + M) * D if name in PRIVATE else D
+    assert model.modalities == tuple(SHAPES) and model.latent_dim == total_dim
     results = everything(params_of(model), batch, SUBSETS[-1])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
     assert results["loss"].shape == ()
@@ -88,20 +90,20 @@ def test_the_functions_of_every_model(evaluated, batch):
         assert leaf.shape == (B,)
     if name not in OFFICIAL:  # its estimate has both signs
         assert (terms.kl > 0).all()
-    own_dim = D // M if name in UNIMODAL else D
+    own_dim = D // M if name in UNIMODAL else 2 * D if name in PRIVATE else D
     assert type(results["experts"]) is (Laplace if name in OFFICIAL else Gaussian)
     assert type(results["posterior"]) is type(results["experts"])
     assert results["experts"].mean.shape == (M, B, own_dim)
-    assert results["posterior"].mean.shape == (B, D)
+    assert results["posterior"].mean.shape == (B, total_dim)
     components, weights = results["mixture"]
     num_subsets = {"mmvae": 3, "mmvae_official": 3, "mopoe": 7, "custom": 3}
-    num_subsets = num_subsets.get(name, 1)
-    assert {field.shape for field in components} == {(num_subsets, B, D)}
+    num_subsets = (num_subsets | {"mmvae_plus": 3}).get(name, 1)
+    assert {field.shape for field in components} == {(num_subsets, B, total_dim)}
     assert weights.shape == (num_subsets,) and weights.sum() == pytest.approx(1)
     for m, shape in SHAPES.items():
         assert results["decoded"][m].shape == (B, *shape)
         assert results["log_likelihood"][m].shape == (B,)
-    assert results["prior"].shape == (B, D)
+    assert results["prior"].shape == (B, total_dim)
     z = np.float64(results["prior"])
     if name not in OFFICIAL:
         expected = -0.5 * (z**2 + np.log(2 * np.pi)).sum(-1)
@@ -150,7 +152,8 @@ def test_what_the_terms_of_an_objective_depend_on(evaluated, batch):
         for term, is_changed in changed["objective"].log_likelihood.items():
             assert is_changed == (is_shared or term == modality), (part, modality)
         assert changed["objective"].kl == (part == "encoders")
-        assert changed["objective"].auxiliary_log_likelihood == (name == "mvae_plus")
+        is_added = name in ("mvae_plus", "dmvae")
+        assert changed["objective"].auxiliary_log_likelihood == is_added
 
 
 @pytest.mark.parametrize("name", ["unimodal", "unimodal_official"])
@@ -256,8 +259,8 @@ def set_field(path, value):
         (
             "moe",
             set_field("model.latent_dim", 4),
-            "unknown model 'moe' in config.model.name; choose one of unimodal, mvae, "
-            "mvae_plus, mmvae, mopoe, mmvae_official, unimodal_official, custom",
+            "unknown model 'moe' in config.model.name; choose one of "
+            + ", ".join(models.MODELS),
         ),
         (
             "mopoe",

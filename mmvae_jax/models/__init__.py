@@ -13,6 +13,7 @@ from mmvae_jax import objectives, subsets
 from mmvae_jax.errors import UsageError
 from mmvae_jax.models.mixtures import custom_model, mixture_model
 from mmvae_jax.models.official import POSTERIORS, official_mixture_model
+from mmvae_jax.models.private import PRIVATE_DRAWS, dmvae_model, mmvae_plus_model
 from mmvae_jax.models.unimodal import unimodal_model
 from mmvae_jax.types import MultimodalVAE
 
@@ -24,8 +25,11 @@ MODELS = {
     "mopoe": partial(mixture_model, mixture=subsets.powerset),
     "mmvae_official": official_mixture_model,
     "unimodal_official": partial(unimodal_model, is_official=True),
+    "mmvae_plus": mmvae_plus_model,
+    "dmvae": dmvae_model,
     "custom": custom_model,
 }
+PRIVATE = ("mmvae_plus", "dmvae")
 
 
 def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> MultimodalVAE:
@@ -73,6 +77,7 @@ def _check_choices(config: Any, name: str) -> None:
         ("objective", "estimator", objectives.ESTIMATORS),
         ("model", "prior_expert", subsets.PRIOR_EXPERT_CHOICES),
         ("model", "posterior", POSTERIORS),
+        ("model", "private_draw", PRIVATE_DRAWS),
     ):
         value = config[section][field]
         if value not in choices:
@@ -84,6 +89,14 @@ def _check_choices(config: Any, name: str) -> None:
         raise UsageError(
             "config.objective.num_samples must be >= 1, got "
             f"{config.objective.num_samples}"
+        )
+    private_dim = config.model.private_dim
+    if private_dim < 0:
+        raise UsageError(f"config.model.private_dim must be >= 0, got {private_dim}")
+    if private_dim and name not in PRIVATE:
+        raise UsageError(
+            f"config.model.private_dim is for the models {' and '.join(PRIVATE)}, not "
+            f"for {name!r}"
         )
     is_listed = len(config.model.subsets) or len(config.model.subset_weights)
     if is_listed and name != "custom":

@@ -83,24 +83,32 @@ def official_latents(config: Any, shape: tuple[int, ...]) -> Latents:
         have them, and the same prior but normal) and model.learned_prior.
       shape: of the prior's fields; the last axis is D.
     """
-    is_laplace = config.model.posterior == "laplace"
-    is_learned = config.model.learned_prior
-
-    def experts(emitted: Gaussian) -> Distribution:
-        if not is_laplace:
-            return emitted
-        log_scale = _softmax_log_scale(emitted.log_variance)
-        return Laplace(emitted.mean, jnp.logaddexp(log_scale, math.log(1e-6)))
+    family, is_learned = config.model.posterior, config.model.learned_prior
 
     def prior(params: Params) -> Distribution:
         logits = params["prior"] if is_learned else jnp.zeros(shape)
-        log_scale, mean = _softmax_log_scale(logits), jnp.zeros(shape)
-        return Laplace(mean, log_scale) if is_laplace else Gaussian(mean, 2 * log_scale)
+        return centred(logits, family)
 
     def init() -> dict[str, Array]:
         return {"prior": jnp.zeros(shape)} if is_learned else {}
 
-    return Latents(shape, experts, init, prior)
+    return Latents(shape, lambda emitted: experts_of(emitted, family), init, prior)
+
+
+def experts_of(emitted: Gaussian, family: str) -> Distribution:
+    """What encoders emit as experts of one of POSTERIORS; a Gaussian is left as is."""
+    if family == "gaussian":
+        return emitted
+    log_scale = _softmax_log_scale(emitted.log_variance)
+    return Laplace(emitted.mean, jnp.logaddexp(log_scale, math.log(1e-6)))
+
+
+def centred(logits: Array, family: str) -> Distribution:
+    """One of POSTERIORS with mean 0 and scales D softmax(logits), logits [..., D]."""
+    log_scale, mean = _softmax_log_scale(logits), jnp.zeros(logits.shape)
+    if family == "gaussian":
+        return Gaussian(mean, 2 * log_scale)
+    return Laplace(mean, log_scale)
 
 
 def _softmax_log_scale(logits: Array) -> Array:

@@ -42,9 +42,16 @@ class Networks(NamedTuple):
 
 
 def make_networks(
-    config: Any, shapes: Mapping[str, tuple[int, ...]], latent_dim: int
+    config: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    latent_dim: int,
+    private_dim: int = 0,
 ) -> Networks:
-    """The networks of all modalities: config.modality, refined by modality."""
+    """The networks of all modalities: config.modality, refined by modality.
+
+    Where `private_dim` is not 0, every modality has a second encoder, disjoint from
+    the first, for as many more latent dimensions.
+    """
     encoders, decoders, likelihoods = {}, {}, {}
     for modality, shape in shapes.items():
         own = config.modalities.get(modality, {})
@@ -59,9 +66,15 @@ def make_networks(
         encoders[modality], decoders[modality] = networks.make_networks(
             options["network"], shape, latent_dim, **options["network_options"]
         )
+        if private_dim:
+            private, _ = networks.make_networks(
+                options["network"], shape, private_dim, **options["network_options"]
+            )
+            encoders[modality] = networks.PairedEncoder(encoders[modality], private)
         likelihoods[modality] = distributions.make_likelihood(
             options["likelihood"], options["likelihood_scale"]
         )
+    latent_dim += private_dim
     return Networks(encoders, decoders, likelihoods, dict(shapes), latent_dim)
 
 
@@ -114,8 +127,40 @@ def log_likelihoods(
     return {m: partial(log_likelihood, m) for m in nets.decoders}
 
 
-def assemble(nets: Networks, latents: Latents) -> MultimodalVAE:
-    """The functions that objectives do not differ in; the others are None."""
+def own_or_prior(
+    experts: Distribution, prior: Distribution, subset: Array
+) -> Distribution:
+    """Latent vectors that every modality has for itself, end to end.
+
+    Args:
+      experts: fields [M, B, d].
+      prior: fields [M, d], what is left to a modality that is not observed.
+      subset: bool [M], the observed ones; may be traced.
+
+    Returns:
+      A distribution with fields [B, M d].
+    """
+    observed = jnp.asarray(subset)[:, None, None]
+    kept = jax.tree.map(
+        lambda own, prior: jnp.where(observed, own, prior[:, None]), experts, prior
+    )
+    return jax.tree.map(lambda field: jnp.concatenate(list(field), -1), kept)
+
+
+def assemble(
+    nets: Networks,
+    latents: Latents,
+    parts: Callable[[Array], Mapping[str, Array]] | None = None,
+) -> MultimodalVAE:
+    """The functions that objectives do not differ in; the others are None.
+
+    Args:
+      nets: of all modalities.
+      latents: experts and prior.
+      parts: z [..., D] -> modality -> what of it the modality is decoded from; by
+        default all of it.
+    """
+    parts = parts or (lambda z: dict.fromkeys(nets.shapes, z))
 
     def init(key: PRNGKey) -> Params:
         keys = iter(jax.random.split(key, 2 * len(nets.shapes)))
@@ -134,7 +179,8 @@ def assemble(nets: Networks, latents: Latents) -> MultimodalVAE:
         return jax.tree.map(lambda field: field.reshape(-1), latents.prior(params))
 
     def log_likelihood(params: Params, z: Array, batch: Batch) -> dict[str, Array]:
-        return {m: f(z, batch[m]) for m, f in log_likelihoods(nets, params).items()}
+        functions, own = log_likelihoods(nets, params), parts(z)
+        return {m: f(own[m], batch[m]) for m, f in functions.items()}
 
     return MultimodalVAE(
         modalities=tuple(nets.shapes),
@@ -144,7 +190,9 @@ def assemble(nets: Networks, latents: Latents) -> MultimodalVAE:
         encode=lambda params, batch: latents.experts(encode(nets, params, batch)),
         posterior=None,
         mixture_posterior=None,
-        decode=lambda params, z: {m: decode(nets, params, m, z) for m in nets.shapes},
+        decode=lambda params, z: {
+            m: decode(nets, params, m, own) for m, own in parts(z).items()
+        },
         log_likelihood=log_likelihood,
         sample_prior=lambda params, key, num: distributions.sample(
             prior(params), key, (num,)

@@ -12,10 +12,10 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.models.official import importance_weighting, official_latents
 from mmvae_jax.models.parts import (
     assemble,
-    decode,
     encode,
     log_likelihoods,
     make_networks,
+    own_or_prior,
     standard_latents,
 )
 from mmvae_jax.types import Array, Batch, Distribution, MultimodalVAE, Params, PRNGKey
@@ -72,14 +72,7 @@ def unimodal_model(
         params: Params, experts: Distribution, subset: Array, key: PRNGKey
     ) -> Distribution:
         del key  # not a mixture
-        observed = jnp.asarray(subset)[:, None, None]
-        # Where a modality is not observed, its VAE is left with its prior.
-        kept = jax.tree.map(
-            lambda own, prior: jnp.where(observed, own, prior[:, None]),
-            experts,
-            latents.prior(params),
-        )
-        return jax.tree.map(lambda field: jnp.concatenate(list(field), -1), kept)
+        return own_or_prior(experts, latents.prior(params), subset)
 
     def mixture_posterior(
         params: Params, experts: Distribution
@@ -88,18 +81,6 @@ def unimodal_model(
         joint = posterior(params, experts, everything, None)
         return jax.tree.map(lambda field: field[None], joint), jnp.ones(1)
 
-    def decode_all(params: Params, z: Array) -> dict[str, Array]:
-        return {m: decode(nets, params, m, part) for m, part in split(z).items()}
-
-    def log_likelihood(params: Params, z: Array, batch: Batch) -> dict[str, Array]:
-        parts = split(z)
-        functions = log_likelihoods(nets, params)
-        return {m: f(parts[m], batch[m]) for m, f in functions.items()}
-
-    return assemble(nets, latents)._replace(
-        objective=objective,
-        posterior=posterior,
-        mixture_posterior=mixture_posterior,
-        decode=decode_all,
-        log_likelihood=log_likelihood,
+    return assemble(nets, latents, split)._replace(
+        objective=objective, posterior=posterior, mixture_posterior=mixture_posterior
     )
