@@ -25,9 +25,11 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import (
+    captions,
     claims,
     command,
     drawings,
+    panels,
     plans,
     prepare,
     report,
@@ -35,6 +37,7 @@ from experiments import (
     run,
     terminal,
     theorem,
+    values,
     workdirs,
 )
 from mmvae_jax import evaluate, models, sweeps, train
@@ -241,14 +244,7 @@ def draw_theorem(evidence: plans.Evidence) -> drawings.Drawing:
         if spec.dataset == "discrete"
     }
     figure, rows = theorem.draw_ceilings(records)
-    sentence = (
-        "The objective L_S and its reconstruction term in training, on data whose "
-        "joint pmf is known, with their ceilings; that of Eq. 4 is not what holds "
-        "(docs/theory.md)"
-    )
-    return drawings.Drawing(
-        figure, rows, drawings.caption(evidence, "theorem", (), sentence)
-    )
+    return drawings.Drawing(figure, rows, captions.caption(evidence, "theorem"))
 
 
 def draw_discrepancy(evidence: plans.Evidence) -> drawings.Drawing:
@@ -261,10 +257,8 @@ def draw_discrepancy(evidence: plans.Evidence) -> drawings.Drawing:
         and row["dataset"] == evidence.config.datasets[dataset].title
     ]
     # The last is the sliced Wasserstein distance, unless there are FIDs.
-    metric = rows[-1]["metric"] if rows else drawings.SWD.tag
-    label = next(
-        m.label for m in (drawings.FID, drawings.SWD) if metric.startswith(m.tag)
-    )
+    metric = rows[-1]["metric"] if rows else values.SWD.tag
+    label = (values.FID if metric.startswith(values.FID.tag) else values.SWD).label
     quality: dict[str, dict[int, results.Spread]] = {}
     for row in rows:
         if row["metric"] == metric:
@@ -278,11 +272,7 @@ def draw_discrepancy(evidence: plans.Evidence) -> drawings.Drawing:
     figure, rows = theorem.draw_discrepancy(
         quality, *prepare.polymnist_process(ConfigDict(config)), label
     )
-    sentence = (
-        "What the theory says no mixture can reconstruct, Δ(X, S) of the process that "
-        "makes the data, beside the measured quality of the first modality"
-    )
-    text = drawings.caption(evidence, "discrepancy", [metric], sentence)
+    text = captions.caption(evidence, "discrepancy", [metric])
     return drawings.Drawing(figure, rows, text)
 
 
@@ -298,9 +288,9 @@ def draw(evidence: plans.Evidence, names: Sequence[str]) -> None:
     folder.mkdir(exist_ok=True)
     for name in names:
         drawing = DRAWINGS[name](evidence)
-        drawings.finish(drawing.figure, drawing.caption)
+        captions.finish(drawing.figure, drawing.caption)
         stem = f"figure_{name}"
-        with matplotlib.rc_context(drawings.STYLE):
+        with matplotlib.rc_context(panels.STYLE):
             drawing.figure.savefig(folder / f"{stem}.png", dpi=130)
             # Without the date, equal values are equal files.
             undated = {"CreationDate": None}

@@ -11,8 +11,9 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from experiments import drawings, plans, results
+from experiments import captions, drawings, panels, plans, results
 from experiments.plans import Spec
+from experiments.values import show_beta
 from mmvae_jax import writers
 from mmvae_jax.sweeps import Member
 
@@ -130,11 +131,11 @@ def evidence(tmp_path_factory):
 def agreement(monkeypatch):
     """The rank agreement, as a stand-in whose values are known."""
 
-    def stand_in(x, y, seed):
-        assert len(x) == len(y) and seed == drawings.BOOTSTRAP_SEED
+    def stand_in(x, y):
+        assert len(x) == len(y)
         return 0.5, 0.25, 0.75
 
-    monkeypatch.setattr(results, "rank_agreement", stand_in, raising=False)
+    monkeypatch.setattr(results, "rank_agreement", stand_in)
 
 
 def line_of(axis, model):
@@ -242,7 +243,7 @@ def test_a_beta_of_zero_has_its_place(evidence):
 
     changed = with_changed_members(evidence, spec, to_zero)
     drawing = drawings.draw_likelihood(changed)
-    drawings.finish(drawing.figure, drawing.caption)
+    captions.finish(drawing.figure, drawing.caption)
     drawing.figure.canvas.draw()
     axis = panels_of(drawing)[0]
     assert 0.0 in plotted(axis, "mvae")
@@ -414,7 +415,7 @@ def test_nothing_measured_is_said_and_no_error(evidence, name):
     drawing = drawings.DRAWINGS[name](evidence._replace(runs={}))
     assert drawing.rows == []
     assert "None of its runs is there." in drawing.caption
-    drawings.finish(drawing.figure, drawing.caption)
+    captions.finish(drawing.figure, drawing.caption)
     drawing.figure.canvas.draw()
     for axis in drawing.figure.axes:
         if axis.get_title() or axis.axison:
@@ -495,7 +496,7 @@ def test_rows_of_a_figure_have_the_same_columns(evidence):
         rows = draw(evidence).rows
         assert len({tuple(row) for row in rows}) <= 1
         assert {row["figure"] for row in rows} <= {name}
-        assert bool(rows) == (name not in drawings.PICTURES)
+        assert bool(rows) == (name not in captions.PICTURES)
 
 
 @pytest.mark.parametrize("name", drawings.DRAWINGS)
@@ -504,7 +505,7 @@ def test_captions_say_what_was_measured(evidence, name):
     for part in ("demo scale", "made-up-polymnist", "1,500 steps", "an abacus", "seed"):
         assert part in text
     assert ("made-up-translated" in text) == (name not in ("12", "13"))
-    assert ("metrics: " in text) == (name not in drawings.PICTURES)
+    assert ("metrics: " in text) == (name not in captions.PICTURES)
     assert "ot measured" not in text and text.endswith(".")
 
 
@@ -512,7 +513,7 @@ def test_captions_say_what_was_measured(evidence, name):
 def test_a_caption_is_below_the_panels_and_inside_the_figure(evidence, name):
     drawing = drawings.DRAWINGS[name](evidence)
     width, height = drawing.figure.get_size_inches()
-    drawings.finish(drawing.figure, drawing.caption + " $5 is no mathematics, $6")
+    captions.finish(drawing.figure, drawing.caption + " $5 is no mathematics, $6")
     assert drawing.figure.get_size_inches()[0] == width
     assert drawing.figure.get_size_inches()[1] > height
     drawing.figure.canvas.draw()
@@ -533,11 +534,12 @@ def test_a_caption_is_below_the_panels_and_inside_the_figure(evidence, name):
 def test_betas_are_written_as_in_the_paper():
     betas = (0.0, 3e-4, 3e-3, 0.03, 0.3, 1.0, 9.0, 1.5e-5)
     written = ["0", "3e-4", "3e-3", "0.03", "0.3", "1", "9", "1.5e-5"]
-    assert [drawings.show_beta(beta) for beta in betas] == written
+    assert [show_beta(beta) for beta in betas] == written
 
 
-def test_there_is_no_global_state_of_figures():
-    tree = ast.parse(Path(drawings.__file__).read_text())
+@pytest.mark.parametrize("module", (captions, drawings, panels))
+def test_there_is_no_global_state_of_figures(module):
+    tree = ast.parse(Path(module.__file__).read_text())
     imported = {
         alias.name
         for node in ast.walk(tree)

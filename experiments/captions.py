@@ -1,0 +1,197 @@
+"""What stands below a figure: what it shows, of which runs, and what it lacks."""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+
+from experiments import plans, results, values
+from experiments.plans import Evidence, Spec
+
+PICTURES = ("9", "10")
+HEADINGS = {
+    "matching": "Coherence without annotation",
+    "theorem": "The theorem",
+    "discrepancy": "Generative discrepancy",
+}
+SENTENCES = {
+    "2": "How good unconditional samples of the first modality are, over β",
+    "3": "What every additional modality does to the quality of the first one, "
+    "which is the same in all runs; unimodal VAEs know no other modality",
+    "4": "How often a modality generated from all others shows their digit, over β",
+    "6": "How well a linear classifier reads the digit from the joint embedding, "
+    "over β",
+    "7": "Importance-sampled log-likelihood of all modalities together, over β",
+    "8": "How good unconditional samples of each modality are, over β",
+    "9": "Unconditional samples: one row a modality, one column a draw of the prior",
+    "10": "Conditional samples: ten of the first modality below each example of the "
+    "second that they were generated from",
+    "11": "What every additional modality does to the quality of all, where "
+    "modalities repeat one background and differ in nothing else",
+    "12": "The objective of the official MMVAE (importance sampling, DReG "
+    "gradients, a learned prior), over β",
+    "13": "MVAE with (MVAE+) and without the ELBOs of single modalities as further "
+    "terms, over β",
+    "matching": "Coherence as networks trained without labels see it (0: shuffled "
+    "pairs, 1: real ones), against coherence as labels do; a point is a trained "
+    "model at one β and seed; ρ is Spearman's rank correlation, with its bootstrap "
+    "interval",
+    "theorem": "The objective L_S and its reconstruction term in training, on data "
+    "whose joint pmf is known, with their ceilings; that of Eq. 4 is not what holds "
+    "(docs/theory.md)",
+    "discrepancy": "What the theory says no mixture can reconstruct, Δ(X, S) of the "
+    "process that makes the data, beside the measured quality of the first modality",
+}
+
+
+def caption(evidence: Evidence, name: str, tags: Iterable[str] = ()) -> str:
+    """What a figure shows and what it was measured with, from the runs themselves.
+
+    Args:
+      evidence: the runs.
+      name: of the figure, as in plans.figure_specs.
+      tags: of the metrics shown.
+
+    Returns:
+      One paragraph.
+    """
+    heading = HEADINGS.get(name, f"Figure {name}")
+    text = [f"{heading}. {SENTENCES[name]}; {evidence.config.description}"]
+    specs = plans.figure_specs(evidence.config)[name]
+    found = {s: evidence.runs[s].summary for s in specs if s in evidence.runs}
+    if not found:
+        return f"{text[0]}. None of its runs is there."
+    data = dict.fromkeys(
+        f"{values.title(evidence, spec.dataset)}: {summary['dataset']}"
+        for spec, summary in found.items()
+    )
+    names = ", ".join(tag.removeprefix("eval/") for tag in tags)
+    setting = ", ".join(_setting(evidence, name, found))
+    text += ["; ".join(data), setting + (f"; metrics: {names}" if names else "")]
+    return ". ".join(text + _absences(evidence, name, specs)) + "."
+
+
+def _setting(
+    evidence: Evidence, name: str, summaries: Mapping[Spec, Mapping[str, Any]]
+) -> list[str]:
+    """Steps, modalities, seeds and machines of the runs of a figure."""
+    runs = summaries.values()
+    parts = [f"{num:,} steps" for num in sorted({run["num_steps"] for run in runs})]
+    numbers = {values.num_modalities(evidence, spec) for spec in summaries}
+    if len(numbers) == 1:
+        parts.append(f"{min(numbers)} modalities")
+    seeds = {member["seed"] for run in runs for member in run["members"]}
+    if name in PICTURES:
+        parts.append(f"seed {evidence.config.seed[0]}")
+    elif len(seeds) == 1:
+        parts.append("one seed")
+    elif name == "matching":
+        parts.append(f"{len(seeds)} seeds")
+    else:
+        parts.append(f"mean and one standard deviation over {len(seeds)} seeds")
+    return parts + sorted({_machine(run) for run in runs})
+
+
+def _machine(summary: Mapping[str, Any]) -> str:
+    """The device of a run, and the cores of its machine where they were recorded."""
+    cores = summary.get("cpu_cores")
+    return summary["device"] + (f" with {cores} CPU cores" if cores else "")
+
+
+def _absences(evidence: Evidence, name: str, specs: Sequence[Spec]) -> list[str]:
+    """What a figure lacks, as sentences."""
+    missing = [spec.folder for spec in specs if spec not in evidence.runs]
+    lost, is_partial = [], False
+    for spec in specs:
+        groups = _finite_by_beta(evidence, name, spec)
+        gone = [
+            values.show_beta(beta) for beta, group in groups.items() if not any(group)
+        ]
+        is_partial |= any(any(group) and not all(group) for group in groups.values())
+        if gone:
+            place = values.title(evidence, spec.dataset)
+            lost.append(
+                f"{results.LABELS[spec.model]} on {place} at β = {', '.join(gone)}"
+            )
+    sentences = []
+    if len(missing) > 6:
+        sentences.append(f"Not measured: {len(missing)} of {len(specs)} runs")
+    elif missing:
+        sentences.append(f"Not measured: {', '.join(missing)}")
+    if lost:
+        sentences.append(f"Diverged and left out: {'; '.join(lost)}")
+    if is_partial and name == "matching":
+        sentences.append("Single seeds that diverged are left out too")
+    elif is_partial:
+        sentences.append("Hollow points: some seeds diverged and are left out")
+    return sentences
+
+
+def _finite_by_beta(
+    evidence: Evidence, name: str, spec: Spec
+) -> dict[float, list[bool]]:
+    """beta -> whether its members are finite, of those that a figure shows."""
+    groups: dict[float, list[bool]] = {}
+    for member in values.members_of(evidence, spec):
+        if name in ("3", "11"):
+            settings = evidence.config.datasets[spec.dataset]
+            is_shown = member["beta"] == settings.beta_by_modalities
+        else:
+            is_shown = name not in PICTURES or values.is_pictured(
+                evidence, spec, member
+            )
+        if is_shown:
+            groups.setdefault(member["beta"], []).append(member["finite"])
+    return groups
+
+
+def finish(figure: Figure, text: str, size: float = 7.0) -> None:
+    """Adds a caption below the panels, which keep their size.
+
+    Args:
+      figure: of a `Drawing`; it grows by what the caption needs.
+      text: any; wrapped to the width of the figure.
+      size: of the font, points.
+    """
+    width, height = figure.get_size_inches()
+    margin, line = 0.1, 1.35 * size / 72
+    lines = _wrap(text, 72 * (width - 2 * margin), size)
+    reserved = line * len(lines) + 2 * margin
+    total = height + reserved
+    figure.set_size_inches(width, total)
+    figure.get_layout_engine().set(rect=(0, reserved / total, 1, height / total))
+    figure.text(
+        margin / width,
+        (reserved - margin) / total,
+        "\n".join(lines),
+        size=size,
+        color="0.25",
+        va="top",
+        linespacing=1.3,
+        parse_math=False,
+    )
+
+
+def _wrap(text: str, width: float, size: float) -> list[str]:
+    """Lines that are not wider than `width` points."""
+    # Letters are hinted: at a low resolution their widths are whole pixels.
+    renderers = [FigureCanvasAgg(Figure(dpi=dpi)).get_renderer() for dpi in (72, 130)]
+    font = FontProperties(size=size)
+
+    def measure(line: str) -> float:
+        return max(
+            renderer.get_text_width_height_descent(line, font, False)[0]
+            * 72
+            / renderer.dpi
+            for renderer in renderers
+        )
+
+    num = max(8, round(width / (0.45 * size)))
+    while True:
+        lines = textwrap.wrap(text, num)
+        if num <= 8 or all(measure(line) <= width for line in lines):
+            return lines
+        num -= 1

@@ -1,0 +1,437 @@
+"""Panels of figures: their grid, axes, lines, legend, and pictures of samples.
+
+A band is one standard deviation, and a panel without values says so. Colours and
+names of models are those of `experiments.results`.
+"""
+
+import string
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from experiments import plans, results, values
+from experiments.plans import Evidence, Spec
+from experiments.values import COHERENCE, Metric, Pair, Row
+from mmvae_jax.sweeps import Member
+from mmvae_jax.writers import member_name
+
+# Also for saving: fonts of a PDF are chosen when it is written.
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.5,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 3.5,
+    "pdf.fonttype": 42,
+    "xtick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.labelsize": 7,
+    "ytick.major.width": 0.6,
+}
+GREY = "0.55"
+LEVEL = {"color": "0.3", "linewidth": 0.8, "linestyle": ":"}
+MARKERS = {"unimodal": "D", "mvae_plus": "P", "mmvae": "s", "mopoe": "^"}
+AXIS_LABELS = {"beta": "β", "num_modalities": "number of modalities"}
+NOT_MEASURED = "not measured"
+
+
+class Panel(NamedTuple):
+    """Lines of some runs.
+
+    Attributes:
+      title: above the panel.
+      metric: what is shown.
+      specs: of the runs.
+      modality: whose values they are; "" for those of all together.
+      heading: above the label of the axis.
+    """
+
+    title: str
+    metric: Metric
+    specs: Sequence[Spec]
+    modality: str = ""
+    heading: str = ""
+
+
+class Strips(NamedTuple):
+    """A picture of samples, as runs write it.
+
+    Attributes:
+      name: of its file, after the member's.
+      labels: what stands beside each of its rows.
+    """
+
+    name: str
+    labels: Sequence[str]
+
+
+def make_axes(
+    num_rows: int,
+    num_columns: int,
+    width: float,
+    height: float,
+    legend: float = 0.6,
+    **options: Any,
+) -> tuple[Figure, np.ndarray]:
+    """A figure with a grid of panels of a size, and of room above, in inches."""
+    size = (num_columns * width + 0.6, num_rows * height + legend)
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(num_rows, num_columns, squeeze=False, **options)
+
+
+def draw_grid(
+    evidence: Evidence,
+    name: str,
+    grid: Sequence[Sequence[Panel]],
+    size: tuple[float, float],
+    *,
+    x: str = "beta",
+    is_shared: bool = False,
+    is_column: bool = True,
+) -> tuple[Figure, list[Row]]:
+    """Panels with lines over beta or over the number of modalities.
+
+    Args:
+      evidence: the runs.
+      name: of the figure.
+      grid: rows of panels; a row may be shorter.
+      size: of a panel, inches.
+      x: "beta" or "num_modalities".
+      is_shared: whether the panels of a row have one axis of values.
+      is_column: whether those of a column have one axis below and those of a row
+        one label.
+
+    Returns:
+      (figure, rows), a row for each plotted point.
+    """
+    width, height = size
+    num_columns = max(len(line) for line in grid)
+    sharey = "row" if is_shared else False
+    figure, axes = make_axes(len(grid), num_columns, width, height, sharey=sharey)
+    specs = [spec for line in grid for panel in line for spec in panel.specs]
+    betas, numbers = values.betas_of(evidence, specs), evidence.config.num_modalities
+    rows = []
+    for i, line in enumerate(grid):
+        for j, panel in enumerate(line):
+            axis = axes[i, j]
+            if x == "beta":
+                _set_beta_axis(axis, betas, width)
+                found = _draw_over_beta(axis, evidence, name, panel)
+            else:
+                axis.set_xticks(numbers)
+                axis.set_xlim(numbers[0] - 0.2, numbers[-1] + 0.2)
+                found = _draw_over_numbers(axis, evidence, name, panel)
+            rows += found
+            if not found:
+                say(axis, NOT_MEASURED, keeps_ticks=is_shared)
+            if i == 0:
+                axis.set_title(panel.title)
+            if j == 0 or not is_column:
+                axis.set_ylabel(_axis_label(panel.metric, height, panel.heading))
+            if i + 1 == len(grid) or not is_column:
+                axis.set_xlabel(AXIS_LABELS[x])
+            else:
+                axis.tick_params(labelbottom=False)
+            if panel.metric.limits:
+                axis.set_ylim(panel.metric.limits)
+    empty = [axis for i, line in enumerate(grid) for axis in axes[i, len(line) :]]
+    for axis in empty:
+        axis.set_axis_off()
+    add_legend(figure, empty[0] if empty else None)
+    return figure, rows
+
+
+def tags_of(grid: Iterable[Iterable[Panel]]) -> list[str]:
+    """The tags of some panels, each once, with all modalities it is shown of."""
+    found: dict[str, dict[str, None]] = {}
+    for line in grid:
+        for panel in line:
+            names = found.setdefault(panel.metric.tag, {})
+            if panel.modality:
+                names[panel.modality] = None
+    tags = []
+    for tag, names in found.items():
+        ends = list(names)[:: max(1, len(names) - 1)]
+        tags.append("/".join([tag, "…".join(ends)] if ends else [tag]))
+    return tags
+
+
+def _draw_over_beta(
+    axis: Axes, evidence: Evidence, name: str, panel: Panel
+) -> list[Row]:
+    """Draws a line a run, and levels; returns the points that are there."""
+    metric, rows = panel.metric, []
+    for spec in panel.specs:
+        line = values.beta_rows(evidence, name, spec, metric.tag, panel.modality)
+        rows += _draw_line(axis, line, "beta", spec.model)
+    if rows and metric.chance is not None:
+        axis.axhline(metric.chance, **LEVEL, label="chance")
+    if rows and metric.reachable:
+        found = values.reachable_rows(evidence, name, panel.specs, metric.reachable)
+        for row in found:
+            style = LEVEL | {"linestyle": "--", "label": "classifiers on real data"}
+            axis.axhline(row["mean"], **style)
+        rows += found
+    return rows
+
+
+def _draw_over_numbers(
+    axis: Axes, evidence: Evidence, name: str, panel: Panel
+) -> list[Row]:
+    """Draws a line a model, a level for unimodal VAEs; returns the points it has."""
+    scale, tag, rows = evidence.config, panel.metric.tag, []
+    for model in plans.MODELS:
+        line = []
+        for spec in [spec for spec in panel.specs if spec.model == model]:
+            beta = scale.datasets[spec.dataset].beta_by_modalities
+            found = values.beta_rows(evidence, name, spec, tag, panel.modality)
+            found = [row for row in found if row["beta"] == beta]
+            gap = values.point_row(evidence, name, spec, tag, beta=beta)
+            num = spec.num_modalities or scale.num_modalities[-1]
+            num = 1 if model == "unimodal" else num
+            line += [{**row, "num_modalities": num} for row in found or [gap]]
+        if model == "unimodal":
+            present = [row for row in line if np.isfinite(row["mean"])]
+            for row in present:
+                ends = np.array(axis.get_xlim())
+                _draw_mean(axis, ends, np.full(2, row["mean"]), row["std"], model)
+            rows += present
+        else:
+            rows += _draw_line(axis, line, "num_modalities", model)
+    return rows
+
+
+def _draw_line(axis: Axes, rows: Sequence[Row], x: str, model: str) -> list[Row]:
+    """Draws mean and band; returns the rows with a value.
+
+    Points of which a seed diverged are hollow: they average fewer.
+    """
+    present = [row for row in rows if np.isfinite(row["mean"])]
+    if not present:
+        return []
+    places, mean, std, diverged = (
+        np.array([row[column] for row in rows], float)
+        for column in (x, "mean", "std", "diverged")
+    )
+    marker = MARKERS.get(model, "o")
+    _draw_mean(axis, places, mean, std, model, marker)
+    is_partial = np.isfinite(mean) & (diverged > 0)
+    if is_partial.any():
+        axis.plot(
+            places[is_partial],
+            mean[is_partial],
+            marker,
+            color=results.COLOURS[model],
+            markerfacecolor="white",
+        )
+    return present
+
+
+def _draw_mean(
+    axis: Axes,
+    x: np.ndarray,
+    mean: np.ndarray,
+    std: np.ndarray | float,
+    model: str,
+    marker: str = "",
+) -> None:
+    """Draws a line and a band in a model's colour; one seed has no band."""
+    colour, std = results.COLOURS[model], np.nan_to_num(std)
+    axis.fill_between(x, mean - std, mean + std, color=colour, alpha=0.2, lw=0)
+    axis.plot(x, mean, marker=marker, color=colour, label=results.LABELS[model])
+
+
+def draw_pairs(axis: Axes, pairs: Mapping[Spec, Sequence[Pair]]) -> None:
+    """Draws annotation-free over labelled coherence, and both levels of chance."""
+    for spec, found in pairs.items():
+        _, x, y = zip(*found, strict=True)
+        axis.plot(
+            x,
+            y,
+            MARKERS.get(spec.model, "o"),
+            color=results.COLOURS[spec.model],
+            label=results.LABELS[spec.model],
+            alpha=0.75,
+            markeredgewidth=0,
+            markersize=4.5,
+        )
+    axis.axvline(COHERENCE.chance, **LEVEL)
+    axis.axhline(0, **LEVEL, label="chance")
+    points = [pair[1:] for found in pairs.values() for pair in found]
+    x, y = zip(*points, strict=True)
+    axis.set_xlim(*_limits([*x, COHERENCE.chance]))
+    axis.set_ylim(*_limits([*y, 0.0]))
+
+
+def _limits(shown: Sequence[float], least: float = 0.3) -> tuple[float, float]:
+    """Limits of an axis around values: wide enough that noise looks like noise."""
+    low, high = min(shown), max(shown)
+    half = max(high - low, least) * 0.54
+    return (low + high) / 2 - half, (low + high) / 2 + half
+
+
+def _set_beta_axis(axis: Axes, betas: Sequence[float], width: float) -> None:
+    """A logarithmic axis, with room for zero, and a tick a beta where they fit."""
+    positive = [beta for beta in betas if beta > 0]
+    if not positive:
+        axis.set_xticks(betas)
+    elif positive == list(betas):
+        axis.set_xscale("log")
+    else:
+        axis.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
+    transform = axis.get_xaxis().get_transform()
+    places = transform.transform(np.asarray(betas, float))
+    span = places[-1] - places[0] or 1.0
+    ends = np.array([places[0] - 0.05 * span, places[-1] + 0.05 * span])
+    axis.set_xlim(*transform.inverted().transform(ends))
+    inches = (places - places[0]) / span * (0.9 * width - 0.2)
+    labels, last = [], np.inf
+    for place, beta in zip(inches[::-1], betas[::-1], strict=True):
+        text = values.show_beta(beta)
+        half = 0.5 * 0.05 * len(text) + 0.01
+        is_free = place + half < last
+        labels.append(text if is_free else "")
+        last = place - half if is_free else last
+    axis.set_xticks(betas, labels[::-1])
+    axis.minorticks_off()
+
+
+def _axis_label(metric: Metric, height: float, heading: str) -> str:
+    """A metric's label in as few lines as fit beside a panel of a height in inches."""
+    # What is in brackets stays on one line.
+    name, bracket, rest = metric.label.partition("(")
+    text = name + bracket + rest.replace(" ", "\N{NO-BREAK SPACE}")
+    width = round(height * 72 / 4.6)
+    num_lines = len(textwrap.wrap(text, width))
+    while len(textwrap.wrap(text, width - 1)) == num_lines:
+        width -= 1
+    lines = [heading] * bool(heading) + textwrap.wrap(text, width)
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def say(axis: Axes, text: str, *, keeps_ticks: bool = False) -> None:
+    """Writes in the middle of a panel why it is empty."""
+    place = {"ha": "center", "va": "center", "transform": axis.transAxes}
+    axis.text(0.5, 0.5, text, color=GREY, **place)
+    if not keeps_ticks:
+        axis.tick_params(left=False, labelleft=False)
+        axis.grid(False)
+
+
+def add_legend(figure: Figure, place: Axes | None = None) -> None:
+    """One legend for all panels: above them, or in a place that is free."""
+    found: dict[str, Any] = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    order = list(results.LABELS.values())
+    labels = sorted(found, key=lambda x: order.index(x) if x in order else len(order))
+    if not labels:
+        return
+    handles = [found[label] for label in labels]
+    if place is not None:
+        place.legend(handles, labels, loc="center")
+    else:
+        columns = min(len(labels), 6)
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+
+
+def draw_pictures(
+    evidence: Evidence,
+    models: Sequence[str],
+    strips: Mapping[str, Strips],
+    num_samples: int,
+    num_columns: int,
+) -> Figure:
+    """The pictures that runs wrote of one member, a panel a data set and model.
+
+    Args:
+      evidence: the runs.
+      models: one panel each.
+      strips: data set -> its picture.
+      num_samples: in a row of a picture.
+      num_columns: panels in a row.
+    """
+    lines = -(-len(models) // num_columns)  # a data set's
+    most = max(len(picture.labels) for picture in strips.values())
+    width, above = 7.2 / num_columns, 0.2 if num_columns == 2 else 0.33
+    height = (width - 0.05) * most / num_samples + above
+    figure, axes = make_axes(lines * len(strips), num_columns, width, height, 0.15)
+    figure.set_dpi(300)  # of a PDF, for which pictures are resampled
+    for axis in axes.flat:
+        axis.set_axis_off()
+    letters = iter(string.ascii_lowercase)
+    for i, (dataset, picture) in enumerate(strips.items()):
+        beta = evidence.config.datasets[dataset].beta_of_samples
+        for k, model in enumerate(models):
+            axis = axes[i * lines + k // num_columns, k % num_columns]
+            parts = [
+                f"({next(letters, '…')}) {results.LABELS[model]}",
+                f"{values.title(evidence, dataset)}, β = {values.show_beta(beta)}",
+            ]
+            axis.set_title((", " if num_columns == 2 else ",\n").join(parts), size=8)
+            found = _read_picture(evidence, Spec(dataset, model), picture.name)
+            if isinstance(found, str):
+                axis.set_box_aspect(len(picture.labels) / num_samples)
+                say(axis, found)
+            else:
+                _show_picture(axis, found, picture.labels, num_samples)
+    return figure
+
+
+def _read_picture(evidence: Evidence, spec: Spec, name: str) -> np.ndarray | str:
+    """The picture a run has written of the member to show, or why there is none."""
+    members = values.members_of(evidence, spec)
+    known = [Member(*(m[field] for field in Member._fields)) for m in members]
+    for member, found in zip(known, members, strict=True):
+        if values.is_pictured(evidence, spec, found):
+            if not found["finite"]:
+                return "diverged"
+            file = f"{member_name(member, known)}_{name}.png"
+            path = evidence.runs[spec].workdir / "samples" / file
+            if path.is_file():
+                with Image.open(path) as image:
+                    return np.asarray(image.convert("RGB"))
+    return NOT_MEASURED
+
+
+def _show_picture(
+    axis: Axes, pixels: np.ndarray, labels: Sequence[str], num_samples: int
+) -> None:
+    """Shows a picture with what stands beside its rows, where these are known."""
+    height, width = pixels.shape[:2]
+    # Sharp pixels that a print of any resolution averages evenly.
+    factor = max(1, -(-800 // width))
+    sharp = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    axis.imshow(sharp, extent=(0, width, height, 0), interpolation="antialiased")
+    if height * num_samples != width * len(labels):
+        return  # modalities of several sizes
+    axis.set_axis_on()
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    strip = height / len(labels)
+    # Between rows where the label is for several: none is in their middle.
+    places = [
+        (i + (0.5 if len(set(labels)) == len(labels) or i == 0 else 0)) * strip
+        for i in range(len(labels))
+    ]
+    axis.set_xticks([])
+    axis.set_yticks(places, labels)
+    axis.tick_params(left=False, pad=1)
+    if "" in labels:
+        axis.axhline(strip, color="white", linewidth=1.5)
