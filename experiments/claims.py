@@ -4,7 +4,8 @@
 
 Judges every claim of `experiments.paper` on the finished runs of a plan's folder:
 "holds", "fails" or "not measured", with the numbers, the difference in units of its
-standard error, and the scale; prints a table a claim and writes DIR/claims.json. A
+standard error, and the scale; prints a table a claim, and writes DIR/claims.json and
+DIR/claims.md. A
 claim that fails is a result, and the exit code is 0.
 
 Means and standard deviations s are over the n seeds of a beta that did not diverge.
@@ -13,11 +14,12 @@ errors the root of the sum of c_i^2 s_i^2 / n_i. As in the paper (Sec. 5.1) each
 is taken at its own best beta for the metric, by the mean over seeds.
 """
 
+import contextlib
 import datetime
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -633,8 +635,11 @@ def found_claims(evidence: plans.Evidence, verdicts: Sequence[Verdict]) -> dict:
         f"{s['device']}" + (f", {s['cpu_cores']} cores" if s.get("cpu_cores") else "")
         for s in summaries
     )
+    directory = evidence.directory
+    with contextlib.suppress(ValueError):  # it is elsewhere
+        directory = directory.absolute().relative_to(Path.cwd())
     return {
-        "command": f"python -m experiments.claims {evidence.directory}",
+        "command": f"python -m experiments.claims {directory}",
         "date": datetime.date.today().isoformat(),
         "scale": evidence.scale,
         "description": evidence.config.description,
@@ -643,6 +648,7 @@ def found_claims(evidence: plans.Evidence, verdicts: Sequence[Verdict]) -> dict:
         "datasets": list(dict.fromkeys(s["dataset"] for s in summaries)),
         "seeds": list(evidence.config.seed),
         "runs": len(summaries),
+        "minutes_of_runs": round(sum(s["wall_seconds"] for s in summaries) / 60, 1),
         "threshold_in_standard_errors": paper.THRESHOLD,
         "claims": [
             {
@@ -666,11 +672,43 @@ def found_claims(evidence: plans.Evidence, verdicts: Sequence[Verdict]) -> dict:
     }
 
 
+def markdown(found: Mapping) -> str:
+    """What claims.json holds as a page: a table with a row for each verdict."""
+    rows = [
+        [
+            f"{verdict['claim']} ({verdict['where']})",
+            f"{verdict['dataset']}, {verdict['model']}",
+            verdict["metric"].removeprefix("eval/"),
+            f"**{verdict['verdict']}**",
+            _number(verdict["difference_in_standard_errors"], "+.1f"),
+            verdict["numbers"],
+        ]
+        for verdict in found["claims"]
+    ]
+    header = ["claim", "on", "metric", "verdict", "in SE", "numbers"]
+    return (
+        f"# The paper's claims: {found['description']}\n\n"
+        f"`{found['command']}` on {found['date']}; {found['runs']} runs, "
+        f"{found['minutes_of_runs']} minutes on {found['machine']}; seeds "
+        f"{', '.join(map(str, found['seeds']))}. In SE: the difference that the claim "
+        "has positive, in units of its standard error; it holds from "
+        f"{found['threshold_in_standard_errors']:g} on, by the rules in "
+        "`experiments/paper.py`. No correction is made for the number of verdicts or "
+        "for the choice of the best beta.\n\n"
+        + tabulate.tabulate(rows, header, tablefmt="github", disable_numparse=True)
+        + "\n"
+    )
+
+
 def report(evidence: plans.Evidence) -> list[Verdict]:
-    """Prints the verdicts and writes claims.json beside the plan."""
+    """Prints the verdicts and writes claims.json and claims.md beside the plan."""
     verdicts = evaluate(evidence)
     path = evidence.directory / "claims.json"
-    writers.write_json(path, found_claims(evidence, verdicts))
+    found = found_claims(evidence, verdicts)
+    writers.write_json(path, found)
+    page = path.with_suffix(".md.partial")
+    page.write_text(markdown(found))
+    page.replace(path.with_suffix(".md"))
     counts = Counter(verdict.holds for verdict in verdicts)
     terminal.say(
         f"{table(verdicts)}\n\n"

@@ -262,7 +262,11 @@ def verdicts(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     words = {True: "holds", False: "fails", None: "not measured"}
     try:
         return [
-            (claim["claim"], words[claim.get("holds")], _unbroken(claim.get("numbers")))
+            (
+                claim["claim"] + _about(claim),
+                words[claim.get("holds")],
+                _unbroken(claim.get("numbers")) + _in_errors(claim),
+            )
             for claim in results.get("claims", [])
         ]
     except (AttributeError, KeyError, TypeError) as error:
@@ -270,6 +274,20 @@ def verdicts(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             "claims.json or results.json holds claims that are not this project's; "
             "move it away"
         ) from error
+
+
+def _about(claim: Mapping[str, Any]) -> str:
+    """What a verdict of experiments.claims is about, besides its claim."""
+    metric = str(claim.get("metric", "")).removeprefix("eval/")
+    parts = [claim.get("dataset"), claim.get("model"), metric]
+    known = [str(part) for part in parts if part]
+    return f" ({', '.join(known)})" if known else ""
+
+
+def _in_errors(claim: Mapping[str, Any]) -> str:
+    """The difference in units of its standard error, where there is one."""
+    value = claim.get("difference_in_standard_errors")
+    return "" if value is None else f"; difference {value:+.1f} SE"
 
 
 def figures(directory: Path) -> list[Picture]:

@@ -440,6 +440,23 @@ def test_the_command_writes_what_evaluate_says(everything, command):
         assert claim.text in text and claim.where in text
 
 
+def test_the_page_has_a_row_for_each_verdict(everything, command, monkeypatch):
+    monkeypatch.chdir(everything.directory.parent)
+    assert command(everything.directory)[0] == 0
+    found = read(everything.directory)
+    # No path of this machine: results are made to be shown.
+    assert (
+        found["command"] == f"python -m experiments.claims {everything.directory.name}"
+    )
+    lines = (everything.directory / "claims.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("|")][2:]
+    assert len(rows) == len(found["claims"])
+    for row, verdict in zip(rows, found["claims"], strict=True):
+        assert "**holds**" in row
+        assert verdict["claim"] in row and verdict["numbers"] in row
+    assert DEMO.description in lines[0]
+
+
 def test_a_failing_claim_is_a_result_and_not_an_error(tmp_path, command):
     specs = plans.sweep(("polymnist",), plans.MODELS)
     write(tmp_path / "plan", flat, specs=specs)

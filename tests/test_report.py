@@ -170,10 +170,19 @@ def test_figures_are_in_the_order_of_their_numbers(runs):
 
 
 def test_claims_json_is_preferred(runs):
-    claims = [{"claim": "MVAE is new", "holds": True, "numbers": "1"}]
-    (runs / "claims.json").write_text(json.dumps({"claims": claims}))
+    claim = {
+        "claim": "MVAE is new",
+        "holds": True,
+        "numbers": "1",
+        "dataset": "PolyTest",
+        "model": "MVAE",
+        "metric": "eval/swd/m0",
+        "difference_in_standard_errors": 2.51,
+    }
+    (runs / "claims.json").write_text(json.dumps({"claims": [claim]}))
     page = Page(report.render(runs))
-    assert "MVAE is new ✓ holds" in page.text
+    words = "MVAE is new (PolyTest, MVAE, swd/m0) ✓ holds 1; difference +2.5 SE"
+    assert words in page.text
     assert "MVAE is good" not in page.text
 
 
