@@ -32,6 +32,17 @@ def get_config() -> ConfigDict:
                 # What is generated unconditionally has private vectors of its "own" for
                 # each modality, or one that is "shared" by all.
                 private_draw="own",
+                # What ties the unimodal posteriors of coordination-based models to
+                # the joint one; docs/models.md has the equations.
+                jmvae_alpha=0.1,  # jmvae_kl, >= 0: Suzuki et al. (2016)
+                mvtcae_alpha=5 / 6,  # in [0, 1]: Hwang et al. (2021), beta 2.5, M = 5
+                crmvae="documented",  # or "released": the code's factor of beta, 2
+                telbo="stopped",  # gradients of decoders in unimodal ELBOs, or "joint"
+                # mmjsd: whether prior samples are decoded too, as released.
+                mmjsd_decode_prior=True,
+                # mmvm, in [0, 1]: weight of N(0, I) against the data-dependent prior.
+                # Constant; the released code anneals it from 1 to 0 over 150k steps.
+                mmvm_alpha=0.0,
             ),
             objective=dict(
                 # How the expectation over subsets is taken: one decoding per

@@ -25,6 +25,13 @@ LABELS = {
     "unimodal_official": "unimodal VAEs (official)",
     "mmvae_plus": "MMVAE+",
     "dmvae": "DMVAE",
+    "jmvae": "JMVAE",
+    "jmvae_kl": "JMVAE-kl",
+    "telbo": "TELBO",
+    "mvtcae": "MVTCAE",
+    "crmvae": "CRMVAE",
+    "mmjsd": "mmJSD",
+    "mmvm": "MMVM",
     "custom": "custom subsets",
 }
 COLOURS = {
@@ -37,6 +44,13 @@ COLOURS = {
     "unimodal_official": "0.65",
     "mmvae_plus": "C5",
     "dmvae": "C6",
+    "jmvae": "#9ecae1",
+    "jmvae_kl": "#08306b",
+    "telbo": "#98df8a",
+    "mvtcae": "C8",
+    "crmvae": "k",
+    "mmjsd": "#fdae6b",
+    "mmvm": "#006d5b",
     "custom": "C4",
 }
 

@@ -8,7 +8,7 @@ where it is inside of the logarithm and which return their loss with their terms
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +32,39 @@ FORMS = ("loose", "tight")
 ESTIMATORS = ("dreg", "iwae")
 
 
-def loss(terms: ObjectiveTerms, beta: Array) -> Array:
+class TermWeights(NamedTuple):
+    """A model's own weights of the `ObjectiveTerms` in its loss, without beta.
+
+    All are 1 where an objective is a plain sum of its terms. The terms themselves
+    are never weighted, so that `elbo` of them is a bound whatever the weights are.
+
+    Attributes:
+      log_likelihood: of the reconstruction terms of the bound.
+      kl: of the KL terms of the bound; times beta in the loss.
+      auxiliary_log_likelihood: of what is no part of the bound, likewise.
+      auxiliary_kl: likewise; times beta in the loss.
+    """
+
+    log_likelihood: float = 1.0
+    kl: float = 1.0
+    auxiliary_log_likelihood: float = 1.0
+    auxiliary_kl: float = 1.0
+
+
+PLAIN_SUM = TermWeights()
+
+
+def loss(terms: ObjectiveTerms, beta: Array, weights: TermWeights = PLAIN_SUM) -> Array:
     """The loss minimised in training: minus the beta-weighted objective; nats [].
 
     Higgins et al. (2017): beta weights the KL terms and nothing else.
     """
-    gain = sum(terms.log_likelihood.values()) + terms.auxiliary_log_likelihood
-    return jnp.mean(beta * (terms.kl + terms.auxiliary_kl) - gain)
+    gain = (
+        weights.log_likelihood * sum(terms.log_likelihood.values())
+        + weights.auxiliary_log_likelihood * terms.auxiliary_log_likelihood
+    )
+    kl = weights.kl * terms.kl + weights.auxiliary_kl * terms.auxiliary_kl
+    return jnp.mean(beta * kl - gain)
 
 
 def elbo(terms: ObjectiveTerms) -> Array:
@@ -77,32 +103,48 @@ def subset_elbo(
     Raises:
       UsageError: the estimator is unknown.
     """
+    weights = jnp.asarray(mixture.weights)
+    components = posteriors.subset_posteriors(experts, mixture)
+    kl = weights @ distributions.kl_to_standard_gaussian(components)
+    log_likelihood = _mixture_log_likelihood(
+        components, weights, batch, key, log_likelihoods, estimator
+    )
+    zeros = jnp.zeros_like(kl)
+    return ObjectiveTerms(log_likelihood, kl, zeros, zeros)
+
+
+def _mixture_log_likelihood(
+    components: Gaussian,
+    weights: Array,
+    batch: Batch,
+    key: PRNGKey,
+    log_likelihoods: LogLikelihoods,
+    estimator: str,
+) -> dict[str, Array]:
+    """modality -> [B], E[log p(x_m|z)] over a mixture of S components [S, B, D].
+
+    The estimator is one of SUBSET_ESTIMATORS, as `subset_elbo` explains them.
+    """
     if estimator not in SUBSET_ESTIMATORS:
         raise UsageError(
             f"unknown config.objective.subset_estimator {estimator!r}; choose one of "
             f"{', '.join(SUBSET_ESTIMATORS)}"
         )
-    weights = jnp.asarray(mixture.weights)
-    components = posteriors.subset_posteriors(experts, mixture)
-    kl = weights @ distributions.kl_to_standard_gaussian(components)
     subset_key, noise_key = jax.random.split(key)
     if estimator == "exact":
         z = distributions.sample(components, noise_key)
-        log_likelihood = {
+        return {
             m: weights @ _fold_samples(f, z, batch[m])
             for m, f in log_likelihoods.items()
         }
-    else:
-        draw = {
-            "stratified": posteriors.stratified_components,
-            "random": posteriors.random_components,
-        }[estimator]
-        indices = draw(subset_key, weights, kl.shape[0])
-        chosen = posteriors.gather_components(components, indices)
-        z = distributions.sample(chosen, noise_key)
-        log_likelihood = {m: f(z, batch[m]) for m, f in log_likelihoods.items()}
-    zeros = jnp.zeros_like(kl)
-    return ObjectiveTerms(log_likelihood, kl, zeros, zeros)
+    draw = {
+        "stratified": posteriors.stratified_components,
+        "random": posteriors.random_components,
+    }[estimator]
+    indices = draw(subset_key, weights, components.mean.shape[1])
+    chosen = posteriors.gather_components(components, indices)
+    z = distributions.sample(chosen, noise_key)
+    return {m: f(z, batch[m]) for m, f in log_likelihoods.items()}
 
 
 def subsampled_elbo(
@@ -148,6 +190,108 @@ def subsampled_elbo(
     return joint._replace(auxiliary_log_likelihood=sum(gains), auxiliary_kl=kl)
 
 
+def coordinated_elbo(
+    joint: Gaussian,
+    experts: Gaussian | None,
+    batch: Batch,
+    key: PRNGKey,
+    *,
+    log_likelihoods: LogLikelihoods,
+    unimodal_log_likelihoods: LogLikelihoods | None = None,
+    is_coordinated: bool = True,
+) -> ObjectiveTerms:
+    """The terms of which every coordination-based objective is a weighted sum.
+
+    With q_J = q(z|X), of whatever kind, and q_m = q(z|x_m):
+
+        log_likelihood            E_{q_J} log p(x_m|z), a term a modality
+        kl                        KL(q_J || p)
+        auxiliary_log_likelihood  sum_m E_{q_m} log p(x_m|z)
+        auxiliary_kl              sum_m KL(q_J || q_m), or sum_m KL(q_m || p)
+
+    The first two are the ELBO of q_J, a bound on log p(X) whatever the others do;
+    `models.coordination` holds the weights of the published objectives.
+
+    Args:
+      joint: q_J, fields [B, D].
+      experts: q_m, fields [M, B, D]; None if there are none, for no auxiliary KL.
+      batch: modality -> [B, ...].
+      key: random key.
+      log_likelihoods: one function a modality (module docstring).
+      unimodal_log_likelihoods: what reconstructs a modality from its own expert,
+        likewise; None: nothing does.
+      is_coordinated: whether auxiliary_kl is that of q_J from the experts, and not
+        that of the experts from the prior (TELBO).
+
+    Returns:
+      ObjectiveTerms, fields [B].
+    """
+    joint_key, unimodal_key = jax.random.split(key)
+    z = distributions.sample(joint, joint_key)
+    log_likelihood = {m: f(z, batch[m]) for m, f in log_likelihoods.items()}
+    kl = distributions.kl_to_standard_gaussian(joint)
+    gain = auxiliary_kl = jnp.zeros_like(kl)
+    if unimodal_log_likelihoods is not None:
+        z = distributions.sample(experts, unimodal_key)
+        functions = enumerate(unimodal_log_likelihoods.items())
+        gain = sum(f(z[i], batch[m]) for i, (m, f) in functions)
+    if experts is not None:
+        divergences = (
+            distributions.gaussian_kl(joint, experts)
+            if is_coordinated
+            else distributions.kl_to_standard_gaussian(experts)
+        )
+        auxiliary_kl = jnp.sum(divergences, axis=0)
+    return ObjectiveTerms(log_likelihood, kl, gain, auxiliary_kl)
+
+
+def jensen_shannon_elbo(
+    experts: Gaussian,
+    batch: Batch,
+    key: PRNGKey,
+    *,
+    log_likelihoods: LogLikelihoods,
+    decode_prior: bool = True,
+    estimator: str = "stratified",
+) -> ObjectiveTerms:
+    """The terms of mmJSD with its dynamic prior (Sutter et al., 2020).
+
+    Its loss has, in place of a KL to the prior, the Jensen-Shannon divergence
+
+        sum_k w_k KL(q_k || f),   f proportional to prod_k q_k^{w_k},
+
+    of the M experts and the prior N(0, I), all w_k = 1 / (M + 1). It is
+    `auxiliary_kl` here, and `kl` the KL term of the mixture that is decoded, so
+    that `elbo` is a bound on log p(X): MMVAE's, with the prior as a component or not.
+
+    Args:
+      experts: fields [M, B, D].
+      batch: modality -> [B, ...].
+      key: random key.
+      log_likelihoods: one function a modality (module docstring).
+      decode_prior: whether the prior is a component of the mixture that is decoded,
+        as released: one example in M + 1 is then reconstructed from noise.
+      estimator: of the expectation over components, as for `subset_elbo`.
+
+    Returns:
+      ObjectiveTerms, fields [B].
+    """
+    prior = jax.tree.map(lambda field: jnp.zeros_like(field[:1]), experts)
+    components = jax.tree.map(lambda *rows: jnp.concatenate(rows), experts, prior)
+    num_components = components.mean.shape[0]
+    uniform = jnp.full(num_components, 1 / num_components)
+    dynamic_prior = posteriors.geometric_mean(components, uniform)
+    divergence = uniform @ distributions.gaussian_kl(components, dynamic_prior)
+    decoded = components if decode_prior else experts
+    num_decoded = decoded.mean.shape[0]
+    weights = jnp.full(num_decoded, 1 / num_decoded)
+    log_likelihood = _mixture_log_likelihood(
+        decoded, weights, batch, key, log_likelihoods, estimator
+    )
+    kl = weights @ distributions.kl_to_standard_gaussian(decoded)
+    return ObjectiveTerms(log_likelihood, kl, jnp.zeros_like(kl), divergence)
+
+
 def unimodal_elbos(
     experts: Gaussian,
     batch: Batch,
@@ -175,6 +319,38 @@ def unimodal_elbos(
     kl = jnp.sum(distributions.kl_to_standard_gaussian(experts), axis=0)
     zeros = jnp.zeros_like(kl)
     return ObjectiveTerms(log_likelihood, kl, zeros, zeros)
+
+
+def mixture_prior_elbos(
+    experts: Gaussian,
+    batch: Batch,
+    key: PRNGKey,
+    *,
+    log_likelihoods: LogLikelihoods,
+) -> ObjectiveTerms:
+    """M VAEs and what ties them: the data-dependent MMVM prior (Sutter et al., 2024).
+
+    The prior of every z_m is the mixture (1/M) sum_n q(z_m|x_n). As released, its KL
+    is bounded from above by convexity: `auxiliary_kl` is
+
+        sum_m (1/M) sum_n KL(q_m || q_n)  >=  sum_m KL(q_m || (1/M) sum_n q_n).
+
+    Args:
+      experts: fields [M, B, D], q(z_m|x_m), of one size for all.
+      batch: modality -> [B, ...].
+      key: random key.
+      log_likelihoods: modality -> function (z_m [B, D], x_m) -> [B].
+
+    Returns:
+      ObjectiveTerms: the bound of `unimodal_elbos` (a prior that knows the data
+      bounds nothing), and the divergence from that prior.
+    """
+    terms = unimodal_elbos(experts, batch, key, log_likelihoods=log_likelihoods)
+    pairs = distributions.gaussian_kl(
+        jax.tree.map(lambda field: field[:, None], experts),
+        jax.tree.map(lambda field: field[None], experts),
+    )
+    return terms._replace(auxiliary_kl=jnp.sum(jnp.mean(pairs, axis=1), axis=0))
 
 
 def importance_weighted(

@@ -52,6 +52,17 @@ def product_of_experts(
     return Gaussian(mean, -(top + jnp.log(total)))
 
 
+def geometric_mean(components: Gaussian, weights: Array) -> Gaussian:
+    """The normalised weighted geometric mean, proportional to prod_k q_k^{w_k}.
+
+    The dynamic prior of Sutter et al. (2020): a product of experts whose precisions
+    are weighted. Fields [S, B, D] and weights [S], all > 0 -> fields [B, D].
+    """
+    log_weights = _append_axes(jnp.log(weights), components.mean.ndim)
+    weighted = components._replace(log_variance=components.log_variance - log_weights)
+    return product_of_experts(weighted, jnp.ones(len(weights), bool), False)
+
+
 def subset_posteriors(experts: Gaussian, mixture: SubsetMixture) -> Gaussian:
     """The posteriors of all S subsets, fields [S, B, D], in one product of matrices.
 

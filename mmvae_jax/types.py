@@ -68,14 +68,16 @@ class Hyper(NamedTuple):
 
 
 class ObjectiveTerms(NamedTuple):
-    """The terms of an objective, per example, in nats, never weighted by beta.
+    """The terms of an objective, per example, in nats, never weighted.
+
+    beta and a model's own weights (`objectives.TermWeights`) come in with the loss.
 
     Attributes:
       log_likelihood: modality -> [B], the terms E[log p(x_m|z)] of the bound.
       kl: [B], the KL terms of the same bound: elbo = sum_m log_likelihood - kl.
       auxiliary_log_likelihood: [B], what the objective adds that is no part of
         the bound on log p(X) (for instance the unimodal terms of MVAE+).
-      auxiliary_kl: [B], likewise; weighted by beta as `kl` is.
+      auxiliary_kl: [B], likewise; beta weights it as it does `kl`.
     """
 
     log_likelihood: Mapping[str, Array]
@@ -88,8 +90,10 @@ class MultimodalVAE(NamedTuple):
     """A model as data: pure functions of parameters, for one sweep member.
 
     `experts` is what `encode` returns, a Gaussian (or Laplace) with fields
-    [M, B, D]; posteriors are of the same type. `subset` is a bool [M], the
-    modalities that are observed; it may be traced.
+    [M, B, D]; posteriors are of the same type. A model with a joint encoder may
+    return other rows (`models.coordination`): nobody but its own posteriors looks
+    at them. `subset` is a bool [M], the modalities that are observed; it may be
+    traced.
 
     Attributes:
       modalities: names, in the order of the M axis.

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "layers": BASIS,
     "networks": BASIS | {"layers"},
     "models.parts": BASIS | {"distributions", "networks"},
+    "models.joint_encoder": BASIS | {"networks", "models.parts"},
     "models.*": BASIS
     | {"distributions", "subsets", "posteriors", "objectives", "models.*"},
     "models": BASIS | {"subsets", "objectives", "models.*"},

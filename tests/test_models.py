@@ -19,6 +19,7 @@ M, B, D = 3, 4, 6
 UNIMODAL = ("unimodal", "unimodal_official")
 OFFICIAL = ("mmvae_official", "unimodal_official", "mmvae_plus")  # Laplace
 PRIVATE = ("mmvae_plus", "dmvae")  # D shared dimensions and D of each modality
+APART = (*UNIMODAL, "mmvm")  # no encoder has a part in another modality's bound
 KEY = jax.random.key(0)
 SUBSETS = [
     np.isin(np.arange(M), subset)
@@ -79,7 +80,7 @@ def evaluated(request, make):
 
 def test_the_functions_of_every_model(evaluated, batch):
     name, model, everything = evaluated
-    total_dim = (1 + M) * D if name in PRIVATE else D
+    total_dim = (1 + M) * D if name in PRIVATE else M * D if name == "mmvm" else D
     assert model.modalities == tuple(SHAPES) and model.latent_dim == total_dim
     results = everything(params_of(model), batch, SUBSETS[-1])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
@@ -93,11 +94,12 @@ def test_the_functions_of_every_model(evaluated, batch):
     own_dim = D // M if name in UNIMODAL else 2 * D if name in PRIVATE else D
     assert type(results["experts"]) is (Laplace if name in OFFICIAL else Gaussian)
     assert type(results["posterior"]) is type(results["experts"])
-    assert results["experts"].mean.shape == (M, B, own_dim)
+    num_rows = M + 1 if name in ("jmvae_kl", "telbo") else M
+    assert results["experts"].mean.shape == (num_rows, B, own_dim)
     assert results["posterior"].mean.shape == (B, total_dim)
     components, weights = results["mixture"]
     num_subsets = {"mmvae": 3, "mmvae_official": 3, "mopoe": 7, "custom": 3}
-    num_subsets = (num_subsets | {"mmvae_plus": 3}).get(name, 1)
+    num_subsets = (num_subsets | {"mmvae_plus": 3, "mmjsd": 3}).get(name, 1)
     assert {field.shape for field in components} == {(num_subsets, B, total_dim)}
     assert weights.shape == (num_subsets,) and weights.sum() == pytest.approx(1)
     for m, shape in SHAPES.items():
@@ -135,8 +137,10 @@ def test_what_a_posterior_and_a_generation_depend_on(evaluated, batch):
             changed = changes(results, everything(params, other, subset))
             assert changed["posterior"] == (used[x], used[x])
             for output, is_changed in changed["decoded"].items():
-                is_own = output == modality
-                assert is_changed == (used[x] and (name not in UNIMODAL or is_own))
+                # An observed modality of MMVM is decoded from its own posterior.
+                is_apart = name == "mmvm" and subset[list(SHAPES).index(output)]
+                is_apart |= name in UNIMODAL
+                assert is_changed == (used[x] and (not is_apart or output == modality))
 
 
 def test_what_the_terms_of_an_objective_depend_on(evaluated, batch):
@@ -145,15 +149,30 @@ def test_what_the_terms_of_an_objective_depend_on(evaluated, batch):
     params = params_of(model)
     results = everything(params, batch, SUBSETS[-1])
     for modality, part in itertools.product(SHAPES, ("encoders", "decoders")):
-        network = jax.tree.map(lambda x: 1.5 * x, params[part][modality])
-        other = params | {part: params[part] | {modality: network}}
+        # Where there is a joint encoder, it is what infers the joint posterior.
+        is_joint = part == "encoders" and "joint" in params
+        parts = params["joint"] if is_joint else params
+        network = jax.tree.map(lambda x: 1.5 * x, parts[part][modality])
+        parts = parts | {part: parts[part] | {modality: network}}
+        other = params | {"joint": parts} if is_joint else parts
         changed = changes(results, everything(other, batch, SUBSETS[-1]))
-        is_shared = part == "encoders" and name not in UNIMODAL
+        is_shared = part == "encoders" and name not in APART
         for term, is_changed in changed["objective"].log_likelihood.items():
             assert is_changed == (is_shared or term == modality), (part, modality)
         assert changed["objective"].kl == (part == "encoders")
-        is_added = name in ("mvae_plus", "dmvae")
+        is_added = name in ("mvae_plus", "dmvae", "crmvae", "telbo") and not is_joint
         assert changed["objective"].auxiliary_log_likelihood == is_added
+
+
+@pytest.mark.parametrize("name", ["jmvae_kl", "telbo"])
+def test_unimodal_experts_have_no_part_in_the_joint_elbo(name, make, batch):
+    model = make(name)
+    params = params_of(model)
+    other = params | {"encoders": jax.tree.map(lambda x: 1.5 * x, params["encoders"])}
+    objective = jax.jit(model.objective)
+    changed = changes(*(objective(p, batch, KEY, 1.0)[1] for p in (params, other)))
+    assert not changed.kl and not any(changed.log_likelihood.values())
+    assert changed.auxiliary_kl
 
 
 @pytest.mark.parametrize("name", ["unimodal", "unimodal_official"])

@@ -5,13 +5,18 @@ MODELS; for another objective, write it in `objectives.py` and a builder in a fi
 here. `parts` holds what builders share.
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from mmvae_jax import objectives, subsets
 from mmvae_jax.errors import UsageError
+from mmvae_jax.models import coordination
+from mmvae_jax.models.coordination import coordination_model
+from mmvae_jax.models.jensen_shannon import jensen_shannon_model
 from mmvae_jax.models.mixtures import custom_model, mixture_model
+from mmvae_jax.models.mmvm import mixture_prior_model
 from mmvae_jax.models.official import POSTERIORS, official_mixture_model
 from mmvae_jax.models.private import PRIVATE_DRAWS, dmvae_model, mmvae_plus_model
 from mmvae_jax.models.unimodal import unimodal_model
@@ -27,6 +32,13 @@ MODELS = {
     "unimodal_official": partial(unimodal_model, is_official=True),
     "mmvae_plus": mmvae_plus_model,
     "dmvae": dmvae_model,
+    "jmvae": partial(coordination_model, kind=coordination.JMVAE),
+    "jmvae_kl": partial(coordination_model, kind=coordination.JMVAE_KL),
+    "telbo": partial(coordination_model, kind=coordination.TELBO),
+    "mvtcae": partial(coordination_model, kind=coordination.MVTCAE),
+    "crmvae": partial(coordination_model, kind=coordination.CRMVAE),
+    "mmjsd": jensen_shannon_model,
+    "mmvm": mixture_prior_model,
     "custom": custom_model,
 }
 PRIVATE = ("mmvae_plus", "dmvae")
@@ -77,6 +89,8 @@ def _check_choices(config: Any, name: str) -> None:
         ("objective", "estimator", objectives.ESTIMATORS),
         ("model", "prior_expert", subsets.PRIOR_EXPERT_CHOICES),
         ("model", "posterior", POSTERIORS),
+        ("model", "crmvae", coordination.CRMVAE_FORMS),
+        ("model", "telbo", coordination.TELBO_MODES),
         ("model", "private_draw", PRIVATE_DRAWS),
     ):
         value = config[section][field]
@@ -84,6 +98,16 @@ def _check_choices(config: Any, name: str) -> None:
             raise UsageError(
                 f"unknown config.{section}.{field} {value!r}; choose one of "
                 f"{', '.join(choices)}"
+            )
+    for field, high in (
+        ("jmvae_alpha", math.inf),
+        ("mvtcae_alpha", 1.0),
+        ("mmvm_alpha", 1.0),
+    ):
+        if not 0 <= config.model[field] <= high:
+            limits = ">= 0" if high == math.inf else f"in [0, {high:g}]"
+            raise UsageError(
+                f"config.model.{field} must be {limits}, got {config.model[field]}"
             )
     if config.objective.num_samples < 1:
         raise UsageError(

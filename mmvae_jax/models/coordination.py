@@ -1,0 +1,252 @@
+"""Coordination-based models: one objective, four weights, a choice of posterior.
+
+JMVAE, JMVAE-kl, TELBO, MVTCAE and CRMVAE train a joint posterior q_J and tie the
+unimodal ones q_m to it. What they maximise are weighted sums of the same terms
+(`objectives.coordinated_elbo`), the KL terms times beta:
+
+    a E_{q_J} log p(X|z) - b KL(q_J||p) + c sum_m E_{q_m} log p(x_m|z)
+      - d sum_m KL(q_J||q_m)
+
+                        q_J      a          b        c        d
+    JMVAE               network  1          1        0        0
+    JMVAE-kl            network  1          1        0        alpha
+    TELBO               network  1          1        1        1, KL(q_m||p)
+    MVTCAE              product  (M-a) / M  1 - a    0        a / M
+    CRMVAE, documented  product  1 / (M+1)  the same for all
+    CRMVAE, released    product  1 / 2      1        1 / 2    1
+
+The terms that are logged and evaluated are not weighted: `elbo` is that of q_J, a
+bound on log p(X), for all of them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax import objectives, posteriors
+from mmvae_jax.models.joint_encoder import make_joint_encoder
+from mmvae_jax.models.parts import (
+    Networks,
+    assemble,
+    encode,
+    log_likelihoods,
+    make_networks,
+    standard_latents,
+)
+from mmvae_jax.objectives import TermWeights
+from mmvae_jax.types import Array, Batch, Gaussian, MultimodalVAE, Params, PRNGKey
+
+CRMVAE_FORMS = ("documented", "released")
+TELBO_MODES = ("stopped", "joint")
+
+
+class Inference(NamedTuple):
+    """How a joint posterior comes about, as `MultimodalVAE` has these functions.
+
+    Attributes:
+      init: (params of `parts.assemble`, key) -> params.
+      encode: (params, batch) -> experts, rows as `posterior` wants them.
+      posterior: (params, experts, subset) -> Gaussian [B, D].
+      unimodal: experts -> the unimodal posteriors [M, B, D], None if there are none.
+    """
+
+    init: Callable[[Params, PRNGKey], Params]
+    encode: Callable[[Params, Batch], Gaussian]
+    posterior: Callable[[Params, Gaussian, Array], Gaussian]
+    unimodal: Callable[[Gaussian], Gaussian | None]
+
+
+def product_inference(nets: Networks) -> Inference:
+    """Every subset's posterior is the product of its experts, without the prior."""
+
+    def posterior(params: Params, experts: Gaussian, subset: Array) -> Gaussian:
+        del params
+        return posteriors.product_of_experts(experts, subset, False)
+
+    return Inference(
+        init=lambda params, key: params,
+        encode=lambda params, batch: encode(nets, params, batch),
+        posterior=posterior,
+        unimodal=lambda experts: experts,
+    )
+
+
+def network_inference(nets: Networks) -> Inference:
+    """A joint encoder for all modalities, products of unimodal experts for the rest.
+
+    The experts have M + 1 rows: the unimodal posteriors, and the joint encoder's.
+    """
+    joint = make_joint_encoder(nets)
+    num_modalities = len(nets.shapes)
+
+    def encode_all(params: Params, batch: Batch) -> Gaussian:
+        features = joint.features(params["joint"], batch)
+        together = joint.posterior(params["joint"], features)
+        return jax.tree.map(
+            lambda rows, row: jnp.concatenate([rows, row[None]]),
+            encode(nets, params, batch),
+            together,
+        )
+
+    def unimodal(experts: Gaussian) -> Gaussian:
+        return jax.tree.map(lambda field: field[:num_modalities], experts)
+
+    def posterior(params: Params, experts: Gaussian, subset: Array) -> Gaussian:
+        del params
+        product = posteriors.product_of_experts(unimodal(experts), subset, False)
+        return jax.tree.map(
+            lambda field, part: jnp.where(jnp.all(subset), field[-1], part),
+            experts,
+            product,
+        )
+
+    return Inference(
+        init=lambda params, key: params | {"joint": joint.init(key)},
+        encode=encode_all,
+        posterior=posterior,
+        unimodal=unimodal,
+    )
+
+
+def zeroing_inference(nets: Networks) -> Inference:
+    """A joint encoder alone; what is not observed is an input of zeros.
+
+    Suzuki et al. (2016), Sec. 2.2: their JMVAE without unimodal encoders, which they
+    find to fail where the absent modality is large. The experts are the M rows of
+    features that the joint encoder has of each modality, no posteriors.
+    """
+    joint = make_joint_encoder(nets)
+
+    def init(params: Params, key: PRNGKey) -> Params:
+        return {"decoders": params["decoders"], "joint": joint.init(key)}
+
+    def posterior(params: Params, experts: Gaussian, subset: Array) -> Gaussian:
+        observed = jnp.asarray(subset)[:, None, None]
+        kept = jax.tree.map(
+            lambda own, absent: jnp.where(observed, own, absent),
+            experts,
+            joint.absent(params["joint"]),
+        )
+        return joint.posterior(params["joint"], kept)
+
+    return Inference(
+        init=init,
+        encode=lambda params, batch: joint.features(params["joint"], batch),
+        posterior=posterior,
+        unimodal=lambda experts: None,
+    )
+
+
+class Coordination(NamedTuple):
+    """What tells the members of the family from each other.
+
+    Attributes:
+      weights: (config.model, M) -> the weights a, b, c, d of the terms.
+      inference: networks -> Inference.
+      is_reconstructing: whether modalities are reconstructed from their own experts.
+      is_coordinated: whether d is of KL(q_J||q_m), and not of KL(q_m||p).
+    """
+
+    weights: Callable[[Any, int], TermWeights]
+    inference: Callable[[Networks], Inference]
+    is_reconstructing: bool = False
+    is_coordinated: bool = True
+
+
+def _mvtcae_weights(options: Any, num: int) -> TermWeights:
+    alpha = options.mvtcae_alpha
+    return TermWeights((num - alpha) / num, 1 - alpha, 0.0, alpha / num)
+
+
+def _crmvae_weights(options: Any, num: int) -> TermWeights:
+    """Up to a positive factor the released code is (1/2, 1, 1/2, 1)."""
+    if options.crmvae == "released":
+        return TermWeights(0.5, 1.0, 0.5, 1.0)
+    return TermWeights(*4 * [1 / (num + 1)])
+
+
+JMVAE = Coordination(
+    lambda options, num: TermWeights(1.0, 1.0, 0.0, 0.0), zeroing_inference
+)
+JMVAE_KL = Coordination(
+    lambda options, num: TermWeights(1.0, 1.0, 0.0, options.jmvae_alpha),
+    network_inference,
+)
+TELBO = Coordination(
+    lambda options, num: TermWeights(),
+    network_inference,
+    is_reconstructing=True,
+    is_coordinated=False,
+)
+MVTCAE = Coordination(_mvtcae_weights, product_inference)
+CRMVAE = Coordination(_crmvae_weights, product_inference, is_reconstructing=True)
+
+
+def coordination_model(
+    config: Any, shapes: Mapping[str, tuple[int, ...]], *, kind: Coordination
+) -> MultimodalVAE:
+    """A coordination-based model, by its weights and its kind of joint posterior.
+
+    Suzuki et al. (2016) for JMVAE and JMVAE-kl, Vedantam et al. (2018) for TELBO,
+    Hwang et al. (2021) for MVTCAE, and the CRMVAE that MultiVae documents.
+
+    TELBO fits its unimodal encoders to decoders that are constants for them. Vedantam
+    et al. do so in a second stage; here it is done at once with stopped gradients
+    (config.model.telbo = "stopped"). No parameter is then in both parts: joint
+    encoder and decoders take the steps of the first stage alone, and the unimodal
+    encoders follow them. With "joint" the decoders learn from the unimodal ELBOs too.
+    The released code of MultiVae has another KL of the unimodal posteriors, with the
+    joint one's variances in its logarithm; here it is KL(q_m||p).
+
+    Args:
+      config: as for `make_model`.
+      shapes: modality -> shape of one example.
+      kind: a member of the family.
+    """
+    nets = make_networks(config, shapes, config.model.latent_dim)
+    weights = kind.weights(config.model, len(shapes))
+    inference = kind.inference(nets)
+    base = assemble(nets, standard_latents((config.model.latent_dim,)))
+    everything = jnp.ones(len(shapes), bool)
+    is_stopped = kind is TELBO and config.model.telbo == "stopped"
+
+    def init(key: PRNGKey) -> Params:
+        own_key, joint_key = jax.random.split(key)
+        return inference.init(base.init(own_key), joint_key)
+
+    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+        experts = inference.encode(params, batch)
+        constant = jax.lax.stop_gradient(params) if is_stopped else params
+        unimodal_decoders = log_likelihoods(nets, constant)
+        terms = objectives.coordinated_elbo(
+            inference.posterior(params, experts, everything),
+            inference.unimodal(experts),
+            batch,
+            key,
+            log_likelihoods=log_likelihoods(nets, params),
+            unimodal_log_likelihoods=(
+                unimodal_decoders if kind.is_reconstructing else None
+            ),
+            is_coordinated=kind.is_coordinated,
+        )
+        return objectives.loss(terms, beta, weights), terms
+
+    def posterior(
+        params: Params, experts: Gaussian, subset: Array, key: PRNGKey
+    ) -> Gaussian:
+        del key  # not a mixture
+        return inference.posterior(params, experts, subset)
+
+    def mixture_posterior(params: Params, experts: Gaussian) -> tuple[Gaussian, Array]:
+        joint = inference.posterior(params, experts, everything)
+        return jax.tree.map(lambda field: field[None], joint), jnp.ones(1)
+
+    return base._replace(
+        init=init,
+        objective=objective,
+        encode=inference.encode,
+        posterior=posterior,
+        mixture_posterior=mixture_posterior,
+    )

@@ -1,0 +1,67 @@
+"""A network that infers the joint posterior from all modalities at once."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax import networks
+from mmvae_jax.models.parts import Networks, encode
+from mmvae_jax.types import Array, Batch, Gaussian, Params, PRNGKey
+
+
+class JointEncoder(NamedTuple):
+    """q(z|X) as a network, by its own parameters.
+
+    Attributes:
+      init: key -> params.
+      features: (params, batch) -> fields [M, B, D], one row a modality.
+      absent: params -> the same, fields [M, 1, D], of inputs that are all zero.
+      posterior: (params, features) -> Gaussian [B, D].
+    """
+
+    init: Callable[[PRNGKey], Params]
+    features: Callable[[Params, Batch], Gaussian]
+    absent: Callable[[Params], Gaussian]
+    posterior: Callable[[Params, Gaussian], Gaussian]
+
+
+def make_joint_encoder(nets: Networks) -> JointEncoder:
+    """The simplest joint encoder that any mixture of networks allows.
+
+    Every modality goes through an encoder like its own, with parameters of its own;
+    the 2 D numbers that each emits are features here. Those of all modalities go
+    through one hidden layer of D units to the mean and log-variance (Suzuki et al.
+    (2016) join hidden layers of networks for each modality likewise). Nothing is
+    shared with the unimodal encoders, so that the joint ELBO and what is fitted to
+    it have no parameters in common but the decoders'.
+    """
+    head = networks.MLPEncoder(nets.latent_dim, widths=(nets.latent_dim,))
+    names = tuple(nets.shapes)
+
+    def zeros() -> dict[str, Array]:
+        return {m: jnp.zeros((1, *shape)) for m, shape in nets.shapes.items()}
+
+    def init(key: PRNGKey) -> Params:
+        *keys, head_key = jax.random.split(key, len(names) + 1)
+        encoders = {
+            m: nets.encoders[m].init(own_key, x)
+            for own_key, (m, x) in zip(keys, zeros().items(), strict=True)
+        }
+        width = len(names) * 2 * nets.latent_dim
+        return {
+            "encoders": encoders,
+            "head": head.init(head_key, jnp.zeros((1, width))),
+        }
+
+    def features(params: Params, batch: Batch) -> Gaussian:
+        return encode(nets, params, batch)
+
+    def posterior(params: Params, features: Gaussian) -> Gaussian:
+        rows = jnp.concatenate(features, axis=-1)
+        return head.apply(params["head"], jnp.concatenate(list(rows), axis=-1))
+
+    return JointEncoder(
+        init, features, lambda params: features(params, zeros()), posterior
+    )

@@ -1,0 +1,93 @@
+"""Unimodal VAEs tied by a data-dependent mixture prior (MMVM)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax import objectives, posteriors
+from mmvae_jax.models.parts import (
+    assemble,
+    encode,
+    log_likelihoods,
+    make_networks,
+    standard_latents,
+)
+from mmvae_jax.objectives import TermWeights
+from mmvae_jax.types import Array, Batch, Gaussian, MultimodalVAE, Params, PRNGKey
+
+
+def mixture_prior_model(
+    config: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> MultimodalVAE:
+    """MMVM: M VAEs of D latent dimensions each, tied by their prior.
+
+    Sutter et al. (2024). Every modality has a latent vector z_m of its own, and the
+    prior of each is the mixture of all unimodal posteriors, so that the M latent
+    spaces come to mean the same. The loss is
+
+        sum_m -E_{q_m} log p(x_m|z_m) + beta {(1 - a) / M sum_mn KL(q_m || q_n)
+                                              + a sum_m KL(q_m || N(0, I))},
+
+    a = config.model.mmvm_alpha: 0 is the paper's objective, 1 unimodal VAEs. The
+    released code anneals it from 1 to 0 over the first 150,000 steps; here it is
+    constant, since an objective does not know the step.
+
+    The latent vector of the model is the M of them end to end, M D dimensions, and
+    whatever is computed for a multimodal model is computed for this one:
+
+    * An observed modality has its own posterior. One that is not observed is
+      generated as published, from the posterior of a modality that is: of each
+      observed one for its share of the examples, and with a sample of its own.
+    * `elbo` and the log-likelihood are those of M VAEs with the prior N(0, I), as of
+      the model `unimodal`: the data-dependent prior is no density of latent vectors
+      before the data are seen.
+    * Prior samples are of N(0, I), independent for each modality. No way to generate
+      without a condition is published: nothing ties modalities or pulls posteriors
+      to N(0, I) where a is 0, so joint coherence and prior samples say little.
+
+    Args:
+      config: as for `make_model`; model.latent_dim is D.
+      shapes: modality -> shape of one example.
+    """
+    size, alpha = config.model.latent_dim, config.model.mmvm_alpha
+    nets = make_networks(config, shapes, size)
+    weights = TermWeights(kl=alpha, auxiliary_kl=1 - alpha)
+
+    def split(z: Array) -> dict[str, Array]:
+        return {m: z[..., i * size : (i + 1) * size] for i, m in enumerate(shapes)}
+
+    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+        terms = objectives.mixture_prior_elbos(
+            encode(nets, params, batch),
+            batch,
+            key,
+            log_likelihoods=log_likelihoods(nets, params),
+        )
+        return objectives.loss(terms, beta, weights), terms
+
+    def posterior(
+        params: Params, experts: Gaussian, subset: Array, key: PRNGKey
+    ) -> Gaussian:
+        del params
+        observed = jnp.asarray(subset)[:, None, None]
+        other = posteriors.expert_component(key, experts, subset)
+        kept = jax.tree.map(
+            lambda own, field: jnp.where(observed, own, field), experts, other
+        )
+        return _end_to_end(kept)
+
+    def mixture_posterior(params: Params, experts: Gaussian) -> tuple[Gaussian, Array]:
+        del params
+        joint = _end_to_end(experts)
+        return jax.tree.map(lambda field: field[None], joint), jnp.ones(1)
+
+    return assemble(nets, standard_latents((len(shapes), size)), split)._replace(
+        objective=objective, posterior=posterior, mixture_posterior=mixture_posterior
+    )
+
+
+def _end_to_end(rows: Gaussian) -> Gaussian:
+    """Fields [M, B, D] -> [B, M D]."""
+    return jax.tree.map(lambda field: jnp.concatenate(list(field), -1), rows)
