@@ -1,5 +1,6 @@
 """What stands below a figure: what it shows, of which runs, and what it lacks."""
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from experiments import plans, results, values
 from experiments.plans import Evidence, Spec
 
 PICTURES = ("9", "10")
+# How a run names that it uses the first modalities only, which figures show.
+FIRST = re.compile(r"-first\d+$")
 HEADINGS = {
     "matching": "Coherence without annotation",
     "theorem": "The theorem",
@@ -65,7 +68,7 @@ def caption(evidence: Evidence, name: str, tags: Iterable[str] = ()) -> str:
     if not found:
         return f"{text[0]}. None of its runs is there."
     data = dict.fromkeys(
-        f"{values.title(evidence, spec.dataset)}: {summary['dataset']}"
+        f"{values.title(evidence, spec.dataset)}: {FIRST.sub('', summary['dataset'])}"
         for spec, summary in found.items()
     )
     names = ", ".join(tag.removeprefix("eval/") for tag in tags)

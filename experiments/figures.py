@@ -335,7 +335,9 @@ def main() -> int:
     if flags.FLAGS.dry_run:
         print_plan(directory, configs)
         return 0
-    plans.record(directory, name, scale)
+    # What only looks at runs leaves nothing behind where there are none.
+    if flags.FLAGS.train or (directory / plans.PLAN).exists():
+        plans.record(directory, name, scale)
     if flags.FLAGS.train:
         code = train_missing(directory, configs)
         if code:

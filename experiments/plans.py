@@ -225,11 +225,14 @@ def record(directory: Path, scale: str, config: ConfigDict) -> None:
     wanted = {"scale": scale, "config": json.loads(json.dumps(config.to_dict()))}
     if path.exists():
         found = workdirs.read_json(path)
+        if not isinstance(found, dict):
+            raise UsageError(f"{path} is not a plan of this project; move it away")
         if found != wanted:
+            theirs = found.get("scale", "?")
+            other = " with other settings" if theirs == scale else ""
             raise UsageError(
-                f"{directory} holds runs of scale {found.get('scale', '?')!r} "
-                f"{'with other settings' if found.get('scale') == scale else ''}"
-                f", not of {scale!r} as asked for; choose another --directory"
+                f"{directory} holds runs of scale {theirs!r}{other}, not of {scale!r} "
+                "as asked for; choose another --directory"
             )
         return
     if directory.is_dir() and any(directory.iterdir()):

@@ -177,8 +177,22 @@ def test_a_folder_of_something_else_is_refused(scale, run_figures, tmp_path):
 
 def test_no_runs_at_all(scale, run_figures, tmp_path):
     options = {"figure": "13", "scale": scale(), "directory": tmp_path / "plan"}
-    with pytest.raises(UsageError, match="no finished run in"):
+    with pytest.raises(UsageError, match="no plan.json in"):
         run_figures(**options, train=False)
+    assert not (tmp_path / "plan").exists()
+
+
+def test_a_plan_without_runs(made, scale, run_figures):
+    for path in made.rglob("summary.json"):
+        path.unlink()
+    with pytest.raises(UsageError, match="no finished run in"):
+        run_figures(figure="13", scale=scale(), directory=made, train=False)
+
+
+def test_a_plan_that_is_none(made, scale, run_figures):
+    (made / "plan.json").write_text("[]")
+    with pytest.raises(UsageError, match="is not a plan of this project"):
+        run_figures(figure="13", scale=scale(), directory=made)
 
 
 def test_wrong_changes_of_a_scale_are_found_before_training(
