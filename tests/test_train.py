@@ -115,7 +115,14 @@ def vae(tiny_config, tiny_images):
     return small_vae("mmvae", tiny_config, tiny_images)
 
 
-@pytest.fixture(scope="module", params=["mmvae", "mmvae_official", "unimodal_official"])
+FAST = ("mmvae", "mmvae_official", "unimodal_official")
+SLOW = ("jmvae", "jmvae_kl", "telbo", "mvtcae", "crmvae", "mmjsd", "mmvm")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
+)
 def any_vae(request, vae, tiny_config, tiny_images):
     if request.param == "mmvae":
         return vae

@@ -113,9 +113,9 @@ def network_inference(nets: Networks) -> Inference:
 def zeroing_inference(nets: Networks) -> Inference:
     """A joint encoder alone; what is not observed is an input of zeros.
 
-    Suzuki et al. (2016), Sec. 2.2: their JMVAE without unimodal encoders, which they
-    find to fail where the absent modality is large. The experts are the M rows of
-    features that the joint encoder has of each modality, no posteriors.
+    Suzuki et al. (2016): their JMVAE without unimodal encoders, which they find to
+    fail where the absent modality is large. The experts are the M rows of features
+    that the joint encoder has of each modality, no posteriors.
     """
     joint = make_joint_encoder(nets)
 
