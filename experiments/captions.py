@@ -62,7 +62,10 @@ def caption(evidence: Evidence, name: str, tags: Iterable[str] = ()) -> str:
       One paragraph.
     """
     heading = HEADINGS.get(name, f"Figure {name}")
-    text = [f"{heading}. {SENTENCES[name]}; {evidence.config.description}"]
+    # The scale's description is one of images, and the theorem's data are none.
+    scale = evidence.config.description
+    scale = f"{evidence.scale} scale" if name == "theorem" else scale
+    text = [f"{heading}. {SENTENCES[name]}; {scale}"]
     specs = plans.figure_specs(evidence.config)[name]
     found = {s: evidence.runs[s].summary for s in specs if s in evidence.runs}
     if not found:

@@ -423,7 +423,7 @@ def run_section(
         table_rows.append(Row(label, "", [finite, *cells]))
         is_shown = len(samples) == shown
         grids = (
-            member_grids(run, name, lossless=is_shown)
+            member_grids(run, name, lossless=is_shown and is_complete)
             if is_complete or is_shown
             else []
         )
