@@ -14,8 +14,9 @@ def get_config() -> ConfigDict:
             model=dict(
                 name="mopoe",  # one of mmvae_jax.models.MODELS
                 latent_dim=512,  # D; the unimodal VAEs get D // M each
-                # Where the prior is one of the product's experts: "paper" (MVAE
-                # only), "released" (MoPoE's full subset too), "always", "never".
+                # Where the prior is one of the product's experts: "paper" (MVAE, and
+                # products of DMVAE), "released" (MoPoE's full subset too), "always",
+                # "never".
                 prior_expert="paper",
                 subsets=(),  # custom: tuples of modality indices, ((0,), (0, 1))
                 subset_weights=(),  # custom: omega_A, summing to 1; () = uniform

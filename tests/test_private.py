@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,8 @@ DENSITIES = {  # family -> (z, mean, spread) -> log-density in float64
     ),
 }
 KEY = jax.random.key(0)
+# Programs that run once: compiling them costs more than they do.
+compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def decoders(loadings=LOADINGS, seen=None):
@@ -43,7 +46,7 @@ def decoders(loadings=LOADINGS, seen=None):
     def make(modality):
         def log_likelihood(z, x):
             if seen is not None:
-                seen.setdefault(modality, []).append(np.float64(z))
+                seen.setdefault(modality, []).append(z)
             residual = (x - z @ loadings[modality]) / SCALE
             constant = np.log(SCALE) + 0.5 * np.log(2 * np.pi)
             return jnp.sum(-0.5 * residual**2 - constant, axis=-1)
@@ -92,7 +95,7 @@ def weighted(experts, key=KEY, beta=1.0, modalities=MODALITIES, **options):
 def brute_force(family, seen, beta, form):
     """Objective, log-likelihoods, KL and log r - log p [B], one weight at a time."""
     density = DENSITIES[family]
-    z = {m: calls[0].reshape(K, M, B, D + E) for m, calls in seen.items()}
+    z = {m: np.float64(x[0]).reshape(K, M, B, D + E) for m, x in seen.items()}
     log_w = np.zeros((K, M, B))
     log_likelihood, kl, excess = {m: np.zeros(B) for m in MODALITIES}, *np.zeros((2, B))
     for k, m, b in np.ndindex(K, M, B):
@@ -119,18 +122,26 @@ def brute_force(family, seen, beta, form):
     return np.log(np.exp(log_w).mean(0)).mean(0), log_likelihood, kl, excess
 
 
-@pytest.mark.parametrize("family", DENSITIES)
-@pytest.mark.parametrize("form", objectives.FORMS)
-@pytest.mark.parametrize(("estimator", "beta"), [("dreg", 1.0), ("iwae", 2.5)])
+@pytest.mark.parametrize(
+    ("family", "form", "estimator", "beta"),
+    [
+        (Laplace, "loose", "dreg", 1.0),
+        (Laplace, "tight", "iwae", 2.5),
+        (Gaussian, "loose", "iwae", 2.5),
+        (Gaussian, "tight", "dreg", 1.0),
+    ],
+)
 def test_mmvae_plus_is_that_of_brute_force(family, form, estimator, beta):
-    seen = {}
-    loss, terms = weighted(
-        family(MEANS, SPREADS),
-        beta=jnp.float32(beta),
-        log_likelihoods=decoders(seen=seen),
-        form=form,
-        estimator=estimator,
-    )
+    @compiled
+    def objective(beta):
+        seen = {}
+        functions = decoders(seen=seen)
+        options = {"form": form, "estimator": estimator}
+        experts = family(MEANS, SPREADS)
+        found = weighted(experts, beta=beta, log_likelihoods=functions, **options)
+        return *found, seen
+
+    loss, terms, seen = objective(beta)
     # Each modality is decoded once, for all samples (and once more for DReG).
     assert {len(calls) for calls in seen.values()} == {2 if estimator == "dreg" else 1}
     for first, *others in seen.values():
@@ -146,16 +157,19 @@ def test_mmvae_plus_is_that_of_brute_force(family, form, estimator, beta):
 
 
 def test_private_vectors_are_of_the_expert_or_of_the_auxiliary_prior():
-    seen, num = {}, 2_000
-    weighted(
-        Laplace(MEANS, SPREADS),
-        log_likelihoods=decoders(seen=seen),
-        num_samples=num,
-        estimator="iwae",
-    )
+    num = 2_000
+
+    @compiled
+    def draw():
+        seen = {}
+        options = {"log_likelihoods": decoders(seen=seen), "num_samples": num}
+        weighted(Laplace(MEANS, SPREADS), estimator="iwae", **options)
+        return seen
+
     noise = []
-    for n, name in enumerate(MODALITIES):
-        z = seen[name][0].reshape(num, M, B, D + E)
+    for n, (name, calls) in enumerate(draw().items()):
+        assert name == MODALITIES[n]
+        z = np.float64(calls[0]).reshape(num, M, B, D + E)
         own = (z - MEANS) / np.exp(np.float64(SPREADS))
         for m in range(M):
             auxiliary = z[:, m, :, D:] / np.exp(np.float64(AUXILIARY_SPREAD[n]))
@@ -168,18 +182,25 @@ def test_private_vectors_are_of_the_expert_or_of_the_auxiliary_prior():
     assert np.abs(pairs).max() < 6 / np.sqrt(num)  # all are independent
 
 
-@pytest.mark.parametrize("beta", [0.3, 4.0])
-@pytest.mark.parametrize("estimator", objectives.ESTIMATORS)
-def test_with_one_sample_it_is_the_beta_weighted_elbo(beta, estimator):
-    options = {"beta": beta, "num_samples": 1, "estimator": estimator}
-    loss, terms = weighted(Laplace(MEANS, SPREADS), **options)
-    assert loss == pytest.approx(float(objectives.loss(terms, beta)), rel=1e-5)
+def test_with_one_sample_it_is_the_beta_weighted_elbo():
+    @compiled
+    def objective(beta):
+        experts = Laplace(MEANS, SPREADS)
+        options = {"beta": beta, "num_samples": 1}
+        return [
+            weighted(experts, estimator=e, **options) for e in objectives.ESTIMATORS
+        ]
+
+    for beta in (0.3, 4.0):
+        for loss, terms in objective(beta):
+            expected = objectives.loss(terms, beta)
+            assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
 def both_gradients(one, other, experts):
     """Values and gradients of two losses with respect to experts and loadings."""
     for loss in (one, other):
-        yield jax.value_and_grad(loss, (0, 1))(experts, LOADINGS)
+        yield compiled(jax.value_and_grad(loss, (0, 1)))(experts, LOADINGS)
 
 
 def assert_close(one, other):
@@ -188,10 +209,9 @@ def assert_close(one, other):
     )
 
 
-@pytest.mark.parametrize("estimator", objectives.ESTIMATORS)
-def test_with_one_modality_it_is_a_vae_of_both_vectors(estimator):
+def test_with_one_modality_it_is_a_vae_of_both_vectors():
     prior = centred(Laplace, PRIOR_SPREAD)
-    options = {"num_samples": K, "estimator": estimator}
+    options = {"num_samples": K, "estimator": "dreg"}
     own_key, _ = jax.random.split(KEY)
 
     def ours(experts, loadings):
@@ -214,11 +234,10 @@ def test_with_one_modality_it_is_a_vae_of_both_vectors(estimator):
     assert_close(*both_gradients(ours, neighbour, Laplace(MEANS[:1], SPREADS[:1])))
 
 
-@pytest.mark.parametrize(("form", "estimator"), [("loose", "dreg"), ("tight", "iwae")])
-def test_without_private_information_it_is_the_official_mmvae(form, estimator):
+def test_without_private_information_it_is_the_official_mmvae():
     """Experts of w equal to p(w), and decoders that leave w alone."""
     prior = centred(Laplace, PRIOR_SPREAD)
-    options = {"num_samples": K, "estimator": estimator, "form": form}
+    options = {"num_samples": K, "estimator": "dreg", "form": "loose"}
     own_key, _ = jax.random.split(KEY)
     unused = Laplace(
         np.where(np.arange(D + E) < D, MEANS, 0),
@@ -268,35 +287,29 @@ def test_the_terms_are_a_bound_and_the_objective_is_one_for_equal_priors():
     experts = Gaussian(0.3 * MEANS, 0.2 * SPREADS)
     x = {m: 0.1 * x for m, x in BATCH.items()}
     exact = exact_log_likelihood(x).mean()
-    equal = np.broadcast_to(PRIOR_SPREAD[D:], (M, E))
 
-    def mean_values(auxiliary, num_samples, num_keys, form):
-        def values(key):
-            loss, terms = objectives.private_importance_weighted(
-                experts,
-                x,
-                key,
-                1.0,
-                shared_dim=D,
-                prior=centred(Gaussian, PRIOR_SPREAD),
-                auxiliary_priors=centred(Gaussian, auxiliary),
-                log_likelihoods=decoders(),
-                num_samples=num_samples,
-                form=form,
-                estimator="iwae",
-            )
-            return -loss, jnp.mean(objectives.elbo(terms))
+    @compiled
+    def values(auxiliary):
+        loss, terms = objectives.private_importance_weighted(
+            experts,
+            x,
+            KEY,
+            1.0,
+            shared_dim=D,
+            prior=centred(Gaussian, PRIOR_SPREAD),
+            auxiliary_priors=centred(Gaussian, auxiliary),
+            log_likelihoods=decoders(),
+            num_samples=40_000,
+            form="tight",
+            estimator="iwae",
+        )
+        return -loss, jnp.mean(objectives.elbo(terms))
 
-        found = jax.jit(jax.vmap(values))(jax.random.split(KEY, num_keys))
-        return [float(value.mean()) for value in found]
-
-    one, bound = mean_values(equal, 1, 500, "loose")
-    assert one == pytest.approx(bound, abs=1e-3) and bound < exact - 1
-    many, _ = mean_values(equal, 5_000, 10, "tight")
-    assert many == pytest.approx(exact, abs=0.05)
+    objective, bound = values(np.broadcast_to(PRIOR_SPREAD[D:], (M, E)))
+    assert objective == pytest.approx(exact, abs=0.05) and bound < exact - 1
     # Data near 0: w~ = 0 explains them better than p(w) does on average.
-    narrow, bound = mean_values(np.full((M, E), -9.0), 5_000, 4, "loose")
-    assert narrow > exact + 0.5 and bound < exact - 1
+    objective, bound = values(np.full((M, E), np.float32(-9)))
+    assert objective > exact + 0.5 and bound < exact - 1
 
 
 def test_auxiliary_priors_learn_by_the_plain_derivative():
@@ -308,7 +321,10 @@ def test_auxiliary_priors_learn_by_the_plain_derivative():
             Laplace(MEANS, SPREADS), auxiliary_priors=priors, estimator=estimator
         )[0]
 
-    dreg, iwae = (jax.grad(loss)(AUXILIARY_SPREAD, e) for e in objectives.ESTIMATORS)
+    dreg, iwae = (
+        compiled(jax.grad(partial(loss, estimator=e)))(AUXILIARY_SPREAD)
+        for e in objectives.ESTIMATORS
+    )
     np.testing.assert_allclose(dreg, iwae, rtol=1e-4, atol=1e-5)
     assert np.abs(iwae).min() > 1e-4
 
@@ -319,22 +335,17 @@ EXTREME = np.float32(
 
 
 @pytest.mark.parametrize("family", DENSITIES)
-@pytest.mark.parametrize(("form", "estimator"), [("loose", "dreg"), ("tight", "iwae")])
-def test_mmvae_plus_is_finite_at_extreme_heads(form, estimator, family):
+def test_mmvae_plus_is_finite_at_extreme_heads(family):
     def loss(experts, auxiliary, beta):
-        return weighted(
-            experts,
-            beta=beta,
-            auxiliary_priors=centred(family, auxiliary),
-            form=form,
-            estimator=estimator,
-        )
+        priors = centred(family, auxiliary)
+        options = {"auxiliary_priors": priors, "estimator": "dreg"}
+        return weighted(experts, KEY, beta, MODALITIES[:2], **options)
 
-    gradient = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
-    spreads = np.broadcast_to(EXTREME[:, None], MEANS.shape)
-    experts = family(10 * MEANS, spreads / (2 if family is Laplace else 1))
-    for beta in (0.0, 32.0):
-        results = gradient(experts, AUXILIARY_SPREAD, beta)
+    gradient = compiled(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    spreads = np.broadcast_to(EXTREME[:2, None], MEANS[:2].shape)
+    for scale, beta in itertools.product((0.5, 1.0), (0.0, 32.0)):
+        experts = family(10 * MEANS[:2], scale * spreads)
+        results = gradient(experts, AUXILIARY_SPREAD[:2], beta)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
 
 
@@ -367,9 +378,14 @@ def kl_to_prior(mean, variance):
 
 @pytest.mark.parametrize("prior", PRIOR_CHOICES)
 def test_dmvae_is_that_of_brute_force(prior):
-    seen = {}
-    experts = Gaussian(MEANS, SPREADS)
-    terms = elbos(experts, prior=prior, log_likelihoods=decoders(seen=seen))
+    @compiled
+    def objective():
+        seen = {}
+        experts = Gaussian(MEANS, SPREADS)
+        terms = elbos(experts, prior=prior, log_likelihoods=decoders(seen=seen))
+        return terms, seen
+
+    terms, seen = jax.tree.map(np.float64, objective())
     assert {len(calls) for calls in seen.values()} == {1}
     z = {m: calls[0].reshape(M + 1, B, D + E) for m, calls in seen.items()}
     log_likelihood = {m: np.zeros(B) for m in MODALITIES}
@@ -397,19 +413,25 @@ def test_dmvae_is_that_of_brute_force(prior):
 
 
 def test_samples_of_dmvae_are_of_the_product_the_experts_and_the_private_posteriors():
-    seen, num = {}, 300
+    num = 300
     tiled = [np.tile(field, (1, num, 1)) for field in (MEANS, SPREADS)]
-    objectives.private_shared_elbos(
-        Gaussian(*tiled),
-        {m: np.tile(x, (num, 1)) for m, x in BATCH.items()},
-        KEY,
-        shared_dim=D,
-        sources=private._sources(M, True, False),
-        log_likelihoods=decoders(seen=seen),
-    )
-    noise = []
+
+    @compiled
+    def draw():
+        seen = {}
+        objectives.private_shared_elbos(
+            Gaussian(*tiled),
+            {m: np.tile(x, (num, 1)) for m, x in BATCH.items()},
+            KEY,
+            shared_dim=D,
+            sources=private._sources(M, True, False),
+            log_likelihoods=decoders(seen=seen),
+        )
+        return seen
+
+    noise, seen = [], draw()
     for m, name in enumerate(MODALITIES):
-        z = seen[name][0].reshape(M + 1, num, B, D + E).swapaxes(0, 1)
+        z = np.float64(seen[name][0]).reshape(M + 1, num, B, D + E).swapaxes(0, 1)
         w = (z[:, 0, :, D:] - MEANS[m, :, D:]) / np.exp(0.5 * SPREADS[m, :, D:])
         noise.append(w.reshape(len(z), -1))
     for s, source in enumerate([list(range(M)), *([m] for m in range(M))]):
@@ -430,19 +452,19 @@ def test_without_private_information_dmvae_is_mvae_and_mmvae():
         np.where(np.arange(D + E) < D, np.full_like(SPREADS, -30), 0),
     )
     functions = decoders(without_private())
-    terms = elbos(experts, prior=(True, False), log_likelihoods=functions)
+    terms = compiled(partial(elbos, log_likelihoods=functions))(experts)
     shared = jax.tree.map(lambda field: jnp.asarray(field[..., :D]), experts)
     functions = decoders({m: x[:D] for m, x in LOADINGS.items()})
     mixtures = subsets.full_set(M), subsets.unimodal_subsets(M)
     joint, unimodal = (
-        objectives.subset_elbo(
-            shared,
-            BATCH,
-            KEY,
-            mixture=mixture,
-            log_likelihoods=functions,
-            estimator="exact",
-        )
+        compiled(
+            partial(
+                objectives.subset_elbo,
+                mixture=mixture,
+                log_likelihoods=functions,
+                estimator="exact",
+            )
+        )(shared, BATCH, KEY)
         for mixture in mixtures
     )
     assert_close(terms.log_likelihood, joint.log_likelihood)
@@ -458,27 +480,24 @@ def test_without_private_information_dmvae_is_mvae_and_mmvae():
 def test_with_one_modality_dmvae_is_a_vae_of_both_vectors_twice():
     experts = Gaussian(MEANS[:1], SPREADS[:1])
     certain = experts._replace(log_variance=np.full_like(SPREADS[:1], -30))
+    ours = compiled(partial(elbos, modalities=("m0",)))
+    functions = {"m0": decoders()["m0"]}
+    neighbour = compiled(partial(objectives.unimodal_elbos, log_likelihoods=functions))
     for own in (experts, certain):
-        terms = elbos(own, modalities=("m0",))
-        expected = objectives.unimodal_elbos(
-            own,
-            {"m0": BATCH["m0"]},
-            KEY,
-            log_likelihoods={"m0": decoders()["m0"]},
-        )
+        terms = ours(own)
+        expected = neighbour(own, {"m0": BATCH["m0"]}, KEY)
         np.testing.assert_allclose(terms.kl, expected.kl, rtol=1e-5)
         np.testing.assert_allclose(terms.auxiliary_kl, expected.kl, rtol=1e-5)
     for values in (terms.log_likelihood["m0"], terms.auxiliary_log_likelihood):
         np.testing.assert_allclose(values, expected.log_likelihood["m0"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("prior", PRIOR_CHOICES)
-def test_dmvae_is_finite_at_extreme_heads(prior):
+def test_dmvae_is_finite_at_extreme_heads():
     def loss(experts, beta):
-        terms = elbos(experts, prior=prior)
+        terms = elbos(experts)
         return objectives.loss(terms, beta), terms
 
-    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    gradient = compiled(jax.value_and_grad(loss, has_aux=True))
     experts = Gaussian(10 * MEANS, np.broadcast_to(EXTREME[:, None], MEANS.shape))
     for beta in (0.0, 32.0):
         results = gradient(experts, beta)
@@ -565,7 +584,7 @@ def test_a_modality_is_decoded_from_the_shared_and_its_own_vector(built, tiny_im
     _, model, params = built
     z = RNG.normal(size=(B, model.latent_dim)).astype(np.float32)
     batch = {m: x / np.float32(255) for m, x in tiny_images(SHAPES, B).items()}
-    decode = jax.jit(model.decode)
+    decode = compiled(model.decode)
     values = decode(params, z)
     for i in range(model.latent_dim):
         changed = decode(params, z + (np.arange(model.latent_dim) == i))
@@ -654,15 +673,8 @@ def test_the_auxiliary_priors_are_all_that_is_learned_of_priors(
     params = jax.eval_shape(model.init, KEY)
     own = {"auxiliary_priors"} if is_learned else set()
     assert set(params) == {"encoders", "decoders"} | own
-    if not is_learned:
-        return
-    assert params["auxiliary_priors"].shape == (M, E)
-    drawn = params_of(model)
-    batch = {m: np.zeros((B, *shape), np.float32) for m, shape in SHAPES.items()}
-    gradient = jax.grad(lambda p: model.objective(p, batch, KEY, 1.0)[0])(drawn)
-    # Scales that sum to E: nothing is to be gained from a constant.
-    np.testing.assert_allclose(gradient["auxiliary_priors"].sum(-1), 0, atol=1e-4)
-    assert np.abs(gradient["auxiliary_priors"]).max() > 1e-3
+    if is_learned:
+        assert params["auxiliary_priors"].shape == (M, E)
 
 
 def test_the_prior_is_an_expert_as_asked(tiny_config):
@@ -724,32 +736,35 @@ def test_a_member_of_a_sweep_is_its_solo_run(name, tiny_config, tiny_images):
     shapes = {m: SHAPES[m] for m in MODALITIES[:2]}
     model = models.make_model(config, shapes)
     params = params_of(model)
-    task = train.vae_task(model)._replace(
-        init=lambda key: jax.tree.map(
-            lambda x: x * (1 + 0.1 * jax.random.normal(key)), params
+
+    def init(key):  # compiles faster than the model's own
+        factor = 1 + 0.1 * jax.random.normal(key)
+        return jax.tree.map(lambda x: factor * x, params)
+
+    task = train.vae_task(model)._replace(init=init)
+    data = tiny_images(shapes, 8)
+
+    def steps(hyper, key, data):
+        return jax.lax.fori_loop(
+            0,
+            5,
+            lambda _, state: train.train_step(task, state, hyper, key, data),
+            train.init_state(task, hyper, key, data),
         )
-    )
-    data, execution = jax.device_put(tiny_images(shapes, 32)), train.Execution("map", 8)
 
     def fit(members):
         hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
-        return train.fit(
-            train.compile_steps(task, execution),
-            train.init_states(task, hyper, keys, data),
-            hyper,
-            keys,
-            data,
-            num_steps=16,
-            batch_size=8,
-            data_seed=0,
-            execution=execution,
-        )
+        run = compiled(sweeps.map_members(steps, "map", num_shared=1))
+        return run(hyper, keys, data)
 
     members = [Member(1.0, 1e-3, 0), Member(4.0, 3e-3, 1)]
     together = fit(members)
-    assert together.finite.all() and together.step.tolist() == [16, 16]
+    assert together.finite.all() and together.step.tolist() == [5, 5]
     for k in range(2):
         solo = sweeps.member(fit(members[k : k + 1]), 0)
         jax.tree.map(np.testing.assert_array_equal, sweeps.member(together, k), solo)
-        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), solo.params, params)
+        other = sweeps.member(together, 1 - k)
+        moved = jax.tree.map(
+            lambda a, b: np.abs(a - b).max(), solo.params, other.params
+        )
         assert min(jax.tree.leaves(moved)) > 1e-4

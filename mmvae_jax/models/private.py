@@ -3,8 +3,8 @@
 The latent vector of a model is z = [shared, w_1, ..., w_M] end to end, and modality m
 is decoded from [shared, w_m]. So whatever is computed for a model with one latent
 vector is computed for these. What is generated of a modality that is not observed has
-w_m from its prior p(w). The linear probe sees the w_m as well, not the shared vector
-alone, as it does in the papers of these models.
+w_m from its prior p(w). The linear probe sees the w_m too: it is not a probe of the
+shared vector alone.
 """
 
 from collections.abc import Callable, Mapping
