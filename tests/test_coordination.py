@@ -200,11 +200,8 @@ def test_coordination_is_that_of_brute_force(name, options, make, batch, drawn):
 def head64(params, features):
     """The joint encoder's last layers, from the features of all modalities."""
     rows = [np.concatenate([m, v], -1) for m, v in zip(*features, strict=True)]
-    h = np.concatenate(rows, -1)
-    layers = jax.tree.map(np.float64, params["joint"]["head"]["params"])
-    heads = layers.pop("GaussianHead_0")
-    (hidden,) = layers.values()
-    h = np.maximum(h @ hidden["kernel"] + hidden["bias"], 0)
+    h = np.maximum(np.concatenate(rows, -1), 0)
+    heads = jax.tree.map(np.float64, params["joint"]["head"]["params"])
     mean, raw = (
         h @ heads[name]["kernel"] + heads[name]["bias"]
         for name in ("mean", "log_variance")

@@ -31,13 +31,13 @@ def make_joint_encoder(nets: Networks) -> JointEncoder:
     """The simplest joint encoder that any mixture of networks allows.
 
     Every modality goes through an encoder like its own, with parameters of its own;
-    the 2 D numbers that each emits are features here. Those of all modalities go
-    through one hidden layer of D units to the mean and log-variance (Suzuki et al.
-    (2016) join hidden layers of networks for each modality likewise). Nothing is
-    shared with the unimodal encoders, so that the joint ELBO and what is fitted to
-    it have no parameters in common but the decoders'.
+    the 2 D numbers that each emits are features here, rectified: a hidden layer
+    shared by all modalities, from which the mean and log-variance are read (Suzuki
+    et al. (2016) join networks of each modality likewise). Nothing is shared with the
+    unimodal encoders, so that the joint ELBO and what is fitted to it have no
+    parameters in common but the decoders'.
     """
-    head = networks.MLPEncoder(nets.latent_dim, widths=(nets.latent_dim,))
+    head = networks.GaussianHead(nets.latent_dim)
     names = tuple(nets.shapes)
 
     def zeros() -> dict[str, Array]:
@@ -59,7 +59,7 @@ def make_joint_encoder(nets: Networks) -> JointEncoder:
         return encode(nets, params, batch)
 
     def posterior(params: Params, features: Gaussian) -> Gaussian:
-        rows = jnp.concatenate(features, axis=-1)
+        rows = jax.nn.relu(jnp.concatenate(features, axis=-1))
         return head.apply(params["head"], jnp.concatenate(list(rows), axis=-1))
 
     return JointEncoder(
