@@ -28,7 +28,7 @@ import numpy as np
 import tabulate
 from absl import flags
 
-from experiments import command, paper, plans, terminal
+from experiments import command, paper, plans, terminal, values
 from experiments.results import LABELS, RunRecord, Spread, by_beta, show
 from mmvae_jax import writers
 from mmvae_jax.errors import UsageError
@@ -175,7 +175,7 @@ def judge(line: Line) -> Verdict:
         found, numbers = Finding(None, ()), str(reason)
     return Verdict(
         claim,
-        _title(evidence, line.column),
+        values.title(evidence, line.column),
         _label(line.model) if line.model else "all",
         line.tag,
         text,
@@ -559,17 +559,11 @@ def _label(model: str) -> str:
     return LABELS.get(model, model)
 
 
-def _title(evidence: plans.Evidence, column: str) -> str:
-    """What a data set is called at this scale."""
-    datasets = evidence.config.datasets
-    return datasets[column].title if column in datasets else column
-
-
 def _spec_label(line: Line, spec: plans.Spec) -> str:
     """What a run is called in a line: its model, and its data set if it is another."""
     label = _label(spec.model)
     if line.claim.reference:
-        label += f" on {_title(line.evidence, spec.dataset)}"
+        label += f" on {values.title(line.evidence, spec.dataset)}"
     return label
 
 
