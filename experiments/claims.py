@@ -429,10 +429,12 @@ def collapses(line: Line) -> Finding:
 def _accuracy(line: Line, spec: plans.Spec) -> float:
     """Mean accuracy of the classifiers of all modalities on real images."""
     tags = next(iter(by_beta(line.evidence.runs[spec].summary).values()))
-    values = [s.mean for tag, s in tags.items() if tag.startswith(paper.ACCURACY + "/")]
-    if not values:
+    accuracies = [
+        s.mean for tag, s in tags.items() if tag.startswith(paper.ACCURACY + "/")
+    ]
+    if not accuracies:
         raise NotMeasured(f"no {paper.ACCURACY} in {spec.folder}")
-    return float(np.mean(values))
+    return float(np.mean(accuracies))
 
 
 def ranks_alike(line: Line) -> Finding:
