@@ -339,21 +339,14 @@ def get_classifiers(sweep: Sweep, metrics: dict[str, Callable]) -> dict | None:
     """
     if not set(metrics) & set(evaluate.NEEDS_CLASSIFIERS):
         return None
-    settings = sweep.config.classifier
     num_modalities = len(sweep.complete.train.modalities)
-    bar = terminal.ProgressBar(
-        0, settings.num_steps, settings.batch_size * num_modalities, "classifiers"
+    return _found_or_trained(
+        sweep,
+        classifiers.get_classifiers,
+        "classifiers",
+        sweep.config.classifier,
+        num_modalities,
     )
-    found = classifiers.get_classifiers(
-        sweep.config,
-        sweep.complete,
-        Path(sweep.config.data.data_dir).expanduser() / "classifiers",
-        train.Events(progress=bar.update, is_stopping=lambda: bool(sweep.stop)),
-    )
-    bar.close()
-    if found is None:
-        raise Stopped
-    return found
 
 
 def get_matchers(sweep: Sweep, metrics: dict[str, Callable]) -> Matchers | None:
@@ -365,12 +358,21 @@ def get_matchers(sweep: Sweep, metrics: dict[str, Callable]) -> Matchers | None:
     is_needed = set(metrics) & set(evaluate.NEEDS_MATCHERS)
     if not is_needed or len(sweep.model.modalities) == 1:
         return None
-    settings = sweep.config.matcher
-    bar = terminal.ProgressBar(0, settings.num_steps, settings.batch_size, "matchers")
-    found = matchers.get_matchers(
+    return _found_or_trained(
+        sweep, matchers.get_matchers, "matchers", sweep.config.matcher, 1
+    )
+
+
+def _found_or_trained(
+    sweep: Sweep, get: Callable, name: str, settings: Any, num_at_once: int
+) -> Any:
+    """What `get` finds in the folder of that name beside the data, or trains."""
+    examples = settings.batch_size * num_at_once
+    bar = terminal.ProgressBar(0, settings.num_steps, examples, name)
+    found = get(
         sweep.config,
         sweep.complete,
-        Path(sweep.config.data.data_dir).expanduser() / "matchers",
+        Path(sweep.config.data.data_dir).expanduser() / name,
         train.Events(progress=bar.update, is_stopping=lambda: bool(sweep.stop)),
     )
     bar.close()
