@@ -42,7 +42,7 @@ test: $(VENV)/test.stamp  ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/test.stamp  ## the slow tests
-	$(BIN)/python -m pytest -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/test.stamp  ## style and common mistakes
 	$(BIN)/ruff check .

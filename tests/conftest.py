@@ -3,9 +3,10 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The tests' time is compilation; `make test-slow` compiles as users do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
-import jax
 import numpy as np
 import pytest
 
@@ -43,12 +44,3 @@ def tiny_images():
         }
 
     return build
-
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Compiles without most optimisations, for tests of mathematics on small arrays:
-    their time is compilation. What bits a run has is tested as users compile it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

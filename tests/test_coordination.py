@@ -17,8 +17,6 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.objectives import TermWeights
 from mmvae_jax.types import Gaussian
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPES = {"m0": (2, 2, 1), "m1": (2, 2, 1), "m2": (2, 2, 1)}
 M, B, D = 3, 5, 4
 MODALITIES = tuple(SHAPES)

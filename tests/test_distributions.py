@@ -9,8 +9,6 @@ from mmvae_jax import distributions
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import Gaussian, Laplace
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(size=(4, 3, 3, 2)).astype(np.float32)
 OUTPUTS = RNG.normal(size=(4, 3, 3, 2)).astype(np.float32)

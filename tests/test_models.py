@@ -14,8 +14,6 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.sweeps import Member
 from mmvae_jax.types import Gaussian, Laplace
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPES = {"m0": (2, 2, 1), "m1": (2, 2, 1), "m2": (2, 2, 1)}
 M, B, D = 3, 4, 6
 UNIMODAL = ("unimodal", "unimodal_official")

@@ -7,8 +7,6 @@ from mmvae_jax import objectives, subsets
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import Gaussian, ObjectiveTerms
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 M, B, D, F = 3, 8, 2, 3
 SCALE = 0.7
 MODALITIES = ("m0", "m1", "m2")

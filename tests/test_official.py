@@ -13,8 +13,6 @@ from mmvae_jax import models, objectives, posteriors, train
 from mmvae_jax.models import official
 from mmvae_jax.types import Gaussian, Hyper, Laplace
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 M, B, D, F, K = 3, 4, 2, 3, 5
 SCALE = 0.7
 MODALITIES = ("m0", "m1", "m2")

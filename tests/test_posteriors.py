@@ -13,8 +13,6 @@ import scipy.stats
 from mmvae_jax import distributions, posteriors, subsets
 from mmvae_jax.types import Gaussian
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 M, B, D = 4, 3, 2
 
 

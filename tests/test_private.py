@@ -18,8 +18,6 @@ from mmvae_jax.subsets import SubsetMixture
 from mmvae_jax.sweeps import Member
 from mmvae_jax.types import Gaussian, Laplace
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 M, B, D, E, F, K = 3, 4, 2, 3, 3, 5  # D shared dimensions, E private ones
 SCALE = 0.7
 MODALITIES = ("m0", "m1", "m2")
