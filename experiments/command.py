@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from mmvae_jax.errors import UsageError
 
@@ -32,6 +33,17 @@ def run(main: Callable[[], int | None], argument: str = "") -> None:
     _keep_programs()
     parse = partial(_parse, argument=argument)
     app.run(lambda argv: sys.exit(_guarded(main)), flags_parser=parse)
+
+
+def define_config(default: str) -> None:
+    """Defines --config; a mistake in an override of the default ends here."""
+    try:
+        config_flags.DEFINE_config_file(
+            "config", default, "config file, and its argument after a colon"
+        )
+    # Without --config, overrides are applied to the default at once.
+    except Exception as error:
+        sys.exit(_report(error, 2))
 
 
 def _keep_programs() -> None:

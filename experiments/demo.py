@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import matplotlib
 import tabulate
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import command, report, run, terminal, workdirs
 from experiments.results import COLOURS, LABELS, Spread, by_beta, show
@@ -271,6 +270,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", "configs/polydigits.py", "config file")
+    command.define_config("configs/polydigits.py")
     flags.DEFINE_string("workdir", "runs/demo", "folder of the demo's runs")
     command.run(main)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags, logging
-from ml_collections import config_flags
 
 from experiments import command
 from mmvae_jax import data
@@ -264,7 +263,5 @@ def main():
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file(
-        "config", "configs/polymnist.py", "config file, and its argument after a colon"
-    )
+    command.define_config("configs/polymnist.py")
     command.run(main)

@@ -431,8 +431,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file(
-        "config", "configs/polymnist.py", "config file, and its argument after a colon"
-    )
+    command.define_config("configs/polymnist.py")
     flags.DEFINE_string("workdir", "", "folder of the run; default: under runs/")
     command.run(main)

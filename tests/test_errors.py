@@ -6,6 +6,9 @@ import json
 import re
 import shutil
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,3 +252,17 @@ def test_existing_files_are_left_as_they_are(results):
     # A damaged checkpoint is set aside under another name, whole.
     after = {path.replace(".damaged", ""): content for path, content in after.items()}
     assert before == after
+
+
+@pytest.mark.parametrize("module", ["run", "prepare", "demo"])
+def test_a_wrong_field_of_the_default_config_is_one_line(module):
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{module}", "--config.data.sed=1"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        timeout=120,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: the config has no field 'sed'")
