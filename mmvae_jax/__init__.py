@@ -10,6 +10,7 @@ subsets        a model of the family as data: subset masks and weights
 theory         entropies and the generative discrepancy of a known joint pmf
 posteriors     products and mixtures of Gaussian experts
 objectives     one function per objective, terms in nats
+importance     those with beta inside of a logarithm
 layers         how a convolution is executed
 networks       Linen encoders, decoders and classifiers
 models/        a model: a NamedTuple of pure functions; one file per kind

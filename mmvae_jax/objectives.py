@@ -2,24 +2,29 @@
 
 Each function takes `log_likelihoods`, modality -> function (z [N, D], x [N, ...])
 -> [N], the decoder followed by its likelihood. beta appears only in `loss`, which
-weights the terms of most objectives, and in the two importance-weighted objectives,
-where it is inside of the logarithm and which return their loss with their terms.
+weights the terms, and in the importance-weighted objectives (`importance`), where
+it is inside of the logarithm.
+
+Of an example that misses modalities (`batch[OBSERVED]`), every objective is the one
+of the modalities that are there: their terms alone, products of their experts,
+subsets and means of them.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmvae_jax import distributions, posteriors
 from mmvae_jax.errors import UsageError
 from mmvae_jax.subsets import SubsetMixture
 from mmvae_jax.types import (
+    OBSERVED,
     Array,
     Batch,
-    Distribution,
     Gaussian,
     ObjectiveTerms,
     PRNGKey,
@@ -28,8 +33,6 @@ from mmvae_jax.types import (
 LogLikelihoods = Mapping[str, Callable[[Array, Array], Array]]
 
 SUBSET_ESTIMATORS = ("stratified", "random", "exact")
-FORMS = ("loose", "tight")
-ESTIMATORS = ("dreg", "iwae")
 
 
 class TermWeights(NamedTuple):
@@ -37,6 +40,7 @@ class TermWeights(NamedTuple):
 
     All are 1 where an objective is a plain sum of its terms. The terms themselves
     are never weighted, so that `elbo` of them is a bound whatever the weights are.
+    Floats, or [B] where they depend on what is observed of an example.
 
     Attributes:
       log_likelihood: of the reconstruction terms of the bound.
@@ -45,10 +49,10 @@ class TermWeights(NamedTuple):
       auxiliary_kl: likewise; times beta in the loss.
     """
 
-    log_likelihood: float = 1.0
-    kl: float = 1.0
-    auxiliary_log_likelihood: float = 1.0
-    auxiliary_kl: float = 1.0
+    log_likelihood: float | Array = 1.0
+    kl: float | Array = 1.0
+    auxiliary_log_likelihood: float | Array = 1.0
+    auxiliary_kl: float | Array = 1.0
 
 
 PLAIN_SUM = TermWeights()
@@ -70,6 +74,24 @@ def loss(terms: ObjectiveTerms, beta: Array, weights: TermWeights = PLAIN_SUM) -
 def elbo(terms: ObjectiveTerms) -> Array:
     """The bound on log p(X) per example (beta = 1, no auxiliary term); nats [B]."""
     return sum(terms.log_likelihood.values()) - terms.kl
+
+
+def observed_of(batch: Batch, num_modalities: int) -> Array:
+    """What is observed of a batch: bool [M, B], or [M, 1] where nothing is missing."""
+    if OBSERVED in batch:
+        return batch[OBSERVED].T
+    return np.ones((num_modalities, 1), bool)
+
+
+def observed_terms(values: Mapping[str, Array], observed: Array) -> dict[str, Array]:
+    """Terms [..., B] of each modality, 0 where it is missing; observed [M, 1 or B]."""
+    pairs = zip(values.items(), observed, strict=True)
+    return {m: jnp.where(row, value, 0.0) for (m, value), row in pairs}
+
+
+def observed_sum(values: Array, observed: Array) -> Array:
+    """The sum over the observed modalities of values [M, B]; [B]."""
+    return jnp.sum(jnp.where(observed, values, 0.0), axis=0)
 
 
 def subset_elbo(
@@ -103,9 +125,9 @@ def subset_elbo(
     Raises:
       UsageError: the estimator is unknown.
     """
-    weights = jnp.asarray(mixture.weights)
-    components = posteriors.subset_posteriors(experts, mixture)
-    kl = weights @ distributions.kl_to_standard_gaussian(components)
+    observed = observed_of(batch, len(log_likelihoods))
+    components, weights = posteriors.observed_mixture(experts, mixture, observed)
+    kl = jnp.sum(weights * distributions.kl_to_standard_gaussian(components), axis=0)
     log_likelihood = _mixture_log_likelihood(
         components, weights, batch, key, log_likelihoods, estimator
     )
@@ -123,7 +145,8 @@ def _mixture_log_likelihood(
 ) -> dict[str, Array]:
     """modality -> [B], E[log p(x_m|z)] over a mixture of S components [S, B, D].
 
-    The estimator is one of SUBSET_ESTIMATORS, as `subset_elbo` explains them.
+    Its weights are [S, 1 or B]; the estimator is one of SUBSET_ESTIMATORS, as
+    `subset_elbo` explains them.
     """
     if estimator not in SUBSET_ESTIMATORS:
         raise UsageError(
@@ -131,12 +154,14 @@ def _mixture_log_likelihood(
             f"{', '.join(SUBSET_ESTIMATORS)}"
         )
     subset_key, noise_key = jax.random.split(key)
+    observed = observed_of(batch, len(log_likelihoods))
     if estimator == "exact":
         z = distributions.sample(components, noise_key)
-        return {
-            m: weights @ _fold_samples(f, z, batch[m])
+        values = {
+            m: jnp.sum(weights * fold_samples(f, z, batch[m]), axis=0)
             for m, f in log_likelihoods.items()
         }
+        return observed_terms(values, observed)
     draw = {
         "stratified": posteriors.stratified_components,
         "random": posteriors.random_components,
@@ -144,7 +169,8 @@ def _mixture_log_likelihood(
     indices = draw(subset_key, weights, components.mean.shape[1])
     chosen = posteriors.gather_components(components, indices)
     z = distributions.sample(chosen, noise_key)
-    return {m: f(z, batch[m]) for m, f in log_likelihoods.items()}
+    values = {m: f(z, batch[m]) for m, f in log_likelihoods.items()}
+    return observed_terms(values, observed)
 
 
 def subsampled_elbo(
@@ -177,17 +203,30 @@ def subsampled_elbo(
     joint = subset_elbo(
         experts, batch, joint_key, mixture=mixture, log_likelihoods=log_likelihoods
     )
-    num_modalities = experts.mean.shape[0]
-    unimodal = SubsetMixture(
-        masks=jnp.eye(num_modalities, dtype=bool),
-        weights=jnp.ones(num_modalities),
-        prior_expert=jnp.full(num_modalities, bool(mixture.prior_expert.all())),
-    )
-    components = posteriors.subset_posteriors(experts, unimodal)
+    components = _single_posteriors(experts, bool(mixture.prior_expert.all()))
     z = distributions.sample(components, unimodal_key)
-    gains = [f(z[i], batch[m]) for i, (m, f) in enumerate(log_likelihoods.items())]
-    kl = jnp.sum(distributions.kl_to_standard_gaussian(components), axis=0)
-    return joint._replace(auxiliary_log_likelihood=sum(gains), auxiliary_kl=kl)
+    observed = observed_of(batch, len(log_likelihoods))
+    gains = observed_terms(_own_terms(z, batch, log_likelihoods), observed)
+    kl = observed_sum(distributions.kl_to_standard_gaussian(components), observed)
+    return joint._replace(auxiliary_log_likelihood=sum(gains.values()), auxiliary_kl=kl)
+
+
+def _single_posteriors(experts: Gaussian, is_with_prior: bool) -> Gaussian:
+    """The M unimodal posteriors: the experts, or their products with the prior."""
+    num_modalities = experts.mean.shape[0]
+    singles = SubsetMixture(
+        masks=np.eye(num_modalities, dtype=bool),
+        weights=np.ones(num_modalities, np.float32),
+        prior_expert=np.full(num_modalities, is_with_prior),
+    )
+    return posteriors.subset_posteriors(experts, singles)
+
+
+def _own_terms(
+    z: Array, batch: Batch, log_likelihoods: LogLikelihoods
+) -> dict[str, Array]:
+    """modality -> log p(x_m|z_m) [B], each modality from its row of z [M, B, D]."""
+    return {m: f(z[i], batch[m]) for i, (m, f) in enumerate(log_likelihoods.items())}
 
 
 def coordinated_elbo(
@@ -213,7 +252,7 @@ def coordinated_elbo(
     `models.coordination` holds the weights of the published objectives.
 
     Args:
-      joint: q_J, fields [B, D].
+      joint: q_J, fields [B, D], given whatever is observed of each example.
       experts: q_m, fields [M, B, D]; None if there are none, for no auxiliary KL.
       batch: modality -> [B, ...].
       key: random key.
@@ -227,21 +266,23 @@ def coordinated_elbo(
       ObjectiveTerms, fields [B].
     """
     joint_key, unimodal_key = jax.random.split(key)
+    observed = observed_of(batch, len(log_likelihoods))
     z = distributions.sample(joint, joint_key)
-    log_likelihood = {m: f(z, batch[m]) for m, f in log_likelihoods.items()}
+    values = {m: f(z, batch[m]) for m, f in log_likelihoods.items()}
+    log_likelihood = observed_terms(values, observed)
     kl = distributions.kl_to_standard_gaussian(joint)
     gain = auxiliary_kl = jnp.zeros_like(kl)
     if unimodal_log_likelihoods is not None:
         z = distributions.sample(experts, unimodal_key)
-        functions = enumerate(unimodal_log_likelihoods.items())
-        gain = sum(f(z[i], batch[m]) for i, (m, f) in functions)
+        own = _own_terms(z, batch, unimodal_log_likelihoods)
+        gain = sum(observed_terms(own, observed).values())
     if experts is not None:
         divergences = (
             distributions.gaussian_kl(joint, experts)
             if is_coordinated
             else distributions.kl_to_standard_gaussian(experts)
         )
-        auxiliary_kl = jnp.sum(divergences, axis=0)
+        auxiliary_kl = observed_sum(divergences, observed)
     return ObjectiveTerms(log_likelihood, kl, gain, auxiliary_kl)
 
 
@@ -276,19 +317,21 @@ def jensen_shannon_elbo(
     Returns:
       ObjectiveTerms, fields [B].
     """
+    observed = observed_of(batch, len(log_likelihoods))
     prior = jax.tree.map(lambda field: jnp.zeros_like(field[:1]), experts)
     components = jax.tree.map(lambda *rows: jnp.concatenate(rows), experts, prior)
-    num_components = components.mean.shape[0]
-    uniform = jnp.full(num_components, 1 / num_components)
+    is_component = jnp.concatenate([observed, jnp.ones_like(observed[:1])])
+    uniform = posteriors.uniform_weights(is_component)
     dynamic_prior = posteriors.geometric_mean(components, uniform)
-    divergence = uniform @ distributions.gaussian_kl(components, dynamic_prior)
-    decoded = components if decode_prior else experts
-    num_decoded = decoded.mean.shape[0]
-    weights = jnp.full(num_decoded, 1 / num_decoded)
+    divergences = distributions.gaussian_kl(components, dynamic_prior)
+    divergence = jnp.sum(uniform * divergences, axis=0)
+    decoded, weights = components, uniform
+    if not decode_prior:
+        decoded, weights = experts, posteriors.uniform_weights(observed)
     log_likelihood = _mixture_log_likelihood(
         decoded, weights, batch, key, log_likelihoods, estimator
     )
-    kl = weights @ distributions.kl_to_standard_gaussian(decoded)
+    kl = jnp.sum(weights * distributions.kl_to_standard_gaussian(decoded), axis=0)
     return ObjectiveTerms(log_likelihood, kl, jnp.zeros_like(kl), divergence)
 
 
@@ -313,10 +356,9 @@ def unimodal_elbos(
       modalities.
     """
     z = distributions.sample(experts, key)
-    log_likelihood = {
-        m: f(z[i], batch[m]) for i, (m, f) in enumerate(log_likelihoods.items())
-    }
-    kl = jnp.sum(distributions.kl_to_standard_gaussian(experts), axis=0)
+    observed = observed_of(batch, len(log_likelihoods))
+    log_likelihood = observed_terms(_own_terms(z, batch, log_likelihoods), observed)
+    kl = observed_sum(distributions.kl_to_standard_gaussian(experts), observed)
     zeros = jnp.zeros_like(kl)
     return ObjectiveTerms(log_likelihood, kl, zeros, zeros)
 
@@ -350,253 +392,10 @@ def mixture_prior_elbos(
         jax.tree.map(lambda field: field[:, None], experts),
         jax.tree.map(lambda field: field[None], experts),
     )
-    return terms._replace(auxiliary_kl=jnp.sum(jnp.mean(pairs, axis=1), axis=0))
-
-
-def importance_weighted(
-    experts: Distribution,
-    batch: Batch,
-    key: PRNGKey,
-    beta: Array,
-    *,
-    prior: Distribution,
-    log_likelihoods: LogLikelihoods,
-    num_samples: int,
-    form: str = "loose",
-    estimator: str = "dreg",
-) -> tuple[Array, ObjectiveTerms]:
-    """The objective of the official MMVAE of Shi et al. (2019).
-
-    With K samples z_mk ~ q_m(z|x_m) of every expert and
-
-        log w = sum_n log p(x_n|z) + beta (log p(z) - log (1/M) sum_j q_j(z|x_j)),
-
-    it is (1/M) sum_m log (1/K) sum_k w_mk ("loose", as released) or
-    log 1/(MK) sum_mk w_mk ("tight"). The denominator is the density of the whole
-    mixture, not of the component that the sample is from. The published code has
-    no beta, and Daunhawer et al. (2022), who vary it in Fig. 12, do not say where
-    they put it; it stands here where MMVAE+ and MultiVae have it. Unless it is 1,
-    only the terms are those of a bound on log p(X).
-
-    The loss has one value for both estimators of its gradient. "iwae" is its
-    derivative, unbiased. "dreg" is the doubly reparameterised one of Tucker et al.
-    (2018) as the official code applies it: the encoders' parameters are constants
-    in log q, and the gradient that reaches z is multiplied by the normalised
-    weight once more. For decoders and prior both are equal. For the encoders
-    "dreg" has less variance, none where the posterior is exact, and the
-    expectation of "iwae" where beta = 1 and either M = 1, or the form is loose
-    and K = 1, or all experts agree. Elsewhere it is biased: the identity behind
-    it is about samples of the density in the denominator, and z_mk are samples
-    of one of its components; and with beta the factor of the identity would be
-    1 - beta (1 - weight).
-
-    Args:
-      experts: fields [M, B, D].
-      batch: modality -> [B, ...].
-      key: random key.
-      beta: float [].
-      prior: p(z), fields [D].
-      log_likelihoods: one function a modality (module docstring), called for all
-        M K samples at once. "dreg" calls it again with the same values, for XLA to
-        merge.
-      num_samples: K.
-      form: one of FORMS.
-      estimator: one of ESTIMATORS.
-
-    Returns:
-      The loss [], and ObjectiveTerms, fields [B], of the single-sample bound (beta
-      and K are 1 in it), averaged over the M K samples.
-    """
-    num_modalities = experts.mean.shape[0]
-    uniform = jnp.full(num_modalities, 1 / num_modalities)
-
-    def log_weights(z: Array, experts: Distribution) -> tuple[Array, Any]:
-        """log w, log-likelihoods, log q - log p: all [K, M, B]."""
-        log_likelihood = {
-            m: _fold_samples(f, z, batch[m]) for m, f in log_likelihoods.items()
-        }
-        log_q = posteriors.mixture_log_prob(experts, uniform, z)
-        kl = log_q - distributions.log_prob(prior, z)
-        return sum(log_likelihood.values()) - beta * kl, (log_likelihood, kl)
-
-    z = distributions.sample(experts, key, (num_samples,))
-    value, (log_likelihood, kl) = _weighted_loss(
-        log_weights, z, experts, form, estimator
-    )
-    zeros = jnp.zeros_like(kl)
-    return value, ObjectiveTerms(log_likelihood, kl, zeros, zeros)
-
-
-def _weighted_loss(
-    log_weights: Callable[[Array, Distribution], tuple[Array, Any]],
-    z: Array,
-    experts: Distribution,
-    form: str,
-    estimator: str,
-) -> tuple[Array, Any]:
-    """The loss of samples and their weights, in one of FORMS and of ESTIMATORS.
-
-    Args:
-      log_weights: (z, experts) -> log w [K, M, B], and other values of that shape.
-      z: [K, M, B, D], samples of the experts.
-      experts: fields [M, B, D].
-      form: one of FORMS.
-      estimator: one of ESTIMATORS.
-
-    Returns:
-      The loss [], and the means [B] of the other values over the M K samples.
-    """
-    values, others = log_weights(z, experts)
-    axes = {"loose": (0,), "tight": (0, 1)}[form]
-    num_averaged = math.prod(values.shape[axis] for axis in axes)
-    bound = jax.nn.logsumexp(values, axes) - math.log(num_averaged)
-    if estimator == "dreg":
-        normalised = jax.lax.stop_gradient(jax.nn.softmax(values, axes))
-        scaled = scale_gradient(z, normalised[..., None])
-        again, _ = log_weights(scaled, jax.lax.stop_gradient(experts))
-        surrogate = jnp.sum(normalised * again, axes)
-        # The value of the bound, the gradient of the surrogate.
-        bound = jax.lax.stop_gradient(bound - surrogate) + surrogate
-    return -jnp.mean(bound), jax.tree.map(lambda x: jnp.mean(x, (0, 1)), others)
-
-
-def unimodal_importance_weighted(
-    experts: Distribution,
-    batch: Batch,
-    key: PRNGKey,
-    beta: Array,
-    *,
-    prior: Distribution,
-    log_likelihoods: LogLikelihoods,
-    **options: Any,
-) -> tuple[Array, ObjectiveTerms]:
-    """M independent VAEs, each with an `importance_weighted` objective of its own.
-
-    Args:
-      experts: fields [M, B, d], q(z_m|x_m); d is the latent size of one VAE.
-      batch: modality -> [B, ...].
-      key: random key.
-      beta: float [].
-      prior: fields [M, d], the prior of every VAE.
-      log_likelihoods: modality -> function (z_m [N, d], x_m) -> [N].
-      **options: num_samples and estimator of `importance_weighted`, whose two forms
-        are one for a single modality.
-
-    Returns:
-      The sums over the M VAEs of their losses [] and terms, fields [B].
-    """
-    keys = jax.random.split(key, len(log_likelihoods))
-    losses, terms = [], []
-    for i, (modality, log_likelihood) in enumerate(log_likelihoods.items()):
-        own_loss, own_terms = importance_weighted(
-            jax.tree.map(lambda field, i=i: field[i : i + 1], experts),
-            {modality: batch[modality]},
-            keys[i],
-            beta,
-            prior=jax.tree.map(lambda field, i=i: field[i], prior),
-            log_likelihoods={modality: log_likelihood},
-            **options,
-        )
-        losses.append(own_loss)
-        terms.append(own_terms)
-    log_likelihood = {m: x for own in terms for m, x in own.log_likelihood.items()}
-    kl = sum(own.kl for own in terms)
-    zeros = jnp.zeros_like(kl)
-    return sum(losses), ObjectiveTerms(log_likelihood, kl, zeros, zeros)
-
-
-def private_importance_weighted(
-    experts: Distribution,
-    batch: Batch,
-    key: PRNGKey,
-    beta: Array,
-    *,
-    shared_dim: int,
-    prior: Distribution,
-    auxiliary_priors: Distribution,
-    log_likelihoods: LogLikelihoods,
-    num_samples: int,
-    form: str = "loose",
-    estimator: str = "dreg",
-) -> tuple[Array, ObjectiveTerms]:
-    """The objective of MMVAE+, Palumbo et al. (2023), as released.
-
-    Every expert is q_m(z|x_m) q_m(w|x_m), of a shared and a private latent vector.
-    With K samples z_mk, w_mk of it and w~_n ~ r_n(w) of auxiliary priors,
-
-        log w_mk = log p(x_m|z, w_m) + sum_{n != m} log p(x_n|z, w~_n)
-            + beta (log p(z) + log p(w_m) - log (1/M) sum_j q_j(z|x_j)
-                    - log q_m(w_m|x_m)),
-
-    and it is (1/M) sum_m log (1/K) sum_k w_mk, the mean over modalities outside of
-    the logarithm ("loose"). For K = 1 it is their ELBO. What modality m says of the
-    others goes through z alone: their own w is never decoded with its z.
-
-    Both estimators are those of `importance_weighted`: in "dreg", the densities of
-    z and w_m have constant parameters, and the gradients that reach z_mk and w_mk
-    are weighted once more. (The first release meant to do so and does neither: its
-    log q keeps the encoders' parameters.) r_n is in no density of the objective; it
-    learns through its samples, by the plain derivative.
-
-    Because r_n is in no density, the objective is a bound on log p(X) only where
-    r_n = p. The terms returned are of a bound everywhere: w~_n is counted as a
-    sample of a proposal r_n, log r_n(w~_n) - log p(w~_n) is part of `kl`, and
-    `auxiliary_kl` takes it away again. Hence the loss for K = 1 is `loss` of the
-    terms.
-
-    Args:
-      experts: fields [M, B, d + e], shared dimensions first.
-      batch: modality -> [B, ...].
-      key: random key.
-      beta: float [].
-      shared_dim: d.
-      prior: p(z) p(w), fields [d + e].
-      auxiliary_priors: r_n(w), fields [M, e].
-      log_likelihoods: modality -> function ([z, w] [N, d + e], x_n) -> [N].
-      num_samples: K.
-      form: one of FORMS; "tight", log 1/(MK) sum_mk w_mk, is nobody's published.
-      estimator: one of ESTIMATORS.
-
-    Returns:
-      The loss [], and ObjectiveTerms, fields [B], of the single-sample bound (beta
-      and K are 1 in it), averaged over the M K samples.
-    """
-    num_modalities = experts.mean.shape[0]
-    uniform = jnp.full(num_modalities, 1 / num_modalities)
-    own_key, auxiliary_key = jax.random.split(key)
-    samples = distributions.sample(experts, own_key, (num_samples,))
-    # One w~ for every sample, example, and pair of modalities: [K, M, B, M, e].
-    auxiliary = distributions.sample(
-        auxiliary_priors, auxiliary_key, samples.shape[:-1]
-    )
-    private_prior = distributions.split(prior, shared_dim)[1]
-    is_other = ~jnp.eye(num_modalities, dtype=bool)[:, None]
-    excess = distributions.log_prob(auxiliary_priors, auxiliary)
-    excess -= distributions.log_prob(private_prior, auxiliary)
-    excess = jnp.sum(jnp.where(is_other, excess, 0.0), axis=-1)
-
-    def log_weights(z: Array, experts: Distribution) -> tuple[Array, Any]:
-        """log w, log-likelihoods, log q - log p, log r - log p: all [K, M, B]."""
-        shared, private = distributions.split(z, shared_dim)
-        log_likelihood = {}
-        for n, (m, f) in enumerate(log_likelihoods.items()):
-            w = jnp.where(is_other[..., n, None], auxiliary[..., n, :], private)
-            log_likelihood[m] = _fold_samples(
-                f, distributions.join(shared, w), batch[m]
-            )
-        shared_experts, private_experts = distributions.split(experts, shared_dim)
-        kl = posteriors.mixture_log_prob(shared_experts, uniform, shared)
-        kl += distributions.log_prob(private_experts, private)
-        kl -= distributions.log_prob(prior, z)
-        value = sum(log_likelihood.values()) - beta * kl
-        return value, (log_likelihood, kl, excess)
-
-    value, (log_likelihood, kl, excess) = _weighted_loss(
-        log_weights, samples, experts, form, estimator
-    )
-    return value, ObjectiveTerms(
-        log_likelihood, kl + excess, jnp.zeros_like(kl), -excess
-    )
+    observed = observed_of(batch, len(log_likelihoods))
+    is_pair = observed[:, None] & observed[None]
+    total = jnp.sum(jnp.where(is_pair, pairs, 0.0), axis=(0, 1))
+    return terms._replace(auxiliary_kl=posteriors.share_of_each(observed) * total)
 
 
 def private_shared_elbos(
@@ -604,8 +403,9 @@ def private_shared_elbos(
     batch: Batch,
     key: PRNGKey,
     *,
+    joint: Gaussian,
     shared_dim: int,
-    sources: SubsetMixture,
+    is_single_with_prior: bool,
     log_likelihoods: LogLikelihoods,
 ) -> ObjectiveTerms:
     """The objective of DMVAE, Lee & Pavlovic (2021): an ELBO for every source of z.
@@ -624,8 +424,9 @@ def private_shared_elbos(
       experts: fields [M, B, d + e], q_m(z|x_m) q_m(w|x_m), shared dimensions first.
       batch: modality -> [B, ...].
       key: random key.
+      joint: q(z|X), fields [B, d], given whatever is observed of each example.
       shared_dim: d.
-      sources: the subsets A, the one of all modalities first; weights are not used.
+      is_single_with_prior: whether q(z|x_m) is the expert's product with the prior.
       log_likelihoods: modality -> function ([z, w] [N, d + e], x_m) -> [N].
 
     Returns:
@@ -633,42 +434,30 @@ def private_shared_elbos(
     """
     shared_key, private_key = jax.random.split(key)
     shared, private = distributions.split(experts, shared_dim)
-    components = posteriors.subset_posteriors(shared, sources)
+    observed = observed_of(batch, len(log_likelihoods))
+    singles = _single_posteriors(shared, is_single_with_prior)
+    components = jax.tree.map(
+        lambda row, rows: jnp.concatenate([row[None], rows]), joint, singles
+    )
     z = distributions.sample(components, shared_key)
     w = distributions.sample(private, private_key)
     values = {}
     for i, (m, f) in enumerate(log_likelihoods.items()):
         own = jnp.broadcast_to(w[i], (len(z), *w[i].shape))
-        values[m] = _fold_samples(f, distributions.join(z, own), batch[m])
+        values[m] = fold_samples(f, distributions.join(z, own), batch[m])
+    values = observed_terms(values, observed)
     kl = distributions.kl_to_standard_gaussian(components)
-    kl += jnp.sum(distributions.kl_to_standard_gaussian(private), axis=0)
+    kl += observed_sum(distributions.kl_to_standard_gaussian(private), observed)
+    gains = [observed_sum(x[1:], observed) for x in values.values()]
     return ObjectiveTerms(
         log_likelihood={m: x[0] for m, x in values.items()},
         kl=kl[0],
-        auxiliary_log_likelihood=sum(jnp.sum(x[1:], axis=0) for x in values.values()),
-        auxiliary_kl=jnp.sum(kl[1:], axis=0),
+        auxiliary_log_likelihood=sum(gains),
+        auxiliary_kl=observed_sum(kl[1:], observed),
     )
 
 
-@jax.custom_vjp
-def scale_gradient(z: Array, scale: Array) -> Array:
-    """z itself, whose gradient is multiplied by `scale` (broadcast, a constant)."""
-    del scale
-    return z
-
-
-def _scale_gradient_forward(z: Array, scale: Array) -> tuple[Array, Array]:
-    return z, scale
-
-
-def _scale_gradient_backward(scale: Array, gradient: Array) -> tuple[Array, Array]:
-    return gradient * scale, jnp.zeros_like(scale)
-
-
-scale_gradient.defvjp(_scale_gradient_forward, _scale_gradient_backward)
-
-
-def _fold_samples(
+def fold_samples(
     log_likelihood: Callable[[Array, Array], Array], z: Array, x: Array
 ) -> Array:
     """log p(x|z) [..., B] of z [..., B, D] and x [B, ...]: one call for all samples."""

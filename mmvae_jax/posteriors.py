@@ -4,12 +4,17 @@ The experts of M modalities are one Gaussian with fields [M, B, D]; mixtures tak
 Laplace experts too, of which no product is a Laplace distribution. Everything
 here takes masks as arrays and is safe under vmap and jit, so that the 2^M - 1
 subsets of MoPoE are one call and not a loop.
+
+What is observed is a bool [M], the same for all examples, or [M, B], of each. An
+example of which some modalities are missing is treated as one of a model that never
+had them: a subset of the mixture counts if all of it is observed.
 """
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmvae_jax import distributions
 from mmvae_jax.subsets import SubsetMixture
@@ -38,10 +43,10 @@ def product_of_experts(
       outside the subset is exactly zero.
     """
     rank = experts.mean.ndim
-    mask = _append_axes(jnp.asarray(mask), rank)
+    mask = append_axes(jnp.asarray(mask), rank)
     log_precision = jnp.where(mask, -experts.log_variance, -jnp.inf)
     prior = jnp.where(jnp.asarray(prior_expert), 0.0, -jnp.inf)
-    prior = _append_axes(prior, rank - 1 if prior.ndim else 0)
+    prior = append_axes(prior, rank - 1 if prior.ndim else 0)
     top = jnp.maximum(jnp.max(log_precision, axis=0), prior)
     top = jax.lax.stop_gradient(top)
     weights = jnp.exp(log_precision - top)
@@ -56,11 +61,13 @@ def geometric_mean(components: Gaussian, weights: Array) -> Gaussian:
     """The normalised weighted geometric mean, proportional to prod_k q_k^{w_k}.
 
     The dynamic prior of Sutter et al. (2020): a product of experts whose precisions
-    are weighted. Fields [S, B, D] and weights [S], all > 0 -> fields [B, D].
+    are weighted. Fields [S, B, D] and weights [S] or [S, B] -> fields [B, D].
     """
-    log_weights = _append_axes(jnp.log(weights), components.mean.ndim)
+    is_used = weights > 0
+    log_weights = jnp.log(jnp.where(is_used, weights, 1.0))
+    log_weights = append_axes(log_weights, components.mean.ndim)
     weighted = components._replace(log_variance=components.log_variance - log_weights)
-    return product_of_experts(weighted, jnp.ones(len(weights), bool), False)
+    return product_of_experts(weighted, is_used, False)
 
 
 def subset_posteriors(experts: Gaussian, mixture: SubsetMixture) -> Gaussian:
@@ -88,6 +95,42 @@ def subset_posteriors(experts: Gaussian, mixture: SubsetMixture) -> Gaussian:
     return Gaussian(mean, -(centre + jnp.log(total)))
 
 
+def stratified_positions(key: PRNGKey, num: int) -> Array:
+    """`num` positions in [0, 1), one in each interval of length 1 / num, shuffled."""
+    offset_key, order_key = jax.random.split(key)
+    positions = (jnp.arange(num) + jax.random.uniform(offset_key)) / num
+    # Rounding may lift the last position to 1, past the end of all weights.
+    positions = jnp.minimum(positions, 1 - jnp.finfo(positions.dtype).epsneg)
+    return jax.random.permutation(order_key, positions)
+
+
+def random_positions(key: PRNGKey, num: int) -> Array:
+    """`num` independent positions in [0, 1)."""
+    return jax.random.uniform(key, (num,))
+
+
+def components_at(weights: Array, positions: Array) -> Array:
+    """The component at a position of the unit interval, divided by the weights.
+
+    Args:
+      weights: float [S], or [S, B] for weights of each example; not all 0.
+      positions: float [B], in [0, 1).
+
+    Returns:
+      int32 [B], components, none of them with weight 0.
+    """
+    weights = append_axes(jnp.asarray(weights), 2)
+    edges = jnp.cumsum(weights, axis=0)
+    passed = edges / edges[-1] <= positions
+    components = jnp.minimum(jnp.sum(passed, axis=0), len(weights) - 1)
+    # A parallel cumulative sum need not be monotonic to the last bit, which may
+    # open an interval for a component of weight 0.
+    largest = jnp.argmax(weights, axis=0)
+    weights = jnp.broadcast_to(weights, (len(weights), len(positions)))
+    is_possible = weights[components, jnp.arange(len(positions))] > 0
+    return jnp.where(is_possible, components, largest).astype(jnp.int32)
+
+
 def stratified_components(key: PRNGKey, weights: Array, num: int) -> Array:
     """Draws a component for each of `num` examples, balanced over the batch.
 
@@ -98,28 +141,18 @@ def stratified_components(key: PRNGKey, weights: Array, num: int) -> Array:
 
     Args:
       key: random key.
-      weights: float [S], summing to 1.
+      weights: float [S], summing to 1, or [S, num], of each example.
       num: number of examples.
 
     Returns:
       int32 [num], components.
     """
-    offset_key, order_key = jax.random.split(key)
-    offset = jax.random.uniform(offset_key)
-    positions = (jnp.arange(num) + offset) / num
-    # Rounding may lift the last position to 1, past the end of the weights.
-    positions = jnp.minimum(positions, 1 - jnp.finfo(positions.dtype).epsneg)
-    edges = jnp.cumsum(weights)
-    components = jnp.searchsorted(edges / edges[-1], positions, side="right")
-    # A parallel cumulative sum need not be monotonic to the last bit, which may
-    # open an interval for a component of weight 0.
-    components = jnp.where(weights[components] > 0, components, jnp.argmax(weights))
-    return jax.random.permutation(order_key, components.astype(jnp.int32))
+    return components_at(weights, stratified_positions(key, num))
 
 
 def random_components(key: PRNGKey, weights: Array, num: int) -> Array:
     """Draws a component for each of `num` examples independently; int32 [num]."""
-    return jax.random.categorical(key, jnp.log(weights), shape=(num,))
+    return components_at(weights, random_positions(key, num))
 
 
 def gather_components(components: Distribution, indices: Array) -> Distribution:
@@ -133,7 +166,7 @@ def mixture_log_prob(components: Distribution, weights: Array, z: Array) -> Arra
 
     Args:
       components: fields [S, B, D].
-      weights: float [S], summing to 1.
+      weights: float [S], summing to 1, or [S, B], of each example.
       z: float [..., B, D].
 
     Returns:
@@ -142,7 +175,63 @@ def mixture_log_prob(components: Distribution, weights: Array, z: Array) -> Arra
     # The component axis is put last, behind any leading axes of z.
     by_component = jax.vmap(distributions.log_prob, (0, None), -1)
     log_probs = by_component(components, z)
-    return jax.nn.logsumexp(log_probs, axis=-1, b=jnp.asarray(weights))
+    return jax.nn.logsumexp(log_probs, axis=-1, b=jnp.asarray(weights).T)
+
+
+def share_of_each(observed: Array) -> Array:
+    """One over how many modalities are observed: bool [M, ...] -> float [...]."""
+    # A table rather than a division, which XLA rounds otherwise for a constant.
+    shares = np.append(0.0, 1 / np.arange(1, len(observed) + 1)).astype(np.float32)
+    return jnp.asarray(shares)[jnp.sum(observed, axis=0)]
+
+
+def uniform_weights(observed: Array) -> Array:
+    """Equal weights of what is observed, 0 for the rest: bool [M, ...] -> float."""
+    return jnp.where(observed, share_of_each(observed), 0.0)
+
+
+def observed_mixture(
+    experts: Gaussian, mixture: SubsetMixture, observed: Array
+) -> tuple[Gaussian, Array]:
+    """The components of a mixture, and their weights by what is observed.
+
+    Weights are renormalised over the subsets of which everything is observed.
+    Where there is none, the posterior is the product of what is observed, with the
+    prior as an expert if the mixture has it anywhere (MVAE).
+
+    Args:
+      experts: fields [M, B, D].
+      mixture: S subsets of M modalities, not traced.
+      observed: bool [M], [M, 1] or [M, B]; an array of numpy is known while tracing.
+
+    Returns:
+      Gaussian with fields [S, B, D], and weights [S, 1 or B] that sum to 1. There
+      is one component more, of what is observed, if subsets of the mixture may
+      all be unavailable.
+    """
+    if isinstance(observed, np.ndarray) and observed.all():
+        components = subset_posteriors(experts, mixture)
+        return components, jnp.asarray(mixture.weights)[:, None]
+    masks = jnp.asarray(mixture.masks)
+    weights = jnp.asarray(mixture.weights)[:, None]
+    components = subset_posteriors(experts, mixture)
+    observed = append_axes(observed, 2)
+    is_available = jnp.all(masks[:, :, None] <= observed, axis=1)
+    kept = jnp.where(is_available, weights, 0.0)
+    total = jnp.sum(kept, axis=0)
+    is_any = total > 0
+    renormalised = kept / jnp.where(is_any, total, 1.0)
+    # Where all are available, the weights have the bits that they are given with.
+    weights = jnp.where(jnp.all(is_available, axis=0), weights, renormalised)
+    has_singles = (mixture.masks.sum(axis=1) == 1) & (mixture.weights > 0)
+    if mixture.masks[has_singles].any(axis=0).all():
+        return components, weights
+    rest = product_of_experts(experts, observed, bool(mixture.prior_expert.any()))
+    components = jax.tree.map(
+        lambda field, own: jnp.concatenate([field, own[None]]), components, rest
+    )
+    rest_weight = jnp.where(is_any, 0.0, 1.0)
+    return components, jnp.concatenate([weights, rest_weight[None]])
 
 
 def conditional_mixture(mixture: SubsetMixture, observed: Array) -> SubsetMixture:
@@ -156,24 +245,27 @@ def conditional_mixture(mixture: SubsetMixture, observed: Array) -> SubsetMixtur
 
     Args:
       mixture: S subsets of M modalities.
-      observed: bool [M], A; not empty; may be traced.
+      observed: A, bool [M], or [M, B], of each example; not empty; may be traced.
 
     Returns:
-      A mixture of S + 1 subsets (the last one is A), as traced arrays.
+      A mixture of S + 1 subsets (the last one is A), as traced arrays; its masks
+      are [S + 1, M, B or 1], its weights [S + 1, B or 1].
     """
-    masks = jnp.asarray(mixture.masks)
-    weights = jnp.asarray(mixture.weights)
-    observed = jnp.asarray(observed, bool)
+    observed = append_axes(jnp.asarray(observed, bool), 2)
+    masks = jnp.asarray(mixture.masks)[:, :, None]
+    weights = jnp.asarray(mixture.weights)[:, None]
     is_observed = jnp.all(masks == observed, axis=1) & (weights > 0)
     is_inside = jnp.all(masks <= observed, axis=1)
-    chosen = jnp.where(jnp.any(is_observed), is_observed, is_inside)
+    chosen = jnp.where(jnp.any(is_observed, axis=0), is_observed, is_inside)
     kept = jnp.where(chosen, weights, 0.0)
-    total = jnp.sum(kept)
+    total = jnp.sum(kept, axis=0)
     any_kept = total > 0
     kept = kept / jnp.where(any_kept, total, 1.0)
+    rest = jnp.where(any_kept, 0.0, 1.0)
+    masks = jnp.broadcast_to(masks, (*masks.shape[:2], observed.shape[1]))
     return SubsetMixture(
         masks=jnp.concatenate([masks, observed[None]]),
-        weights=jnp.append(kept, jnp.where(any_kept, 0.0, 1.0)),
+        weights=jnp.concatenate([kept, rest[None]]),
         prior_expert=jnp.append(
             jnp.asarray(mixture.prior_expert), bool(mixture.prior_expert.any())
         ),
@@ -188,15 +280,14 @@ def expert_component(
     Args:
       key: random key.
       experts: fields [M, B, D].
-      observed: bool [M], not empty; may be traced.
+      observed: bool [M], or [M, B], of each example; not empty; may be traced.
 
     Returns:
       A distribution with fields [B, D].
     """
-    observed = jnp.asarray(observed, experts.mean.dtype)
+    weights = uniform_weights(jnp.asarray(observed))
     num = experts.mean.shape[1]
-    indices = stratified_components(key, observed / jnp.sum(observed), num)
-    return gather_components(experts, indices)
+    return gather_components(experts, stratified_components(key, weights, num))
 
 
 def posterior_component(
@@ -209,18 +300,18 @@ def posterior_component(
     Args:
       key: random key.
       experts: fields [M, B, D].
-      mixture: subsets and weights, possibly traced.
+      mixture: from `conditional_mixture`.
 
     Returns:
       Gaussian with fields [B, D].
     """
     num = experts.mean.shape[1]
-    indices = stratified_components(key, jnp.asarray(mixture.weights), num)
-    masks = jnp.asarray(mixture.masks)[indices].T
-    prior_expert = jnp.asarray(mixture.prior_expert)[indices]
-    return product_of_experts(experts, masks, prior_expert)
+    indices = stratified_components(key, mixture.weights, num)
+    masks = jnp.broadcast_to(mixture.masks, (*mixture.masks.shape[:2], num))
+    masks = masks[indices, :, jnp.arange(num)].T
+    return product_of_experts(experts, masks, mixture.prior_expert[indices])
 
 
-def _append_axes(x: Array, rank: int) -> Array:
-    """Appends axes of length 1 until x has `rank` axes."""
+def append_axes(x: Array, rank: int) -> Array:
+    """Appends axes of length 1 until x has `rank` axes: masks next to their fields."""
     return x.reshape(x.shape + (1,) * (rank - x.ndim))

@@ -24,6 +24,10 @@ PRNGKey = jax.Array
 Params = Any
 Batch = Mapping[str, Array]
 
+# The key under which a batch may say what of it is observed: bool [B, M], every row
+# with at least one True. What is not may hold anything.
+OBSERVED = "observed"
+
 
 class Gaussian(NamedTuple):
     """A diagonal Gaussian.
@@ -92,8 +96,9 @@ class MultimodalVAE(NamedTuple):
     `experts` is what `encode` returns, a Gaussian (or Laplace) with fields
     [M, B, D]; posteriors are of the same type. A model with a joint encoder may
     return other rows (`models.coordination`): nobody but its own posteriors looks
-    at them. `subset` is a bool [M], the modalities that are observed; it may be
-    traced.
+    at them. `subset` is a bool [M], the modalities that are observed, or [M, B], those
+    of each example; it may be traced. A batch may have OBSERVED: what is missing in
+    it has no expert, no term and no influence.
 
     Attributes:
       modalities: names, in the order of the M axis.
@@ -107,11 +112,12 @@ class MultimodalVAE(NamedTuple):
       posterior: (params, experts, subset, key) -> Distribution [B, D], q(z|x_A);
         where it is a mixture, the component of each example is drawn with `key`,
         stratified over the batch.
-      mixture_posterior: (params, experts) -> (Distribution [S, B, D], weights
-        [S]), all the components of the posterior given all modalities.
+      mixture_posterior: (params, experts, subset) -> (Distribution [S, B, D],
+        weights [S, 1 or B]), all the components that training decodes from.
       decode: (params, z [B, D]) -> modality -> [B, ...], the likelihood's mean:
         what the papers show and evaluate as the generated example.
-      log_likelihood: (params, z [B, D], batch) -> modality -> [B], nats.
+      log_likelihood: (params, z [B, D], batch) -> modality -> [B], nats; 0 where the
+        modality is missing.
       sample_prior: (params, key, num) -> z [num, D]; a prior may be learned.
       log_prior: (params, z [..., D]) -> [...], nats.
     """

@@ -163,7 +163,7 @@ def test_coordination_is_that_of_brute_force(name, options, make, batch, drawn):
     if name in ("jmvae_kl", "telbo"):
         expected = row(rows, M)
     elif name == "jmvae":
-        expected = float64(model.mixture_posterior(params, rows)[0])
+        expected = float64(model.mixture_posterior(params, rows, np.ones(M, bool))[0])
         expected = row(expected, 0)
     else:
         expected = product64(rows)

@@ -68,7 +68,7 @@ def evaluated(request, make):
             "objective": terms,
             "experts": experts,
             "posterior": q,
-            "mixture": model.mixture_posterior(params, experts),
+            "mixture": model.mixture_posterior(params, experts, np.ones(M, bool)),
             "decoded": model.decode(params, q.mean),
             "log_likelihood": model.log_likelihood(params, q.mean, batch),
             "prior": z,
@@ -101,7 +101,7 @@ def test_the_functions_of_every_model(evaluated, batch):
     num_subsets = {"mmvae": 3, "mmvae_official": 3, "mopoe": 7, "custom": 3}
     num_subsets = (num_subsets | {"mmvae_plus": 3, "mmjsd": 3}).get(name, 1)
     assert {field.shape for field in components} == {(num_subsets, B, total_dim)}
-    assert weights.shape == (num_subsets,) and weights.sum() == pytest.approx(1)
+    assert weights.shape == (num_subsets, 1) and weights.sum() == pytest.approx(1)
     for m, shape in SHAPES.items():
         assert results["decoded"][m].shape == (B, *shape)
         assert results["log_likelihood"][m].shape == (B,)
@@ -239,7 +239,9 @@ def test_what_the_config_says_reaches_the_objective(tiny_config, make, batch):
     assert len(jaxprs) == 3
     experts = model.encode(params, batch)
     released, paper = (
-        make("mopoe", prior_expert=choice).mixture_posterior(params, experts)[0]
+        make("mopoe", prior_expert=choice).mixture_posterior(
+            params, experts, np.ones(len(SHAPES), bool)
+        )[0]
         for choice in ("released", "paper")
     )
     differs = (released.mean != paper.mean).any(axis=(1, 2))

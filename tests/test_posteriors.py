@@ -332,9 +332,9 @@ def test_what_is_used_when_only_some_modalities_are_observed(name, is_jitted):
     for observed in NON_EMPTY:
         mask = np.isin(np.arange(3), observed)
         given = condition(mask)
-        kept = np.flatnonzero(given.weights)
+        kept = np.flatnonzero(given.weights[:, 0])
         found = {
-            tuple(np.flatnonzero(given.masks[s]).tolist()): given.weights[s].item()
+            tuple(np.flatnonzero(given.masks[s, :, 0]).tolist()): given.weights[s, 0]
             for s in kept
         }
         assert found == pytest.approx(expected(observed)), observed
@@ -350,7 +350,13 @@ def test_posterior_components_are_the_products_of_balanced_subsets():
         product64(experts, mask, prior)
         for mask, prior in zip(mixture.masks, mixture.prior_expert, strict=True)
     ]
-    q = jax.jit(posteriors.posterior_component)(jax.random.key(0), experts, mixture)
+    q = jax.jit(posteriors.posterior_component)(
+        jax.random.key(0),
+        experts,
+        mixture._replace(
+            masks=mixture.masks[:, :, None], weights=mixture.weights[:, None]
+        ),
+    )
     is_close = np.stack(
         [
             np.isclose(q.mean, p.mean, rtol=1e-4, atol=1e-5).all(-1)

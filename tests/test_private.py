@@ -11,10 +11,18 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from mmvae_jax import models, objectives, posteriors, subsets, sweeps, train
+from mmvae_jax import (
+    distributions,
+    importance,
+    models,
+    objectives,
+    posteriors,
+    subsets,
+    sweeps,
+    train,
+)
 from mmvae_jax.errors import UsageError
 from mmvae_jax.models import private
-from mmvae_jax.subsets import SubsetMixture
 from mmvae_jax.sweeps import Member
 from mmvae_jax.types import Gaussian, Laplace
 
@@ -87,7 +95,7 @@ def weighted(experts, key=KEY, beta=1.0, modalities=MODALITIES, **options):
         "num_samples": K,
     }
     batch = {m: BATCH[m] for m in modalities}
-    return objectives.private_importance_weighted(
+    return importance.private_importance_weighted(
         experts, batch, key, beta, **defaults | options
     )
 
@@ -188,7 +196,7 @@ def test_with_one_sample_it_is_the_beta_weighted_elbo():
         experts = Laplace(MEANS, SPREADS)
         options = {"beta": beta, "num_samples": 1}
         return [
-            weighted(experts, estimator=e, **options) for e in objectives.ESTIMATORS
+            weighted(experts, estimator=e, **options) for e in importance.ESTIMATORS
         ]
 
     for beta in (0.3, 4.0):
@@ -221,7 +229,7 @@ def test_with_one_modality_it_is_a_vae_of_both_vectors():
         )[0]
 
     def neighbour(experts, loadings):
-        return objectives.importance_weighted(
+        return importance.importance_weighted(
             experts,
             {"m0": BATCH["m0"]},
             own_key,
@@ -250,7 +258,7 @@ def test_without_private_information_it_is_the_official_mmvae():
 
     def neighbour(experts, loadings):
         functions = decoders(without_private(loadings))
-        return objectives.importance_weighted(
+        return importance.importance_weighted(
             experts,
             BATCH,
             own_key,
@@ -290,7 +298,7 @@ def test_the_terms_are_a_bound_and_the_objective_is_one_for_equal_priors():
 
     @compiled
     def values(auxiliary):
-        loss, terms = objectives.private_importance_weighted(
+        loss, terms = importance.private_importance_weighted(
             experts,
             x,
             KEY,
@@ -323,7 +331,7 @@ def test_auxiliary_priors_learn_by_the_plain_derivative():
 
     dreg, iwae = (
         compiled(jax.grad(partial(loss, estimator=e)))(AUXILIARY_SPREAD)
-        for e in objectives.ESTIMATORS
+        for e in importance.ESTIMATORS
     )
     np.testing.assert_allclose(dreg, iwae, rtol=1e-4, atol=1e-5)
     assert np.abs(iwae).min() > 1e-4
@@ -354,11 +362,19 @@ def test_mmvae_plus_is_finite_at_extreme_heads(family):
 PRIOR_CHOICES = ((True, False), (True, True), (False, False))
 
 
+def joint_of(experts, prior):
+    """The product of the shared parts; `prior` as in PRIOR_CHOICES."""
+    num = len(experts.mean)
+    shared, _ = distributions.split(experts, D)
+    everything = np.ones(num, bool)
+    return posteriors.product_of_experts(shared, everything, prior[num == 1])
+
+
 def elbos(experts, key=KEY, modalities=MODALITIES, prior=(True, False), **options):
-    num = len(modalities)
     defaults = {
+        "joint": joint_of(experts, prior),
         "shared_dim": D,
-        "sources": private._sources(num, *prior),
+        "is_single_with_prior": prior[1],
         "log_likelihoods": decoders({m: LOADINGS[m] for m in modalities}),
     }
     batch = {m: BATCH[m] for m in modalities}
@@ -419,12 +435,14 @@ def test_samples_of_dmvae_are_of_the_product_the_experts_and_the_private_posteri
     @compiled
     def draw():
         seen = {}
+        experts = Gaussian(*tiled)
         objectives.private_shared_elbos(
-            Gaussian(*tiled),
+            experts,
             {m: np.tile(x, (num, 1)) for m, x in BATCH.items()},
             KEY,
+            joint=joint_of(experts, (True, False)),
             shared_dim=D,
-            sources=private._sources(M, True, False),
+            is_single_with_prior=False,
             log_likelihoods=decoders(seen=seen),
         )
         return seen
@@ -567,10 +585,11 @@ def test_a_posterior_has_private_parts_of_its_own_or_of_the_prior(built):
 def test_the_mixture_is_of_what_is_drawn_given_everything(built):
     name, model, params = built
     experts = fake_experts(name)
-    components, weights = model.mixture_posterior(params, experts)
+    everything = np.ones(M, bool)
+    components, weights = model.mixture_posterior(params, experts, everything)
     num = M if name == "mmvae_plus" else 1
-    np.testing.assert_allclose(weights, np.full(num, 1 / num), rtol=1e-6)
-    drawn = model.posterior(params, experts, np.ones(M, bool), KEY)
+    np.testing.assert_allclose(weights[:, 0], np.full(num, 1 / num), rtol=1e-6)
+    drawn = model.posterior(params, experts, everything, KEY)
     is_drawn = np.isclose(components.mean, drawn.mean, atol=1e-6).all(-1)
     assert is_drawn.any(0).all() and components.mean.shape[0] == num
     # Only the shared part is a mixture.
@@ -692,9 +711,6 @@ def test_the_prior_is_an_expert_as_asked(tiny_config):
             with_prior = flags[sum(subset) == 1]
             expected = posteriors.product_of_experts(shared, subset, with_prior)
             assert_close(q.mean[:, :D], expected.mean)
-        sources = private._sources(M, *flags)
-        assert isinstance(sources, SubsetMixture)
-        assert sources.prior_expert.tolist() == [flags[0], *[flags[1]] * M]
 
 
 def test_as_many_private_dimensions_as_shared_ones_by_default(tiny_config):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax.errors import UsageError
-from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import OBSERVED, Array, Batch, MultimodalVAE, Params, PRNGKey
 
 
 class Classifier(NamedTuple):
@@ -93,6 +93,13 @@ def batches(split: Any, batch_size: int) -> Iterator[tuple[dict[str, np.ndarray]
             },
             min(batch_size, num - start),
         )
+
+
+def observed_subset(model: MultimodalVAE, batch: Batch) -> np.ndarray:
+    """What is observed of a batch: bool [M, B], or [M] where nothing is missing."""
+    if OBSERVED in batch:
+        return np.asarray(batch[OBSERVED]).T
+    return np.ones(len(model.modalities), bool)
 
 
 def prior_images(

@@ -19,7 +19,7 @@ from scipy.special import logsumexp
 
 from mmvae_jax import distributions
 from mmvae_jax.errors import UsageError
-from mmvae_jax.metrics.inputs import EvaluationData, batches
+from mmvae_jax.metrics.inputs import EvaluationData, batches, observed_subset
 from mmvae_jax.types import (
     Batch,
     Distribution,
@@ -45,7 +45,7 @@ def log_likelihood(
     """Mean over test examples of the importance-weighted estimate of log p(X).
 
     Burda et al. (2016), Eq. (8): log (1/L) sum_l p(X|z_l) p(z_l) / q(z_l), a lower
-    bound in expectation that tightens with L.
+    bound in expectation that tightens with L. Of what is observed of an example.
 
     Args:
       model: for one sweep member.
@@ -74,7 +74,10 @@ def log_likelihood(
     for index, (batch, num_valid) in enumerate(batches(data.test, data.batch_size)):
         batch_key = jax.random.fold_in(key, index)
         experts = model.encode(params, batch)
-        draws = _PROPOSALS[proposal](model, params, experts, batch_key, num_samples)
+        subset = observed_subset(model, batch)
+        draws = _PROPOSALS[proposal](
+            model, params, experts, subset, batch_key, num_samples
+        )
         estimate = importance_estimate(model, params, batch, draws)
         estimates.append(estimate[:num_valid])
     estimates = np.concatenate(estimates)
@@ -119,10 +122,11 @@ def joint_draws(
     model: MultimodalVAE,
     params: Params,
     experts: Distribution,
+    subset: np.ndarray,
     key: PRNGKey,
     num_samples: int,
 ) -> Draws:
-    """Samples of the posterior given all modalities.
+    """Samples of the posterior given all observed modalities.
 
     Where it is a mixture, each sample is drawn from one component, and that
     component's density is given: its weight has expectation p(X) by itself.
@@ -131,13 +135,13 @@ def joint_draws(
       model: for one sweep member.
       params: its parameters.
       experts: of its encoder, [M, B, D].
+      subset: bool [M] or [M, B], what is observed.
       key: of the samples.
       num_samples: L.
 
     Yields:
       (z float [B, D], log q(z) float64 [B] in nats), L times.
     """
-    subset = np.ones(len(model.modalities), bool)
     for sample in range(num_samples):
         keys = jax.random.split(jax.random.fold_in(key, sample))
         posterior = model.posterior(params, experts, subset, keys[0])
@@ -149,6 +153,7 @@ def mixture_draws(
     model: MultimodalVAE,
     params: Params,
     experts: Distribution,
+    subset: np.ndarray,
     key: PRNGKey,
     num_samples: int,
 ) -> Draws:
@@ -161,25 +166,28 @@ def mixture_draws(
       model: for one sweep member.
       params: its parameters.
       experts: of its encoder, [M, B, D].
+      subset: bool [M] or [M, B], what is observed.
       key: of the samples.
       num_samples: L.
 
     Yields:
       (z float [B, D], log of the mixture density float64 [B] in nats), L times.
     """
-    components, weights = model.mixture_posterior(params, experts)
+    components, weights = model.mixture_posterior(params, experts, subset)
     components = _on_host(components)
     weights = np.asarray(weights, np.float64)
-    weights = weights / weights.sum()
+    weights = weights / weights.sum(axis=0)
     with np.errstate(divide="ignore"):  # a weight may be zero
-        log_weights = np.log(weights)[:, None]
+        log_weights = np.log(weights)
+    edges = np.cumsum(weights, axis=0)
+    # A sum may round to less than 1.
+    last = len(weights) - 1 - np.argmax(weights[::-1] > 0, axis=0)
     rows = np.arange(components.mean.shape[1])
     offset_key, noise_key = jax.random.split(key)
     offsets = np.asarray(jax.random.uniform(offset_key, rows.shape), np.float64)
     for sample in range(num_samples):
         quantiles = (sample + offsets) / num_samples
-        chosen = np.searchsorted(np.cumsum(weights), quantiles, side="right")
-        chosen = np.minimum(chosen, np.flatnonzero(weights)[-1])  # sum may round < 1
+        chosen = np.minimum((edges <= quantiles).sum(axis=0), last)
         component = type(components)(*(field[chosen, rows] for field in components))
         sample_key = jax.random.fold_in(noise_key, sample)
         z = np.asarray(distributions.sample(component, sample_key))

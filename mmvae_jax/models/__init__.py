@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from mmvae_jax import objectives, subsets
+from mmvae_jax import importance, objectives, subsets
 from mmvae_jax.errors import UsageError
-from mmvae_jax.models import coordination
+from mmvae_jax.models import coordination, parts
 from mmvae_jax.models.coordination import coordination_model
 from mmvae_jax.models.jensen_shannon import jensen_shannon_model
 from mmvae_jax.models.mixtures import custom_model, mixture_model
@@ -78,15 +78,29 @@ def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Multimodal
                 f"config.modalities.{modality} has no field {unknown[0]!r}; choose "
                 f"from {', '.join(config.modality)}"
             )
-    return MODELS[name](config, shapes)
+    return _with_missing(MODELS[name](config, shapes))
+
+
+def _with_missing(model: MultimodalVAE) -> MultimodalVAE:
+    """The model, for batches in which modalities may be missing."""
+    clean = partial(parts.without_missing, model.modalities)
+    return model._replace(
+        objective=lambda params, batch, *rest: model.objective(
+            params, clean(batch), *rest
+        ),
+        encode=lambda params, batch: model.encode(params, clean(batch)),
+        log_likelihood=lambda params, z, batch: model.log_likelihood(
+            params, z, clean(batch)
+        ),
+    )
 
 
 def _check_choices(config: Any, name: str) -> None:
     """Checks the choices that some models never look at, for all of them."""
     for section, field, choices in (
         ("objective", "subset_estimator", objectives.SUBSET_ESTIMATORS),
-        ("objective", "form", objectives.FORMS),
-        ("objective", "estimator", objectives.ESTIMATORS),
+        ("objective", "form", importance.FORMS),
+        ("objective", "estimator", importance.ESTIMATORS),
         ("model", "prior_expert", subsets.PRIOR_EXPERT_CHOICES),
         ("model", "posterior", POSTERIORS),
         ("model", "crmvae", coordination.CRMVAE_FORMS),

@@ -20,10 +20,12 @@ bound on log p(X), for all of them.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmvae_jax import objectives, posteriors
 from mmvae_jax.models.joint_encoder import make_joint_encoder
@@ -48,7 +50,8 @@ class Inference(NamedTuple):
     Attributes:
       init: (params of `parts.assemble`, key) -> params.
       encode: (params, batch) -> experts, rows as `posterior` wants them.
-      posterior: (params, experts, subset) -> Gaussian [B, D].
+      posterior: (params, experts, subset) -> Gaussian [B, D]; the joint one of
+        examples that miss modalities is that of the subset they have.
       unimodal: experts -> the unimodal posteriors [M, B, D], None if there are none.
     """
 
@@ -96,8 +99,9 @@ def network_inference(nets: Networks) -> Inference:
     def posterior(params: Params, experts: Gaussian, subset: Array) -> Gaussian:
         del params
         product = posteriors.product_of_experts(unimodal(experts), subset, False)
+        is_complete = jnp.all(subset, axis=0)[..., None]
         return jax.tree.map(
-            lambda field, part: jnp.where(jnp.all(subset), field[-1], part),
+            lambda field, part: jnp.where(is_complete, field[-1], part),
             experts,
             product,
         )
@@ -123,7 +127,7 @@ def zeroing_inference(nets: Networks) -> Inference:
         return {"decoders": params["decoders"], "joint": joint.init(key)}
 
     def posterior(params: Params, experts: Gaussian, subset: Array) -> Gaussian:
-        observed = jnp.asarray(subset)[:, None, None]
+        observed = posteriors.append_axes(jnp.asarray(subset), 3)
         kept = jax.tree.map(
             lambda own, absent: jnp.where(observed, own, absent),
             experts,
@@ -184,6 +188,18 @@ MVTCAE = Coordination(_mvtcae_weights, product_inference)
 CRMVAE = Coordination(_crmvae_weights, product_inference, is_reconstructing=True)
 
 
+def _by_number(
+    weights: Callable[[int], TermWeights], most: int
+) -> Callable[[Array], TermWeights]:
+    """The weights as a function of how many modalities are observed, int [B]."""
+    tables = np.array([weights(num) for num in range(1, most + 1)], np.float32)
+
+    def look_up(num_observed: Array) -> TermWeights:
+        return TermWeights(*jnp.asarray(tables)[num_observed - 1].T)
+
+    return look_up
+
+
 def coordination_model(
     config: Any, shapes: Mapping[str, tuple[int, ...]], *, kind: Coordination
 ) -> MultimodalVAE:
@@ -206,10 +222,9 @@ def coordination_model(
       kind: a member of the family.
     """
     nets = make_networks(config, shapes, config.model.latent_dim)
-    weights = kind.weights(config.model, len(shapes))
+    weights_of = _by_number(partial(kind.weights, config.model), len(shapes))
     inference = kind.inference(nets)
     base = assemble(nets, standard_latents((config.model.latent_dim,)))
-    everything = jnp.ones(len(shapes), bool)
     is_stopped = kind is TELBO and config.model.telbo == "stopped"
 
     def init(key: PRNGKey) -> Params:
@@ -218,10 +233,11 @@ def coordination_model(
 
     def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
         experts = inference.encode(params, batch)
+        observed = objectives.observed_of(batch, len(shapes))
         constant = jax.lax.stop_gradient(params) if is_stopped else params
         unimodal_decoders = log_likelihoods(nets, constant)
         terms = objectives.coordinated_elbo(
-            inference.posterior(params, experts, everything),
+            inference.posterior(params, experts, observed),
             inference.unimodal(experts),
             batch,
             key,
@@ -231,6 +247,7 @@ def coordination_model(
             ),
             is_coordinated=kind.is_coordinated,
         )
+        weights = weights_of(jnp.sum(observed, axis=0))
         return objectives.loss(terms, beta, weights), terms
 
     def posterior(
@@ -239,9 +256,11 @@ def coordination_model(
         del key  # not a mixture
         return inference.posterior(params, experts, subset)
 
-    def mixture_posterior(params: Params, experts: Gaussian) -> tuple[Gaussian, Array]:
-        joint = inference.posterior(params, experts, everything)
-        return jax.tree.map(lambda field: field[None], joint), jnp.ones(1)
+    def mixture_posterior(
+        params: Params, experts: Gaussian, observed: Array
+    ) -> tuple[Gaussian, Array]:
+        joint = inference.posterior(params, experts, observed)
+        return jax.tree.map(lambda field: field[None], joint), jnp.ones((1, 1))
 
     return base._replace(
         init=init,

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
-
 from mmvae_jax import objectives, posteriors
 from mmvae_jax.models.parts import (
     assemble,
@@ -53,9 +51,11 @@ def jensen_shannon_model(
         del params
         return posteriors.expert_component(key, experts, subset)
 
-    def mixture_posterior(params: Params, experts: Gaussian) -> tuple[Gaussian, Array]:
+    def mixture_posterior(
+        params: Params, experts: Gaussian, observed: Array
+    ) -> tuple[Gaussian, Array]:
         del params
-        return experts, jnp.full(len(shapes), 1 / len(shapes))
+        return experts, posteriors.uniform_weights(posteriors.append_axes(observed, 2))
 
     return assemble(nets, standard_latents((config.model.latent_dim,)))._replace(
         objective=objective, posterior=posterior, mixture_posterior=mixture_posterior

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
-
 from mmvae_jax import objectives, posteriors, subsets
 from mmvae_jax.models.parts import (
     assemble,
@@ -60,10 +58,11 @@ def mixture_model(
         given = posteriors.conditional_mixture(subset_mixture, subset)
         return posteriors.posterior_component(key, experts, given)
 
-    def mixture_posterior(params: Params, experts: Gaussian) -> tuple[Gaussian, Array]:
+    def mixture_posterior(
+        params: Params, experts: Gaussian, observed: Array
+    ) -> tuple[Gaussian, Array]:
         del params
-        components = posteriors.subset_posteriors(experts, subset_mixture)
-        return components, jnp.asarray(subset_mixture.weights)
+        return posteriors.observed_mixture(experts, subset_mixture, observed)
 
     return assemble(nets, standard_latents((config.model.latent_dim,)))._replace(
         objective=objective, posterior=posterior, mixture_posterior=mixture_posterior

@@ -1,6 +1,7 @@
 """Unimodal VAEs tied by a data-dependent mixture prior (MMVM)."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -71,17 +72,22 @@ def mixture_prior_model(
         params: Params, experts: Gaussian, subset: Array, key: PRNGKey
     ) -> Gaussian:
         del params
-        observed = jnp.asarray(subset)[:, None, None]
+        observed = posteriors.append_axes(jnp.asarray(subset), 3)
         other = posteriors.expert_component(key, experts, subset)
         kept = jax.tree.map(
             lambda own, field: jnp.where(observed, own, field), experts, other
         )
         return _end_to_end(kept)
 
-    def mixture_posterior(params: Params, experts: Gaussian) -> tuple[Gaussian, Array]:
+    def mixture_posterior(
+        params: Params, experts: Gaussian, observed: Array
+    ) -> tuple[Gaussian, Array]:
         del params
-        joint = _end_to_end(experts)
-        return jax.tree.map(lambda field: field[None], joint), jnp.ones(1)
+        # What is missing has the prior: its latent vector is not asked for.
+        prior = jax.tree.map(jnp.zeros_like, experts)
+        is_there = posteriors.append_axes(observed, 3)
+        joint = _end_to_end(jax.tree.map(partial(jnp.where, is_there), experts, prior))
+        return jax.tree.map(lambda field: field[None], joint), jnp.ones((1, 1))
 
     return assemble(nets, standard_latents((len(shapes), size)), split)._replace(
         objective=objective, posterior=posterior, mixture_posterior=mixture_posterior

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmvae_jax import objectives, posteriors
+from mmvae_jax import importance, posteriors
 from mmvae_jax.models.parts import (
     Latents,
     assemble,
@@ -43,7 +43,7 @@ def official_mixture_model(
     options = importance_weighting(config) | {"form": config.objective.form}
 
     def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
-        return objectives.importance_weighted(
+        return importance.importance_weighted(
             latents.experts(encode(nets, params, batch)),
             batch,
             key,
@@ -60,10 +60,10 @@ def official_mixture_model(
         return posteriors.expert_component(key, experts, subset)
 
     def mixture_posterior(
-        params: Params, experts: Distribution
+        params: Params, experts: Distribution, observed: Array
     ) -> tuple[Distribution, Array]:
         del params
-        return experts, jnp.full(len(shapes), 1 / len(shapes))
+        return experts, posteriors.uniform_weights(posteriors.append_axes(observed, 2))
 
     return assemble(nets, latents)._replace(
         objective=objective, posterior=posterior, mixture_posterior=mixture_posterior

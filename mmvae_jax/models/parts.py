@@ -1,7 +1,7 @@
 """What models are put together from: networks, latents, and shared functions."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmvae_jax import distributions, networks
+from mmvae_jax import distributions, networks, objectives, posteriors
 from mmvae_jax.distributions import Likelihood
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import (
+    OBSERVED,
     Array,
     Batch,
     Distribution,
@@ -101,12 +102,32 @@ def standard_latents(shape: tuple[int, ...]) -> Latents:
 
 
 def encode(nets: Networks, params: Params, batch: Batch) -> Gaussian:
-    """What the encoders of all modalities emit, fields [M, B, D]."""
+    """What the encoders of all modalities emit, fields [M, B, D].
+
+    Where a modality is missing, zeros: no gradient, and nothing that overflows.
+    """
     emitted = [
         encoder.apply(params["encoders"][m], batch[m])
         for m, encoder in nets.encoders.items()
     ]
-    return jax.tree.map(lambda *fields: jnp.stack(fields), *emitted)
+    stacked = jax.tree.map(lambda *fields: jnp.stack(fields), *emitted)
+    if OBSERVED not in batch:
+        return stacked
+    observed = batch[OBSERVED].T[:, :, None]
+    return jax.tree.map(lambda field: jnp.where(observed, field, 0.0), stacked)
+
+
+def without_missing(modalities: Sequence[str], batch: Batch) -> Batch:
+    """The batch with zeros for what is missing, of which not even NaN is left."""
+    if OBSERVED not in batch:
+        return batch
+    observed = batch[OBSERVED]
+
+    def kept(x: Array, row: Array) -> Array:
+        return jnp.where(posteriors.append_axes(row, x.ndim), x, jnp.zeros_like(x))
+
+    pairs = zip(modalities, observed.T, strict=True)
+    return {m: kept(batch[m], row) for m, row in pairs} | {OBSERVED: observed}
 
 
 def decode(nets: Networks, params: Params, modality: str, z: Array) -> Array:
@@ -135,12 +156,12 @@ def own_or_prior(
     Args:
       experts: fields [M, B, d].
       prior: fields [M, d], what is left to a modality that is not observed.
-      subset: bool [M], the observed ones; may be traced.
+      subset: bool [M] or [M, B], the observed ones; may be traced.
 
     Returns:
       A distribution with fields [B, M d].
     """
-    observed = jnp.asarray(subset)[:, None, None]
+    observed = posteriors.append_axes(jnp.asarray(subset), 3)
     kept = jax.tree.map(
         lambda own, prior: jnp.where(observed, own, prior[:, None]), experts, prior
     )
@@ -180,7 +201,9 @@ def assemble(
 
     def log_likelihood(params: Params, z: Array, batch: Batch) -> dict[str, Array]:
         functions, own = log_likelihoods(nets, params), parts(z)
-        return {m: f(own[m], batch[m]) for m, f in functions.items()}
+        values = {m: f(own[m], batch[m]) for m, f in functions.items()}
+        observed = objectives.observed_of(batch, len(values))
+        return objectives.observed_terms(values, observed)
 
     return MultimodalVAE(
         modalities=tuple(nets.shapes),

@@ -13,9 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mmvae_jax import distributions, objectives, posteriors
+from mmvae_jax import distributions, importance, objectives, posteriors
 from mmvae_jax.models.official import centred, experts_of, importance_weighting
 from mmvae_jax.models.parts import (
     Latents,
@@ -27,7 +26,6 @@ from mmvae_jax.models.parts import (
     own_or_prior,
     standard_latents,
 )
-from mmvae_jax.subsets import SubsetMixture
 from mmvae_jax.types import (
     Array,
     Batch,
@@ -85,7 +83,7 @@ def mmvae_plus_model(
         )
         # p(w) is the same for all modalities.
         own, _ = distributions.split(prior(params), shared_dim + private_dim)
-        return objectives.private_importance_weighted(
+        return importance.private_importance_weighted(
             experts(encode(nets, params, batch)),
             batch,
             key,
@@ -97,8 +95,10 @@ def mmvae_plus_model(
             **options,
         )
 
-    def shared_components(shared: Distribution) -> Distribution:
-        return shared
+    def shared_components(
+        shared: Distribution, observed: Array
+    ) -> tuple[Distribution, Array]:
+        return shared, posteriors.uniform_weights(posteriors.append_axes(observed, 2))
 
     return _private_model(
         config, nets, latents, posteriors.expert_component, shared_components
@@ -129,45 +129,35 @@ def dmvae_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Multimoda
     choice = config.model.prior_expert
     is_with_prior = choice != "never"
     is_single_with_prior = choice == "always"
-    sources = _sources(len(shapes), is_with_prior, is_single_with_prior)
 
     def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+        experts = encode(nets, params, batch)
+        observed = objectives.observed_of(batch, len(shapes))
+        shared, _ = distributions.split(experts, shared_dim)
         terms = objectives.private_shared_elbos(
-            encode(nets, params, batch),
+            experts,
             batch,
             key,
+            joint=shared_posterior(None, shared, observed),
             shared_dim=shared_dim,
-            sources=sources,
+            is_single_with_prior=is_single_with_prior,
             log_likelihoods=log_likelihoods(nets, params),
         )
         return objectives.loss(terms, beta), terms
 
     def shared_posterior(key: PRNGKey, shared: Gaussian, subset: Array) -> Gaussian:
         del key  # not a mixture
-        is_single = jnp.sum(jnp.asarray(subset)) == 1
+        is_single = jnp.sum(jnp.asarray(subset), axis=0) == 1
         prior_expert = jnp.where(is_single, is_single_with_prior, is_with_prior)
         return posteriors.product_of_experts(shared, subset, prior_expert)
 
-    def shared_components(shared: Gaussian) -> Gaussian:
-        everything = jnp.ones(len(shapes), bool)
-        return jax.tree.map(
-            lambda field: field[None], shared_posterior(None, shared, everything)
-        )
+    def shared_components(shared: Gaussian, observed: Array) -> tuple[Gaussian, Array]:
+        joint = shared_posterior(None, shared, observed)
+        return jax.tree.map(lambda field: field[None], joint), jnp.ones((1, 1))
 
     return _private_model(
         config, nets, latents, shared_posterior, shared_components
     )._replace(objective=objective)
-
-
-def _sources(
-    num_modalities: int, is_with_prior: bool, is_single_with_prior: bool
-) -> SubsetMixture:
-    """All modalities, then every one alone: what the objective of DMVAE sums over."""
-    singles = np.eye(num_modalities, dtype=bool)
-    masks = np.concatenate([np.ones((1, num_modalities), bool), singles])
-    is_single = masks.sum(axis=1) == 1
-    flags = np.where(is_single, is_single_with_prior, is_with_prior)
-    return SubsetMixture(masks, np.full(len(masks), 1 / len(masks)), flags)
 
 
 def _dimensions(config: Any) -> tuple[int, int]:
@@ -181,7 +171,7 @@ def _private_model(
     nets: Networks,
     latents: Latents,
     shared_posterior: Callable[[PRNGKey, Distribution, Array], Distribution],
-    shared_components: Callable[[Distribution], Distribution],
+    shared_components: Callable[[Distribution, Array], tuple[Distribution, Array]],
 ) -> MultimodalVAE:
     """All but the objective of a model whose latent vector is [shared, w_1, ...].
 
@@ -190,8 +180,8 @@ def _private_model(
       nets: of all modalities, their experts being [shared, w_m].
       latents: experts, and the prior of the whole latent vector.
       shared_posterior: (key, shared experts [M, B, d], subset) -> [B, d].
-      shared_components: shared experts -> [S, B, d], the equally probable components
-        of the shared posterior given all modalities.
+      shared_components: (shared experts, subset) -> [S, B, d], the components of
+        the shared posterior, and their weights [S, 1 or B].
     """
     shared_dim, private_dim = _dimensions(config)
     split = partial(distributions.split, size=shared_dim)
@@ -220,16 +210,16 @@ def _private_model(
         )
 
     def mixture_posterior(
-        params: Params, experts: Distribution
+        params: Params, experts: Distribution, observed: Array
     ) -> tuple[Distribution, Array]:
         shared, private = split(experts)
-        components = shared_components(shared)
-        own = private_posterior(params, private, np.ones(num_modalities, bool))
+        components, weights = shared_components(shared, observed)
+        own = private_posterior(params, private, observed)
         num = len(components.mean)
         own = jax.tree.map(
             lambda field: jnp.broadcast_to(field, (num, *field.shape)), own
         )
-        return distributions.join(components, own), jnp.full(num, 1 / num)
+        return distributions.join(components, own), weights
 
     model = assemble(nets, latents, parts)
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmvae_jax import objectives
+from mmvae_jax import importance, objectives
 from mmvae_jax.errors import UsageError
 from mmvae_jax.models.official import importance_weighting, official_latents
 from mmvae_jax.models.parts import (
@@ -56,7 +56,7 @@ def unimodal_model(
         experts = latents.experts(encode(nets, params, batch))
         decoders = log_likelihoods(nets, params)
         if is_official:
-            return objectives.unimodal_importance_weighted(
+            return importance.unimodal_importance_weighted(
                 experts,
                 batch,
                 key,
@@ -75,11 +75,10 @@ def unimodal_model(
         return own_or_prior(experts, latents.prior(params), subset)
 
     def mixture_posterior(
-        params: Params, experts: Distribution
+        params: Params, experts: Distribution, observed: Array
     ) -> tuple[Distribution, Array]:
-        everything = jnp.ones(len(shapes), bool)
-        joint = posterior(params, experts, everything, None)
-        return jax.tree.map(lambda field: field[None], joint), jnp.ones(1)
+        joint = posterior(params, experts, observed, None)
+        return jax.tree.map(lambda field: field[None], joint), jnp.ones((1, 1))
 
     return assemble(nets, latents, split)._replace(
         objective=objective, posterior=posterior, mixture_posterior=mixture_posterior

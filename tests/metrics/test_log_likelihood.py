@@ -19,7 +19,9 @@ def estimates(toy, num, num_samples, proposal, seed=0):
     data = toy.data(num, num)
     batch = {m: np.float32(x) / 255 for m, x in data.test.modalities.items()}
     experts = toy.model.encode(0.0, batch)
-    draws = DRAWS[proposal](toy.model, 0.0, experts, jax.random.key(seed), num_samples)
+    draws = DRAWS[proposal](
+        toy.model, 0.0, experts, np.ones(2, bool), jax.random.key(seed), num_samples
+    )
     values = log_likelihood.importance_estimate(toy.model, 0.0, batch, draws)
     return values - toy.exact(data.test)
 
@@ -92,10 +94,16 @@ def test_mixture_draws_are_stratified_and_give_their_density(family):
     weights = np.array([0.25, 0.0, 0.75])
     toy = LinearGaussian()
     model = toy.model._replace(
-        mixture_posterior=lambda params, experts: (experts, jnp.asarray(weights))
+        mixture_posterior=lambda params, experts, observed: (
+            experts,
+            jnp.asarray(weights)[:, None],
+        )
     )
     key = jax.random.key(0)
-    draws = list(log_likelihood.mixture_draws(model, 0.0, components, key, 8))
+    everything = np.ones(3, bool)
+    draws = list(
+        log_likelihood.mixture_draws(model, 0.0, components, everything, key, 8)
+    )
     z = np.stack([z for z, _ in draws])
     # Of 8 samples of every example, 2 and 6 are at -50 and 50, none at 7.
     np.testing.assert_array_equal((z < -40).all(-1).sum(0), np.full(5, 2))

@@ -54,7 +54,10 @@ class LinearGaussian:
             2,
             encode=jax.jit(self.encode),
             posterior=jax.jit(self.posterior),
-            mixture_posterior=lambda params, experts: (experts, self.weights),
+            mixture_posterior=lambda params, experts, observed: (
+                experts,
+                self.weights[:, None],
+            ),
             objective=self.objective,
             log_likelihood=jax.jit(self.log_likelihood),
             log_prior=lambda params, z: (-0.5 * (z**2 + np.log(2 * np.pi))).sum(-1),
