@@ -71,7 +71,7 @@ def train_members(config, dataset):
         execution=execution,
         events=train.Events(log_every_steps=50, log=log),
     )
-    test = {m: data.to_float(x) for m, x in dataset.test.modalities.items()}
+    test = {m: data.scaled(x) for m, x in dataset.test.modalities.items()}
     rows = []
     for k, member in enumerate(members):
         bounded = model.encode(sweeps.member(state.params, k), test).log_variance

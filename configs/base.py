@@ -77,11 +77,15 @@ def get_config() -> ConfigDict:
                 published_dir="",  # for digits="published": {train,test}/m{i}/
                 num_modalities=5,  # M
                 use_modalities=0,  # only the first ones of them; 0 = all
+                # Probability that a modality of an example is missing, of which one at
+                # least is always there: of training and of test examples.
+                missing=0.0,
+                missing_test=0.0,
                 image_size=28,  # pixels
                 translate_scale=1.0,  # size of a translated digit; 1 = in place
                 repeated=False,  # the same background image for all modalities
                 pairings=1,  # tuples made of each digit
-                seed=0,  # of the pairing, the crops and the translations
+                seed=0,  # of pairing, crops, translations, and what is missing
             ),
             sweep=dict(  # the grid of members trained in one program
                 beta=(1.0,),  # paper: 3e-4, 3e-3, 3e-1, 1, 3, 9

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags, logging
 
 from experiments import command
-from mmvae_jax import data
+from mmvae_jax import arrays, data
 from mmvae_jax.errors import UsageError
 
 DATASETS = Path(__file__).resolve().parents[1] / "datasets"
@@ -35,6 +35,8 @@ POLYMNIST_OPTIONS = (
     "pairings",
     "seed",
 )
+ARRAYS = "arrays"
+ARRAYS_OPTIONS = ("path", "test_path", "test_fraction", "seed")
 DISCRETE_OPTIONS = (
     "num_modalities",
     "shared_bits",
@@ -198,12 +200,50 @@ def prepare(data_config):
     return directory
 
 
+def load(data_config):
+    """The data set of a config, prepared if need be, with all that it has.
+
+    Args:
+      data_config: ConfigDict `config.data`.
+
+    Returns:
+      Dataset; of name "arrays", what is in the user's own files.
+
+    Raises:
+      UsageError: as `prepare`; or a file that cannot be used.
+    """
+    if data_config.name == ARRAYS:
+        missing = [name for name in ARRAYS_OPTIONS if name not in data_config]
+        if missing:
+            raise UsageError(
+                f"config.data.name={ARRAYS!r} needs config.data.{missing[0]}; start "
+                "from configs/arrays.py"
+            )
+        options = {name: data_config[name] for name in ARRAYS_OPTIONS}
+        return arrays.load(**options)
+    return data.load(prepare(data_config))
+
+
+def reduce(dataset, data_config):
+    """What of a data set is trained and evaluated on: `use_modalities`, `missing`.
+
+    Raises:
+      UsageError: as `data.first_modalities` and `data.with_missing`.
+    """
+    reduced = data.first_modalities(dataset, data_config.use_modalities)
+    return data.with_missing(
+        reduced, data_config.missing, data_config.missing_test, data_config.seed
+    )
+
+
 def shapes(data_config):
     """Modality -> shape of one example, without preparing the data.
 
     Raises:
       UsageError: as `prepare`.
     """
+    if data_config.name == ARRAYS:
+        return load(data_config).shapes()
     _check_name(data_config)
     root = Path(data_config.data_dir).expanduser().resolve()
     with _quiet():
@@ -219,7 +259,7 @@ def _check_name(data_config):
     if data_config.name not in BUILDERS:
         raise UsageError(
             f"config.data.name={data_config.name!r} is unknown; available: "
-            f"{', '.join(sorted(BUILDERS))}"
+            f"{', '.join(sorted([*BUILDERS, ARRAYS]))}"
         )
 
 
@@ -259,7 +299,12 @@ def _quiet():
 
 def main():
     """Prepares the data of a config and prints where they are."""
-    print(prepare(flags.FLAGS.config.data))
+    data_config = flags.FLAGS.config.data
+    if data_config.name == ARRAYS:
+        load(data_config)  # for its checks: there is nothing to prepare
+        print(Path(data_config.path).expanduser().resolve())
+    else:
+        print(prepare(data_config))
 
 
 if __name__ == "__main__":

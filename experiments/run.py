@@ -34,6 +34,7 @@ from mmvae_jax import (
     writers,
 )
 from mmvae_jax.errors import UsageError
+from mmvae_jax.metrics import inputs
 from mmvae_jax.metrics.inputs import EvaluationData, Matchers
 from mmvae_jax.types import Hyper, MultimodalVAE, PRNGKey
 
@@ -146,21 +147,24 @@ def check(config: Any) -> None:
 
 def build(config: Any, members: Sequence[sweeps.Member], stop: list[int]) -> Sweep:
     """Loads (and if need be prepares) the data and builds the model."""
-    complete = data.load(prepare.prepare(config.data))
-    dataset = data.first_modalities(complete, config.data.use_modalities)
-    images = dataset.train.modalities
+    complete = prepare.load(config.data)
+    dataset = prepare.reduce(complete, config.data)
+    examples = dataset.train.leaves()
     # What would fail only after training has begun is tried here.
-    classifiers.make_network(config, dataset)
-    matchers.make_network(config)
-    data.batch_indices(0, 0, 1, len(dataset.train.labels), config.train.batch_size)
-    model = models.make_model(config, {m: x.shape[1:] for m, x in images.items()})
+    if set(config.eval.metrics) & set(evaluate.NEEDS_CLASSIFIERS):
+        classifiers.make_networks(config, complete)
+    matchers.make_networks(config, complete)
+    if "linear_probe" in config.eval.metrics:
+        inputs.require_labels(dataset.test, "linear_probe")
+    data.batch_indices(0, 0, 1, dataset.train.num_examples, config.train.batch_size)
+    model = models.make_model(config, dataset.shapes())
     task = train.vae_task(model)
     hyper = sweeps.stack_hyper(members)
     execution = train.choose_execution(
         config.train.mapping,
         config.train.steps_per_call,
         train.has_convolution(
-            task, sweeps.member(hyper, 0), {m: x[:2] for m, x in images.items()}
+            task, sweeps.member(hyper, 0), {m: x[:2] for m, x in examples.items()}
         ),
         jax.default_backend(),
     )
@@ -168,10 +172,10 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: list[int]) -> Swe
         jax.eval_shape(model.init, jax.random.key(0))
     )
     terminal.say(
-        f"{config.model.name} on {dataset.name}: {len(dataset.train.labels)} examples, "
-        f"{len(images)} modalities, {size:,} parameters, {len(members)} members on "
-        f"{jax.devices()[0].device_kind}, mapped by {execution.mapping}, up to "
-        f"{execution.steps_per_call} steps a call"
+        f"{config.model.name} on {dataset.name}: {dataset.train.num_examples} "
+        f"examples, {len(model.modalities)} modalities, {size:,} parameters, "
+        f"{len(members)} members on {jax.devices()[0].device_kind}, mapped by "
+        f"{execution.mapping}, up to {execution.steps_per_call} steps a call"
     )
     return Sweep(
         config=config,
@@ -199,8 +203,8 @@ def run(
       Stopped: a signal arrived.
     """
     settings = sweep.config.train
-    train_images = sweep.dataset.train.modalities
-    first = {m: x[: settings.batch_size] for m, x in train_images.items()}
+    examples = sweep.dataset.train.leaves()
+    first = {m: x[: settings.batch_size] for m, x in examples.items()}
     state = train.init_states(sweep.task, sweep.hyper, sweep.keys, first)
     with contextlib.ExitStack() as stack:
         saved = checkpoints.open_checkpoints(
@@ -230,7 +234,7 @@ def run(
             state,
             sweep.hyper,
             sweep.keys,
-            jax.device_put(train_images),
+            jax.device_put(examples),
             num_steps=settings.num_steps,
             batch_size=settings.batch_size,
             data_seed=settings.data_seed,
@@ -301,7 +305,7 @@ def make_evaluator(sweep: Sweep, metrics: dict[str, Callable], writer) -> Callab
             trained.extend(
                 (get_classifiers(sweep, metrics), get_matchers(sweep, metrics))
             )
-        inputs = EvaluationData(
+        given = EvaluationData(
             sweep.dataset.train, test, trained[0], config.eval.batch_size, trained[1]
         )
         # The same draws for every member: differences are theirs alone.
@@ -320,7 +324,7 @@ def make_evaluator(sweep: Sweep, metrics: dict[str, Callable], writer) -> Callab
                 params = sweeps.member(state.params, k)
                 results.append(
                     evaluate.evaluate_member(
-                        metrics, model, params, inputs, key, announce
+                        metrics, model, params, given, key, announce
                     )
                 )
                 grids = evaluate.sample_grids(model, params, test, key)

@@ -14,7 +14,8 @@ importance     those with beta inside of a logarithm
 layers         how a convolution is executed
 networks       Linen encoders, decoders and classifiers
 models/        a model: a NamedTuple of pure functions; one file per kind
-data           prepared data sets, batches
+data           prepared data sets, what is missing of them, batches
+arrays         your own data, from a .npz file
 sweeps         the member axis of a sweep
 train          the train step and the only train loop
 checkpoints    orbax behind four functions

@@ -18,10 +18,10 @@ import numpy as np
 import optax
 
 from mmvae_jax import networks, sweeps, train
-from mmvae_jax.data import Dataset, to_float
+from mmvae_jax.data import Dataset, is_image, scaled
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics.inputs import Classifier
-from mmvae_jax.types import Array, Batch, Params, PRNGKey
+from mmvae_jax.types import OBSERVED, Array, Batch, Params, PRNGKey
 
 _EVAL_BATCH = 1_000
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -60,11 +60,11 @@ def get_classifiers(
     Raises:
       UsageError: the network is unknown.
     """
-    network = make_network(config, dataset)
+    groups = make_networks(config, dataset)
 
     def train_all() -> dict | None:
         trained = {}
-        for group in groups_of_one_shape(dataset):
+        for network, group in groups:
             trained |= _train_group(network, config.classifier, dataset, group, events)
             if events.is_stopping():
                 return None
@@ -73,45 +73,79 @@ def get_classifiers(
     trained = load_or_train(directory, dataset, config.classifier, train_all)
     if trained is None:
         return None
-    apply = jax.jit(network.apply)
-    return {
-        modality: Classifier(
-            jax.tree_util.Partial(apply, stored["params"]), float(stored["accuracy"])
-        )
-        for modality, stored in trained.items()
-    }
+    found = {}
+    for network, group in groups:
+        apply = jax.jit(network.apply)
+        for modality in group:
+            stored = trained[modality]
+            bound = jax.tree_util.Partial(apply, stored["params"])
+            found[modality] = Classifier(bound, float(stored["accuracy"]))
+    return found
 
 
-def make_network(config: Any, dataset: Dataset) -> Any:
-    """The Linen module of the classifiers: one output a class of the labels.
+def make_networks(config: Any, dataset: Dataset) -> list[tuple[Any, list[str]]]:
+    """The Linen modules of the classifiers: one output a class of the labels.
+
+    Returns:
+      Pairs of a module and the modalities of one shape that it is for.
 
     Raises:
-      UsageError: the network is unknown.
+      UsageError: the network is unknown, or the data have no labels.
     """
-    if config.classifier.network not in networks.CLASSIFIERS:
+    if dataset.train.labels is None:
         raise UsageError(
-            f"unknown config.classifier.network {config.classifier.network!r}; choose "
-            f"one of {', '.join(networks.CLASSIFIERS)}"
+            "the metrics coherence and frechet need labels, and the data have none: "
+            "leave them out of config.eval.metrics"
         )
     num_classes = int(dataset.train.labels.max()) + 1
-    return networks.CLASSIFIERS[config.classifier.network](num_classes)
+    shapes = dataset.shapes()
+    return [
+        (
+            networks.make_classifier(
+                network_for(config.classifier, dataset, group[0], "classifier"),
+                shapes[group[0]],
+                num_classes,
+            ),
+            group,
+        )
+        for group in groups_of_one_shape(dataset)
+    ]
+
+
+def network_for(settings: Any, dataset: Dataset, modality: str, section: str) -> str:
+    """The name of a modality's network: that of the config, but only for images.
+
+    Raises:
+      UsageError: the name is unknown.
+    """
+    if settings.network not in networks.CLASSIFIERS:
+        raise UsageError(
+            f"unknown config.{section}.network {settings.network!r}; choose one of "
+            f"{', '.join(networks.CLASSIFIERS)}"
+        )
+    return settings.network if is_image(dataset.train.modalities[modality]) else "mlp"
 
 
 def classifier_task(network: Any, modalities: list[str], shape) -> train.Task:
     """Training of one classifier, `hyper.modality` says of which modality."""
 
     def init(key: PRNGKey) -> Params:
-        return network.init(key, jnp.zeros((1, *shape)))
+        return network.init(key, networks.blank(shape))
 
     def loss(params: Params, hyper: ClassifierHyper, key: PRNGKey, batch: Batch):
-        images = jnp.stack([batch[m] for m in modalities])[hyper.modality]
+        examples = jnp.stack([batch[m] for m in modalities])[hyper.modality]
         _, logits = network.apply(
-            params, to_float(images), is_training=True, rngs={"dropout": key}
+            params, scaled(examples), is_training=True, rngs={"dropout": key}
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(
             logits, batch["labels"]
         )
-        value = jnp.mean(losses)
+        if OBSERVED in batch:
+            is_there = batch[OBSERVED][:, hyper.modality]
+            losses = jnp.where(is_there, losses, 0.0)
+            value = jnp.sum(losses) / jnp.maximum(jnp.sum(is_there), 1)
+        else:
+            value = jnp.mean(losses)
         return value, {"train/loss": value}
 
     return train.Task(init, loss)
@@ -120,8 +154,9 @@ def classifier_task(network: Any, modalities: list[str], shape) -> train.Task:
 def groups_of_one_shape(dataset: Dataset) -> list[list[str]]:
     """Modalities that can share a compiled program, because their shapes agree."""
     groups: dict[tuple, list[str]] = {}
-    for modality, images in dataset.train.modalities.items():
-        groups.setdefault(images.shape[1:], []).append(modality)
+    shapes = dataset.shapes()
+    for modality, x in dataset.train.modalities.items():
+        groups.setdefault((x.dtype, shapes[modality]), []).append(modality)
     return list(groups.values())
 
 
@@ -129,11 +164,13 @@ def _train_group(
     network: Any, settings: Any, dataset: Dataset, group: list[str], events
 ) -> dict:
     """Trains one classifier a modality of a group; modality -> what is stored."""
-    data = jax.device_put(
-        {m: dataset.train.modalities[m] for m in group}
-        | {"labels": dataset.train.labels}
-    )
-    task = classifier_task(network, group, data[group[0]].shape[1:])
+    data = {m: dataset.train.modalities[m] for m in group}
+    data["labels"] = dataset.train.labels
+    if dataset.train.observed is not None:
+        observed = [dataset.train.is_observed(m) for m in group]
+        data[OBSERVED] = np.stack(observed, axis=1)
+    data = jax.device_put(data)
+    task = classifier_task(network, group, dataset.shapes()[group[0]])
     num = len(group)
     hyper = ClassifierHyper(
         jnp.full(num, settings.learning_rate, jnp.float32), jnp.arange(num)
@@ -213,13 +250,14 @@ def load_or_train(
 
 
 def _accuracy(apply, params: Params, split, modality: str) -> float:
-    """The share of a split's examples that are classified correctly, in [0, 1]."""
+    """The share of a modality's examples that are classified correctly, in [0, 1]."""
+    split = split.take(np.flatnonzero(split.is_observed(modality)))
     correct = 0
-    for start in range(0, len(split.labels), _EVAL_BATCH):
+    for start in range(0, split.num_examples, _EVAL_BATCH):
         part = slice(start, start + _EVAL_BATCH)
-        _, logits = apply(params, to_float(split.modalities[modality][part]))
+        _, logits = apply(params, scaled(split.modalities[modality][part]))
         correct += int(np.sum(np.argmax(logits, -1) == split.labels[part]))
-    return correct / len(split.labels)
+    return correct / split.num_examples if split.num_examples else float("nan")
 
 
 def _save(path: Path, trained: Mapping[str, Any]) -> None:

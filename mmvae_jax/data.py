@@ -1,15 +1,20 @@
 """Prepared data in memory, and the order in which training sees them.
 
+A modality is of one of three kinds, told by its type: images are uint8, vectors (of any
+shape) float32, sequences of tokens int32. What they show is no concern of this module.
+
 A prepared data set is a TFDS folder in the array_record format whose records are
-blocks of examples: one uint8 feature [n, ...] a modality and `label` [n]; its
-metadata hold `modalities` (names in order), `num_examples` (split -> int) and
-`fingerprint`. What the images show is no concern of this module.
+blocks of examples: one feature [n, ...] a modality and `label` [n]; its metadata hold
+`modalities` (names in order), `num_examples` (split -> int), `fingerprint`, and `words`
+(modality -> vocabulary) where there are tokens.
 
 Batches are a pure function of seed and step, so a resumed run needs no iterator state.
 """
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -18,6 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mmvae_jax.errors import UsageError
+from mmvae_jax.types import OBSERVED, Array, TokenShape
 
 LABEL = "label"
 
@@ -26,12 +32,47 @@ class Split(NamedTuple):
     """The examples of one split; row i of every field is example i.
 
     Attributes:
-      modalities: name -> uint8 [N, H, W, C], values 0..255; in order.
-      labels: int32 [N].
+      modalities: name -> images uint8 [N, H, W, C] of values 0..255, vectors float32
+        [N, ...], or tokens int32 [N, T]; in order.
+      labels: int32 [N], or None.
+      observed: bool [N, M], at least one True a row; None: nothing is missing.
     """
 
     modalities: dict[str, np.ndarray]
-    labels: np.ndarray
+    labels: np.ndarray | None = None
+    observed: np.ndarray | None = None
+
+    @property
+    def num_examples(self) -> int:
+        """N."""
+        return len(next(iter(self.modalities.values())))
+
+    def is_observed(self, modality: str) -> np.ndarray:
+        """Of which examples a modality is there, bool [N]."""
+        if self.observed is None:
+            return np.ones(self.num_examples, bool)
+        return self.observed[:, list(self.modalities).index(modality)]
+
+    def take(self, rows: np.ndarray) -> "Split":
+        """The examples of these rows."""
+        return Split(
+            {m: x[rows] for m, x in self.modalities.items()},
+            None if self.labels is None else self.labels[rows],
+            None if self.observed is None else self.observed[rows],
+        )
+
+    def complete(self) -> "Split":
+        """The examples of which nothing is missing."""
+        if self.observed is None:
+            return self
+        return self.take(np.flatnonzero(self.observed.all(axis=1)))._replace(
+            observed=None
+        )
+
+    def leaves(self) -> dict[str, np.ndarray]:
+        """What a batch is gathered from: modalities, and `observed` if there is one."""
+        observed = {} if self.observed is None else {OBSERVED: self.observed}
+        return dict(self.modalities) | observed
 
 
 class Dataset(NamedTuple):
@@ -40,14 +81,35 @@ class Dataset(NamedTuple):
     Attributes:
       train: Split.
       test: Split.
-      fingerprint: sha256 of all images and labels, in hexadecimal.
+      fingerprint: sha256 of all examples, in hexadecimal.
       name: of the data set and its config.
+      words: modality of tokens -> its vocabulary, the word of every token.
     """
 
     train: Split
     test: Split
     fingerprint: str
     name: str
+    words: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Modality -> shape of one example; a TokenShape where it is tokens."""
+        return {
+            m: TokenShape(x.shape[1], len(self.words[m]))
+            if is_tokens(x)
+            else x.shape[1:]
+            for m, x in self.train.modalities.items()
+        }
+
+
+def is_image(x: Array) -> bool:
+    """Whether examples [N, ...] are images."""
+    return x.dtype == np.uint8
+
+
+def is_tokens(x: Array) -> bool:
+    """Whether examples [N, ...] are sequences of tokens."""
+    return np.issubdtype(x.dtype, np.integer) and not is_image(x)
 
 
 def load(directory):
@@ -83,6 +145,7 @@ def load(directory):
             test=splits["test"],
             fingerprint=metadata["fingerprint"],
             name=f"{builder.name}/{directory.parent.name}",
+            words={m: tuple(own) for m, own in metadata.get("words", {}).items()},
         )
     except Exception as error:  # Damage shows as many kinds of exception.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -116,31 +179,93 @@ def first_modalities(dataset, num):
         return dataset
     train, test = (
         split._replace(
-            modalities={name: split.modalities[name] for name in names[:num]}
+            modalities={name: split.modalities[name] for name in names[:num]},
+            observed=None if split.observed is None else split.observed[:, :num],
         )
         for split in (dataset.train, dataset.test)
     )
+    for split in (train, test):
+        if split.observed is not None and not split.observed.any(axis=1).all():
+            raise UsageError(
+                f"config.data.use_modalities={num}: some examples have none of the "
+                f"first {num} modalities"
+            )
     name = f"{dataset.name}-first{num}"
     return dataset._replace(train=train, test=test, name=name)
+
+
+def with_missing(dataset, fraction, test_fraction, seed):
+    """A data set of which modalities are missing at random.
+
+    Every modality of every example is missing with the same probability,
+    independently, but one of each example, drawn at random, is always there. What is
+    missing is overwritten with zeros.
+
+    Args:
+      dataset: Dataset, complete.
+      fraction: probability in [0, 1), in training.
+      test_fraction: likewise of the test split.
+      seed: int, at least 0.
+
+    Returns:
+      Dataset; a split of fraction 0 is left as it is.
+
+    Raises:
+      UsageError: a fraction is out of range, or data are missing already.
+    """
+    for name, value in (("missing", fraction), ("missing_test", test_fraction)):
+        if not 0 <= value < 1:
+            raise UsageError(f"config.data.{name} must be in [0, 1), got {value}")
+    if fraction == test_fraction == 0:
+        return dataset
+    splits = {}
+    for name, share in (("train", fraction), ("test", test_fraction)):
+        split = getattr(dataset, name)
+        if split.observed is not None:
+            raise UsageError(
+                "config.data.missing and .missing_test are for complete data; "
+                f"modalities of {dataset.name} are missing already"
+            )
+        splits[name] = _without_some(split, share, [seed, len(splits)])
+    name = f"{dataset.name}-missing{fraction:g},{test_fraction:g}"
+    return dataset._replace(name=name, **splits)
+
+
+def _without_some(split, fraction, seed):
+    """A split of which modalities are missing with this probability."""
+    if fraction == 0:
+        return split
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+    shape = (split.num_examples, len(split.modalities))
+    observed = rng.random(shape) >= fraction
+    observed[np.arange(shape[0]), rng.integers(shape[1], size=shape[0])] = True
+    modalities = {}
+    for column, (name, x) in zip(observed.T, split.modalities.items(), strict=True):
+        modalities[name] = x.copy()
+        modalities[name][~column] = 0
+    return split._replace(modalities=modalities, observed=observed)
 
 
 def _read(builder, split, modalities, num_examples):
     """Joins the blocks of one split."""
     features = builder.info.features
+    names = [*modalities, LABEL] if LABEL in features else modalities
     arrays = {
-        name: np.empty((num_examples, *features[name].shape[1:]), np.uint8)
-        for name in (*modalities, LABEL)
+        name: np.empty(
+            (num_examples, *features[name].shape[1:]), features[name].np_dtype
+        )
+        for name in names
     }
     start = 0
     for block in builder.as_data_source(split):
-        stop = start + len(block[LABEL])
+        stop = start + len(block[modalities[0]])
         for name, array in arrays.items():
             array[start:stop] = block[name]
         start = stop
     if start != num_examples:
         raise ValueError(f"{split} holds {start} of {num_examples} examples")
-    labels = arrays.pop(LABEL).astype(np.int32)
-    return Split(modalities=arrays, labels=labels)
+    labels = arrays.pop(LABEL).astype(np.int32) if LABEL in arrays else None
+    return Split(arrays, labels)
 
 
 def batch_indices(seed, step, num_steps, num_examples, batch_size):
@@ -185,19 +310,19 @@ def _epoch_order(seed, epoch, num_examples):
     return order
 
 
-def to_float(images):
-    """Scales bytes to [0, 1].
+def scaled(x):
+    """Images from bytes to [0, 1]; everything else as it is.
 
     For use inside a compiled step, after the batch has been gathered: the whole
     training split would grow fourfold as floats.
 
     Args:
-      images: uint8 [...], values 0..255.
+      x: uint8 [...], values 0..255; or anything else.
 
     Returns:
-      float32 [...], values in [0, 1].
+      float32 [...], values in [0, 1]; or what was given.
     """
-    return images.astype(jnp.float32) / 255
+    return x.astype(jnp.float32) / 255 if is_image(x) else x
 
 
 def put_on_device(split):

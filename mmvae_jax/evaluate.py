@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax import distributions, inception, inception_weights
-from mmvae_jax.data import Split
+from mmvae_jax.data import Split, is_image, is_tokens, scaled
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics import (
     coherence,
@@ -28,7 +28,7 @@ from mmvae_jax.metrics import (
     matching,
     swd,
 )
-from mmvae_jax.metrics.inputs import EvaluationData, prior_images, to_images
+from mmvae_jax.metrics.inputs import EvaluationData, prior_examples, to_examples
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 NUM_PRIOR_SAMPLES = 20
@@ -104,12 +104,10 @@ def compile_model(model: MultimodalVAE) -> MultimodalVAE:
 
 def random_examples(split: Split, num: int, seed: int) -> Split:
     """`num` random examples of a split (0: all of them), the same for one seed."""
-    total = len(split.labels)
+    total = split.num_examples
     if num == 0 or num >= total:
         return split
-    rows = np.sort(np.random.default_rng(seed).permutation(total)[:num])
-    modalities = {m: images[rows] for m, images in split.modalities.items()}
-    return Split(modalities, split.labels[rows])
+    return split.take(np.sort(np.random.default_rng(seed).permutation(total)[:num]))
 
 
 def evaluate_member(
@@ -149,8 +147,11 @@ def sample_grids(
 ) -> dict[str, np.ndarray]:
     """Pictures of what one member generates (the paper's Figures 9 and 10).
 
+    Images are shown as they are, vectors as rows of grey squares from the least (black)
+    to the largest value of the test examples; tokens are left out.
+
     Args:
-      model: from `compile_model`; its modalities are images.
+      model: from `compile_model`.
       params: of the member.
       test: real examples to condition on.
       key: of the samples.
@@ -162,20 +163,22 @@ def sample_grids(
       the one after it.
     """
     prior_key, conditional_key = jax.random.split(key)
-    num = NUM_PRIOR_SAMPLES
-    prior, _ = next(prior_images(model, params, prior_key, num, num))
-    grids = {"prior": _stack([_row(prior[m]) for m in model.modalities])}
-    rows = _one_of_each_class(test.labels)
-    batch = {
-        m: images[rows].astype(np.float32) / np.float32(255)
-        for m, images in test.modalities.items()
-    }
-    experts = model.encode(params, batch)
+    data = EvaluationData(test, test, None, NUM_PRIOR_SAMPLES)
+    prior, _ = next(prior_examples(model, params, data, prior_key, NUM_PRIOR_SAMPLES))
+    shown = [m for m, x in test.modalities.items() if not is_tokens(x)]
+    if not shown:
+        return {}
+    row = {m: partial(_row, test.modalities[m]) for m in shown}
+    grids = {"prior": _stack([row[m](prior[m]) for m in shown])}
     num_modalities = len(model.modalities)
-    for i, target in enumerate(model.modalities):
-        source = (i + 1) % num_modalities
-        subset = jnp.arange(num_modalities) == source
-        lines = [_row(batch[model.modalities[source]])]
+    for target in shown:
+        i = model.modalities.index(target)
+        source = model.modalities[(i + 1) % num_modalities]
+        examples = test.take(_one_of_each_class(test, source))
+        batch = {name: scaled(x) for name, x in examples.leaves().items()}
+        experts = model.encode(params, batch)
+        subset = jnp.arange(num_modalities) == model.modalities.index(source)
+        lines = [row[source](batch[source])] if source in shown else []
         for draw_index in range(NUM_CONDITIONAL_DRAWS):
             own = jax.random.fold_in(
                 conditional_key, i * NUM_CONDITIONAL_DRAWS + draw_index
@@ -183,15 +186,24 @@ def sample_grids(
             posterior_key, noise_key = jax.random.split(own)
             posterior = model.posterior(params, experts, subset, posterior_key)
             z = distributions.sample(posterior, noise_key)
-            lines.append(_row(to_images(model.decode(params, z))[target]))
-        grids[f"{target}_given_{model.modalities[source]}"] = _stack(lines)
+            generated = to_examples(test, model.decode(params, z))
+            lines.append(row[target](generated[target]))
+        grids[f"{target}_given_{source}"] = _stack(lines)
     return grids
 
 
-def _row(images: Any) -> np.ndarray:
-    """Images in [0, 1], [N, H, W, C], side by side: uint8 [H, N W, C]."""
-    side_by_side = einops.rearrange(np.asarray(images), "n h w c -> h (n w) c")
-    return np.round(np.nan_to_num(side_by_side) * 255).astype(np.uint8)
+def _row(real: np.ndarray, examples: Any) -> np.ndarray:
+    """Examples [N, ...] of the kind of `real`, side by side: uint8 [H, N W, C]."""
+    examples = np.nan_to_num(np.asarray(examples, np.float32))
+    if not is_image(real):
+        low, high = np.min(real), np.max(real)
+        grey = np.clip((examples - low) / max(high - low, 1e-9), 0.0, 1.0)
+        squares = np.kron(grey.reshape(len(grey), 1, -1), np.ones((1, 6, 6)))
+        # A white edge on the right tells one example from the next.
+        examples = np.pad(squares, ((0, 0), (0, 0), (0, 3)), constant_values=1.0)
+        examples = examples[..., None]
+    side_by_side = einops.rearrange(examples, "n h w c -> h (n w) c")
+    return np.round(side_by_side * 255).astype(np.uint8)
 
 
 def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -209,8 +221,12 @@ def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
     )
 
 
-def _one_of_each_class(labels: np.ndarray) -> np.ndarray:
-    """Rows of ten examples: the first of each class, then whatever follows."""
+def _one_of_each_class(test: Split, modality: str) -> np.ndarray:
+    """Ten rows that have this modality: the first of each class, then what follows."""
+    there = np.flatnonzero(test.is_observed(modality))
+    if not len(there):
+        there = np.arange(test.num_examples)
+    labels = there if test.labels is None else test.labels[there]
     _, first = np.unique(labels, return_index=True)
-    others = np.setdiff1d(np.arange(len(labels)), first)
-    return np.concatenate([first, others])[:10]
+    others = np.setdiff1d(np.arange(len(there)), first)
+    return there[np.concatenate([first, others])[:10]]

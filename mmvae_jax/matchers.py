@@ -17,13 +17,29 @@ import numpy as np
 import optax
 
 from mmvae_jax import classifiers, networks, sweeps, train
-from mmvae_jax.data import Dataset, to_float
+from mmvae_jax.data import Dataset, is_image, scaled
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics.inputs import Matchers
 from mmvae_jax.types import Array, Batch, Params, PRNGKey
 
 # Of a pair before the first step; cosines lie in -1..1.
 _INITIAL_SCALE = 5.0
+
+
+class Group(NamedTuple):
+    """Modalities of one kind and shape, and the module of their networks.
+
+    Attributes:
+      network: Linen module, x [B, ...] -> (anything, features [B, F]).
+      modalities: names.
+      shape: of one example.
+      is_image: whether they are images, which are centred at 0.
+    """
+
+    network: Any
+    modalities: tuple[str, ...]
+    shape: tuple[int, ...]
+    is_image: bool
 
 
 class MatcherHyper(NamedTuple):
@@ -58,18 +74,19 @@ def get_matchers(
     Raises:
       UsageError: the network is unknown.
     """
-    network = make_network(config)
-    images = dataset.train.modalities
-    groups = [
-        {m: images[m].shape[1:] for m in group}
-        for group in classifiers.groups_of_one_shape(dataset)
-    ]
+    groups = make_networks(config, dataset)
+    train_split = dataset.train.complete()
+    if train_split.num_examples < 2:
+        raise UsageError(
+            "metric 'matching' needs training examples with all modalities, got "
+            f"{train_split.num_examples}: leave it out of config.eval.metrics"
+        )
 
     def train_all() -> dict | None:
         params = classifiers.fit_members(
-            matching_task(network, groups),
+            matching_task(groups),
             MatcherHyper(jnp.full(1, config.matcher.learning_rate, jnp.float32)),
-            jax.device_put(dict(images)),
+            jax.device_put(dict(train_split.modalities)),
             config.matcher,
             events,
         )
@@ -78,52 +95,56 @@ def get_matchers(
     params = classifiers.load_or_train(directory, dataset, config.matcher, train_all)
     if params is None:
         return None
-    apply = jax.jit(lambda own, images: _embed(network, own, images))
     scale = {}
     for pair, value in zip(_pairs(groups), np.exp(params["log_scales"]), strict=True):
         scale[pair] = scale[pair[::-1]] = float(value)
-    return Matchers(
-        {m: jax.tree_util.Partial(apply, params["networks"][m]) for m in images}, scale
-    )
+    embed = {}
+    for group in groups:
+        apply = jax.jit(partial(_embed, group))
+        for m in group.modalities:
+            embed[m] = jax.tree_util.Partial(apply, params["networks"][m])
+    return Matchers({m: embed[m] for m in dataset.train.modalities}, scale)
 
 
-def make_network(config: Any) -> Any:
-    """The Linen module of the matchers: a classifier's, its outputs as features.
+def make_networks(config: Any, dataset: Dataset) -> list[Group]:
+    """The networks of the matchers: a classifier's, its outputs as features.
 
     Raises:
       UsageError: the network is unknown.
     """
-    settings = config.matcher
-    if settings.network not in networks.CLASSIFIERS:
-        raise UsageError(
-            f"unknown config.matcher.network {settings.network!r}; choose one of "
-            f"{', '.join(networks.CLASSIFIERS)}"
-        )
-    return networks.CLASSIFIERS[settings.network](settings.feature_dim)
+    settings, shapes = config.matcher, dataset.shapes()
+    groups = []
+    for modalities in classifiers.groups_of_one_shape(dataset):
+        name = classifiers.network_for(settings, dataset, modalities[0], "matcher")
+        shape = shapes[modalities[0]]
+        network = networks.make_classifier(name, shape, settings.feature_dim)
+        is_images = is_image(dataset.train.modalities[modalities[0]])
+        groups.append(Group(network, tuple(modalities), shape, is_images))
+    return groups
 
 
-def matching_task(network: Any, groups: list[dict[str, tuple[int, ...]]]) -> train.Task:
+def matching_task(groups: list[Group]) -> train.Task:
     """Training of all modalities' networks on all pairs.
 
     Args:
-      network: from `make_network`.
-      groups: modalities of one shape each, modality -> shape of one example. A
-        group is executed at once, which compiles much faster.
+      groups: from `make_networks`. A group is executed at once, which compiles much
+        faster.
 
     Returns:
       The task; its loss is the sum over pairs of `info_nce`, in nats.
     """
-    modalities = [m for group in groups for m in group]
+    modalities = [m for group in groups for m in group.modalities]
     pairs = np.array([[modalities.index(m) for m in pair] for pair in _pairs(groups)])
     first, second = pairs.T
 
     def init(key: PRNGKey) -> Params:
         params = {}
         for i, group in enumerate(groups):
-            keys = jax.random.split(jax.random.fold_in(key, i), len(group))
-            example = jnp.zeros((1, *next(iter(group.values()))))
-            own = jax.vmap(lambda key, x=example: network.init(key, x))(keys)
-            params |= {m: sweeps.member(own, k) for k, m in enumerate(group)}
+            names = group.modalities
+            keys = jax.random.split(jax.random.fold_in(key, i), len(names))
+            example = networks.blank(group.shape)
+            own = jax.vmap(lambda key, x=example, g=group: g.network.init(key, x))(keys)
+            params |= {m: sweeps.member(own, k) for k, m in enumerate(names)}
         scales = jnp.full(len(pairs), jnp.log(_INITIAL_SCALE))
         return {"networks": params, "log_scales": scales}
 
@@ -131,11 +152,11 @@ def matching_task(network: Any, groups: list[dict[str, tuple[int, ...]]]) -> tra
         del hyper, key
         features = []
         for group in groups:
-            own = [params["networks"][m] for m in group]
+            own = [params["networks"][m] for m in group.modalities]
             features.append(
-                jax.vmap(partial(_embed, network))(
+                jax.vmap(partial(_embed, group))(
                     jax.tree.map(lambda *leaves: jnp.stack(leaves), *own),
-                    to_float(jnp.stack([batch[m] for m in group])),
+                    scaled(jnp.stack([batch[m] for m in group.modalities])),
                 )
             )
         features = jnp.concatenate(features)
@@ -147,9 +168,10 @@ def matching_task(network: Any, groups: list[dict[str, tuple[int, ...]]]) -> tra
     return train.Task(init, loss)
 
 
-def _pairs(groups: list[dict[str, tuple[int, ...]]]) -> list[tuple[str, str]]:
+def _pairs(groups: list[Group]) -> list[tuple[str, str]]:
     """All M (M - 1) / 2 pairs of modalities, in the order of their scales."""
-    return list(itertools.combinations([m for group in groups for m in group], 2))
+    names = [m for group in groups for m in group.modalities]
+    return list(itertools.combinations(names, 2))
 
 
 def info_nce(logits: Array) -> Array:
@@ -171,12 +193,13 @@ def info_nce(logits: Array) -> Array:
     return jnp.mean(jnp.stack(both))
 
 
-def _embed(network: Any, params: Params, images: Array) -> Array:
+def _embed(group: Group, params: Params, x: Array) -> Array:
     """Features [B, F] of length one.
 
     Without dropout in training too, and of images centred at 0: else training may
     never leave the plateau on which the features of all images are the same.
     """
-    _, features = network.apply(params, 2.0 * images - 1.0)
+    centred = 2.0 * x - 1.0 if group.is_image else x
+    _, features = group.network.apply(params, centred)
     squared = jnp.sum(features**2, axis=-1, keepdims=True)
     return features * jax.lax.rsqrt(squared + 1e-12)

@@ -1,7 +1,8 @@
 """Linen encoders, decoders and classifiers, one pair for each kind of network.
 
 An encoder maps x [B, ...] to a Gaussian [B, D]; a decoder maps z [B, D] to the
-parameters of a likelihood [B, *shape]. Images are square and in [0, 1].
+parameters of a likelihood [B, *shape]. Images are square and in [0, 1]; of tokens, x
+is int32 [B, T] and the parameters are logits [B, T, V].
 """
 
 import math
@@ -11,13 +12,15 @@ import jax.numpy as jnp
 
 from mmvae_jax import layers
 from mmvae_jax.errors import UsageError
-from mmvae_jax.types import Array, Gaussian
+from mmvae_jax.types import Array, Gaussian, TokenShape
 
 # Log-variances stay within +-20 (standard deviations from 5e-5 to 2e4). Experts
 # of a product with the prior have no penalty of their own: at large beta nothing
 # keeps their log-variances from growing, and exp() overflows beyond 88. Inside
 # +-5 the bound changes a value by at most 2.1 %.
 LOG_VARIANCE_BOUND = 20.0
+# Of a token, before dense layers.
+EMBEDDING_DIM = 32
 
 
 class GaussianHead(nn.Module):
@@ -139,11 +142,12 @@ class MLPEncoder(nn.Module):
 
     latent_dim: int
     widths: tuple[int, ...] = (512, 256)
+    num_words: int = 0
 
     @nn.compact
     def __call__(self, x: Array) -> Gaussian:
         """Maps [B, ...] to a Gaussian [B, D]."""
-        h = x.reshape(x.shape[0], -1)
+        h = flattened(x, self.num_words)
         for width in self.widths:
             h = nn.relu(layers.dense(width, h.shape[-1])(h))
         return GaussianHead(self.latent_dim)(h)
@@ -163,6 +167,13 @@ class MLPDecoder(nn.Module):
             h = nn.relu(layers.dense(width, h.shape[-1])(h))
         out = layers.dense(math.prod(self.shape), h.shape[-1])(h)
         return out.reshape(-1, *self.shape)
+
+
+def flattened(x: Array, num_words: int) -> Array:
+    """Examples as vectors [B, F]; tokens by embeddings, learned in the caller."""
+    if num_words:
+        x = nn.Embed(num_words, EMBEDDING_DIM)(x)
+    return x.reshape(x.shape[0], -1)
 
 
 class PairedEncoder(nn.Module):
@@ -198,6 +209,23 @@ class ConvClassifier(nn.Module):
         return h, layers.dense(self.num_classes, 128)(dropped)
 
 
+class MLPClassifier(nn.Module):
+    """Dense layers, for vectors and tokens."""
+
+    num_classes: int
+    widths: tuple[int, ...] = (256, 128)
+    num_words: int = 0
+
+    @nn.compact
+    def __call__(self, x: Array, is_training: bool = False) -> tuple[Array, Array]:
+        """Maps [B, ...] to penultimate features [B, F] and logits."""
+        del is_training  # it has no dropout
+        h = flattened(x, self.num_words)
+        for width in self.widths:
+            h = nn.relu(layers.dense(width, h.shape[-1])(h))
+        return h, layers.dense(self.num_classes, h.shape[-1])(h)
+
+
 class ResNetClassifier(nn.Module):
     """The ResNet encoder's trunk with a dense layer, for translated digits."""
 
@@ -216,7 +244,26 @@ NETWORKS = {
     "resnet": (ResNetEncoder, ResNetDecoder),
     "mlp": (MLPEncoder, MLPDecoder),
 }
-CLASSIFIERS = {"conv": ConvClassifier, "resnet": ResNetClassifier}
+CLASSIFIERS = {
+    "conv": ConvClassifier,
+    "resnet": ResNetClassifier,
+    "mlp": MLPClassifier,
+}
+FOR_TOKENS = ("mlp",)
+FOR_IMAGES = ("conv", "resnet")
+
+
+def blank(shape: tuple[int, ...], num: int = 1) -> Array:
+    """`num` examples of zeros of this shape; int32 [num, T] for a TokenShape."""
+    if isinstance(shape, TokenShape):
+        return jnp.zeros((num, shape.length), jnp.int32)
+    return jnp.zeros((num, *shape))
+
+
+def make_classifier(name: str, shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+    """The network called `name`, a key of CLASSIFIERS, for examples of this shape."""
+    options = {"num_words": shape.num_words} if isinstance(shape, TokenShape) else {}
+    return CLASSIFIERS[name](num_outputs, **options)
 
 
 def make_networks(
@@ -226,7 +273,7 @@ def make_networks(
 
     Args:
       network: a key of NETWORKS.
-      shape: of one example, (H, W, C) for images.
+      shape: of one example, (H, W, C) for images, a TokenShape for tokens.
       latent_dim: D.
       **options: fields of both modules (channels, widths, form, ...).
 
@@ -238,7 +285,12 @@ def make_networks(
         raise UsageError(
             f"unknown network {network!r}; choose one of {', '.join(NETWORKS)}"
         )
-    if network != "mlp" and (len(shape) != 3 or shape[0] != shape[1]):
+    is_tokens = isinstance(shape, TokenShape)
+    if is_tokens and network not in FOR_TOKENS:
+        raise UsageError(
+            f"network {network!r} is not for tokens; choose {' or '.join(FOR_TOKENS)}"
+        )
+    if network in FOR_IMAGES and (len(shape) != 3 or shape[0] != shape[1]):
         raise UsageError(f"network {network!r} needs square images, got shape {shape}")
     if options.get("form", "matmul") not in layers.FORMS:
         raise UsageError(
@@ -249,9 +301,10 @@ def make_networks(
     if any(n < 1 for n in sizes):
         raise UsageError(f"network {network!r}: layers need >= 1 unit, got {sizes}")
     encoder, decoder = NETWORKS[network]
+    own = {"num_words": shape.num_words} if is_tokens else {}
     try:
         return (
-            encoder(latent_dim=latent_dim, **options),
+            encoder(latent_dim=latent_dim, **own, **options),
             decoder(shape=tuple(shape), **options),
         )
     except TypeError as error:

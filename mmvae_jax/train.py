@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from mmvae_jax import objectives, sweeps
-from mmvae_jax.data import batch_indices, to_float
+from mmvae_jax.data import batch_indices, scaled
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import Array, Batch, Hyper, MultimodalVAE, Params, PRNGKey
 
@@ -64,8 +64,9 @@ def vae_task(model: MultimodalVAE) -> Task:
     """Training of a multimodal VAE on its objective."""
 
     def loss(params: Params, hyper: Hyper, key: PRNGKey, batch: Batch):
-        floats = {m: to_float(batch[m]) for m in model.modalities}
-        value, terms = model.objective(params, floats, key, hyper.beta)
+        # Its masks, if there are any, and its modalities alike.
+        scaled_batch = {name: scaled(x) for name, x in batch.items()}
+        value, terms = model.objective(params, scaled_batch, key, hyper.beta)
         metrics = {
             "train/loss": value,
             "train/elbo": jnp.mean(objectives.elbo(terms)),

@@ -29,6 +29,20 @@ Batch = Mapping[str, Array]
 OBSERVED = "observed"
 
 
+class TokenShape(NamedTuple):
+    """The shape of an example that is a sequence of tokens, int32 [T].
+
+    As a tuple it is that of a probability for every word at every position.
+
+    Attributes:
+      length: T, positions.
+      num_words: V, of the vocabulary; tokens are 0..V-1.
+    """
+
+    length: int
+    num_words: int
+
+
 class Gaussian(NamedTuple):
     """A diagonal Gaussian.
 

@@ -119,8 +119,8 @@ def test_batch_size_must_fit(batch_size):
         data.batch_indices(0, 0, 1, 10, batch_size)
 
 
-def test_to_float_spans_the_unit_interval():
-    floats = jax.jit(data.to_float)(jnp.arange(256, dtype=jnp.uint8))
+def test_scaled_spans_the_unit_interval():
+    floats = jax.jit(data.scaled)(jnp.arange(256, dtype=jnp.uint8))
     assert floats.dtype == jnp.float32
     # A compiled division by a constant may be off by one unit in the last place.
     np.testing.assert_allclose(

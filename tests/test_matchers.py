@@ -219,11 +219,11 @@ def test_nothing_is_kept_of_a_stopped_training(config, toy, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_network(config):
+def test_unknown_network(config, toy):
     changed = config.copy_and_resolve_references()
     changed.matcher.network = "svm"
     with pytest.raises(UsageError, match="config.matcher.network 'svm'.*conv"):
-        matchers.make_network(changed)
+        matchers.make_networks(changed, toy)
 
 
 def test_info_nce():

@@ -16,9 +16,11 @@ from mmvae_jax.metrics.inputs import (
     Classifier,
     EvaluationData,
     batches,
-    prior_images,
+    observed_rows,
+    prior_examples,
     require_classifiers,
-    to_images,
+    require_labels,
+    to_examples,
 )
 from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
 
@@ -36,8 +38,9 @@ def coherence(
 ) -> dict[str, float]:
     """Conditional coherence of every subset and target, and joint coherence.
 
-    Conditional: z ~ q(z|x_A), one draw per test example, the likelihood means of
-    all modalities classified; the fraction whose class is the label.
+    Conditional: z ~ q(z|x_A), one draw per test example of which all of x_A is
+    observed, the likelihood means of all modalities classified; the fraction whose
+    class is the label.
 
     Args:
       model: for one sweep member.
@@ -60,6 +63,7 @@ def coherence(
       UsageError: a modality has no classifier.
     """
     modalities = model.modalities
+    require_labels(data.test, "coherence")
     classifiers = require_classifiers(data, modalities, "coherence")
     conditional_key, prior_key = jax.random.split(key)
     table = conditional_coherence(model, params, data, conditional_key)
@@ -71,7 +75,7 @@ def coherence(
             params,
             data,
             prior_key,
-            len(data.test.labels) if num_prior_samples is None else num_prior_samples,
+            data.test.num_examples if num_prior_samples is None else num_prior_samples,
         )
     for (subset, target), value in table.items():
         tags[f"coherence/subset/{'+'.join(subset)}/{target}"] = value
@@ -104,6 +108,7 @@ def conditional_coherence(
     subsets = non_empty_subsets(model.modalities)
     masks = [np.array([m in s for m in model.modalities]) for s in subsets]
     totals = {(s, m): 0.0 for s in subsets for m in model.modalities}
+    counts = dict.fromkeys(subsets, 0)
     start = 0
     for batch, num_valid in batches(data.test, data.batch_size):
         experts = model.encode(params, batch)
@@ -112,17 +117,25 @@ def conditional_coherence(
             key, component_key, sample_key = jax.random.split(key, 3)
             posterior = model.posterior(params, experts, mask, component_key)
             z = distributions.sample(posterior, sample_key)
-            images = to_images(model.decode(params, z))
-            for target, values in _classify(data.classifiers, images).items():
+            examples = to_examples(data.test, model.decode(params, z))
+            for target, values in _classify(data.classifiers, examples).items():
                 logits[subset, target] = values
         labels = data.test.labels[start : start + num_valid]
         start += num_valid
+        observed = observed_rows(batch, model.modalities, num_valid)
+        given = {s: np.all([observed[m] for m in s], axis=0) for s in subsets}
+        for subset, rows in given.items():
+            counts[subset] += int(rows.sum())
         # Fetched once per batch: a transfer per pair would wait for the device
         # (2^M - 1) M times.
         for pair, values in jax.device_get(logits).items():
             classes = predicted_classes(values[:num_valid])
-            totals[pair] += np.where(np.isnan(classes), np.nan, classes == labels).sum()
-    return {pair: float(total / start) for pair, total in totals.items()}
+            is_right = np.where(np.isnan(classes), np.nan, classes == labels)
+            totals[pair] += is_right[given[pair[0]]].sum()
+    return {
+        pair: float(total / counts[pair[0]]) if counts[pair[0]] else float("nan")
+        for pair, total in totals.items()
+    }
 
 
 def joint_coherence(
@@ -145,9 +158,9 @@ def joint_coherence(
       A fraction in [0, 1].
     """
     total = 0.0
-    generated = prior_images(model, params, key, num_samples, data.batch_size)
-    for images, num_valid in generated:
-        logits = jax.device_get(_classify(data.classifiers, images))
+    generated = prior_examples(model, params, data, key, num_samples)
+    for examples, num_valid in generated:
+        logits = jax.device_get(_classify(data.classifiers, examples))
         classes = np.stack(
             [predicted_classes(logits[name][:num_valid]) for name in model.modalities]
         )
@@ -192,7 +205,7 @@ def summarise(table: Table, modalities: tuple[str, ...]) -> dict[str, float]:
 
 
 def _classify(
-    classifiers: Mapping[str, Classifier], images: Mapping[str, Array]
+    classifiers: Mapping[str, Classifier], examples: Mapping[str, Array]
 ) -> dict[str, Array]:
     """Logits [B, num_classes] of every modality, still on the device."""
-    return {name: classifiers[name].apply(value)[1] for name, value in images.items()}
+    return {name: classifiers[name].apply(value)[1] for name, value in examples.items()}

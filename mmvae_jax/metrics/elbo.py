@@ -26,7 +26,9 @@ def elbo(
 
     Returns:
       elbo, kl and reconstruction/m0, ...: nats per example; elbo is the sum of
-      the reconstruction terms E[log p(x_m|z)] minus kl.
+      the reconstruction terms E[log p(x_m|z)] minus kl. Where modalities are missing,
+      elbo is that of what is observed, and a modality's reconstruction the mean over
+      the examples that have it.
     """
     totals = defaultdict(float)
     for index, (batch, num_valid) in enumerate(batches(data.test, data.batch_size)):
@@ -36,8 +38,15 @@ def elbo(
         for name in model.modalities:
             value = _sum(terms.log_likelihood[name], num_valid)
             totals[f"reconstruction/{name}"] += value
-    means = {tag: total / len(data.test.labels) for tag, total in totals.items()}
-    reconstruction = sum(means[f"reconstruction/{name}"] for name in model.modalities)
+    num = data.test.num_examples
+    reconstruction = sum(totals[f"reconstruction/{m}"] for m in model.modalities) / num
+    counts = {
+        f"reconstruction/{m}": data.test.is_observed(m).sum() for m in model.modalities
+    }
+    means = {
+        tag: total / counts.get(tag, num) if counts.get(tag, num) else float("nan")
+        for tag, total in totals.items()
+    }
     return {"elbo": reconstruction - means["kl"], **means}
 
 

@@ -16,11 +16,11 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 
+from mmvae_jax.data import Split
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics.frechet import (
     Moments,
@@ -31,7 +31,8 @@ from mmvae_jax.metrics.frechet import (
 from mmvae_jax.metrics.inputs import (
     EvaluationData,
     batches,
-    prior_images,
+    images_of,
+    prior_examples,
     to_eight_bits,
 )
 from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
@@ -71,25 +72,28 @@ def fid(
       nan where a parameter is not finite.
 
     Raises:
-      UsageError: a modality is not of images.
+      UsageError: no modality is of images, or of other images than these.
     """
-    real_images = {name: data.test.modalities[name] for name in model.modalities}
+    real_images = {
+        name: data.test.modalities[name][data.test.is_observed(name)]
+        for name in images_of(data, "fid")
+    }
     for name, images in real_images.items():
         if images.ndim != 4 or images.shape[-1] not in (1, 3):
             raise UsageError(
                 f"metric 'fid' needs images of 1 or 3 channels, {name} has the shape "
                 f"{images.shape[1:]}: leave it out of config.eval.metrics"
             )
-    num_samples = len(data.test.labels) if num_samples is None else num_samples
-    batch_size = min(data.batch_size, MAX_BATCH)
+    num_samples = data.test.num_examples if num_samples is None else num_samples
+    data = data._replace(batch_size=min(data.batch_size, MAX_BATCH))
     generated = defaultdict(Moments)
-    for batch, num_valid in prior_images(model, params, key, num_samples, batch_size):
-        found = {m: extractor(to_eight_bits(batch[m])) for m in model.modalities}
+    for batch, num_valid in prior_examples(model, params, data, key, num_samples):
+        found = {m: extractor(to_eight_bits(batch[m])) for m in real_images}
         for name, features in jax.device_get(found).items():
             generated[name] = update_moments(generated[name], features[:num_valid])
     tags = {}
     for name, images in real_images.items():
-        real = real_moments(extractor, images, batch_size, cache_dir)
+        real = real_moments(extractor, images, data.batch_size, cache_dir)
         tags[f"fid/{name}"] = frechet_distance(
             *mean_and_covariance(real), *mean_and_covariance(generated[name])
         )
@@ -121,8 +125,7 @@ def real_moments(
         if kept is not None:
             return kept
     moments = Moments()
-    split = SimpleNamespace(modalities={"": images}, labels=np.zeros(len(images)))
-    for batch, num_valid in batches(split, batch_size):
+    for batch, num_valid in batches(Split({"": images}), batch_size):
         features = jax.device_get(extractor(to_eight_bits(batch[""])))
         moments = update_moments(moments, features[:num_valid])
     if path is not None:

@@ -14,10 +14,11 @@ import numpy as np
 
 from mmvae_jax.metrics.inputs import (
     EvaluationData,
+    as_coarse,
     batches,
-    prior_images,
+    observed_rows,
+    prior_examples,
     require_classifiers,
-    to_eight_bits,
 )
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
@@ -47,7 +48,7 @@ def frechet(
     """Frechet distance of prior samples to real test images.
 
     Generated images are likelihood means, clipped and rounded to 8 bits as real
-    ones are.
+    ones are. Real examples are those in which the modality is observed.
 
     Args:
       model: for one sweep member.
@@ -64,21 +65,23 @@ def frechet(
       UsageError: a modality has no classifier.
     """
     classifiers = require_classifiers(data, model.modalities, "frechet")
-    num_samples = len(data.test.labels) if num_samples is None else num_samples
+    num_samples = data.test.num_examples if num_samples is None else num_samples
     real, generated = defaultdict(Moments), defaultdict(Moments)
     for moments, source in (
         (real, batches(data.test, data.batch_size)),
-        (generated, prior_images(model, params, key, num_samples, data.batch_size)),
+        (generated, prior_examples(model, params, data, key, num_samples)),
     ):
-        for images, num_valid in source:
+        for batch, num_valid in source:
             features = jax.device_get(
                 {
-                    name: classifiers[name].apply(to_eight_bits(images[name]))[0]
-                    for name in model.modalities
+                    name: classifiers[name].apply(as_coarse(real_one, batch[name]))[0]
+                    for name, real_one in data.test.modalities.items()
                 }
             )
+            observed = observed_rows(batch, model.modalities, num_valid)
             for name, values in features.items():
-                moments[name] = update_moments(moments[name], values[:num_valid])
+                values = values[:num_valid][observed[name]]
+                moments[name] = update_moments(moments[name], values)
     tags = {}
     for name in model.modalities:
         tags[f"frechet_classifier/{name}"] = frechet_distance(
@@ -102,6 +105,8 @@ def update_moments(moments: Moments, features: np.ndarray) -> Moments:
     """
     features = np.asarray(features, np.float64)
     num = len(features)
+    if num == 0:
+        return moments
     mean = features.mean(axis=0)
     centred = features - mean
     count = moments.count + num

@@ -10,24 +10,25 @@ Parameters that are not finite are a result, not an error: metrics return nan.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmvae_jax.data import Split, is_image, is_tokens, scaled
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import OBSERVED, Array, Batch, MultimodalVAE, Params, PRNGKey
 
 
 class Classifier(NamedTuple):
-    """A label classifier of one modality, trained on real training images.
+    """A label classifier of one modality, trained on real training examples.
 
     Attributes:
-      apply: images, float [B, H, W, C] in [0, 1] -> (features [B, F], logits
+      apply: examples [B, ...], images in [0, 1] -> (features [B, F], logits
         [B, num_classes]). Dropout must be off: the published evaluation code
         left it on, which lowers what it measures.
-      accuracy: fraction in [0, 1] of real test images it labels correctly.
+      accuracy: fraction in [0, 1] of real test examples it labels correctly.
     """
 
     apply: Callable[[Array], tuple[Array, Array]]
@@ -42,7 +43,7 @@ class Matchers(NamedTuple):
     they are to occur together than apart. They were trained without labels.
 
     Attributes:
-      embed: modality -> function of images, float [B, H, W, C] in [0, 1], to
+      embed: modality -> function of examples [B, ...], images in [0, 1], to
         features [B, F] of length one. Dropout must be off.
       scale: (modality, modality) -> scale >= 0 of that pair, for both orders.
     """
@@ -55,42 +56,41 @@ class EvaluationData(NamedTuple):
     """The examples and networks that metrics are computed with.
 
     Attributes:
-      train: a split, with attributes `modalities`, name -> uint8 [N, H, W, C],
-        and `labels`, int [N].
-      test: likewise.
+      train: the training split.
+      test: the test split.
       classifiers: modality -> Classifier, or None where there is no label.
       batch_size: B, of every call to a function of the model.
       matchers: of all pairs of modalities, or None where no metric needs them.
     """
 
-    train: Any
-    test: Any
+    train: Split
+    test: Split
     classifiers: Mapping[str, Classifier] | None
     batch_size: int
     matchers: Matchers | None = None
 
 
-def batches(split: Any, batch_size: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+def batches(
+    split: Split, batch_size: int
+) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     """Batches of a split in order, all of the same size.
 
     The last one is filled up with examples from the start of the split, so that
     compiled functions see a single shape; only its first rows count.
 
     Args:
-      split: modalities, name -> uint8 [N, H, W, C].
+      split: N examples.
       batch_size: B.
 
     Yields:
-      (modality -> float32 [B, H, W, C] in [0, 1], number of rows that count).
+      (modality -> [B, ...], images float32 in [0, 1], and OBSERVED -> bool [B, M] if
+      anything is missing; number of rows that count).
     """
-    num = len(split.labels)
+    num = split.num_examples
     for start in range(0, num, batch_size):
         rows = np.arange(start, start + batch_size) % num
         yield (
-            {
-                name: images[rows].astype(np.float32) / np.float32(255)
-                for name, images in split.modalities.items()
-            },
+            {name: scaled(x[rows]) for name, x in split.leaves().items()},
             min(batch_size, num - start),
         )
 
@@ -102,33 +102,87 @@ def observed_subset(model: MultimodalVAE, batch: Batch) -> np.ndarray:
     return np.ones(len(model.modalities), bool)
 
 
-def prior_images(
-    model: MultimodalVAE, params: Params, key: PRNGKey, num: int, batch_size: int
+def observed_rows(
+    batch: Batch, modalities: tuple[str, ...], num_valid: int
+) -> dict[str, np.ndarray]:
+    """Modality -> in which of the rows that count it is there, bool [num_valid]."""
+    shape = (num_valid, len(modalities))
+    observed = np.asarray(batch.get(OBSERVED, np.ones(shape, bool)))[:num_valid]
+    return dict(zip(modalities, observed.T, strict=True))
+
+
+def prior_examples(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    num: int,
 ) -> Iterator[tuple[dict[str, Array], int]]:
     """Generated examples of all modalities from prior samples.
 
     Args:
       model: for one sweep member.
       params: its parameters.
+      data: what real examples are like, and the batch size B of every call; the rows
+        beyond `num` do not count.
       key: of the prior samples.
       num: how many examples in all.
-      batch_size: B, of every call; the rows beyond `num` do not count.
 
     Yields:
-      (modality -> float [B, H, W, C] in [0, 1], number of rows that count).
+      (modality -> [B, ...] as of `to_examples`, number of rows that count).
     """
+    batch_size = data.batch_size
     for index, start in enumerate(range(0, num, batch_size)):
         z = model.sample_prior(params, jax.random.fold_in(key, index), batch_size)
-        yield to_images(model.decode(params, z)), min(batch_size, num - start)
+        generated = to_examples(data.test, model.decode(params, z))
+        yield generated, min(batch_size, num - start)
 
 
-def to_images(decoded: Mapping[str, Array]) -> dict[str, Array]:
-    """Likelihood means, clipped to the range [0, 1] of images.
+def to_examples(split: Split, decoded: Mapping[str, Array]) -> dict[str, Array]:
+    """Likelihood means as examples of the kinds that a split has.
 
-    The mean of a Laplace or Gaussian likelihood may lie outside of it; an image
-    may not, and the classifiers have never seen one that does.
+    Images are clipped to [0, 1]: the mean of a Laplace or Gaussian likelihood may lie
+    outside of it; an image may not, and the classifiers have never seen one that
+    does. Of tokens, whose mean is a probability for every word, the most probable.
     """
-    return {name: jnp.clip(mean, 0.0, 1.0) for name, mean in decoded.items()}
+
+    def example(mean: Array, real: np.ndarray) -> Array:
+        if is_image(real):
+            return jnp.clip(mean, 0.0, 1.0)
+        return jnp.argmax(mean, axis=-1) if is_tokens(real) else mean
+
+    return {m: example(mean, split.modalities[m]) for m, mean in decoded.items()}
+
+
+def as_coarse(real: np.ndarray, generated: Array) -> Array:
+    """Generated examples as coarse as real ones: images rounded to 8 bits."""
+    return to_eight_bits(generated) if is_image(real) else generated
+
+
+def images_of(data: EvaluationData, metric: str) -> tuple[str, ...]:
+    """The modalities that are images.
+
+    Raises:
+      UsageError: there is none.
+    """
+    names = tuple(m for m, x in data.test.modalities.items() if is_image(x))
+    if not names:
+        raise UsageError(f"metric {metric!r} is of images, and no modality is one")
+    return names
+
+
+def require_labels(split: Split, metric: str) -> np.ndarray:
+    """The labels of a split.
+
+    Raises:
+      UsageError: there are none.
+    """
+    if split.labels is None:
+        raise UsageError(
+            f"metric {metric!r} needs labels, and the data have none: leave it out of "
+            "config.eval.metrics"
+        )
+    return split.labels
 
 
 def to_eight_bits(images: Array) -> Array:

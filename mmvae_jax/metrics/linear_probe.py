@@ -1,15 +1,19 @@
 """Linear classification of the label from the latent representation."""
 
 import warnings
-from types import SimpleNamespace
-from typing import Any
 
 import jax
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from mmvae_jax.metrics.inputs import EvaluationData, batches
+from mmvae_jax.data import Split
+from mmvae_jax.metrics.inputs import (
+    EvaluationData,
+    batches,
+    observed_subset,
+    require_labels,
+)
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 
@@ -39,13 +43,11 @@ def linear_probe(
       linear_probe, fraction in [0, 1]; nan where a parameter is not finite.
     """
     row_key, train_key, test_key = jax.random.split(key, 3)
-    num = len(data.train.labels)
+    require_labels(data.test, "linear_probe")
+    num = len(require_labels(data.train, "linear_probe"))
     rows = jax.random.choice(row_key, num, (min(num_train, num),), replace=False)
     rows = np.asarray(rows)
-    train = SimpleNamespace(
-        modalities={name: x[rows] for name, x in data.train.modalities.items()},
-        labels=data.train.labels[rows],
-    )
+    train = data.train.take(rows)
     accuracy = probe_accuracy(
         embed(model, params, train, train_key, data.batch_size),
         train.labels,
@@ -56,9 +58,9 @@ def linear_probe(
 
 
 def embed(
-    model: MultimodalVAE, params: Params, split: Any, key: PRNGKey, batch_size: int
+    model: MultimodalVAE, params: Params, split: Split, key: PRNGKey, batch_size: int
 ) -> np.ndarray:
-    """Posterior means given all modalities.
+    """Posterior means given all modalities that are observed.
 
     Args:
       model: for one sweep member.
@@ -70,11 +72,11 @@ def embed(
     Returns:
       float [N, D].
     """
-    subset = np.ones(len(model.modalities), bool)
     means = []
     for index, (batch, num_valid) in enumerate(batches(split, batch_size)):
         experts = model.encode(params, batch)
         own_key = jax.random.fold_in(key, index)
+        subset = observed_subset(model, batch)
         posterior = model.posterior(params, experts, subset, own_key)
         means.append(np.asarray(posterior.mean)[:num_valid])
     return np.concatenate(means)

@@ -28,9 +28,9 @@ from mmvae_jax.metrics.inputs import (
     EvaluationData,
     Matchers,
     batches,
-    prior_images,
+    prior_examples,
     require_matchers,
-    to_images,
+    to_examples,
 )
 from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
 
@@ -56,7 +56,8 @@ def matching(
     """How well generated modalities match those they were generated from.
 
     Conditional: z ~ q(z|x_A), one draw per test example, the likelihood means of
-    the modalities outside of A matched with the real x_n, n in A.
+    the modalities outside of A matched with the real x_n, n in A. Of test examples
+    that have all modalities.
 
     Args:
       model: for one sweep member.
@@ -90,9 +91,13 @@ def matching(
     if len(modalities) == 1:
         return {}
     matchers = require_matchers(data, modalities, "matching")
-    num = len(data.test.labels)
+    data = data._replace(test=data.test.complete())
+    num = data.test.num_examples
     if num < 2:
-        raise UsageError("metric 'matching' needs at least two test examples, got 1")
+        raise UsageError(
+            "metric 'matching' needs at least two test examples with all modalities, "
+            f"got {num}"
+        )
     conditional_key, prior_key = jax.random.split(key)
     real = real_features(matchers, data, modalities)
     real_lifts, accuracies = {}, {}
@@ -111,9 +116,7 @@ def matching(
         for (subset, target), features in generated.items()
     }
     num_prior_samples = num if num_prior_samples is None else num_prior_samples
-    prior = prior_features(
-        model, params, matchers, prior_key, num_prior_samples, data.batch_size
-    )
+    prior = prior_features(model, params, data, matchers, prior_key, num_prior_samples)
     joint = [
         calibrate(joint_lifts(prior[x], prior[y], real[x], matchers.scale[x, y]), lifts)
         for (x, y), lifts in real_lifts.items()
@@ -234,15 +237,15 @@ def real_features(
 def prior_features(
     model: MultimodalVAE,
     params: Params,
+    data: EvaluationData,
     matchers: Matchers,
     key: PRNGKey,
     num: int,
-    batch_size: int,
 ) -> Features:
     """Features of `num` prior samples: modality -> [num, F]."""
     parts = {name: [] for name in model.modalities}
-    for images, num_valid in prior_images(model, params, key, num, batch_size):
-        found = jax.device_get({m: matchers.embed[m](images[m]) for m in parts})
+    for examples, num_valid in prior_examples(model, params, data, key, num):
+        found = jax.device_get({m: matchers.embed[m](examples[m]) for m in parts})
         for name, features in found.items():
             parts[name].append(features[:num_valid])
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
@@ -273,10 +276,10 @@ def conditional_features(
             mask = np.array([m in subset for m in modalities])
             posterior = model.posterior(params, experts, mask, component_key)
             z = sample(posterior, sample_key)
-            images = to_images(model.decode(params, z))
+            examples = to_examples(data.test, model.decode(params, z))
             for target in modalities:
                 if target not in subset:
-                    found[subset, target] = matchers.embed[target](images[target])
+                    found[subset, target] = matchers.embed[target](examples[target])
         for pair, features in jax.device_get(found).items():
             parts[pair].append(features[:num_valid])
     return {pair: np.concatenate(arrays) for pair, arrays in parts.items()}

@@ -9,8 +9,14 @@ unit of the real one, see `normalise`. All in numpy, float32 but for sums.
 import jax
 import numpy as np
 
+from mmvae_jax.data import scaled
 from mmvae_jax.errors import UsageError
-from mmvae_jax.metrics.inputs import EvaluationData, prior_images, to_eight_bits
+from mmvae_jax.metrics.inputs import (
+    EvaluationData,
+    images_of,
+    prior_examples,
+    to_eight_bits,
+)
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 PATCH_SIZE = 7
@@ -31,6 +37,9 @@ def swd(
     normalisation: str = "real",
 ) -> dict[str, float]:
     """Sliced Wasserstein distance of prior samples to real test images.
+
+    Modalities that are no images are left out, and where some are missing, so are
+    the images that are missing.
 
     Args:
       model: for one sweep member.
@@ -56,21 +65,22 @@ def swd(
             f"{', '.join(NORMALISATIONS)}"
         )
     row_key, prior_key, patch_key = jax.random.split(key, 3)
-    num_test = len(data.test.labels)
+    modalities = images_of(data, "swd")
+    num_test = data.test.num_examples
     num = min(num_images, num_test)
     rows = np.asarray(jax.random.choice(row_key, num_test, (num,), replace=False))
-    generated = {name: [] for name in model.modalities}
-    source = prior_images(model, params, prior_key, num, data.batch_size)
-    for images, num_valid in source:
-        for name in model.modalities:
-            values = np.asarray(to_eight_bits(images[name]), np.float32)
+    generated = {name: [] for name in modalities}
+    for examples, num_valid in prior_examples(model, params, data, prior_key, num):
+        for name in modalities:
+            values = np.asarray(to_eight_bits(examples[name]), np.float32)
             generated[name].append(values[:num_valid])
     rng = np.random.default_rng(np.asarray(jax.random.key_data(patch_key)).ravel())
     tags = {}
-    for name in model.modalities:
+    for name in modalities:
+        kept = data.test.is_observed(name)[rows]
         distances = level_distances(
-            data.test.modalities[name][rows].astype(np.float32) / np.float32(255),
-            np.concatenate(generated[name]),
+            scaled(data.test.modalities[name][rows[kept]]),
+            np.concatenate(generated[name])[kept],
             rng,
             patches_per_image,
             num_projections,

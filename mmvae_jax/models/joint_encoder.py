@@ -41,7 +41,7 @@ def make_joint_encoder(nets: Networks) -> JointEncoder:
     names = tuple(nets.shapes)
 
     def zeros() -> dict[str, Array]:
-        return {m: jnp.zeros((1, *shape)) for m, shape in nets.shapes.items()}
+        return {m: networks.blank(shape) for m, shape in nets.shapes.items()}
 
     def init(key: PRNGKey) -> Params:
         *keys, head_key = jax.random.split(key, len(names) + 1)

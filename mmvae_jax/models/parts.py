@@ -21,6 +21,7 @@ from mmvae_jax.types import (
     MultimodalVAE,
     Params,
     PRNGKey,
+    TokenShape,
 )
 
 
@@ -59,10 +60,12 @@ def make_networks(
         options = dict(config.modality.items()) | dict(own.items())
         if "network" in own and "network_options" not in own:
             options["network_options"] = {}  # the others are of another network
-        if options["likelihood"] == "categorical":
+        is_tokens = isinstance(shape, TokenShape)
+        if is_tokens != (options["likelihood"] == "categorical"):
             raise UsageError(
-                f"likelihood 'categorical' of {modality} is for tokens, and images "
-                "are no tokens; choose laplace, gaussian or bernoulli"
+                f"likelihood {options['likelihood']!r} of {modality}: tokens have the "
+                "likelihood 'categorical', and nothing else has; set "
+                f"config.modalities.{modality}.likelihood"
             )
         encoders[modality], decoders[modality] = networks.make_networks(
             options["network"], shape, latent_dim, **options["network_options"]
@@ -188,7 +191,7 @@ def assemble(
         z = jnp.zeros((1, nets.latent_dim))
         return {
             "encoders": {
-                m: nets.encoders[m].init(next(keys), jnp.zeros((1, *shape)))
+                m: nets.encoders[m].init(next(keys), networks.blank(shape))
                 for m, shape in nets.shapes.items()
             },
             "decoders": {m: nets.decoders[m].init(next(keys), z) for m in nets.shapes},

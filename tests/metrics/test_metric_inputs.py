@@ -28,11 +28,13 @@ def test_prior_images_are_clipped_counted_and_all_different():
         sample_prior=lambda params, key, num: jax.random.normal(key, (num, 1)),
         decode=lambda params, z: {"m0": params * z},
     )
-    seen = list(inputs.prior_images(model, 10.0, jax.random.key(0), 10, 4))
+    split = toy_split({"m0": np.zeros((1, 1), np.uint8)}, [0])
+    data = inputs.EvaluationData(split, split, None, 4)
+    seen = list(inputs.prior_examples(model, 10.0, data, jax.random.key(0), 10))
     assert [count for _, count in seen] == [4, 4, 2]
     values = np.concatenate([images["m0"] for images, _ in seen])
     assert values.min() == 0 and values.max() == 1
-    seen = list(inputs.prior_images(model, 1e-3, jax.random.key(0), 400, 4))
+    seen = list(inputs.prior_examples(model, 1e-3, data, jax.random.key(0), 400))
     values = np.concatenate([images["m0"] for images, _ in seen])
     assert len(np.unique(values[values > 0])) == (values > 0).sum()
 

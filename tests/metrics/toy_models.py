@@ -1,13 +1,13 @@
 """Models whose metrics are known in closed form, for the tests of this folder."""
 
 import itertools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
+from mmvae_jax.data import Split
 from mmvae_jax.metrics.inputs import Classifier, EvaluationData
 from mmvae_jax.types import Gaussian, MultimodalVAE, ObjectiveTerms
 
@@ -29,7 +29,7 @@ def toy_model(modalities, latent_dim, **functions):
 
 
 def toy_split(modalities, labels):
-    return SimpleNamespace(modalities=modalities, labels=np.asarray(labels, np.int32))
+    return Split(dict(modalities), np.asarray(labels, np.int32))
 
 
 class LinearGaussian:
@@ -122,7 +122,7 @@ class LinearGaussian:
 
 def label_images(labels):
     """uint8 [N, 2, 2, 1] whose grey level is 20 times the label."""
-    labels = np.asarray(labels)
+    labels = np.asarray(labels, np.uint8)
     return np.broadcast_to(20 * labels[:, None, None, None], (len(labels), 2, 2, 1))
 
 
