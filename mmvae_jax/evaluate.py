@@ -4,6 +4,7 @@ The one place where the functions of a model are compiled for evaluation: once
 for a run, since all members share them. Metrics themselves are plain functions.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -147,8 +148,8 @@ def sample_grids(
 ) -> dict[str, np.ndarray]:
     """Pictures of what one member generates (the paper's Figures 9 and 10).
 
-    Images are shown as they are, vectors as rows of grey squares from the least (black)
-    to the largest value of the test examples; tokens are left out.
+    Images are shown as they are, vectors as squares of grey values, row by row, from
+    the least (black) to the largest value of the test examples; tokens are left out.
 
     Args:
       model: from `compile_model`.
@@ -198,9 +199,12 @@ def _row(real: np.ndarray, examples: Any) -> np.ndarray:
     if not is_image(real):
         low, high = np.min(real), np.max(real)
         grey = np.clip((examples - low) / max(high - low, 1e-9), 0.0, 1.0)
-        squares = np.kron(grey.reshape(len(grey), 1, -1), np.ones((1, 6, 6)))
-        # A white edge on the right tells one example from the next.
-        examples = np.pad(squares, ((0, 0), (0, 0), (0, 3)), constant_values=1.0)
+        grey = grey.reshape(len(grey), -1)
+        side = math.ceil(math.sqrt(grey.shape[1]))
+        grey = np.pad(grey, ((0, 0), (0, side**2 - grey.shape[1])))
+        tiles = np.kron(grey.reshape(-1, side, side), np.ones((1, 4, 4)))
+        # A white edge tells one example from the next.
+        examples = np.pad(tiles, ((0, 0), (0, 1), (0, 1)), constant_values=1.0)
         examples = examples[..., None]
     side_by_side = einops.rearrange(examples, "n h w c -> h (n w) c")
     return np.round(side_by_side * 255).astype(np.uint8)

@@ -154,3 +154,70 @@ def test_more_modalities_than_there_are_is_an_error(prepared, num):
     dataset = data.load(prepared)
     with pytest.raises(UsageError, match="use_modalities=.* must be in 0..12"):
         data.first_modalities(dataset, num)
+
+
+@pytest.fixture
+def complete():
+    rng = np.random.default_rng(0)
+    splits = (
+        data.Split(
+            {m: rng.integers(1, 256, (num, 2, 2, 1), dtype=np.uint8) for m in "abc"},
+            np.arange(num, dtype=np.int32),
+        )
+        for num in (4_000, 500)
+    )
+    return data.Dataset(*splits, "0" * 64, "name")
+
+
+def test_modalities_are_missing_at_random_but_one(complete):
+    dataset = data.with_missing(complete, 0.4, 0.0, seed=1)
+    assert dataset.test is complete.test and dataset.name == "name-missing0.4,0"
+    observed = dataset.train.observed
+    assert observed.any(axis=1).all()
+    # One of each example is there in any case.
+    share = 1 - 0.4 * 2 / 3
+    np.testing.assert_allclose(observed.mean(axis=0), share, atol=0.03)
+    for column, (name, x) in zip(
+        observed.T, dataset.train.modalities.items(), strict=True
+    ):
+        original = complete.train.modalities[name]
+        assert (x[column] == original[column]).all() and not x[~column].any()
+        assert (original > 0).all()
+        np.testing.assert_array_equal(dataset.train.is_observed(name), column)
+    again = data.with_missing(complete, 0.4, 0.0, seed=1).train.observed
+    other = data.with_missing(complete, 0.4, 0.0, seed=2).train.observed
+    assert (again == observed).all() and (other != observed).any()
+    both = data.with_missing(complete, 0.4, 0.2, seed=1)
+    assert (both.train.observed == observed).all()
+    assert both.test.observed.mean() == pytest.approx(1 - 0.2 * 2 / 3, abs=0.05)
+    assert data.with_missing(complete, 0.0, 0.0, seed=1) is complete
+
+
+def test_examples_are_taken_with_all_that_they_have(complete):
+    split = data.with_missing(complete, 0.4, 0.0, seed=1).train
+    rows = np.array([5, 3])
+    taken = split.take(rows)
+    assert taken.labels.tolist() == [5, 3] and taken.num_examples == 2
+    np.testing.assert_array_equal(taken.observed, split.observed[rows])
+    whole = split.complete()
+    assert whole.observed is None
+    assert whole.num_examples == split.observed.all(axis=1).sum()
+    np.testing.assert_array_equal(
+        whole.labels, np.flatnonzero(split.observed.all(axis=1))
+    )
+    assert set(split.leaves()) == {"a", "b", "c", "observed"}
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_a_share_of_what_is_missing_is_below_one(complete, fraction):
+    for fractions, name in (((fraction, 0.0), ""), ((0.0, fraction), "_test")):
+        with pytest.raises(UsageError, match=f"config.data.missing{name} must be"):
+            data.with_missing(complete, *fractions, seed=0)
+
+
+def test_what_is_missing_already_is_not_drawn_again(complete):
+    incomplete = data.with_missing(complete, 0.4, 0.4, seed=1)
+    with pytest.raises(UsageError, match="missing already"):
+        data.with_missing(incomplete, 0.4, 0.0, seed=1)
+    with pytest.raises(UsageError, match="have none of the first 1 modalities"):
+        data.first_modalities(incomplete, 1)

@@ -171,3 +171,22 @@ def test_one_modality_has_nothing_to_compare(data):
     )
     tags = coherence.coherence(model, None, data, jax.random.key(0))
     assert tags == {"coherence/subset/m0/m0": 1.0, "classifier_accuracy/m0": 0.9}
+
+
+def test_only_what_is_observed_is_conditioned_on(data):
+    # Where m0 is missing, the labels are wrong: nobody must look.
+    observed = np.ones((len(LABELS), 3), bool)
+    observed[::2, 0] = False
+    labels = np.where(observed[:, 0], LABELS, (LABELS + 2) % NUM_CLASSES)
+    test = toy_split(data.test.modalities, labels)._replace(observed=observed)
+    table = coherence.conditional_coherence(
+        copying_model(), 0.0, data._replace(test=test), jax.random.key(0)
+    )
+    assert table[("m0",), "m0"] == 1 and table[("m0", "m1"), "m1"] == 1
+    assert table[("m2",), "m0"] == pytest.approx(observed[:, 0].mean())
+    observed[:, 1] = False
+    table = coherence.conditional_coherence(
+        copying_model(), 0.0, data._replace(test=test), jax.random.key(0)
+    )
+    assert np.isnan(table[("m1",), "m0"]) and np.isnan(table[("m0", "m1"), "m0"])
+    assert table[("m0", "m2"), "m0"] == 1
