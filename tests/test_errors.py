@@ -40,7 +40,7 @@ USAGE = {
     "--config.model.posterior=normal": "model.posterior 'normal'.*laplace, gaussian",
     "--config.modality.network=transformer": "unknown network 'transformer'.*mlp",
     "--config.modality.network=conv": "network 'conv'.*widths",
-    "--config.modality.likelihood=categorical": "'categorical' of m0 is for tokens",
+    "--config.modality.likelihood=categorical": "'categorical' of m0: tokens have",
     "--config.modality.network_options.widths=(0,)": "layers need >= 1 unit",
     "--config.model.subsets=((0,),)": "are for the model 'custom', not for",
     "--config.sweep.beta=('a',)": "sweep.beta",
