@@ -45,6 +45,23 @@ DISCRETE_OPTIONS = (
     "patch",
     "repeats",
 )
+CUB_OPTIONS = (
+    "cub_dir",
+    "image_size",
+    "crop",
+    "split",
+    "captions_per_image",
+    "caption_length",
+    "min_count",
+)
+SHAPES_OPTIONS = (
+    "image_size",
+    "num_train",
+    "num_test",
+    "held_out",
+    "caption_length",
+    "seed",
+)
 
 
 def _polymnist_builder(data_config, data_dir):
@@ -81,18 +98,55 @@ def _discrete_config(data_config):
     """The checked options of the data set with a known joint pmf."""
     from discrete import errors, options
 
-    missing = [name for name in DISCRETE_OPTIONS if name not in data_config]
+    return _checked(
+        data_config, DISCRETE_OPTIONS, options.DiscreteConfig, errors.DatasetError
+    )
+
+
+def _checked(data_config, names, make_config, dataset_error):
+    """The options of one data set, checked: a TFDS BuilderConfig."""
+    missing = [name for name in names if name not in data_config]
     if missing:
         raise UsageError(
-            f"config.data.name='discrete' needs config.data.{missing[0]}; start from "
-            "configs/discrete.py"
+            f"config.data.name={data_config.name!r} needs config.data.{missing[0]}; "
+            f"start from configs/{data_config.name}.py"
         )
     try:
-        return options.DiscreteConfig(
-            **{name: data_config[name] for name in DISCRETE_OPTIONS}
-        )
-    except errors.DatasetError as error:
+        return make_config(**{name: data_config[name] for name in names})
+    except dataset_error as error:
         raise UsageError(str(error)) from error
+
+
+def _cub_builder(data_config, data_dir):
+    """The TFDS builder of CUB with captions."""
+    _find_datasets()
+    from cub import cub_dataset_builder, options
+    from pairs import errors
+
+    builder = cub_dataset_builder.Builder(
+        config=_checked(
+            data_config, CUB_OPTIONS, options.CubConfig, errors.DatasetError
+        ),
+        data_dir=data_dir,
+        file_format="array_record",
+    )
+    return builder, errors.DatasetError
+
+
+def _shapes_builder(data_config, data_dir):
+    """The TFDS builder of drawings with captions."""
+    _find_datasets()
+    from pairs import errors
+    from shapes import options, shapes_dataset_builder
+
+    builder = shapes_dataset_builder.Builder(
+        config=_checked(
+            data_config, SHAPES_OPTIONS, options.ShapesConfig, errors.DatasetError
+        ),
+        data_dir=data_dir,
+        file_format="array_record",
+    )
+    return builder, errors.DatasetError
 
 
 def discrete_pmf(data_config) -> np.ndarray:
@@ -158,7 +212,12 @@ def _find_datasets():
         sys.path.insert(0, str(DATASETS))
 
 
-BUILDERS = {"discrete": _discrete_builder, "polymnist": _polymnist_builder}
+BUILDERS = {
+    "cub": _cub_builder,
+    "discrete": _discrete_builder,
+    "polymnist": _polymnist_builder,
+    "shapes": _shapes_builder,
+}
 
 
 def prepare(data_config):
@@ -248,10 +307,10 @@ def shapes(data_config):
     root = Path(data_config.data_dir).expanduser().resolve()
     with _quiet():
         builder, _ = BUILDERS[data_config.name](data_config, root)
-        features = builder.info.features
-    # TFDS keeps the features in no order: m2 comes before m10 here.
-    names = sorted(set(features) - {"label"}, key=lambda name: (len(name), name))
-    return {name: tuple(features[name].shape[1:]) for name in names}
+        info = builder.info
+    # TFDS keeps the features in no order, the metadata do.
+    names = info.metadata["modalities"]
+    return {name: tuple(info.features[name].shape[1:]) for name in names}
 
 
 def _check_name(data_config):
