@@ -461,6 +461,7 @@ def test_files_that_are_missing_or_damaged(tmp_path, damage, message, archive):
         ("train_test_split", ["1 1"] * 12, "its 12 lines are not those of the 12"),
         ("image_class_labels", ["one two"], "'one two' is not a number and 1 fields"),
         ("images", ["1"], "'1' is not a number and 1 fields"),
+        ("images", [f"{n} {BIRDS[0][1]}" for n in range(1, 13)], "is not named|twice"),
         ("images", [], "its 0 lines are not those of the 0 images"),
         (
             "bounding_boxes",
@@ -584,7 +585,9 @@ def test_hostile_archives(tmp_path, members, message):
     assert left == {"text_c10", "CUB_200_2011.tgz"}
 
 
-@pytest.mark.parametrize("where", ["asked for", "other", "header", "many", "sparse"])
+@pytest.mark.parametrize(
+    "where", ["asked for", "other", "header", "many", "sparse", "negative"]
+)
 def test_archives_that_declare_huge_sizes(tmp_path, monkeypatch, where):
     """Nothing is unpacked to find that it is too large."""
     folder = tmp_path / "cub"
@@ -601,16 +604,22 @@ def test_archives_that_declare_huge_sizes(tmp_path, monkeypatch, where):
             "other": ("CUB_200_2011/other", tarfile.REGTYPE),
             "header": ("././@PaxHeader", tarfile.XHDTYPE),
             "sparse": (TABLE, tarfile.GNUTYPE_SPARSE),
+            "negative": ("CUB_200_2011/other", tarfile.REGTYPE),
         }[where]
         entry = tarfile.TarInfo(name)
-        entry.type, entry.size = kind, huge
+        entry.type = kind
+        entry.size = {"negative": -huge, "sparse": 0}.get(where, huge)
         block = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+        if where == "sparse":
+            block[483:495] = b"%011o\0" % (1 << 32)  # the size with the holes
+            block[148:155] = b"%06o\0" % tarfile.calc_chksums(block)[0]
         path.write_bytes(gzip.compress(bytes(block) + bytes(10240)))
         message = {
             "asked for": r"images.txt: \d+ bytes are more than the|unpacks to more",
             "other": "unpacks to more than",
             "header": r"cannot be read to its end .*a header of \d+ bytes",
-            "sparse": "CUB_200_2011.tgz",
+            "sparse": r"images.txt: \d+ bytes are more than the|unpacks to more",
+            "negative": "cannot be read to its end",
         }[where]
     fails(tmp_path, folder, message)
 
@@ -767,7 +776,7 @@ def test_real_packed_subset(tmp_path):
     train, test = (set(splits[name]["label"] + 1) for name in ("train", "test"))
     assert test <= set(birds.TEST_CLASSES) and not train & set(birds.TEST_CLASSES)
     words = metadata["words"]["caption"]
-    assert {"a", "bird", "the"} <= set(words[3:10])
+    assert {"a", "bird", "this"} <= set(words[3:13])
     lengths = (splits["train"]["caption"] != tokens.PAD).sum(1)
     assert 15 < lengths.mean() < 18
     records = packed._read_records(REAL / packed.CAPTIONS)

@@ -132,7 +132,9 @@ def _read_archive(place, names):
 
 
 def _check_member(place, member):
-    """Refuses an archive that aims at places outside of itself."""
+    """Refuses an archive that aims at places outside of itself, or backwards."""
+    if member.size < 0:
+        raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes")
     if member.name.startswith(("/", "\\")) or ".." in member.name.split("/"):
         raise DatasetError(
             f"{place.path}: {member.name!r} would leave the folder of the archive; "
@@ -150,17 +152,28 @@ def describe(place, folder):
 
     Returns:
       bytes.
+
+    Raises:
+      DatasetError: a file that cannot be read.
     """
-    if not place.path.is_dir():
+    try:
+        if place.path.is_dir():
+            found = _list_files(place.path / f"{place.prefix}{folder}")
+            return hashlib.sha256(repr(found).encode()).digest()
         with open(place.path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - (1 << 16)))
             return hashlib.sha256(file.read() + str(size).encode()).digest()
+    except OSError as error:
+        raise DatasetError(f"{place}{folder}: cannot be read ({error})") from error
+
+
+def _list_files(root):
+    """(folder, name, size) of all files below a folder, sorted."""
     found = []
-    root = place.path / f"{place.prefix}{folder}"
     for parent, _, names in os.walk(root):
         relative = os.path.relpath(parent, root)
         for name in names:
             size = os.stat(os.path.join(parent, name)).st_size
             found.append((relative, name, size))
-    return hashlib.sha256(repr(sorted(found)).encode()).digest()
+    return sorted(found)

@@ -114,6 +114,8 @@ def open_birds(folder, captions_per_image):
                 f"{layout.images}images.txt: {name!r} is not named NNN.Class/NAME.jpg "
                 f"with NNN its class {label:.0f} of image_class_labels.txt"
             )
+    if len(set(names)) < len(names):
+        raise DatasetError(f"{layout.images}images.txt: an image occurs twice")
     boxes = _numbers(layout.images, tables, "bounding_boxes.txt")
 
     def read_images(rows, image_size, crop):
