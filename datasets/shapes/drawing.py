@@ -13,7 +13,7 @@ from polymnist import exact
 
 SIDE = 4096
 RADIUS = 1024
-SMALLEST, LARGEST = 700, 1400  # radius, 0.17 to 0.34 of the side
+SMALLEST, LARGEST = 920, 1480  # radius, 0.22 to 0.36 of the side
 REACH = 1270  # no shape reaches further, however it is turned
 SAMPLES = 3
 CHUNK = 1 << 17  # pixels at once: what is drawn stays in the cache
