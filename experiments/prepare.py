@@ -21,6 +21,7 @@ from absl import flags, logging
 from experiments import command
 from mmvae_jax import arrays, data
 from mmvae_jax.errors import UsageError
+from mmvae_jax.types import TokenShape
 
 DATASETS = Path(__file__).resolve().parents[1] / "datasets"
 POLYMNIST_OPTIONS = (
@@ -296,7 +297,9 @@ def reduce(dataset, data_config):
 
 
 def shapes(data_config):
-    """Modality -> shape of one example, without preparing the data.
+    """Modality -> shape of one example; a TokenShape where it is tokens.
+
+    Data without tokens are not prepared for it; a vocabulary is known of prepared data.
 
     Raises:
       UsageError: as `prepare`.
@@ -305,12 +308,23 @@ def shapes(data_config):
         return load(data_config).shapes()
     _check_name(data_config)
     root = Path(data_config.data_dir).expanduser().resolve()
-    with _quiet():
-        builder, _ = BUILDERS[data_config.name](data_config, root)
-        info = builder.info
+
+    def describe():
+        with _quiet():
+            builder, _ = BUILDERS[data_config.name](data_config, root)
+            return builder.info
+
+    info = describe()
+    if "words" in info.metadata:
+        prepare(data_config)
+        info = describe()
+    words = info.metadata.get("words", {})
     # TFDS keeps the features in no order, the metadata do.
-    names = info.metadata["modalities"]
-    return {name: tuple(info.features[name].shape[1:]) for name in names}
+    found = {m: info.features[m].shape[1:] for m in info.metadata["modalities"]}
+    return {
+        m: TokenShape(*shape, len(words[m])) if m in words else tuple(shape)
+        for m, shape in found.items()
+    }
 
 
 def _check_name(data_config):

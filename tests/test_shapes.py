@@ -14,8 +14,9 @@ from shapes import captions, drawing, options, recipe
 
 from configs import shapes as config_file
 from experiments import prepare
-from mmvae_jax import tokens
+from mmvae_jax import data, tokens
 from mmvae_jax.errors import UsageError
+from mmvae_jax.types import TokenShape
 
 FINGERPRINT = "9a0d40ea4106c504227472e1910d590948c410d32fce11a4f93b757c27d8fd0f"
 SHAPES, COLOURS = tuple(captions.SHAPES), tuple(captions.COLOURS)
@@ -308,7 +309,6 @@ def test_prepared_set(tmp_path):
     config = data_config(tmp_path)
     directory = prepare.prepare(config)
     splits, metadata = prepared.read(directory)
-    assert prepare.shapes(config) == {"image": (32, 32, 3), "caption": (16,)}
     assert metadata["modalities"] == ["image", "caption"]
     assert metadata["num_examples"] == {"train": 96, "test": 48}
     words = metadata["words"]["caption"]
@@ -326,6 +326,21 @@ def test_prepared_set(tmp_path):
                 assert said == {"shape": SHAPES[s], "colour": COLOURS[c]}
     shown = "".join(tokens.decode(row, words) for row in splits["train"]["caption"])
     assert "<exc>" not in shown
+
+
+def test_prepared_sets_are_loaded(tmp_path):
+    config = data_config(tmp_path)
+    shapes = prepare.shapes(config)  # prepares them, for the vocabulary
+    directory = prepare.prepare(config)
+    dataset, (splits, metadata) = data.load(directory), prepared.read(directory)
+    assert list(dataset.train.modalities) == ["image", "caption"]
+    for name, array in dataset.test.modalities.items():
+        np.testing.assert_array_equal(array, splits["test"][name])
+    np.testing.assert_array_equal(dataset.train.labels, splits["train"]["label"])
+    words = metadata["words"]["caption"]
+    assert list(dataset.words["caption"]) == words
+    assert shapes == dataset.shapes()
+    assert shapes == {"image": (32, 32, 3), "caption": TokenShape(16, len(words))}
 
 
 def test_prepared_bytes_are_pinned(tmp_path):
