@@ -21,6 +21,7 @@ from absl import flags, logging
 from experiments import command
 from mmvae_jax import arrays, data
 from mmvae_jax.errors import UsageError
+from mmvae_jax.types import TokenShape
 
 DATASETS = Path(__file__).resolve().parents[1] / "datasets"
 POLYMNIST_OPTIONS = (
@@ -44,6 +45,23 @@ DISCRETE_OPTIONS = (
     "one_in",
     "patch",
     "repeats",
+)
+CUB_OPTIONS = (
+    "cub_dir",
+    "image_size",
+    "crop",
+    "split",
+    "captions_per_image",
+    "caption_length",
+    "min_count",
+)
+SHAPES_OPTIONS = (
+    "image_size",
+    "num_train",
+    "num_test",
+    "held_out",
+    "caption_length",
+    "seed",
 )
 
 
@@ -81,18 +99,55 @@ def _discrete_config(data_config):
     """The checked options of the data set with a known joint pmf."""
     from discrete import errors, options
 
-    missing = [name for name in DISCRETE_OPTIONS if name not in data_config]
+    return _checked(
+        data_config, DISCRETE_OPTIONS, options.DiscreteConfig, errors.DatasetError
+    )
+
+
+def _checked(data_config, names, make_config, dataset_error):
+    """The options of one data set, checked: a TFDS BuilderConfig."""
+    missing = [name for name in names if name not in data_config]
     if missing:
         raise UsageError(
-            f"config.data.name='discrete' needs config.data.{missing[0]}; start from "
-            "configs/discrete.py"
+            f"config.data.name={data_config.name!r} needs config.data.{missing[0]}; "
+            f"start from configs/{data_config.name}.py"
         )
     try:
-        return options.DiscreteConfig(
-            **{name: data_config[name] for name in DISCRETE_OPTIONS}
-        )
-    except errors.DatasetError as error:
+        return make_config(**{name: data_config[name] for name in names})
+    except dataset_error as error:
         raise UsageError(str(error)) from error
+
+
+def _cub_builder(data_config, data_dir):
+    """The TFDS builder of CUB with captions."""
+    _find_datasets()
+    from cub import cub_dataset_builder, options
+    from pairs import errors
+
+    builder = cub_dataset_builder.Builder(
+        config=_checked(
+            data_config, CUB_OPTIONS, options.CubConfig, errors.DatasetError
+        ),
+        data_dir=data_dir,
+        file_format="array_record",
+    )
+    return builder, errors.DatasetError
+
+
+def _shapes_builder(data_config, data_dir):
+    """The TFDS builder of drawings with captions."""
+    _find_datasets()
+    from pairs import errors
+    from shapes import options, shapes_dataset_builder
+
+    builder = shapes_dataset_builder.Builder(
+        config=_checked(
+            data_config, SHAPES_OPTIONS, options.ShapesConfig, errors.DatasetError
+        ),
+        data_dir=data_dir,
+        file_format="array_record",
+    )
+    return builder, errors.DatasetError
 
 
 def discrete_pmf(data_config) -> np.ndarray:
@@ -158,7 +213,12 @@ def _find_datasets():
         sys.path.insert(0, str(DATASETS))
 
 
-BUILDERS = {"discrete": _discrete_builder, "polymnist": _polymnist_builder}
+BUILDERS = {
+    "cub": _cub_builder,
+    "discrete": _discrete_builder,
+    "polymnist": _polymnist_builder,
+    "shapes": _shapes_builder,
+}
 
 
 def prepare(data_config):
@@ -237,7 +297,9 @@ def reduce(dataset, data_config):
 
 
 def shapes(data_config):
-    """Modality -> shape of one example, without preparing the data.
+    """Modality -> shape of one example; a TokenShape where it is tokens.
+
+    Data without tokens are not prepared for it; a vocabulary is known of prepared data.
 
     Raises:
       UsageError: as `prepare`.
@@ -246,12 +308,23 @@ def shapes(data_config):
         return load(data_config).shapes()
     _check_name(data_config)
     root = Path(data_config.data_dir).expanduser().resolve()
-    with _quiet():
-        builder, _ = BUILDERS[data_config.name](data_config, root)
-        features = builder.info.features
-    # TFDS keeps the features in no order: m2 comes before m10 here.
-    names = sorted(set(features) - {"label"}, key=lambda name: (len(name), name))
-    return {name: tuple(features[name].shape[1:]) for name in names}
+
+    def describe():
+        with _quiet():
+            builder, _ = BUILDERS[data_config.name](data_config, root)
+            return builder.info
+
+    info = describe()
+    if "words" in info.metadata:
+        prepare(data_config)
+        info = describe()
+    words = info.metadata.get("words", {})
+    # TFDS keeps the features in no order, the metadata do.
+    found = {m: info.features[m].shape[1:] for m in info.metadata["modalities"]}
+    return {
+        m: TokenShape(*shape, len(words[m])) if m in words else tuple(shape)
+        for m, shape in found.items()
+    }
 
 
 def _check_name(data_config):

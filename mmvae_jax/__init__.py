@@ -14,6 +14,7 @@ importance     those with beta inside of a logarithm
 layers         how a convolution is executed
 networks       Linen encoders, decoders and classifiers
 models/        a model: a NamedTuple of pure functions; one file per kind
+tokens         captions as integers, and the way back
 data           prepared data sets, what is missing of them, batches
 arrays         your own data, from a .npz file
 sweeps         the member axis of a sweep

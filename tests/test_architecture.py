@@ -34,6 +34,7 @@ MAY_IMPORT = {
     | {"distributions", "subsets", "posteriors", "objectives", "importance"}
     | {"models.*"},
     "models": BASIS | {"subsets", "objectives", "importance", "models.*"},
+    "tokens": set(),
     "data": BASIS,
     "arrays": BASIS | {"data"},
     "sweeps": BASIS,
@@ -69,6 +70,9 @@ KNOWN_BY = {
     "experiments": set(),
     "polymnist": set(),
     "discrete": set(),
+    "pairs": set(),
+    "cub": set(),
+    "shapes": set(),
 }
 
 
@@ -161,6 +165,9 @@ def test_data_sets_and_configs_stand_alone():
         elif not name.startswith("configs."):
             continue
         for imported in imports(name):
+            # Captions are written and read by the same functions.
+            if name.startswith("datasets.") and module_of(imported) == "tokens":
+                continue
             assert not any(is_within(imported, other) for other in outside), name
 
 

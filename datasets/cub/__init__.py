@@ -1,0 +1,1 @@
+"""Photographs of birds with captions, from the files that the user has."""

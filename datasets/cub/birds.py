@@ -1,0 +1,93 @@
+"""What every layout of the files comes down to: photographs, classes and captions."""
+
+import io
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from pairs.errors import DatasetError
+from PIL import Image
+
+# Of 200 classes the 50 that training never shows (Akata et al., 2015; with captions
+# Reed et al., 2016).
+TEST_CLASSES = (
+    1, 4, 6, 8, 9, 14, 23, 29, 31, 33, 34, 35, 36, 37, 38, 43, 49, 51, 53, 66, 72, 79,
+    83, 84, 86, 91, 95, 96, 98, 101, 102, 103, 112, 114, 119, 121, 130, 135, 138, 147,
+    156, 163, 165, 166, 180, 183, 185, 186, 187, 197,
+)  # fmt: skip
+CAPTIONS = 10  # an image
+# Refuses decompression bombs before a pixel is decoded.
+MAX_PIXELS = 64_000_000
+
+
+class Birds(NamedTuple):
+    """N photographs in the order of their numbers.
+
+    Attributes:
+      classes: int64 [N], 1..200.
+      is_train: bool [N], of the original split.
+      captions: N lists of at least as many texts as were asked for.
+      read_images: (rows, image_size, crop) -> uint8 [n, image_size, image_size, 3].
+    """
+
+    classes: np.ndarray
+    is_train: np.ndarray
+    captions: list[list[str]]
+    read_images: Callable
+
+
+def check_captions(where, captions, captions_per_image):
+    """Raises DatasetError where an image has too few captions."""
+    if len(captions) < captions_per_image:
+        raise DatasetError(
+            f"{where}: {len(captions)} captions where {captions_per_image} are needed; "
+            "lower config.data.captions_per_image or fetch the captions again"
+        )
+
+
+def decode_image(data, image_size, box, where):
+    """Decodes one photograph and scales it; its aspect ratio is not kept.
+
+    Args:
+      data: bytes of a JPEG or PNG file.
+      image_size: side of the result, in pixels.
+      box: None for all of it, or (left, top, width, height) in pixels.
+      where: of messages.
+
+    Returns:
+      uint8 [image_size, image_size, 3].
+
+    Raises:
+      DatasetError: not a readable image, above MAX_PIXELS, or the box is not in it.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large images at open(); MAX_PIXELS decides here.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise DatasetError(
+                        f"{where}: {width}x{height} pixels are more than the "
+                        f"{MAX_PIXELS} that are decoded"
+                    )
+                pixels = image.convert("RGB")
+    except DatasetError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for a broken file.
+        raise DatasetError(
+            f"{where}: not a readable image ({error}); fetch it again"
+        ) from error
+    corners = (0, 0, width, height)
+    if box is not None:
+        left, top = max(0, box[0]), max(0, box[1])
+        right, bottom = min(width, box[0] + box[2]), min(height, box[1] + box[3])
+        corners = (left, top, right, bottom)
+        if right - left < 1 or bottom - top < 1:
+            raise DatasetError(
+                f"{where}: its bounding box {tuple(map(float, box))} is not within its "
+                f"{width}x{height} pixels"
+            )
+    side = (image_size, image_size)
+    return np.asarray(pixels.resize(side, Image.Resampling.BILINEAR, box=corners))

@@ -1,0 +1,100 @@
+"""TFDS builder of CUB with captions; needs no TensorFlow."""
+
+import numpy as np
+import tensorflow_datasets as tfds
+from pairs import records
+from pairs.errors import DatasetError
+from polymnist import exact
+
+from cub import birds, official, packed
+from mmvae_jax import tokens
+
+# Of the order of the images: those of a class do not follow each other.
+ORDER = 2011
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Photographs of birds (Wah et al., 2011) with captions (Reed et al., 2016).
+
+    Records, features and metadata are those of `pairs.records`; `label` is the class
+    0..199. Every caption makes an example, those of an image follow each other: so its
+    copies compress to almost nothing on disk, and are made one record at a time.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}
+
+    def download_and_prepare(self, **kwargs):
+        """As in TFDS, in memory."""
+        with records.in_memory():
+            super().download_and_prepare(**kwargs)
+
+    def _info(self):
+        """Describes features and metadata."""
+        config = self.builder_config
+        return records.describe(self, config.image_size, config.caption_length)
+
+    def _split_generators(self, dl_manager):
+        """Reads all files, so that every error comes early."""
+        del dl_manager  # nothing is downloaded
+        config = self.builder_config
+        layout = packed if config.is_packed else official
+        source = layout.open_birds(config.cub_dir, config.captions_per_image)
+        rows = self._split_rows(source)
+        texts = {
+            split: [source.captions[row][: config.captions_per_image] for row in own]
+            for split, own in rows.items()
+        }
+        words = tokens.build_vocabulary(
+            (text for own in texts["train"] for text in own), config.min_count
+        )
+        images = source.read_images(
+            np.concatenate(list(rows.values())), config.image_size, config.crop
+        )
+        parts = np.split(images, [len(rows["train"])])
+        splits = {
+            split: self._make(part, texts[split], words, source.classes[rows[split]])
+            for split, part in zip(rows, parts, strict=True)
+        }
+        records.add_metadata(self.info, splits, words)
+        return {name: self._generate_examples(split) for name, split in splits.items()}
+
+    def _split_rows(self, source):
+        """split -> rows of its images in random order."""
+        config = self.builder_config
+        is_train = source.is_train
+        if config.split == "classes":
+            is_train = ~np.isin(source.classes, birds.TEST_CLASSES)
+        order = exact.random_order((ORDER,), len(is_train))
+        rows = {"train": order[is_train[order]], "test": order[~is_train[order]]}
+        for split, own in rows.items():
+            if not len(own):
+                raise DatasetError(
+                    f"{config.cub_dir}: config.data.split={config.split!r} leaves no "
+                    f"image to {split}"
+                )
+        return rows
+
+    def _make(self, images, texts, words, classes):
+        """The examples of one split: records.Split."""
+        config = self.builder_config
+        captions = records.encode(texts, words, config.caption_length)
+        labels = classes.astype(np.int32) - 1
+
+        def read(start, stop):
+            image, own = divmod(np.arange(start, stop), config.captions_per_image)
+            return {
+                "image": images[image],
+                "caption": captions[image, own],
+                "label": labels[image],
+            }
+
+        return records.Split(
+            num_examples=len(images) * config.captions_per_image,
+            read=read,
+            digest=records.digest(image=images, caption=captions, label=labels),
+        )
+
+    def _generate_examples(self, split):
+        """Yields numbered blocks."""
+        yield from records.blocks(split, self.builder_config.image_size)

@@ -1,0 +1,179 @@
+"""Files of a folder or of a .tgz archive, read into memory and written nowhere.
+
+An archive is never unpacked: what it holds under other names than those asked for is
+skipped, links are not followed, and nothing is read that is larger than MAX_FILE_BYTES.
+"""
+
+import gzip
+import hashlib
+import os
+import tarfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+from pairs.errors import DatasetError
+
+MAX_FILE_BYTES = 64 << 20
+MAX_ARCHIVE_BYTES = 16 << 30  # unpacked; the published archive has 1.2 GB
+MAX_MEMBERS = 1_000_000
+
+
+class Place(NamedTuple):
+    """Where files are.
+
+    Attributes:
+      path: a folder or a .tgz archive.
+      prefix: what the names in it begin with; "" or "folder/".
+    """
+
+    path: Path
+    prefix: str
+
+    def __str__(self):
+        """For messages; a file's name is appended."""
+        return f"{self.path}/{self.prefix}"
+
+
+def exists(place):
+    """Whether there is an archive, which is not opened, or the folder."""
+    if place.path.is_dir():
+        return (place.path / place.prefix).is_dir()
+    return place.path.is_file()
+
+
+def read_files(place, names):
+    """Reads those of the named files that are there, in any order.
+
+    Args:
+      place: Place.
+      names: relative to the place, with "/".
+
+    Yields:
+      (name, bytes).
+
+    Raises:
+      DatasetError: an archive that is damaged or hostile, a file that is too large.
+    """
+    if place.path.is_dir():
+        yield from _read_folder(place, names)
+    else:
+        yield from _read_archive(place, names)
+
+
+def _read_folder(place, names):
+    """`read_files` of a folder."""
+    for name in names:
+        path = place.path / f"{place.prefix}{name}"
+        try:
+            if not path.is_file():
+                continue
+            _check_size(place, name, path.stat().st_size)
+            data = path.read_bytes()
+        except OSError as error:
+            raise DatasetError(f"{path}: cannot be read ({error})") from error
+        yield name, data
+
+
+def _check_size(place, name, size):
+    """Refuses what is too large to be what is looked for."""
+    if size > MAX_FILE_BYTES:
+        raise DatasetError(
+            f"{place}{name}: {size} bytes are more than the {MAX_FILE_BYTES} that are "
+            "read; check where it comes from"
+        )
+
+
+class _Unpacked(gzip.GzipFile):
+    """Refuses to unpack more at once than a file may have, for instance a header."""
+
+    def read(self, size=-1):
+        """As in GzipFile."""
+        if not 0 <= size <= MAX_FILE_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
+
+
+def _read_archive(place, names):
+    """`read_files` of an archive: one pass, to its end."""
+    missing = {f"{place.prefix}{name}": name for name in names}
+    total = 0
+    try:
+        with (
+            _Unpacked(place.path) as unpacked,
+            tarfile.open(fileobj=unpacked, mode="r:") as archive,
+        ):
+            for number, member in enumerate(archive):
+                total += member.size
+                _check_member(place, member)
+                if number >= MAX_MEMBERS or total > MAX_ARCHIVE_BYTES:
+                    raise DatasetError(
+                        f"{place.path}: unpacks to more than {MAX_MEMBERS} files or "
+                        f"{MAX_ARCHIVE_BYTES} bytes; check where it comes from"
+                    )
+                name = missing.pop(member.name.removeprefix("./"), None)
+                if name is None:
+                    continue
+                if not member.isreg():
+                    raise DatasetError(
+                        f"{place}{name} is a link or a folder in the archive, not a "
+                        "file; fetch the archive again"
+                    )
+                _check_size(place, name, member.size)
+                yield name, archive.extractfile(member).read()
+            # To the checksum at the end: few damages show otherwise.
+            while total <= MAX_ARCHIVE_BYTES and (rest := unpacked.read(1 << 20)):
+                total += len(rest)
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise DatasetError(
+            f"{place.path}: cannot be read to its end as a .tgz archive ({error}); "
+            "fetch it again"
+        ) from error
+
+
+def _check_member(place, member):
+    """Refuses an archive that aims at places outside of itself, or backwards."""
+    if member.size < 0:
+        raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes")
+    if member.name.startswith(("/", "\\")) or ".." in member.name.split("/"):
+        raise DatasetError(
+            f"{place.path}: {member.name!r} would leave the folder of the archive; "
+            "fetch it from another source"
+        )
+
+
+def describe(place, folder):
+    """Tells places apart without reading all of them.
+
+    Args:
+      place: Place.
+      folder: whose files count, by name and size; of an archive all count, by the
+        checksum that gzip writes at the end.
+
+    Returns:
+      bytes.
+
+    Raises:
+      DatasetError: a file that cannot be read.
+    """
+    try:
+        if place.path.is_dir():
+            found = _list_files(place.path / f"{place.prefix}{folder}")
+            return hashlib.sha256(repr(found).encode()).digest()
+        with open(place.path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - (1 << 16)))
+            return hashlib.sha256(file.read() + str(size).encode()).digest()
+    except OSError as error:
+        raise DatasetError(f"{place}{folder}: cannot be read ({error})") from error
+
+
+def _list_files(root):
+    """(folder, name, size) of all files below a folder, sorted."""
+    found = []
+    for parent, _, names in os.walk(root):
+        relative = os.path.relpath(parent, root)
+        for name in names:
+            size = os.stat(os.path.join(parent, name)).st_size
+            found.append((relative, name, size))
+    return sorted(found)

@@ -1,0 +1,1 @@
+"""What the data sets of images with captions share: their records and their error."""

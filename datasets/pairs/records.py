@@ -1,0 +1,142 @@
+"""Records of images with captions, as `mmvae_jax.data.load` joins them.
+
+A record is a block of examples: `image` uint8 [n, H, W, 3], `caption` int32 [n, T],
+`label` int32 [n] and `attribute/NAME` int32 [n]. The metadata hold
+
+  modalities    their names, in order
+  num_examples  of each split
+  fingerprint   a sha256 that tells equal data from different data
+  words         {"caption": the words by token}
+  attributes    {NAME: the names of its values}
+  meanings      {"caption": {NAME: {word: the value that it names}}}
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
+
+from mmvae_jax import tokens
+
+MODALITIES = ("image", "caption")
+BLOCK_BYTES = 16 << 20
+
+
+class Split(NamedTuple):
+    """The examples of one split, made on demand.
+
+    Attributes:
+      num_examples: N.
+      read: (start, stop) -> feature -> array [n, ...].
+      digest: sha256 of all that the examples are made of, in hexadecimal.
+    """
+
+    num_examples: int
+    read: Callable
+    digest: str
+
+
+def describe(builder, image_size, caption_length, attributes=None, meanings=None):
+    """The TFDS description of a data set of images with captions.
+
+    Args:
+      builder: the TFDS builder.
+      image_size: side of the images, in pixels.
+      caption_length: T, in tokens.
+      attributes: name -> the names of its values.
+      meanings: name -> word of a caption -> the value that it names.
+
+    Returns:
+      tfds.core.DatasetInfo; `add_metadata` fills in what is not known yet.
+    """
+    attributes, meanings = attributes or {}, meanings or {}
+
+    def tensor(dtype, *shape):
+        return tfds.features.Tensor(shape=(None, *shape), dtype=dtype, encoding="bytes")
+
+    features = {
+        "image": tensor(np.uint8, image_size, image_size, 3),
+        "caption": tensor(np.int32, caption_length),
+        "label": tensor(np.int32),
+        **{f"attribute/{name}": tensor(np.int32) for name in attributes},
+    }
+    return builder.dataset_info_from_configs(
+        features=tfds.features.FeaturesDict(features),
+        metadata=tfds.core.MetadataDict(
+            modalities=list(MODALITIES),
+            num_examples={},
+            fingerprint="",
+            words={},
+            attributes={name: list(values) for name, values in attributes.items()},
+            meanings={"caption": {name: dict(m) for name, m in meanings.items()}},
+        ),
+        disable_shuffling=True,
+    )
+
+
+def digest(**arrays):
+    """The sha256 of named arrays, in hexadecimal."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name}:{array.dtype}{array.shape};".encode())
+        total.update(array)
+    return total.hexdigest()
+
+
+def add_metadata(info, splits, words):
+    """Writes counts, fingerprint and vocabulary into the metadata.
+
+    Args:
+      info: what `describe` returned.
+      splits: name -> Split.
+      words: the words of the captions by token.
+    """
+    metadata = info.metadata
+    metadata["num_examples"] = {name: s.num_examples for name, s in splits.items()}
+    metadata["words"] = {"caption": list(words)}
+    parts = [(name, s.num_examples, s.digest) for name, s in sorted(splits.items())]
+    text = json.dumps([parts, metadata["words"], metadata["attributes"]])
+    metadata["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
+
+
+def blocks(split, image_size):
+    """Numbered records of up to 16 MB.
+
+    Args:
+      split: Split.
+      image_size: side of the images, in pixels.
+
+    Yields:
+      (number, record).
+    """
+    size = max(1, BLOCK_BYTES // (3 * image_size**2))
+    for number, start in enumerate(range(0, split.num_examples, size)):
+        yield number, split.read(start, min(start + size, split.num_examples))
+
+
+@contextlib.contextmanager
+def in_memory():
+    """Records wait in memory whatever their total size.
+
+    Above 1 GB a split, TFDS moves them to temporary files by means of TensorFlow.
+    Waiting records are serialised but not compressed.
+    """
+    limit = shuffle.MAX_MEM_BUFFER_SIZE
+    shuffle.MAX_MEM_BUFFER_SIZE = 1 << 60
+    try:
+        yield
+    finally:
+        shuffle.MAX_MEM_BUFFER_SIZE = limit
+
+
+def encode(captions, words, length):
+    """`tokens.encode`, one row of captions an image: int32 [n, k, T]."""
+    flat = [text for texts in captions for text in texts]
+    rows = tokens.encode(flat, words, length)
+    return rows.reshape(len(captions), -1, length)

@@ -1,0 +1,1 @@
+"""Small drawings of coloured shapes with English captions."""

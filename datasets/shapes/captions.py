@@ -1,0 +1,103 @@
+"""English captions of a coloured shape, and what a caption says of it.
+
+Template, opinion and synonyms are drawn for the caption alone, uniformly, and every
+draw gives another sentence. So the entropy of a caption given shape and colour is
+log(NUM_WORDINGS) nats, and that of what it shares with the image log(number of
+combinations).
+"""
+
+from mmvae_jax import tokens
+
+# All have equally many words, and no word names two things.
+SHAPES = {
+    "circle": ("circle", "disc"),
+    "square": ("square", "box"),
+    "triangle": ("triangle", "wedge"),
+    "star": ("star", "pentagram"),
+    "heart": ("heart", "valentine"),
+    "cross": ("cross", "plus"),
+}
+COLOURS = {
+    "red": ("red", "crimson", "scarlet"),
+    "orange": ("orange", "tangerine", "amber"),
+    "yellow": ("yellow", "golden", "lemon"),
+    "green": ("green", "emerald", "jade"),
+    "blue": ("blue", "azure", "cobalt"),
+    "purple": ("purple", "violet", "mauve"),
+    "white": ("white", "ivory", "snowy"),
+    "black": ("black", "ebony", "inky"),
+}
+# None of them tells size, place or background, which are the image's alone. The
+# article of {a} follows from the next word.
+TEMPLATES = (
+    "{a} {opinion} {colour} {shape}",
+    "there is {a} {opinion} {colour} {shape} here",
+    "this {opinion} {shape} is {colour}",
+    "{a} {opinion} {shape} painted in {colour}",
+    "the picture shows {a} {opinion} {colour} {shape}",
+    "someone drew {a} {opinion} {colour} {shape} for us",
+    "{colour} is the colour of this {opinion} {shape}",
+    "one can see that the {opinion} {shape} is {colour}",
+    "look at the {opinion} {colour} {shape}",
+    "what you see is {a} {opinion} {shape} and it is {colour}",
+)
+OPINIONS = ("", "nice", "pretty", "simple")
+NUM_WORDINGS = (
+    len(TEMPLATES)
+    * len(OPINIONS)
+    * len(SHAPES["circle"])
+    * len(COLOURS["red"])
+)  # fmt: skip
+MEANINGS = {
+    "shape": {word: name for name, words in SHAPES.items() for word in words},
+    "colour": {word: name for name, words in COLOURS.items() for word in words},
+}
+
+
+def write_caption(shape, colour, wording):
+    """One caption.
+
+    Args:
+      shape: a key of SHAPES.
+      colour: a key of COLOURS.
+      wording: 0..NUM_WORDINGS - 1, which template, opinion and synonyms.
+
+    Returns:
+      A sentence in lower case without punctuation.
+    """
+    choices = []
+    for options in (TEMPLATES, OPINIONS, SHAPES[shape], COLOURS[colour]):
+        wording, index = divmod(wording, len(options))
+        choices.append(options[index])
+    template, opinion, shape_word, colour_word = choices
+    text = template.format(
+        a="{a}", opinion=opinion, shape=shape_word, colour=colour_word
+    )
+    words = text.split()
+    for place, word in enumerate(words):
+        if word == "{a}":
+            words[place] = "an" if words[place + 1][0] in "aeiou" else "a"
+    return " ".join(words)
+
+
+def most_words():
+    """The number of words of the longest caption."""
+    return max(
+        len(write_caption(shape, colour, wording).split())
+        for shape in SHAPES
+        for colour in COLOURS
+        for wording in range(NUM_WORDINGS)
+    )
+
+
+def parse_caption(words):
+    """What a caption says: the inverse of `write_caption`, for any text.
+
+    Args:
+      words: of a caption, in any order; written or generated.
+
+    Returns:
+      {"shape": name, "colour": name}; None where no word names one, or two words
+      name two.
+    """
+    return tokens.read_attributes(words, MEANINGS)

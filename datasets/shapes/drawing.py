@@ -1,0 +1,359 @@
+"""Drawings of shapes on textures, in integers: the same bytes on every machine.
+
+Lengths are in units of 1/4096 of the side of the image, so that the same plan is
+drawn at any number of pixels. Inside a shape they are in units of 1/1024 of its
+radius. Edges are smoothed by asking 3 x 3 points of every pixel.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+from polymnist import exact
+
+SIDE = 4096
+RADIUS = 1024
+SMALLEST, LARGEST = 920, 1480  # radius, 0.22 to 0.36 of the side
+REACH = 1270  # no shape reaches further, however it is turned
+SAMPLES = 3
+CHUNK = 1 << 17  # pixels at once: what is drawn stays in the cache
+STEEPEST = 20  # degrees
+
+# In the order of captions.COLOURS; every channel of a drawing differs by up to JITTER.
+PAINTS = np.array(
+    [
+        (210, 35, 40),
+        (240, 130, 25),
+        (240, 215, 50),
+        (45, 160, 60),
+        (40, 85, 210),
+        (135, 55, 180),
+        (238, 238, 238),
+        (22, 22, 22),
+    ]
+)
+JITTER = 16
+PURPOSES = (
+    "label",
+    "radius",
+    "down",
+    "right",
+    "turn",
+    "paint",
+    "light",
+    "texture",
+    "lattice",
+    "ground",
+    "wording",
+)
+
+
+class Plan(NamedTuple):
+    """What is random in N drawings; shape and colour are shared with the caption.
+
+    Attributes:
+      shape: int64 [N], index of a shape.
+      colour: int64 [N], index of a colour.
+      radius: int64 [N], in SIDE.
+      centre: int64 [N, 2], row and column, in SIDE.
+      turn: int64 [N], in degrees.
+      paint: int64 [N, 3], added to the colour's RGB.
+      light: int64 [N, 2], how much brighter the shape gets per radius, down and
+        right, in 1/256.
+      texture: int64 [N], index of a texture of TEXTURES.
+      lattice: uint8 [N, 256], what the texture is made of.
+      ground: int64 [N, 2, 3], the RGB of the texture's two colours.
+    """
+
+    shape: np.ndarray
+    colour: np.ndarray
+    radius: np.ndarray
+    centre: np.ndarray
+    turn: np.ndarray
+    paint: np.ndarray
+    light: np.ndarray
+    texture: np.ndarray
+    lattice: np.ndarray
+    ground: np.ndarray
+
+
+def uniform(words, purpose, low, high, *shape):
+    """Integers in low..high from the stream of one purpose, int64 `shape`."""
+    stream = (*words, PURPOSES.index(purpose))
+    values = exact.random_integers(stream, int(np.prod(shape)), high - low)
+    return values.reshape(shape) + low
+
+
+def make_plan(shape, colour, words):
+    """Draws what belongs to the images alone.
+
+    Args:
+      shape: int64 [N].
+      colour: int64 [N].
+      words: ints that name the random streams.
+
+    Returns:
+      Plan.
+    """
+    num = len(shape)
+    radius = uniform(words, "radius", SMALLEST, LARGEST, num)
+    # Anywhere in the image, but whole.
+    margin = radius * REACH // RADIUS
+    centre = [
+        margin + uniform(words, purpose, 0, SIDE, num) * (SIDE - 2 * margin) // SIDE
+        for purpose in ("down", "right")
+    ]
+    ground = uniform(words, "ground", -100, 100, num, 9)
+    # Two greys with a tinge: no shape is of such a colour.
+    first = 120 + ground[:, :1] * 35 // 100 + ground[:, 1:4] * 15 // 100
+    second = first + ground[:, 4:5] * 40 // 100 + ground[:, 5:8] * 10 // 100
+    ground = np.clip(np.stack([first, second], axis=1), 60, 185)
+    return Plan(
+        shape=shape,
+        colour=colour,
+        radius=radius,
+        centre=np.stack(centre, axis=1),
+        turn=uniform(words, "turn", -STEEPEST, STEEPEST, num),
+        paint=uniform(words, "paint", -JITTER, JITTER, num, 3),
+        light=uniform(words, "light", -24, 24, num, 2),
+        texture=uniform(words, "texture", 0, len(TEXTURES) - 1, num),
+        lattice=uniform(words, "lattice", 0, 255, num, 256).astype(np.uint8),
+        ground=ground,
+    )
+
+
+# ---- shapes: what is inside, from int32 v (down) and u (right) of the same shape
+
+
+def _circle(v, u):
+    """Radius 1."""
+    return u * u + v * v <= RADIUS**2
+
+
+def _square(v, u):
+    """Half a side of 0.85."""
+    return np.maximum(np.abs(u), np.abs(v)) <= 870
+
+
+def _half_planes(corners, v, u):
+    """How many of the half-planes of a regular polygon hold each point.
+
+    The polygon has a corner at the top and `corners[0]` corners, of which every
+    `corners[1]`-th are joined, at the radius `corners[2]`.
+    """
+    number, step, radius = corners
+    count = np.zeros(u.shape, np.int8)
+    for side in range(number):
+        # The normal points at the middle of a side.
+        angle = np.pi * (2 * side + step) / number
+        down, right = (int(np.rint(1024 * f(angle))) for f in (np.cos, np.sin))
+        distance = int(np.rint(radius * np.cos(np.pi * step / number)))
+        count += right * u - down * v <= 1024 * distance
+    return count
+
+
+def _triangle(v, u):
+    """Equal sides, corners at 1.2."""
+    return _half_planes((3, 1, 1230), v - 150, u) == 3
+
+
+def _star(v, u):
+    """Five points at 1.2: within four of the lines that join every second point."""
+    return _half_planes((5, 2, 1230), v, u) >= 4
+
+
+def _heart(v, u):
+    """Two discs on the upper sides of a square that stands on its corner."""
+    left, right, down = u + 480, u - 480, v + 330
+    discs = np.minimum(left * left, right * right) + down * down <= 679**2
+    return discs | (np.abs(u) + np.abs(v - 150) <= 960)
+
+
+def _cross(v, u):
+    """Two beams, 2.1 by 0.68."""
+    first, second = np.abs(u), np.abs(v)
+    return (np.minimum(first, second) <= 350) & (np.maximum(first, second) <= 1080)
+
+
+# In the order of captions.SHAPES.
+INSIDE = (_circle, _square, _triangle, _star, _heart, _cross)
+
+
+@functools.cache
+def _rotation(degrees):
+    """Cosine and sine times 2**14."""
+    angle = np.deg2rad(degrees)
+    return tuple(int(np.rint(16384 * f(angle))) for f in (np.cos, np.sin))
+
+
+def _own_coordinates(plan, corner, side, size, samples):
+    """Of a grid of points, the place in each shape, in RADIUS.
+
+    Args:
+      plan: Plan of n drawings.
+      corner: int [n, 2], the window's first row and column, in pixels.
+      side: of the window, in pixels.
+      size: side of the images, in pixels.
+      samples: points a pixel, down and right.
+
+    Returns:
+      int32 v (down) and u (right), each [n, side * samples, side * samples].
+    """
+    number = samples * corner[..., None] + np.arange(samples * side)
+    points = (2 * number + 1) * SIDE // (2 * samples * size) - plan.centre[..., None]
+    down, right = points.astype(np.int32).transpose(1, 0, 2)
+    rotation = np.array([_rotation(int(turn)) for turn in plan.turn])
+    cosine, sine = (rotation * RADIUS // plan.radius[:, None]).T.astype(np.int32)
+
+    def place(along_down, along_right):
+        rows = (along_down[:, None] * down)[:, :, None]
+        return (rows + (along_right[:, None] * right)[:, None, :]) >> 14
+
+    return place(cosine, -sine), place(sine, cosine)
+
+
+def _windows(plan, size):
+    """Squares around the shapes, all as large as the largest shape needs.
+
+    Returns:
+      (int [n, 2] first row and column, side), in pixels.
+    """
+    reach = plan.radius * REACH // RADIUS
+    side = min(size, int(2 * reach.max() * size // SIDE) + 2)
+    corner = (plan.centre - reach[:, None]) * size // SIDE
+    return np.clip(corner, 0, size - side), side
+
+
+def _coverage(plan, corner, side, size):
+    """How many of a pixel's 9 points are in the shape: uint16 [n, side, side]."""
+    v, u = _own_coordinates(plan, corner, side, size, SAMPLES)
+    inside = INSIDE[plan.shape[0]](v, u).view(np.uint8)
+    points = inside.reshape(len(v), side, SAMPLES, side, SAMPLES)
+    # Far faster than a sum over two axes.
+    rows = points[:, :, 0] + points[:, :, 1] + points[:, :, 2]
+    return (rows[..., 0] + rows[..., 1] + rows[..., 2]).astype(np.uint16)
+
+
+def _paint(plan, corner, side, size):
+    """The shapes' colours, lit from a side: uint16 [n, side, side, 3]."""
+    colour = (PAINTS[plan.colour] + plan.paint).astype(np.int32)
+    v, u = _own_coordinates(plan, corner, side, size, 1)
+    down, right = plan.light.astype(np.int32).T[:, :, None, None]
+    light = 256 + (down * v + right * u) // RADIUS
+    lit = light[..., None] * colour[:, None, None] >> 8
+    return np.clip(lit, 0, 255).astype(np.uint16)
+
+
+def draw_shapes(plan, images):
+    """Draws on images, in place.
+
+    Args:
+      plan: Plan of n drawings of one shape.
+      images: uint8 [n, size, size, 3].
+    """
+    size = images.shape[1]
+    corner, side = _windows(plan, size)
+    down, right = (corner[..., None] + np.arange(side)).transpose(1, 0, 2)
+    window = np.arange(len(images))[:, None, None], down[:, :, None], right[:, None]
+    covered = _coverage(plan, corner, side, size)[..., None]
+    full = np.uint16(SAMPLES**2)
+    mixed = _paint(plan, corner, side, size) * covered
+    mixed += images[window] * (full - covered)
+    images[window] = (mixed + full // 2) // full
+
+
+# ---- textures: tones 0..255 uint8 [n, size, size] from a lattice uint8 [n, 256]
+
+
+def _smooth(cells, lattice, size):
+    """A lattice of `cells` x `cells` random tones, bilinearly in between."""
+    corners = lattice[:, : cells**2].reshape(-1, cells, cells)
+    return exact.resize(corners, size, size)
+
+
+def _waves(lattice, size):
+    """Two waves over the image, each with its own direction and length.
+
+    Yields:
+      int32 [n, size, size], 0..255.
+    """
+    points = ((2 * np.arange(size) + 1) * SIDE // (2 * size)).astype(np.int32)
+    values = lattice.astype(np.int32)
+    for i in (0, 3):
+        # At most 4 periods of 2**13 over the side.
+        down, right = (values[:, i + j, None] - 128 for j in (0, 1))
+        rows, columns = (down * points >> 4)[:, :, None], (right * points >> 4)
+        phase = rows + columns[:, None, :] + 32 * values[:, i + 2, None, None]
+        yield np.abs((phase & 8191) - 4096) * 255 >> 12
+
+
+def _stripes(lattice, size):
+    """One wave."""
+    return next(_waves(lattice, size)).astype(np.uint8)
+
+
+def _lumps(lattice, size):
+    """The product of two waves."""
+    first, second = _waves(lattice, size)
+    return (first * second >> 8).astype(np.uint8)
+
+
+TEXTURES = (
+    functools.partial(_smooth, 2),
+    functools.partial(_smooth, 5),
+    functools.partial(_smooth, 14),
+    _stripes,
+    _lumps,
+)
+
+
+def draw_grounds(plan, size):
+    """Textures in two colours.
+
+    Args:
+      plan: Plan of n drawings of one texture.
+      size: side of the images, in pixels.
+
+    Returns:
+      uint8 [n, size, size, 3].
+    """
+    tone = TEXTURES[plan.texture[0]](plan.lattice, size)
+    tone = tone.astype(np.uint16)[..., None]
+    first, second = plan.ground.astype(np.uint16).transpose(1, 0, 2)[:, :, None, None]
+    # At most 255 * 255 + 127, which 16 bits hold.
+    return ((first * (255 - tone) + second * tone + 127) // 255).astype(np.uint8)
+
+
+def draw(plan, size):
+    """The drawings of a plan.
+
+    Args:
+      plan: Plan of N drawings.
+      size: side of the images, in pixels.
+
+    Returns:
+      uint8 [N, size, size, 3].
+    """
+    images = np.empty((len(plan.shape), size, size, 3), np.uint8)
+    for rows in _groups(plan.texture, plan.radius, size):
+        images[rows] = draw_grounds(_take(plan, rows), size)
+    for rows in _groups(plan.shape, plan.radius, size):
+        drawn = images[rows]
+        draw_shapes(_take(plan, rows), drawn)
+        images[rows] = drawn
+    return images
+
+
+def _take(plan, rows):
+    """The plan of some of the drawings."""
+    return Plan(*(field[rows] for field in plan))
+
+
+def _groups(values, radius, size):
+    """Yields rows of one value and of similar radius, CHUNK pixels at a time."""
+    number = max(1, CHUNK // size**2)
+    for value in np.unique(values):
+        rows = np.flatnonzero(values == value)
+        rows = rows[np.argsort(radius[rows], kind="stable")]
+        for start in range(0, len(rows), number):
+            yield rows[start : start + number]

@@ -1,0 +1,75 @@
+"""Pairs of a drawing and a caption that share shape and colour, and nothing else."""
+
+from typing import NamedTuple
+
+import numpy as np
+from polymnist import exact
+
+from shapes import captions, drawing
+
+SPLITS = ("train", "test")
+NUM_COLOURS = len(captions.COLOURS)
+
+
+class Pairs(NamedTuple):
+    """The examples of one split, before they are drawn.
+
+    Attributes:
+      plan: drawing.Plan of N drawings.
+      wording: int64 [N], how each caption is worded.
+      captions: N texts.
+      labels: int64 [N], shape * number of colours + colour.
+    """
+
+    plan: drawing.Plan
+    wording: np.ndarray
+    captions: list[str]
+    labels: np.ndarray
+
+
+def combinations(split, held_out):
+    """The labels of one split.
+
+    Those held out are taken diagonally, so that the first ones differ in shape and in
+    colour, and every shape and every colour stays in the training split.
+
+    Args:
+      split: "train" or "test".
+      held_out: how many only the test split shows, at most half of all; it then shows
+        no others. With 0 both splits show all.
+
+    Returns:
+      int64, sorted.
+    """
+    colour, shape = np.indices((NUM_COLOURS, len(captions.SHAPES)))
+    diagonal = shape * NUM_COLOURS + (colour + shape) % NUM_COLOURS
+    # Every second diagonal first, so that a shape keeps every second colour.
+    order = np.concatenate([diagonal[::2], diagonal[1::2]]).ravel()
+    if not held_out:
+        return np.sort(order)
+    return np.sort(order[:held_out] if split == "test" else order[held_out:])
+
+
+def make_pairs(split, num, held_out, seed):
+    """Draws every random choice of one split.
+
+    Args:
+      split: "train" or "test".
+      num: N; every combination occurs equally often, up to one.
+      held_out: see `combinations`.
+      seed: int, at least 0.
+
+    Returns:
+      Pairs.
+    """
+    words = (seed, SPLITS.index(split))
+    order = exact.random_order((*words, drawing.PURPOSES.index("label")), num)
+    labels = np.resize(combinations(split, held_out), num)[order]
+    shape, colour = divmod(labels, NUM_COLOURS)
+    wording = drawing.uniform(words, "wording", 0, captions.NUM_WORDINGS - 1, num)
+    shapes, colours = tuple(captions.SHAPES), tuple(captions.COLOURS)
+    texts = [
+        captions.write_caption(shapes[s], colours[c], w)
+        for s, c, w in zip(shape, colour, wording, strict=True)
+    ]
+    return Pairs(drawing.make_plan(shape, colour, words), wording, texts, labels)
