@@ -4,9 +4,10 @@ A modality is of one of three kinds, told by its type: images are uint8, vectors
 shape) float32, sequences of tokens int32. What they show is no concern of this module.
 
 A prepared data set is a TFDS folder in the array_record format whose records are
-blocks of examples: one feature [n, ...] a modality and `label` [n]; its metadata hold
-`modalities` (names in order), `num_examples` (split -> int), `fingerprint`, and `words`
-(modality -> vocabulary) where there are tokens.
+blocks of examples: one feature [n, ...] a modality, `label` [n] and `attribute/NAME` [n]
+where there are any; its metadata hold `modalities` (names in order), `num_examples`
+(split -> int) and `fingerprint`, and where there are tokens or attributes `words`,
+`attributes` and `meanings` (as `Dataset` has them).
 
 Batches are a pure function of seed and step, so a resumed run needs no iterator state.
 """
@@ -26,6 +27,7 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.types import OBSERVED, Array, TokenShape
 
 LABEL = "label"
+ATTRIBUTE = "attribute/"  # and its name
 
 
 class Split(NamedTuple):
@@ -36,11 +38,13 @@ class Split(NamedTuple):
         [N, ...], or tokens int32 [N, T]; in order.
       labels: int32 [N], or None.
       observed: bool [N, M], at least one True a row; None: nothing is missing.
+      attributes: name -> int32 [N], what else is known of the examples.
     """
 
     modalities: dict[str, np.ndarray]
     labels: np.ndarray | None = None
     observed: np.ndarray | None = None
+    attributes: Mapping[str, np.ndarray] = MappingProxyType({})
 
     @property
     def num_examples(self) -> int:
@@ -59,6 +63,7 @@ class Split(NamedTuple):
             {m: x[rows] for m, x in self.modalities.items()},
             None if self.labels is None else self.labels[rows],
             None if self.observed is None else self.observed[rows],
+            {name: x[rows] for name, x in self.attributes.items()},
         )
 
     def complete(self) -> "Split":
@@ -84,6 +89,8 @@ class Dataset(NamedTuple):
       fingerprint: sha256 of all examples, in hexadecimal.
       name: of the data set and its config.
       words: modality of tokens -> its vocabulary, the word of every token.
+      attributes: name -> the names of its values.
+      meanings: modality of tokens -> attribute -> word -> the value that it names.
     """
 
     train: Split
@@ -91,6 +98,8 @@ class Dataset(NamedTuple):
     fingerprint: str
     name: str
     words: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    attributes: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    meanings: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType({})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Modality -> shape of one example; a TokenShape where it is tokens."""
@@ -146,6 +155,10 @@ def load(directory):
             fingerprint=metadata["fingerprint"],
             name=f"{builder.name}/{directory.parent.name}",
             words={m: tuple(own) for m, own in metadata.get("words", {}).items()},
+            attributes={
+                name: tuple(own) for name, own in metadata.get("attributes", {}).items()
+            },
+            meanings=dict(metadata.get("meanings", {})),
         )
     except Exception as error:  # Damage shows as many kinds of exception.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -249,7 +262,8 @@ def _without_some(split, fraction, seed):
 def _read(builder, split, modalities, num_examples):
     """Joins the blocks of one split."""
     features = builder.info.features
-    names = [*modalities, LABEL] if LABEL in features else modalities
+    attributes = [name for name in features if name.startswith(ATTRIBUTE)]
+    names = [*modalities, *attributes, *([LABEL] if LABEL in features else [])]
     arrays = {
         name: np.empty(
             (num_examples, *features[name].shape[1:]), features[name].np_dtype
@@ -265,7 +279,10 @@ def _read(builder, split, modalities, num_examples):
     if start != num_examples:
         raise ValueError(f"{split} holds {start} of {num_examples} examples")
     labels = arrays.pop(LABEL).astype(np.int32) if LABEL in arrays else None
-    return Split(arrays, labels)
+    attributes = {
+        name.removeprefix(ATTRIBUTE): arrays.pop(name) for name in sorted(attributes)
+    }
+    return Split(arrays, labels, attributes=attributes)
 
 
 def batch_indices(seed, step, num_steps, num_examples, batch_size):

@@ -1,6 +1,7 @@
 """Who may import what, and what does not exist."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,10 @@ def test_the_docstring_lists_every_module():
     words = {line.split()[0] for line in listed.splitlines() if line.strip()}
     for path in (ROOT / PACKAGE).glob("*.py"):
         assert path.stem == "__init__" or path.stem in words, path.stem
+
+
+def test_the_wheel_holds_every_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["setuptools"]["packages"]
+    found = {path.parent.relative_to(ROOT) for path in ROOT.glob(f"{PACKAGE}/**/*.py")}
+    assert sorted(packages) == sorted(".".join(path.parts) for path in found)
