@@ -4,7 +4,7 @@ A modality is of one of three kinds, told by its type: images are uint8, vectors
 shape) float32, sequences of tokens int32. What they show is no concern of this module.
 
 A prepared data set is a TFDS folder in the array_record format whose records are
-blocks of examples: one feature [n, ...] a modality, `label` [n] and `attribute/NAME` [n]
+blocks of examples: one feature [n, ...] a modality, `label` and `attribute/NAME` [n]
 where there are any; its metadata hold `modalities` (names in order), `num_examples`
 (split -> int) and `fingerprint`, and where there are tokens or attributes `words`,
 `attributes` and `meanings` (as `Dataset` has them).
