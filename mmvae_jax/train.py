@@ -34,10 +34,13 @@ class Task(NamedTuple):
       loss: (params, hyper, key, batch) -> (loss [], metrics), metrics: tag -> [].
         `hyper` has a field learning_rate and what else the loss asks for; `batch`
         is what the data hold, images as uint8.
+      clip_norm: the largest norm of a member's gradient, over all its parameters; 0
+        for any.
     """
 
     init: Callable[[PRNGKey], Params]
     loss: Callable[..., tuple[Array, Mapping[str, Array]]]
+    clip_norm: float = 0.0
 
 
 class TrainState(NamedTuple):
@@ -60,8 +63,8 @@ class TrainState(NamedTuple):
     num_logged: Array
 
 
-def vae_task(model: MultimodalVAE) -> Task:
-    """Training of a multimodal VAE on its objective."""
+def vae_task(model: MultimodalVAE, clip_norm: float = 0.0) -> Task:
+    """Training of a multimodal VAE on its objective; clip_norm as of `Task`."""
 
     def loss(params: Params, hyper: Hyper, key: PRNGKey, batch: Batch):
         # Its masks, if there are any, and its modalities alike.
@@ -76,7 +79,7 @@ def vae_task(model: MultimodalVAE) -> Task:
             metrics[f"train/log_likelihood/{modality}"] = jnp.mean(log_likelihood)
         return value, metrics
 
-    return Task(model.init, loss)
+    return Task(model.init, loss, clip_norm)
 
 
 def init_state(task: Task, hyper: Any, key: PRNGKey, batch: Batch) -> TrainState:
@@ -120,6 +123,9 @@ def train_step(
     finite = state.finite & jnp.isfinite(norm)
     for value in metrics.values():
         finite &= jnp.isfinite(value)
+    if task.clip_norm:
+        shrink = jnp.minimum(1.0, task.clip_norm / jnp.maximum(norm, 1e-30))
+        gradient = jax.tree.map(lambda g: shrink * g, gradient)
     direction, optimizer = optax.scale_by_adam().update(gradient, state.optimizer)
     params = jax.tree.map(
         lambda p, d: p - hyper.learning_rate * d, state.params, direction
