@@ -71,6 +71,64 @@ class Peer:
         self.optimizer.step()
 
 
+def evaluator(peer, images, labels, batch_size, folder):
+    """MultiVae's evaluator of coherences, with the published digit classifiers.
+
+    They have random parameters: how long they take is all that is asked.
+
+    Returns:
+      A function () -> None that evaluates everything that the evaluator has.
+    """
+    from multivae.data.datasets.base import MultimodalBaseDataset
+    from multivae.metrics import CoherenceEvaluator, CoherenceEvaluatorConfig
+
+    torch = peer.torch
+    data = {
+        m: torch.from_numpy(x.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+        for m, x in images.items()
+    }
+    dataset = MultimodalBaseDataset(data, torch.from_numpy(labels.astype(np.int64)))
+    options = CoherenceEvaluatorConfig(
+        batch_size=batch_size,
+        include_recon=True,
+        nb_samples_for_joint=len(labels),
+        num_classes=10,
+    )
+    found = CoherenceEvaluator(
+        peer.model.eval(),
+        {m: _classifier() for m in images},
+        dataset,
+        output=folder,
+        eval_config=options,
+    )
+
+    def evaluate():
+        with torch.no_grad():
+            found.cross_coherences()
+            found.joint_coherence()
+
+    return evaluate
+
+
+def _classifier():
+    """The digit classifier published with PolyMNIST."""
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Conv2d(3, 10, 4, stride=2, padding=1),
+        nn.Dropout2d(0.5),
+        nn.ReLU(),
+        nn.Conv2d(10, 20, 4, stride=2, padding=1),
+        nn.Dropout2d(0.5),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(980, 128),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(128, 10),
+    )
+
+
 def _build(name, config, shapes):
     """MultiVae's model with the convolutional networks of our config."""
     import multivae.models
