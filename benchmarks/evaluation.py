@@ -4,7 +4,7 @@ python -m benchmarks.evaluation [--examples 1000] [--turns 3] [--out evaluation.
 
 MoPoE on the convolutional networks of `benchmarks.step`, random test examples and
 classifiers with random parameters: the time does not depend on what they show. Ours
-are the 31 subsets and 5 targets, theirs 30 subsets and 5 targets (all but the full set),
+are the 31 subsets and 5 targets, theirs 30 subsets (not the full set) and 5 targets,
 and joint coherence on as many samples as there are examples; batches of 500.
 """
 
