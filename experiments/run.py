@@ -140,6 +140,12 @@ def check(config: Any) -> None:
             "seed": 0,
         },
     }
+    precision = config.train.precision
+    if precision not in train.PRECISIONS:
+        raise UsageError(
+            f"unknown config.train.precision {precision!r}; choose one of "
+            f"{', '.join(train.PRECISIONS)}"
+        )
     clip_norm = config.train.clip_norm
     if not 0 <= clip_norm < math.inf:
         raise UsageError(f"config.train.clip_norm must be >= 0, got {clip_norm}")
@@ -175,6 +181,7 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: list[int]) -> Swe
         ),
         jax.default_backend(),
     )
+    execution = execution._replace(precision=config.train.precision)
     size = parameter_overview.count_parameters(
         jax.eval_shape(model.init, jax.random.key(0))
     )

@@ -24,6 +24,8 @@ from mmvae_jax.types import Array, Batch, Hyper, MultimodalVAE, Params, PRNGKey
 MAX_STEPS_PER_CALL = 256
 # ... nor takes much longer than this, so that a signal is answered in time.
 TARGET_SECONDS_PER_CALL = 2.0
+# "default" leaves it to the device: float32 on CPUs, TF32 on recent GPUs.
+PRECISIONS = ("default", "float32", "tensorfloat32", "bfloat16")
 
 
 class Task(NamedTuple):
@@ -151,10 +153,12 @@ class Execution(NamedTuple):
     Attributes:
       mapping: one of `sweeps.MAPPINGS`.
       steps_per_call: the most steps one call may take; 1 means without a loop.
+      precision: one of PRECISIONS, of the networks' matrix products.
     """
 
     mapping: str
     steps_per_call: int
+    precision: str = "default"
 
 
 def choose_execution(
@@ -219,7 +223,16 @@ def compile_steps(task: Task, execution: Execution) -> Callable:
             state = jax.lax.fori_loop(0, num, body, state)
         return state, jnp.copy(state.step)
 
-    mapped = sweeps.map_members(steps, execution.mapping, num_shared=3)
+    def precisely(*args):
+        # Read while tracing: what names its own precision, products of experts for
+        # one, keeps it.
+        precision = execution.precision
+        with jax.default_matmul_precision(
+            None if precision == "default" else precision
+        ):
+            return steps(*args)
+
+    mapped = sweeps.map_members(precisely, execution.mapping, num_shared=3)
     return jax.jit(mapped, donate_argnums=0)
 
 
