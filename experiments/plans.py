@@ -24,6 +24,12 @@ PLAN = "plan.json"
 MODELS = ("unimodal", "mvae", "mmvae", "mopoe")
 MULTIMODAL = ("mvae", "mmvae", "mopoe")
 OFFICIAL = ("unimodal_official", "mmvae_official")
+# Of the figures of the family; new ones last.
+FAMILY = (
+    *("unimodal", "mvae", "mvae_plus", "mmvae", "mopoe"),
+    *("mvtcae", "jmvae_kl", "telbo", "crmvae"),
+    *("mmjsd", "mmvm", "mmvae_plus", "dmvae", "jmvae"),
+)
 
 
 class Spec(NamedTuple):
@@ -126,6 +132,11 @@ def official(scale: ConfigDict) -> list[Spec]:
     return [modalities_spec(scale, first, model, num, False) for model in OFFICIAL]
 
 
+def family(scale: ConfigDict) -> list[Spec]:
+    """The runs of all models over beta, one model after the other."""
+    return [Spec(dataset, model) for model in FAMILY for dataset in scale.columns]
+
+
 def figure_specs(scale: ConfigDict) -> dict[str, list[Spec]]:
     """Figure -> the runs it needs; the paper's by number, and ours by name."""
     both, first = sweep(scale.columns, MODELS), scale.columns[0]
@@ -149,6 +160,7 @@ def figure_specs(scale: ConfigDict) -> dict[str, list[Spec]]:
             if spec.dataset == first
         ],
         "matching": both if "matching" in scale.metrics else [],
+        "family": family(scale),
     }
 
 
@@ -184,6 +196,8 @@ def run_config(scale: ConfigDict, spec: Spec, places: Mapping[str, str]) -> Conf
         elif spec.num_modalities or spec.is_repeated:
             config.sweep.beta = (dataset.beta_by_modalities,)
             config.eval.metrics = tuple(scale.metrics_by_modalities)
+        if spec.model in scale.models:
+            changes.append(scale.models[spec.model])
     for change in changes:
         _apply(config, change)
     config.data.repeated = spec.is_repeated

@@ -34,4 +34,6 @@ def get_config():
     )
     scale.changes = changes
     scale.official.changes = dict(objective=dict(num_samples=3))
+    for model in scale.models.values():
+        model.model = dict(latent_dim=24, private_dim=24)
     return scale
