@@ -24,12 +24,16 @@ PLAN = "plan.json"
 MODELS = ("unimodal", "mvae", "mmvae", "mopoe")
 MULTIMODAL = ("mvae", "mmvae", "mopoe")
 OFFICIAL = ("unimodal_official", "mmvae_official")
-# Of the figures of the family; new ones last.
-FAMILY = (
-    *("unimodal", "mvae", "mvae_plus", "mmvae", "mopoe"),
-    *("mvtcae", "jmvae_kl", "telbo", "crmvae"),
-    *("mmjsd", "mmvm", "mmvae_plus", "dmvae", "jmvae"),
-)
+# The models of the figures "family" and "inputs" by their kinds, a panel each, and
+# those that are in every panel.
+KINDS = {
+    "products, mixtures": (
+        *("unimodal", "mvae", "mvae_plus", "mmvae", "mopoe", "mmjsd"),
+    ),
+    "coordination-based": ("mvtcae", "crmvae", "jmvae_kl", "telbo", "jmvae"),
+    "private vectors, MMVM": ("mmvae_plus", "dmvae", "mmvm"),
+}
+REFERENCES = ("unimodal", "mvae", "mopoe")
 
 
 class Spec(NamedTuple):
@@ -134,7 +138,8 @@ def official(scale: ConfigDict) -> list[Spec]:
 
 def family(scale: ConfigDict) -> list[Spec]:
     """The runs of all models over beta, one model after the other."""
-    return [Spec(dataset, model) for model in FAMILY for dataset in scale.columns]
+    models = [model for kind in KINDS.values() for model in kind]
+    return [Spec(dataset, model) for model in models for dataset in scale.columns]
 
 
 def figure_specs(scale: ConfigDict) -> dict[str, list[Spec]]:
@@ -161,6 +166,7 @@ def figure_specs(scale: ConfigDict) -> dict[str, list[Spec]]:
         ],
         "matching": both if "matching" in scale.metrics else [],
         "family": family(scale),
+        "inputs": [spec for spec in family(scale) if spec.model != "unimodal"],
     }
 
 
@@ -241,7 +247,9 @@ def record(directory: Path, scale: str, config: ConfigDict) -> None:
         found = workdirs.read_json(path)
         if not isinstance(found, dict):
             raise UsageError(f"{path} is not a plan of this project; move it away")
-        if found != wanted:
+        if _is_older(found, wanted):
+            writers.write_json(path, wanted)
+        elif found != wanted:
             theirs = found.get("scale", "?")
             other = " with other settings" if theirs == scale else ""
             raise UsageError(
@@ -255,6 +263,18 @@ def record(directory: Path, scale: str, config: ConfigDict) -> None:
         )
     directory.mkdir(parents=True, exist_ok=True)
     writers.write_json(path, wanted)
+
+
+def _is_older(found: Mapping, wanted: Mapping) -> bool:
+    """Whether a plan only lacks fields that its scale did not have at the time.
+
+    Whether its runs are those of the scale as it is now, `read` sees run by run.
+    """
+    fields = found.get("config")
+    if not isinstance(fields, dict) or fields.keys() >= wanted["config"].keys():
+        return False
+    known = {name: wanted["config"].get(name) for name in fields}
+    return found == {**wanted, "config": known}
 
 
 def read(directory: Path) -> Evidence:

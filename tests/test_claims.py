@@ -46,9 +46,11 @@ def reversed_(spec, beta, tag):
     value = as_in_the_paper(spec, beta, tag)
     name = tag.removeprefix("eval/")
     if name.startswith(("fid", "swd", "frechet_classifier")):
-        if spec.model in ("mvae", "mvae_plus"):
+        if spec.model in ("mvae", "mvae_plus", *paper.COORDINATION, "crmvae"):
             return 3 * value if spec.model == "mvae" else 9 * value
         return 1e4 / value
+    if name == "coherence/size_1":
+        return 1 - value
     if name.startswith(("coherence", "linear_probe")):
         if spec.model == "mvae" or spec.dataset == "translated":
             return 1 - value

@@ -37,6 +37,8 @@ def metrics_of(rng, names, is_complete, has_fid):
     if is_complete:
         found[COHERENCE] = rng.random()
         found[MATCHING] = rng.random()
+        for given in range(1, len(names)):
+            found[f"eval/coherence/size_{given}"] = rng.random()
         found["eval/linear_probe"] = rng.random()
         found["eval/log_likelihood"] = -2000 - 100 * rng.random()
         found |= {f"eval/classifier_accuracy/{name}": 0.96 for name in names}
