@@ -52,7 +52,7 @@ COHERENCE = Metric(
 )
 SINGLE = Metric(
     "eval/coherence/size_1",
-    "coherence given one modality",
+    "coherence given one",
     (0.0, 1.0),
     1 / NUM_CLASSES,
 )

@@ -192,6 +192,25 @@ def test_a_difference_of_less_than_two_standard_errors_does_not_count(tmp_path):
         assert verdict.holds is holds, verdict.z
 
 
+def test_of_several_differences_the_least_counts(tmp_path):
+    means = {"mvtcae": 0.4, "mmvae": 0.6, "mopoe": 0.5}
+    claim = BY_NAME["coordination_coherence"]
+    specs = specs_of(claim, "polymnist", "mvtcae")
+    for nearest, holds in ((0.5, True), (0.401, False), (0.3, False)):
+        means["mopoe"] = nearest
+        evidence = write(
+            tmp_path / str(nearest),
+            lambda spec, beta, tag: means[spec.model],
+            specs=specs,
+        )
+        (verdict,) = verdicts_on(evidence, claim, "polymnist", "mvtcae")
+        assert verdict.difference == pytest.approx(nearest - 0.4)
+        assert verdict.holds is holds
+        assert [point.mean for point in verdict.points] == pytest.approx(
+            [0.4, 0.6, nearest]
+        )
+
+
 def test_diverged_members_are_left_out(tmp_path):
     """A beta with one seed left cannot be the best; one with two can."""
     verdict = difference(
