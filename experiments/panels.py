@@ -44,11 +44,6 @@ STYLE = {
 }
 GREY = "0.55"
 LEVEL = {"color": "0.3", "linewidth": 0.8, "linestyle": ":"}
-MARKERS = {
-    **{"unimodal": "D", "mvae_plus": "P", "mmvae": "s", "mopoe": "^", "mmjsd": "h"},
-    **{"mvtcae": "v", "crmvae": "*", "jmvae": "H", "jmvae_kl": "<", "telbo": ">"},
-    **{"mmvae_plus": "p", "dmvae": "d", "mmvm": "X"},
-}
 AXIS_LABELS = {"beta": "β", "num_modalities": "number of modalities"}
 # Of the smallest and the largest beta, points squared.
 AREAS = (4.0, 30.0)
@@ -275,14 +270,14 @@ def _draw_front(
         y,
         [areas[betas.index(row["beta"])] for row, _ in pairs],
         ["white" if row["diverged"] else colour for row, _ in pairs],
-        marker=MARKERS.get(spec.model, "o"),
+        marker=results.MARKERS.get(spec.model, "o"),
         edgecolors=colour,
         linewidths=0.6,
         alpha=alpha,
         zorder=3,
     )
     # For the legend, and nothing else.
-    axis.plot([], [], MARKERS.get(spec.model, "o"), color=colour, linestyle="-",
+    axis.plot([], [], results.MARKERS.get(spec.model, "o"), color=colour, linestyle="-",
               linewidth=0.8, label=results.LABELS[spec.model])  # fmt: skip
     return [row for pair in pairs for row in pair]
 
@@ -383,7 +378,7 @@ def draw_published(axis: Axes, lines: Mapping[str, Sequence[float]]) -> None:
     """Draws coherences of models given one, two, ... modalities, as published."""
     for model, line in lines.items():
         x, y = np.arange(1, len(line) + 1), np.array(line)
-        _draw_mean(axis, x, y, np.nan, model, MARKERS.get(model, "o"))
+        _draw_mean(axis, x, y, np.nan, model, results.MARKERS.get(model, "o"))
     axis.axhline(COHERENCE.chance, **LEVEL, label="chance")
 
 
@@ -401,7 +396,7 @@ def _draw_line(
         np.array([row[column] for row in rows], float)
         for column in (x, "mean", "std", "diverged")
     )
-    marker = MARKERS.get(model, "o")
+    marker = results.MARKERS.get(model, "o")
     _draw_mean(axis, places, mean, std, model, marker, alpha)
     is_partial = np.isfinite(mean) & (diverged > 0)
     if is_partial.any():
@@ -438,7 +433,7 @@ def draw_pairs(axis: Axes, pairs: Mapping[Spec, Sequence[Pair]]) -> None:
         axis.plot(
             x,
             y,
-            MARKERS.get(spec.model, "o"),
+            results.MARKERS.get(spec.model, "o"),
             color=results.COLOURS[spec.model],
             label=results.LABELS[spec.model],
             alpha=0.75,
