@@ -342,6 +342,16 @@ CLAIMS = (
         BOTH,
     ),
     Claim(
+        "coordination_ahead_of_mixtures",
+        "coordination-based models generate better than both mixtures",
+        "COORD, abstract",
+        "is better",
+        MEAN,
+        (*COORDINATION, "crmvae"),
+        MIXTURES,
+        BOTH,
+    ),
+    Claim(
         "coordination_coherence",
         "coordination-based models are poor at generating across modalities: given "
         "one, they are less coherent than both mixtures",
