@@ -1,11 +1,12 @@
-"""The paper's figures in about an hour on two CPU cores, without a download.
+"""The papers' figures in hours on two CPU cores, without a download.
 
     make figures SCALE=demo
 
 scikit-learn's 1,797 handwritten digits by PolyMNIST's recipe, in five modalities of
 16 x 16 pixels, with small networks. Everything is smaller than in the paper: the
 images, the networks, the number of digits, the training. Its figures say what
-happens here, and not what the paper's would say.
+happens here, and not what the paper's would say. Those of the first paper take about
+an hour, and the other models of "family" and "inputs" longer: docs/figures.md.
 """
 
 from ml_collections import ConfigDict
