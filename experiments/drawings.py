@@ -226,7 +226,8 @@ def draw_inputs(evidence: Evidence) -> Drawing:
     for axis in axes[-1]:
         axis.set_xlabel("number of given modalities")
     panels.add_legend(figure, axes[-1, -1])
-    tags = ["eval/coherence/size_1…"]
+    num = evidence.config.num_modalities[-1]
+    tags = [f"eval/coherence/size_1…{num - 1}"]
     return Drawing(figure, rows, captions.caption(evidence, "inputs", tags))
 
 
