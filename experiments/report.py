@@ -79,7 +79,7 @@ ATTRIBUTE = re.compile(
 )
 # Of real captions, what stands beside the generated ones'.
 REAL_CAPTIONS = {
-    "eval/captions/real/bleu": "BLEU",
+    "eval/captions/real/bleu": "BLEU (one against the others of its image)",
     "eval/captions/real/distinct_1": "distinct-1",
     "eval/captions/real/distinct_2": "distinct-2",
 }

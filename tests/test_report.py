@@ -482,7 +482,7 @@ def test_captions_and_attributes(runs):
         "Attribute coherence ↑ model β a MVAE 0.5 0.720 ± 0.000",
         "by attribute, mean over modalities model β colour MVAE 0.5 0.730 ± 0.000",
         "on real data: a 0.987, b 0.977, a 0.931",
-        "against the others of its image: BLEU 23.5, distinct-2 0.330",
+        "BLEU (one against the others of its image) 23.5, distinct-2 0.330",
     ):
         assert words in page.text, words
     # Text keeps its edges on narrow screens; pixels stay square.

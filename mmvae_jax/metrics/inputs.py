@@ -186,6 +186,22 @@ def is_finite(mean: Array) -> Array:
     return jnp.isfinite(mean).reshape(len(mean), -1).all(axis=1)
 
 
+def nan_if_not_finite(real: np.ndarray, mean: Array, found: Array) -> Array:
+    """What a network makes of generated examples, nan where these are no examples.
+
+    Args:
+      real: examples of the modality, which tell its kind.
+      mean: [B, ...], that of the likelihood.
+      found: [B, F], outputs of the network.
+
+    Returns:
+      `found`; of tokens nan where the mean is not finite. Images show it themselves.
+    """
+    if not is_tokens(real):
+        return found
+    return jnp.where(is_finite(mean)[:, None], found, jnp.nan)
+
+
 def as_coarse(real: np.ndarray, generated: Array) -> Array:
     """Generated examples as coarse as real ones: images rounded to 8 bits."""
     return to_eight_bits(generated) if is_image(real) else generated
