@@ -19,4 +19,12 @@ def get_config(arg: str = "mopoe"):
     config.data.num_test = 2_400
     config.data.held_out = 0  # combinations of the 48 that only the test split shows
     config.data.caption_length = 16  # tokens
+    config.eval.metrics = (
+        "elbo",
+        "attributes",
+        "captions",
+        "matching",
+        "swd",
+        "log_likelihood",
+    )
     return base.parse_arg(config, arg)

@@ -50,6 +50,8 @@ DASH = "–"
 METRICS = {
     "eval/coherence/leave_one_out": "coherence ↑",
     "eval/coherence/joint": "joint coherence ↑",
+    "eval/attribute_coherence/leave_one_out": "attribute coherence ↑",
+    "eval/attribute_coherence/joint": "joint attribute coherence ↑",
     "eval/matching/leave_one_out": "matching (no labels) ↑",
     "eval/fid": "FID ↓",
     "eval/frechet_classifier": "Fréchet (classifier) ↓",
@@ -58,10 +60,14 @@ METRICS = {
     "eval/kl": "KL",
     "eval/log_likelihood": "log-likelihood ↑",
     "eval/linear_probe": "linear probe ↑",
+    "eval/captions/bleu": "BLEU ↑",
+    "eval/captions/distinct_1": "distinct-1",
+    "eval/captions/distinct_2": "distinct-2",
 }
 # Tag without its last part, the modality -> heading of a table.
 PER_MODALITY = {
     "eval/coherence/leave_one_out": "Leave-one-out coherence ↑",
+    "eval/attribute_coherence/leave_one_out": "Attribute coherence ↑",
     "eval/matching/leave_one_out": "Matching ↑, coherence without labels",
     "eval/reconstruction": "Reconstruction ↑, log-likelihood in nats",
     "eval/fid": "FID ↓",
@@ -69,6 +75,15 @@ PER_MODALITY = {
     "eval/swd": "Sliced Wasserstein distance ↓",
 }
 SIZE = re.compile(r"eval/coherence/size_(\d+)")
+ATTRIBUTE = re.compile(
+    r"eval/attribute_coherence/(?!leave_one_out|size_1|joint)([^/]+)"
+)
+# Of real captions, what stands beside the generated ones'.
+REAL_CAPTIONS = {
+    "eval/captions/real/bleu": "BLEU (one against the others of its image)",
+    "eval/captions/real/distinct_1": "distinct-1",
+    "eval/captions/real/distinct_2": "distinct-2",
+}
 # Figures that come first, and what they show.
 FIGURES = {
     "tradeoff": "Quality against coherence; mean and standard deviation over seeds.",
@@ -88,11 +103,12 @@ CURVES = {"train/elbo": "ELBO (nats)", "train/loss": "loss (nats)"}
 
 
 class Picture(NamedTuple):
-    """A picture as the page holds it: data URI, caption, and pixels across."""
+    """A picture as the page holds it: data URI, caption, pixels across, text in it."""
 
     uri: str
     caption: str
     width: int
+    has_text: bool = False
 
 
 class Row(NamedTuple):
@@ -175,6 +191,7 @@ def render(directory: Path) -> str:
         quality=quality(points),
         modalities=modality_tables(points),
         accuracy=classifier_accuracy(points),
+        real_captions=real_captions(points),
         curves=draw_curves(runs, labels),
         runs=[run_section(run, labels, num_members <= MAX_MEMBERS) for run in runs],
         versions={
@@ -406,16 +423,36 @@ def modality_tables(points: Sequence[Point]) -> list[Table]:
     tags = {f"{size} given": f"eval/coherence/size_{size}" for size in sizes}
     title = "Coherence ↑ by the number of modalities given"
     tables.append(_by_column(points, title, tags))
+    attributes = {
+        m[1]: tag for p in points for tag in p.tags if (m := ATTRIBUTE.fullmatch(tag))
+    }
+    title = "Attribute coherence ↑ by attribute, mean over modalities"
+    tables.append(_by_column(points, title, attributes))
     return [table for table in tables if table.header[1:]]
 
 
 def classifier_accuracy(points: Sequence[Point]) -> str:
-    """The classifiers' accuracies on real data, which coherences go by."""
-    texts = []
-    for name, tag in _suffixes(points, "eval/classifier_accuracy").items():
-        means = {_single(p.tags[tag].mean) for p in points if tag in p.tags}
-        texts.append(f"{name} {' / '.join(sorted(means))}")
-    return ", ".join(texts)
+    """The accuracies on real data of what coherences are measured with."""
+    kinds = ("eval/classifier_accuracy", "eval/attribute_accuracy")
+    found = [item for kind in kinds for item in _suffixes(points, kind).items()]
+    return ", ".join(f"{name} {_means(points, tag)}" for name, tag in found)
+
+
+def real_captions(points: Sequence[Point]) -> str:
+    """What the measures of generated captions are of real ones."""
+    found = {tag for point in points for tag in point.tags}
+    return ", ".join(
+        f"{name} {_means(points, tag)}"
+        for tag, name in REAL_CAPTIONS.items()
+        if tag in found
+    )
+
+
+def _means(points: Sequence[Point], tag: str) -> str:
+    """The different means of a tag."""
+    return " / ".join(
+        sorted({_single(p.tags[tag].mean) for p in points if tag in p.tags})
+    )
 
 
 def run_section(
@@ -436,27 +473,40 @@ def run_section(
         label = name.replace("beta", "β").replace("=", " = ").replace(",", ", ")
         table_rows.append(Row(label, "", [finite, *cells]))
         is_shown = len(samples) == shown
-        grids = (
-            member_grids(run, name, lossless=is_shown and is_complete)
-            if is_complete or is_shown
-            else []
-        )
-        samples.append((label, grids))
+        grids, text = [], ""
+        if is_complete or is_shown:
+            text = member_captions(run, name)
+            is_exact = is_shown and is_complete
+            grids = member_grids(run, name, lossless=is_exact, has_text=bool(text))
+        samples.append((label, grids, text))
     return {
         "label": labels[run.workdir],
         "colour": _colour(run),
         "members": Table("", ["finite", *(METRICS[tag] for tag in tags)], table_rows),
-        "shown": [(label, grids) for label, grids in samples[shown:][:1] if grids],
+        "shown": [sample for sample in samples[shown:][:1] if sample[1]],
         "hidden": [
-            (label, grids)
-            for k, (label, grids) in enumerate(samples)
-            if grids and k != shown
+            sample for k, sample in enumerate(samples) if sample[1] and k != shown
         ],
         "config": json.dumps(run.config, indent=2, ensure_ascii=False),
     }
 
 
-def member_grids(run: RunRecord, name: str, lossless: bool) -> list[Picture]:
+def member_captions(run: RunRecord, name: str) -> str:
+    """The captions among the samples of the member of that name; "" without any.
+
+    Raises:
+      UsageError: they cannot be read.
+    """
+    path = run.workdir / "samples" / f"{name}_captions.txt"
+    try:
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not readable text: {error}") from error
+
+
+def member_grids(
+    run: RunRecord, name: str, lossless: bool, has_text: bool = False
+) -> list[Picture]:
     """The sample grids of the member of that name, the unconditional ones first."""
     pattern = glob.escape(f"{name}_") + "*.png"
     paths = sorted(run.workdir.joinpath("samples").glob(pattern))
@@ -468,8 +518,9 @@ def member_grids(run: RunRecord, name: str, lossless: bool) -> list[Picture]:
             # Twice as many images in a row.
             caption, across = "unconditional", 640
         elif "_given_" in caption:
-            caption = caption.replace("_given_", " given ") + " (real, top row)"
-        grid = picture(path, caption, lossless)
+            caption = caption.replace("_given_", " given ")
+            caption += " (real, on the left)" if has_text else " (real, top row)"
+        grid = picture(path, caption, lossless)._replace(has_text=has_text)
         # Whole multiples of small grids, so that pixels stay square.
         scale = max(1, round(across / grid.width))
         grids.append(grid._replace(width=grid.width * scale))

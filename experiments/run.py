@@ -31,6 +31,8 @@ from mmvae_jax import (
     evaluate,
     matchers,
     models,
+    pictures,
+    readers,
     sweeps,
     train,
     writers,
@@ -167,6 +169,11 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: list[int]) -> Swe
     if set(config.eval.metrics) & set(evaluate.NEEDS_CLASSIFIERS):
         classifiers.make_networks(config, complete)
     matchers.make_networks(config, complete)
+    if set(config.eval.metrics) & set(evaluate.NEEDS_READERS):
+        readers.check(config, complete)
+    if "captions" in config.eval.metrics:
+        given = EvaluationData(dataset.train, dataset.test, None, 1)
+        inputs.captions_of(given._replace(words=dataset.words), "captions")
     if "linear_probe" in config.eval.metrics:
         inputs.require_labels(dataset.test, "linear_probe")
     data.batch_indices(0, 0, 1, dataset.train.num_examples, config.train.batch_size)
@@ -316,15 +323,21 @@ def make_evaluator(sweep: Sweep, metrics: dict[str, Callable], writer) -> Callab
     test = evaluate.random_examples(
         sweep.dataset.test, config.eval.num_examples, config.eval.seed
     )
-    trained: list = []  # classifiers and matchers, once there are any
+    words = sweep.dataset.words
+    trained: list = []  # classifiers, matchers and readers, once there are any
 
     def evaluator(step: int, state: train.TrainState) -> list[dict[str, float]]:
         if not trained:
-            trained.extend(
-                (get_classifiers(sweep, metrics), get_matchers(sweep, metrics))
-            )
+            found = (get_classifiers, get_matchers, get_readers)
+            trained.extend([get(sweep, metrics) for get in found])
         given = EvaluationData(
-            sweep.dataset.train, test, trained[0], config.eval.batch_size, trained[1]
+            train=sweep.dataset.train,
+            test=test,
+            classifiers=trained[0],
+            batch_size=config.eval.batch_size,
+            matchers=trained[1],
+            readers=trained[2],
+            words=words,
         )
         # The same draws for every member: differences are theirs alone.
         key = jax.random.fold_in(jax.random.key(config.eval.seed), step)
@@ -345,8 +358,11 @@ def make_evaluator(sweep: Sweep, metrics: dict[str, Callable], writer) -> Callab
                         metrics, model, params, given, key, announce
                     )
                 )
-                grids = evaluate.sample_grids(model, params, test, key)
-                writer.write_images(step, k, grids)
+                samples = evaluate.draw_samples(model, params, test, key)
+                writer.write_images(step, k, pictures.draw_grids(samples, test, words))
+                captions = pictures.write_captions(samples, test, words)
+                if captions:
+                    writer.write_texts(step, k, {"captions": captions})
         writer.write_scalars(step, results)
         return results
 
@@ -382,6 +398,19 @@ def get_matchers(sweep: Sweep, metrics: dict[str, Callable]) -> Matchers | None:
         return None
     return _found_or_trained(
         sweep, matchers.get_matchers, "matchers", sweep.config.matcher, 1
+    )
+
+
+def get_readers(sweep: Sweep, metrics: dict[str, Callable]) -> dict | None:
+    """What reads attributes, trained if need be; None if no metric asks for it.
+
+    Raises:
+      Stopped: a signal arrived while they were trained.
+    """
+    if not set(metrics) & set(evaluate.NEEDS_READERS):
+        return None
+    return _found_or_trained(
+        sweep, readers.get_readers, "classifiers", sweep.config.classifier, 1
     )
 
 

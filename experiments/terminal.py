@@ -11,6 +11,8 @@ from tqdm import tqdm
 COLUMNS = {
     "eval/coherence/leave_one_out": "coherence",
     "eval/coherence/joint": "joint coh.",
+    "eval/attribute_coherence/leave_one_out": "attributes",
+    "eval/attribute_coherence/joint": "joint attr.",
     "eval/matching/leave_one_out": "matching",
     "eval/fid": "FID",
     "eval/frechet_classifier": "Frechet (clf)",
@@ -19,6 +21,8 @@ COLUMNS = {
     "eval/kl": "KL",
     "eval/log_likelihood": "log-lik.",
     "eval/linear_probe": "probe",
+    "eval/captions/bleu": "BLEU",
+    "eval/captions/distinct_2": "distinct-2",
 }
 
 

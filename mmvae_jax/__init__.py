@@ -20,10 +20,12 @@ arrays         your own data, from a .npz file
 sweeps         the member axis of a sweep
 train          the train step and the only train loop
 checkpoints    orbax behind four functions
-writers        metrics.jsonl, TensorBoard, PNG
+writers        metrics.jsonl, TensorBoard, samples
+pictures       samples as pictures and text
 inception      the network behind FID
 inception_weights  its published weights: fetched, checked, read without PyTorch
 classifiers    the digit classifiers behind the coherences
+readers        what reads attributes off examples: parsers and classifiers
 matchers       networks that tell matching examples from others, without labels
 metrics/       one file per metric
 evaluate       runs the metrics of every member

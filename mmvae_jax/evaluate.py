@@ -4,22 +4,22 @@ The one place where the functions of a model are compiled for evaluation: once
 for a run, since all members share them. Metrics themselves are plain functions.
 """
 
-import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmvae_jax import distributions, inception, inception_weights
-from mmvae_jax.data import Split, is_image, is_tokens, scaled
+from mmvae_jax import distributions, inception, inception_weights, pictures
+from mmvae_jax.data import Split, scaled
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics import (
+    attributes,
+    captions,
     coherence,
     elbo,
     fid,
@@ -38,15 +38,18 @@ NUM_CONDITIONAL_DRAWS = 10
 METRICS = {
     "elbo": elbo.elbo,
     "coherence": coherence.coherence,
+    "attributes": attributes.attributes,
     "matching": matching.matching,
     "frechet": frechet.frechet,
     "swd": swd.swd,
     "log_likelihood": log_likelihood.log_likelihood,
     "linear_probe": linear_probe.linear_probe,
     "fid": fid.fid,
+    "captions": captions.captions,
 }
 NEEDS_CLASSIFIERS = ("coherence", "frechet")
 NEEDS_MATCHERS = ("matching",)
+NEEDS_READERS = ("attributes",)
 PROPOSALS = ("joint", "mixture")  # of the log-likelihood
 
 
@@ -146,10 +149,17 @@ def evaluate_member(
 def sample_grids(
     model: MultimodalVAE, params: Params, test: Split, key: PRNGKey
 ) -> dict[str, np.ndarray]:
-    """Pictures of what one member generates (the paper's Figures 9 and 10).
+    """Pictures of what one member generates, captions left out.
 
-    Images are shown as they are, vectors as squares of grey values, row by row, from
-    the least (black) to the largest value of the test examples; tokens are left out.
+    Args and names as of `draw_samples` and `pictures.draw_grids`, without words.
+    """
+    return pictures.draw_grids(draw_samples(model, params, test, key), test, {})
+
+
+def draw_samples(
+    model: MultimodalVAE, params: Params, test: Split, key: PRNGKey
+) -> pictures.Samples:
+    """What one member generates, to be shown.
 
     Args:
       model: from `compile_model`.
@@ -158,28 +168,21 @@ def sample_grids(
       key: of the samples.
 
     Returns:
-      name -> uint8 [H, W, C]. "prior": a row of 20 unconditional samples for each
-      modality. "m0_given_m1" and so on: ten test examples of m1, one for each
-      class, on top, and ten draws of m0 given them below; every modality is given
-      the one after it.
+      20 unconditional samples; and for each modality ten draws given each of ten test
+      examples of the one after it, one of each class or of ten classes.
     """
     prior_key, conditional_key = jax.random.split(key)
     data = EvaluationData(test, test, None, NUM_PRIOR_SAMPLES)
     prior, _ = next(prior_examples(model, params, data, prior_key, NUM_PRIOR_SAMPLES))
-    shown = [m for m, x in test.modalities.items() if not is_tokens(x)]
-    if not shown:
-        return {}
-    row = {m: partial(_row, test.modalities[m]) for m in shown}
-    grids = {"prior": _stack([row[m](prior[m]) for m in shown])}
     num_modalities = len(model.modalities)
-    for target in shown:
-        i = model.modalities.index(target)
+    conditional = []
+    for i, target in enumerate(model.modalities):
         source = model.modalities[(i + 1) % num_modalities]
         examples = test.take(_one_of_each_class(test, source))
         batch = {name: scaled(x) for name, x in examples.leaves().items()}
         experts = model.encode(params, batch)
         subset = jnp.arange(num_modalities) == model.modalities.index(source)
-        lines = [row[source](batch[source])] if source in shown else []
+        draws = []
         for draw_index in range(NUM_CONDITIONAL_DRAWS):
             own = jax.random.fold_in(
                 conditional_key, i * NUM_CONDITIONAL_DRAWS + draw_index
@@ -187,50 +190,22 @@ def sample_grids(
             posterior_key, noise_key = jax.random.split(own)
             posterior = model.posterior(params, experts, subset, posterior_key)
             z = distributions.sample(posterior, noise_key)
-            generated = to_examples(test, model.decode(params, z))
-            lines.append(row[target](generated[target]))
-        grids[f"{target}_given_{source}"] = _stack(lines)
-    return grids
-
-
-def _row(real: np.ndarray, examples: Any) -> np.ndarray:
-    """Examples [N, ...] of the kind of `real`, side by side: uint8 [H, N W, C]."""
-    examples = np.nan_to_num(np.asarray(examples, np.float32))
-    if not is_image(real):
-        low, high = np.min(real), np.max(real)
-        grey = np.clip((examples - low) / max(high - low, 1e-9), 0.0, 1.0)
-        grey = grey.reshape(len(grey), -1)
-        side = math.ceil(math.sqrt(grey.shape[1]))
-        grey = np.pad(grey, ((0, 0), (0, side**2 - grey.shape[1])))
-        tiles = np.kron(grey.reshape(-1, side, side), np.ones((1, 4, 4)))
-        # A white edge tells one example from the next.
-        examples = np.pad(tiles, ((0, 0), (0, 1), (0, 1)), constant_values=1.0)
-        examples = examples[..., None]
-    side_by_side = einops.rearrange(examples, "n h w c -> h (n w) c")
-    return np.round(side_by_side * 255).astype(np.uint8)
-
-
-def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows [h, w, c] below each other: narrow ones filled up, grey among colours."""
-    width = max(row.shape[1] for row in rows)
-    channels = max(row.shape[2] for row in rows)
-    return np.concatenate(
-        [
-            np.pad(
-                np.broadcast_to(row, (*row.shape[:2], channels)),
-                ((0, 0), (0, width - row.shape[1]), (0, 0)),
-            )
-            for row in rows
-        ]
-    )
+            draws.append(to_examples(test, model.decode(params, z))[target])
+        conditional.append(pictures.Draws(target, source, examples, draws))
+    return pictures.Samples(prior, conditional)
 
 
 def _one_of_each_class(test: Split, modality: str) -> np.ndarray:
-    """Ten rows that have this modality: the first of each class, then what follows."""
+    """Ten rows that have this modality: the first of each class, then what follows.
+
+    Of more than ten classes, ten that are evenly spaced.
+    """
     there = np.flatnonzero(test.is_observed(modality))
     if not len(there):
         there = np.arange(test.num_examples)
     labels = there if test.labels is None else test.labels[there]
     _, first = np.unique(labels, return_index=True)
+    if test.labels is not None and len(first) > 10:
+        first = first[np.linspace(0, len(first) - 1, 10).round().astype(int)]
     others = np.setdiff1d(np.arange(len(there)), first)
     return there[np.concatenate([first, others])[:10]]

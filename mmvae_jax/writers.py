@@ -1,4 +1,4 @@
-"""What a run writes besides checkpoints: metrics.jsonl, TensorBoard, PNG.
+"""What a run writes besides checkpoints: metrics.jsonl, TensorBoard, samples.
 
 The methods are those of clu's MetricWriter, with the member as one more
 argument. metrics.jsonl is what everything else reads: one line per logged step
@@ -66,6 +66,16 @@ class RunWriter:
             squeezed = image[..., 0] if image.shape[-1] == 1 else image
             Image.fromarray(squeezed).save(folder / f"{prefix}_{name}.png")
             self._boards[k].add_image(name, image, step, dataformats="HWC")
+
+    def write_texts(self, step: int, k: int, texts: Mapping[str, str]) -> None:
+        """Writes name -> lines of member k as a text file and to TensorBoard."""
+        folder = self.workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        prefix = member_name(self.members[k], self.members)
+        for name, text in texts.items():
+            (folder / f"{prefix}_{name}.txt").write_text(text, encoding="utf-8")
+            # TensorBoard reads Markdown, in which "<eos>" would vanish.
+            self._boards[k].add_text(name, f"```\n{text}\n```", step)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Writes the resolved config as text to TensorBoard."""

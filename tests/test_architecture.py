@@ -42,17 +42,20 @@ MAY_IMPORT = {
     "train": BASIS | {"objectives", "data", "sweeps"},
     "checkpoints": BASIS,
     "writers": BASIS | {"sweeps"},
+    "pictures": BASIS | {"data", "tokens"},
     "inception": BASIS,
     "inception_weights": BASIS,
     "metrics": set(),
     "metrics.inputs": BASIS | {"data"},
     "metrics.fid": BASIS | {"data", "metrics.inputs", "metrics.frechet"},
+    "metrics.captions": BASIS | {"distributions", "data", "tokens", "metrics.inputs"},
     "metrics.*": BASIS | {"distributions", "data", "metrics.inputs"},
     "classifiers": BASIS | {"networks", "data", "sweeps", "train", "metrics.inputs"},
+    "readers": BASIS | {"data", "tokens", "train", "metrics.inputs", "classifiers"},
     "matchers": BASIS
     | {"networks", "data", "sweeps", "train", "metrics.inputs", "classifiers"},
     "evaluate": BASIS
-    | {"distributions", "data", "sweeps", "inception", "inception_weights"}
+    | {"distributions", "data", "sweeps", "inception", "inception_weights", "pictures"}
     | {"metrics", "metrics.*"},
 }
 # library -> the modules of mmvae_jax that may know of it.
@@ -60,6 +63,8 @@ KNOWN_BY = {
     "tensorflow_datasets": {"data"},
     "orbax": {"checkpoints"},
     "tensorboardX": {"writers"},
+    "sacrebleu": {"metrics.captions"},
+    "PIL": {"writers", "pictures"},
     "flax": {"layers", "networks", "inception", "classifiers"},
     "flax.linen": {"layers", "networks", "inception"},
     "ml_collections": set(),
@@ -151,7 +156,13 @@ def test_the_table_has_no_cycle_and_names_real_libraries():
     while leaves := {m for m, imported in below.items() if not imported}:
         below = {m: x - leaves for m, x in below.items() if m not in leaves}
     assert not below
-    for library in ("tensorflow_datasets", "orbax", "tensorboardX", "flax.linen"):
+    for library in (
+        "tensorflow_datasets",
+        "orbax",
+        "tensorboardX",
+        "sacrebleu",
+        "flax.linen",
+    ):
         present = {m for m in KNOWN_BY[library] if f"{PACKAGE}.{m}" in SOURCES}
         for module in present:
             names = imports(f"{PACKAGE}.{module}")

@@ -156,6 +156,14 @@ def test_few_examples(pair):
     assert grids["m0_given_m1"].shape == (44, 12, 3)
 
 
+def test_of_many_classes_ten_are_spread_out():
+    split = make_split({"m0": (2, 2, 1)}, num=96)
+    labels = np.arange(96, dtype=np.int32) // 2
+    rows = evaluate._one_of_each_class(split._replace(labels=labels), "m0")
+    assert labels[rows].tolist() == [0, 5, 10, 16, 21, 26, 31, 37, 42, 47]
+    assert (rows == 2 * labels[rows]).all()
+
+
 def test_a_diverged_member_is_drawn_black(pair):
     model, params = pair
     nans = jax.tree.map(lambda leaf: leaf * np.nan, params)

@@ -461,3 +461,60 @@ def test_a_browser_shows_it(runs, tmp_path):
     # What the page's own policy refuses would be said here.
     assert "Content Security Policy" not in done.stderr
     assert "CONSOLE" not in done.stderr
+
+
+def add_captions(workdir, text):
+    """Turns a run into one with captions, all members alike."""
+
+    def measured(summary):
+        for member in summary["members"]:
+            for tag, value in {
+                "attribute_coherence/leave_one_out": 0.71,
+                "attribute_coherence/leave_one_out/a": 0.72,
+                "attribute_coherence/size_1": 0.71,
+                "attribute_coherence/joint": 0.69,
+                "attribute_coherence/colour": 0.73,
+                "attribute_coherence/colour/joint": 0.68,
+                "attribute_accuracy/a": 0.931,
+                "attribute_accuracy/colour/a": 0.932,
+                "captions/bleu": 17.5,
+                "captions/distinct_2": 0.31,
+                "captions/real/bleu": 23.5,
+                "captions/real/distinct_2": 0.33,
+            }.items():
+                member["metrics"][f"eval/{tag}"] = value
+
+    edit(workdir / "summary.json", measured)
+    for path in list((workdir / "samples").glob("*_prior.png")):
+        name = path.name.replace("prior.png", "captions.txt")
+        path.with_name(name).write_text(text, encoding="utf-8")
+
+
+def test_captions_and_attributes(runs):
+    add_captions(runs / "first", f"1. {HOSTILE} <exc>\n   - a bird\n")
+    text = report.render(runs)
+    page = Page(text)
+    # As they are, and escaped: no word of a caption is part of the page.
+    assert page.text.count(f"1. {HOSTILE} <exc> - a bird") == 4
+    assert "script" not in page.tags and "exc" not in page.tags
+    assert page.text.count("Captions of these samples as text") == 4
+    assert page.text.count("a given b (real, on the left)") == 4
+    assert page.text.count("a given b (real, top row)") == 4
+    for words in (
+        "attribute coherence ↑ joint attribute coherence ↑",
+        "Attribute coherence ↑ model β a MVAE 0.5 0.720 ± 0.000",
+        "by attribute, mean over modalities model β colour MVAE 0.5 0.730 ± 0.000",
+        "on real data: a 0.987, b 0.977, a 0.931",
+        "BLEU (one against the others of its image) 23.5, distinct-2 0.330",
+    ):
+        assert words in page.text, words
+    # Text keeps its edges on narrow screens; pixels stay square.
+    assert text.count('<img class="pixels"') == 2 * 4
+
+
+def test_captions_that_cannot_be_read(runs):
+    add_captions(runs / "first", "")
+    path = next((runs / "first" / "samples").glob("*_captions.txt"))
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="_captions.txt is not readable text"):
+        report.render(runs)

@@ -125,6 +125,17 @@ def test_images(tmp_path):
         assert image.mode == "L" and (np.asarray(image) == colours[..., 0]).all()
 
 
+def test_texts(tmp_path):
+    writer = writers.RunWriter(tmp_path, MEMBERS, 0)
+    writer.write_texts(1, 1, {"captions": "a bird <exc>\n\u201cof\u201d birds\n"})
+    writer.close()
+    path = tmp_path / "samples" / "beta=2,seed=1_captions.txt"
+    assert path.read_text(encoding="utf-8") == "a bird <exc>\n\u201cof\u201d birds\n"
+    boards = (tmp_path / "tensorboard" / "beta=2,seed=1").iterdir()
+    # In a block of code, in which Markdown leaves "<" alone.
+    assert any(b"```\na bird <exc>\n" in path.read_bytes() for path in boards)
+
+
 def test_write_json_is_all_or_nothing(tmp_path):
     path = tmp_path / "summary.json"
     writers.write_json(path, {"a": (1, np.float32(2)), "b": float("nan")})

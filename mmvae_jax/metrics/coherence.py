@@ -13,11 +13,11 @@ import numpy as np
 
 from mmvae_jax import distributions
 from mmvae_jax.metrics.inputs import (
-    Classifier,
     EvaluationData,
     batches,
+    nan_if_not_finite,
     observed_rows,
-    prior_examples,
+    prior_means,
     require_classifiers,
     require_labels,
     to_examples,
@@ -117,8 +117,7 @@ def conditional_coherence(
             key, component_key, sample_key = jax.random.split(key, 3)
             posterior = model.posterior(params, experts, mask, component_key)
             z = distributions.sample(posterior, sample_key)
-            examples = to_examples(data.test, model.decode(params, z))
-            for target, values in _classify(data.classifiers, examples).items():
+            for target, values in _classify(data, model.decode(params, z)).items():
                 logits[subset, target] = values
         labels = data.test.labels[start : start + num_valid]
         start += num_valid
@@ -158,9 +157,9 @@ def joint_coherence(
       A fraction in [0, 1].
     """
     total = 0.0
-    generated = prior_examples(model, params, data, key, num_samples)
-    for examples, num_valid in generated:
-        logits = jax.device_get(_classify(data.classifiers, examples))
+    means = prior_means(model, params, data.batch_size, key, num_samples)
+    for decoded, num_valid in means:
+        logits = jax.device_get(_classify(data, decoded))
         classes = np.stack(
             [predicted_classes(logits[name][:num_valid]) for name in model.modalities]
         )
@@ -204,8 +203,13 @@ def summarise(table: Table, modalities: tuple[str, ...]) -> dict[str, float]:
     return tags
 
 
-def _classify(
-    classifiers: Mapping[str, Classifier], examples: Mapping[str, Array]
-) -> dict[str, Array]:
-    """Logits [B, num_classes] of every modality, still on the device."""
-    return {name: classifiers[name].apply(value)[1] for name, value in examples.items()}
+def _classify(data: EvaluationData, decoded: Mapping[str, Array]) -> dict[str, Array]:
+    """Logits [B, num_classes] of likelihood means, still on the device."""
+    return {
+        name: nan_if_not_finite(
+            data.test.modalities[name],
+            decoded[name],
+            data.classifiers[name].apply(example)[1],
+        )
+        for name, example in to_examples(data.test, decoded).items()
+    }

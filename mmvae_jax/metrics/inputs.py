@@ -10,6 +10,7 @@ Parameters that are not finite are a result, not an error: metrics return nan.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -52,6 +53,19 @@ class Matchers(NamedTuple):
     scale: Mapping[tuple[str, str], float]
 
 
+class Reader(NamedTuple):
+    """Tells which value of one attribute an example of one modality shows.
+
+    Attributes:
+      read: examples [B, ...], images in [0, 1] -> [B], indices of values; -1 where the
+        example says none, nan where it is not finite.
+      accuracy: fraction in [0, 1] of real test examples that it reads correctly.
+    """
+
+    read: Callable[[Array], np.ndarray]
+    accuracy: float
+
+
 class EvaluationData(NamedTuple):
     """The examples and networks that metrics are computed with.
 
@@ -61,6 +75,8 @@ class EvaluationData(NamedTuple):
       classifiers: modality -> Classifier, or None where there is no label.
       batch_size: B, of every call to a function of the model.
       matchers: of all pairs of modalities, or None where no metric needs them.
+      readers: modality -> attribute -> Reader, or None where no metric needs them.
+      words: modality of tokens -> its vocabulary, the word of every token.
     """
 
     train: Split
@@ -68,6 +84,8 @@ class EvaluationData(NamedTuple):
     classifiers: Mapping[str, Classifier] | None
     batch_size: int
     matchers: Matchers | None = None
+    readers: Mapping[str, Mapping[str, Reader]] | None = None
+    words: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 def batches(
@@ -131,11 +149,17 @@ def prior_examples(
     Yields:
       (modality -> [B, ...] as of `to_examples`, number of rows that count).
     """
-    batch_size = data.batch_size
+    for decoded, num_valid in prior_means(model, params, data.batch_size, key, num):
+        yield to_examples(data.test, decoded), num_valid
+
+
+def prior_means(
+    model: MultimodalVAE, params: Params, batch_size: int, key: PRNGKey, num: int
+) -> Iterator[tuple[Mapping[str, Array], int]]:
+    """As `prior_examples`, but the likelihood means: of tokens, probabilities."""
     for index, start in enumerate(range(0, num, batch_size)):
         z = model.sample_prior(params, jax.random.fold_in(key, index), batch_size)
-        generated = to_examples(data.test, model.decode(params, z))
-        yield generated, min(batch_size, num - start)
+        yield model.decode(params, z), min(batch_size, num - start)
 
 
 def to_examples(split: Split, decoded: Mapping[str, Array]) -> dict[str, Array]:
@@ -152,6 +176,30 @@ def to_examples(split: Split, decoded: Mapping[str, Array]) -> dict[str, Array]:
         return jnp.argmax(mean, axis=-1) if is_tokens(real) else mean
 
     return {m: example(mean, split.modalities[m]) for m, mean in decoded.items()}
+
+
+def is_finite(mean: Array) -> Array:
+    """Which likelihood means [B, ...] are finite, bool [B].
+
+    Most probable tokens would not tell: the argmax over nan is a token.
+    """
+    return jnp.isfinite(mean).reshape(len(mean), -1).all(axis=1)
+
+
+def nan_if_not_finite(real: np.ndarray, mean: Array, found: Array) -> Array:
+    """What a network makes of generated examples, nan where these are no examples.
+
+    Args:
+      real: examples of the modality, which tell its kind.
+      mean: [B, ...], that of the likelihood.
+      found: [B, F], outputs of the network.
+
+    Returns:
+      `found`; of tokens nan where the mean is not finite. Images show it themselves.
+    """
+    if not is_tokens(real):
+        return found
+    return jnp.where(is_finite(mean)[:, None], found, jnp.nan)
 
 
 def as_coarse(real: np.ndarray, generated: Array) -> Array:
@@ -171,6 +219,22 @@ def images_of(data: EvaluationData, metric: str) -> tuple[str, ...]:
     return names
 
 
+def captions_of(data: EvaluationData, metric: str) -> tuple[str, ...]:
+    """The modalities that are tokens of which the words are known.
+
+    Raises:
+      UsageError: there is none.
+    """
+    tokens = [m for m, x in data.test.modalities.items() if is_tokens(x)]
+    names = tuple(m for m in tokens if m in data.words)
+    if not names:
+        raise UsageError(
+            f"metric {metric!r} is of captions, and no modality is one: leave it out "
+            "of config.eval.metrics"
+        )
+    return names
+
+
 def require_labels(split: Split, metric: str) -> np.ndarray:
     """The labels of a split.
 
@@ -183,6 +247,20 @@ def require_labels(split: Split, metric: str) -> np.ndarray:
             "config.eval.metrics"
         )
     return split.labels
+
+
+def require_attributes(split: Split, metric: str) -> tuple[str, ...]:
+    """The names of the attributes of a split.
+
+    Raises:
+      UsageError: there are none.
+    """
+    if not split.attributes:
+        raise UsageError(
+            f"metric {metric!r} needs attributes, and the data have none: leave it out "
+            "of config.eval.metrics"
+        )
+    return tuple(split.attributes)
 
 
 def to_eight_bits(images: Array) -> Array:
@@ -224,3 +302,27 @@ def require_matchers(
             f"{', '.join(missing)}: train them, or leave the metric out"
         )
     return data.matchers
+
+
+def require_readers(
+    data: EvaluationData, modalities: tuple[str, ...], metric: str
+) -> Mapping[str, Mapping[str, Reader]]:
+    """The readers of `data`.
+
+    Raises:
+      UsageError: there is no attribute, or one cannot be read off a modality.
+    """
+    attributes = require_attributes(data.test, metric)
+    readers = data.readers or {}
+    missing = [
+        f"{attribute} of {m}"
+        for m in modalities
+        for attribute in attributes
+        if attribute not in readers.get(m, {})
+    ]
+    if missing:
+        raise UsageError(
+            f"metric {metric!r} needs a reader for every attribute of every modality, "
+            f"none for {', '.join(missing)}: train them, or leave the metric out"
+        )
+    return readers

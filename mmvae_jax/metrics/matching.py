@@ -16,7 +16,7 @@ modalities share, the score is the labelled coherence corrected for chance and f
 the errors of the networks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,8 @@ from mmvae_jax.metrics.inputs import (
     EvaluationData,
     Matchers,
     batches,
-    prior_examples,
+    nan_if_not_finite,
+    prior_means,
     require_matchers,
     to_examples,
 )
@@ -244,8 +245,8 @@ def prior_features(
 ) -> Features:
     """Features of `num` prior samples: modality -> [num, F]."""
     parts = {name: [] for name in model.modalities}
-    for examples, num_valid in prior_examples(model, params, data, key, num):
-        found = jax.device_get({m: matchers.embed[m](examples[m]) for m in parts})
+    for decoded, num_valid in prior_means(model, params, data.batch_size, key, num):
+        found = jax.device_get(_embed(data, matchers, decoded, model.modalities))
         for name, features in found.items():
             parts[name].append(features[:num_valid])
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
@@ -276,13 +277,28 @@ def conditional_features(
             mask = np.array([m in subset for m in modalities])
             posterior = model.posterior(params, experts, mask, component_key)
             z = sample(posterior, sample_key)
-            examples = to_examples(data.test, model.decode(params, z))
-            for target in modalities:
-                if target not in subset:
-                    found[subset, target] = matchers.embed[target](examples[target])
+            outside = [m for m in modalities if m not in subset]
+            features = _embed(data, matchers, model.decode(params, z), outside)
+            found |= {(subset, target): x for target, x in features.items()}
         for pair, features in jax.device_get(found).items():
             parts[pair].append(features[:num_valid])
     return {pair: np.concatenate(arrays) for pair, arrays in parts.items()}
+
+
+def _embed(
+    data: EvaluationData,
+    matchers: Matchers,
+    decoded: Mapping[str, Array],
+    modalities: Sequence[str],
+) -> dict[str, Array]:
+    """Features of some modalities' likelihood means; nan what is not finite."""
+    examples = to_examples(data.test, decoded)
+    return {
+        m: nan_if_not_finite(
+            data.test.modalities[m], decoded[m], matchers.embed[m](examples[m])
+        )
+        for m in modalities
+    }
 
 
 def summarise(

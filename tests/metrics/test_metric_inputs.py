@@ -51,3 +51,30 @@ def test_a_missing_classifier_is_named(classifiers):
     data = inputs.EvaluationData(None, None, classifiers, 4)
     with pytest.raises(UsageError, match="coherence.*m1"):
         inputs.require_classifiers(data, ("m0", "m1"), "coherence")
+
+
+def test_what_is_not_finite_is_seen_in_tokens_too():
+    mean = np.zeros((3, 4, 5), np.float32)
+    mean[1, 2, 3] = np.nan
+    mean[2, 0, 0] = -np.inf
+    assert inputs.is_finite(mean).tolist() == [True, False, False]
+    features = np.ones((3, 2), np.float32)
+    tokens = np.zeros((1, 4), np.int32)
+    found = inputs.nan_if_not_finite(tokens, mean, features)
+    np.testing.assert_array_equal(np.isnan(found).all(axis=1), [False, True, True])
+    # The argmax over nan is a token like others.
+    assert (
+        inputs.to_examples(toy_split({"m": tokens}, [0]), {"m": mean})["m"][1, 0] == 0
+    )
+    images = np.zeros((1, 4, 5), np.uint8)
+    assert inputs.nan_if_not_finite(images, mean, features) is features
+
+
+def test_captions_are_tokens_with_words():
+    split = toy_split(
+        {"m0": np.zeros((1, 2), np.uint8), "m1": np.zeros((1, 2), np.int32)}, [0]
+    )
+    data = inputs.EvaluationData(split, split, None, 4, words={"m1": ("a",)})
+    assert inputs.captions_of(data, "captions") == ("m1",)
+    with pytest.raises(UsageError, match="'captions' is of captions"):
+        inputs.captions_of(data._replace(words={}), "captions")

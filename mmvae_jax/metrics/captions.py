@@ -1,0 +1,221 @@
+"""What generated captions are like: how varied, and how close to those of people.
+
+Neither needs a language model, and neither knows what a caption is about.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from sacrebleu.metrics import BLEU
+
+from mmvae_jax import distributions, tokens
+from mmvae_jax.data import Split
+from mmvae_jax.metrics.inputs import (
+    EvaluationData,
+    batches,
+    captions_of,
+    is_finite,
+    prior_means,
+    to_examples,
+)
+from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
+
+References = tuple[tuple[str, ...], ...]
+
+
+def captions(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    *,
+    num_prior_samples: int | None = None,
+) -> dict[str, float]:
+    """BLEU, distinct-n and length of generated captions, and of real ones.
+
+    A caption is generated for every different image of the test examples that have all
+    modalities: z ~ q(z|x_A) with A all other modalities, one draw. Its references are
+    all captions of test examples with the very same image. Where an image has but one,
+    BLEU is low by construction: of captions with a random wording it says little more
+    than that templates are met.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: test split, and the words of its tokens.
+      key: of the posterior and prior samples.
+      num_prior_samples: how many captions are drawn unconditionally; None: as many as
+        there are different images, which distinct-n depends on.
+
+    Returns:
+      Means over captions' modalities, and with /m0 at the end each one's (nan where a
+      parameter is not finite):
+      captions/bleu, corpus BLEU-4 in 0..100 (Papineni et al., 2002), not smoothed;
+      captions/distinct_1 and captions/distinct_2, of all words and pairs of successive
+      words the share that differ (Li et al., 2016), in [0, 1];
+      captions/words, their mean number;
+      captions/prior/distinct_1, .../distinct_2, .../words, of prior samples;
+      captions/real/distinct_1, .../distinct_2, .../words, of one real caption an image,
+      the first; captions/real/bleu, of those against the image's others, one fewer
+      than generated ones have; without it where no image has another.
+      With one modality, only the last two groups.
+
+    Raises:
+      UsageError: no modality is a caption.
+    """
+    names = captions_of(data, "captions")
+    test = data.test.complete()
+    per_modality: dict[str, dict[str, float]] = {}
+    for index, name in enumerate(names):
+        own_key = jax.random.fold_in(key, index)
+        conditional_key, prior_key = jax.random.split(own_key)
+        rows, references = references_of(test, name, data.words[name])
+        found = {}
+        if len(model.modalities) > 1:
+            given = data._replace(test=test.take(rows))
+            texts = given_others(model, params, given, name, conditional_key)
+            found |= {"bleu": bleu(texts, references), **statistics(texts)}
+        num = len(rows) if num_prior_samples is None else num_prior_samples
+        texts = from_prior(model, params, data, name, prior_key, num)
+        found |= {f"prior/{tag}": value for tag, value in statistics(texts).items()}
+        texts = [own[0] for own in references]
+        found |= {f"real/{tag}": value for tag, value in statistics(texts).items()}
+        several = [own for own in references if len(own) > 1]
+        if several:
+            others = tuple(own[1:] for own in several)
+            found["real/bleu"] = bleu([own[0] for own in several], others)
+        per_modality[name] = found
+    tags = {
+        f"captions/{tag}/{name}": value
+        for name, found in per_modality.items()
+        for tag, value in found.items()
+    }
+    for tag in dict.fromkeys(t for found in per_modality.values() for t in found):
+        values = [found[tag] for found in per_modality.values() if tag in found]
+        tags[f"captions/{tag}"] = float(np.mean(values))
+    return tags
+
+
+def references_of(
+    test: Split, name: str, words: Sequence[str]
+) -> tuple[np.ndarray, References]:
+    """The captions of every different image, or whatever the other modalities are.
+
+    Args:
+      test: complete.
+      name: of the captions' modality.
+      words: by token.
+
+    Returns:
+      The row of each image's first example, in order, and its captions.
+    """
+    others = [x for m, x in test.modalities.items() if m != name]
+    texts = [tokens.decode(row, words) for row in test.modalities[name]]
+    groups: dict[object, list[int]] = {}
+    for row in range(test.num_examples):
+        # Without another modality, every caption is one of its own.
+        same = b"".join(x[row].tobytes() for x in others) if others else row
+        groups.setdefault(same, []).append(row)
+    return (
+        np.array([rows[0] for rows in groups.values()], int),
+        tuple(tuple(texts[row] for row in rows) for rows in groups.values()),
+    )
+
+
+def given_others(
+    model: MultimodalVAE, params: Params, data: EvaluationData, name: str, key: PRNGKey
+) -> list[str] | None:
+    """A caption for every test example; None if the model is not finite."""
+    texts: list[str] = []
+    mask = np.array([m != name for m in model.modalities])
+    for batch, num_valid in batches(data.test, data.batch_size):
+        key, component_key, sample_key = jax.random.split(key, 3)
+        experts = model.encode(params, batch)
+        posterior = model.posterior(params, experts, mask, component_key)
+        z = distributions.sample(posterior, sample_key)
+        found = _texts(data, name, model.decode(params, z)[name], num_valid)
+        if found is None:
+            return None
+        texts += found
+    return texts
+
+
+def from_prior(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    name: str,
+    key: PRNGKey,
+    num: int,
+) -> list[str] | None:
+    """`num` captions of prior samples; None if the model is not finite."""
+    texts: list[str] = []
+    for decoded, num_valid in prior_means(model, params, data.batch_size, key, num):
+        found = _texts(data, name, decoded[name], num_valid)
+        if found is None:
+            return None
+        texts += found
+    return texts
+
+
+def _texts(
+    data: EvaluationData, name: str, mean: Array, num_valid: int
+) -> list[str] | None:
+    """Probabilities of words as captions; None if they are not finite."""
+    mean = mean[:num_valid]
+    if not np.asarray(is_finite(mean)).all():
+        return None
+    rows = np.asarray(to_examples(data.test, {name: mean})[name])
+    return [tokens.decode(row, data.words[name]) for row in rows]
+
+
+def statistics(texts: Sequence[str] | None) -> dict[str, float]:
+    """distinct_1, distinct_2 and words of captions; nan where there are none."""
+    if not texts:
+        return dict.fromkeys(("distinct_1", "distinct_2", "words"), float("nan"))
+    return {
+        "distinct_1": distinct(texts, 1),
+        "distinct_2": distinct(texts, 2),
+        "words": float(np.mean([len(text.split()) for text in texts])),
+    }
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """The share of different ones among all runs of n words of all captions.
+
+    Args:
+      texts: captions.
+      n: at least 1.
+
+    Returns:
+      In (0, 1], the lower the more captions there are; nan where none has n words.
+    """
+    runs = []
+    for text in texts:
+        words = text.split()
+        runs += zip(*(words[i:] for i in range(n)), strict=False)
+    return len(set(runs)) / len(runs) if runs else float("nan")
+
+
+def bleu(texts: Sequence[str] | None, references: References) -> float:
+    """Corpus BLEU-4 of captions, by whole words, in 0..100.
+
+    Args:
+      texts: N captions; None: nan.
+      references: of each, one or more.
+    """
+    if not texts:
+        return float("nan")
+    return float(_scorer(references).corpus_score(list(texts), None).score)
+
+
+@functools.lru_cache(maxsize=4)
+def _scorer(references: References) -> BLEU:
+    """What counts the words of references once for all members of a sweep."""
+    num = max(len(own) for own in references)
+    streams = [
+        [own[i] if i < len(own) else None for own in references] for i in range(num)
+    ]
+    return BLEU(tokenize="none", smooth_method="none", force=True, references=streams)

@@ -1,0 +1,136 @@
+"""What reads attributes off examples, real or generated.
+
+Captions whose words name the values of an attribute are parsed; for all else a
+classifier an attribute is trained on real examples, as those of the labels are.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mmvae_jax import classifiers, tokens, train
+from mmvae_jax.data import Dataset, Split
+from mmvae_jax.metrics.inputs import Classifier, Reader, require_attributes
+from mmvae_jax.types import Array
+
+
+def get_readers(
+    config: Any,
+    dataset: Dataset,
+    directory: str,
+    events: train.Events = train.Events(),  # noqa: B008 (a NamedTuple is immutable)
+) -> dict[str, dict[str, Reader]] | None:
+    """Readers of every attribute for every modality.
+
+    Args:
+      config: with the fields `classifier` of configs/base.py.
+      dataset: the real data; its fingerprint and the attribute name a cached file.
+      directory: where classifiers are kept.
+      events: what the train loop calls.
+
+    Returns:
+      modality -> attribute -> metrics.inputs.Reader, with its accuracy on the whole
+      test split; None if `events.is_stopping` ended the training.
+
+    Raises:
+      UsageError: the data have no attributes, or the network is unknown.
+    """
+    check(config, dataset)
+    readers = {m: {} for m in dataset.train.modalities}
+    for attribute in dataset.train.attributes:
+        for m in _parsed(dataset, attribute):
+            readers[m][attribute] = make_parser(dataset, m, attribute)
+        labelled = label_by(dataset, attribute)
+        if labelled.train.modalities:
+            found = classifiers.get_classifiers(config, labelled, directory, events)
+            if found is None:
+                return None
+            for m, classifier in found.items():
+                read = partial(predicted_values, classifier)
+                readers[m][attribute] = Reader(read, classifier.accuracy)
+    return readers
+
+
+def check(config: Any, dataset: Dataset) -> None:
+    """What would fail only after training has begun.
+
+    Raises:
+      UsageError: the data have no attributes, or the network is unknown.
+    """
+    for attribute in require_attributes(dataset.train, "attributes"):
+        classifiers.make_networks(config, label_by(dataset, attribute))
+
+
+def label_by(dataset: Dataset, attribute: str) -> Dataset:
+    """The modalities that no parser reads, with an attribute as their labels."""
+    parsed = _parsed(dataset, attribute)
+    kept = [m for m in dataset.train.modalities if m not in parsed]
+
+    def changed(split: Split) -> Split:
+        columns = [list(split.modalities).index(m) for m in kept]
+        return split._replace(
+            modalities={m: split.modalities[m] for m in kept},
+            labels=split.attributes[attribute],
+            observed=None if split.observed is None else split.observed[:, columns],
+        )
+
+    return dataset._replace(
+        train=changed(dataset.train),
+        test=changed(dataset.test),
+        fingerprint=f"{dataset.fingerprint} {attribute}",
+    )
+
+
+def make_parser(dataset: Dataset, modality: str, attribute: str) -> Reader:
+    """Reads an attribute off the words of captions."""
+    read = partial(
+        parse,
+        words=dataset.words[modality],
+        meanings=dataset.meanings[modality][attribute],
+        values=dataset.attributes[attribute],
+    )
+    rows = dataset.test.is_observed(modality)
+    found = read(dataset.test.modalities[modality][rows])
+    is_right = found == dataset.test.attributes[attribute][rows]
+    return Reader(read, float(is_right.mean()) if len(is_right) else float("nan"))
+
+
+def parse(
+    captions: Array,
+    words: Sequence[str],
+    meanings: Mapping[str, str],
+    values: Sequence[str],
+) -> np.ndarray:
+    """What captions say of one attribute.
+
+    Args:
+      captions: tokens [B, T].
+      words: the words by token.
+      meanings: word -> the value that it names.
+      values: their names.
+
+    Returns:
+      int [B], indices of values; -1 where no word names one, or two words name two.
+    """
+    found = []
+    for row in np.asarray(captions):
+        text = tokens.decode(row, words)
+        value = tokens.read_attributes(text.split(), {"": meanings})[""]
+        found.append(-1 if value is None else values.index(value))
+    return np.array(found, int)
+
+
+def predicted_values(classifier: Classifier, examples: Array) -> np.ndarray:
+    """Most probable values, float [B]; nan where a logit is not finite."""
+    logits = np.asarray(classifier.apply(examples)[1])
+    is_finite = np.isfinite(logits).all(axis=-1)
+    return np.where(is_finite, logits.argmax(axis=-1), np.nan)
+
+
+def _parsed(dataset: Dataset, attribute: str) -> list[str]:
+    """The modalities of tokens whose words name the values of an attribute."""
+    return [
+        m for m in dataset.train.modalities if attribute in dataset.meanings.get(m, {})
+    ]
