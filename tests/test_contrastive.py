@@ -9,6 +9,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from experiments import better
 from mmvae_jax import distributions, layers, models, networks, objectives
 from mmvae_jax.errors import UsageError
 from mmvae_jax.models import contrastive
@@ -270,3 +271,34 @@ def test_the_layered_decoder_has_images_of_any_size(size):
     z = jnp.ones((2, D))
     output, _ = decoder.init_with_output(KEY, z)
     assert output.shape == (2, *shape)
+
+
+# The comparison.
+
+
+def test_runs_of_the_comparison_have_equal_data_steps_and_parameters():
+    configs = better.configs({"data_dir": "somewhere"})
+    shapes = {f"m{i}": (16, 16, 3) for i in range(5)}
+    sizes, settings = {}, set()
+    for name, config in configs.items():
+        model = models.make_model(config, shapes)
+        leaves = jax.tree.leaves(jax.eval_shape(model.init, KEY))
+        sizes[name] = sum(leaf.size for leaf in leaves)
+        settings.add((str(config.data), str(config.train), str(config.sweep.seed)))
+        is_layered = config.modality.network == "layered"
+        assert is_layered == name.partition("_")[2].startswith("layered")
+    assert len(settings) == 1
+    layered = [size for name, size in sizes.items() if "layered" in name]
+    assert max(layered) < 1.004 * min(layered)
+    assert max(sizes.values()) < 1.14 * min(sizes.values())
+
+
+def test_rows_are_of_members_that_did_not_diverge():
+    config = better.configs({})["crmvae"]
+    members = [
+        {"finite": finite, "metrics": {f"eval/{tag}": value for tag in better.COLUMNS}}
+        for finite, value in ((True, 1.0), (False, np.nan), (True, 3.0))
+    ]
+    row = better.row("crmvae", config, {"members": members})
+    assert row["num_seeds"] == 2 and row["beta"] == 0.3
+    assert row["swd mean"] == 2.0 and row["swd std"] == pytest.approx(np.sqrt(2), 1e-3)
