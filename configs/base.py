@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
                 # Its scales, which sum to D; of mmvae_plus, whose prior is fixed,
                 # those of the auxiliary priors.
                 learned_prior=True,
-                # Of mmvae_plus and dmvae only, whose latent_dim is that of the shared
+                # Of mmvae_plus, dmvae, contrastive, whose latent_dim is the shared
                 # vector: latent dimensions of each modality; 0 = latent_dim.
                 # Palumbo et al. (2023): 32 shared, 32 of each.
                 private_dim=0,
@@ -44,6 +44,12 @@ def get_config() -> ConfigDict:
                 # mmvm, in [0, 1]: weight of N(0, I) against the data-dependent prior.
                 # Constant; the released code anneals it from 1 to 0 over 150k steps.
                 mmvm_alpha=0.0,
+                # contrastive: variance of the shared code in (0, 1), where its prior,
+                # a mixture of so many Gaussians, begins with 1; and the weight (>= 0)
+                # of finding the code again in what is generated.
+                code_variance=0.1,
+                code_components=50,
+                consistency=1.0,
             ),
             objective=dict(
                 # How the expectation over subsets is taken: one decoding per

@@ -32,6 +32,7 @@ LABELS = {
     "crmvae": "CRMVAE",
     "mmjsd": "mmJSD",
     "mmvm": "MMVM",
+    "contrastive": "contrastive code",
     "custom": "custom subsets",
 }
 COLOURS = {
@@ -51,6 +52,7 @@ COLOURS = {
     "crmvae": "k",
     "mmjsd": "#fdae6b",
     "mmvm": "#006d5b",
+    "contrastive": "#e7298a",
     "custom": "C4",
 }
 MARKERS = {  # "o" if not said otherwise

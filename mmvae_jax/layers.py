@@ -188,3 +188,25 @@ def double(x: Array, out_size: int) -> Array:
     """Nearest-neighbour upsampling by 2, cropped to out_size (2 size or one less)."""
     x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
     return x[:, :out_size, :out_size]
+
+
+def displace(images: Array, offsets: Array) -> Array:
+    """Images moved by fractions of pixels, zeros moving in: bilinear interpolation.
+
+    Args:
+      images: [B, H, W].
+      offsets: [B, 2], pixels down and to the right.
+
+    Returns:
+      [B, H, W], image[i - offset_0, j - offset_1] at (i, j).
+    """
+
+    def weights(size: int, offset: Array) -> Array:
+        """[B, size, size]: of every input position at every output position."""
+        places = jnp.arange(size, dtype=images.dtype)
+        sources = places[:, None] - offset[:, None, None]
+        return jnp.maximum(1 - jnp.abs(sources - places), 0.0)
+
+    rows = weights(images.shape[1], offsets[:, 0])
+    columns = weights(images.shape[2], offsets[:, 1])
+    return jnp.einsum("bik,bkl,bjl->bij", rows, images, columns)

@@ -18,7 +18,11 @@ SHAPES = {"m0": (2, 2, 1), "m1": (2, 2, 1), "m2": (2, 2, 1)}
 M, B, D = 3, 4, 6
 UNIMODAL = ("unimodal", "unimodal_official")
 OFFICIAL = ("mmvae_official", "unimodal_official", "mmvae_plus")  # Laplace
-PRIVATE = ("mmvae_plus", "dmvae")  # D shared dimensions and D of each modality
+PRIVATE = (
+    "mmvae_plus",
+    "dmvae",
+    "contrastive",
+)  # D shared dimensions and D of each modality
 APART = (*UNIMODAL, "mmvm")  # no encoder has a part in another modality's bound
 KEY = jax.random.key(0)
 SUBSETS = [
@@ -89,7 +93,7 @@ def test_the_functions_of_every_model(evaluated, batch):
     assert set(terms.log_likelihood) == set(SHAPES)
     for leaf in jax.tree.leaves(terms):
         assert leaf.shape == (B,)
-    if name not in OFFICIAL:  # its estimate has both signs
+    if name not in (*OFFICIAL, "contrastive"):  # its estimate has both signs
         assert (terms.kl > 0).all()
     own_dim = D // M if name in UNIMODAL else 2 * D if name in PRIVATE else D
     assert type(results["experts"]) is (Laplace if name in OFFICIAL else Gaussian)
@@ -107,7 +111,7 @@ def test_the_functions_of_every_model(evaluated, batch):
         assert results["log_likelihood"][m].shape == (B,)
     assert results["prior"].shape == (B, total_dim)
     z = np.float64(results["prior"])
-    if name not in OFFICIAL:
+    if name not in (*OFFICIAL, "contrastive"):  # its prior is learned
         expected = -0.5 * (z**2 + np.log(2 * np.pi)).sum(-1)
         np.testing.assert_allclose(results["log_prior"], expected, rtol=1e-5)
     # The decoder's mean is where the Laplace likelihood has its constant.
@@ -160,7 +164,8 @@ def test_what_the_terms_of_an_objective_depend_on(evaluated, batch):
         for term, is_changed in changed["objective"].log_likelihood.items():
             assert is_changed == (is_shared or term == modality), (part, modality)
         assert changed["objective"].kl == (part == "encoders")
-        is_added = name in ("mvae_plus", "dmvae", "crmvae", "telbo") and not is_joint
+        adding = ("mvae_plus", "dmvae", "crmvae", "telbo", "contrastive")
+        is_added = name in adding and not is_joint
         assert changed["objective"].auxiliary_log_likelihood == is_added
 
 
@@ -319,7 +324,7 @@ def set_field(path, value):
         (
             "mvae",
             set_field("modality.network", "vit"),
-            "unknown network 'vit'; choose one of conv, resnet, mlp",
+            "unknown network 'vit'; choose one of conv, resnet, mlp, layered",
         ),
         (
             "mvae",

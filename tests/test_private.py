@@ -727,8 +727,8 @@ def test_as_many_private_dimensions_as_shared_ones_by_default(tiny_config):
             "mopoe",
             "private_dim",
             2,
-            "config.model.private_dim is for the models mmvae_plus and dmvae, not for "
-            "'mopoe'",
+            "config.model.private_dim is for the models mmvae_plus, dmvae, "
+            "contrastive, not for 'mopoe'",
         ),
         (
             "mmvae_plus",

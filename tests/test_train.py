@@ -117,7 +117,16 @@ def vae(tiny_config, tiny_images):
 
 
 FAST = ("mmvae", "mmvae_official", "unimodal_official")
-SLOW = ("jmvae", "jmvae_kl", "telbo", "mvtcae", "crmvae", "mmjsd", "mmvm")
+SLOW = (
+    "jmvae",
+    "jmvae_kl",
+    "telbo",
+    "mvtcae",
+    "crmvae",
+    "mmjsd",
+    "mmvm",
+    "contrastive",
+)
 
 
 @pytest.fixture(

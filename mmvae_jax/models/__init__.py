@@ -13,6 +13,7 @@ from typing import Any
 from mmvae_jax import importance, objectives, subsets
 from mmvae_jax.errors import UsageError
 from mmvae_jax.models import coordination, parts
+from mmvae_jax.models.contrastive import contrastive_model
 from mmvae_jax.models.coordination import coordination_model
 from mmvae_jax.models.jensen_shannon import jensen_shannon_model
 from mmvae_jax.models.mixtures import custom_model, mixture_model
@@ -39,9 +40,10 @@ MODELS = {
     "crmvae": partial(coordination_model, kind=coordination.CRMVAE),
     "mmjsd": jensen_shannon_model,
     "mmvm": mixture_prior_model,
+    "contrastive": contrastive_model,
     "custom": custom_model,
 }
-PRIVATE = ("mmvae_plus", "dmvae")
+PRIVATE = ("mmvae_plus", "dmvae", "contrastive")
 
 
 def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> MultimodalVAE:
@@ -117,12 +119,23 @@ def _check_choices(config: Any, name: str) -> None:
         ("jmvae_alpha", math.inf),
         ("mvtcae_alpha", 1.0),
         ("mmvm_alpha", 1.0),
+        ("consistency", math.inf),
     ):
         if not 0 <= config.model[field] <= high:
             limits = ">= 0" if high == math.inf else f"in [0, {high:g}]"
             raise UsageError(
                 f"config.model.{field} must be {limits}, got {config.model[field]}"
             )
+    if not 0 < config.model.code_variance < 1:
+        raise UsageError(
+            "config.model.code_variance must be in (0, 1), got "
+            f"{config.model.code_variance}"
+        )
+    if config.model.code_components < 1:
+        raise UsageError(
+            "config.model.code_components must be >= 1, got "
+            f"{config.model.code_components}"
+        )
     if config.objective.num_samples < 1:
         raise UsageError(
             "config.objective.num_samples must be >= 1, got "
@@ -133,7 +146,7 @@ def _check_choices(config: Any, name: str) -> None:
         raise UsageError(f"config.model.private_dim must be >= 0, got {private_dim}")
     if private_dim and name not in PRIVATE:
         raise UsageError(
-            f"config.model.private_dim is for the models {' and '.join(PRIVATE)}, not "
+            f"config.model.private_dim is for the models {', '.join(PRIVATE)}, not "
             f"for {name!r}"
         )
     is_listed = len(config.model.subsets) or len(config.model.subset_weights)

@@ -57,7 +57,7 @@ def mmvae_plus_model(
         objective.
       shapes: modality -> shape of one example.
     """
-    shared_dim, private_dim = _dimensions(config)
+    shared_dim, private_dim = dimensions(config)
     nets = make_networks(config, shapes, shared_dim, private_dim)
     family, is_learned = config.model.posterior, config.model.learned_prior
     auxiliary_shape = (len(shapes), private_dim)
@@ -100,7 +100,7 @@ def mmvae_plus_model(
     ) -> tuple[Distribution, Array]:
         return shared, posteriors.uniform_weights(posteriors.append_axes(observed, 2))
 
-    return _private_model(
+    return private_model(
         config, nets, latents, posteriors.expert_component, shared_components
     )._replace(objective=objective)
 
@@ -123,7 +123,7 @@ def dmvae_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Multimoda
       config: as for `make_model`.
       shapes: modality -> shape of one example.
     """
-    shared_dim, private_dim = _dimensions(config)
+    shared_dim, private_dim = dimensions(config)
     nets = make_networks(config, shapes, shared_dim + private_dim)
     latents = standard_latents((shared_dim + len(shapes) * private_dim,))
     choice = config.model.prior_expert
@@ -155,18 +155,18 @@ def dmvae_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Multimoda
         joint = shared_posterior(None, shared, observed)
         return jax.tree.map(lambda field: field[None], joint), jnp.ones((1, 1))
 
-    return _private_model(
+    return private_model(
         config, nets, latents, shared_posterior, shared_components
     )._replace(objective=objective)
 
 
-def _dimensions(config: Any) -> tuple[int, int]:
+def dimensions(config: Any) -> tuple[int, int]:
     """Latent dimensions that are shared, and of each modality."""
     shared_dim = config.model.latent_dim
     return shared_dim, config.model.private_dim or shared_dim
 
 
-def _private_model(
+def private_model(
     config: Any,
     nets: Networks,
     latents: Latents,
@@ -183,7 +183,7 @@ def _private_model(
       shared_components: (shared experts, subset) -> [S, B, d], the components of
         the shared posterior, and their weights [S, 1 or B].
     """
-    shared_dim, private_dim = _dimensions(config)
+    shared_dim, private_dim = dimensions(config)
     split = partial(distributions.split, size=shared_dim)
     num_modalities = len(nets.shapes)
 

@@ -1,0 +1,279 @@
+"""A shared code that is learned by contrast, and private latents by reconstruction.
+
+What a latent vector must hold to reconstruct and what modalities have in common are
+learned apart: no gradient of a reconstruction reaches the shared code.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmvae_jax import distributions, objectives, posteriors
+from mmvae_jax.errors import UsageError
+from mmvae_jax.models.parts import (
+    decode,
+    encode,
+    log_likelihoods,
+    make_networks,
+    standard_latents,
+)
+from mmvae_jax.models.private import dimensions, private_model
+from mmvae_jax.types import (
+    Array,
+    Batch,
+    Gaussian,
+    MultimodalVAE,
+    ObjectiveTerms,
+    Params,
+    PRNGKey,
+    TokenShape,
+)
+
+# Of a pair before the first step; cosines lie in -1..1.
+_INITIAL_SCALE = 5.0
+
+
+def contrastive_model(
+    config: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> MultimodalVAE:
+    """A contrastive code s shared by all modalities, a private w_m for each.
+
+    The code e_m of a modality is a unit vector, and that of a subset the direction of
+    the sum of its codes; with v = config.model.code_variance and d dimensions,
+
+        q(s|x_A) = N(sqrt(d (1 - v)) e_A, v I),   e_A = sum_{m in A} e_m / |...|,
+
+    p(s) a learned mixture of Gaussians, p(w_m) = N(0, I), and p(x_m|s, w_m). What is
+    maximised is, with s as a constant in the first two lines,
+
+        sum_m E log p(x_m|s, w_m) - beta sum_m KL(q(w_m|x_m)||p(w_m))
+        - beta (log q(s|X) - log p(s))
+        + sum_m (1 / (M - 1)) sum_{n != m} log C(e_m, e_n)
+        + lambda sum_m log C(e_m(x~_m), e_X),   x~_m decoded from s and w ~ p(w),
+
+    log C(a, b) = log softmax of t <a_i, b_j> over the examples j of the batch, at
+    j = i, with a learned t (InfoNCE; van den Oord et al., 2018). Lines 1 and 2 are a
+    bound on log p(X) for beta = 1; no gradient of them reaches the encoders of the
+    code, so that a private vector has to pay for what the code says for nothing.
+    Line 3 learns the code, which can hold only what modalities share. Line 4, of
+    weight lambda = config.model.consistency, bounds from below how much the generated
+    image says of the code when the private vector comes from the prior; its encoder
+    is a constant. The decoders alone learn from it.
+
+    Args:
+      config: as for `make_model`; model.latent_dim is d, model.private_dim of w_m.
+      shapes: modality -> shape of one example; two modalities or more.
+
+    Raises:
+      UsageError: a modality is of tokens: what is generated of it cannot be encoded.
+    """
+    for m, shape in shapes.items():
+        if isinstance(shape, TokenShape):
+            raise UsageError(
+                f"model 'contrastive' is for images and vectors, and {m} is of tokens"
+            )
+    size, private_size = dimensions(config)
+    variance, weight = config.model.code_variance, config.model.consistency
+    num_components = config.model.code_components
+    nets = make_networks(config, shapes, size, private_size)
+    radius, log_variance = math.sqrt(size * (1 - variance)), math.log(variance)
+    # Around 1/2, contrast may never leave its first plateau.
+    images = [m for m, shape in shapes.items() if len(shape) == 3]
+
+    def centred(batch: Batch) -> Batch:
+        return dict(batch) | {m: 2.0 * batch[m] - 1.0 for m in images}
+
+    def around(direction: Array) -> Gaussian:
+        mean = radius * direction
+        return Gaussian(mean, jnp.full_like(mean, log_variance))
+
+    def encode_all(params: Params, batch: Batch) -> Gaussian:
+        emitted, private = distributions.split(
+            encode(nets, params, centred(batch)), size
+        )
+        return distributions.join(around(_unit(emitted.mean)), private)
+
+    def shared_posterior(key: PRNGKey, shared: Gaussian, subset: Array) -> Gaussian:
+        del key  # not a mixture
+        observed = posteriors.append_axes(jnp.asarray(subset), 3)
+        return around(_unit(jnp.sum(jnp.where(observed, shared.mean, 0.0), axis=0)))
+
+    def shared_components(shared: Gaussian, observed: Array) -> tuple[Gaussian, Array]:
+        joint = shared_posterior(None, shared, observed)
+        return jax.tree.map(lambda field: field[None], joint), jnp.ones((1, 1))
+
+    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+        shared, private = distributions.split(encode_all(params, batch), size)
+        terms = contrastive_terms(
+            shared,
+            shared_posterior(None, shared, objectives.observed_of(batch, len(shapes))),
+            private,
+            batch,
+            key,
+            log_code_prior=lambda s: log_mixture_prob(params["code_prior"], s),
+            log_likelihoods=log_likelihoods(nets, params),
+            encode_generated=lambda z: encode_generated(params, z),
+            scale=jnp.exp(params["log_scale"]),
+            consistency=weight,
+        )
+        return objectives.loss(terms, beta), terms
+
+    def encode_generated(params: Params, z: Mapping[str, Array]) -> Array:
+        """Codes [M, B, d] of what is decoded, the encoders being constants."""
+        images = {m: decode(nets, params, m, own) for m, own in z.items()}
+        codes, _ = distributions.split(
+            encode_all(jax.lax.stop_gradient(params), images), size
+        )
+        return codes.mean
+
+    latents = standard_latents((size + len(shapes) * private_size,))
+    base = private_model(config, nets, latents, shared_posterior, shared_components)
+
+    def init(key: PRNGKey) -> Params:
+        own_key, prior_key = jax.random.split(key)
+        components = (num_components, size)
+        code_prior = {
+            "mean": jax.random.normal(prior_key, components),
+            "log_variance": jnp.zeros(components),
+            "log_weight": jnp.zeros(num_components),
+        }
+        return base.init(own_key) | {
+            "code_prior": code_prior,
+            "log_scale": jnp.full(1, math.log(_INITIAL_SCALE)),
+        }
+
+    def sample_prior(params: Params, key: PRNGKey, num: int) -> Array:
+        code_key, private_key = jax.random.split(key)
+        code = sample_mixture(params["code_prior"], code_key, num)
+        private = base.sample_prior(params, private_key, num)[:, size:]
+        return distributions.join(code, private)
+
+    def log_prior(params: Params, z: Array) -> Array:
+        code, private = distributions.split(z, size)
+        standard = Gaussian(jnp.zeros_like(private), jnp.zeros_like(private))
+        return log_mixture_prob(params["code_prior"], code) + distributions.log_prob(
+            standard, private
+        )
+
+    return base._replace(
+        init=init,
+        objective=objective,
+        encode=encode_all,
+        sample_prior=sample_prior,
+        log_prior=log_prior,
+    )
+
+
+def contrastive_terms(
+    shared: Gaussian,
+    joint: Gaussian,
+    private: Gaussian,
+    batch: Batch,
+    key: PRNGKey,
+    *,
+    log_code_prior: Callable[[Array], Array],
+    log_likelihoods: objectives.LogLikelihoods,
+    encode_generated: Callable[[Mapping[str, Array]], Array],
+    scale: Array,
+    consistency: float,
+) -> ObjectiveTerms:
+    """The terms of `contrastive_model`, whose equation they are.
+
+    Args:
+      shared: q(s|x_m), fields [M, B, d].
+      joint: q(s|X), fields [B, d], given whatever is observed of each example.
+      private: q(w_m|x_m), fields [M, B, e].
+      batch: modality -> [B, ...].
+      key: random key.
+      log_code_prior: s [B, d] -> log p(s) [B].
+      log_likelihoods: modality -> function ([s, w] [N, d + e], x_m) -> [N].
+      encode_generated: modality -> [s, w] [B, d + e] to codes [M, B, d], of any length.
+      scale: t, float [] or [1].
+      consistency: lambda; 0 decodes nothing from the prior.
+
+    Returns:
+      ObjectiveTerms, fields [B]. log_likelihood and kl (a single-sample estimate in s)
+      are the bound; auxiliary_log_likelihood is the contrast and lambda times the
+      consistency, auxiliary_kl is 0.
+    """
+    code_key, private_key, prior_key = jax.random.split(key, 3)
+    codes, joint_codes = _unit(shared.mean), jax.lax.stop_gradient(_unit(joint.mean))
+    joint = jax.lax.stop_gradient(joint)
+    s = distributions.sample(joint, code_key)
+    w = distributions.sample(private, private_key)
+    observed = objectives.observed_of(batch, len(log_likelihoods))
+    values = {
+        m: f(distributions.join(s, w[i]), batch[m])
+        for i, (m, f) in enumerate(log_likelihoods.items())
+    }
+    log_likelihood = objectives.observed_terms(values, observed)
+    kl = distributions.log_prob(joint, s) - log_code_prior(s)
+    kl += objectives.observed_sum(
+        distributions.kl_to_standard_gaussian(private), observed
+    )
+    gain = contrast(codes, scale, observed)
+    if consistency:
+        w = jax.random.normal(prior_key, w.shape, w.dtype)
+        generated = _unit(
+            encode_generated(
+                {m: distributions.join(s, w[i]) for i, m in enumerate(log_likelihoods)}
+            )
+        )
+        logits = jax.lax.stop_gradient(scale) * (generated @ joint_codes.T)
+        gain += consistency * objectives.observed_sum(_log_match(logits), observed)
+    return ObjectiveTerms(log_likelihood, kl, gain, jnp.zeros_like(kl))
+
+
+def contrast(codes: Array, scale: Array, observed: Array) -> Array:
+    """sum_m 1 / (M - 1) sum_{n != m} log C(e_m, e_n).
+
+    Of the pairs of modalities that an example has, M being how many it has; the codes
+    that it is told from are those of examples that have the modality.
+
+    Args:
+      codes: [M, B, d], of length one.
+      scale: t, float [] or [1].
+      observed: bool [M, 1 or B].
+
+    Returns:
+      float [B], nats.
+    """
+    logits = scale * jnp.einsum("mbd,ncd->mnbc", codes, codes)
+    logits = jnp.where(observed[None, :, None, :], logits, -jnp.inf)
+    is_other = ~np.eye(len(codes), dtype=bool)[..., None]
+    is_pair = is_other & observed[:, None] & observed[None]
+    # No row of -inf alone: its derivative would be nan, counted or not.
+    logits = jnp.where(is_pair[..., None], logits, 0.0)
+    total = jnp.sum(jnp.where(is_pair, _log_match(logits), 0.0), axis=(0, 1))
+    shares = np.append(1.0, 1 / np.arange(1, max(len(codes), 2))).astype(np.float32)
+    return jnp.asarray(shares)[jnp.sum(observed, axis=0) - 1] * total
+
+
+def log_mixture_prob(mixture: Mapping[str, Array], s: Array) -> Array:
+    """Log-density of a mixture of S diagonal Gaussians; s [..., d] -> [...], nats."""
+    components = Gaussian(mixture["mean"], mixture["log_variance"])
+    by_component = jax.vmap(distributions.log_prob, (0, None), -1)(components, s)
+    log_weights = jax.nn.log_softmax(mixture["log_weight"])
+    return jax.nn.logsumexp(by_component + log_weights, axis=-1)
+
+
+def sample_mixture(mixture: Mapping[str, Array], key: PRNGKey, num: int) -> Array:
+    """Samples [num, d] of a mixture of S diagonal Gaussians."""
+    component_key, noise_key = jax.random.split(key)
+    rows = jax.random.categorical(component_key, mixture["log_weight"], shape=(num,))
+    chosen = Gaussian(mixture["mean"][rows], mixture["log_variance"][rows])
+    return distributions.sample(chosen, noise_key)
+
+
+def _log_match(logits: Array) -> Array:
+    """Log-probability of every row's own column, [..., B, B] -> [..., B]."""
+    return jnp.diagonal(jax.nn.log_softmax(logits, axis=-1), axis1=-2, axis2=-1)
+
+
+def _unit(x: Array) -> Array:
+    """Vectors of length one."""
+    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
