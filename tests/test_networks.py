@@ -141,7 +141,7 @@ def test_the_resnet_classifier_has_no_dropout():
 
 
 def test_unknown_network():
-    message = "unknown network 'vit'; choose one of conv, resnet, mlp"
+    message = "unknown network 'vit'; choose one of conv, resnet, mlp, layered"
     with pytest.raises(UsageError, match=message):
         networks.make_networks("vit", IMAGE, 4)
 
