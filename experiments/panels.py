@@ -515,7 +515,7 @@ def add_legend(figure: Figure, place: Axes | None = None) -> None:
         return
     handles = [found[label] for label in labels]
     if place is not None:
-        place.legend(handles, labels, loc="center")
+        place.legend(handles, labels, loc="center", ncols=1 + (len(labels) > 9))
     else:
         columns = min(len(labels), 6)
         figure.legend(handles, labels, loc="outside upper center", ncols=columns)
