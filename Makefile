@@ -52,7 +52,9 @@ format: $(VENV)/test.stamp  ## rewrite in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(RUN_STAMP)  ## the CPU benchmarks
+bench: $(RUN_STAMP)  ## the CPU benchmarks; EXTRAS=bench: against MultiVae
+	$(BIN)/python -m benchmarks.step --turns 5 --steps 2 --out results/bench_step.json
+	$(BIN)/python -m benchmarks.evaluation --examples 500 --turns 1 --out results/bench_evaluation.json
 	$(BIN)/python -m benchmarks.sweep --setting polydigits --steps 200 --turns 3 --out results/bench_sweep_polydigits.json
 	$(BIN)/python -m benchmarks.sweep --setting polymnist --steps 4 --turns 2 --mappings auto --out results/bench_sweep_polymnist.json
 	$(BIN)/python -m benchmarks.data --out results/bench_data.json

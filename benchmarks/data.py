@@ -69,11 +69,11 @@ def measure(data_dir, digits_dir, translate_scale):
     prepare_time, directory = seconds(prepare.prepare, config)
     load_time, dataset = seconds(data.load, directory)
     put_time, _ = seconds(
-        lambda: jax.block_until_ready(data.put_on_device(dataset.train))
+        lambda: jax.block_until_ready(jax.device_put(dataset.train.leaves()))
     )
-    num_steps = 10 * (len(dataset.train.labels) // 256)
+    num_steps = 10 * (dataset.train.num_examples // 256)
     batch_time, _ = seconds(
-        data.batch_indices, 0, 0, num_steps, len(dataset.train.labels), 256
+        data.batch_indices, 0, 0, num_steps, dataset.train.num_examples, 256
     )
     memory = sum(images.nbytes for images in dataset.train.modalities.values())
     return {

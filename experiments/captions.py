@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-from experiments import plans, results, values
+from experiments import paper, plans, results, values
 from experiments.plans import Evidence, Spec
 
 PICTURES = ("9", "10")
@@ -19,6 +19,8 @@ HEADINGS = {
     "matching": "Coherence without annotation",
     "theorem": "The theorem",
     "discrepancy": "Generative discrepancy",
+    "family": "The family",
+    "inputs": "Coherence by what is given",
 }
 SENTENCES = {
     "2": "How good unconditional samples of the first modality are, over β",
@@ -47,6 +49,14 @@ SENTENCES = {
     "(docs/theory.md)",
     "discrepancy": "What the theory says no mixture can reconstruct, Δ(X, S) of the "
     "process that makes the data, beside the measured quality of the first modality",
+    "family": "Quality of unconditional samples, the mean over modalities, against "
+    "coherence given all other modalities and given one, both with standard "
+    "deviations; better is up and to the right; a line is a model, its markers grow "
+    "with β; faint: models of another kind, to compare with",
+    "inputs": "How often generated modalities show the digit of 1, 2, ... others that "
+    "they are given, each model at the one β with the best mean over these numbers; "
+    "faint: models of another kind, to compare with. Last row, no run of this project: "
+    f"{paper.PUBLISHED_SOURCE}",
 }
 
 

@@ -1,4 +1,4 @@
-"""Whether the paper's claims hold, on the runs that are there.
+"""Whether the papers' claims hold, on the runs that are there.
 
     python -m experiments.claims runs/figures_demo
 
@@ -309,17 +309,21 @@ def _finding(terms: Sequence[tuple[float, Point]], note: str = "") -> Finding:
 
 
 def is_better(line: Line) -> Finding:
-    """Whether the model is ahead of the other one, each at its best beta."""
-    model, other = (best(line, spec) for spec in _specs(line))
-    sign = _sign(line.tag)
-    return _finding([(sign, model), (-sign, other)])
+    """Whether the model is ahead of all others, each at its best beta."""
+    return _differs(line, _sign(line.tag))
 
 
 def is_worse(line: Line) -> Finding:
-    """Whether the model is behind the other one, each at its best beta."""
-    model, other = (best(line, spec) for spec in _specs(line))
-    sign = _sign(line.tag)
-    return _finding([(-sign, model), (sign, other)])
+    """Whether the model is behind all others, each at its best beta."""
+    return _differs(line, -_sign(line.tag))
+
+
+def _differs(line: Line, sign: int) -> Finding:
+    """sign * (model - other), the least of the others in standard errors."""
+    model, *others = (best(line, spec) for spec in _specs(line))
+    findings = [_finding([(sign, model), (-sign, other)]) for other in others]
+    least = min(findings, key=lambda finding: finding.z)
+    return least._replace(points=[model, *others])
 
 
 def reaches(line: Line) -> Finding:
@@ -573,7 +577,7 @@ def rule_text(claim: paper.Claim) -> str:
     """How a claim is judged."""
     labels = [_label(model) for model in claim.others]
     return paper.RULES[claim.rule].format(
-        others=", ".join(labels),
+        others=("each of " if labels[1:] else "") + ", ".join(labels),
         target=labels[0] if labels else "",
         nearest=("the nearer one of " if labels[2:] else "") + " and ".join(labels[1:]),
     )
@@ -683,7 +687,7 @@ def markdown(found: Mapping) -> str:
     ]
     header = ["claim", "on", "metric", "verdict", "in SE", "numbers"]
     return (
-        f"# The paper's claims: {found['description']}\n\n"
+        f"# The papers' claims: {found['description']}\n\n"
         f"`{found['command']}` on {found['date']}; {found['runs']} runs, "
         f"{found['minutes_of_runs']} minutes on {found['machine']}; seeds "
         f"{', '.join(map(str, found['seeds']))}. In SE: the difference that the claim "

@@ -14,10 +14,18 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import captions, panels, plans, values
-from experiments.panels import STYLE, Panel, Strips
+from experiments import captions, panels, paper, plans, values
+from experiments.panels import STYLE, Front, Panel, Strips
 from experiments.plans import Evidence, Spec
-from experiments.values import COHERENCE, LIKELIHOOD, MATCHING, PROBE, Metric, Row
+from experiments.values import (
+    COHERENCE,
+    LIKELIHOOD,
+    MATCHING,
+    PROBE,
+    SINGLE,
+    Metric,
+    Row,
+)
 
 NUM_CONDITIONS = 10  # columns of the pictures of conditional samples
 NUM_PRIOR = 20  # columns of those of prior samples
@@ -162,6 +170,67 @@ def draw_matching(evidence: Evidence) -> Drawing:
     return Drawing(figure, rows, captions.caption(evidence, "matching", tags))
 
 
+@matplotlib.rc_context(STYLE)
+def draw_family(evidence: Evidence) -> Drawing:
+    """Quality against coherence of all models, a panel a kind of model."""
+    specs = plans.figure_specs(evidence.config)["family"]
+    metrics = values.quality_metrics(evidence, specs, is_mean=True)
+
+    def front(column: str, metric: Metric, coherence: Metric, kind: str) -> Front:
+        own = plans.sweep([column], plans.KINDS[kind])
+        others = plans.sweep([column], plans.REFERENCES)
+        others = [spec for spec in others if spec not in own]
+        title = values.title(evidence, column)
+        return Front(kind, coherence, metric, own, others, title)
+
+    grid = [
+        [
+            front(column, metric, coherence, kind)
+            for coherence in (COHERENCE, SINGLE)
+            for kind in plans.KINDS
+        ]
+        for column in evidence.config.columns
+        for metric in metrics
+    ]
+    figure, rows = panels.draw_fronts(evidence, "family", grid, (1.7, 1.6))
+    tags = [metric.tag for metric in (COHERENCE, SINGLE, *metrics)]
+    return Drawing(figure, rows, captions.caption(evidence, "family", tags))
+
+
+@matplotlib.rc_context(STYLE)
+def draw_inputs(evidence: Evidence) -> Drawing:
+    """Coherence by the number of given modalities: ours, and what is published."""
+    columns, kinds = evidence.config.columns, plans.KINDS
+    published = paper.PUBLISHED_COHERENCE
+    most = max(evidence.config.num_modalities[-1] - 1, *map(len, published.values()))
+    size = len(columns) + 1, len(kinds)
+    figure, axes = panels.make_axes(*size, 2.3, 1.6, sharex=True, sharey=True)
+    axes[0, 0].set(ylim=COHERENCE.limits, xticks=range(1, most + 1))
+    rows = []
+    for i, column in enumerate(columns):
+        for axis, models in zip(axes[i], kinds.values(), strict=True):
+            own = plans.sweep([column], models)
+            others = plans.sweep([column], plans.REFERENCES)
+            others = [spec for spec in others if spec not in own]
+            rows += panels.draw_given(axis, evidence, "inputs", own, others)
+        axes[i, 0].set_ylabel(f"{values.title(evidence, column)}\ncoherence")
+    for axis, models in zip(axes[-1], kinds.values(), strict=True):
+        known = {name: line for name, line in published.items() if name in models}
+        if rows and known:
+            panels.draw_published(axis, known)
+        else:
+            axis.set_axis_off()
+    axes[-1, 0].set_ylabel("PolyMNIST, published\ncoherence")
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        axis.set_title(kind)
+    for axis in axes[-1]:
+        axis.set_xlabel("number of given modalities")
+    panels.add_legend(figure, axes[-1, -1])
+    num = evidence.config.num_modalities[-1]
+    tags = [f"eval/coherence/size_1…{num - 1}"]
+    return Drawing(figure, rows, captions.caption(evidence, "inputs", tags))
+
+
 DRAWINGS: dict[str, Callable[[Evidence], Drawing]] = {
     "2": draw_quality,
     "3": draw_num_modalities,
@@ -175,6 +244,8 @@ DRAWINGS: dict[str, Callable[[Evidence], Drawing]] = {
     "12": draw_official,
     "13": draw_subsampling,
     "matching": draw_matching,
+    "family": draw_family,
+    "inputs": draw_inputs,
 }
 
 

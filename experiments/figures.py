@@ -1,12 +1,13 @@
-"""Draws the paper's figures, and trains what they need and is not there.
+"""Draws the papers' figures, and trains what they need and is not there.
 
     python -m experiments.figures --figure=2 --scale=demo
     python -m experiments.figures --scale=paper --dry_run
 
---figure is a number of the paper (2, 3, 4, 6 to 13), "theorem", "discrepancy" or
-"matching", several of them with commas, or "all" (the default), which ends with the
-table of claims and report.html. Figures are drawn from finished runs only: what is
-not there is a missing point. A stopped command continues where it was.
+--figure is a number of the first paper (2, 3, 4, 6 to 13), "theorem", "discrepancy",
+"matching", "family" or "inputs", several of them with commas, or "all" (the default),
+which ends with the table of claims and report.html. Figures are drawn from finished
+runs only: what is not there is a missing point. A stopped command continues where it
+was.
 """
 
 import csv

@@ -44,8 +44,11 @@ STYLE = {
 }
 GREY = "0.55"
 LEVEL = {"color": "0.3", "linewidth": 0.8, "linestyle": ":"}
-MARKERS = {"unimodal": "D", "mvae_plus": "P", "mmvae": "s", "mopoe": "^"}
 AXIS_LABELS = {"beta": "β", "num_modalities": "number of modalities"}
+# Of the smallest and the largest beta, points squared.
+AREAS = (4.0, 30.0)
+# Opacity of what is there to be compared with.
+FAINT = 0.45
 NOT_MEASURED = "not measured"
 
 
@@ -65,6 +68,26 @@ class Panel(NamedTuple):
     specs: Sequence[Spec]
     modality: str = ""
     heading: str = ""
+
+
+class Front(NamedTuple):
+    """Quality against coherence of some runs.
+
+    Attributes:
+      title: above the panel.
+      coherence: to the right.
+      quality: up is better, as it is in all fronts of this project.
+      specs: of the runs.
+      references: likewise, of runs that are there to be compared with.
+      heading: above the label of the axis.
+    """
+
+    title: str
+    coherence: Metric
+    quality: Metric
+    specs: Sequence[Spec]
+    references: Sequence[Spec]
+    heading: str
 
 
 class Strips(NamedTuple):
@@ -156,6 +179,109 @@ def draw_grid(
     return figure, rows
 
 
+def draw_fronts(
+    evidence: Evidence,
+    name: str,
+    grid: Sequence[Sequence[Front]],
+    size: tuple[float, float],
+) -> tuple[Figure, list[Row]]:
+    """Panels with quality against coherence, a line a run through its betas.
+
+    Returns:
+      (figure, rows), two rows for each plotted point but those of references.
+    """
+    figure, axes = make_axes(len(grid), len(grid[0]), *size, sharey="row")
+    specs = [spec for line in grid for front in line for spec in front.specs]
+    betas = values.betas_of(evidence, specs)
+    # Each value once, whatever else it is drawn against.
+    known: dict[tuple, Row] = {}
+    for i, line in enumerate(grid):
+        is_measured = False
+        for axis, front in zip(axes[i], line, strict=True):
+            for spec in front.references:
+                _draw_front(axis, evidence, name, front, spec, betas, FAINT)
+            found = []
+            for spec in front.specs:
+                found += _draw_front(axis, evidence, name, front, spec, betas)
+            for row in found:
+                place = row["dataset"], row["model"], row["beta"], row["metric"]
+                known.setdefault(place, row)
+            is_measured |= bool(found)
+            if found:
+                axis.axvline(front.coherence.chance, **LEVEL, label="chance")
+            else:
+                say(axis, NOT_MEASURED, keeps_ticks=True)
+            axis.set_xlim(*front.coherence.limits)
+            if i == 0:
+                axis.set_title(front.title)
+            if i + 1 == len(grid):
+                axis.set_xlabel(front.coherence.label)
+            else:
+                axis.tick_params(labelbottom=False)
+        label = _axis_label(line[0].quality, size[1], line[0].heading)
+        axes[i, 0].set_ylabel(label)
+        if is_measured:
+            axes[i, 0].invert_yaxis()  # of the whole row
+    add_legend(figure)
+    return figure, list(known.values())
+
+
+def _draw_front(
+    axis: Axes,
+    evidence: Evidence,
+    name: str,
+    front: Front,
+    spec: Spec,
+    betas: Sequence[float],
+    alpha: float = 1.0,
+) -> list[Row]:
+    """Draws a line with markers that grow with beta; returns the points there are."""
+    pairs = [
+        pair
+        for pair in zip(
+            *(
+                values.beta_rows(evidence, name, spec, metric.tag)
+                for metric in (front.coherence, front.quality)
+            ),
+            strict=True,
+        )
+        if all(np.isfinite(row["mean"]) for row in pair)
+    ]
+    if not pairs:
+        return []
+    (x, dx), (y, dy) = (
+        np.array([[row["mean"], row["std"]] for row in rows]).T
+        for rows in zip(*pairs, strict=True)
+    )
+    colour = results.COLOURS[spec.model]
+    axis.errorbar(
+        x,
+        y,
+        xerr=np.nan_to_num(dx),
+        yerr=np.nan_to_num(dy),
+        color=colour,
+        alpha=alpha,
+        linewidth=0.8,
+        elinewidth=0.6,
+    )
+    areas = np.linspace(*AREAS, len(betas))
+    axis.scatter(
+        x,
+        y,
+        [areas[betas.index(row["beta"])] for row, _ in pairs],
+        ["white" if row["diverged"] else colour for row, _ in pairs],
+        marker=results.MARKERS.get(spec.model, "o"),
+        edgecolors=colour,
+        linewidths=0.6,
+        alpha=alpha,
+        zorder=3,
+    )
+    # For the legend, and nothing else.
+    axis.plot([], [], results.MARKERS.get(spec.model, "o"), color=colour, linestyle="-",
+              linewidth=0.8, label=results.LABELS[spec.model])  # fmt: skip
+    return [row for pair in pairs for row in pair]
+
+
 def tags_of(grid: Iterable[Iterable[Panel]]) -> list[str]:
     """The tags of some panels, each once, with all modalities it is shown of."""
     found: dict[str, dict[str, None]] = {}
@@ -216,7 +342,49 @@ def _draw_over_numbers(
     return rows
 
 
-def _draw_line(axis: Axes, rows: Sequence[Row], x: str, model: str) -> list[Row]:
+def draw_given(
+    axis: Axes,
+    evidence: Evidence,
+    name: str,
+    specs: Sequence[Spec],
+    references: Sequence[Spec],
+) -> list[Row]:
+    """Draws coherence over the number of given modalities; returns the points of specs.
+
+    Args:
+      axis: of the panel.
+      evidence: the runs.
+      name: of the figure.
+      specs: of the runs, each at its best beta.
+      references: likewise, of runs that are there to be compared with.
+    """
+    rows = []
+    for spec in (*references, *specs):
+        if spec.model == "unimodal":
+            continue  # nothing is given to them
+        line = values.given_rows(evidence, name, spec)
+        if spec in specs:
+            rows += _draw_line(axis, line, "given", spec.model)
+        else:
+            _draw_line(axis, line, "given", spec.model, FAINT)
+    if rows:
+        axis.axhline(COHERENCE.chance, **LEVEL, label="chance")
+    else:
+        say(axis, NOT_MEASURED, keeps_ticks=True)
+    return rows
+
+
+def draw_published(axis: Axes, lines: Mapping[str, Sequence[float]]) -> None:
+    """Draws coherences of models given one, two, ... modalities, as published."""
+    for model, line in lines.items():
+        x, y = np.arange(1, len(line) + 1), np.array(line)
+        _draw_mean(axis, x, y, np.nan, model, results.MARKERS.get(model, "o"))
+    axis.axhline(COHERENCE.chance, **LEVEL, label="chance")
+
+
+def _draw_line(
+    axis: Axes, rows: Sequence[Row], x: str, model: str, alpha: float = 1.0
+) -> list[Row]:
     """Draws mean and band; returns the rows with a value.
 
     Points of which a seed diverged are hollow: they average fewer.
@@ -228,8 +396,8 @@ def _draw_line(axis: Axes, rows: Sequence[Row], x: str, model: str) -> list[Row]
         np.array([row[column] for row in rows], float)
         for column in (x, "mean", "std", "diverged")
     )
-    marker = MARKERS.get(model, "o")
-    _draw_mean(axis, places, mean, std, model, marker)
+    marker = results.MARKERS.get(model, "o")
+    _draw_mean(axis, places, mean, std, model, marker, alpha)
     is_partial = np.isfinite(mean) & (diverged > 0)
     if is_partial.any():
         axis.plot(
@@ -249,11 +417,13 @@ def _draw_mean(
     std: np.ndarray | float,
     model: str,
     marker: str = "",
+    alpha: float = 1.0,
 ) -> None:
     """Draws a line and a band in a model's colour; one seed has no band."""
     colour, std = results.COLOURS[model], np.nan_to_num(std)
-    axis.fill_between(x, mean - std, mean + std, color=colour, alpha=0.2, lw=0)
-    axis.plot(x, mean, marker=marker, color=colour, label=results.LABELS[model])
+    axis.fill_between(x, mean - std, mean + std, color=colour, alpha=0.2 * alpha, lw=0)
+    label = results.LABELS[model]
+    axis.plot(x, mean, marker=marker, color=colour, label=label, alpha=alpha)
 
 
 def draw_pairs(axis: Axes, pairs: Mapping[Spec, Sequence[Pair]]) -> None:
@@ -263,7 +433,7 @@ def draw_pairs(axis: Axes, pairs: Mapping[Spec, Sequence[Pair]]) -> None:
         axis.plot(
             x,
             y,
-            MARKERS.get(spec.model, "o"),
+            results.MARKERS.get(spec.model, "o"),
             color=results.COLOURS[spec.model],
             label=results.LABELS[spec.model],
             alpha=0.75,

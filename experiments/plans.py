@@ -24,6 +24,16 @@ PLAN = "plan.json"
 MODELS = ("unimodal", "mvae", "mmvae", "mopoe")
 MULTIMODAL = ("mvae", "mmvae", "mopoe")
 OFFICIAL = ("unimodal_official", "mmvae_official")
+# The models of the figures "family" and "inputs" by their kinds, a panel each, and
+# those that are in every panel.
+KINDS = {
+    "products, mixtures": (
+        *("unimodal", "mvae", "mvae_plus", "mmvae", "mopoe", "mmjsd"),
+    ),
+    "coordination-based": ("mvtcae", "crmvae", "jmvae_kl", "telbo", "jmvae"),
+    "private vectors, MMVM": ("mmvae_plus", "dmvae", "mmvm"),
+}
+REFERENCES = ("unimodal", "mvae", "mopoe")
 
 
 class Spec(NamedTuple):
@@ -126,6 +136,12 @@ def official(scale: ConfigDict) -> list[Spec]:
     return [modalities_spec(scale, first, model, num, False) for model in OFFICIAL]
 
 
+def family(scale: ConfigDict) -> list[Spec]:
+    """The runs of all models over beta, one model after the other."""
+    models = [model for kind in KINDS.values() for model in kind]
+    return [Spec(dataset, model) for model in models for dataset in scale.columns]
+
+
 def figure_specs(scale: ConfigDict) -> dict[str, list[Spec]]:
     """Figure -> the runs it needs; the paper's by number, and ours by name."""
     both, first = sweep(scale.columns, MODELS), scale.columns[0]
@@ -149,6 +165,8 @@ def figure_specs(scale: ConfigDict) -> dict[str, list[Spec]]:
             if spec.dataset == first
         ],
         "matching": both if "matching" in scale.metrics else [],
+        "family": family(scale),
+        "inputs": [spec for spec in family(scale) if spec.model != "unimodal"],
     }
 
 
@@ -184,6 +202,8 @@ def run_config(scale: ConfigDict, spec: Spec, places: Mapping[str, str]) -> Conf
         elif spec.num_modalities or spec.is_repeated:
             config.sweep.beta = (dataset.beta_by_modalities,)
             config.eval.metrics = tuple(scale.metrics_by_modalities)
+        if spec.model in scale.models:
+            changes.append(scale.models[spec.model])
     for change in changes:
         _apply(config, change)
     config.data.repeated = spec.is_repeated
@@ -227,7 +247,9 @@ def record(directory: Path, scale: str, config: ConfigDict) -> None:
         found = workdirs.read_json(path)
         if not isinstance(found, dict):
             raise UsageError(f"{path} is not a plan of this project; move it away")
-        if found != wanted:
+        if _is_older(found, wanted):
+            writers.write_json(path, wanted)
+        elif found != wanted:
             theirs = found.get("scale", "?")
             other = " with other settings" if theirs == scale else ""
             raise UsageError(
@@ -241,6 +263,18 @@ def record(directory: Path, scale: str, config: ConfigDict) -> None:
         )
     directory.mkdir(parents=True, exist_ok=True)
     writers.write_json(path, wanted)
+
+
+def _is_older(found: Mapping, wanted: Mapping) -> bool:
+    """Whether a plan only lacks fields that its scale did not have at the time.
+
+    Whether its runs are those of the scale as it is now, `read` sees run by run.
+    """
+    fields = found.get("config")
+    if not isinstance(fields, dict) or fields.keys() >= wanted["config"].keys():
+        return False
+    known = {name: wanted["config"].get(name) for name in fields}
+    return found == {**wanted, "config": known}
 
 
 def read(directory: Path) -> Evidence:

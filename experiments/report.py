@@ -33,6 +33,7 @@ from experiments import command, terminal
 from experiments.results import (
     COLOURS,
     LABELS,
+    MARKERS,
     RunRecord,
     Spread,
     by_beta,
@@ -93,6 +94,8 @@ MAX_POINTS = 500
 # Beyond so many members the page shows one of each run, and is not too heavy for a
 # phone.
 MAX_MEMBERS = 100
+# Beyond so many runs in a front, their betas are not written beside the points.
+MAX_ANNOTATED = 6
 # The quality that the front is drawn with, the first that was measured.
 FRONT_QUALITY = ("eval/fid", "eval/swd", "eval/frechet_classifier")
 COHERENCE = "eval/coherence/leave_one_out"
@@ -344,11 +347,17 @@ def draw_fronts(points: Sequence[Point]) -> list[Picture]:
 
 def _draw_front(dataset: str, points: Sequence[Point], tag: str) -> Picture:
     """One panel as SVG; better is up and to the right."""
+    labels = dict.fromkeys(point.label for point in points)
+    models = [next(p.model for p in points if p.label == label) for label in labels]
+    is_annotated = len(labels) <= MAX_ANNOTATED
+    height = 3.9 + (0 if is_annotated else 0.06 * len(labels))
     with matplotlib.rc_context({"svg.hashsalt": "report", "font.size": 9}):
-        figure = Figure(figsize=(5.2, 3.9), layout="constrained")
+        figure = Figure(figsize=(5.2, height), layout="constrained")
         axis = figure.subplots()
-        for label in dict.fromkeys(point.label for point in points):
+        for label, model in zip(labels, models, strict=True):
             own = [point for point in points if point.label == label]
+            # Here, other data sets' runs of the model are not to be told from it.
+            is_only = models.count(model) == 1
             x, y = ([p.tags[t] for p in own] for t in (COHERENCE, tag))
             axis.errorbar(
                 [value.mean for value in x],
@@ -356,13 +365,14 @@ def _draw_front(dataset: str, points: Sequence[Point], tag: str) -> Picture:
                 xerr=np.nan_to_num([value.std for value in x]),
                 yerr=np.nan_to_num([value.std for value in y]),
                 color=own[0].colour,
-                label=label,
-                marker="o",
+                label=LABELS.get(model, model) if is_only else label,
+                marker=MARKERS.get(model, "o"),
                 markersize=4,
-                linewidth=1.2,
-                capsize=2,
+                linewidth=1.2 if is_annotated else 0.8,
+                capsize=2 if is_annotated else 0,
             )
-            for point, a, b in zip(own, x, y, strict=True):
+            written = zip(own, x, y, strict=True) if is_annotated else ()
+            for point, a, b in written:
                 axis.annotate(
                     f"β={point.setting}",
                     (a.mean, b.mean),
@@ -377,7 +387,11 @@ def _draw_front(dataset: str, points: Sequence[Point], tag: str) -> Picture:
         axis.invert_yaxis()
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=8)
+        style = {"frameon": False, "fontsize": 8}
+        if is_annotated:
+            axis.legend(**style)
+        else:
+            figure.legend(loc="outside lower center", ncols=3, **style)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return Picture(_uri(buffer.getvalue(), "svg+xml"), dataset, 520)

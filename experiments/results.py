@@ -14,7 +14,7 @@ import scipy.stats
 from mmvae_jax.errors import UsageError
 from mmvae_jax.sweeps import Member
 
-# Names and colours of the models, the same in every figure; in drawing order.
+# Names, colours and markers of the models, the same in every figure; in drawing order.
 LABELS = {
     "unimodal": "unimodal VAEs",
     "mvae": "MVAE",
@@ -52,6 +52,11 @@ COLOURS = {
     "mmjsd": "#fdae6b",
     "mmvm": "#006d5b",
     "custom": "C4",
+}
+MARKERS = {  # "o" if not said otherwise
+    **{"unimodal": "D", "mvae_plus": "P", "mmvae": "s", "mopoe": "^", "mmjsd": "h"},
+    **{"mvtcae": "v", "crmvae": "*", "jmvae": "H", "jmvae_kl": "<", "telbo": ">"},
+    **{"mmvae_plus": "p", "dmvae": "d", "mmvm": "X"},
 }
 
 

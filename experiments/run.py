@@ -8,8 +8,10 @@ the result has the bits of a run without interruption.
 """
 
 import contextlib
+import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -60,6 +62,7 @@ class Sweep(NamedTuple):
       keys: key [K].
       execution: how members and steps are executed.
       stop: the signals received so far; not empty means stop.
+      is_over: set once all members have diverged: nothing is left to train.
     """
 
     config: Any
@@ -72,6 +75,7 @@ class Sweep(NamedTuple):
     keys: PRNGKey
     execution: train.Execution
     stop: list[int]
+    is_over: threading.Event
 
 
 def train_and_evaluate(config: Any, workdir: Path) -> int:
@@ -138,6 +142,15 @@ def check(config: Any) -> None:
             "seed": 0,
         },
     }
+    precision = config.train.precision
+    if precision not in train.PRECISIONS:
+        raise UsageError(
+            f"unknown config.train.precision {precision!r}; choose one of "
+            f"{', '.join(train.PRECISIONS)}"
+        )
+    clip_norm = config.train.clip_norm
+    if not 0 <= clip_norm < math.inf:
+        raise UsageError(f"config.train.clip_norm must be >= 0, got {clip_norm}")
     for section, fields in least.items():
         for field, bound in fields.items():
             if config[section][field] < bound:
@@ -165,7 +178,7 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: list[int]) -> Swe
         inputs.require_labels(dataset.test, "linear_probe")
     data.batch_indices(0, 0, 1, dataset.train.num_examples, config.train.batch_size)
     model = models.make_model(config, dataset.shapes())
-    task = train.vae_task(model)
+    task = train.vae_task(model, config.train.clip_norm)
     hyper = sweeps.stack_hyper(members)
     execution = train.choose_execution(
         config.train.mapping,
@@ -175,6 +188,7 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: list[int]) -> Swe
         ),
         jax.default_backend(),
     )
+    execution = execution._replace(precision=config.train.precision)
     size = parameter_overview.count_parameters(
         jax.eval_shape(model.init, jax.random.key(0))
     )
@@ -195,6 +209,7 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: list[int]) -> Swe
         keys=sweeps.stack_keys(members),
         execution=execution,
         stop=stop,
+        is_over=threading.Event(),
     )
 
 
@@ -252,7 +267,7 @@ def run(
         checkpoints.save(saved, int(state.step[0]), state)
         if sweep.stop:
             raise Stopped
-        results = evaluator(settings.num_steps, state)
+        results = evaluator(int(state.step[0]), state)
         return results, np.asarray(state.finite)
 
 
@@ -276,6 +291,9 @@ def make_events(sweep: Sweep, writer, bar, saved, evaluator) -> train.Events:
                     f"member {k} ({name}) has diverged by step {step}: its last finite "
                     "parameters are kept, the other members go on"
                 )
+        if not finite.any() and not sweep.is_over.is_set():
+            sweep.is_over.set()
+            terminal.say(f"all members have diverged by step {step}: training ends")
 
     settings = sweep.config.train
 
@@ -294,7 +312,7 @@ def make_events(sweep: Sweep, writer, bar, saved, evaluator) -> train.Events:
         save_every_steps=settings.checkpoint_every_steps,
         save=lambda step, state: checkpoints.save(saved, step, state),
         progress=bar.update,
-        is_stopping=lambda: bool(sweep.stop),
+        is_stopping=lambda: bool(sweep.stop) or sweep.is_over.is_set(),
     )
 
 

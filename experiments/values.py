@@ -50,6 +50,12 @@ COHERENCE = Metric(
     1 / NUM_CLASSES,
     "eval/classifier_accuracy",
 )
+SINGLE = Metric(
+    "eval/coherence/size_1",
+    "coherence given one",
+    (0.0, 1.0),
+    1 / NUM_CLASSES,
+)
 PROBE = Metric(
     "eval/linear_probe",
     "accuracy of a linear classifier",
@@ -207,6 +213,27 @@ def beta_rows(
             )
         )
     return rows
+
+
+def given_rows(evidence: Evidence, name: str, spec: Spec) -> list[Row]:
+    """Coherence by the number of given modalities, at the best beta of a run.
+
+    That is the one beta with the best mean over these numbers.
+
+    Returns:
+      Rows as `beta_rows`, one a number, in the column "given" too; none where
+      nothing was measured.
+    """
+    by_beta: dict[float, list[Row]] = {}
+    for given in range(1, num_modalities(evidence, spec)):
+        tag = f"eval/coherence/size_{given}"
+        for row in beta_rows(evidence, name, spec, tag):
+            by_beta.setdefault(row["beta"], []).append({**row, "given": given})
+    means = {
+        beta: np.mean([row["mean"] for row in rows]) for beta, rows in by_beta.items()
+    }
+    known = [beta for beta, mean in means.items() if np.isfinite(mean)]
+    return by_beta[max(known, key=means.get)] if known else []
 
 
 def reachable_rows(

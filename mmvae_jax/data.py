@@ -18,7 +18,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
@@ -340,8 +339,3 @@ def scaled(x):
       float32 [...], values in [0, 1]; or what was given.
     """
     return x.astype(jnp.float32) / 255 if is_image(x) else x
-
-
-def put_on_device(split):
-    """Copies a split, still in bytes, to the default device: Split of jax.Array."""
-    return jax.device_put(split)

@@ -24,6 +24,8 @@ from mmvae_jax.types import Array, Batch, Hyper, MultimodalVAE, Params, PRNGKey
 MAX_STEPS_PER_CALL = 256
 # ... nor takes much longer than this, so that a signal is answered in time.
 TARGET_SECONDS_PER_CALL = 2.0
+# "default" leaves it to the device: float32 on CPUs, TF32 on recent GPUs.
+PRECISIONS = ("default", "float32", "tensorfloat32", "bfloat16")
 
 
 class Task(NamedTuple):
@@ -34,10 +36,13 @@ class Task(NamedTuple):
       loss: (params, hyper, key, batch) -> (loss [], metrics), metrics: tag -> [].
         `hyper` has a field learning_rate and what else the loss asks for; `batch`
         is what the data hold, images as uint8.
+      clip_norm: the largest norm of a member's gradient, over all its parameters; 0
+        for any.
     """
 
     init: Callable[[PRNGKey], Params]
     loss: Callable[..., tuple[Array, Mapping[str, Array]]]
+    clip_norm: float = 0.0
 
 
 class TrainState(NamedTuple):
@@ -60,8 +65,8 @@ class TrainState(NamedTuple):
     num_logged: Array
 
 
-def vae_task(model: MultimodalVAE) -> Task:
-    """Training of a multimodal VAE on its objective."""
+def vae_task(model: MultimodalVAE, clip_norm: float = 0.0) -> Task:
+    """Training of a multimodal VAE on its objective; clip_norm as of `Task`."""
 
     def loss(params: Params, hyper: Hyper, key: PRNGKey, batch: Batch):
         # Its masks, if there are any, and its modalities alike.
@@ -76,7 +81,7 @@ def vae_task(model: MultimodalVAE) -> Task:
             metrics[f"train/log_likelihood/{modality}"] = jnp.mean(log_likelihood)
         return value, metrics
 
-    return Task(model.init, loss)
+    return Task(model.init, loss, clip_norm)
 
 
 def init_state(task: Task, hyper: Any, key: PRNGKey, batch: Batch) -> TrainState:
@@ -120,6 +125,9 @@ def train_step(
     finite = state.finite & jnp.isfinite(norm)
     for value in metrics.values():
         finite &= jnp.isfinite(value)
+    if task.clip_norm:
+        shrink = jnp.minimum(1.0, task.clip_norm / jnp.maximum(norm, 1e-30))
+        gradient = jax.tree.map(lambda g: shrink * g, gradient)
     direction, optimizer = optax.scale_by_adam().update(gradient, state.optimizer)
     params = jax.tree.map(
         lambda p, d: p - hyper.learning_rate * d, state.params, direction
@@ -145,10 +153,12 @@ class Execution(NamedTuple):
     Attributes:
       mapping: one of `sweeps.MAPPINGS`.
       steps_per_call: the most steps one call may take; 1 means without a loop.
+      precision: one of PRECISIONS, of the networks' matrix products.
     """
 
     mapping: str
     steps_per_call: int
+    precision: str = "default"
 
 
 def choose_execution(
@@ -213,7 +223,16 @@ def compile_steps(task: Task, execution: Execution) -> Callable:
             state = jax.lax.fori_loop(0, num, body, state)
         return state, jnp.copy(state.step)
 
-    mapped = sweeps.map_members(steps, execution.mapping, num_shared=3)
+    def precisely(*args):
+        # Read while tracing: what names its own precision, products of experts for
+        # one, keeps it.
+        precision = execution.precision
+        with jax.default_matmul_precision(
+            None if precision == "default" else precision
+        ):
+            return steps(*args)
+
+    mapped = sweeps.map_members(precisely, execution.mapping, num_shared=3)
     return jax.jit(mapped, donate_argnums=0)
 
 

@@ -46,9 +46,11 @@ def reversed_(spec, beta, tag):
     value = as_in_the_paper(spec, beta, tag)
     name = tag.removeprefix("eval/")
     if name.startswith(("fid", "swd", "frechet_classifier")):
-        if spec.model in ("mvae", "mvae_plus"):
+        if spec.model in ("mvae", "mvae_plus", *paper.COORDINATION, "crmvae"):
             return 3 * value if spec.model == "mvae" else 9 * value
         return 1e4 / value
+    if name == "coherence/size_1":
+        return 1 - value
     if name.startswith(("coherence", "linear_probe")):
         if spec.model == "mvae" or spec.dataset == "translated":
             return 1 - value
@@ -188,6 +190,25 @@ def test_a_difference_of_less_than_two_standard_errors_does_not_count(tmp_path):
             tmp_path / str(mean), {1.0: mean}, {1.0: 50.0}, changes=betas, noise=noise
         )
         assert verdict.holds is holds, verdict.z
+
+
+def test_of_several_differences_the_least_counts(tmp_path):
+    means = {"mvtcae": 0.4, "mmvae": 0.6, "mopoe": 0.5}
+    claim = BY_NAME["coordination_coherence"]
+    specs = specs_of(claim, "polymnist", "mvtcae")
+    for nearest, holds in ((0.5, True), (0.401, False), (0.3, False)):
+        means["mopoe"] = nearest
+        evidence = write(
+            tmp_path / str(nearest),
+            lambda spec, beta, tag: means[spec.model],
+            specs=specs,
+        )
+        (verdict,) = verdicts_on(evidence, claim, "polymnist", "mvtcae")
+        assert verdict.difference == pytest.approx(nearest - 0.4)
+        assert verdict.holds is holds
+        assert [point.mean for point in verdict.points] == pytest.approx(
+            [0.4, 0.6, nearest]
+        )
 
 
 def test_diverged_members_are_left_out(tmp_path):

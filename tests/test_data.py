@@ -129,16 +129,6 @@ def test_scaled_spans_the_unit_interval():
     assert floats[0] == 0 and floats[255] == 1
 
 
-def test_put_on_device_keeps_bytes(prepared):
-    split = data.load(prepared).test
-    on_device = data.put_on_device(split)
-    assert isinstance(on_device, data.Split)
-    assert isinstance(on_device.modalities["m3"], jax.Array)
-    assert on_device.modalities["m3"].dtype == jnp.uint8
-    np.testing.assert_array_equal(on_device.modalities["m3"], split.modalities["m3"])
-    np.testing.assert_array_equal(on_device.labels, split.labels)
-
-
 def test_first_modalities_share_arrays_and_fingerprint(prepared):
     dataset = data.load(prepared)
     names = list(dataset.train.modalities)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from experiments import captions, drawings, panels, plans, results
+from experiments import captions, drawings, panels, paper, plans, results
 from experiments.plans import Spec
 from experiments.values import show_beta
 from mmvae_jax import writers
@@ -37,6 +38,8 @@ def metrics_of(rng, names, is_complete, has_fid):
     if is_complete:
         found[COHERENCE] = rng.random()
         found[MATCHING] = rng.random()
+        for given in range(1, len(names)):
+            found[f"eval/coherence/size_{given}"] = rng.random()
         found["eval/linear_probe"] = rng.random()
         found["eval/log_likelihood"] = -2000 - 100 * rng.random()
         found |= {f"eval/classifier_accuracy/{name}": 0.96 for name in names}
@@ -489,6 +492,122 @@ def test_matching_has_a_point_for_every_trained_model(evidence):
     assert len(agreements) == 2 * (len(plans.MODELS) + 1)
     (all_models,) = rows_of(drawing, metric="spearman/low", model="all", seeds=69)
     assert all_models["mean"] == 0.25
+
+
+FRONTS = [  # the quality of a row of fronts, the coherence of a block of columns
+    (column, quality, coherence, kind)
+    for column in ("polymnist", "translated")
+    for quality in ("eval/frechet_classifier", "eval/swd")
+    for coherence in (COHERENCE, "eval/coherence/size_1")
+    for kind in plans.KINDS
+]
+
+
+def fronts_of(axis, model, is_faint):
+    """The lines of a model in a front, each as (x, y) in order of beta."""
+    wanted = to_hex(results.COLOURS[model])
+    found = [
+        container.lines[0]
+        for container in axis.containers
+        if to_hex(container.lines[0].get_color()) == wanted
+        and (container.lines[0].get_alpha() != 1.0) == is_faint
+    ]
+    return [list(zip(*line.get_data(), strict=True)) for line in found]
+
+
+def test_fronts_are_quality_against_coherence(evidence):
+    drawing = drawings.draw_family(evidence)
+    axes = panels_of(drawing)
+    for axis, (column, *tags, kind) in zip(axes, FRONTS, strict=True):
+        for models in plans.KINDS.values():
+            for model in models:
+                quality, coherence = (
+                    values_of(evidence, Spec(column, model), tag) for tag in tags
+                )
+                means = [
+                    (np.mean(coherence[beta]), np.mean(quality[beta]))
+                    for beta in sorted(quality)
+                ]
+                is_own = models is plans.KINDS[kind]
+                lines = fronts_of(axis, model, not is_own)
+                if is_own or model in plans.REFERENCES:
+                    (line,) = lines
+                    np.testing.assert_allclose(line, means)
+                else:
+                    assert not lines
+        low, high = axis.get_ylim()
+        assert low > high  # better is up
+    # Of each data set: two coherences and two qualities of 14 models at six betas.
+    assert len(drawing.rows) == 2 * 4 * 14 * 6
+    (row,) = rows_of(
+        drawing, dataset="PolyDigits", model="crmvae", metric="eval/swd", beta=0.3
+    )
+    found = values_of(evidence, Spec("polymnist", "crmvae"), "eval/swd")[0.3]
+    assert row["mean"] == pytest.approx(np.mean(found))
+    assert row["std"] == pytest.approx(np.std(found, ddof=1))
+
+
+def test_markers_of_fronts_grow_with_beta_and_are_hollow_where_seeds_diverged(evidence):
+    spec = Spec("polymnist", "crmvae")
+
+    def diverge(member):
+        if member["beta"] == 9.0 or (member["beta"], member["seed"]) == (3.0, 1):
+            member["finite"] = False
+
+    changed = with_changed_members(evidence, spec, diverge)
+    drawing = drawings.draw_family(changed)
+    axis = panels_of(drawing)[1]  # coordination-based models
+    wanted = to_hex(results.COLOURS["crmvae"])
+    (markers,) = (
+        points
+        for points in axis.collections
+        if isinstance(points, PathCollection)
+        and to_hex(points.get_edgecolor()[0]) == wanted
+    )
+    assert (np.diff(markers.get_sizes()) > 0).all()
+    hollow = [to_hex(colour) == "#ffffff" for colour in markers.get_facecolor()]
+    assert hollow == [False, False, False, False, True]
+    assert "CRMVAE on PolyDigits at β = 9" in drawing.caption
+    assert "Hollow points" in drawing.caption
+
+
+def test_what_is_given_is_shown_at_the_best_beta_on_average(evidence):
+    """Not at the best beta of each number, nor at that of the first or last."""
+    spec = Spec("translated", "mvtcae")
+    coherences = {0.3: (0.9, 0.1), 1.0: (0.6, 0.6), 3.0: (0.1, 0.95)}
+
+    def change(member):
+        for given, value in enumerate(coherences.get(member["beta"], (0.2, 0.2)), 1):
+            member["metrics"][f"eval/coherence/size_{given}"] = value
+
+    drawing = drawings.draw_inputs(with_changed_members(evidence, spec, change))
+    (first, second) = rows_of(drawing, dataset="Translated-PolyDigits", model="mvtcae")
+    assert (first["beta"], first["given"], first["mean"]) == (1.0, 1, 0.6)
+    assert (second["beta"], second["given"], second["mean"]) == (1.0, 2, 0.6)
+    axis = drawing.figure.axes[4]
+    assert plotted(axis, "mvtcae") == {1: 0.6, 2: 0.6}
+    assert plotted(axis, "mopoe") and not plotted(axis, "mmvae")  # faint: references
+    assert {row["model"] for row in drawing.rows} == {
+        model for kind in plans.KINDS.values() for model in kind
+    } - {"unimodal"}
+
+
+def test_published_coherences_are_apart_and_no_rows(evidence):
+    drawing = drawings.draw_inputs(evidence)
+    *_, first, second, third = drawing.figure.axes
+    shown = {}
+    for axis in (first, second):
+        for model in paper.PUBLISHED_COHERENCE:
+            points = plotted(axis, model)
+            if points:
+                shown[model] = tuple(points.values())
+                assert list(points) == [1, 2, 3, 4]
+    assert shown == paper.PUBLISHED_COHERENCE
+    assert "published" in first.get_ylabel() and not third.axison
+    assert {row["dataset"] for row in drawing.rows} == {
+        "PolyDigits", "Translated-PolyDigits"
+    }  # fmt: skip
+    assert paper.PUBLISHED_SOURCE in drawing.caption
 
 
 def test_rows_of_a_figure_have_the_same_columns(evidence):

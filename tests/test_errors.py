@@ -27,6 +27,10 @@ USAGE = {
     "--config.train.num_step=3": "no field .*num_step",
     "--config.train.num_steps=many": "num_steps.*many",
     "--config.train.num_steps=1.5": "num_steps.*1.5",
+    "--config.train.precision=half": "unknown config.train.precision 'half'; choose",
+    "--config.train.clip_norm=-1.": "config.train.clip_norm must be >= 0, got -1.0",
+    "--config.data.missing=1.0": r"config.data.missing must be in \[0, 1\), got 1.0",
+    "--config.data.name=arrays": "needs config.data.path; start from configs/arrays",
     "--config.data.repeated=perhaps": "repeated.*perhaps",
     # The model and its parts.
     "--config.model.name=vae": "unknown model 'vae'.*unimodal.*mopoe",

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import figures, plans
 from experiments.command import flags
+from mmvae_jax import models
 from mmvae_jax.errors import UsageError
 
 pytest_plugins = ("run_fixtures",)
@@ -175,6 +176,21 @@ def test_a_folder_of_something_else_is_refused(scale, run_figures, tmp_path):
         run_figures(figure="13", scale=scale(), directory=tmp_path / "other")
 
 
+def test_a_plan_that_lacks_a_field_of_later_is_taken_up(made, scale, run_figures):
+    path = made / "plan.json"
+    plan = json.loads(path.read_text())
+    older = {**plan, "config": {**plan["config"]}}
+    del older["config"]["models"]
+    path.write_text(json.dumps(older))
+    assert run_figures(figure="13", scale=scale(), directory=made, train=False) == 0
+    assert json.loads(path.read_text()) == plan
+
+    older["config"]["seed"] = [0]
+    path.write_text(json.dumps(older))
+    with pytest.raises(UsageError, match="holds runs of scale 'tiny' with other"):
+        run_figures(figure="13", scale=scale(), directory=made, train=False)
+
+
 def test_no_runs_at_all(scale, run_figures, tmp_path):
     options = {"figure": "13", "scale": scale(), "directory": tmp_path / "plan"}
     with pytest.raises(UsageError, match="no plan.json in"):
@@ -216,6 +232,32 @@ def test_every_run_of_every_scale_has_a_config(name, tmp_path):
     for spec, config in configs.items():
         assert config.model.name == spec.model
         assert len(config.sweep.seed) == 3
+
+
+@pytest.mark.parametrize("name", plans.SCALES)
+def test_every_planned_figure_is_drawn(name):
+    _, scale = plans.load_scale(name)
+    assert plans.figure_specs(scale).keys() == figures.DRAWINGS.keys()
+
+
+def test_the_family_is_every_model_but_the_official_and_custom_ones():
+    kinds = [model for kind in plans.KINDS.values() for model in kind]
+    assert len(set(kinds)) == len(kinds)
+    assert set(kinds) == set(models.MODELS) - {*plans.OFFICIAL, "custom"}
+    assert set(plans.REFERENCES) < set(kinds)
+
+
+@pytest.mark.parametrize("name", ("demo", "cpu"))
+@pytest.mark.parametrize("model", models.PRIVATE)
+def test_private_vectors_do_not_add_latent_dimensions(name, model):
+    _, scale = plans.load_scale(name)
+    config, other = (
+        plans.run_config(scale, plans.Spec("polymnist", name), {})
+        for name in (model, "mopoe")
+    )
+    num = config.data.num_modalities
+    total = config.model.latent_dim + num * config.model.private_dim
+    assert total == other.model.latent_dim
 
 
 def test_the_paper_scale_is_the_papers():

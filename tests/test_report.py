@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments import report
-from experiments.results import Spread, find_runs
+from experiments.results import LABELS, Spread, find_runs
 from mmvae_jax.errors import UsageError
 
 HOSTILE = "<script>alert('x')</script> & \"q\""
@@ -197,6 +198,28 @@ def test_a_front_holds_what_can_be_compared(runs):
     assert report.draw_fronts(others) == []  # one point is no front
     bare = [point._replace(tags={"eval/swd": Spread(1.0, 0.1)}) for point in points]
     assert report.draw_fronts(bare) == []
+
+
+def test_a_front_of_many_models_is_readable(monkeypatch):
+    """Models are named without their folders, and betas only if there is room."""
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: saved.append(self))
+    tags = {report.COHERENCE: Spread(0.5, 0.1), "eval/swd": Spread(1.0, 0.1)}
+    point = report.Point("mvae", "d", "MVAE (d/mvae)", "k", "0.3", "3", tags)
+    models = list(LABELS)
+    for num in (report.MAX_ANNOTATED, report.MAX_ANNOTATED + 1):
+        report.draw_fronts(
+            [point._replace(model=m, label=f"{m} (d/{m})") for m in models[:num]]
+        )
+        (axis,) = saved[-1].axes
+        assert len(axis.texts) == (num if num == report.MAX_ANNOTATED else 0)
+        (legend,) = [axis.get_legend()] if axis.get_legend() else saved[-1].legends
+        labels = [text.get_text() for text in legend.get_texts()]
+        assert labels == [LABELS[model] for model in models[:num]]
+    # Two runs of one model are told apart.
+    report.draw_fronts([point, point._replace(label="MVAE (e/mvae)")])
+    texts = saved[-1].axes[0].get_legend().get_texts()
+    assert [text.get_text() for text in texts] == ["MVAE (d/mvae)", "MVAE (e/mvae)"]
 
 
 def test_the_page_stands_alone(runs):

@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -208,6 +209,42 @@ def test_whatever_is_not_finite_stops_a_member(where):
     after = train.train_step(task, state, hyper, key, {})
     assert bool(state.finite) and bool(after.finite) == (where == "")
     assert bits_differ(after.params, state.params) == (where == "")
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5, 10.0])
+def test_gradients_are_clipped_by_their_norm(clip_norm):
+    def loss(params, hyper, key, batch):
+        value = 3 * params["w"] + 4 * params["v"]  # a gradient of norm 5
+        return value, {"train/loss": value}
+
+    def init(key):
+        return {"w": jnp.float32(0), "v": jnp.float32(0)}
+
+    task = train.Task(init, loss, clip_norm)
+    hyper, key = Hyper(jnp.float32(1), jnp.float32(0.1)), jax.random.key(0)
+    state = train.train_step(
+        task, train.init_state(task, hyper, key, {}), hyper, key, {}
+    )
+    # Adam's first moment after one step: a tenth of the gradient.
+    shrink = 0.1 if clip_norm == 0.5 else 1.0
+    assert state.optimizer.mu["w"] == pytest.approx(0.1 * 3 * shrink)
+    assert state.optimizer.mu["v"] == pytest.approx(0.1 * 4 * shrink)
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [("default", {"DEFAULT"}), ("float32", {"HIGHEST"}), ("tensorfloat32", {"HIGH"})],
+)
+def test_matrix_products_have_the_precision_asked_for(precision, expected, vae):
+    execution = Execution("map", 4, precision)
+    state, hyper, keys = vae.start(MEMBERS[:1])
+    rows = np.zeros((4, 8), np.int32)
+    arguments = (state, hyper, keys, vae.data, rows, 1)
+    text = train.compile_steps(vae.task, execution).lower(*arguments).as_text()
+    found = set(re.findall(r"dot_general.*precision = \[(\w+), \w+\]", text))
+    # Products of experts name their own.
+    assert found - {"HIGHEST"} == expected - {"HIGHEST"}
+    assert "HIGHEST" in found
 
 
 def test_one_compilation_serves_every_number_of_steps():

@@ -29,4 +29,7 @@ def get_config():
         num_modalities=5,
         changes=dict(objective=dict(num_samples=30), train=dict(batch_size=128)),
     )
+    # 32 shared and 32 private dimensions, as Palumbo et al. (2023).
+    for model in scale.models.values():
+        model.model = dict(latent_dim=32, private_dim=32)
     return scale

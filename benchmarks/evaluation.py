@@ -1,0 +1,92 @@
+"""Times all coherences of a model against MultiVae's evaluator.
+
+python -m benchmarks.evaluation [--examples 1000] [--turns 3] [--out evaluation.json]
+
+MoPoE on the convolutional networks of `benchmarks.step`, random test examples and
+classifiers with random parameters: the time does not depend on what they show. Ours
+are the 31 subsets and 5 targets, theirs 30 subsets (not the full set) and 5 targets,
+and joint coherence on as many samples as there are examples; batches of 500.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from tabulate import tabulate
+
+from benchmarks import peer, step
+from mmvae_jax import evaluate, networks
+from mmvae_jax.data import Split
+from mmvae_jax.metrics import coherence
+from mmvae_jax.metrics.inputs import Classifier, EvaluationData
+
+BATCH = 500
+
+
+def random_classifiers(shapes):
+    """Our digit classifiers, untrained."""
+    network = networks.make_classifier("conv", next(iter(shapes.values())), 10)
+    variables = jax.jit(network.init)(jax.random.key(0), np.zeros((1, 28, 28, 3)))
+    apply = jax.tree_util.Partial(jax.jit(network.apply), variables)
+    return dict.fromkeys(shapes, Classifier(apply, 0.1))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=1_000)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    num = options.examples
+    generator = np.random.default_rng(0)
+    shape = (max(num, step.BATCH), 28, 28, 3)
+    images = {
+        f"m{i}": generator.integers(0, 256, shape, dtype=np.uint8) for i in range(5)
+    }
+    ours = step.Ours("mopoe", images)
+    model = evaluate.compile_model(ours.model)
+    labels = generator.integers(0, 10, num, dtype=np.int32)
+    test = Split({m: x[:num] for m, x in images.items()}, labels)
+    data = EvaluationData(test, test, random_classifiers(ours.shapes), BATCH)
+
+    def own():
+        coherence.coherence(model, ours.params, data, jax.random.key(0))
+
+    ways = {"ours": own}
+    reason = peer.why_not()
+    with tempfile.TemporaryDirectory() as folder:
+        if reason is None:
+            other = peer.Peer("mopoe", ours.config, ours.shapes, ours.params, images)
+            ways["peer"] = peer.evaluator(other, test.modalities, labels, BATCH, folder)
+        times = {name: [] for name in ways}
+        for turn in range(options.turns + 1):
+            for name, way in ways.items():
+                taken = step.seconds(way)
+                times[name] += [taken] if turn else []  # the first one compiles
+    row = {"examples": num, "seconds": statistics.median(times["ours"])}
+    row["peer"] = reason or statistics.median(times["peer"])
+    if reason is None:
+        row["of the peer's time"] = row["seconds"] / row["peer"]
+    print(tabulate([row], headers="keys", floatfmt=".3g"))
+    if options.out:
+        report = {
+            "command": f"python -m benchmarks.evaluation --examples {num} "
+            f"--turns {options.turns}",
+            "date": datetime.date.today().isoformat(),
+            "machine": f"{jax.devices()[0].device_kind}, {platform.machine()}, "
+            f"{os.cpu_count()} cores",
+            "versions": step.versions(),
+            "rows": [row],
+        }
+        options.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Times one training step of each model against the same step in MultiVae.
+
+python -m benchmarks.step [--models mopoe mvae ...] [--turns 7] [--steps 3]
+    [--out step.json]
+
+The convolutional networks of the published PolyMNIST code: 5 modalities of 28 x 28 x
+3, D = 512, batch 256, Laplace likelihood of scale 0.75, Adam; examples are bytes in
+memory, random ones. Both sides have as many parameters, and on the same ones the same
+loss, which is checked first; then they take turns, and medians are compared. Without
+the extra `bench` the peer's column says what is not installed.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from tabulate import tabulate
+
+from benchmarks import peer
+from configs import polymnist
+from mmvae_jax import models, sweeps, train
+from mmvae_jax.types import Hyper
+
+NUM_EXAMPLES = 2_000
+BATCH = 256
+# Posteriors this narrow leave the loss nearly without noise.
+NARROW = -8.0
+# In nats of each other: noise that is left, and which subset an example was given.
+TOLERANCE = 0.01
+
+
+def configure(name):
+    """The config of a model, and the beta and factor at which its peer has its loss."""
+    config = polymnist.get_config(name)
+    config.model.prior_expert = "released"
+    config.model.crmvae = "released"
+    config.model.mvtcae_alpha = 5 / 6
+    config.model.jmvae_alpha = 0.1
+    return config, peer.MODELS[name][1]["beta"]
+
+
+class Ours:
+    """One of our models, trained as `experiments.run` trains it."""
+
+    def __init__(self, name, images):
+        config, beta = configure(name)
+        self.images = images
+        self.shapes = {m: x.shape[1:] for m, x in images.items()}
+        self.config = config
+        self.model = models.make_model(config, self.shapes)
+        task = train.vae_task(self.model)
+        members = [sweeps.Member(beta, 5e-4, 0)]
+        self.hyper, self.keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
+        batch = {m: x[:BATCH] for m, x in images.items()}
+        own = Hyper(*(field[0] for field in self.hyper))
+        self.execution = train.choose_execution(
+            "auto", 0, train.has_convolution(task, own, batch), jax.default_backend()
+        )
+        self.program = train.compile_steps(task, self.execution)
+        self.data = jax.device_put(images)
+        self.state = train.init_states(task, self.hyper, self.keys, batch)
+        self.params = jax.device_get(sweeps.member(self.state.params, 0))
+        self.num_parameters = sum(x.size for x in jax.tree.leaves(self.params))
+
+    def loss(self, params, rows):
+        """The loss of these examples."""
+        batch = {m: np.float32(x[rows]) / 255 for m, x in self.images.items()}
+        value, _ = jax.jit(self.model.objective)(
+            params, batch, jax.random.key(0), self.hyper.beta[0]
+        )
+        return float(value)
+
+    def steps(self, num):
+        """`num` steps of the loop that users run."""
+        start = int(self.state.step[0])
+        self.state = train.fit(
+            self.program,
+            self.state,
+            self.hyper,
+            self.keys,
+            self.data,
+            num_steps=start + num,
+            batch_size=BATCH,
+            data_seed=0,
+            execution=self.execution,
+        )
+        jax.block_until_ready(self.state)
+
+
+def narrow(params):
+    """Parameters with which all posteriors are narrow, for comparing losses."""
+
+    def change(path, x):
+        names = [str(getattr(key, "key", "")) for key in path]
+        if "log_variance" not in names:
+            return x
+        if names[-1] == "kernel":
+            return np.zeros_like(x)
+        return np.full_like(x, NARROW)
+
+    return jax.tree_util.tree_map_with_path(change, params)
+
+
+def bounded(params):
+    """The same with our soft bound inverted: log-variances are exactly NARROW."""
+    bound = 20.0
+    raw = bound * np.arctanh(NARROW / bound)
+    return jax.tree.map(lambda x: np.where(x == NARROW, np.float32(raw), x), params)
+
+
+def seconds(function, *args):
+    start = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - start
+
+
+def measure(name, images, turns, num_steps):
+    """One row of the table."""
+    ours = Ours(name, images)
+    row = {"model": name, "parameters": ours.num_parameters}
+    reason = peer.why_not()
+    other = None
+    rows = np.arange(BATCH)
+    if reason is None:
+        other = peer.Peer(name, ours.config, ours.shapes, narrow(ours.params), images)
+        losses = (
+            ours.loss(bounded(narrow(ours.params)), rows),
+            float(other.loss(rows).detach()),
+        )
+        if other.num_parameters != ours.num_parameters:
+            raise SystemExit(
+                f"error: {name} has {ours.num_parameters} parameters here and "
+                f"{other.num_parameters} there"
+            )
+        if abs(losses[0] - losses[1]) > TOLERANCE * abs(losses[1]):
+            raise SystemExit(f"error: losses of {name} differ: {losses}")
+        row["losses"] = losses
+    times = {"ours": [], "peer": []}
+    generator = np.random.default_rng(0)
+    for turn in range(turns + 1):
+        own = seconds(ours.steps, num_steps) / num_steps
+        theirs = float("nan")
+        if other is not None:
+            picks = [generator.choice(NUM_EXAMPLES, BATCH) for _ in range(num_steps)]
+            theirs = seconds(lambda p=picks: [other.step(r) for r in p]) / num_steps
+        if turn:  # the first one compiles
+            times["ours"].append(own)
+            times["peer"].append(theirs)
+    row["seconds"] = statistics.median(times["ours"])
+    if other is None:
+        return row | {"peer": reason}
+    ratios = [p / o for o, p in zip(times["ours"], times["peer"], strict=True)]
+    row["peer"] = statistics.median(times["peer"])
+    row["times as fast"] = statistics.median(ratios)
+    row["from"], row["to"] = min(ratios), max(ratios)
+    return row
+
+
+def versions():
+    """Versions of what was compared, and the commit."""
+    found = {"python": platform.python_version(), "jax": jax.__version__}
+    if peer.why_not() is None:
+        import multivae
+        import torch
+
+        found["torch"] = torch.__version__
+        found["multivae"] = getattr(multivae, "__version__", "1.0.3")
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    )
+    return found | {"commit": commit.stdout.strip() or "unknown"}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=peer.MODELS, default=peer.MODELS)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    generator = np.random.default_rng(0)
+    shape = (NUM_EXAMPLES, 28, 28, 3)
+    images = {
+        f"m{i}": generator.integers(0, 256, shape, dtype=np.uint8) for i in range(5)
+    }
+    rows = []
+    for name in options.models:
+        rows.append(measure(name, images, options.turns, options.steps))
+        print(tabulate(rows, headers="keys", floatfmt=".3g"), flush=True)
+    by_model = {row["model"]: row for row in rows}
+    if {"mopoe", "mvae"} <= set(by_model):
+        ratio = by_model["mopoe"]["seconds"] / by_model["mvae"]["seconds"]
+        print(f"MoPoE takes {ratio:.2f} of MVAE's time")
+    if options.out:
+        report = {
+            "command": f"python -m benchmarks.step --models {' '.join(options.models)} "
+            f"--turns {options.turns} --steps {options.steps}",
+            "date": datetime.date.today().isoformat(),
+            "machine": f"{jax.devices()[0].device_kind}, {platform.machine()}, "
+            f"{os.cpu_count()} cores",
+            "versions": versions(),
+            "rows": rows,
+        }
+        options.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
