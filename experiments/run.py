@@ -338,6 +338,7 @@ def make_evaluator(sweep: Sweep, metrics: dict[str, Callable], writer) -> Callab
             matchers=trained[1],
             readers=trained[2],
             words=words,
+            whole_test=sweep.dataset.test,
         )
         # The same draws for every member: differences are theirs alone.
         key = jax.random.fold_in(jax.random.key(config.eval.seed), step)

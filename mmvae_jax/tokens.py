@@ -81,10 +81,12 @@ def decode(tokens: Sequence[int], words: Sequence[str]) -> str:
     """
     shown = []
     for token in tokens:
-        if token == EOS:
+        # By its word: a vocabulary of the user's own may lack the special ones.
+        word = words[token]
+        if word == SPECIALS[EOS]:
             break
-        if token != PAD:
-            shown.append(words[token])
+        if word != SPECIALS[PAD]:
+            shown.append(word)
     return " ".join(shown)
 
 

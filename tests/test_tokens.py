@@ -71,6 +71,11 @@ def test_generated_rows_may_be_anything():
     assert tokens.decode([2, 3], words) == tokens.decode([], words) == ""
 
 
+def test_a_vocabulary_without_special_words():
+    words = ["empty", "light", "grey", "dark", "<pad>"]
+    assert tokens.decode([0, 1, 2, 3, 4, 4], words) == "empty light grey dark"
+
+
 def test_attributes_are_read_from_words():
     meanings = {
         "size": {"big": "large", "huge": "large", "tiny": "small"},

@@ -193,7 +193,7 @@ def _others(target: str, modalities: tuple[str, ...]) -> Subset:
 def _read(data: EvaluationData, decoded, num_valid: int) -> dict:
     """(attribute, modality) -> values read, [num_valid]; nan what is not finite."""
     finite = jax.device_get({m: is_finite(mean) for m, mean in decoded.items()})
-    examples = to_examples(data.test, decoded)
+    examples = to_examples(data.test, decoded, data.words)
     found = {}
     for m, x in examples.items():
         for a in data.test.attributes:

@@ -4,7 +4,8 @@ Neither needs a language model, and neither knows what a caption is about.
 """
 
 import functools
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -67,11 +68,12 @@ def captions(
     """
     names = captions_of(data, "captions")
     test = data.test.complete()
+    whole = (data.whole_test or data.test).complete()
     per_modality: dict[str, dict[str, float]] = {}
     for index, name in enumerate(names):
         own_key = jax.random.fold_in(key, index)
         conditional_key, prior_key = jax.random.split(own_key)
-        rows, references = references_of(test, name, data.words[name])
+        rows, references = references_of(test, whole, name, data.words[name])
         found = {}
         if len(model.modalities) > 1:
             given = data._replace(test=test.take(rows))
@@ -99,29 +101,42 @@ def captions(
 
 
 def references_of(
-    test: Split, name: str, words: Sequence[str]
+    test: Split, whole: Split, name: str, words: Sequence[str]
 ) -> tuple[np.ndarray, References]:
     """The captions of every different image, or whatever the other modalities are.
 
     Args:
       test: complete.
+      whole: complete; the split of which `test` is a part.
       name: of the captions' modality.
       words: by token.
 
     Returns:
-      The row of each image's first example, in order, and its captions.
+      The row in `test` of each image's first example, in order, and the captions of
+      that image in all of `whole`.
     """
-    others = [x for m, x in test.modalities.items() if m != name]
-    texts = [tokens.decode(row, words) for row in test.modalities[name]]
-    groups: dict[object, list[int]] = {}
-    for row in range(test.num_examples):
-        # Without another modality, every caption is one of its own.
-        same = b"".join(x[row].tobytes() for x in others) if others else row
-        groups.setdefault(same, []).append(row)
-    return (
-        np.array([rows[0] for rows in groups.values()], int),
-        tuple(tuple(texts[row] for row in rows) for rows in groups.values()),
-    )
+    if list(test.modalities) == [name]:
+        alone = [(tokens.decode(row, words),) for row in test.modalities[name]]
+        return np.arange(len(alone)), tuple(alone)
+    rows: dict[bytes, int] = {}
+    for row, image in enumerate(_others(test, name)):
+        rows.setdefault(image, row)
+    found: dict[bytes, list[str]] = {image: [] for image in rows}
+    captions = whole.modalities[name]
+    for row, image in enumerate(_others(whole, name)):
+        if image in found:
+            found[image].append(tokens.decode(captions[row], words))
+    return np.array(list(rows.values()), int), tuple(map(tuple, found.values()))
+
+
+def _others(split: Split, name: str) -> Iterator[bytes]:
+    """What tells examples apart by all but their captions, one digest a row."""
+    others = [x for m, x in split.modalities.items() if m != name]
+    for row in range(split.num_examples):
+        digest = hashlib.blake2b(digest_size=16)
+        for x in others:
+            digest.update(np.ascontiguousarray(x[row]))
+        yield digest.digest()
 
 
 def given_others(
@@ -167,7 +182,7 @@ def _texts(
     mean = mean[:num_valid]
     if not np.asarray(is_finite(mean)).all():
         return None
-    rows = np.asarray(to_examples(data.test, {name: mean})[name])
+    rows = np.asarray(to_examples(data.test, {name: mean}, data.words)[name])
     return [tokens.decode(row, data.words[name]) for row in rows]
 
 

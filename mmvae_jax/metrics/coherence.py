@@ -211,5 +211,5 @@ def _classify(data: EvaluationData, decoded: Mapping[str, Array]) -> dict[str, A
             decoded[name],
             data.classifiers[name].apply(example)[1],
         )
-        for name, example in to_examples(data.test, decoded).items()
+        for name, example in to_examples(data.test, decoded, data.words).items()
     }

@@ -19,6 +19,7 @@ import numpy as np
 
 from mmvae_jax.data import Split, is_image, is_tokens, scaled
 from mmvae_jax.errors import UsageError
+from mmvae_jax.tokens import EOS, PAD, SPECIALS
 from mmvae_jax.types import OBSERVED, Array, Batch, MultimodalVAE, Params, PRNGKey
 
 
@@ -77,6 +78,7 @@ class EvaluationData(NamedTuple):
       matchers: of all pairs of modalities, or None where no metric needs them.
       readers: modality -> attribute -> Reader, or None where no metric needs them.
       words: modality of tokens -> its vocabulary, the word of every token.
+      whole_test: the test split of which `test` is a part; None where it is whole.
     """
 
     train: Split
@@ -86,6 +88,7 @@ class EvaluationData(NamedTuple):
     matchers: Matchers | None = None
     readers: Mapping[str, Mapping[str, Reader]] | None = None
     words: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    whole_test: Split | None = None
 
 
 def batches(
@@ -150,7 +153,7 @@ def prior_examples(
       (modality -> [B, ...] as of `to_examples`, number of rows that count).
     """
     for decoded, num_valid in prior_means(model, params, data.batch_size, key, num):
-        yield to_examples(data.test, decoded), num_valid
+        yield to_examples(data.test, decoded, data.words), num_valid
 
 
 def prior_means(
@@ -162,20 +165,45 @@ def prior_means(
         yield model.decode(params, z), min(batch_size, num - start)
 
 
-def to_examples(split: Split, decoded: Mapping[str, Array]) -> dict[str, Array]:
+def to_examples(
+    split: Split,
+    decoded: Mapping[str, Array],
+    words: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> dict[str, Array]:
     """Likelihood means as examples of the kinds that a split has.
 
     Images are clipped to [0, 1]: the mean of a Laplace or Gaussian likelihood may lie
     outside of it; an image may not, and the classifiers have never seen one that
-    does. Of tokens, whose mean is a probability for every word, the most probable.
+    does. Of tokens, whose mean is a probability for every word, the most probable;
+    after the first `<eos>` of a caption there is `<pad>`, as in real ones.
+
+    Args:
+      split: real examples.
+      decoded: modality -> likelihood means [B, ...].
+      words: modality of tokens -> its vocabulary, which tells captions from others.
+
+    Returns:
+      modality -> [B, ...].
     """
 
-    def example(mean: Array, real: np.ndarray) -> Array:
+    def example(m: str, mean: Array) -> Array:
+        real = split.modalities[m]
         if is_image(real):
             return jnp.clip(mean, 0.0, 1.0)
-        return jnp.argmax(mean, axis=-1) if is_tokens(real) else mean
+        if not is_tokens(real):
+            return mean
+        most_probable = jnp.argmax(mean, axis=-1)
+        is_caption = tuple(words.get(m, ()))[: len(SPECIALS)] == SPECIALS
+        return _padded(most_probable) if is_caption else most_probable
 
-    return {m: example(mean, split.modalities[m]) for m, mean in decoded.items()}
+    return {m: example(m, mean) for m, mean in decoded.items()}
+
+
+def _padded(captions: Array) -> Array:
+    """Captions [B, T] with `<pad>` after their first `<eos>`."""
+    is_eos = captions == EOS
+    is_after = jnp.cumsum(is_eos, axis=1) - is_eos > 0
+    return jnp.where(is_after, PAD, captions)
 
 
 def is_finite(mean: Array) -> Array:

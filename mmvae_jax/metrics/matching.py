@@ -292,7 +292,7 @@ def _embed(
     modalities: Sequence[str],
 ) -> dict[str, Array]:
     """Features of some modalities' likelihood means; nan what is not finite."""
-    examples = to_examples(data.test, decoded)
+    examples = to_examples(data.test, decoded, data.words)
     return {
         m: nan_if_not_finite(
             data.test.modalities[m], decoded[m], matchers.embed[m](examples[m])

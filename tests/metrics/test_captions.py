@@ -107,16 +107,32 @@ def test_bleu_by_hand():
 
 
 def test_references_are_those_of_the_same_image():
-    rows, references = captions.references_of(make_split(), "caption", WORDS)
+    split = make_split()
+    rows, references = captions.references_of(split, split, "caption", WORDS)
     assert rows.tolist() == [0, 3, 5]
     assert references == (tuple(TEXTS[:3]), tuple(TEXTS[3:5]), tuple(TEXTS[5:]))
     # Wherever in the data its copies are.
-    order = np.array([3, 0, 5, 1, 4, 2])
-    rows, references = captions.references_of(
-        make_split().take(order), "caption", WORDS
-    )
+    mixed = split.take(np.array([3, 0, 5, 1, 4, 2]))
+    rows, references = captions.references_of(mixed, mixed, "caption", WORDS)
     assert rows.tolist() == [0, 1, 2]
     assert references[0] == (TEXTS[3], TEXTS[4]) and len(references[1]) == 3
+    # Also those of examples that are not evaluated.
+    part = split.take(np.array([1, 5]))
+    rows, references = captions.references_of(part, split, "caption", WORDS)
+    assert rows.tolist() == [0, 1]
+    assert references == (tuple(TEXTS[:3]), tuple(TEXTS[5:]))
+
+
+def test_a_part_of_the_test_split_has_all_references():
+    part = make_split().take(np.array([1]))
+    model, key = speaking_model(TEXTS[2:3]), jax.random.key(0)
+    data = make_data(part)
+    alone = captions.captions(model, 0.0, data, key)
+    assert alone["captions/bleu"] < 100 and "captions/real/bleu" not in alone
+    data = data._replace(whole_test=make_split())
+    tags = captions.captions(model, 0.0, data, key)
+    assert tags["captions/bleu"] == pytest.approx(100)
+    assert tags["captions/real/bleu"] > 0
 
 
 def test_a_model_that_repeats_real_captions():

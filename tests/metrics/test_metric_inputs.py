@@ -5,6 +5,7 @@ from toy_models import label_classifier, toy_model, toy_split
 
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics import inputs
+from mmvae_jax.tokens import SPECIALS
 
 
 @pytest.mark.parametrize(
@@ -78,3 +79,16 @@ def test_captions_are_tokens_with_words():
     assert inputs.captions_of(data, "captions") == ("m1",)
     with pytest.raises(UsageError, match="'captions' is of captions"):
         inputs.captions_of(data._replace(words={}), "captions")
+
+
+def test_generated_captions_end_as_real_ones_do():
+    rows = np.array([[3, 2, 4, 2], [3, 4, 4, 3], [2, 2, 1, 0]])
+    mean = np.eye(5, dtype=np.float32)[rows]
+    split = toy_split({"m": np.zeros((1, 4), np.int32)}, [0])
+    words = {"m": (*SPECIALS, "a", "bird")}
+    found = inputs.to_examples(split, {"m": mean}, words)["m"]
+    assert found.tolist() == [[3, 2, 1, 1], [3, 4, 4, 3], [2, 1, 1, 1]]
+    # Other tokens have no end.
+    for own in ({}, {"m": ("a", "b", "c", "d", "e")}):
+        found = inputs.to_examples(split, {"m": mean}, own)["m"]
+        assert found.tolist() == rows.tolist()
