@@ -319,7 +319,8 @@ def set_field(path, value):
         (
             "mvae",
             set_field("modality.network", "vit"),
-            "unknown network 'vit'; choose one of conv, resnet, mlp",
+            "unknown network 'vit'; choose one of conv, resnet, mlp, "
+            "text_conv, transformer",
         ),
         (
             "mvae",

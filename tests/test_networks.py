@@ -7,6 +7,7 @@ import pytest
 
 from mmvae_jax import networks
 from mmvae_jax.errors import UsageError
+from mmvae_jax.types import TokenShape
 
 KEY = jax.random.key(0)
 IMAGE = (28, 28, 3)
@@ -141,15 +142,16 @@ def test_the_resnet_classifier_has_no_dropout():
 
 
 def test_unknown_network():
-    message = "unknown network 'vit'; choose one of conv, resnet, mlp"
+    message = "unknown network 'vit'; choose one of conv, resnet, mlp, text_conv, tr"
     with pytest.raises(UsageError, match=message):
         networks.make_networks("vit", IMAGE, 4)
 
 
 @pytest.mark.parametrize("network", networks.NETWORKS)
 def test_unknown_option(network):
-    with pytest.raises(UsageError, match=f"network '{network}': .*'depth'"):
-        networks.make_networks(network, IMAGE, 4, depth=3)
+    shape = IMAGE if network in networks.FOR_IMAGES else TokenShape(4, 5)
+    with pytest.raises(UsageError, match=f"network '{network}': .*'height'"):
+        networks.make_networks(network, shape, 4, height=3)
 
 
 @pytest.mark.parametrize("network", ["conv", "resnet"])
