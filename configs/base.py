@@ -69,8 +69,17 @@ def get_config() -> ConfigDict:
             modality=dict(
                 network="conv",  # one of mmvae_jax.networks.NETWORKS
                 network_options=ConfigDict(),  # fields of those modules
-                likelihood="laplace",  # laplace, gaussian, bernoulli
-                likelihood_scale=0.75,  # of laplace and gaussian
+                likelihood="laplace",  # laplace, gaussian, bernoulli, categorical
+                # Of laplace and gaussian. Sutter et al. (2021), and MNIST-SVHN of Shi
+                # et al. (2019): 0.75; images of CUB in Shi et al. and MMVAE+: 0.01.
+                likelihood_scale=0.75,
+                # Weight of log p(x_m|z) in the loss, and nowhere else: what is logged
+                # and evaluated stays in nats. 1 is the bound, and PolyMNIST's. Of CUB,
+                # Shi et al.: images 32 / 12288 = 0.0026, captions 1; MMVAE+: 0.0026
+                # and 5. Others: docs/models.md.
+                likelihood_weight=1.0,
+                # Of categorical: whether positions after <eos> count, as published.
+                count_padding=True,
             ),
             # ... and what differs for one: modalities.m0 = {"likelihood": ...}.
             modalities=ConfigDict(),

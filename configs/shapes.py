@@ -12,6 +12,12 @@ from configs import base
 def get_config(arg: str = "mopoe"):
     """12,000 pairs of 32 x 32 pixels and 16 tokens."""
     config = base.get_config()
+    config.model.latent_dim = 32
+    config.modalities.caption = dict(
+        network="transformer",  # or text_conv, mlp
+        network_options=dict(width=64),
+        likelihood="categorical",
+    )
     config.data.name = "shapes"
     config.data.image_size = 32  # pixels
     # Of the data sets with captions; datasets/shapes/README.md.
@@ -19,6 +25,11 @@ def get_config(arg: str = "mopoe"):
     config.data.num_test = 2_400
     config.data.held_out = 0  # combinations of the 48 that only the test split shows
     config.data.caption_length = 16  # tokens
+    config.sweep.learning_rate = (1e-3,)
+    config.train.num_steps = 6_000
+    config.train.batch_size = 64
+    config.train.log_every_steps = 187  # an epoch
+    config.train.checkpoint_every_steps = 1_870
     config.eval.metrics = (
         "elbo",
         "attributes",

@@ -5,6 +5,7 @@ those above it; ``tests/test_architecture.py`` checks that):
 
 types          array aliases, NamedTuples, the legend of axis letters
 errors         the one exception that users see as a single line
+tokens         captions as integers, and the way back
 distributions  log-densities, KL divergences and sampling
 subsets        a model of the family as data: subset masks and weights
 theory         entropies and the generative discrepancy of a known joint pmf
@@ -12,9 +13,9 @@ posteriors     products and mixtures of Gaussian experts
 objectives     one function per objective, terms in nats
 importance     those with beta inside of a logarithm
 layers         how a convolution is executed
+text_networks  Linen layers for captions
 networks       Linen encoders, decoders and classifiers
 models/        a model: a NamedTuple of pure functions; one file per kind
-tokens         captions as integers, and the way back
 data           prepared data sets, what is missing of them, batches
 arrays         your own data, from a .npz file
 sweeps         the member axis of a sweep

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mmvae_jax import tokens
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import Array, Distribution, Gaussian, Laplace, PRNGKey
 
@@ -134,15 +135,35 @@ def bernoulli_log_prob(logits: Array, x: Array) -> Array:
     )
 
 
-def categorical_log_prob(logits: Array, x: Array) -> Array:
-    """Log-probability of tokens x int [B, ...] under logits [B, ..., V]; nats."""
+def categorical_log_prob(logits: Array, x: Array, count_padding: bool = True) -> Array:
+    """Log-probability of tokens under independent distributions of the words; nats.
+
+    Args:
+      logits: [B, ..., V].
+      x: int [B, ...].
+      count_padding: whether the positions after the first `<eos>` count, as in the
+        published code of MMVAE+; else they are 0, and it is the log-probability of
+        the words (x is then [B, T]).
+
+    Returns:
+      [B].
+    """
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     taken = jnp.take_along_axis(log_probs, x[..., None].astype(jnp.int32), axis=-1)
+    if not count_padding:
+        taken = jnp.where(tokens.until_eos(x)[..., None], taken, 0.0)
     return _sum_event(taken)
 
 
-def make_likelihood(name: str, scale: float) -> Likelihood:
-    """The likelihood called `name`; `scale` is used by laplace and gaussian.
+def make_likelihood(
+    name: str, scale: float = 1.0, count_padding: bool = True
+) -> Likelihood:
+    """The likelihood called `name`.
+
+    Args:
+      name: laplace, gaussian, bernoulli or categorical.
+      scale: of laplace and gaussian.
+      count_padding: of categorical.
 
     Raises:
       UsageError: the name is unknown, or the scale is not positive.
@@ -154,7 +175,9 @@ def make_likelihood(name: str, scale: float) -> Likelihood:
         "laplace": Likelihood(partial(laplace_log_prob, scale=scale), identity),
         "gaussian": Likelihood(partial(normal_log_prob, scale=scale), identity),
         "bernoulli": Likelihood(bernoulli_log_prob, jax.nn.sigmoid),
-        "categorical": Likelihood(categorical_log_prob, jax.nn.softmax),
+        "categorical": Likelihood(
+            partial(categorical_log_prob, count_padding=count_padding), jax.nn.softmax
+        ),
     }
     if name not in likelihoods:
         raise UsageError(

@@ -50,101 +50,137 @@ class StridedConv(nn.Module):
     Attributes:
       features: output channels.
       kernel_size: k, 3 or 4.
+      axes: those that are halved; along the other one k and the stride are 1.
+      use_bias: whether it has one.
       form: "matmul" or "lax" (module docstring).
     """
 
     features: int
     kernel_size: int = 3
+    axes: tuple[int, ...] = (1, 2)
+    use_bias: bool = True
     form: str = "matmul"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, H, W, C] to [B, ceil(H/2), ceil(W/2), features]."""
-        k, channels = self.kernel_size, x.shape[-1]
-        init = fan_in_uniform(k * k * channels)
-        kernel = self.param("kernel", init, (k, k, channels, self.features))
-        bias = self.param("bias", init, (self.features,))
-        out_size = [math.ceil(n / 2) for n in x.shape[1:3]]
-        low = (k - 1) // 2
-        # Enough zeros at the far side for the last output's taps.
-        high = [
-            max(0, 2 * (o - 1) + k - low - n)
-            for o, n in zip(out_size, x.shape[1:3], strict=True)
-        ]
-        padding = [(low, high[0]), (low, high[1])]
+        sizes, channels = x.shape[1:3], x.shape[-1]
+        window, strides = _window(self.kernel_size, self.axes)
+        init = fan_in_uniform(math.prod(window) * channels)
+        kernel = self.param("kernel", init, (*window, channels, self.features))
+        bias = self.param("bias", init, (self.features,)) if self.use_bias else 0.0
+        out_size = [math.ceil(n / s) for n, s in zip(sizes, strides, strict=True)]
+        padding = []
+        for k, s, n, o in zip(window, strides, sizes, out_size, strict=True):
+            low = (k - 1) // 2
+            # Enough zeros at the far side for the last output's taps.
+            padding.append((low, max(0, s * (o - 1) + k - low - n)))
         if self.form == "lax":
             y = jax.lax.conv_general_dilated(
-                x, kernel, (2, 2), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+                x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
             return y + bias
         x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
-        spans = [2 * (o - 1) + 1 for o in out_size]
+        spans = [s * (o - 1) + 1 for s, o in zip(strides, out_size, strict=True)]
         taps = [
-            x[:, i : i + spans[0] : 2, j : j + spans[1] : 2]
-            for i in range(k)
-            for j in range(k)
+            x[:, i : i + spans[0] : strides[0], j : j + spans[1] : strides[1]]
+            for i in range(window[0])
+            for j in range(window[1])
         ]
         patches = jnp.concatenate(taps, axis=-1)
         return patches @ kernel.reshape(-1, self.features) + bias
 
 
 class StridedConvTranspose(nn.Module):
-    """3 x 3 transposed convolution, stride 2: the adjoint of StridedConv.
+    """k x k transposed convolution, stride 2: the adjoint of StridedConv.
 
     Attributes:
       features: output channels.
-      out_size: output height and width, 2 * size - 1 or 2 * size.
+      out_size: output height and width, 2 * size - 1 or 2 * size; one number for
+        both, or one for each.
+      kernel_size: k, 3 or 4.
+      axes: those that are doubled; along the other one k and the stride are 1.
+      use_bias: whether it has one.
       form: "matmul" or "lax" (module docstring).
     """
 
     features: int
-    out_size: int
+    out_size: int | tuple[int, int]
+    kernel_size: int = 3
+    axes: tuple[int, ...] = (1, 2)
+    use_bias: bool = True
     form: str = "matmul"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [B, H, H, C] to [B, out_size, out_size, features]."""
-        size, channels = x.shape[1], x.shape[-1]
-        if self.out_size not in (2 * size - 1, 2 * size):
-            raise ValueError(f"cannot map size {size} to size {self.out_size}")
+        """Maps [B, H, W, C] to [B, *out_size, features]."""
+        sizes, channels = x.shape[1:3], x.shape[-1]
+        window, strides = _window(self.kernel_size, self.axes)
+        out_size = self.out_size
+        if isinstance(out_size, int):
+            out_size = (out_size, out_size)
+        for n, s, o in zip(sizes, strides, out_size, strict=True):
+            if o not in (s * n - s + 1, s * n):
+                raise ValueError(f"cannot map size {n} to size {o}")
         # PyTorch counts the fan of a transposed layer by its output channels.
-        init = fan_in_uniform(9 * self.features)
-        kernel = self.param("kernel", init, (3, 3, channels, self.features))
-        bias = self.param("bias", init, (self.features,))
+        init = fan_in_uniform(math.prod(window) * self.features)
+        kernel = self.param("kernel", init, (*window, channels, self.features))
+        bias = self.param("bias", init, (self.features,)) if self.use_bias else 0.0
         if self.form == "lax":
             # Output o = 2 i + k - 1 of input i and tap k; dilating the input and
             # flipping the taps turns this into a plain convolution.
-            high = self.out_size - 2 * size + 2
             y = jax.lax.conv_general_dilated(
                 x,
                 kernel[::-1, ::-1],
                 (1, 1),
-                [(1, high), (1, high)],
-                lhs_dilation=(2, 2),
+                [
+                    (k - s, o - s * n + 2 * s - 2)
+                    for k, s, n, o in zip(window, strides, sizes, out_size, strict=True)
+                ],
+                lhs_dilation=strides,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
             return y + bias
         taps = x @ kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
-        taps = taps.reshape(*x.shape[:3], 3, 3, self.features)
-        rows = _overlap_add(taps, axis=1, tap_axis=3)
-        both = _overlap_add(rows, axis=2, tap_axis=3)
-        return both[:, : self.out_size, : self.out_size] + bias
+        y = taps.reshape(*x.shape[:3], *window, self.features)
+        for axis in (1, 2):
+            y = _overlap_add(y, axis, 3) if axis in self.axes else jnp.squeeze(y, 3)
+        return y[:, : out_size[0], : out_size[1]] + bias
+
+
+def _window(
+    kernel_size: int, axes: tuple[int, ...]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Kernel size and stride along height and width."""
+    window = tuple(kernel_size if axis in axes else 1 for axis in (1, 2))
+    return window, tuple(2 if axis in axes else 1 for axis in (1, 2))
 
 
 def _overlap_add(taps: Array, axis: int, tap_axis: int) -> Array:
-    """Adds up three taps along one axis at output positions 2 i + k - 1.
+    """Adds up three or four taps along one axis at output positions 2 i + k - 1.
 
-    Even positions get tap 1 of their own input; odd ones get tap 2 of theirs and
-    tap 0 of the next. No scatter: a pad, an addition and an interleaving.
+    Even positions get tap 1 of their own input and tap 3 of the one before; odd
+    ones get tap 2 of theirs and tap 0 of the next. No scatter: pads, additions and
+    an interleaving.
     """
-    first, centre, last = (
-        jnp.squeeze(tap, tap_axis) for tap in jnp.split(taps, 3, tap_axis)
+    first, centre, last, *fourth = (
+        jnp.squeeze(tap, tap_axis)
+        for tap in jnp.split(taps, taps.shape[tap_axis], tap_axis)
     )
     size = taps.shape[axis]
-    padding = [(0, 0)] * first.ndim
-    padding[axis] = (0, 1)
-    following = jax.lax.slice_in_dim(jnp.pad(first, padding), 1, size + 1, axis=axis)
-    pairs = jnp.stack([centre, following + last], axis=axis + 1)
+
+    def shifted(tap: Array, before: int) -> Array:
+        """The tap of the input before (1) or after (0), zeros where there is none."""
+        padding = [(0, 0)] * tap.ndim
+        padding[axis] = (before, 1 - before)
+        start = 1 - before
+        return jax.lax.slice_in_dim(
+            jnp.pad(tap, padding), start, start + size, axis=axis
+        )
+
+    if fourth:
+        centre += shifted(fourth[0], 1)
+    pairs = jnp.stack([centre, shifted(first, 0) + last], axis=axis + 1)
     return pairs.reshape(*pairs.shape[:axis], 2 * size, *pairs.shape[axis + 2 :])
 
 

@@ -12,6 +12,12 @@ import jax.numpy as jnp
 
 from mmvae_jax import layers
 from mmvae_jax.errors import UsageError
+from mmvae_jax.text_networks import (
+    TextConvDecoder,
+    TextConvTrunk,
+    TransformerDecoder,
+    TransformerTrunk,
+)
 from mmvae_jax.types import Array, Gaussian, TokenShape
 
 # Log-variances stay within +-20 (standard deviations from 5e-5 to 2e4). Experts
@@ -88,7 +94,9 @@ class ResNetEncoder(nn.Module):
     """The ResNet of the paper's family of experiments, no normalisation layers.
 
     Blocks of 64, 128, ... (at most max_width) channels at 28, 14, 7 pixels: it
-    halves the size while that stays at or above `min_size`.
+    halves the size while that stays at or above `min_size`. The defaults are those
+    for 28 pixels. For CUB at 64 pixels they were min_size 2 and max_width 256: six
+    blocks, 1024 features; 4,341,824 parameters with D = 64, the decoder 4,276,931.
     """
 
     latent_dim: int
@@ -220,6 +228,51 @@ class LayeredDecoder(nn.Module):
         return h
 
 
+class TextConvEncoder(nn.Module):
+    """The convolutional caption encoder of Shi et al. (2019), and its heads.
+
+    Embeddings of 128 dimensions as an image T x 128, at T = 32: convolutions 4 x 4
+    of stride 2 to 32, 64 and 128 channels (16 x 64, 8 x 32, 4 x 16), 1 x 4 of stride
+    (1, 2) to 128 channels twice (4 x 8, 4 x 4), each without bias, with normalisation
+    and ReLU, then the heads on all 2048 features. 762,176 parameters at D = 64 for
+    the 1590 words of the published vocabulary (the published one has 762,048).
+
+    What differs: GroupNorm, with as many parameters, stands where BatchNorm does, so
+    that an example is not encoded by the others of its batch; heads have biases, and
+    log-variances their soft bound; `<exc>` has an embedding, where the published code
+    fixes that of token 0 at zero (and leaves `<exc>` out of its loss); and the
+    decoder's last layer has weights of its own, as in the later code of MMVM, where
+    it is the transposed embedding. Other lengths are halved and rounded up.
+    """
+
+    latent_dim: int
+    num_words: int
+    channels: tuple[int, ...] = (32, 64, 128, 128, 128)
+    form: str = "matmul"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Gaussian:
+        """Maps tokens [B, T] to a Gaussian [B, D]."""
+        h = TextConvTrunk(self.num_words, self.channels, self.form)(x)
+        return GaussianHead(self.latent_dim)(h)
+
+
+class TransformerEncoder(nn.Module):
+    """A small Transformer over a caption up to its `<eos>`, and the heads."""
+
+    latent_dim: int
+    num_words: int
+    width: int = 128
+    depth: int = 2
+    num_heads: int = 4
+
+    @nn.compact
+    def __call__(self, x: Array) -> Gaussian:
+        """Maps tokens [B, T] to a Gaussian [B, D]."""
+        trunk = TransformerTrunk(self.num_words, self.width, self.depth, self.num_heads)
+        return GaussianHead(self.latent_dim)(trunk(x))
+
+
 class PairedEncoder(nn.Module):
     """Two disjoint encoders of one input, what they emit end to end."""
 
@@ -288,14 +341,18 @@ NETWORKS = {
     "resnet": (ResNetEncoder, ResNetDecoder),
     "mlp": (MLPEncoder, MLPDecoder),
     "layered": (MLPEncoder, LayeredDecoder),
+    "text_conv": (TextConvEncoder, TextConvDecoder),
+    "transformer": (TransformerEncoder, TransformerDecoder),
 }
 CLASSIFIERS = {
     "conv": ConvClassifier,
     "resnet": ResNetClassifier,
     "mlp": MLPClassifier,
 }
-FOR_TOKENS = ("mlp",)
+FOR_TOKENS = ("text_conv", "transformer", "mlp")
 FOR_IMAGES = ("conv", "resnet", "layered")
+# Options that count something.
+SIZES = ("width", "max_width", "min_size", "depth", "num_heads")
 
 
 def blank(shape: tuple[int, ...], num: int = 1) -> Array:
@@ -333,8 +390,11 @@ def make_networks(
     is_tokens = isinstance(shape, TokenShape)
     if is_tokens and network not in FOR_TOKENS:
         raise UsageError(
-            f"network {network!r} is not for tokens; choose {' or '.join(FOR_TOKENS)}"
+            f"network {network!r} is not for tokens; choose one of "
+            f"{', '.join(FOR_TOKENS)}"
         )
+    if not is_tokens and network in FOR_TOKENS and network != "mlp":
+        raise UsageError(f"network {network!r} is for tokens, got shape {shape}")
     if network in FOR_IMAGES and (len(shape) != 3 or shape[0] != shape[1]):
         raise UsageError(f"network {network!r} needs square images, got shape {shape}")
     if options.get("form", "matmul") not in layers.FORMS:
@@ -343,8 +403,15 @@ def make_networks(
             f"{', '.join(layers.FORMS)}"
         )
     sizes = [n for name in ("widths", "channels") for n in options.get(name, ())]
+    sizes += [options[name] for name in SIZES if name in options]
     if any(n < 1 for n in sizes):
         raise UsageError(f"network {network!r}: layers need >= 1 unit, got {sizes}")
+    width, num_heads = options.get("width", 128), options.get("num_heads", 4)
+    if network == "transformer" and width % num_heads:
+        raise UsageError(
+            f"network 'transformer': width {width} is no multiple of num_heads "
+            f"{num_heads}"
+        )
     encoder, decoder = NETWORKS[network]
     own = {"num_words": shape.num_words} if is_tokens else {}
     try:

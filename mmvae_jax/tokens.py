@@ -90,6 +90,19 @@ def decode(tokens: Sequence[int], words: Sequence[str]) -> str:
     return " ".join(shown)
 
 
+def until_eos(tokens: np.ndarray) -> np.ndarray:
+    """Which tokens are of a caption: those up to its first `<eos>`, and that one.
+
+    Args:
+      tokens: [..., T], an array of NumPy or of JAX.
+
+    Returns:
+      bool [..., T].
+    """
+    is_eos = (tokens == EOS).astype(np.int32)
+    return is_eos.cumsum(axis=-1) == is_eos
+
+
 def read_attributes(
     words: Iterable[str], meanings: Mapping[str, Mapping[str, str]]
 ) -> dict[str, str | None]:

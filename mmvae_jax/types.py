@@ -89,6 +89,8 @@ class ObjectiveTerms(NamedTuple):
     """The terms of an objective, per example, in nats, never weighted.
 
     beta and a model's own weights (`objectives.TermWeights`) come in with the loss.
+    Weights between modalities (config.modality.likelihood_weight) are in one term,
+    `auxiliary_log_likelihood`, a sum over modalities that nobody but the loss uses.
 
     Attributes:
       log_likelihood: modality -> [B], the terms E[log p(x_m|z)] of the bound.

@@ -395,7 +395,7 @@ def test_every_option_is_in_the_name(tmp_path):
     [
         ({"cub_dir": ""}, "cub_dir='' is not a folder: set it .*datasets/cub/README"),
         ({"cub_dir": "no/such"}, "cub_dir='no/such' is not a folder"),
-        ({"crop": "head"}, "crop='head' must be one of whole, box"),
+        ({"crop": "head"}, "crop='head' must be one of auto, whole, box"),
         ({"split": "random"}, "split='random' must be one of classes, original"),
         ({"image_size": 4}, r"image_size=4 must be in 8\.\.256"),
         ({"captions_per_image": 11}, r"captions_per_image=11 must be in 1\.\.10"),
@@ -743,6 +743,14 @@ def test_damaged_packed_files(tmp_path, monkeypatch, damage):
 # ---- the command, and real files
 
 
+def test_crops_are_what_the_folder_has(tmp_path):
+    folders = {"box": write_packed(tmp_path / "a"), "whole": write_cub(tmp_path / "b")}
+    for crop, folder in folders.items():
+        config = options.CubConfig(cub_dir=str(folder))
+        assert config.crop == crop and f"-{crop}-" in config.name
+        assert config.name == options.CubConfig(cub_dir=str(folder), crop=crop).name
+
+
 def test_command_reports_in_one_line(tmp_path):
     folder = write_packed(tmp_path / "cub")
     command = [
@@ -752,6 +760,7 @@ def test_command_reports_in_one_line(tmp_path):
         "--config=configs/cub.py",
         f"--config.data.data_dir={tmp_path / 'data'}",
         f"--config.data.cub_dir={folder}",
+        "--config.data.crop=whole",
     ]
     wrong = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2

@@ -60,6 +60,43 @@ def test_both_forms_of_the_transposed_convolution_agree(size, out_size):
     assert_trees_close(ours, xla)
 
 
+@pytest.mark.parametrize("axes", [(1, 2), (2,)])
+@pytest.mark.parametrize("size", [5, 8])
+def test_both_forms_agree_for_four_taps_and_one_axis(axes, size):
+    half = math.ceil(size / 2)
+    small = (half if 1 in axes else size, half)
+    options = {"kernel_size": 4, "axes": axes, "use_bias": False}
+
+    def conv(form):
+        return layers.StridedConv(3, form=form, **options)
+
+    def transpose(form):
+        return layers.StridedConvTranspose(3, (size, size), form=form, **options)
+
+    for make, shape, expected in (
+        (conv, (size, size), small),
+        (transpose, small, (size, size)),
+    ):
+        ours, xla = values_and_gradients(make, normal(7, 2, *shape, 2))
+        assert ours[0].shape == (2, *expected, 3)
+        assert_trees_close(ours, xla)
+
+
+@pytest.mark.parametrize("axes", [(1, 2), (2,)])
+def test_four_transposed_taps_are_the_adjoint(axes):
+    rows = 3 if 1 in axes else 6
+    window = (4 if 1 in axes else 1, 4)
+    x, y = normal(8, 1, 6, 7, 2), normal(9, 1, rows, 4, 5)
+    kernel = normal(10, *window, 2, 5)
+    options = {"kernel_size": 4, "axes": axes, "use_bias": False}
+    forward = layers.StridedConv(5, **options).apply({"params": {"kernel": kernel}}, x)
+    backward = layers.StridedConvTranspose(2, (6, 7), **options).apply(
+        {"params": {"kernel": kernel.transpose(0, 1, 3, 2)}}, y
+    )
+    inner_products = np.vdot(forward, y), np.vdot(x, backward)
+    assert inner_products[0] == pytest.approx(inner_products[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("kernel_size", [3, 4])
 def test_the_convolution_by_its_definition(kernel_size):
     """y[i] = sum_k x[2 i + k - low] w[k] with zeros outside, low = (k - 1) // 2."""

@@ -324,7 +324,8 @@ def set_field(path, value):
         (
             "mvae",
             set_field("modality.network", "vit"),
-            "unknown network 'vit'; choose one of conv, resnet, mlp, layered",
+            "unknown network 'vit'; choose one of conv, resnet, mlp, layered, "
+            "text_conv, transformer",
         ),
         (
             "mvae",

@@ -7,6 +7,7 @@ import pytest
 
 from mmvae_jax import networks
 from mmvae_jax.errors import UsageError
+from mmvae_jax.types import TokenShape
 
 KEY = jax.random.key(0)
 IMAGE = (28, 28, 3)
@@ -148,8 +149,9 @@ def test_unknown_network():
 
 @pytest.mark.parametrize("network", networks.NETWORKS)
 def test_unknown_option(network):
-    with pytest.raises(UsageError, match=f"network '{network}': .*'depth'"):
-        networks.make_networks(network, IMAGE, 4, depth=3)
+    shape = IMAGE if network in networks.FOR_IMAGES else TokenShape(4, 5)
+    with pytest.raises(UsageError, match=f"network '{network}': .*'height'"):
+        networks.make_networks(network, shape, 4, height=3)
 
 
 @pytest.mark.parametrize("network", ["conv", "resnet"])

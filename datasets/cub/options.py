@@ -9,7 +9,7 @@ from pairs.errors import DatasetError, check_limits
 
 from cub import birds, official, packed
 
-CROPS = ("whole", "box")
+CROPS = ("auto", "whole", "box")
 SPLITS = ("classes", "original")
 
 
@@ -21,7 +21,8 @@ class CubConfig(tfds.core.BuilderConfig):
       name: set from the other fields, so that different data never share a folder.
       cub_dir: folder with photographs and captions.
       image_size: side of the images, in pixels.
-      crop: "whole", or "box" for the bird's bounding box.
+      crop: "whole", or "box" for the bird's bounding box; "auto" becomes the one of
+        both that the folder has, whole photographs if it has them.
       split: "classes" (150 to train, 50 others to test) or "original".
       captions_per_image: the first ones; each makes an example of its own.
       caption_length: T, in tokens.
@@ -31,7 +32,7 @@ class CubConfig(tfds.core.BuilderConfig):
     name: str = ""
     cub_dir: str = ""
     image_size: int = 64
-    crop: str = "whole"
+    crop: str = "auto"
     split: str = "classes"
     captions_per_image: int = 10
     caption_length: int = 32
@@ -40,6 +41,8 @@ class CubConfig(tfds.core.BuilderConfig):
     def __post_init__(self):
         """Checks the options and names the config after them."""
         _check_options(self)
+        if self.crop == "auto":
+            self.crop = "box" if self.is_packed else "whole"
         layout = packed if self.is_packed else official
         foreign = hashlib.sha256(layout.describe(self.cub_dir)).hexdigest()
         self.name = (
@@ -78,7 +81,7 @@ def _check_options(config):
         )
     if not config.is_packed:
         return
-    if config.crop != "box" or config.image_size > packed.IMAGE_SIZE:
+    if config.crop == "whole" or config.image_size > packed.IMAGE_SIZE:
         raise DatasetError(
             f"{config.cub_dir} has crops to the bounding box of {packed.IMAGE_SIZE} "
             'pixels only: set config.data.crop="box" and config.data.image_size to at '

@@ -21,7 +21,7 @@ from mmvae_jax.models.mmvm import mixture_prior_model
 from mmvae_jax.models.official import POSTERIORS, official_mixture_model
 from mmvae_jax.models.private import PRIVATE_DRAWS, dmvae_model, mmvae_plus_model
 from mmvae_jax.models.unimodal import unimodal_model
-from mmvae_jax.types import MultimodalVAE
+from mmvae_jax.types import Array, Batch, MultimodalVAE, Params, PRNGKey
 
 MODELS = {
     "unimodal": unimodal_model,
@@ -80,7 +80,18 @@ def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Multimodal
                 f"config.modalities.{modality} has no field {unknown[0]!r}; choose "
                 f"from {', '.join(config.modality)}"
             )
-    return _with_missing(MODELS[name](config, shapes))
+    weights = parts.likelihood_weights(config, shapes)
+    return _with_missing(_in_nats(MODELS[name](config, shapes), weights))
+
+
+def _in_nats(model: MultimodalVAE, weights: Mapping[str, float]) -> MultimodalVAE:
+    """The model, its terms without the weights that its log-likelihoods have."""
+
+    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+        value, terms = model.objective(params, batch, key, beta)
+        return value, parts.unweighted(terms, weights)
+
+    return model._replace(objective=objective)
 
 
 def _with_missing(model: MultimodalVAE) -> MultimodalVAE:

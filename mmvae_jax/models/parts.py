@@ -1,7 +1,7 @@
 """What models are put together from: networks, latents, and shared functions."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from mmvae_jax.types import (
     Distribution,
     Gaussian,
     MultimodalVAE,
+    ObjectiveTerms,
     Params,
     PRNGKey,
     TokenShape,
@@ -32,6 +33,7 @@ class Networks(NamedTuple):
       encoders: modality -> Linen module, x [B, ...] -> Gaussian [B, D].
       decoders: modality -> Linen module, z [B, D] -> likelihood parameters.
       likelihoods: modality -> Likelihood.
+      weights: modality -> weight of its log-likelihood in the loss.
       shapes: modality -> shape of one example.
       latent_dim: D of every encoder and decoder.
     """
@@ -39,6 +41,7 @@ class Networks(NamedTuple):
     encoders: Mapping[str, Any]
     decoders: Mapping[str, Any]
     likelihoods: Mapping[str, Likelihood]
+    weights: Mapping[str, float]
     shapes: Mapping[str, tuple[int, ...]]
     latent_dim: int
 
@@ -56,10 +59,7 @@ def make_networks(
     """
     encoders, decoders, likelihoods = {}, {}, {}
     for modality, shape in shapes.items():
-        own = config.modalities.get(modality, {})
-        options = dict(config.modality.items()) | dict(own.items())
-        if "network" in own and "network_options" not in own:
-            options["network_options"] = {}  # the others are of another network
+        options = _options(config, modality)
         is_tokens = isinstance(shape, TokenShape)
         if is_tokens != (options["likelihood"] == "categorical"):
             raise UsageError(
@@ -76,10 +76,46 @@ def make_networks(
             )
             encoders[modality] = networks.PairedEncoder(encoders[modality], private)
         likelihoods[modality] = distributions.make_likelihood(
-            options["likelihood"], options["likelihood_scale"]
+            options["likelihood"],
+            options["likelihood_scale"],
+            options["count_padding"],
         )
+    weights = likelihood_weights(config, shapes)
     latent_dim += private_dim
-    return Networks(encoders, decoders, likelihoods, dict(shapes), latent_dim)
+    return Networks(encoders, decoders, likelihoods, weights, dict(shapes), latent_dim)
+
+
+def _options(config: Any, modality: str) -> dict[str, Any]:
+    """What holds for one modality: config.modality, refined by config.modalities."""
+    own = config.modalities.get(modality, {})
+    options = dict(config.modality.items()) | dict(own.items())
+    if "network" in own and "network_options" not in own:
+        options["network_options"] = {}  # the others are of another network
+    return options
+
+
+def likelihood_weights(config: Any, modalities: Iterable[str]) -> dict[str, float]:
+    """modality -> weight of its log-likelihood in the loss.
+
+    Raises:
+      UsageError: a weight is not positive and finite.
+    """
+    weights = {m: _options(config, m)["likelihood_weight"] for m in modalities}
+    for modality, weight in weights.items():
+        if not 0 < weight < math.inf:
+            raise UsageError(
+                f"likelihood_weight of {modality} must be > 0 and finite, got {weight}"
+            )
+    return weights
+
+
+def unweighted(terms: ObjectiveTerms, weights: Mapping[str, float]) -> ObjectiveTerms:
+    """The terms of an objective of weighted log-likelihoods, in nats again."""
+    log_likelihood = {
+        m: value if weights[m] == 1 else value / weights[m]
+        for m, value in terms.log_likelihood.items()
+    }
+    return terms._replace(log_likelihood=log_likelihood)
 
 
 class Latents(NamedTuple):
@@ -139,16 +175,30 @@ def decode(nets: Networks, params: Params, modality: str, z: Array) -> Array:
     return nets.likelihoods[modality].mean(output)
 
 
+def log_likelihood(
+    nets: Networks, params: Params, modality: str, z: Array, x: Array
+) -> Array:
+    """log p(x|z) [N] of one modality, z [N, D], x [N, ...]; nats."""
+    output = nets.decoders[modality].apply(params["decoders"][modality], z)
+    return nets.likelihoods[modality].log_prob(output, x)
+
+
 def log_likelihoods(
     nets: Networks, params: Params
 ) -> dict[str, Callable[[Array, Array], Array]]:
-    """modality -> function (z [N, D], x [N, ...]) -> log p(x|z) [N], nats."""
+    """What objectives decode with: modality -> function (z [N, D], x [N, ...]) -> [N].
 
-    def log_likelihood(modality: str, z: Array, x: Array) -> Array:
-        output = nets.decoders[modality].apply(params["decoders"][modality], z)
-        return nets.likelihoods[modality].log_prob(output, x)
+    It is log p(x|z) times the modality's weight in the loss, wherever an objective has
+    it: in all terms of a sum, or inside of a logarithm. `models.make_model` divides
+    the terms that are logged by the weights again.
+    """
 
-    return {m: partial(log_likelihood, m) for m in nets.decoders}
+    def weighted(modality: str, z: Array, x: Array) -> Array:
+        weight = nets.weights[modality]
+        value = log_likelihood(nets, params, modality, z, x)
+        return value if weight == 1 else weight * value
+
+    return {m: partial(weighted, m) for m in nets.decoders}
 
 
 def own_or_prior(
@@ -202,9 +252,11 @@ def assemble(
         """Of the whole latent vector, fields [D]."""
         return jax.tree.map(lambda field: field.reshape(-1), latents.prior(params))
 
-    def log_likelihood(params: Params, z: Array, batch: Batch) -> dict[str, Array]:
-        functions, own = log_likelihoods(nets, params), parts(z)
-        values = {m: f(own[m], batch[m]) for m, f in functions.items()}
+    def log_likelihood_of(params: Params, z: Array, batch: Batch) -> dict[str, Array]:
+        own = parts(z)
+        values = {
+            m: log_likelihood(nets, params, m, own[m], batch[m]) for m in nets.shapes
+        }
         observed = objectives.observed_of(batch, len(values))
         return objectives.observed_terms(values, observed)
 
@@ -219,7 +271,7 @@ def assemble(
         decode=lambda params, z: {
             m: decode(nets, params, m, own) for m, own in parts(z).items()
         },
-        log_likelihood=log_likelihood,
+        log_likelihood=log_likelihood_of,
         sample_prior=lambda params, key, num: distributions.sample(
             prior(params), key, (num,)
         ),
