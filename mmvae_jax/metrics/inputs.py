@@ -19,7 +19,7 @@ import numpy as np
 
 from mmvae_jax.data import Split, is_image, is_tokens, scaled
 from mmvae_jax.errors import UsageError
-from mmvae_jax.tokens import EOS, PAD, SPECIALS
+from mmvae_jax.tokens import PAD, SPECIALS, until_eos
 from mmvae_jax.types import OBSERVED, Array, Batch, MultimodalVAE, Params, PRNGKey
 
 
@@ -193,17 +193,11 @@ def to_examples(
         if not is_tokens(real):
             return mean
         most_probable = jnp.argmax(mean, axis=-1)
-        is_caption = tuple(words.get(m, ()))[: len(SPECIALS)] == SPECIALS
-        return _padded(most_probable) if is_caption else most_probable
+        if tuple(words.get(m, ()))[: len(SPECIALS)] != SPECIALS:
+            return most_probable
+        return jnp.where(until_eos(most_probable), most_probable, PAD)
 
     return {m: example(m, mean) for m, mean in decoded.items()}
-
-
-def _padded(captions: Array) -> Array:
-    """Captions [B, T] with `<pad>` after their first `<eos>`."""
-    is_eos = captions == EOS
-    is_after = jnp.cumsum(is_eos, axis=1) - is_eos > 0
-    return jnp.where(is_after, PAD, captions)
 
 
 def is_finite(mean: Array) -> Array:
