@@ -4,13 +4,17 @@
 
 Two modalities of different kinds, `image` and `caption`, in which all that is shared
 is known: coherence can be measured on captions as on images.
+
+    python -m experiments.run --config=configs/shapes.py:mopoe
+
+trains for some four minutes on two idle cores (a step takes 57 ms of one).
 """
 
 from configs import base
 
 
 def get_config(arg: str = "mopoe"):
-    """12,000 pairs of 32 x 32 pixels and 16 tokens."""
+    """12,000 pairs of 32 x 32 pixels and 16 tokens; small networks, one member."""
     config = base.get_config()
     config.model.latent_dim = 32
     config.modalities.caption = dict(
@@ -26,7 +30,7 @@ def get_config(arg: str = "mopoe"):
     config.data.held_out = 0  # combinations of the 48 that only the test split shows
     config.data.caption_length = 16  # tokens
     config.sweep.learning_rate = (1e-3,)
-    config.train.num_steps = 6_000
+    config.train.num_steps = 7_480  # 40 epochs
     config.train.batch_size = 64
     config.train.log_every_steps = 187  # an epoch
     config.train.checkpoint_every_steps = 1_870
