@@ -157,7 +157,7 @@ def test_the_example_of_the_readme(tmp_path):
             f"--config.data.data_dir={tmp_path}",
             f"--workdir={tmp_path / 'run'}",
             "--config.train.num_steps=60",
-            "--config.classifier.num_steps=60",
+            "--config.eval.metrics=('elbo','log_likelihood')",
             "--config.eval.num_examples=200",
         ],
         cwd=ROOT,

@@ -241,9 +241,14 @@ def test_every_planned_figure_is_drawn(name):
 
 
 def test_the_family_is_every_model_but_the_official_and_custom_ones():
+    # `contrastive` needs another decoder than the scales have: docs/better.md.
     kinds = [model for kind in plans.KINDS.values() for model in kind]
     assert len(set(kinds)) == len(kinds)
-    assert set(kinds) == set(models.MODELS) - {*plans.OFFICIAL, "custom"}
+    assert set(kinds) == set(models.MODELS) - {
+        *plans.OFFICIAL,
+        "custom",
+        "contrastive",
+    }
     assert set(plans.REFERENCES) < set(kinds)
 
 

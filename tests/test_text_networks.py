@@ -246,7 +246,16 @@ def losses(config_of):
     return build
 
 
-@pytest.mark.parametrize("name", ["mopoe", "mvae_plus", "mmvae_official"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mopoe",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("mvae_plus", "mmvae_official")
+        ),
+    ],
+)
 def test_weights_act_in_the_loss_alone(losses, name):
     (plain, terms), _ = losses(name)
     (value, same), gradient = losses(name, 1.0, 5.0)
