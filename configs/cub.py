@@ -9,7 +9,7 @@ one of the layouts of datasets/cub/README.md. Then, with the same `cub_dir`,
 
 The argument is the model. The default image networks are a convolutional pair that a
 CPU can carry; `:mopoe,network=resnet` takes ResNets, as the paper did (it does not
-state their sizes; these are those of Palumbo et al. (2023) for CUB, about twenty times
+state their sizes; these are those of Palumbo et al. (2023) for CUB, several times
 the computation). Captions have the convolutional pair of Shi et al. (2019), or
 `--config.modalities.caption.network=transformer`. The paper's sweep is
 
