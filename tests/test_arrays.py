@@ -140,6 +140,7 @@ def test_files_that_are_none(tmp_path):
             arrays.load(str(path), test_fraction=fraction)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     (script,) = (block for block in blocks if "np.savez" in block)

@@ -259,7 +259,10 @@ def test_existing_files_are_left_as_they_are(results):
     assert before == after
 
 
-@pytest.mark.parametrize("module", ["run", "prepare", "demo"])
+@pytest.mark.parametrize(
+    "module",
+    ["run", *(pytest.param(m, marks=pytest.mark.slow) for m in ("prepare", "demo"))],
+)
 def test_a_wrong_field_of_the_default_config_is_one_line(module):
     done = subprocess.run(
         [sys.executable, "-m", f"experiments.{module}", "--config.data.sed=1"],

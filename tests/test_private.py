@@ -744,6 +744,7 @@ def test_errors_of_configs(name, field, value, message, tiny_config):
         models.make_model(config, SHAPES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_member_of_a_sweep_is_its_solo_run(name, tiny_config, tiny_images):
     config = tiny_config(name, latent_dim=2)

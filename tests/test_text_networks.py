@@ -87,6 +87,7 @@ def test_captions_of_any_length(network):
         assert logits.shape == (2, length, 6)
 
 
+@pytest.mark.slow
 def test_every_parameter_learns(pair):
     encoder, decoder, params = pair
     # Every word occurs, and every position.
@@ -271,6 +272,7 @@ def test_weights_act_in_the_loss_alone(losses, name):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_weights_of_terms_that_are_summed_over_modalities(losses):
     """Each weight counts its own part: 5 a + b and a + 5 b are together 6 (a + b)."""
     (_, terms), _ = losses("mvae_plus")
