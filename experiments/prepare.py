@@ -10,10 +10,12 @@ nowhere else, so that a library of that name is never shadowed.
 import contextlib
 import errno
 import fcntl
+import importlib
 import io
 import shutil
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import flags, logging
@@ -65,89 +67,58 @@ SHAPES_OPTIONS = (
 )
 
 
-def _polymnist_builder(data_config, data_dir):
-    """The TFDS builder of PolyMNIST and its variants."""
-    _find_datasets()
-    from polymnist import errors, options, polymnist_dataset_builder
+class Source(NamedTuple):
+    """Where a data set is in datasets/, and what of config.data it is made of.
 
-    try:
-        config = options.PolymnistConfig(
-            **{name: data_config[name] for name in POLYMNIST_OPTIONS}
-        )
-    except errors.DatasetError as error:
-        raise UsageError(str(error)) from error
-    builder = polymnist_dataset_builder.Builder(
+    Attributes:
+      config: the class of its options, in its module `options`.
+      options: fields of config.data.
+      errors: the folder whose `errors` it raises; "" for its own.
+    """
+
+    config: str
+    options: tuple[str, ...]
+    errors: str = ""
+
+
+SOURCES = {
+    "cub": Source("CubConfig", CUB_OPTIONS, "pairs"),
+    "discrete": Source("DiscreteConfig", DISCRETE_OPTIONS),
+    "polymnist": Source("PolymnistConfig", POLYMNIST_OPTIONS),
+    "shapes": Source("ShapesConfig", SHAPES_OPTIONS, "pairs"),
+}
+
+
+def _builder(data_config, data_dir):
+    """The TFDS builder of a data set, and the exception of its mistakes."""
+    name = data_config.name
+    config, dataset_error = _options(data_config)
+    module = importlib.import_module(f"{name}.{name}_dataset_builder")
+    builder = module.Builder(
         config=config, data_dir=data_dir, file_format="array_record"
     )
-    return builder, errors.DatasetError
+    return builder, dataset_error
 
 
-def _discrete_builder(data_config, data_dir):
-    """The TFDS builder of the data set with a known joint pmf."""
-    _find_datasets()
-    from discrete import discrete_dataset_builder, errors
-
-    builder = discrete_dataset_builder.Builder(
-        config=_discrete_config(data_config),
-        data_dir=data_dir,
-        file_format="array_record",
-    )
-    return builder, errors.DatasetError
-
-
-def _discrete_config(data_config):
-    """The checked options of the data set with a known joint pmf."""
-    from discrete import errors, options
-
-    return _checked(
-        data_config, DISCRETE_OPTIONS, options.DiscreteConfig, errors.DatasetError
-    )
-
-
-def _checked(data_config, names, make_config, dataset_error):
-    """The options of one data set, checked: a TFDS BuilderConfig."""
-    missing = [name for name in names if name not in data_config]
+def _options(data_config):
+    """The checked options of a data set, and the exception of its mistakes."""
+    if str(DATASETS) not in sys.path:
+        sys.path.insert(0, str(DATASETS))
+    name = data_config["name"]
+    source = SOURCES[name]
+    errors = importlib.import_module(f"{source.errors or name}.errors")
+    make_config = getattr(importlib.import_module(f"{name}.options"), source.config)
+    missing = [field for field in source.options if field not in data_config]
     if missing:
         raise UsageError(
-            f"config.data.name={data_config.name!r} needs config.data.{missing[0]}; "
-            f"start from configs/{data_config.name}.py"
+            f"config.data.name={name!r} needs config.data.{missing[0]}; start from "
+            f"configs/{name}.py"
         )
     try:
-        return make_config(**{name: data_config[name] for name in names})
-    except dataset_error as error:
+        config = make_config(**{field: data_config[field] for field in source.options})
+    except errors.DatasetError as error:
         raise UsageError(str(error)) from error
-
-
-def _cub_builder(data_config, data_dir):
-    """The TFDS builder of CUB with captions."""
-    _find_datasets()
-    from cub import cub_dataset_builder, options
-    from pairs import errors
-
-    builder = cub_dataset_builder.Builder(
-        config=_checked(
-            data_config, CUB_OPTIONS, options.CubConfig, errors.DatasetError
-        ),
-        data_dir=data_dir,
-        file_format="array_record",
-    )
-    return builder, errors.DatasetError
-
-
-def _shapes_builder(data_config, data_dir):
-    """The TFDS builder of drawings with captions."""
-    _find_datasets()
-    from pairs import errors
-    from shapes import options, shapes_dataset_builder
-
-    builder = shapes_dataset_builder.Builder(
-        config=_checked(
-            data_config, SHAPES_OPTIONS, options.ShapesConfig, errors.DatasetError
-        ),
-        data_dir=data_dir,
-        file_format="array_record",
-    )
-    return builder, errors.DatasetError
+    return config, errors.DatasetError
 
 
 def discrete_pmf(data_config) -> np.ndarray:
@@ -162,10 +133,10 @@ def discrete_pmf(data_config) -> np.ndarray:
     Raises:
       UsageError: an option that cannot be used.
     """
-    _find_datasets()
+    options, _ = _options(data_config)
     from discrete import pmf
 
-    table = pmf.joint_pmf(**_discrete_config(data_config).pmf_options)
+    table = pmf.joint_pmf(**options.pmf_options)
     used = data_config.get("use_modalities", 0) or table.ndim
     return table.sum(axis=tuple(range(used, table.ndim)))
 
@@ -189,11 +160,9 @@ def polymnist_process(data_config) -> tuple[np.ndarray, list[int]]:
             "digits that are put together here"
         )
     directory = prepare(data_config)
-    from polymnist import backgrounds, options
+    from polymnist import backgrounds
 
-    config = options.PolymnistConfig(
-        **{name: data_config[name] for name in POLYMNIST_OPTIONS}
-    )
+    config, _ = _options(data_config)
     num = 1 if config.repeated else config.num_modalities
     scenes = backgrounds.load(config.backgrounds_dir, num, config.image_size)
     size = config.image_size
@@ -205,20 +174,6 @@ def polymnist_process(data_config) -> tuple[np.ndarray, list[int]]:
     labels = data.load(directory).train.labels
     counts = np.bincount(labels) // config.pairings
     return counts, places * (config.num_modalities // num)
-
-
-def _find_datasets():
-    """Puts the source root of the data sets on the path."""
-    if str(DATASETS) not in sys.path:
-        sys.path.insert(0, str(DATASETS))
-
-
-BUILDERS = {
-    "cub": _cub_builder,
-    "discrete": _discrete_builder,
-    "polymnist": _polymnist_builder,
-    "shapes": _shapes_builder,
-}
 
 
 def prepare(data_config):
@@ -241,7 +196,7 @@ def prepare(data_config):
     _check_name(data_config)
     root = Path(data_config.data_dir).expanduser().resolve()
     with _quiet():
-        builder, dataset_error = BUILDERS[data_config.name](data_config, root)
+        builder, dataset_error = _builder(data_config, root)
         directory = Path(builder.data_dir)
         if directory.exists():
             return directory
@@ -311,7 +266,7 @@ def shapes(data_config):
 
     def describe():
         with _quiet():
-            builder, _ = BUILDERS[data_config.name](data_config, root)
+            builder, _ = _builder(data_config, root)
             return builder.info
 
     info = describe()
@@ -329,10 +284,10 @@ def shapes(data_config):
 
 def _check_name(data_config):
     """Refuses a data set that does not exist."""
-    if data_config.name not in BUILDERS:
+    if data_config.name not in SOURCES:
         raise UsageError(
             f"config.data.name={data_config.name!r} is unknown; available: "
-            f"{', '.join(sorted([*BUILDERS, ARRAYS]))}"
+            f"{', '.join(sorted([*SOURCES, ARRAYS]))}"
         )
 
 
