@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mmvae_jax import distributions, inception, inception_weights, pictures
+from mmvae_jax import inception, inception_weights, pictures
 from mmvae_jax.data import Split, scaled
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics import (
@@ -29,7 +28,12 @@ from mmvae_jax.metrics import (
     matching,
     swd,
 )
-from mmvae_jax.metrics.inputs import EvaluationData, prior_examples, to_examples
+from mmvae_jax.metrics.inputs import (
+    EvaluationData,
+    conditional_means,
+    prior_examples,
+    to_examples,
+)
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 NUM_PRIOR_SAMPLES = 20
@@ -181,16 +185,15 @@ def draw_samples(
         examples = test.take(_one_of_each_class(test, source))
         batch = {name: scaled(x) for name, x in examples.leaves().items()}
         experts = model.encode(params, batch)
-        subset = jnp.arange(num_modalities) == model.modalities.index(source)
         draws = []
         for draw_index in range(NUM_CONDITIONAL_DRAWS):
             own = jax.random.fold_in(
                 conditional_key, i * NUM_CONDITIONAL_DRAWS + draw_index
             )
-            posterior_key, noise_key = jax.random.split(own)
-            posterior = model.posterior(params, experts, subset, posterior_key)
-            z = distributions.sample(posterior, noise_key)
-            draws.append(to_examples(test, model.decode(params, z))[target])
+            decoded = conditional_means(
+                model, params, experts, (source,), jax.random.split(own)
+            )
+            draws.append(to_examples(test, decoded)[target])
         conditional.append(pictures.Draws(target, source, examples, draws))
     return pictures.Samples(prior, conditional)
 

@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "inception": BASIS,
     "inception_weights": BASIS,
     "metrics": set(),
-    "metrics.inputs": BASIS | {"data", "tokens"},
+    "metrics.inputs": BASIS | {"distributions", "data", "tokens"},
     "metrics.fid": BASIS | {"data", "metrics.inputs", "metrics.frechet"},
     "metrics.captions": BASIS | {"distributions", "data", "tokens", "metrics.inputs"},
     "metrics.*": BASIS | {"distributions", "data", "metrics.inputs"},

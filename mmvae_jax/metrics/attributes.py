@@ -9,10 +9,10 @@ attribute, or names two values of it, is wrong.
 import jax
 import numpy as np
 
-from mmvae_jax import distributions
 from mmvae_jax.metrics.inputs import (
     EvaluationData,
     batches,
+    conditional_means,
     is_finite,
     observed_rows,
     prior_means,
@@ -111,11 +111,9 @@ def conditional_coherence(
         values = {a: data.test.attributes[a][start : start + num_valid] for a in names}
         start += num_valid
         for subset in subsets:
-            key, component_key, sample_key = jax.random.split(key, 3)
-            mask = np.array([m in subset for m in modalities])
-            posterior = model.posterior(params, experts, mask, component_key)
-            z = distributions.sample(posterior, sample_key)
-            read = _read(data, model.decode(params, z), num_valid)
+            key, *own_keys = jax.random.split(key, 3)
+            decoded = conditional_means(model, params, experts, subset, own_keys)
+            read = _read(data, decoded, num_valid)
             rows = np.all([observed[m] for m in subset], axis=0)
             counts[subset] += int(rows.sum())
             for (a, target), found in read.items():

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 from sacrebleu.metrics import BLEU
 
-from mmvae_jax import distributions, tokens
+from mmvae_jax import tokens
 from mmvae_jax.data import Split
 from mmvae_jax.metrics.inputs import (
     EvaluationData,
     batches,
     captions_of,
+    conditional_means,
     is_finite,
     prior_means,
     to_examples,
@@ -144,13 +145,12 @@ def given_others(
 ) -> list[str] | None:
     """A caption for every test example; None if the model is not finite."""
     texts: list[str] = []
-    mask = np.array([m != name for m in model.modalities])
+    others = [m for m in model.modalities if m != name]
     for batch, num_valid in batches(data.test, data.batch_size):
-        key, component_key, sample_key = jax.random.split(key, 3)
+        key, *own_keys = jax.random.split(key, 3)
         experts = model.encode(params, batch)
-        posterior = model.posterior(params, experts, mask, component_key)
-        z = distributions.sample(posterior, sample_key)
-        found = _texts(data, name, model.decode(params, z)[name], num_valid)
+        decoded = conditional_means(model, params, experts, others, own_keys)
+        found = _texts(data, name, decoded[name], num_valid)
         if found is None:
             return None
         texts += found

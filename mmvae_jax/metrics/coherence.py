@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from mmvae_jax import distributions
 from mmvae_jax.metrics.inputs import (
     EvaluationData,
     batches,
+    conditional_means,
     nan_if_not_finite,
     observed_rows,
     prior_means,
@@ -106,18 +106,16 @@ def conditional_coherence(
       included.
     """
     subsets = non_empty_subsets(model.modalities)
-    masks = [np.array([m in s for m in model.modalities]) for s in subsets]
     totals = {(s, m): 0.0 for s in subsets for m in model.modalities}
     counts = dict.fromkeys(subsets, 0)
     start = 0
     for batch, num_valid in batches(data.test, data.batch_size):
         experts = model.encode(params, batch)
         logits = {}
-        for subset, mask in zip(subsets, masks, strict=True):
-            key, component_key, sample_key = jax.random.split(key, 3)
-            posterior = model.posterior(params, experts, mask, component_key)
-            z = distributions.sample(posterior, sample_key)
-            for target, values in _classify(data, model.decode(params, z)).items():
+        for subset in subsets:
+            key, *own_keys = jax.random.split(key, 3)
+            decoded = conditional_means(model, params, experts, subset, own_keys)
+            for target, values in _classify(data, decoded).items():
                 logits[subset, target] = values
         labels = data.test.labels[start : start + num_valid]
         start += num_valid

@@ -9,7 +9,7 @@ in float64 numpy, because tens of thousands of float32 terms lose digits.
 Parameters that are not finite are a result, not an error: metrics return nan.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -17,10 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmvae_jax import distributions
 from mmvae_jax.data import Split, is_image, is_tokens, scaled
 from mmvae_jax.errors import UsageError
 from mmvae_jax.tokens import PAD, SPECIALS, until_eos
-from mmvae_jax.types import OBSERVED, Array, Batch, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import (
+    OBSERVED,
+    Array,
+    Batch,
+    Distribution,
+    MultimodalVAE,
+    Params,
+    PRNGKey,
+)
 
 
 class Classifier(NamedTuple):
@@ -130,6 +139,30 @@ def observed_rows(
     shape = (num_valid, len(modalities))
     observed = np.asarray(batch.get(OBSERVED, np.ones(shape, bool)))[:num_valid]
     return dict(zip(modalities, observed.T, strict=True))
+
+
+def conditional_means(
+    model: MultimodalVAE,
+    params: Params,
+    experts: Distribution,
+    subset: Collection[str],
+    keys: Sequence[PRNGKey],
+) -> dict[str, Array]:
+    """Likelihood means of all modalities given some, one draw for each example.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      experts: of its encoder.
+      subset: names of the modalities that are given.
+      keys: of the posterior's component and of the sample from it.
+
+    Returns:
+      Modality -> [B, ...].
+    """
+    mask = np.array([m in subset for m in model.modalities])
+    posterior = model.posterior(params, experts, mask, keys[0])
+    return model.decode(params, distributions.sample(posterior, keys[1]))
 
 
 def prior_examples(

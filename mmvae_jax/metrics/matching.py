@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmvae_jax.distributions import sample
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics.inputs import (
     EvaluationData,
     Matchers,
     batches,
+    conditional_means,
     nan_if_not_finite,
     prior_means,
     require_matchers,
@@ -273,12 +273,10 @@ def conditional_features(
         experts = model.encode(params, batch)
         found = {}
         for subset in subsets:
-            key, component_key, sample_key = jax.random.split(key, 3)
-            mask = np.array([m in subset for m in modalities])
-            posterior = model.posterior(params, experts, mask, component_key)
-            z = sample(posterior, sample_key)
+            key, *own_keys = jax.random.split(key, 3)
+            decoded = conditional_means(model, params, experts, subset, own_keys)
             outside = [m for m in modalities if m not in subset]
-            features = _embed(data, matchers, model.decode(params, z), outside)
+            features = _embed(data, matchers, decoded, outside)
             found |= {(subset, target): x for target, x in features.items()}
         for pair, features in jax.device_get(found).items():
             parts[pair].append(features[:num_valid])
