@@ -1,24 +1,34 @@
 """How a dense layer, a convolution and its transpose are executed.
 
 The only place that decides it. A strided convolution and a transposed
-convolution exist in two forms with the same parameters and the same values:
+convolution exist in three forms with the same parameters and the same values:
 
 "lax"     XLA's convolution. Under vmap over weights (a sweep) it becomes a
-          grouped convolution, and inside a loop on CPU it loses its fast kernel.
-"matmul"  the taps as strided slices and one matrix product. As fast alone, and
-          fast under vmap, scan and map; for a stride of 1 it would move k*k
-          times the bytes, so there it is not used.
+          grouped convolution, and inside a loop on CPU the gradient of its kernel
+          is a hundred times slower than outside.
+"matmul"  the taps as strided slices and one matrix product. Fast under vmap, scan
+          and map; for a stride of 1 it would move k*k times the bytes, so there it
+          is not used.
+"mixed"   what spreads an input over its taps (the transposed layer, and the
+          derivative of the other one in its input) as XLA's convolution, which is
+          fast in loops too, and the rest as matrix products: the fastest on CPUs,
+          unless members are mapped by vmap.
+"auto"    "mixed" on CPUs, "matmul" elsewhere.
 """
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmvae_jax.errors import UsageError
 from mmvae_jax.types import Array
 
-FORMS = ("matmul", "lax")
+NHWC = ("NHWC", "HWIO", "NHWC")
+FORMS = ("auto", "matmul", "lax", "mixed")
 
 
 def fan_in_uniform(fan_in: int):
@@ -52,14 +62,14 @@ class StridedConv(nn.Module):
       kernel_size: k, 3 or 4.
       axes: those that are halved; along the other one k and the stride are 1.
       use_bias: whether it has one.
-      form: "matmul" or "lax" (module docstring).
+      form: one of FORMS (module docstring).
     """
 
     features: int
     kernel_size: int = 3
     axes: tuple[int, ...] = (1, 2)
     use_bias: bool = True
-    form: str = "matmul"
+    form: str = "auto"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -69,26 +79,16 @@ class StridedConv(nn.Module):
         init = fan_in_uniform(math.prod(window) * channels)
         kernel = self.param("kernel", init, (*window, channels, self.features))
         bias = self.param("bias", init, (self.features,)) if self.use_bias else 0.0
-        out_size = [math.ceil(n / s) for n, s in zip(sizes, strides, strict=True)]
-        padding = []
-        for k, s, n, o in zip(window, strides, sizes, out_size, strict=True):
-            low = (k - 1) // 2
-            # Enough zeros at the far side for the last output's taps.
-            padding.append((low, max(0, s * (o - 1) + k - low - n)))
-        if self.form == "lax":
-            y = jax.lax.conv_general_dilated(
-                x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            return y + bias
-        x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
-        spans = [s * (o - 1) + 1 for s, o in zip(strides, out_size, strict=True)]
-        taps = [
-            x[:, i : i + spans[0] : strides[0], j : j + spans[1] : strides[1]]
-            for i in range(window[0])
-            for j in range(window[1])
-        ]
-        patches = jnp.concatenate(taps, axis=-1)
-        return patches @ kernel.reshape(-1, self.features) + bias
+        form = choose_form(self.form)
+        if form == "matmul":
+            return _conv_by_matmul(x, kernel, strides) + bias
+        if form == "mixed":
+            return _mixed_conv(x, kernel, strides, sizes) + bias
+        padding = _padding(window, strides, sizes)
+        y = jax.lax.conv_general_dilated(
+            x, kernel, strides, padding, dimension_numbers=NHWC
+        )
+        return y + bias
 
 
 class StridedConvTranspose(nn.Module):
@@ -101,7 +101,7 @@ class StridedConvTranspose(nn.Module):
       kernel_size: k, 3 or 4.
       axes: those that are doubled; along the other one k and the stride are 1.
       use_bias: whether it has one.
-      form: "matmul" or "lax" (module docstring).
+      form: one of FORMS (module docstring).
     """
 
     features: int
@@ -109,7 +109,7 @@ class StridedConvTranspose(nn.Module):
     kernel_size: int = 3
     axes: tuple[int, ...] = (1, 2)
     use_bias: bool = True
-    form: str = "matmul"
+    form: str = "auto"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -126,26 +126,133 @@ class StridedConvTranspose(nn.Module):
         init = fan_in_uniform(math.prod(window) * self.features)
         kernel = self.param("kernel", init, (*window, channels, self.features))
         bias = self.param("bias", init, (self.features,)) if self.use_bias else 0.0
-        if self.form == "lax":
-            # Output o = 2 i + k - 1 of input i and tap k; dilating the input and
-            # flipping the taps turns this into a plain convolution.
-            y = jax.lax.conv_general_dilated(
-                x,
-                kernel[::-1, ::-1],
-                (1, 1),
-                [
-                    (k - s, o - s * n + 2 * s - 2)
-                    for k, s, n, o in zip(window, strides, sizes, out_size, strict=True)
-                ],
-                lhs_dilation=strides,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-            return y + bias
+        form = choose_form(self.form)
+        if form != "matmul":
+            spread = _spread if form == "lax" else _mixed_transpose
+            return spread(x, kernel, strides, out_size) + bias
         taps = x @ kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
         y = taps.reshape(*x.shape[:3], *window, self.features)
         for axis in (1, 2):
             y = _overlap_add(y, axis, 3) if axis in self.axes else jnp.squeeze(y, 3)
         return y[:, : out_size[0], : out_size[1]] + bias
+
+
+def choose_form(form: str) -> str:
+    """The form of a layer here: "auto" is decided by the backend.
+
+    Raises:
+      UsageError: it is none of FORMS.
+    """
+    if form not in FORMS:
+        raise UsageError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
+    if form != "auto":
+        return form
+    return "mixed" if jax.default_backend() == "cpu" else "matmul"
+
+
+def _padding(
+    window: Sequence[int], strides: Sequence[int], sizes: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Zeros before and after: enough for the taps of output ceil(size / stride)."""
+    lows = [(k - 1) // 2 for k in window]
+    return [
+        (low, max(0, s * (math.ceil(n / s) - 1) + k - low - n))
+        for low, k, s, n in zip(lows, window, strides, sizes, strict=True)
+    ]
+
+
+def _patches(x: Array, window: Sequence[int], strides: Sequence[int]) -> Array:
+    """The taps of every output: [B, H, W, C] to [B, h, w, k * k * C]."""
+    padding = _padding(window, strides, x.shape[1:3])
+    x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
+    ends = [n - k + 1 for n, k in zip(x.shape[1:3], window, strict=True)]
+    taps = [
+        x[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]]
+        for i in range(window[0])
+        for j in range(window[1])
+    ]
+    return jnp.concatenate(taps, axis=-1)
+
+
+def _conv_by_matmul(x, kernel, strides):
+    """A strided convolution with kernel [k, k, C, F]."""
+    patches = _patches(x, kernel.shape[:2], strides)
+    return patches @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _spread(x, kernel, strides, out_size):
+    """The transposed convolution with kernel [k, k, C, F]: output 2 i + k - 1.
+
+    Dilating the input and flipping the taps turns it into a plain convolution.
+    """
+    padding = [
+        (k - 1 - (k - 1) // 2 if s > 1 else 0, o - s * n + 2 * s - 2 if s > 1 else 0)
+        for k, s, n, o in zip(
+            kernel.shape[:2], strides, x.shape[1:3], out_size, strict=True
+        )
+    ]
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel[::-1, ::-1],
+        (1, 1),
+        padding,
+        lhs_dilation=strides,
+        dimension_numbers=NHWC,
+    )
+
+
+def _kernel_gradient(patches: Array, g: Array) -> Array:
+    """patches [B, h, w, K] and g [B, h, w, F] to [K, F].
+
+    XLA copies the first operand of such a product transposed on CPUs: it should be
+    the narrower one.
+    """
+    axes = ((0, 1, 2), (0, 1, 2))
+    if patches.shape[-1] > g.shape[-1]:
+        return jax.lax.dot_general(g, patches, (axes, ((), ()))).T
+    return jax.lax.dot_general(patches, g, (axes, ((), ())))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _mixed_conv(x, kernel, strides, sizes):
+    """A strided convolution of x [B, *sizes, C] with kernel [k, k, C, F]."""
+    return _conv_by_matmul(x, kernel, strides)
+
+
+def _mixed_conv_fwd(x, kernel, strides, sizes):
+    patches = _patches(x, kernel.shape[:2], strides)
+    return patches @ kernel.reshape(-1, kernel.shape[-1]), (patches, kernel)
+
+
+def _mixed_conv_bwd(strides, sizes, residuals, g):
+    patches, kernel = residuals
+    dx = _spread(g, kernel.transpose(0, 1, 3, 2), strides, sizes)
+    return dx, _kernel_gradient(patches, g).reshape(kernel.shape)
+
+
+_mixed_conv.defvjp(_mixed_conv_fwd, _mixed_conv_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _mixed_transpose(x, kernel, strides, out_size):
+    """`_spread` whose derivatives are products with the patches of its output's."""
+    return _spread(x, kernel, strides, out_size)
+
+
+def _mixed_transpose_fwd(x, kernel, strides, out_size):
+    return _spread(x, kernel, strides, out_size), (x, kernel)
+
+
+def _mixed_transpose_bwd(strides, out_size, residuals, g):
+    x, kernel = residuals
+    patches = _patches(g, kernel.shape[:2], strides)
+    adjoint = kernel.transpose(0, 1, 3, 2)
+    dx = patches @ adjoint.reshape(-1, x.shape[-1])
+    gradient = _kernel_gradient(patches, x).reshape(adjoint.shape)
+    return dx, gradient.transpose(0, 1, 3, 2)
+
+
+_mixed_transpose.defvjp(_mixed_transpose_fwd, _mixed_transpose_bwd)
 
 
 def _window(

@@ -53,7 +53,7 @@ class ConvEncoder(nn.Module):
 
     latent_dim: int
     channels: tuple[int, ...] = (32, 64, 128)
-    form: str = "matmul"
+    form: str = "auto"
 
     @nn.compact
     def __call__(self, x: Array) -> Gaussian:
@@ -73,7 +73,7 @@ class ConvDecoder(nn.Module):
 
     shape: tuple[int, ...]
     channels: tuple[int, ...] = (32, 64, 128)
-    form: str = "matmul"
+    form: str = "auto"
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
@@ -248,7 +248,7 @@ class TextConvEncoder(nn.Module):
     latent_dim: int
     num_words: int
     channels: tuple[int, ...] = (32, 64, 128, 128, 128)
-    form: str = "matmul"
+    form: str = "auto"
 
     @nn.compact
     def __call__(self, x: Array) -> Gaussian:
@@ -290,7 +290,7 @@ class ConvClassifier(nn.Module):
     """The digit classifier published with PolyMNIST, dropout included."""
 
     num_classes: int
-    form: str = "matmul"
+    form: str = "auto"
 
     @nn.compact
     def __call__(self, x: Array, is_training: bool = False) -> tuple[Array, Array]:

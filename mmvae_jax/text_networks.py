@@ -57,7 +57,7 @@ class TextConvDecoder(nn.Module):
 
     shape: tuple[int, ...]
     channels: tuple[int, ...] = (32, 64, 128, 128, 128)
-    form: str = "matmul"
+    form: str = "auto"
 
     @nn.compact
     def __call__(self, z: Array) -> Array:

@@ -5,6 +5,7 @@ jit, vmap, map and loops over steps are applied to it. `fit` is the loop around
 it, for sweeps, resumed runs and classifiers alike.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -166,14 +167,14 @@ def choose_execution(
 ) -> Execution:
     """The one decision on how members are mapped and steps are grouped.
 
-    XLA's convolutions are tens of times slower inside a loop and under vmap on
-    CPU; everything else is fastest there one member after the other, and on
-    accelerators all members at once.
+    On CPU the gradients of XLA's convolutions in their kernels are a hundred times
+    slower inside a loop; everything else is fastest there one member after the
+    other, and on accelerators all members at once.
 
     Args:
       mapping: "auto" or one of `sweeps.MAPPINGS`.
       steps_per_call: 0 for automatic.
-      has_convolution: whether the step holds an XLA convolution.
+      has_convolution: whether the step holds a convolution that loops slow down.
       backend: "cpu", "gpu" or "tpu".
 
     Raises:
@@ -193,12 +194,17 @@ def choose_execution(
 
 
 def has_convolution(task: Task, hyper: Any, batch: Batch) -> bool:
-    """Whether the gradient of a task's loss holds an XLA convolution."""
+    """Whether the gradient of a task's loss holds a convolution that loops slow down.
+
+    On CPU those are the gradients of kernels as JAX writes them: convolutions
+    that take the channels for the batch (form "lax" of `layers`).
+    """
     key = jax.random.key(0)
     params = jax.eval_shape(task.init, key)
     gradient = jax.grad(task.loss, has_aux=True)
     jaxpr = jax.make_jaxpr(gradient)(params, hyper, key, batch)
-    return "conv_general_dilated" in str(jaxpr)
+    # The first number is the axis of the input that is taken for the batch.
+    return re.search(r"lhs_spec=\([1-9]", str(jaxpr)) is not None
 
 
 def compile_steps(task: Task, execution: Execution) -> Callable:

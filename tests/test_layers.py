@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmvae_jax import layers
+from mmvae_jax.errors import UsageError
 
 
 def normal(seed, *shape):
@@ -14,11 +15,11 @@ def normal(seed, *shape):
 
 
 def values_and_gradients(make, x):
-    """Outputs and gradients, with respect to parameters and input, of two forms."""
+    """Outputs and gradients, with respect to parameters and input, of all forms."""
     params = make("lax").init(jax.random.key(0), x)
 
     @jax.jit
-    def both(params, x):
+    def all_forms(params, x):
         def result(form):
             def loss(params, x):
                 y = make(form).apply(params, x)
@@ -28,9 +29,9 @@ def values_and_gradients(make, x):
             (_, y), gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
             return y, gradient
 
-        return result("matmul"), result("lax")
+        return [result(form) for form in ("matmul", "mixed", "lax")]
 
-    return both(params, x)
+    return all_forms(params, x)
 
 
 def assert_trees_close(one, other):
@@ -41,28 +42,30 @@ def assert_trees_close(one, other):
 
 @pytest.mark.parametrize("kernel_size", [3, 4])
 @pytest.mark.parametrize("size", [4, 5, 14, 15])
-def test_both_forms_of_the_convolution_agree(kernel_size, size):
+def test_the_forms_of_the_convolution_agree(kernel_size, size):
     def make(form):
         return layers.StridedConv(3, kernel_size, form=form)
 
-    ours, xla = values_and_gradients(make, normal(1, 2, size, size, 2))
-    assert ours[0].shape == (2, math.ceil(size / 2), math.ceil(size / 2), 3)
-    assert_trees_close(ours, xla)
+    *ours, xla = values_and_gradients(make, normal(1, 2, size, size, 2))
+    assert xla[0].shape == (2, math.ceil(size / 2), math.ceil(size / 2), 3)
+    for one in ours:
+        assert_trees_close(one, xla)
 
 
 @pytest.mark.parametrize(("size", "out_size"), [(2, 4), (3, 5), (7, 14), (8, 15)])
-def test_both_forms_of_the_transposed_convolution_agree(size, out_size):
+def test_the_forms_of_the_transposed_convolution_agree(size, out_size):
     def make(form):
         return layers.StridedConvTranspose(3, out_size, form=form)
 
-    ours, xla = values_and_gradients(make, normal(2, 2, size, size, 2))
-    assert ours[0].shape == (2, out_size, out_size, 3)
-    assert_trees_close(ours, xla)
+    *ours, xla = values_and_gradients(make, normal(2, 2, size, size, 2))
+    assert xla[0].shape == (2, out_size, out_size, 3)
+    for one in ours:
+        assert_trees_close(one, xla)
 
 
 @pytest.mark.parametrize("axes", [(1, 2), (2,)])
 @pytest.mark.parametrize("size", [5, 8])
-def test_both_forms_agree_for_four_taps_and_one_axis(axes, size):
+def test_the_forms_agree_for_four_taps_and_one_axis(axes, size):
     half = math.ceil(size / 2)
     small = (half if 1 in axes else size, half)
     options = {"kernel_size": 4, "axes": axes, "use_bias": False}
@@ -77,9 +80,10 @@ def test_both_forms_agree_for_four_taps_and_one_axis(axes, size):
         (conv, (size, size), small),
         (transpose, small, (size, size)),
     ):
-        ours, xla = values_and_gradients(make, normal(7, 2, *shape, 2))
-        assert ours[0].shape == (2, *expected, 3)
-        assert_trees_close(ours, xla)
+        *ours, xla = values_and_gradients(make, normal(7, 2, *shape, 2))
+        assert xla[0].shape == (2, *expected, 3)
+        for one in ours:
+            assert_trees_close(one, xla)
 
 
 @pytest.mark.parametrize("axes", [(1, 2), (2,)])
@@ -119,7 +123,7 @@ def test_the_convolution_by_its_definition(kernel_size):
 
 
 @pytest.mark.parametrize("size", [7, 8])
-@pytest.mark.parametrize("form", ["matmul", "lax"])
+@pytest.mark.parametrize("form", ["matmul", "mixed", "lax"])
 def test_the_transposed_convolution_is_the_adjoint(size, form):
     """<conv(x), y> = <x, transposed(y)> with the channels of the kernel swapped."""
     x, kernel = normal(4, 1, size, size, 2), normal(5, 3, 3, 2, 5)
@@ -147,6 +151,12 @@ def test_all_sizes():
             layers.StridedConvTranspose(1, size).init_with_output, key, y
         )
         assert back.shape == x.shape
+
+
+def test_an_unknown_form():
+    with pytest.raises(UsageError, match="unknown form 'gemm'; choose one of auto, "):
+        x = normal(1, 1, 4, 4, 1)
+        layers.StridedConv(2, form="gemm").init(jax.random.key(0), x)
 
 
 @pytest.mark.parametrize("out_size", [4, 7])
