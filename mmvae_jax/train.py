@@ -129,23 +129,48 @@ def train_step(
     if task.clip_norm:
         shrink = jnp.minimum(1.0, task.clip_norm / jnp.maximum(norm, 1e-30))
         gradient = jax.tree.map(lambda g: shrink * g, gradient)
-    direction, optimizer = optax.scale_by_adam().update(gradient, state.optimizer)
-    params = jax.tree.map(
-        lambda p, d: p - hyper.learning_rate * d, state.params, direction
-    )
-    kept_params, kept_optimizer = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old),
-        (params, optimizer),
-        (state.params, state.optimizer),
-    )
+    params, optimizer = _adam(state, gradient, hyper.learning_rate, finite)
     return TrainState(
         step=state.step + 1,
-        params=kept_params,
-        optimizer=kept_optimizer,
+        params=params,
+        optimizer=optimizer,
         finite=finite,
         totals={tag: state.totals[tag] + metrics[tag] for tag in state.totals},
         num_logged=state.num_logged + 1,
     )
+
+
+def _adam(
+    state: TrainState, gradient: Params, learning_rate: Array, finite: Array
+) -> tuple[Params, optax.OptState]:
+    """Parameters and moments after one step of Adam; the old ones unless `finite`.
+
+    The arithmetic and the state of `optax.scale_by_adam`. Taken apart because the
+    parameters have to be computed from the moments that are kept: computed from the
+    old ones again, as XLA would, those cannot be overwritten in place, and the
+    optimizer takes twice as long.
+    """
+
+    def kept(new, old):
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    b1, b2, epsilon = 0.9, 0.999, 1e-8
+    old = state.optimizer
+    new = optax.ScaleByAdamState(
+        count=optax.safe_increment(old.count),
+        mu=optax.tree.update_moment(gradient, old.mu, b1, 1),
+        nu=optax.tree.update_moment_per_elem_norm(gradient, old.nu, b2, 2),
+    )
+    new = jax.lax.optimization_barrier(kept(new, old))
+    mean = optax.tree.bias_correction(new.mu, b1, new.count)
+    square = optax.tree.bias_correction(new.nu, b2, new.count)
+    params = jax.tree.map(
+        lambda p, m, v: p - learning_rate * (m / (jnp.sqrt(v) + epsilon)),
+        state.params,
+        mean,
+        square,
+    )
+    return kept(params, state.params), new
 
 
 class Execution(NamedTuple):
