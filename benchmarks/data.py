@@ -8,8 +8,6 @@ the same work, only the files come out a little larger.
 
 import argparse
 import gzip
-import json
-import platform
 import resource
 import struct
 import tempfile
@@ -21,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tabulate import tabulate
 
+from benchmarks import reports
 from experiments import prepare
 from mmvae_jax import data
 
@@ -92,7 +91,7 @@ def measure(data_dir, digits_dir, translate_scale):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--digits_dir", help="folder with the idx files of MNIST")
-    parser.add_argument("--out", help="JSON file for the results")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         digits_dir = arguments.digits_dir or Path(folder) / "digits"
@@ -102,15 +101,8 @@ def main():
         rows = [measure(folder, digits_dir, scale) for scale in (1.0, 0.5)]
     shown = [{k: v for k, v in row.items() if k != "fingerprint"} for row in rows]
     print(tabulate(shown, headers="keys", floatfmt=".4g"))
-    if arguments.out:
-        report = {
-            "digits": "mnist" if arguments.digits_dir else "random",
-            "device": jax.devices()[0].device_kind,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "rows": rows,
-        }
-        Path(arguments.out).write_text(json.dumps(report, indent=2) + "\n")
+    digits = "mnist" if arguments.digits_dir else "random"
+    reports.write(arguments.out, "data", rows, digits=digits)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,6 @@ and joint coherence on as many samples as there are examples; batches of 500.
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
 import tempfile
 from pathlib import Path
@@ -21,7 +17,7 @@ import jax
 import numpy as np
 from tabulate import tabulate
 
-from benchmarks import peer, step
+from benchmarks import peer, reports, step
 from mmvae_jax import evaluate, networks
 from mmvae_jax.data import Split
 from mmvae_jax.metrics import coherence
@@ -75,17 +71,8 @@ def main():
     if reason is None:
         row["of the peer's time"] = row["seconds"] / row["peer"]
     print(tabulate([row], headers="keys", floatfmt=".3g"))
-    if options.out:
-        report = {
-            "command": f"python -m benchmarks.evaluation --examples {num} "
-            f"--turns {options.turns}",
-            "date": datetime.date.today().isoformat(),
-            "machine": f"{jax.devices()[0].device_kind}, {platform.machine()}, "
-            f"{os.cpu_count()} cores",
-            "versions": step.versions(),
-            "rows": [row],
-        }
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+    command = f"evaluation --examples {num} --turns {options.turns}"
+    reports.write(options.out, command, [row])
 
 
 if __name__ == "__main__":

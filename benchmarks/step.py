@@ -11,12 +11,7 @@ the extra `bench` the peer's column says what is not installed.
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from pathlib import Path
 
@@ -24,7 +19,7 @@ import jax
 import numpy as np
 from tabulate import tabulate
 
-from benchmarks import peer
+from benchmarks import peer, reports
 from configs import polymnist
 from mmvae_jax import models, sweeps, train
 from mmvae_jax.types import Hyper
@@ -50,8 +45,9 @@ def configure(name):
 class Ours:
     """One of our models, trained as `experiments.run` trains it."""
 
-    def __init__(self, name, images):
+    def __init__(self, name, images, form="auto"):
         config, beta = configure(name)
+        config.modality.network_options.form = form
         self.images = images
         self.shapes = {m: x.shape[1:] for m, x in images.items()}
         self.config = config
@@ -77,6 +73,12 @@ class Ours:
             params, batch, jax.random.key(0), self.hyper.beta[0]
         )
         return float(value)
+
+    def compiled(self, num):
+        """The program of up to `num` steps, as XLA compiled it."""
+        rows = np.zeros((self.execution.steps_per_call, BATCH), np.int32)
+        arguments = (self.state, self.hyper, self.keys, self.data, rows, num)
+        return self.program.lower(*arguments).compile()
 
     def steps(self, num):
         """`num` steps of the loop that users run."""
@@ -164,21 +166,6 @@ def measure(name, images, turns, num_steps):
     return row
 
 
-def versions():
-    """Versions of what was compared, and the commit."""
-    found = {"python": platform.python_version(), "jax": jax.__version__}
-    if peer.why_not() is None:
-        import multivae
-        import torch
-
-        found["torch"] = torch.__version__
-        found["multivae"] = getattr(multivae, "__version__", "1.0.3")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
-    return found | {"commit": commit.stdout.strip() or "unknown"}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=peer.MODELS, default=peer.MODELS)
@@ -199,17 +186,8 @@ def main():
     if {"mopoe", "mvae"} <= set(by_model):
         ratio = by_model["mopoe"]["seconds"] / by_model["mvae"]["seconds"]
         print(f"MoPoE takes {ratio:.2f} of MVAE's time")
-    if options.out:
-        report = {
-            "command": f"python -m benchmarks.step --models {' '.join(options.models)} "
-            f"--turns {options.turns} --steps {options.steps}",
-            "date": datetime.date.today().isoformat(),
-            "machine": f"{jax.devices()[0].device_kind}, {platform.machine()}, "
-            f"{os.cpu_count()} cores",
-            "versions": versions(),
-            "rows": rows,
-        }
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+    command = f"step --models {' '.join(options.models)} --turns {options.turns}"
+    reports.write(options.out, f"{command} --steps {options.steps}", rows)
 
 
 if __name__ == "__main__":

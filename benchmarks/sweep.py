@@ -10,9 +10,6 @@ processes they would compile K times, which the second ratio counts.
 """
 
 import argparse
-import datetime
-import json
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -21,6 +18,7 @@ import jax
 import numpy as np
 from tabulate import tabulate
 
+from benchmarks import reports
 from configs import polydigits, polymnist
 from mmvae_jax import models, sweeps, train
 
@@ -116,17 +114,11 @@ def main():
         f"{singles:.2f} s"
     )
     print(tabulate(rows, headers="keys", floatfmt=".3g"))
-    if options.out:
-        report = {
-            "command": f"python -m benchmarks.sweep --setting {options.setting} --arg "
-            f"{options.arg} --members {options.members} --steps {options.steps}",
-            "date": datetime.date.today().isoformat(),
-            "machine": f"{jax.devices()[0].device_kind}, {platform.machine()}",
-            "jax": jax.__version__,
-            "single_runs_seconds": singles,
-            "rows": rows,
-        }
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+    command = (
+        f"sweep --setting {options.setting} --arg {options.arg} "
+        f"--members {options.members} --steps {options.steps}"
+    )
+    reports.write(options.out, command, rows, single_runs_seconds=singles)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,61 @@
+"""What every benchmark writes: its rows, and what they were measured with."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+# Of these the version is told, if they are installed.
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "multivae")
+
+
+def write(
+    path: Path | None, command: str, rows: Sequence[Mapping], **more: Any
+) -> None:
+    """Writes a result file: command, date, machine, versions, commit, rows.
+
+    Args:
+      path: where; None: nowhere.
+      command: what measured it, after "python -m benchmarks.".
+      rows: of the table that was printed.
+      more: other fields.
+    """
+    if path is None:
+        return
+    report = {
+        "command": f"python -m benchmarks.{command}",
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": versions(),
+        **more,
+        "rows": rows,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def machine() -> str:
+    """The device and the host."""
+    device = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
+    return f"{device}, {platform.machine()}, {os.cpu_count()} cores"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and PACKAGES, and the commit."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    )
+    return found | {"commit": commit.stdout.strip() or "unknown"}
