@@ -12,7 +12,7 @@ RUN_STAMP := $(VENV)/run$(if $(EXTRAS),-$(EXTRAS)).stamp
 RUNS ?= runs
 SCALE ?= demo
 
-.PHONY: help setup demo figures test test-slow lint format bench clean
+.PHONY: help setup demo figures test test-slow lint format bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,11 +53,20 @@ format: $(VENV)/test.stamp  ## rewrite in the house style
 	$(BIN)/ruff format .
 
 bench: $(RUN_STAMP)  ## the CPU benchmarks; EXTRAS=bench: against MultiVae
-	$(BIN)/python -m benchmarks.step --turns 5 --steps 2 --out results/bench_step.json
+	$(BIN)/python -m benchmarks.step --turns 5 --steps 4 --out results/bench_step.json
+	$(BIN)/python -m benchmarks.profile --out results/bench_profile.json
+	$(BIN)/python -m benchmarks.sweep --setting polydigits --members 8 --steps 200 --turns 3 --mappings auto --out results/bench_sweep_polydigits.json
+	$(BIN)/python -m benchmarks.sweep --setting polymnist --members 8 --steps 4 --turns 2 --mappings auto --out results/bench_sweep_polymnist.json
+	$(BIN)/python -m benchmarks.growth --out results/bench_growth.json --plot docs/growth.png
 	$(BIN)/python -m benchmarks.evaluation --examples 500 --turns 1 --out results/bench_evaluation.json
-	$(BIN)/python -m benchmarks.sweep --setting polydigits --steps 200 --turns 3 --out results/bench_sweep_polydigits.json
-	$(BIN)/python -m benchmarks.sweep --setting polymnist --steps 4 --turns 2 --mappings auto --out results/bench_sweep_polymnist.json
 	$(BIN)/python -m benchmarks.data --out results/bench_data.json
+
+bench-gpu: $(RUN_STAMP)  ## the same on a GPU; EXTRAS=cuda12,bench
+	$(BIN)/python -m benchmarks.step --turns 5 --steps 200 --out results/bench_gpu_step.json
+	$(BIN)/python -m benchmarks.profile --form matmul --steps 100 --out results/bench_gpu_profile.json
+	$(BIN)/python -m benchmarks.sweep --setting polymnist --members 8 --steps 200 --turns 3 --out results/bench_gpu_sweep.json
+	$(BIN)/python -m benchmarks.growth --setting polymnist --steps 100 --out results/bench_gpu_growth.json --plot docs/growth_gpu.png
+	$(BIN)/python -m benchmarks.evaluation --examples 10000 --out results/bench_gpu_evaluation.json
 
 clean:  ## remove environments and caches, keep data and runs
 	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis build *.egg-info

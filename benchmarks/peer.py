@@ -9,6 +9,7 @@ same loss.
 import importlib.util
 import os
 
+import jax
 import numpy as np
 
 # Ours -> MultiVae's model, its config's fields, and its loss over ours.
@@ -41,13 +42,19 @@ class Peer:
 
         torch.set_num_threads(os.cpu_count())
         self.torch = torch
+        # Where ours are; what is asynchronous there is waited for in `steps`.
+        is_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+        self.device = torch.device("cuda" if is_gpu else "cpu")
         self.name, self.num_modalities = name, len(shapes)
         self.images = {
-            m: torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+            m: torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).to(
+                self.device
+            )
             for m, x in images.items()
         }
         self.model = _build(name, config, shapes)
         _copy(self.model, params)
+        self.model.to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=5e-4)
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
 
@@ -55,7 +62,7 @@ class Peer:
         """The loss of these examples, on our scale, a tensor."""
         from multivae.data.datasets.base import MultimodalBaseDataset
 
-        rows = self.torch.from_numpy(np.asarray(rows, np.int64))
+        rows = self.torch.from_numpy(np.asarray(rows, np.int64)).to(self.device)
         batch = {m: x[rows].float() / 255 for m, x in self.images.items()}
         # What warms up has done so.
         value = self.model(MultimodalBaseDataset(batch), epoch=1_000).loss
@@ -64,11 +71,14 @@ class Peer:
             value = value * (self.num_modalities + 1) / len(rows)
         return value
 
-    def step(self, rows):
-        """One step of Adam."""
-        self.optimizer.zero_grad()
-        self.loss(rows).backward()
-        self.optimizer.step()
+    def steps(self, picks):
+        """A step of Adam on each of these lists of examples."""
+        for rows in picks:
+            self.optimizer.zero_grad()
+            self.loss(rows).backward()
+            self.optimizer.step()
+        if self.device.type == "cuda":
+            self.torch.cuda.synchronize()
 
 
 def evaluator(peer, images, labels, batch_size, folder):

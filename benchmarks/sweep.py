@@ -66,7 +66,22 @@ def build(config, members, mapping):
         jax.block_until_ready(state)
         return time.perf_counter() - start
 
+    def megabytes():
+        """What the program needs beside the data."""
+        size = config.train.batch_size
+        rows = np.zeros((execution.steps_per_call, size), np.int32)
+        lowered = program.lower(state, hyper, keys, data, rows, 1)
+        found = lowered.compile().memory_analysis()
+        whole = (
+            found.argument_size_in_bytes
+            + found.output_size_in_bytes
+            + found.temp_size_in_bytes
+            - found.alias_size_in_bytes
+        )
+        return (whole - sum(x.nbytes for x in data.values())) / 1e6
+
     advance.program = program
+    advance.megabytes = megabytes
     return advance
 
 

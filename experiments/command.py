@@ -30,7 +30,7 @@ def run(main: Callable[[], int | None], argument: str = "") -> None:
     """
     # Libraries log every file they open; a flag (--verbosity=0) brings it back.
     logging.set_verbosity(logging.WARNING)
-    _keep_programs()
+    keep_programs()
     parse = partial(_parse, argument=argument)
     app.run(lambda argv: sys.exit(_guarded(main)), flags_parser=parse)
 
@@ -46,7 +46,7 @@ def define_config(default: str) -> None:
         sys.exit(_report(error, 2))
 
 
-def _keep_programs() -> None:
+def keep_programs() -> None:
     """Keeps compiled programs in a per-user directory, unless the user chose one.
 
     A sweep that is taken up, or one of the same networks on other data, then starts
