@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax.errors import UsageError
-from mmvae_jax.types import Hyper, PRNGKey
+from mmvae_jax.types import Array, Hyper, PRNGKey
 
 MAPPINGS = ("vmap", "map", "unroll")
 
@@ -90,7 +90,8 @@ def member(tree: Any, index: int) -> Any:
 def map_members(fn: Callable, mapping: str, num_shared: int) -> Callable:
     """Maps a function of one member over the leading axis of K.
 
-    The last `num_shared` arguments are shared by all members (data, batches).
+    The last `num_shared` arguments are shared by all members (data, batches). With
+    "map" a first output that is like the first argument takes its place.
 
     Args:
       fn: function of one member.
@@ -116,9 +117,39 @@ def map_members(fn: Callable, mapping: str, num_shared: int) -> Callable:
             axes = (0,) * len(own) + (None,) * len(shared)
             return jax.vmap(fn, in_axes=axes)(*own, *shared)
         if mapping == "map":
-            return jax.lax.map(lambda one: fn(*one, *shared), own)
+            return _one_by_one(fn, own, shared)
         num_members = jax.tree.leaves(own)[0].shape[0]
         outputs = [fn(*member(own, k), *shared) for k in range(num_members)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
     return mapped
+
+
+def _one_by_one(fn: Callable, own: tuple, shared: tuple) -> Any:
+    """The mapping "map": `jax.lax.map`, but for the first argument's memory.
+
+    A state is written where it was read: lax.map would hold those of all members
+    twice.
+    """
+    first = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), own
+    )
+    outputs = jax.eval_shape(fn, *first, *shared)
+    num_members = jax.tree.leaves(own)[0].shape[0]
+    results = jax.tree.map(
+        lambda leaf: jnp.zeros((num_members, *leaf.shape), leaf.dtype), outputs
+    )
+    is_replaced = isinstance(outputs, tuple) and outputs[0] == first[0]
+    if is_replaced:
+        results = (own[0], *results[1:])
+
+    def body(k: Array, results: Any) -> Any:
+        arguments = (results[0], *own[1:]) if is_replaced else own
+        one = member(arguments, k)
+        return jax.tree.map(
+            lambda all_members, new: all_members.at[k].set(new),
+            results,
+            fn(*one, *shared),
+        )
+
+    return jax.lax.fori_loop(0, num_members, body, results)

@@ -119,3 +119,22 @@ def test_all_mappings_equal_members_one_by_one(mapping):
             sweeps.member(result, k),
             expected,
         )
+
+
+def test_one_after_the_other_every_state_is_held_once():
+    num, size = 8, 1 << 16
+
+    def steps(state, scale, num_steps):
+        new = jax.lax.fori_loop(0, num_steps, lambda i, x: jnp.sin(x) * scale, state)
+        return new, jnp.sum(new)
+
+    mapped = jax.jit(sweeps.map_members(steps, "map", 2), donate_argnums=0)
+    state = jax.ShapeDtypeStruct((num, size), jnp.float32)
+    found = mapped.lower(state, 2.0, 3).compile().memory_analysis()
+    # A few members' arrays beside the states, which are overwritten.
+    assert found.alias_size_in_bytes == 4 * num * size
+    assert found.temp_size_in_bytes < 4 * 4 * size
+    values = jnp.arange(12.0).reshape(3, 4)
+    new, sums = mapped(jnp.copy(values), 2.0, 1)
+    np.testing.assert_allclose(new, np.sin(values) * 2, rtol=1e-6)
+    np.testing.assert_allclose(sums, np.sum(new, axis=1), rtol=1e-6)
