@@ -52,7 +52,7 @@ class TrainState(NamedTuple):
       step: int32 [], steps taken.
       params: the model's parameters.
       optimizer: state of Adam.
-      finite: bool [], False from the first non-finite loss or gradient on.
+      finite: bool [], False from the first non-finite loss, gradient or step on.
       totals: tag -> float32 [], sums since the last logged step.
       num_logged: int32 [], number of steps in `totals`.
     """
@@ -104,8 +104,8 @@ def train_step(
 ) -> TrainState:
     """One step of Adam for one member: pure, not jitted, not mapped.
 
-    A member whose loss or gradient is not finite keeps the parameters it had and
-    stays so: later steps leave it alone.
+    A member whose loss, gradient or next parameters are not finite keeps the
+    parameters it had, which are, and stays so: later steps leave it alone.
 
     Args:
       task: what is trained.
@@ -132,6 +132,8 @@ def train_step(
     params = jax.tree.map(
         lambda p, d: p - hyper.learning_rate * d, state.params, direction
     )
+    for leaf in jax.tree.leaves(params):
+        finite &= jnp.all(jnp.isfinite(leaf))
     kept_params, kept_optimizer = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
         (params, optimizer),
