@@ -9,6 +9,7 @@ the newest few are kept.
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import warnings
@@ -34,6 +35,7 @@ def open_checkpoints(directory: str | Path, num_kept: int) -> ocp.CheckpointMana
       directory: where they are.
       num_kept: how many of the newest ones to keep, at least 1.
     """
+    logging.getLogger("absl").addFilter(_is_not_raised_too)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=num_kept, enable_async_checkpointing=True
     )
@@ -126,6 +128,11 @@ def close(checkpoints: ocp.CheckpointManager) -> None:
     with _full_disk_named(checkpoints):
         checkpoints.wait_until_finished()
         checkpoints.close()
+
+
+def _is_not_raised_too(record: logging.LogRecord) -> bool:
+    """Leaves out what orbax logs, a full traceback a thread, and raises as well."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _unfinished(checkpoints) -> list[Path]:

@@ -31,7 +31,7 @@ CACHE_OPTIONS = {
 # to die at a certain point, and a signal that it is sent when it has used so many
 # seconds of processor time: a moment that does not depend on how busy the machine is.
 DRIVER = """
-import json, os, runpy, sys, time, traceback
+import json, os, runpy, signal, sys, time, traceback
 from experiments import command, prepare, terminal, workdirs
 from mmvae_jax import checkpoints, classifiers, evaluate, models, train, writers
 sys.path.insert(0, str(prepare.DATASETS))
@@ -41,6 +41,7 @@ def child(job):
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.argv = ["experiments.run", *job["flags"]]
+    signal.alarm(900)  # or a test could wait for ever
     code = 0
     try:
         exec(job["first"], {})
@@ -57,14 +58,14 @@ def child(job):
 def used(process):
     return time.clock_gettime((~process << 3) | 2)  # the process's clock on Linux
 
-def finish(process, signal=0, seconds=0.0):
+def finish(process, number=0, seconds=0.0):
     sent = None
-    while sent is None and signal:
+    while sent is None and number:
         done, status = os.waitpid(process, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status), None
         if used(process) >= seconds:
-            os.kill(process, signal)
+            os.kill(process, number)
             sent = used(process)
         time.sleep(0.001)
     _, status, usage = os.wait4(process, 0)
@@ -135,6 +136,45 @@ def smoke_config(data_dir):
 @pytest.fixture(scope="session")
 def dataset(smoke_config):
     return data.load(prepare.prepare(smoke_config().data))
+
+
+class Server:
+    """A process that has imported everything and forks into runs."""
+
+    def __init__(self, folder, environment, prefix=()):
+        self._folder, self._num = folder, 0
+        self._process = subprocess.Popen(
+            [*prefix, sys.executable, "-c", DRIVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        )
+
+    def begin(self, flags, first="", at=()):
+        """Starts a run that is sent a signal, at=(signal, seconds), or none."""
+        self._num += 1
+        streams = {x: str(self._folder / f"{self._num}.{x}") for x in STREAMS}
+        job = {"flags": flags, "first": first, "signal": at, **streams}
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        self._streams = streams
+
+    def end(self):
+        """Waits for it: its outcome, and the seconds it used (after the signal)."""
+        code, seconds = json.loads(self._process.stdout.readline())
+        texts = (Path(self._streams[x]).read_text() for x in STREAMS)
+        return Outcome(code, *texts), seconds
+
+    def start(self, *arguments):
+        """Both."""
+        self.begin(*arguments)
+        return self.end()
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait()
 
 
 class Finished(NamedTuple):
@@ -228,6 +268,20 @@ def commands(data_dir, cache, tmp_path_factory):
         ]
 
     return run_all
+
+
+@pytest.fixture(scope="session")
+def make_server(cache, tmp_path_factory):
+    """(command to start it with) -> Server; closed at the end."""
+    servers = []
+
+    def build(prefix=()):
+        servers.append(Server(tmp_path_factory.mktemp("outputs"), cache, prefix))
+        return servers[-1]
+
+    yield build
+    for server in servers:
+        server.close()
 
 
 @pytest.fixture(scope="session")

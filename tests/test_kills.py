@@ -7,7 +7,6 @@ seeds.
 """
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -20,7 +19,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from run_fixtures import DRIVER, ROOT, STREAMS, Outcome
 
 pytest_plugins = ("run_fixtures",)
 pytestmark = [
@@ -51,6 +49,7 @@ def count(event, arguments):
         threading.Timer({delay}, kill).start() if {delay} else kill()
 sys.addaudithook(count)
 """
+ROOT = Path(__file__).resolve().parents[1]
 KILLED = -signal.SIGKILL
 # Seconds of processor time before which a process may not have begun to catch signals.
 FIRST_SECONDS = 0.5
@@ -63,45 +62,6 @@ CHAINS = [
     ("workdir", 1),
     ("data", 0),
 ]
-
-
-class Server:
-    """A process that has imported everything and forks into runs."""
-
-    def __init__(self, folder, environment, prefix=()):
-        self._folder, self._num = folder, 0
-        self._process = subprocess.Popen(
-            [*prefix, sys.executable, "-c", DRIVER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        )
-
-    def begin(self, flags, first="", at=()):
-        """Starts a run that is sent a signal, at=(signal, seconds), or none."""
-        self._num += 1
-        streams = {x: str(self._folder / f"{self._num}.{x}") for x in STREAMS}
-        job = {"flags": flags, "first": first, "signal": at, **streams}
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        self._streams = streams
-
-    def end(self):
-        """Waits for it: its outcome, and the seconds it used (after the signal)."""
-        code, seconds = json.loads(self._process.stdout.readline())
-        texts = (Path(self._streams[x]).read_text() for x in STREAMS)
-        return Outcome(code, *texts), seconds
-
-    def start(self, *arguments):
-        """Both."""
-        self.begin(*arguments)
-        return self.end()
-
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait()
 
 
 def flags_of(workdir, data_dir):
@@ -118,10 +78,8 @@ def flags_of(workdir, data_dir):
 
 
 @pytest.fixture(scope="module")
-def server(cache, tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("outputs"), cache)
-    yield server
-    server.close()
+def server(make_server):
+    return make_server()
 
 
 class Unbroken(NamedTuple):
@@ -290,22 +248,20 @@ os._exit = copy_and_leave
 """
 
 
-def test_a_full_disk_ends_in_one_line(cache, unbroken, assert_same_end, tmp_path):
+def test_a_full_disk_ends_in_one_line(make_server, unbroken, assert_same_end, tmp_path):
     """A disk of 1.3 MB, on which there is room for two checkpoints."""
     disk, copies = tmp_path / "disk", [tmp_path / "full", tmp_path / "room"]
     mount = f"mount -t tmpfs -o size=1300k none {disk}"
     prefix = ["unshare", "--map-root-user", "--mount", "sh", "-c", f'{mount} && "$@"']
-    (tmp_path / "outputs").mkdir()
     disk.mkdir()
     if subprocess.run([*prefix, "sh", "true"], capture_output=True).returncode:
         pytest.skip("a small disk cannot be mounted here")
-    server = Server(tmp_path / "outputs", cache, [*prefix, "sh"])
+    server = make_server([*prefix, "sh"])
     flags = flags_of(disk / "run", unbroken.data_dir)
     outcomes = [
         server.start(flags, first + COPY.format(disk=str(disk), copy=str(copy)))[0]
         for copy, first in zip(copies, ("", ROOM.format(disk=disk)), strict=True)
     ]
-    server.close()
     full, room = outcomes
     assert full.code == 1, full.stderr
     lines = [line for line in full.stderr.splitlines() if "rror" in line]
