@@ -43,8 +43,37 @@ from mmvae_jax.metrics.inputs import EvaluationData, Matchers
 from mmvae_jax.types import Hyper, MultimodalVAE, PRNGKey
 
 
-class Stopped(Exception):
-    """A signal arrived; everything worth keeping has been saved."""
+class Stopped(BaseException):
+    """A signal arrived; everything worth keeping has been saved.
+
+    Like KeyboardInterrupt no Exception: it may be raised anywhere, and whoever
+    catches what goes wrong must not take it for that.
+    """
+
+
+class Signals(list):
+    """The numbers of the signals received so far; not empty means stop.
+
+    Attributes:
+      is_at_once: whether a signal raises Stopped where it arrives.
+    """
+
+    is_at_once = False
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """For what may take long while there is nothing that is not saved.
+
+        Raises:
+          Stopped: a signal arrives, or has arrived.
+        """
+        self.is_at_once = True
+        try:
+            if self:
+                raise Stopped
+            yield
+        finally:
+            self.is_at_once = False
 
 
 class Sweep(NamedTuple):
@@ -74,7 +103,7 @@ class Sweep(NamedTuple):
     hyper: Hyper
     keys: PRNGKey
     execution: train.Execution
-    stop: list[int]
+    stop: Signals
     is_over: threading.Event
 
 
@@ -102,8 +131,9 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
             start = time.perf_counter()
             with caught_signals() as stop:
                 try:
-                    sweep = build(config, members, stop)
-                    workdirs.record(workdir, config)
+                    with stop.at_once():
+                        sweep = build(config, members, stop)
+                        workdirs.record(workdir, config)
                     results, finite = run(sweep, metrics, workdir)
                 except Stopped:
                     name = signal.Signals(stop[0]).name
@@ -160,7 +190,7 @@ def check(config: Any) -> None:
                 )
 
 
-def build(config: Any, members: Sequence[sweeps.Member], stop: list[int]) -> Sweep:
+def build(config: Any, members: Sequence[sweeps.Member], stop: Signals) -> Sweep:
     """Loads (and if need be prepares) the data and builds the model."""
     complete = prepare.load(config.data)
     dataset = prepare.reduce(complete, config.data)
@@ -227,7 +257,8 @@ def run(
     settings = sweep.config.train
     examples = sweep.dataset.train.leaves()
     first = {m: x[: settings.batch_size] for m, x in examples.items()}
-    state = train.init_states(sweep.task, sweep.hyper, sweep.keys, first)
+    with sweep.stop.at_once():
+        state = train.init_states(sweep.task, sweep.hyper, sweep.keys, first)
     with contextlib.ExitStack() as stack:
         saved = checkpoints.open_checkpoints(
             workdir / "checkpoints", settings.checkpoints_kept
@@ -243,6 +274,7 @@ def run(
         if step == 0:
             writer.write_hparams(sweep.config.to_dict())
         evaluator = make_evaluator(sweep, metrics, writer)
+        finite = np.array(state.finite)
         is_due = settings.eval_every_steps and step % settings.eval_every_steps == 0
         if 0 < step < settings.num_steps and is_due:
             evaluator(step, state)
@@ -261,7 +293,7 @@ def run(
             batch_size=settings.batch_size,
             data_seed=settings.data_seed,
             execution=sweep.execution,
-            events=make_events(sweep, writer, bar, saved, evaluator),
+            events=make_events(sweep, writer, bar, saved, evaluator, finite),
         )
         bar.close()
         checkpoints.save(saved, int(state.step[0]), state)
@@ -271,9 +303,16 @@ def run(
         return results, np.asarray(state.finite)
 
 
-def make_events(sweep: Sweep, writer, bar, saved, evaluator) -> train.Events:
-    """What the train loop calls: the log, the progress bar, checkpoints, metrics."""
-    reported: set[int] = set()
+def make_events(
+    sweep: Sweep, writer, bar, saved, evaluator, finite: np.ndarray
+) -> train.Events:
+    """What the train loop calls: the log, the progress bar, checkpoints, metrics.
+
+    `finite`, bool [K], is False for members that an earlier process has reported.
+    """
+    reported = set(np.flatnonzero(~finite).tolist())
+    if not finite.any():
+        sweep.is_over.set()
 
     def log(step: int, metrics: dict, finite: np.ndarray) -> None:
         scalars = [
@@ -301,6 +340,7 @@ def make_events(sweep: Sweep, writer, bar, saved, evaluator) -> train.Events:
         # Stopped within an evaluation: the loop ends by itself, and what it has
         # reached is saved. The evaluation is taken up by the resumed run.
         if step < settings.num_steps:
+            checkpoints.save(saved, step, state)  # an evaluation may take long
             with contextlib.suppress(Stopped):
                 evaluator(step, state)
 
@@ -327,6 +367,10 @@ def make_evaluator(sweep: Sweep, metrics: dict[str, Callable], writer) -> Callab
     trained: list = []  # classifiers, matchers and readers, once there are any
 
     def evaluator(step: int, state: train.TrainState) -> list[dict[str, float]]:
+        with sweep.stop.at_once():
+            return evaluate_all(step, state)
+
+    def evaluate_all(step: int, state: train.TrainState) -> list[dict[str, float]]:
         if not trained:
             found = (get_classifiers, get_matchers, get_readers)
             trained.extend([get(sweep, metrics) for get in found])
@@ -347,8 +391,6 @@ def make_evaluator(sweep: Sweep, metrics: dict[str, Callable], writer) -> Callab
         with terminal.steps(total, f"evaluation at step {step}") as bar:
 
             def announce(name: str) -> None:
-                if sweep.stop:
-                    raise Stopped
                 bar.set_postfix_str(name)
                 bar.update()
 
@@ -455,15 +497,19 @@ def summarise(
 
 
 @contextlib.contextmanager
-def caught_signals() -> Iterator[list[int]]:
+def caught_signals() -> Iterator[Signals]:
     """Collects SIGINT and SIGTERM in the list given; a second one ends at once."""
-    received: list[int] = []
+    received = Signals()
 
     def handle(number: int, frame: Any) -> None:
         del frame
         received.append(number)
-        terminal.say(f"{signal.Signals(number).name}: saving, then stopping")
         signal.signal(number, signal.SIG_DFL)
+        # A signal may come while a line is printed, and two at a time cannot be.
+        with contextlib.suppress(RuntimeError):
+            terminal.say(f"{signal.Signals(number).name}: saving, then stopping")
+        if received.is_at_once:
+            raise Stopped
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, handle) for number in numbers}

@@ -10,6 +10,9 @@ from typing import Any
 from mmvae_jax import writers
 from mmvae_jax.errors import UsageError
 
+# What a run that was killed before it had its config.json may have left.
+_BEFORE_CONFIG = (".lock", "config.partial")
+
 
 @contextlib.contextmanager
 def claimed(workdir: Path, config: Any) -> Iterator[None]:
@@ -24,8 +27,8 @@ def claimed(workdir: Path, config: Any) -> Iterator[None]:
         another process, or cannot be created.
     """
     path = workdir / "config.json"
-    if workdir.is_dir() and any(workdir.iterdir()) and not path.exists():
-        if any(item.name != ".lock" for item in workdir.iterdir()):
+    if workdir.is_dir() and not path.exists():
+        if any(item.name not in _BEFORE_CONFIG for item in workdir.iterdir()):
             raise UsageError(
                 f"{workdir} holds files that are no run; choose another --workdir"
             )

@@ -9,7 +9,9 @@ the newest few are kept.
 import contextlib
 import errno
 import hashlib
+import logging
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ def open_checkpoints(directory: str | Path, num_kept: int) -> ocp.CheckpointMana
       directory: where they are.
       num_kept: how many of the newest ones to keep, at least 1.
     """
+    logging.getLogger("absl").addFilter(_is_not_raised_too)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=num_kept, enable_async_checkpointing=True
     )
@@ -70,12 +73,15 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | 
 
     Returns:
       (step, state), or None if there is no checkpoint. A damaged one is passed
-      over with a warning, and kept under the name STEP.damaged.
+      over with a warning, and kept under the name STEP.damaged. One that was being
+      written when the process died is passed over likewise, and removed once there
+      is another to go on from.
 
     Raises:
       UsageError: a checkpoint holds arrays of other names or shapes, or none of
         the existing ones can be read.
     """
+    unfinished = _unfinished(checkpoints)
     steps = sorted(checkpoints.all_steps(), reverse=True)
     template = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
@@ -102,6 +108,8 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | 
             content = checkpoints.restore(step, args=ocp.args.StandardRestore(template))
             if not np.array_equal(_digest(content["state"]), content["digest"]):
                 raise ValueError("its content is not what was saved")
+            for folder in unfinished:
+                shutil.rmtree(folder, ignore_errors=True)
             return step, content["state"]
         except _NOT_DAMAGE:
             raise
@@ -122,17 +130,36 @@ def close(checkpoints: ocp.CheckpointManager) -> None:
         checkpoints.close()
 
 
+def _is_not_raised_too(record: logging.LogRecord) -> bool:
+    """Leaves out what orbax logs, a full traceback a thread, and raises as well."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _unfinished(checkpoints) -> list[Path]:
+    """The folders of saves that a kill or a full disk cut off; says so."""
+    pattern = f"*{ocp.utils.TMP_DIR_SUFFIX}*"
+    folders = sorted(Path(checkpoints.directory).glob(pattern))
+    for folder in folders:
+        step = folder.name.partition(ocp.utils.TMP_DIR_SUFFIX)[0]
+        warnings.warn(
+            f"checkpoint {step} in {checkpoints.directory} was never finished; it is "
+            "passed over",
+            stacklevel=3,
+        )
+    return folders
+
+
 @contextlib.contextmanager
 def _full_disk_named(checkpoints):
     """Turns what orbax raises for a full disk into the error of the system."""
     try:
         yield
     except ValueError as error:
-        if "No space left" not in str(error):
-            raise
-        raise OSError(
-            errno.ENOSPC, os.strerror(errno.ENOSPC), str(checkpoints.directory)
-        ) from error
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            reason = os.strerror(number)
+            if reason in str(error):
+                raise OSError(number, reason, str(checkpoints.directory)) from error
+        raise
 
 
 def _check_shapes(checkpoints, step: int, found: dict, template: Any) -> None:

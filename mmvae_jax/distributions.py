@@ -47,7 +47,7 @@ def log_prob(q: Distribution, z: Array) -> Array:
 
 @log_prob.register
 def _(q: Gaussian, z: Array) -> Array:
-    squares = jnp.square(z - q.mean) * jnp.exp(-q.log_variance)
+    squares = _squares(z, q)
     return -0.5 * jnp.sum(squares + q.log_variance + math.log(2 * math.pi), axis=-1)
 
 
@@ -113,7 +113,7 @@ def kl_to_standard_gaussian(q: Gaussian) -> Array:
 def gaussian_kl(q: Gaussian, p: Gaussian) -> Array:
     """KL(q || p) of two diagonal Gaussians, summed over D; nats [...]."""
     log_ratio = q.log_variance - p.log_variance
-    squares = jnp.square(q.mean - p.mean) * jnp.exp(-p.log_variance)
+    squares = _squares(q.mean, p)
     return 0.5 * jnp.sum(squares + jnp.expm1(log_ratio) - log_ratio, axis=-1)
 
 
@@ -184,6 +184,15 @@ def make_likelihood(
             f"unknown likelihood {name!r}; choose one of {', '.join(likelihoods)}"
         )
     return likelihoods[name]
+
+
+def _squares(z: Array, q: Gaussian) -> Array:
+    """Squared distances in units of the variance, [..., D].
+
+    Divided by the standard deviation before they are squared: a precision of exp(100)
+    leaves float32, and of no distance at all would make 0 * inf.
+    """
+    return jnp.square((z - q.mean) * jnp.exp(-0.5 * q.log_variance))
 
 
 def _sum_event(values: Array) -> Array:

@@ -25,6 +25,10 @@ from mmvae_jax.types import Array, Batch, Hyper, MultimodalVAE, Params, PRNGKey
 MAX_STEPS_PER_CALL = 256
 # ... nor takes much longer than this, so that a signal is answered in time.
 TARGET_SECONDS_PER_CALL = 2.0
+# Adam's step is at most (1 - b1) / sqrt(1 - b2) = 3.2 learning rates long (Kingma &
+# Ba, 2015, Sec. 2.1): up to this rate none reaches infinity from parameters whose
+# loss is finite.
+LARGEST_LEARNING_RATE = 1e36
 # "default" leaves it to the device: float32 on CPUs, TF32 on recent GPUs.
 PRECISIONS = ("default", "float32", "tensorfloat32", "bfloat16")
 
@@ -53,7 +57,7 @@ class TrainState(NamedTuple):
       step: int32 [], steps taken.
       params: the model's parameters.
       optimizer: state of Adam.
-      finite: bool [], False from the first non-finite loss or gradient on.
+      finite: bool [], False from the first non-finite loss, gradient or step on.
       totals: tag -> float32 [], sums since the last logged step.
       num_logged: int32 [], number of steps in `totals`.
     """
@@ -105,8 +109,9 @@ def train_step(
 ) -> TrainState:
     """One step of Adam for one member: pure, not jitted, not mapped.
 
-    A member whose loss or gradient is not finite keeps the parameters it had and
-    stays so: later steps leave it alone.
+    A member whose loss or gradient is not finite, or whose learning rate could take
+    its parameters out of float32, keeps the parameters it had and stays so: later
+    steps leave it alone.
 
     Args:
       task: what is trained.
@@ -124,6 +129,8 @@ def train_step(
     )
     norm = optax.tree.norm(gradient)
     finite = state.finite & jnp.isfinite(norm)
+    # NaN is not below it either.
+    finite &= hyper.learning_rate <= LARGEST_LEARNING_RATE
     for value in metrics.values():
         finite &= jnp.isfinite(value)
     if task.clip_norm:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -24,10 +26,12 @@ CACHE_OPTIONS = {
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
 
-# Starts `python -m experiments.run` many times for the price of one import. A job
-# may bring code that is executed first, for instance to die at a certain point.
+# Starts `python -m experiments.run` many times for the price of one import: a job a
+# line, and its exit code. A job may bring code that is executed first, for instance
+# to die at a certain point, and a signal that it is sent when it has used so many
+# seconds of processor time: a moment that does not depend on how busy the machine is.
 DRIVER = """
-import json, os, runpy, sys, traceback
+import json, os, runpy, signal, sys, time, traceback
 from experiments import command, prepare, terminal, workdirs
 from mmvae_jax import checkpoints, classifiers, evaluate, models, train, writers
 sys.path.insert(0, str(prepare.DATASETS))
@@ -37,6 +41,7 @@ def child(job):
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.argv = ["experiments.run", *job["flags"]]
+    signal.alarm(900)  # or a test could wait for ever
     code = 0
     try:
         exec(job["first"], {})
@@ -50,12 +55,29 @@ def child(job):
     sys.stderr.flush()
     os._exit(code)
 
-for job in json.load(sys.stdin):
+def used(process):
+    return time.clock_gettime((~process << 3) | 2)  # the process's clock on Linux
+
+def finish(process, number=0, seconds=0.0):
+    sent = None
+    while sent is None and number:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status), None
+        if used(process) >= seconds:
+            os.kill(process, number)
+            sent = used(process)
+        time.sleep(0.001)
+    _, status, usage = os.wait4(process, 0)
+    total = usage.ru_utime + usage.ru_stime
+    return os.waitstatus_to_exitcode(status), total - (sent or 0.0)
+
+for line in sys.stdin:
+    job = json.loads(line)
     process = os.fork()
     if process == 0:
         child(job)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    print(json.dumps(code), flush=True)
+    print(json.dumps(finish(process, *job.get("signal", ()))), flush=True)
 """
 
 
@@ -114,6 +136,45 @@ def smoke_config(data_dir):
 @pytest.fixture(scope="session")
 def dataset(smoke_config):
     return data.load(prepare.prepare(smoke_config().data))
+
+
+class Server:
+    """A process that has imported everything and forks into runs."""
+
+    def __init__(self, folder, environment, prefix=()):
+        self._folder, self._num = folder, 0
+        self._process = subprocess.Popen(
+            [*prefix, sys.executable, "-c", DRIVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        )
+
+    def begin(self, flags, first="", at=()):
+        """Starts a run that is sent a signal, at=(signal, seconds), or none."""
+        self._num += 1
+        streams = {x: str(self._folder / f"{self._num}.{x}") for x in STREAMS}
+        job = {"flags": flags, "first": first, "signal": at, **streams}
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        self._streams = streams
+
+    def end(self):
+        """Waits for it: its outcome, and the seconds it used (after the signal)."""
+        code, seconds = json.loads(self._process.stdout.readline())
+        texts = (Path(self._streams[x]).read_text() for x in STREAMS)
+        return Outcome(code, *texts), seconds
+
+    def start(self, *arguments):
+        """Both."""
+        self.begin(*arguments)
+        return self.end()
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait()
 
 
 class Finished(NamedTuple):
@@ -192,14 +253,14 @@ def commands(data_dir, cache, tmp_path_factory):
         ]
         result = subprocess.run(
             [sys.executable, "-c", DRIVER],
-            input=json.dumps(described),
+            input="".join(json.dumps(job) + "\n" for job in described),
             capture_output=True,
             text=True,
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), **cache},
             timeout=300,
         )
-        codes = [int(line) for line in result.stdout.split()]
+        codes = [json.loads(line)[0] for line in result.stdout.splitlines()]
         assert len(codes) == len(jobs), result.stderr
         return [
             Outcome(code, *(Path(job[name]).read_text() for name in STREAMS))
@@ -207,6 +268,20 @@ def commands(data_dir, cache, tmp_path_factory):
         ]
 
     return run_all
+
+
+@pytest.fixture(scope="session")
+def make_server(cache, tmp_path_factory):
+    """(command to start it with) -> Server; closed at the end."""
+    servers = []
+
+    def build(prefix=()):
+        servers.append(Server(tmp_path_factory.mktemp("outputs"), cache, prefix))
+        return servers[-1]
+
+    yield build
+    for server in servers:
+        server.close()
 
 
 @pytest.fixture(scope="session")
@@ -221,3 +296,35 @@ def contents():
         }
 
     return read
+
+
+@pytest.fixture(scope="session")
+def assert_same_end(contents):
+    """(workdir, other) -> None: two finished runs have left the same bits."""
+
+    def compare(workdir, other):
+        (step, state), (other_step, expected) = _last_state(workdir), _last_state(other)
+        assert step == other_step
+        assert jax.tree.structure(state) == jax.tree.structure(expected)
+        for leaf, wanted in zip(
+            jax.tree.leaves(state), jax.tree.leaves(expected), strict=True
+        ):
+            assert np.asarray(leaf).tobytes() == np.asarray(wanted).tobytes()
+        # No line is lost, doubled, torn or in another place.
+        lines = (workdir / "metrics.jsonl").read_text()
+        assert lines == (other / "metrics.jsonl").read_text()
+        found, wanted = (
+            json.loads((folder / "summary.json").read_text())
+            for folder in (workdir, other)
+        )
+        assert found.pop("wall_seconds") > 0 and wanted.pop("wall_seconds") > 0
+        assert found == wanted
+        assert contents(workdir / "samples") == contents(other / "samples") != {}
+
+    return compare
+
+
+def _last_state(workdir):
+    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+        step = manager.latest_step()
+        return step, manager.restore(step, args=ocp.args.StandardRestore())

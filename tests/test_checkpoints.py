@@ -1,6 +1,8 @@
 """Checkpoints hold the bits of a state, and damage is passed over."""
 
+import shutil
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +133,18 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_byte, remove_data])
+def remove_item(folder):
+    shutil.rmtree(folder / "default")
+
+
+def remove_all(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage", [truncate, flip_a_byte, remove_data, remove_item, remove_all]
+)
 def test_damage_is_passed_over(damage, tmp_path):
     save_all(tmp_path / "c", [1, 2, 3])
     damage(tmp_path / "c" / "3")
@@ -156,14 +169,117 @@ def test_nothing_readable(tmp_path):
         warnings.simplefilter("ignore")
         with pytest.raises(UsageError, match="none of the checkpoints in .*set aside"):
             restore(tmp_path / "c", make_state(0))
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {
+        "1.damaged",
+        "2.damaged",
+    }
+    # The same command starts from the beginning.
+    assert restore(tmp_path / "c", make_state(0)) is None
+    save_all(tmp_path / "c", [1])
+    assert restore(tmp_path / "c", make_state(0))[0] == 1
+
+
+def unfinished(folder):
+    """Makes a checkpoint one that was complete when the process died, but not named."""
+    return folder.rename(folder.with_name(folder.name + ".orbax-checkpoint-tmp"))
 
 
 def test_an_unfinished_checkpoint_is_none(tmp_path):
     save_all(tmp_path / "c", [1, 2])
-    folder = tmp_path / "c" / "2"
-    folder.rename(tmp_path / "c" / "2.orbax-checkpoint-tmp-0")
-    step, _ = restore(tmp_path / "c", make_state(0))
-    assert step == 1
+    folder = unfinished(tmp_path / "c" / "2")
+    with pytest.warns(UserWarning, match="checkpoint 2 in .* was never finished"):
+        step, state = restore(tmp_path / "c", make_state(0))
+    assert step == 1 and bits(state) == bits(make_state(1))
+    assert not folder.exists()
+
+
+def test_an_unfinished_first_checkpoint_is_left_until_there_is_another(tmp_path):
+    save_all(tmp_path / "c", [1])
+    folder = unfinished(tmp_path / "c" / "1")
+    before = contents(folder)
+    with pytest.warns(UserWarning, match="checkpoint 1 in .* was never finished"):
+        assert restore(tmp_path / "c", make_state(0)) is None
+    assert contents(folder) == before
+    save_all(tmp_path / "c", [1])
+    step, state = restore(tmp_path / "c", make_state(0))
+    assert step == 1 and bits(state) == bits(make_state(1))
+
+
+def names(directory):
+    return {path.name for path in directory.iterdir()}
+
+
+def test_what_is_kept_after_damage(tmp_path):
+    """No good checkpoint makes room for a damaged one."""
+    directory = tmp_path / "c"
+    save_all(directory, [1, 2, 3], num_kept=2)
+    truncate(directory / "3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert restore(directory, make_state(0))[0] == 2
+    assert names(directory) == {"2", "3.damaged"}
+    save_all(directory, [3], num_kept=2)
+    assert names(directory) == {"2", "3", "3.damaged"}
+    save_all(directory, [4], num_kept=2)
+    assert names(directory) == {"3", "4", "3.damaged"}
+
+
+def test_killed_while_an_older_checkpoint_was_removed(tmp_path):
+    directory = tmp_path / "c"
+    save_all(directory, [1, 2, 3])
+    largest_file(directory / "1").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step, state = restore(directory, make_state(0))
+    assert step == 3 and bits(state) == bits(make_state(3))
+    save_all(directory, [4], num_kept=2)
+    assert names(directory) == {"3", "4"}
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_the_first(path):
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 0xFF]) + content[1:])
+
+
+def flip_one_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0x04
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "damage", [empty, halve, flip_the_first, flip_one_bit, Path.unlink]
+)
+def test_any_damage_to_any_file(damage, tmp_path):
+    """Either it does not matter, or the checkpoint before is taken."""
+    save_all(tmp_path / "good", [2, 3])
+    files = [path for path in (tmp_path / "good" / "3").rglob("*") if path.is_file()]
+    assert len(files) > 8
+    fallen_back = 0
+    for number, path in enumerate(files):
+        directory = tmp_path / str(number)
+        shutil.copytree(tmp_path / "good", directory)
+        damage(directory / path.relative_to(tmp_path / "good"))
+        before = contents(directory / "3")
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            step, state = restore(directory, make_state(0))
+        is_said = any("cannot be read" in str(w.message) for w in found)
+        assert step == (2 if is_said else 3), path
+        assert bits(state) == bits(make_state(step)), path
+        kept = directory / ("3.damaged" if is_said else "3")
+        assert contents(kept) == before, path
+        fallen_back += is_said
+    assert fallen_back
 
 
 @pytest.mark.parametrize("change", ["shape", "fewer", "more"])

@@ -1,14 +1,14 @@
 """A run that was stopped and started again ends in the bits of an unbroken one."""
 
-import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+
+from experiments import run
 
 pytest_plugins = ("run_fixtures",)
 
@@ -148,22 +148,6 @@ def runs(commands, tmp_path_factory):
     return Runs(root / "unbroken", workdirs, outcomes)
 
 
-def last_state(workdir):
-    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
-        step = manager.latest_step()
-        return step, manager.restore(step, args=ocp.args.StandardRestore())
-
-
-def assert_same_bits(workdir, other):
-    (step, state), (other_step, other_state) = last_state(workdir), last_state(other)
-    assert step == other_step
-    leaves, structure = jax.tree.flatten(state)
-    other_leaves, other_structure = jax.tree.flatten(other_state)
-    assert structure == other_structure
-    for leaf, other_leaf in zip(leaves, other_leaves, strict=True):
-        assert np.asarray(leaf).tobytes() == np.asarray(other_leaf).tobytes()
-
-
 @pytest.mark.parametrize(("chain", "name"), EVERY_STOP)
 def test_stops_and_resumes(chain, name, runs):
     index = list(CHAINS[chain]).index(name)
@@ -183,18 +167,27 @@ def test_stops_and_resumes(chain, name, runs):
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_resumed_bits(chain, runs):
+def test_resumed_bits(chain, runs, assert_same_end):
     workdir, last = runs.workdirs[chain], runs.outcomes[chain][-1]
     assert last.code == 0, last.stderr
-    assert_same_bits(workdir, runs.unbroken)
-    # No line is lost, doubled, torn or in another place.
-    lines = (workdir / "metrics.jsonl").read_text()
-    assert lines == (runs.unbroken / "metrics.jsonl").read_text()
-    found, wanted = (
-        json.loads((folder / "summary.json").read_text())
-        for folder in (workdir, runs.unbroken)
+    assert_same_end(workdir, runs.unbroken)
+
+
+def test_what_is_evaluated_has_been_saved(monkeypatch):
+    """An evaluation may take long, and the process may be killed in it."""
+    calls = []
+    monkeypatch.setattr(run.checkpoints, "save", lambda *x: calls.append(("save", *x)))
+    settings = SimpleNamespace(
+        log_every_steps=4, eval_every_steps=3, checkpoint_every_steps=2, num_steps=9
     )
-    assert found.pop("wall_seconds") > 0 and wanted.pop("wall_seconds") > 0
-    assert found == wanted
-    for path in (runs.unbroken / "samples").iterdir():
-        assert (workdir / "samples" / path.name).read_bytes() == path.read_bytes()
+    sweep = SimpleNamespace(
+        config=SimpleNamespace(train=settings), stop=run.Signals(), is_over=None
+    )
+    bar = SimpleNamespace(update=None)
+    events = run.make_events(
+        sweep, None, bar, "saved", lambda *x: calls.append(x), np.array([True])
+    )
+    events.evaluate(3, "state")
+    assert calls == [("save", "saved", 3, "state"), (3, "state")]
+    events.evaluate(9, "last")  # of which the run takes care
+    assert len(calls) == 2

@@ -34,6 +34,14 @@ def test_a_folder_that_failed_before_its_config_was_written(tmp_path):
     claim(tmp_path / "run", smoke.get_config())
 
 
+def test_a_process_killed_while_it_wrote_its_config(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.partial").write_text('{"model": ')
+    claim(tmp_path / "run", smoke.get_config())
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {".lock", "config.json"}
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
