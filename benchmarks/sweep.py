@@ -120,6 +120,7 @@ def main():
                 "seconds": taken,
                 "of single runs": taken / singles,
                 "with compilation": whole,
+                "first call of a single one's": first[name] / first["single"],
                 "programs": ways[name].program._cache_size(),
             }
         )

@@ -83,6 +83,7 @@ def test_every_code_cell_is_introduced(notebook):
     assert len(tagged(notebook)) == 1
 
 
+@pytest.mark.slow
 def test_every_cell_runs(notebook, data_dir, cache, tmp_path, monkeypatch):
     for name, value in cache.items():
         monkeypatch.setenv(name, value)
