@@ -7,6 +7,7 @@ process, each function here does the plain thing.
 """
 
 import contextlib
+import faulthandler
 import io
 import itertools
 import os
@@ -78,6 +79,11 @@ def connect(
             "num_processes": num_processes,
             "process_id": process_id,
         }
+    # Signals are for experiments.run to answer: JAX's service would take SIGTERM away.
+    jax.config.update("jax_enable_preemption_service", False)
+    # JAX ends a process that has lost another by SIGABRT, after saying why: the stacks
+    # of all threads would bury that line.
+    faulthandler.disable()
     try:
         jax.distributed.initialize(
             **given,

@@ -224,9 +224,11 @@ def test_all_stop_when_one_is_told_to(stopped, start, alone, tmp_path):
         "SIGTERM: saved; the same command continues this run"
     )
     assert not any("Traceback" in err for _, _, err in outcomes)
-    # What two processes have saved, one continues.
-    ((code, out, err),), _ = start(flags, "", devices=1)
-    assert code == 0 and "resuming" in out, err
+    # What two processes have saved, one continues, and two do.
+    firsts, devices = (("", ""), DEVICES_EACH) if stopped else (("",), 1)
+    resumed, _ = start(flags, *firsts, devices=devices)
+    assert all(code == 0 for code, _, _ in resumed), resumed
+    assert "resuming" in resumed[0][1]
     assert (workdir / "metrics.jsonl").read_text() == (
         one / "metrics.jsonl"
     ).read_text()
