@@ -124,6 +124,10 @@ def get_config() -> ConfigDict:
                 # choose by device and network, and the choice is logged.
                 mapping="auto",
                 steps_per_call=0,
+                # Devices for the members, a divisor of their number, and for each
+                # batch, a divisor of its size; 0 = automatic. No part of what a run
+                # is: it may be continued on other devices.
+                mesh=(0, 0),
             ),
             classifier=dict(  # the digit classifiers behind the coherences
                 network="conv",  # one of mmvae_jax.networks.CLASSIFIERS

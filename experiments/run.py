@@ -4,16 +4,19 @@
         --workdir=runs/tp --config.sweep.beta="(0.3,1.,3.)"
 
 The same command again takes up an interrupted run where its last checkpoint is;
-the result has the bits of a run without interruption.
+the result has the bits of a run without interruption. Several devices are used by
+themselves; on several hosts, each runs this command (docs/scaling.md).
 """
 
 import contextlib
+import itertools
 import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +26,14 @@ from absl import flags
 from clu import parameter_overview
 from ml_collections import config_flags
 
-from experiments import command, prepare, terminal, workdirs
+from experiments import command, hosts, prepare, terminal, workdirs
 from mmvae_jax import (
     checkpoints,
     classifiers,
     data,
     evaluate,
     matchers,
+    meshes,
     models,
     pictures,
     readers,
@@ -44,7 +48,7 @@ from mmvae_jax.types import Hyper, MultimodalVAE, PRNGKey
 
 
 class Stopped(BaseException):
-    """A signal arrived; everything worth keeping has been saved.
+    """A signal, its argument, arrived; everything worth keeping has been saved.
 
     Like KeyboardInterrupt no Exception: it may be raised anywhere, and whoever
     catches what goes wrong must not take it for that.
@@ -64,13 +68,15 @@ class Signals(list):
     def at_once(self) -> Iterator[None]:
         """For what may take long while there is nothing that is not saved.
 
+        One of several processes waits for the moment when all of them stop.
+
         Raises:
           Stopped: a signal arrives, or has arrived.
         """
-        self.is_at_once = True
+        self.is_at_once = jax.process_count() == 1
         try:
-            if self:
-                raise Stopped
+            if self and self.is_at_once:
+                raise Stopped(self[0])
             yield
         finally:
             self.is_at_once = False
@@ -123,8 +129,9 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
     members = sweeps.grid(config.sweep)
     metrics = evaluate.select_metrics(config.eval, config.data.data_dir)
     check(config)
-    with workdirs.claimed(workdir, config):
-        summary = workdirs.read_summary(workdir)
+    with contextlib.ExitStack() as stack:
+        hosts.first_does(lambda: stack.enter_context(workdirs.claimed(workdir, config)))
+        summary = hosts.first_does(lambda: workdirs.read_summary(workdir))
         if summary is not None:
             terminal.say(f"{workdir} is finished; its results:")
         else:
@@ -133,14 +140,17 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
                 try:
                     with stop.at_once():
                         sweep = build(config, members, stop)
-                        workdirs.record(workdir, config)
+                        hosts.first_does(lambda: workdirs.record(workdir, config))
                     results, finite = run(sweep, metrics, workdir)
-                except Stopped:
-                    name = signal.Signals(stop[0]).name
+                except Stopped as stopped:
+                    (number,) = stopped.args
+                    name = signal.Signals(number).name
                     terminal.say(f"{name}: saved; the same command continues this run")
-                    return 128 + stop[0]
+                    return 128 + number
             summary = summarise(sweep, results, finite, time.perf_counter() - start)
-            writers.write_json(workdir / "summary.json", summary)
+            hosts.first_does(
+                lambda: writers.write_json(workdir / "summary.json", summary)
+            )
         terminal.print_table(summary)
         terminal.say(f"metrics, samples and checkpoints are in {workdir}")
         return 0 if any(member["finite"] for member in summary["members"]) else 1
@@ -192,7 +202,7 @@ def check(config: Any) -> None:
 
 def build(config: Any, members: Sequence[sweeps.Member], stop: Signals) -> Sweep:
     """Loads (and if need be prepares) the data and builds the model."""
-    complete = prepare.load(config.data)
+    complete = hosts.in_turn(lambda: prepare.load(config.data))
     dataset = prepare.reduce(complete, config.data)
     examples = dataset.train.leaves()
     # What would fail only after training has begun is tried here.
@@ -218,14 +228,22 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: Signals) -> Sweep
         ),
         jax.default_backend(),
     )
-    execution = execution._replace(precision=config.train.precision)
+    num_devices = jax.device_count()
+    layout = meshes.choose_layout(
+        tuple(config.train.mesh),
+        len(members),
+        config.train.batch_size,
+        num_devices,
+        jax.process_count(),
+    )
+    execution = execution._replace(precision=config.train.precision, layout=layout)
     size = parameter_overview.count_parameters(
         jax.eval_shape(model.init, jax.random.key(0))
     )
     terminal.say(
         f"{config.model.name} on {dataset.name}: {dataset.train.num_examples} "
         f"examples, {len(model.modalities)} modalities, {size:,} parameters, "
-        f"{len(members)} members on {jax.devices()[0].device_kind}, mapped by "
+        f"{len(members)} members on {device_name(layout)}, mapped by "
         f"{execution.mapping}, up to {execution.steps_per_call} steps a call"
     )
     return Sweep(
@@ -243,6 +261,14 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: Signals) -> Sweep
     )
 
 
+def device_name(layout: meshes.Layout) -> str:
+    """What a run runs on: "cpu", or "4 devices: 4 x 1 (cpu)"."""
+    kind = jax.devices()[0].device_kind
+    if jax.device_count() == 1:
+        return kind
+    return f"{meshes.describe(layout, jax.device_count())} ({kind})"
+
+
 def run(
     sweep: Sweep, metrics: dict[str, Callable], workdir: Path
 ) -> tuple[list[dict[str, float]], np.ndarray]:
@@ -257,8 +283,9 @@ def run(
     settings = sweep.config.train
     examples = sweep.dataset.train.leaves()
     first = {m: x[: settings.batch_size] for m, x in examples.items()}
+    layout = sweep.execution.layout
     with sweep.stop.at_once():
-        state = train.init_states(sweep.task, sweep.hyper, sweep.keys, first)
+        state = train.init_states(sweep.task, sweep.hyper, sweep.keys, first, layout)
     with contextlib.ExitStack() as stack:
         saved = checkpoints.open_checkpoints(
             workdir / "checkpoints", settings.checkpoints_kept
@@ -269,12 +296,14 @@ def run(
         if restored is not None:
             step, state = restored
             terminal.say(f"resuming {workdir} at step {step}")
-        writer = writers.RunWriter(workdir, sweep.members, step)
-        stack.callback(writer.close)
-        if step == 0:
-            writer.write_hparams(sweep.config.to_dict())
+        writer = None
+        if hosts.is_first():
+            writer = writers.RunWriter(workdir, sweep.members, step)
+            stack.callback(writer.close)
+            if step == 0:
+                writer.write_hparams(sweep.config.to_dict())
         evaluator = make_evaluator(sweep, metrics, writer)
-        finite = np.array(state.finite)
+        finite = np.array(meshes.gather(state.finite, layout))
         is_due = settings.eval_every_steps and step % settings.eval_every_steps == 0
         if 0 < step < settings.num_steps and is_due:
             evaluator(step, state)
@@ -288,7 +317,7 @@ def run(
             state,
             sweep.hyper,
             sweep.keys,
-            jax.device_put(examples),
+            examples,
             num_steps=settings.num_steps,
             batch_size=settings.batch_size,
             data_seed=settings.data_seed,
@@ -296,11 +325,12 @@ def run(
             events=make_events(sweep, writer, bar, saved, evaluator, finite),
         )
         bar.close()
-        checkpoints.save(saved, int(state.step[0]), state)
-        if sweep.stop:
-            raise Stopped
-        results = evaluator(int(state.step[0]), state)
-        return results, np.asarray(state.finite)
+        step = int(meshes.first(state.step))
+        checkpoints.save(saved, step, state)
+        for number in itertools.chain(*hosts.exchange(sweep.stop[:1])):
+            raise Stopped(number)
+        results = evaluator(step, state)
+        return results, np.asarray(meshes.gather(state.finite, layout))
 
 
 def make_events(
@@ -308,7 +338,8 @@ def make_events(
 ) -> train.Events:
     """What the train loop calls: the log, the progress bar, checkpoints, metrics.
 
-    `finite`, bool [K], is False for members that an earlier process has reported.
+    `writer` is None in all processes but the first; `finite`, bool [K], is False for
+    members that an earlier start has reported.
     """
     reported = set(np.flatnonzero(~finite).tolist())
     if not finite.any():
@@ -320,7 +351,8 @@ def make_events(
             | {"train/finite": bool(finite[k])}
             for k in range(len(sweep.members))
         ]
-        writer.write_scalars(step, scalars)
+        if writer is not None:
+            writer.write_scalars(step, scalars)
         bar.losses = [values["train/loss"] for values in scalars]
         for k in np.flatnonzero(~finite):
             if k not in reported:
@@ -386,30 +418,102 @@ def make_evaluator(sweep: Sweep, metrics: dict[str, Callable], writer) -> Callab
         )
         # The same draws for every member: differences are theirs alone.
         key = jax.random.fold_in(jax.random.key(config.eval.seed), step)
-        total = len(sweep.members) * len(metrics)
-        results = []
-        with terminal.steps(total, f"evaluation at step {step}") as bar:
 
-            def announce(name: str) -> None:
-                bar.set_postfix_str(name)
-                bar.update()
+        def evaluate_one(params: Any, announce: Callable) -> Evaluated:
+            values = evaluate.evaluate_member(
+                metrics, model, params, given, key, announce
+            )
+            samples = evaluate.draw_samples(model, params, test, key)
+            grids = pictures.draw_grids(samples, test, words)
+            return Evaluated(
+                values, grids, pictures.write_captions(samples, test, words)
+            )
 
-            for k in range(len(sweep.members)):
-                params = sweeps.member(state.params, k)
-                results.append(
-                    evaluate.evaluate_member(
-                        metrics, model, params, given, key, announce
-                    )
-                )
-                samples = evaluate.draw_samples(model, params, test, key)
-                writer.write_images(step, k, pictures.draw_grids(samples, test, words))
-                captions = pictures.write_captions(samples, test, words)
-                if captions:
-                    writer.write_texts(step, k, {"captions": captions})
-        writer.write_scalars(step, results)
+        name = f"evaluation at step {step}"
+        found = evaluate_members(sweep, state, evaluate_one, len(metrics), name)
+        results = [one.values for one in found]
+        if writer is not None:
+            for k, one in enumerate(found):
+                writer.write_images(step, k, one.grids)
+                if one.captions:
+                    writer.write_texts(step, k, {"captions": one.captions})
+            writer.write_scalars(step, results)
         return results
 
     return evaluator
+
+
+class Evaluated(NamedTuple):
+    """What the evaluation of a member found.
+
+    Attributes:
+      values: tag -> value.
+      grids: name -> uint8 [H, W, C], pictures of samples.
+      captions: samples in words; "" if there are none.
+    """
+
+    values: dict[str, float]
+    grids: dict[str, np.ndarray]
+    captions: str
+
+
+def evaluate_members(
+    sweep: Sweep,
+    state: train.TrainState,
+    evaluate_one: Callable,
+    num_metrics: int,
+    name: str,
+) -> list[Evaluated]:
+    """Evaluates every member on one device that holds it, all devices at a time.
+
+    Args:
+      sweep: the run.
+      state: of all members.
+      evaluate_one: (params, announce: name of a metric -> None) -> Evaluated.
+      num_metrics: how often it announces one.
+      name: of the progress bar.
+
+    Returns:
+      What was found of all members, also in other processes.
+
+    Raises:
+      Stopped: a signal arrived, here or there.
+    """
+    num, layout = len(sweep.members), sweep.execution.layout
+    shares: dict[Any, list[int]] = {}  # device of this process -> members
+    for k in range(num):
+        device = meshes.member_device(k, num, layout)
+        if device is None or device.process_index == jax.process_index():
+            shares.setdefault(device, []).append(k)
+    total = sum(len(share) for share in shares.values()) * num_metrics
+    own: dict[int, Evaluated] | None = {}
+    with terminal.steps(total, name) as bar:
+
+        def announce(metric: str) -> None:
+            if sweep.stop:
+                raise Stopped(sweep.stop[0])
+            bar.set_postfix_str(metric)
+            bar.update()
+
+        def evaluate_share(device: Any) -> None:
+            with jax.default_device(device):
+                for k in shares[device]:
+                    params = meshes.member_on(state.params, k, device)
+                    own[k] = evaluate_one(params, announce)
+
+        try:
+            if len(shares) == 1:
+                evaluate_share(*shares)
+            else:
+                with ThreadPoolExecutor(len(shares)) as pool:
+                    list(pool.map(evaluate_share, shares))
+        except Stopped:
+            own = None
+    everyone = hosts.exchange((own, sweep.stop[:1]))
+    if any(part is None for part, _ in everyone):
+        raise Stopped(next(itertools.chain(*(stop for _, stop in everyone))))
+    found = {k: one for part, _ in everyone for k, one in part.items()}
+    return [found[k] for k in range(num)]
 
 
 def get_classifiers(sweep: Sweep, metrics: dict[str, Callable]) -> dict | None:
@@ -462,17 +566,21 @@ def _found_or_trained(
 ) -> Any:
     """What `get` finds in the folder of that name beside the data, or trains."""
     examples = settings.batch_size * num_at_once
-    bar = terminal.ProgressBar(0, settings.num_steps, examples, name)
-    found = get(
-        sweep.config,
-        sweep.complete,
-        Path(sweep.config.data.data_dir).expanduser() / name,
-        train.Events(progress=bar.update, is_stopping=lambda: bool(sweep.stop)),
-    )
-    bar.close()
-    if found is None:
-        raise Stopped
-    return found
+
+    def find() -> Any:
+        bar = terminal.ProgressBar(0, settings.num_steps, examples, name)
+        found = get(
+            sweep.config,
+            sweep.complete,
+            Path(sweep.config.data.data_dir).expanduser() / name,
+            train.Events(progress=bar.update, is_stopping=lambda: bool(sweep.stop)),
+        )
+        bar.close()
+        if found is None:
+            raise Stopped(sweep.stop[0])
+        return found
+
+    return hosts.in_turn(find)
 
 
 def summarise(
@@ -509,7 +617,7 @@ def caught_signals() -> Iterator[Signals]:
         with contextlib.suppress(RuntimeError):
             terminal.say(f"{signal.Signals(number).name}: saving, then stopping")
         if received.is_at_once:
-            raise Stopped
+            raise Stopped(number)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, handle) for number in numbers}
@@ -522,13 +630,22 @@ def caught_signals() -> Iterator[Signals]:
 
 def main() -> int:
     """Reads the flags and runs."""
-    config = flags.FLAGS.config
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    workdir = flags.FLAGS.workdir or f"runs/{name}_{config.model.name}"
-    return train_and_evaluate(config, Path(workdir).expanduser().absolute())
+    given = flags.FLAGS
+    config = given.config
+    name = Path(config_flags.get_config_filename(given["config"])).stem
+    workdir = given.workdir or f"runs/{name}_{config.model.name}"
+    hosts.connect(
+        given.distributed, given.coordinator, given.num_processes, given.process_id
+    )
+    try:
+        with hosts.one_voice():
+            return train_and_evaluate(config, Path(workdir).expanduser().absolute())
+    except jax.errors.JaxRuntimeError as error:
+        hosts.end_after_a_loss(error)
 
 
 if __name__ == "__main__":
     command.define_config("configs/polymnist.py")
     flags.DEFINE_string("workdir", "", "folder of the run; default: under runs/")
+    hosts.define_flags()
     command.run(main)

@@ -104,7 +104,8 @@ def compare(
     names = ours.keys() & theirs.keys() if is_finished else ours.keys() | theirs.keys()
     differing = sorted(
         name
-        for name in names
+        # A run may be continued on other devices.
+        for name in names - {"config.train.mesh"}
         if name not in ours or name not in theirs or ours[name] != theirs[name]
     )
     if differing:

@@ -19,6 +19,7 @@ models/        a model: a NamedTuple of pure functions; one file per kind
 data           prepared data sets, what is missing of them, batches
 arrays         your own data, from a .npz file
 sweeps         the member axis of a sweep
+meshes         where members and batches are, on several devices
 train          the train step and the only train loop
 checkpoints    orbax behind four functions
 writers        metrics.jsonl, TensorBoard, samples

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from mmvae_jax.errors import UsageError
 
@@ -52,13 +53,14 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:
 
     The state is copied to the host first: the train loop donates its buffers to
     the next call, and on CPU an array handed over would still be those buffers.
+    Where several processes share a state, each writes what it holds, and all call this.
 
     Raises:
       OSError: the disk is full, now or when the checkpoint before was written.
     """
     if step in checkpoints.all_steps():
         return
-    copy = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
+    copy = jax.tree.map(_copy, state)
     content = {"digest": _digest(copy), "state": copy}
     with _full_disk_named(checkpoints):
         checkpoints.save(step, args=ocp.args.StandardSave(content))
@@ -183,10 +185,22 @@ def _check_shapes(checkpoints, step: int, found: dict, template: Any) -> None:
         )
 
 
+def _copy(leaf: Any) -> Any:
+    """A copy on the host; of what no process holds whole, on the devices."""
+    return np.array(leaf, copy=True) if _is_here(leaf) else jnp.copy(leaf)
+
+
+def _is_here(leaf: Any) -> bool:
+    """Whether this process holds all of an array."""
+    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+
+
 def _digest(state: Any) -> np.ndarray:
-    """The sha256 of all arrays of a state, uint8 [32]."""
+    """The sha256 of all arrays of a state, uint8 [32], wherever they are."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(state):
+        if not _is_here(leaf):  # one at a time: the state may not fit a host
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
         digest.update(np.ascontiguousarray(leaf).data)
     return np.frombuffer(digest.digest(), np.uint8)
 
@@ -195,9 +209,11 @@ def _set_aside(checkpoints, step: int, error: Exception) -> None:
     """Renames a damaged checkpoint, so that its step can be saved again."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     folder = Path(checkpoints.directory) / str(step)
-    if folder.exists():
+    if folder.exists() and jax.process_index() == 0:
         num = sum(1 for _ in folder.parent.glob(f"{step}.damaged*"))
         folder.rename(folder.with_name(f"{step}.damaged" + (f".{num}" if num else "")))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"{folder} is set aside")
     checkpoints.reload()
     warnings.warn(
         f"checkpoint {step} in {checkpoints.directory} cannot be read ({reason}); it "

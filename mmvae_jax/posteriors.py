@@ -127,7 +127,9 @@ def components_at(weights: Array, positions: Array) -> Array:
     # open an interval for a component of weight 0.
     largest = jnp.argmax(weights, axis=0)
     weights = jnp.broadcast_to(weights, (len(weights), len(positions)))
-    is_possible = weights[components, jnp.arange(len(positions))] > 0
+    # Along axes, so that examples on several devices stay where they are.
+    chosen = jnp.take_along_axis(weights, components[None], axis=0)[0]
+    is_possible = chosen > 0
     return jnp.where(is_possible, components, largest).astype(jnp.int32)
 
 
@@ -157,8 +159,11 @@ def random_components(key: PRNGKey, weights: Array, num: int) -> Array:
 
 def gather_components(components: Distribution, indices: Array) -> Distribution:
     """Component indices[b] of example b: fields [S, B, D], [B] -> [B, D]."""
-    rows = jnp.arange(indices.shape[0])
-    return jax.tree.map(lambda field: field[indices, rows], components)
+    rows = indices[None, :, None]
+    # Along axes, so that examples on several devices stay where they are.
+    return jax.tree.map(
+        lambda field: jnp.take_along_axis(field, rows, axis=0)[0], components
+    )
 
 
 def mixture_log_prob(components: Distribution, weights: Array, z: Array) -> Array:

@@ -1,8 +1,8 @@
 """The train step, its compiled form, and the only train loop.
 
 `train_step` is pure and knows one member. `compile_steps` is the one place where
-jit, vmap, map and loops over steps are applied to it. `fit` is the loop around
-it, for sweeps, resumed runs and classifiers alike.
+jit, vmap, map, loops over steps and several devices are applied to it. `fit` is the
+loop around it, for sweeps, resumed runs and classifiers alike.
 """
 
 import re
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mmvae_jax import objectives, sweeps
+from mmvae_jax import meshes, objectives, sweeps
 from mmvae_jax.data import batch_indices, scaled
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import Array, Batch, Hyper, MultimodalVAE, Params, PRNGKey
@@ -181,17 +181,19 @@ def _adam(
 
 
 class Execution(NamedTuple):
-    """How steps and members are executed on this device.
+    """How steps and members are executed, and on which devices.
 
     Attributes:
-      mapping: one of `sweeps.MAPPINGS`.
+      mapping: one of `sweeps.MAPPINGS`, of the members on a device.
       steps_per_call: the most steps one call may take; 1 means without a loop.
       precision: one of PRECISIONS, of the networks' matrix products.
+      layout: over how many devices members and batches are spread.
     """
 
     mapping: str
     steps_per_call: int
     precision: str = "default"
+    layout: meshes.Layout = meshes.ONE_DEVICE
 
 
 def choose_execution(
@@ -247,12 +249,14 @@ def compile_steps(task: Task, execution: Execution) -> Callable:
     Returns:
       (state [K], hyper [K], keys [K], data, indices [N, B], num []) ->
       (state [K], step [K]); data: modality -> [num_examples, ...]. `state` is
-      donated; the second output is there to be waited for.
+      donated; the second output is there to be waited for. On several devices, state,
+      hyper, keys and data are expected where `meshes` puts them.
     """
+    layout = execution.layout
 
     def steps(state, hyper, key, data, indices, num):
         def body(i, state):
-            batch = jax.tree.map(lambda leaf: leaf[indices[i]], data)
+            batch = meshes.take_batch(data, indices[i], layout)
             return train_step(task, state, hyper, key, batch)
 
         if execution.steps_per_call == 1:
@@ -271,18 +275,26 @@ def compile_steps(task: Task, execution: Execution) -> Callable:
             return steps(*args)
 
     mapped = sweeps.map_members(precisely, execution.mapping, num_shared=3)
-    return jax.jit(mapped, donate_argnums=0)
+    sharded = meshes.shard_members(mapped, layout, num_shared=3)
+    return jax.jit(sharded, donate_argnums=0, **meshes.jit_options(layout))
 
 
-def init_states(task: Task, hyper: Any, keys: PRNGKey, batch: Batch) -> TrainState:
+def init_states(
+    task: Task,
+    hyper: Any,
+    keys: PRNGKey,
+    batch: Batch,
+    layout: meshes.Layout = meshes.ONE_DEVICE,
+) -> TrainState:
     """The states of all members before the first step, fields [K, ...].
 
     Members are initialised one after the other, so that a member's parameters
     have the bits of its solo run.
     """
     init = jax.jit(partial(init_state, task))
-    states = [init(sweeps.member(hyper, k), keys[k], batch) for k in range(len(keys))]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    return meshes.stack_members(
+        lambda k: init(sweeps.member(hyper, k), keys[k], batch), len(keys), layout
+    )
 
 
 class Events(NamedTuple):
@@ -324,6 +336,31 @@ class _Call(NamedTuple):
     totals: tuple | None
 
 
+class _Clock:
+    """Waits for calls, times them, and says how long the next one may be."""
+
+    def __init__(self, execution: Execution, events: Events):
+        self.longest = 1  # steps that the next call may take
+        self._execution, self._events = execution, events
+        self._last_done = time.perf_counter()
+
+    def finish(self, call: _Call) -> None:
+        """Waits for a call and reports it."""
+        jax.block_until_ready(call.done)
+        now = time.perf_counter()
+        seconds, self._last_done = (now - self._last_done) / call.num, now
+        if call.totals is not None:
+            self._events.log(call.step, *_means(*call.totals))
+        self._events.progress(call.step, seconds)
+        wanted = int(TARGET_SECONDS_PER_CALL / max(seconds, 1e-9))
+        most = self._execution.steps_per_call
+        self.longest = max(1, min(most, wanted, 4 * call.num))
+
+    def restart(self) -> None:
+        """Leaves out of the time what was done since the last call."""
+        self._last_done = time.perf_counter()
+
+
 def fit(
     program: Callable,
     state: TrainState,
@@ -349,12 +386,13 @@ def fit(
       state: fields [K, ...]; donated.
       hyper: fields [K].
       keys: key [K].
-      data: modality -> [num_examples, ...], on the device.
+      data: modality -> [num_examples, ...]; put on the devices.
       num_steps: the step at which to stop.
       batch_size: examples a step.
       data_seed: seed of the order of the data.
       execution: as given to `compile_steps`.
-      events: what is called in between.
+      events: what is called in between; where several processes share the members, by
+        all of them in the same order.
 
     Returns:
       The state after `num_steps` steps, or earlier if `is_stopping` said so.
@@ -362,48 +400,41 @@ def fit(
     Raises:
       UsageError: batch_size is larger than the data.
     """
+    layout = execution.layout
+    hyper, keys = meshes.put_members((hyper, keys), layout)
+    data = meshes.put_shared(data, layout)
     num_examples = jax.tree.leaves(data)[0].shape[0]
-    step = int(state.step[0])
-    longest, last_done = 1, time.perf_counter()
-    in_flight = None
-
-    def finish(call: _Call) -> int:
-        """Waits for a call, reports it, and returns how long the next may be."""
-        nonlocal last_done
-        jax.block_until_ready(call.done)
-        now = time.perf_counter()
-        seconds, last_done = (now - last_done) / call.num, now
-        if call.totals is not None:
-            events.log(call.step, *_means(*call.totals))
-        events.progress(call.step, seconds)
-        wanted = int(TARGET_SECONDS_PER_CALL / max(seconds, 1e-9))
-        return max(1, min(execution.steps_per_call, wanted, 4 * call.num))
-
-    while step < num_steps and not events.is_stopping():
+    step = int(meshes.first(state.step))
+    clock, in_flight = _Clock(execution, events), None
+    while step < num_steps:
+        is_stopping, longest = meshes.agree(events.is_stopping(), clock.longest, layout)
+        if is_stopping:
+            break
         num = min(longest, num_steps - step, events.steps_to_boundary(step))
         indices = np.zeros((execution.steps_per_call, batch_size), np.int32)
         indices[:num] = batch_indices(data_seed, step, num, num_examples, batch_size)
         state, done = program(state, hyper, keys, data, indices, num)
         step += num
         if in_flight is not None:
-            longest = finish(in_flight)
+            clock.finish(in_flight)
         totals = None
         is_last = step == num_steps and events.log_every_steps > 0
         if is_last or _is_at(step, events.log_every_steps):
-            state, totals = _take_totals(state)
+            state, totals = _take_totals(state, layout)
         in_flight = _Call(step, num, done, totals)
         is_save = _is_at(step, events.save_every_steps)
         is_eval = _is_at(step, events.eval_every_steps)
         if is_save or is_eval:
-            longest, in_flight = finish(in_flight), None
+            clock.finish(in_flight)
+            in_flight = None
             # Saved first: an evaluation may take long.
             if is_save:
                 events.save(step, state)
             if is_eval:
                 events.evaluate(step, state)
-            last_done = time.perf_counter()
+            clock.restart()
     if in_flight is not None:
-        finish(in_flight)
+        clock.finish(in_flight)
     return state
 
 
@@ -412,11 +443,11 @@ def _is_at(step: int, period: int) -> bool:
     return period > 0 and step % period == 0
 
 
-def _take_totals(state: TrainState) -> tuple[TrainState, tuple]:
+def _take_totals(state: TrainState, layout: meshes.Layout) -> tuple[TrainState, tuple]:
     """Takes the sums of the metrics out of a state and sets them to zero."""
+    # Copies, since the next call is given what stays in the state.
+    taken = meshes.gather((state.totals, state.num_logged, state.finite), layout)
     zeros = jax.tree.map(jnp.zeros_like, (state.totals, state.num_logged))
-    # `finite` stays in the state, which the next call donates: hence the copy.
-    taken = (state.totals, state.num_logged, jnp.copy(state.finite))
     return state._replace(totals=zeros[0], num_logged=zeros[1]), taken
 
 

@@ -1,0 +1,145 @@
+"""Trains on several devices, and prints what tests/test_meshes.py asks about it.
+
+    python tests/several_devices.py '[["regression", "map", [4, 1]], ...]'
+
+A line of JSON for each case: how far the result is from that of one device, and the
+collectives of the compiled program. The number of devices is in XLA_FLAGS.
+"""
+
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import base
+from mmvae_jax import meshes, models, sweeps, train
+
+K, BATCH, NUM_STEPS, STEPS_PER_CALL = 8, 24, 20, 5
+SHAPES = {"m0": (2, 2, 1), "m1": (2, 2, 1), "m2": (2, 2, 1)}
+MEMBERS = [
+    sweeps.Member(beta, rate, seed)
+    for beta in (0.5, 2.0)
+    for rate in (1e-3, 3e-3)
+    for seed in (0, 1)
+]
+COLLECTIVE = re.compile(
+    r"= (.*?) ((?:all|collective|reduce-scatter|ragged)[\w-]*?)(?:-start)?\("
+)
+
+
+def regression():
+    """Different for every example, beta and rate; noise for each example of a batch."""
+
+    def init(key):
+        return {"w": jax.random.normal(key, (3,))}
+
+    def loss(params, hyper, key, batch):
+        x = batch["x"].astype(jnp.float32) / 255
+        noise = jax.random.normal(key, x.shape)
+        errors = jnp.sum(jnp.square(params["w"] * noise - x), axis=-1)
+        value = jnp.mean(errors) + hyper.beta * jnp.sum(jnp.square(params["w"]))
+        return value, {"train/loss": value, "train/noise": jnp.mean(noise[:, 0])}
+
+    rng = np.random.default_rng(1)
+    data = {"x": rng.integers(0, 256, (100, 3), dtype=np.uint8)}
+    return train.Task(init, loss), data
+
+
+def vae(name):
+    """A model of that name with the smallest networks."""
+    config = base.get_config()
+    config.model.update({"name": name, "latent_dim": 6})
+    config.modality.network = "mlp"
+    config.modality.network_options.widths = (7,)
+    config.objective.num_samples = 2
+    rng = np.random.default_rng(0)
+    data = {
+        m: rng.integers(0, 256, (100, *shape), dtype=np.uint8)
+        for m, shape in SHAPES.items()
+    }
+    return train.vae_task(models.make_model(config, SHAPES)), data
+
+
+def train_on(task, data, mapping, layout):
+    """The last state, what was logged, and the collectives of the program."""
+    execution = train.Execution(mapping, STEPS_PER_CALL, "float32", layout)
+    hyper, keys = sweeps.stack_hyper(MEMBERS), sweeps.stack_keys(MEMBERS)
+    program = train.compile_steps(task, execution)
+    first = {m: x[:BATCH] for m, x in data.items()}
+    state = train.init_states(task, hyper, keys, first, layout)
+    arguments = (
+        state,
+        *meshes.put_members((hyper, keys), layout),
+        meshes.put_shared(data, layout),
+        np.zeros((STEPS_PER_CALL, BATCH), np.int32),
+        1,
+    )
+    found = COLLECTIVE.findall(program.lower(*arguments).compile().as_text())
+    logged = []
+    state = train.fit(
+        program,
+        state,
+        hyper,
+        keys,
+        data,
+        num_steps=NUM_STEPS,
+        batch_size=BATCH,
+        data_seed=3,
+        execution=execution,
+        events=train.Events(
+            8, lambda step, metrics, finite: logged.append((step, metrics, finite))
+        ),
+    )
+    assert program._cache_size() == 1
+    return jax.device_get(state), logged, found
+
+
+def shapes_of(types):
+    """(dtype, shape) of the arrays that one collective moves."""
+    return [
+        [dtype, [int(n) for n in shape.split(",") if n]]
+        for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", types)
+    ]
+
+
+def main(cases):
+    setups, alone = {}, {}
+    for name, mapping, layout in cases:
+        task, data = setups.setdefault(
+            name, regression() if name == "regression" else vae(name)
+        )
+        if (name, mapping) not in alone:
+            alone[name, mapping] = train_on(task, data, mapping, (1, 1))
+        expected, found = alone[name, mapping], train_on(task, data, mapping, layout)
+        pairs = list(
+            zip(jax.tree.leaves(expected[:2]), jax.tree.leaves(found[:2]), strict=True)
+        )
+        params = expected[0].params
+        result = {
+            "largest": max(float(np.max(np.abs(a))) for a in jax.tree.leaves(params)),
+            "difference": max(
+                float(np.max(np.abs(a - b)))
+                for a, b in zip(
+                    jax.tree.leaves(params),
+                    jax.tree.leaves(found[0].params),
+                    strict=True,
+                )
+            ),
+            "logged": max(
+                float(np.max(np.abs(a[1][tag] - b[1][tag]) / (1 + np.abs(a[1][tag]))))
+                for a, b in zip(expected[1], found[1], strict=True)
+                for tag in a[1]
+            ),
+            "same_bits": all(np.array_equal(a, b) for a, b in pairs),
+            "collectives": [[kind, shapes_of(types)] for types, kind in found[2]],
+            "num_params": sum(x[0].size for x in jax.tree.leaves(params)),
+            "num_metrics": len(expected[0].totals),
+        }
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main([(n, m, tuple(layout)) for n, m, layout in json.loads(sys.argv[1])])

@@ -1,0 +1,259 @@
+"""Several processes that make up one run: two of two devices each, on this machine."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from experiments import hosts
+from mmvae_jax.errors import UsageError
+
+pytest_plugins = ("run_fixtures",)
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_PROCESSES, DEVICES_EACH = 2, 2
+START = """
+import runpy, sys
+{first}
+sys.argv = ["experiments.run", *sys.argv[1:]]
+runpy.run_module("experiments.run", run_name="__main__", alter_sys=True)
+"""
+# After the log of this step, the process gets a signal.
+SIGNALLED = """
+import os, signal
+from experiments import terminal
+update = terminal.ProgressBar.update
+def update_and_stop(self, step, seconds):
+    update(self, step, seconds)
+    if step >= 8 and not getattr(self, "is_stopped", False):
+        self.is_stopped = True
+        os.kill(os.getpid(), signal.{name})
+terminal.ProgressBar.update = update_and_stop
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((False, "", 2, -1), "--num_processes and --process_id need --coordinator"),
+        ((True, "", 0, 0), "--num_processes and --process_id need --coordinator"),
+        ((False, "localhost:1", 0, -1), "--coordinator needs --num_processes >= 1"),
+        ((False, "localhost:1", 2, 2), r"0\.\.num_processes - 1, got 2 and 2"),
+    ],
+)
+def test_contradictory_flags(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        hosts.connect(*arguments)
+
+
+def test_no_cluster_is_one_line(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_"))]:
+        monkeypatch.delenv(name)
+    with pytest.raises(UsageError, match="did not find one another .* --coordinator"):
+        hosts.connect(True, "", 0, -1)
+
+
+def test_one_process_does_everything_itself(capsys):
+    hosts.connect(False, "", 0, -1)
+    assert hosts.is_first()
+    assert hosts.exchange({"a": 1}) == [{"a": 1}]
+    assert hosts.first_does(lambda: 5) == 5
+    calls = []
+    assert hosts.in_turn(lambda: calls.append(None) or len(calls)) == 1
+    with pytest.raises(UsageError, match="^mine$"):
+        hosts.first_does(lambda: (_ for _ in ()).throw(UsageError("mine")))
+    with hosts.one_voice():
+        print("heard")
+    assert capsys.readouterr().out == "heard\n"
+    error = jax.errors.JaxRuntimeError("INTERNAL: mine")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="mine"):
+        hosts.end_after_a_loss(error)
+
+
+@pytest.fixture(scope="module")
+def start(data_dir, cache, tmp_path_factory):
+    """(flags, code of process 0, of process 1, ...) -> their outcomes, seconds."""
+    folder = tmp_path_factory.mktemp("processes")
+
+    def run_all(flags, *firsts, devices=DEVICES_EACH, limit=400):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        several = [f"--coordinator=localhost:{port}", f"--num_processes={len(firsts)}"]
+        processes = []
+        with contextlib.ExitStack() as stack:
+            for i, first in enumerate(firsts):
+                streams = [folder / f"{port}.{i}.{name}" for name in ("out", "err")]
+                out, err = (stack.enter_context(open(path, "w")) for path in streams)
+                process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-c",
+                        START.format(first=first),
+                        "--config=configs/smoke.py",
+                        f"--config.data.data_dir={data_dir}",
+                        "--config.train.steps_per_call=2",
+                        "--config.eval.metrics=('elbo', 'coherence')",
+                        *flags,
+                        *([*several, f"--process_id={i}"] if len(firsts) > 1 else []),
+                    ],
+                    stdout=out,
+                    stderr=err,
+                    cwd=ROOT,
+                    env={
+                        **os.environ,
+                        "PYTHONPATH": str(ROOT),
+                        "JAX_NUM_CPU_DEVICES": str(devices),
+                        **cache,
+                    },
+                )
+                processes.append((process, streams))
+                stack.callback(process.kill)
+            ends = {}
+            deadline = time.monotonic() + limit
+            while len(ends) < len(processes) and time.monotonic() < deadline:
+                for i, (process, _) in enumerate(processes):
+                    if i not in ends and process.poll() is not None:
+                        ends[i] = time.monotonic()
+                time.sleep(0.1)
+        outcomes = [
+            (process.returncode, *(path.read_text() for path in streams))
+            for process, streams in processes
+        ]
+        return outcomes, ends
+
+    return run_all
+
+
+# Divided over all four devices: each process has two members.
+MEMBERS = "--config.sweep.beta=(0.0, 1.0, 3.0, 9.0)"
+# Not divided: all four devices have a part of each batch.
+BATCHES = "--config.sweep.beta=(0.0, 1.0, 9.0)"
+
+
+@pytest.fixture(scope="module")
+def alone(start, tmp_path_factory):
+    """Flags of the sweep -> the workdir of one process on one device."""
+    root, workdirs = tmp_path_factory.mktemp("alone"), {}
+
+    def run_alone(members):
+        if members not in workdirs:
+            workdirs[members] = root / str(len(workdirs))
+            flags = (f"--workdir={workdirs[members]}", members)
+            ((code, _, err),), _ = start(flags, "", devices=1)
+            assert code == 0, err
+        return workdirs[members]
+
+    return run_alone
+
+
+def last_state(workdir):
+    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+        step = manager.latest_step()
+        restored = manager.restore(step, args=ocp.args.StandardRestore())
+        return step, jax.tree.leaves(restored["state"])
+
+
+def lines_of(workdir):
+    return [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def said(text):
+    """What a process wrote itself, without what its libraries do."""
+    return [line for line in text.splitlines() if not line.startswith("[Gloo]")]
+
+
+@pytest.mark.slow
+def test_two_processes_leave_the_bits_of_one(start, alone, tmp_path):
+    workdir, one = tmp_path / "run", alone(MEMBERS)
+    outcomes, _ = start((f"--workdir={workdir}", MEMBERS), "", "")
+    assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+    assert "4 members on 4 devices: 4 x 1 (cpu)" in outcomes[0][1]
+    # One set of logs, one checkpoint of both, one voice.
+    assert not said(outcomes[1][1])
+    assert (workdir / "metrics.jsonl").read_text() == (
+        one / "metrics.jsonl"
+    ).read_text()
+    for folder in (workdir / "tensorboard").iterdir():
+        assert len(list(folder.iterdir())) == 1
+    (step, state), (expected_step, expected) = last_state(workdir), last_state(one)
+    assert step == expected_step == 24
+    for ours, theirs in zip(state, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    found, wanted = (
+        json.loads((folder / "summary.json").read_text()) for folder in (workdir, one)
+    )
+    assert found["members"] == wanted["members"]
+    for path in (one / "samples").iterdir():
+        assert (workdir / "samples" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_share_batches(start, alone, tmp_path):
+    workdir, one = tmp_path / "run", alone(BATCHES)
+    outcomes, _ = start((f"--workdir={workdir}", BATCHES), "", "")
+    assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+    assert "3 members on 4 devices: 1 x 4 (cpu)" in outcomes[0][1]
+    for line, expected in zip(lines_of(workdir), lines_of(one), strict=True):
+        assert line.keys() == expected.keys()
+        for tag in ("step", "member", "train/loss", "eval/elbo"):
+            if tag in line:
+                assert line[tag] == pytest.approx(expected[tag], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_all_stop_when_one_is_told_to(stopped, start, alone, tmp_path):
+    workdir, one = tmp_path / "run", alone(MEMBERS)
+    flags = (f"--workdir={workdir}", MEMBERS)
+    firsts = ["", ""]
+    firsts[stopped] = SIGNALLED.format(name="SIGTERM")
+    outcomes, _ = start(flags, *firsts)
+    assert [code for code, _, _ in outcomes] == [128 + signal.SIGTERM] * 2, outcomes
+    assert said(outcomes[0][1])[-1] == (
+        "SIGTERM: saved; the same command continues this run"
+    )
+    assert not any("Traceback" in err for _, _, err in outcomes)
+    # What two processes have saved, one continues, and two do.
+    firsts, devices = (("", ""), DEVICES_EACH) if stopped else (("",), 1)
+    resumed, _ = start(flags, *firsts, devices=devices)
+    assert all(code == 0 for code, _, _ in resumed), resumed
+    assert "resuming" in resumed[0][1]
+    assert (workdir / "metrics.jsonl").read_text() == (
+        one / "metrics.jsonl"
+    ).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_one_dies_the_other_ends(killed, start, tmp_path):
+    flags = (f"--workdir={tmp_path / 'run'}", MEMBERS, "--config.train.num_steps=9999")
+    firsts = ["", ""]
+    firsts[killed] = SIGNALLED.format(name="SIGKILL")
+    outcomes, ends = start(flags, *firsts)
+    assert outcomes[killed][0] == -signal.SIGKILL
+    code, _, err = outcomes[1 - killed]
+    assert code not in (0, None), err
+    assert abs(ends[0] - ends[1]) < 60
+    assert "a process of this run is gone" in err or "another task died" in err
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_all_processes(start, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "letter.txt").write_text("mine")
+    outcomes, _ = start((f"--workdir={tmp_path / 'run'}", MEMBERS), "", "")
+    for code, _, err in outcomes:
+        assert code == 2, err
+        (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert line.endswith("holds files that are no run; choose another --workdir")
