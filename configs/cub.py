@@ -56,6 +56,9 @@ def get_config(arg: str = "mopoe"):
     config.train.checkpoint_every_steps = 3_450
     config.eval.batch_size = 100
     config.eval.num_examples = 1_000  # of the test split
+    # Of the evaluation, for a CPU: the convolutional network is several times slower.
+    config.matcher.network = "mlp"
+    config.matcher.num_steps = 1_000
     # No class of the default's test split occurs in training, and nobody has annotated
     # what images and captions share: coherence without labels.
     config.eval.metrics = ("elbo", "captions", "matching", "swd", "log_likelihood")
