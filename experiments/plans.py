@@ -122,7 +122,7 @@ def settings(scale: ConfigDict, dataset: str) -> ConfigDict:
     """What a scale says of a data set."""
     if dataset == "discrete":
         return scale.discrete
-    if dataset in pair_columns(scale):
+    if "pairs" in scale and dataset in scale.pairs.datasets:
         return scale.pairs.datasets[dataset]
     return scale.datasets[dataset]
 
