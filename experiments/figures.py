@@ -7,7 +7,9 @@
 "matching", "family" or "inputs", several of them with commas, or "all" (the default),
 which ends with the table of claims and report.html. --columns takes only some of the
 data sets, "shapes,cub" for instance. Figures are drawn from finished runs only: what
-is not there is a missing point. A stopped command continues where it was.
+is not there is a missing point. A stopped command continues where it was. --dry_run
+trains nothing, but prepares images with captions, whose vocabulary decides on the
+networks.
 """
 
 import csv
