@@ -32,7 +32,7 @@ NUM_CONDITIONS = 10  # columns of the pictures of conditional samples
 NUM_PRIOR = 20  # columns of those of prior samples
 # Of pictures with captions, what is shown of their height.
 PART_OF_PRIOR = 0.5
-PART_OF_CONDITIONAL = 0.4
+PART_OF_CONDITIONAL = 0.3
 
 
 class Drawing(NamedTuple):

@@ -219,8 +219,9 @@ def draw_grid(
         for j, panel in enumerate(line):
             axis = axes[i, j]
             above, under = neighbour(i - 1, j), neighbour(i + 1, j)
+            own = _kind(evidence, panel)
             if x == "beta":
-                _set_beta_axis(axis, betas[_kind(evidence, panel)], width)
+                _set_beta_axis(axis, betas[own], width)
                 found = _draw_over_beta(axis, evidence, name, panel)
             else:
                 axis.set_xticks(numbers)
@@ -233,8 +234,9 @@ def draw_grid(
                 axis.set_title(panel.title)
             if j == 0 or not is_column:
                 axis.set_ylabel(_axis_label(panel.metric, height, panel.heading))
-            is_alike = under and _kind(evidence, under) == _kind(evidence, panel)
-            if is_column and is_alike:
+            # A title between two panels parts their axes.
+            is_one = under is not None and under.title == panel.title
+            if is_column and is_one and _kind(evidence, under) == own:
                 axis.tick_params(labelbottom=False)
             else:
                 axis.set_xlabel(AXIS_LABELS[x])
@@ -377,8 +379,11 @@ def tags_of(grid: Iterable[Iterable[Panel]]) -> list[str]:
                 names[panel.modality] = None
     tags = []
     for tag, names in found.items():
-        ends = list(names)[:: max(1, len(names) - 1)]
-        tags.append("/".join([tag, "…".join(ends)] if ends else [tag]))
+        numbered = [name for name in names if name[1:].isdigit()]
+        ends = numbered[:: max(1, len(numbered) - 1)]
+        parts = ["…".join(ends)] if ends else []
+        parts += [name for name in names if name not in numbered]
+        tags += [f"{tag}/{part}" for part in parts] or [tag]
     return tags
 
 
