@@ -14,6 +14,14 @@ the computation). Captions have the convolutional pair of Shi et al. (2019), or
 `--config.modalities.caption.network=transformer`. The paper's sweep is
 
     --config.sweep.beta="(3e-4,3e-3,3e-1,1.,3.,9.,32.)" --config.sweep.seed="(0,1,2)"
+
+Training is the paper's; `--config.train.num_steps=200` is a look at it.
+What comes after it is sized for a CPU: 400 test captions, and for coherence without
+labels small dense networks. `configs/scales/paper.py` has the convolutional ones and
+the whole test split, as has
+
+    --config.eval.num_examples=0 --config.matcher.network=conv \\
+        --config.matcher.num_steps=2000
 """
 
 from ml_collections import ConfigDict
@@ -55,7 +63,10 @@ def get_config(arg: str = "mopoe"):
     config.train.log_every_steps = 69
     config.train.checkpoint_every_steps = 3_450
     config.eval.batch_size = 100
-    config.eval.num_examples = 1_000  # of the test split
+    config.eval.num_examples = 400  # of the test split
+    # Not the paper's, which has no such measure; see above.
+    config.matcher.network = "mlp"
+    config.matcher.num_steps = 1_000
     # No class of the default's test split occurs in training, and nobody has annotated
     # what images and captions share: coherence without labels.
     config.eval.metrics = ("elbo", "captions", "matching", "swd", "log_likelihood")

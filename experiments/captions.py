@@ -60,6 +60,18 @@ SENTENCES = {
 }
 
 
+# And where there are pairs of images and captions.
+PAIRS = {
+    "2": "of pairs, of the image",
+    "4": "of Shapes, how often its shape and colour are read off what is generated "
+    "from the other modality, the mean and one by one; of CUB, of which nobody has "
+    "annotated what is shared, images given captions",
+    "8": "of pairs, of the image",
+    "9": "of pairs, images with the captions drawn with them, some of them",
+    "10": "of pairs, ten draws beside what they were generated from, some of them",
+}
+
+
 def caption(evidence: Evidence, name: str, tags: Iterable[str] = ()) -> str:
     """What a figure shows and what it was measured with, from the runs themselves.
 
@@ -73,10 +85,16 @@ def caption(evidence: Evidence, name: str, tags: Iterable[str] = ()) -> str:
     """
     heading = HEADINGS.get(name, f"Figure {name}")
     # The scale's description is one of images, and the theorem's data are none.
-    scale = evidence.config.description
-    scale = f"{evidence.scale} scale" if name == "theorem" else scale
-    text = [f"{heading}. {SENTENCES[name]}; {scale}"]
     specs = plans.figure_specs(evidence.config)[name]
+    pairs = plans.pair_columns(evidence.config)
+    scale = evidence.config.description
+    if any(spec.dataset in pairs for spec in specs):
+        scale = values.description(evidence)
+    scale = f"{evidence.scale} scale" if name == "theorem" else scale
+    sentence = SENTENCES[name]
+    if name in PAIRS and values.shown_pairs(evidence):
+        sentence += f"; {PAIRS[name]}"
+    text = [f"{heading}. {sentence}; {scale}"]
     found = {s: evidence.runs[s].summary for s in specs if s in evidence.runs}
     if not found:
         return f"{text[0]}. None of its runs is there."
@@ -119,6 +137,13 @@ def _machine(summary: Mapping[str, Any]) -> str:
 
 def _absences(evidence: Evidence, name: str, specs: Sequence[Spec]) -> list[str]:
     """What a figure lacks, as sentences."""
+    left_out = {
+        spec.dataset: values.title(evidence, spec.dataset)
+        for spec in specs
+        if spec.dataset in plans.pair_columns(evidence.config)
+        and spec.dataset not in values.shown_pairs(evidence)
+    }
+    specs = [spec for spec in specs if spec.dataset not in left_out]
     missing = [spec.folder for spec in specs if spec not in evidence.runs]
     lost, is_partial = [], False
     for spec in specs:
@@ -133,6 +158,8 @@ def _absences(evidence: Evidence, name: str, specs: Sequence[Spec]) -> list[str]
                 f"{results.LABELS[spec.model]} on {place} at β = {', '.join(gone)}"
             )
     sentences = []
+    if left_out:
+        sentences.append(f"Left out, for want of runs: {'; '.join(left_out.values())}")
     if len(missing) > 6:
         sentences.append(f"Not measured: {len(missing)} of {len(specs)} runs")
     elif missing:

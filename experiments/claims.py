@@ -139,6 +139,7 @@ def evaluate(evidence: plans.Evidence) -> list[Verdict]:
         judge(Line(evidence, claim, column, model, tag))
         for claim in paper.CLAIMS
         for column in claim.columns
+        if column in plans.all_columns(evidence.config)
         for model in claim.models
         for tag in tags_of(evidence, claim, column, model)
     ]
@@ -148,7 +149,7 @@ def tags_of(
     evidence: plans.Evidence, claim: paper.Claim, column: str, model: str
 ) -> Sequence[str]:
     """The metrics of a claim: FID where all runs have it, or what stands in for it."""
-    if claim.tags not in (paper.FIRST, paper.MEAN):
+    if claim.tags not in (paper.FIRST, paper.MEAN, paper.IMAGE):
         return claim.tags
     fid, others = claim.tags
     specs = paper.specs_of(claim, evidence.config, column, model)
@@ -441,6 +442,81 @@ def _accuracy(line: Line, spec: plans.Spec) -> float:
     return float(np.mean(accuracies))
 
 
+def is_never_both(line: Line) -> Finding:
+    """Whether a model falls short of quality or of coherence at every beta."""
+    model, target, *others = _specs(line)
+    tag = _image_quality(line)
+    qualities = {point.beta: point for point in points_of(line, model, tag)}
+    coherences = {point.beta: point for point in points_of(line, model)}
+    goal = best(line, target, tag)
+    last = min(
+        (best(line, spec, tag) for spec in others),
+        key=lambda point: _sign(tag) * point.mean,
+    )
+    *_, z = combine([(_sign(tag), goal), (-_sign(tag), last)])
+    bound = _half_of_real(line, model)
+    findings = []
+    for beta in sorted(qualities.keys() & coherences.keys()):
+        quality, coherence = qualities[beta], coherences[beta]
+        points = [quality, coherence._replace(label=f"{quality.label} coherence")]
+        short = [_finding([(1, bound), (-1, coherence)], "short of coherence")]
+        if z >= paper.THRESHOLD:
+            weights = {goal: 1 - paper.HALF, last: paper.HALF}
+            # The model may be the last one itself.
+            weights[quality] = weights.get(quality, 0) - 1
+            terms = [(_sign(tag) * w, point) for point, w in weights.items()]
+            short.append(_finding(terms, "short of quality"))
+        most = max(short, key=lambda finding: finding.z)
+        word = most.note if most.holds else "clearly short of neither"
+        findings.append(most._replace(points=points, note=f"{word} at beta {beta:g}"))
+    if not findings:
+        raise NotMeasured(f"no beta with both {tag} and {line.tag}")
+    least = min(findings, key=lambda finding: finding.z)
+    return least._replace(
+        points=[*least.points, goal, last],
+        note="; ".join(
+            [f"{bound.label} {bound.mean:.3f}", *(found.note for found in findings)]
+        ),
+    )
+
+
+def _image_quality(line: Line) -> str:
+    """The metric of the quality of images: FID where all runs have it."""
+    (fid,), (swd,) = paper.IMAGE
+    runs = [line.evidence.runs[spec] for spec in _specs(line)]
+    tags = [tags for run in runs for tags in by_beta(run.summary).values()]
+    return fid if tags and all(fid in own for own in tags) else swd
+
+
+def _half_of_real(line: Line, spec: plans.Spec) -> Point:
+    """A coherence half of the way from chance to what is read off real images."""
+    chance, tag = paper.GIVEN_CAPTIONS[line.tag]
+    for tags in by_beta(line.evidence.runs[spec].summary).values():
+        if tag in tags:
+            half = chance + paper.HALF * (tags[tag].mean - chance)
+            return Point("half of real images", math.nan, half, 0.0, 1)
+    raise NotMeasured(f"no {tag} in {spec.folder}")
+
+
+def nothing_is_annotated(line: Line) -> Finding:
+    """Never judged; says what networks trained without labels see."""
+    seen = []
+    for model in line.claim.others:
+        run = line.evidence.runs.get(plans.Spec(line.column, model))
+        spreads = by_beta(run.summary) if run else {}
+        for beta, tags in sorted(spreads.items()):
+            if line.tag in tags:
+                value = show(tags[line.tag])
+                seen.append(f"{_label(model)} {value} (beta {beta:g})")
+    text = "not judged by a number: no labels say what is shared"
+    if seen:
+        text += (
+            "; coherence as matching networks see it (0: shuffled pairs, 1: real ones) "
+            + ", ".join(seen)
+        )
+    raise NotMeasured(text)
+
+
 def ranks_alike(line: Line) -> Finding:
     """Whether log-likelihoods rank models as the line's metric does."""
     quality, likelihood = (
@@ -554,6 +630,8 @@ JUDGES: dict[str, Callable[[Line], Finding]] = {
     "ranks alike": ranks_alike,
     "is smaller": is_smaller,
     "trains": trains,
+    "is never both": is_never_both,
+    "nothing is annotated": nothing_is_annotated,
 }
 
 
@@ -588,7 +666,9 @@ def _show(point: Point, line: Line) -> str:
     parts = []
     if not line.claim.is_by_modalities:
         parts.append(f"beta {point.beta:g}")
-    if point.num != len(line.evidence.config.seed):
+    scale = line.evidence.config
+    seeds = plans.settings(scale, line.column).get("seed", scale.seed)
+    if point.num != len(seeds):
         parts.append(f"{point.num} seeds")
     value = f"{point.label} {show(Spread(point.mean, point.std))}"
     return f"{value} ({', '.join(parts)})" if parts else value
@@ -642,7 +722,7 @@ def found_claims(evidence: plans.Evidence, verdicts: Sequence[Verdict]) -> dict:
         "command": f"python -m experiments.claims {directory}",
         "date": datetime.date.today().isoformat(),
         "scale": evidence.scale,
-        "description": evidence.config.description,
+        "description": values.description(evidence),
         "machine": "; ".join(machines),
         "versions": {name: metadata.version(name) for name in ("jax", "flax", "numpy")},
         "datasets": list(dict.fromkeys(s["dataset"] for s in summaries)),
@@ -712,7 +792,7 @@ def report(evidence: plans.Evidence) -> list[Verdict]:
     counts = Counter(verdict.holds for verdict in verdicts)
     terminal.say(
         f"{table(verdicts)}\n\n"
-        f"{evidence.config.description}; {len(evidence.runs)} runs.\n"
+        f"{values.description(evidence)}; {len(evidence.runs)} runs.\n"
         f"Of {len(verdicts)} verdicts {counts[True]} hold, {counts[False]} fail and "
         f"{counts[None]} are not measured. Differences are written so that the claim "
         f"has them positive.\n{path}"

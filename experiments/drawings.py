@@ -15,9 +15,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import captions, panels, paper, plans, values
-from experiments.panels import STYLE, Front, Panel, Strips
+from experiments.panels import STYLE, Front, Page, Panel, Strips
 from experiments.plans import Evidence, Spec
 from experiments.values import (
+    ATTRIBUTES,
     COHERENCE,
     LIKELIHOOD,
     MATCHING,
@@ -29,6 +30,9 @@ from experiments.values import (
 
 NUM_CONDITIONS = 10  # columns of the pictures of conditional samples
 NUM_PRIOR = 20  # columns of those of prior samples
+# Of pictures with captions, what is shown of their height.
+PART_OF_PRIOR = 0.5
+PART_OF_CONDITIONAL = 0.3
 
 
 class Drawing(NamedTuple):
@@ -60,8 +64,43 @@ def draw_num_modalities(evidence: Evidence) -> Drawing:
 
 @matplotlib.rc_context(STYLE)
 def draw_coherence(evidence: Evidence) -> Drawing:
-    """Figure 4: leave-one-out coherence over beta."""
-    return _draw_columns(evidence, "4", [COHERENCE], plans.MULTIMODAL)
+    """Figure 4: leave-one-out coherence over beta.
+
+    Of images with captions that of what their attributes say; where nothing says what
+    they share, images given captions.
+    """
+    pairs = values.shown_pairs(evidence)
+    labelled = [c for c in pairs if values.is_measured(evidence, c, ATTRIBUTES.tag)]
+
+    def panel(column: str, metric: Metric, title: str) -> Panel:
+        return Panel(title, metric, plans.sweep([column], plans.MULTIMODAL))
+
+    first = [(column, COHERENCE) for column in evidence.config.columns]
+    first += [(column, ATTRIBUTES) for column in labelled]
+    grid = [[panel(c, m, values.title(evidence, c)) for c, m in first]] if first else []
+    for column in labelled:
+        image, caption = values.modalities_of(evidence, column)
+        title = values.title(evidence, column)
+        grid.append(
+            [
+                panel(
+                    column,
+                    values.attribute_metric(attribute, target, source),
+                    f"{title}: {attribute},\n{target} given {source}",
+                )
+                for target, source in ((image, caption), (caption, image))
+                for attribute in values.CHANCES
+            ]
+        )
+    pages = [
+        page
+        for column in pairs
+        if column not in labelled
+        for page in _conditional_pages(evidence, column)
+        if page.name.startswith(values.modalities_of(evidence, column)[0])
+    ]
+    size = (2.2, 1.8) if labelled or pages else (2.9, 2.0)
+    return _draw_grid(evidence, "4", grid, size, pages=pages)
 
 
 @matplotlib.rc_context(STYLE)
@@ -79,7 +118,8 @@ def draw_likelihood(evidence: Evidence) -> Drawing:
 @matplotlib.rc_context(STYLE)
 def draw_all_modalities(evidence: Evidence) -> Drawing:
     """Figure 8: quality of every modality over beta, one row a data set."""
-    specs = plans.figure_specs(evidence.config)["8"]
+    columns = evidence.config.columns
+    specs = plans.sweep(columns, plans.MODELS)
     metrics = values.quality_metrics(evidence, specs, is_mean=False)
     grid = [
         [
@@ -91,10 +131,13 @@ def draw_all_modalities(evidence: Evidence) -> Drawing:
                 values.title(evidence, column),
             )
             for i, name in enumerate(values.modalities_of(evidence, column))
+            if column in columns
+            or values.is_measured(evidence, column, f"{metric.tag}/{name}")
         ]
-        for column in evidence.config.columns
+        for column in (*columns, *values.shown_pairs(evidence))
         for metric in metrics
     ]
+    grid = [line for line in grid if line]
     return _draw_grid(evidence, "8", grid, (1.6, 1.35), is_shared=True)
 
 
@@ -105,7 +148,14 @@ def draw_prior_samples(evidence: Evidence) -> Drawing:
     for column in evidence.config.columns:
         num = len(values.modalities_of(evidence, column))
         strips[column] = Strips("prior", [_symbol(i) for i in range(num)])
-    figure = panels.draw_pictures(evidence, plans.MODELS, strips, NUM_PRIOR, 2)
+    pages = [
+        Page(Spec(column, model), "prior", "some samples", PART_OF_PRIOR)
+        for column in values.shown_pairs(evidence)
+        for model in plans.MODELS
+    ]
+    figure = panels.draw_pictures(
+        evidence, plans.MODELS, strips, NUM_PRIOR, 2, pages, 2
+    )
     return Drawing(figure, [], captions.caption(evidence, "9"))
 
 
@@ -119,8 +169,13 @@ def draw_conditional_samples(evidence: Evidence) -> Drawing:
         names = values.modalities_of(evidence, column)
         name = f"{names[0]}_given_{names[1 % len(names)]}"
         strips[column] = Strips(name, labels)
+    pages = [
+        page
+        for column in values.shown_pairs(evidence)
+        for page in _conditional_pages(evidence, column)
+    ]
     models = plans.MULTIMODAL
-    figure = panels.draw_pictures(evidence, models, strips, NUM_CONDITIONS, 3)
+    figure = panels.draw_pictures(evidence, models, strips, NUM_CONDITIONS, 3, pages)
     return Drawing(figure, [], captions.caption(evidence, "10"))
 
 
@@ -261,8 +316,12 @@ def _draw_columns(
     """One column a data set, one row a metric; without metrics those of quality."""
     scale = evidence.config
     specs = plans.figure_specs(scale)[name]
+    pairs = [
+        c for c in values.shown_pairs(evidence) if any(s.dataset == c for s in specs)
+    ]
     if not metrics:
-        metrics = values.quality_metrics(evidence, specs, is_mean=not is_first)
+        own = [spec for spec in specs if spec.dataset in scale.columns]
+        metrics = values.quality_metrics(evidence, own, is_mean=not is_first)
 
     def panel(column: str, metric: Metric) -> Panel:
         title = values.title(evidence, column)
@@ -273,8 +332,35 @@ def _draw_columns(
         modality = values.modalities_of(evidence, column)[0] if is_first else ""
         return Panel(title, metric, own, modality)
 
-    grid = [[panel(column, metric) for column in scale.columns] for metric in metrics]
+    def is_measured(panel: Panel) -> bool:
+        tag = "/".join(filter(None, [panel.metric.tag, panel.modality]))
+        return any(values.is_measured(evidence, s.dataset, tag) for s in panel.specs)
+
+    grid = []
+    for metric in metrics:
+        line = [panel(column, metric) for column in scale.columns]
+        further = [panel(column, metric) for column in pairs]
+        # Pairs have not all metrics.
+        line += further if any(map(is_measured, further)) else []
+        grid += [line] if line else []
+    if not grid:
+        grid = [[panel(column, metrics[-1]) for column in pairs]]
     return _draw_grid(evidence, name, grid, (2.9, 2.0), x=x)
+
+
+def _conditional_pages(evidence: Evidence, column: str) -> list[Page]:
+    """What models generate of each modality of a pair given the other one."""
+    names = values.modalities_of(evidence, column)[:2]
+    return [
+        Page(
+            Spec(column, model),
+            f"{target}_given_{source}",
+            f"{target} given {source}, some examples",
+            PART_OF_CONDITIONAL,
+        )
+        for target, source in (names, names[::-1])
+        for model in plans.MULTIMODAL
+    ]
 
 
 def _draw_ablation(evidence: Evidence, name: str) -> Drawing:

@@ -5,9 +5,11 @@
 
 --figure is a number of the first paper (2, 3, 4, 6 to 13), "theorem", "discrepancy",
 "matching", "family" or "inputs", several of them with commas, or "all" (the default),
-which ends with the table of claims and report.html. Figures are drawn from finished
-runs only: what is not there is a missing point. A stopped command continues where it
-was.
+which ends with the table of claims and report.html. --columns takes only some of the
+data sets, "shapes,cub" for instance. Figures are drawn from finished runs only: what
+is not there is a missing point. A stopped command continues where it was. --dry_run
+trains nothing, but prepares images with captions, whose vocabulary decides on the
+networks.
 """
 
 import csv
@@ -43,18 +45,23 @@ from experiments import (
 )
 from mmvae_jax import evaluate, models, sweeps, train
 from mmvae_jax.errors import UsageError
+from mmvae_jax.types import TokenShape
 
 # A step is timed over at least this long.
 MEASURED_SECONDS = 0.5
 
 
-def names_of(figures: str, scale: ConfigDict) -> list[str]:
-    """The figures that --figure asks for.
+def names_of(
+    figures: str, scale: ConfigDict, columns: Sequence[str] | None = None
+) -> list[str]:
+    """The figures that --figure asks for, of the columns of --columns if there are any.
 
     Raises:
       UsageError: one of them does not exist.
     """
     known = list(plans.figure_specs(scale))
+    if columns is not None:
+        known = plans.figures_of(scale, columns)
     if figures == "all":
         return known
     names = [name.strip() for name in figures.split(",")]
@@ -91,7 +98,7 @@ def shapes_of(config: ConfigDict) -> dict[str, tuple[int, ...]]:
 
 
 def seconds_per_step(config: ConfigDict) -> float:
-    """Measured time of a training step of all members, on random bytes.
+    """Measured time of a training step of all members, on random bytes and words.
 
     One member is measured where members are trained one after the other (CPU), all
     of them where they are trained at once.
@@ -106,7 +113,9 @@ def seconds_per_step(config: ConfigDict) -> float:
     num = config.train.batch_size
     draw = np.random.default_rng(0).integers
     data = {
-        m: jnp.asarray(draw(0, 256, (num, *shape), np.uint8))
+        m: jnp.asarray(draw(0, shape.num_words, (num, shape.length), np.int32))
+        if isinstance(shape, TokenShape)
+        else jnp.asarray(draw(0, 256, (num, *shape), np.uint8))
         for m, shape in shapes.items()
     }
     execution = train.choose_execution(
@@ -142,8 +151,7 @@ def estimate(
     """
     groups: dict[tuple, list[plans.Spec]] = {}
     for spec in configs:
-        kind = "discrete" if spec.dataset == "discrete" else "images"
-        groups.setdefault((kind, spec.model), []).append(spec)
+        groups.setdefault((configs[spec].data.name, spec.model), []).append(spec)
     seconds = {}
     for group in groups.values():
         costs = {spec: _relative_cost(configs[spec]) for spec in group}
@@ -164,7 +172,10 @@ def _relative_cost(config: ConfigDict) -> float:
 
 def _bytes_seen(config: ConfigDict) -> float:
     """Bytes that the members of a run are trained on, of all steps."""
-    example = sum(math.prod(shape) for shape in shapes_of(config).values())
+    example = sum(
+        shape.length if isinstance(shape, TokenShape) else math.prod(shape)
+        for shape in shapes_of(config).values()
+    )
     examples = config.train.num_steps * config.train.batch_size
     return float(len(sweeps.grid(config.sweep)) * examples * example)
 
@@ -204,6 +215,26 @@ def _overhead(directory: Path, configs, missing) -> str:
         for spec in finished
     ]
     return f"; the {len(finished)} runs that are there took {_time(sum(walls))} in all"
+
+
+def with_data(
+    directory: Path, configs: Mapping[plans.Spec, ConfigDict]
+) -> dict[plans.Spec, ConfigDict]:
+    """The runs that are there or can be trained; says which cannot.
+
+    Only CUB can be neither made nor downloaded here.
+    """
+    kept = {
+        spec: config
+        for spec, config in configs.items()
+        if config.data.get("cub_dir", "none needed") or is_finished(directory, spec)
+    }
+    if len(kept) < len(configs):
+        terminal.say(
+            f"{len(configs) - len(kept)} runs on CUB are left out: --cub_dir=FOLDER "
+            "names its photographs and captions"
+        )
+    return kept
 
 
 def is_finished(directory: Path, spec: plans.Spec) -> bool:
@@ -323,16 +354,20 @@ def _time(seconds: float) -> str:
 def main() -> int:
     """Plans, trains and draws."""
     name, scale = plans.load_scale(flags.FLAGS.scale)
-    figures = names_of(flags.FLAGS.figure, scale)
+    columns = None
+    if flags.FLAGS.columns:
+        columns = [part.strip() for part in flags.FLAGS.columns.split(",")]
+    figures = names_of(flags.FLAGS.figure, scale, columns)
     directory = Path(flags.FLAGS.directory or f"runs/figures_{name}")
     directory = directory.expanduser().absolute()
     places = {
         field: flags.FLAGS[field].value
-        for field in ("data_dir", "digits_dir", "backgrounds_dir")
+        for field in ("data_dir", "digits_dir", "backgrounds_dir", "cub_dir")
         if flags.FLAGS[field].value
     }
-    specs = plans.all_specs(scale, figures)
-    configs = checked_configs(scale, specs, places)
+    shown = scale if columns is None else plans.with_columns(scale, columns)
+    specs = plans.all_specs(shown, figures)
+    configs = with_data(directory, checked_configs(scale, specs, places))
     if flags.FLAGS.dry_run:
         print_plan(directory, configs)
         return 0
@@ -344,6 +379,8 @@ def main() -> int:
         if code:
             return code
     evidence = plans.read(directory)
+    if columns is not None:
+        evidence = evidence._replace(config=shown)
     draw(evidence, figures)
     if flags.FLAGS.figure == "all":
         claims.report(evidence)
@@ -361,6 +398,8 @@ FLAG_NAMES = (
     "data_dir",
     "digits_dir",
     "backgrounds_dir",
+    "cub_dir",
+    "columns",
 )
 
 
@@ -374,6 +413,8 @@ def define_flags() -> None:
     flags.DEFINE_string("data_dir", "", "where prepared data sets are kept")
     flags.DEFINE_string("digits_dir", "", "the four idx files of MNIST")
     flags.DEFINE_string("backgrounds_dir", "", "one background image a modality")
+    flags.DEFINE_string("cub_dir", "", "photographs and captions of CUB")
+    flags.DEFINE_string("columns", "", "only these data sets, with commas; all")
 
 
 if __name__ == "__main__":

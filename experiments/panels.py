@@ -4,6 +4,7 @@ A band is one standard deviation, and a panel without values says so. Colours an
 names of models are those of `experiments.results`.
 """
 
+import itertools
 import string
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -102,6 +103,22 @@ class Strips(NamedTuple):
     labels: Sequence[str]
 
 
+class Page(NamedTuple):
+    """A picture of samples with captions, as runs write it.
+
+    Attributes:
+      spec: of the run.
+      name: of its file, after the member's.
+      title: what it shows.
+      part: how much of its height is shown, from above.
+    """
+
+    spec: Spec
+    name: str
+    title: str
+    part: float
+
+
 def make_axes(
     num_rows: int,
     num_columns: int,
@@ -117,6 +134,43 @@ def make_axes(
     return figure, figure.subplots(num_rows, num_columns, squeeze=False, **options)
 
 
+def _make_axes_above(
+    num_rows: int,
+    num_columns: int,
+    width: float,
+    height: float,
+    legend: float,
+    pages: Sequence[np.ndarray | str],
+    num_pages: int,
+) -> tuple[Figure, np.ndarray, list[Axes]]:
+    """`make_axes` with room for pages below the panels, some in a row.
+
+    Returns:
+      (figure, axes of the panels, an axis a page).
+    """
+    full = num_columns * width
+    lines = [pages[i : i + num_pages] for i in range(0, len(pages), num_pages)]
+    heights = [num_rows * height] * (num_rows > 0)
+    for line in lines:
+        shapes = [page.shape[:2] for page in line if not isinstance(page, str)]
+        aspect = max((shape[0] / shape[1] for shape in shapes), default=0.1)
+        heights.append(full / num_pages * aspect + 0.3)
+    figure = Figure(figsize=(full + 0.6, sum(heights) + legend), layout="constrained")
+    FigureCanvasAgg(figure)
+    outer = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    axes = np.empty((0, num_columns), object)
+    if num_rows:
+        inner = outer[0].subgridspec(num_rows, num_columns)
+        axes = inner.subplots(squeeze=False)
+    below = []
+    for i in range(len(lines)):
+        place = outer[len(heights) - len(lines) + i].subgridspec(1, num_pages)
+        below += list(place.subplots(squeeze=False)[0])
+    for axis in below:
+        axis.set_axis_off()
+    return figure, axes, below
+
+
 def draw_grid(
     evidence: Evidence,
     name: str,
@@ -126,6 +180,7 @@ def draw_grid(
     x: str = "beta",
     is_shared: bool = False,
     is_column: bool = True,
+    pages: Sequence[Page] = (),
 ) -> tuple[Figure, list[Row]]:
     """Panels with lines over beta or over the number of modalities.
 
@@ -138,22 +193,35 @@ def draw_grid(
       is_shared: whether the panels of a row have one axis of values.
       is_column: whether those of a column have one axis below and those of a row
         one label.
+      pages: below the panels, one in a row; not with `is_shared`.
 
     Returns:
       (figure, rows), a row for each plotted point.
     """
     width, height = size
-    num_columns = max(len(line) for line in grid)
-    sharey = "row" if is_shared else False
-    figure, axes = make_axes(len(grid), num_columns, width, height, sharey=sharey)
-    specs = [spec for line in grid for panel in line for spec in panel.specs]
-    betas, numbers = values.betas_of(evidence, specs), evidence.config.num_modalities
+    num_columns = max((len(line) for line in grid), default=3)
+    if pages:
+        read = [_read_page(evidence, page) for page in pages]
+        parts = _make_axes_above(len(grid), num_columns, width, height, 0.6, read, 1)
+        figure, axes, below = parts
+        _show_pages(evidence, below, pages, read, itertools.repeat(""))
+    else:
+        sharey = "row" if is_shared else False
+        figure, axes = make_axes(len(grid), num_columns, width, height, sharey=sharey)
+    betas, numbers = _betas_of(evidence, grid), evidence.config.num_modalities
+
+    def neighbour(i: int, j: int) -> Panel | None:
+        is_there = 0 <= i < len(grid) and j < len(grid[i])
+        return grid[i][j] if is_there else None
+
     rows = []
     for i, line in enumerate(grid):
         for j, panel in enumerate(line):
             axis = axes[i, j]
+            above, under = neighbour(i - 1, j), neighbour(i + 1, j)
+            own = _kind(evidence, panel)
             if x == "beta":
-                _set_beta_axis(axis, betas, width)
+                _set_beta_axis(axis, betas[own], width)
                 found = _draw_over_beta(axis, evidence, name, panel)
             else:
                 axis.set_xticks(numbers)
@@ -162,14 +230,16 @@ def draw_grid(
             rows += found
             if not found:
                 say(axis, NOT_MEASURED, keeps_ticks=is_shared)
-            if i == 0:
+            if above is None or above.title != panel.title:
                 axis.set_title(panel.title)
             if j == 0 or not is_column:
                 axis.set_ylabel(_axis_label(panel.metric, height, panel.heading))
-            if i + 1 == len(grid) or not is_column:
-                axis.set_xlabel(AXIS_LABELS[x])
-            else:
+            # A title between two panels parts their axes.
+            is_one = under is not None and under.title == panel.title
+            if is_column and is_one and _kind(evidence, under) == own:
                 axis.tick_params(labelbottom=False)
+            else:
+                axis.set_xlabel(AXIS_LABELS[x])
             if panel.metric.limits:
                 axis.set_ylim(panel.metric.limits)
     empty = [axis for i, line in enumerate(grid) for axis in axes[i, len(line) :]]
@@ -177,6 +247,23 @@ def draw_grid(
         axis.set_axis_off()
     add_legend(figure, empty[0] if empty else None)
     return figure, rows
+
+
+def _kind(evidence: Evidence, panel: Panel) -> str:
+    """The data set of a panel whose betas are its own; "" of those of the scale."""
+    names = {spec.dataset for spec in panel.specs}
+    return next(iter(names & set(plans.pair_columns(evidence.config))), "")
+
+
+def _betas_of(
+    evidence: Evidence, grid: Iterable[Iterable[Panel]]
+) -> dict[str, list[float]]:
+    """The betas of the panels of one axis, by `_kind`."""
+    specs: dict[str, list[Spec]] = {}
+    for line in grid:
+        for panel in line:
+            specs.setdefault(_kind(evidence, panel), []).extend(panel.specs)
+    return {kind: values.betas_of(evidence, own) for kind, own in specs.items()}
 
 
 def draw_fronts(
@@ -292,8 +379,11 @@ def tags_of(grid: Iterable[Iterable[Panel]]) -> list[str]:
                 names[panel.modality] = None
     tags = []
     for tag, names in found.items():
-        ends = list(names)[:: max(1, len(names) - 1)]
-        tags.append("/".join([tag, "…".join(ends)] if ends else [tag]))
+        numbered = [name for name in names if name[1:].isdigit()]
+        ends = numbered[:: max(1, len(numbered) - 1)]
+        parts = ["…".join(ends)] if ends else []
+        parts += [name for name in names if name not in numbered]
+        tags += [f"{tag}/{part}" for part in parts] or [tag]
     return tags
 
 
@@ -527,6 +617,8 @@ def draw_pictures(
     strips: Mapping[str, Strips],
     num_samples: int,
     num_columns: int,
+    pages: Sequence[Page] = (),
+    num_pages: int = 1,
 ) -> Figure:
     """The pictures that runs wrote of one member, a panel a data set and model.
 
@@ -536,12 +628,19 @@ def draw_pictures(
       strips: data set -> its picture.
       num_samples: in a row of a picture.
       num_columns: panels in a row.
+      pages: below them.
+      num_pages: of those in a row.
     """
     lines = -(-len(models) // num_columns)  # a data set's
-    most = max(len(picture.labels) for picture in strips.values())
+    most = max((len(picture.labels) for picture in strips.values()), default=0)
     width, above = 7.2 / num_columns, 0.2 if num_columns == 2 else 0.33
     height = (width - 0.05) * most / num_samples + above
-    figure, axes = make_axes(lines * len(strips), num_columns, width, height, 0.15)
+    size = lines * len(strips), num_columns, width, height, 0.15
+    read = [_read_page(evidence, page) for page in pages]
+    if pages:
+        figure, axes, below = _make_axes_above(*size, read, num_pages)
+    else:
+        figure, axes = make_axes(*size)
     figure.set_dpi(300)  # of a PDF, for which pictures are resampled
     for axis in axes.flat:
         axis.set_axis_off()
@@ -561,7 +660,44 @@ def draw_pictures(
                 say(axis, found)
             else:
                 _show_picture(axis, found, picture.labels, num_samples)
+    if pages:
+        marks = (f"({letter}) " for letter in itertools.chain(letters, "…" * len(read)))
+        _show_pages(evidence, below, pages, read, marks)
     return figure
+
+
+def _read_page(evidence: Evidence, page: Page) -> np.ndarray | str:
+    """The part of a page that is shown, or why there is none.
+
+    It ends with a white line, so that nothing is cut in two.
+    """
+    found = _read_picture(evidence, page.spec, page.name)
+    if isinstance(found, str):
+        return found
+    part = found[: max(1, round(page.part * len(found)))]
+    white = np.flatnonzero((part == 255).all(axis=(1, 2)))
+    return part[: white[-1] + 1] if len(white) else part
+
+
+def _show_pages(
+    evidence: Evidence,
+    axes: Sequence[Axes],
+    pages: Sequence[Page],
+    read: Sequence[np.ndarray | str],
+    marks: Iterable[str],
+) -> None:
+    """Shows pages, each with what it is above it."""
+    for axis, page, found, mark in zip(axes, pages, read, marks, strict=False):
+        settings = plans.settings(evidence.config, page.spec.dataset)
+        axis.set_title(
+            f"{mark}{results.LABELS[page.spec.model]}, {settings.title}, β = "
+            f"{values.show_beta(settings.beta_of_samples)}: {page.title}",
+            size=8,
+        )
+        if isinstance(found, str):
+            say(axis, found)
+        else:
+            _show_picture(axis, found, (), 1)
 
 
 def _read_picture(evidence: Evidence, spec: Spec, name: str) -> np.ndarray | str:
@@ -589,8 +725,8 @@ def _show_picture(
     factor = max(1, -(-800 // width))
     sharp = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
     axis.imshow(sharp, extent=(0, width, height, 0), interpolation="antialiased")
-    if height * num_samples != width * len(labels):
-        return  # modalities of several sizes
+    if not labels or height * num_samples != width * len(labels):
+        return  # a page, or modalities of several sizes
     axis.set_axis_on()
     axis.grid(False)
     axis.spines[:].set_visible(False)

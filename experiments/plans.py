@@ -6,10 +6,12 @@ runs holds plan.json, the scale it was made with, so that runs of two scales are
 never taken for one.
 """
 
+import functools
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +42,8 @@ class Spec(NamedTuple):
     """One run of a plan.
 
     Attributes:
-      dataset: a column of the scale ("polymnist", "translated"), or "discrete".
+      dataset: a column of the scale ("polymnist", "translated"; "shapes", "cub"), or
+        "discrete".
       model: one of mmvae_jax.models.MODELS.
       num_modalities: how many, the first ones of the data set; 0 = all of them.
       is_repeated: whether all modalities have the same background (Figure 11).
@@ -105,6 +108,45 @@ def load_scale(name: str) -> tuple[str, ConfigDict]:
     return path.stem, config
 
 
+def pair_columns(scale: ConfigDict) -> tuple[str, ...]:
+    """The columns of images with captions; plans of before these have none."""
+    return tuple(scale.pairs.columns) if "pairs" in scale else ()
+
+
+def all_columns(scale: ConfigDict) -> tuple[str, ...]:
+    """All data sets of the figures, those of images with captions last."""
+    return (*scale.columns, *pair_columns(scale))
+
+
+def settings(scale: ConfigDict, dataset: str) -> ConfigDict:
+    """What a scale says of a data set."""
+    if dataset == "discrete":
+        return scale.discrete
+    if "pairs" in scale and dataset in scale.pairs.datasets:
+        return scale.pairs.datasets[dataset]
+    return scale.datasets[dataset]
+
+
+def with_columns(scale: ConfigDict, names: Sequence[str]) -> ConfigDict:
+    """A copy of a scale that has only some of its columns.
+
+    Raises:
+      UsageError: it has no such column.
+    """
+    known = all_columns(scale)
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"unknown column {name!r} in --columns; choose from {', '.join(known)}"
+            )
+    chosen = scale.copy_and_resolve_references()
+    chosen.columns = tuple(name for name in scale.columns if name in names)
+    if "pairs" in chosen:
+        pairs = tuple(name for name in pair_columns(scale) if name in names)
+        chosen.pairs.columns = pairs
+    return chosen
+
+
 def sweep(datasets: Iterable[str], models: Iterable[str]) -> list[Spec]:
     """The runs of a figure over beta."""
     return [Spec(dataset, model) for dataset in datasets for model in models]
@@ -132,8 +174,11 @@ def modalities_spec(
 def official(scale: ConfigDict) -> list[Spec]:
     """The runs of Figure 12."""
     num = scale.official.num_modalities
-    first = scale.columns[0]
-    return [modalities_spec(scale, first, model, num, False) for model in OFFICIAL]
+    return [
+        modalities_spec(scale, first, model, num, False)
+        for first in scale.columns[:1]
+        for model in OFFICIAL
+    ]
 
 
 def family(scale: ConfigDict) -> list[Spec]:
@@ -144,30 +189,45 @@ def family(scale: ConfigDict) -> list[Spec]:
 
 def figure_specs(scale: ConfigDict) -> dict[str, list[Spec]]:
     """Figure -> the runs it needs; the paper's by number, and ours by name."""
-    both, first = sweep(scale.columns, MODELS), scale.columns[0]
+    both, first = sweep(scale.columns, MODELS), scale.columns[:1]
     discrete = [Spec("discrete", model) for model in MULTIMODAL]
+    with_pairs = sweep(all_columns(scale), MODELS)
     return {
-        "2": both,
+        "2": with_pairs,
         "3": by_modalities(scale, is_repeated=False),
-        "4": both,
+        "4": with_pairs,
         "6": both,
-        "7": both,
-        "8": both,
-        "9": both,
-        "10": sweep(scale.columns, MULTIMODAL),
+        "7": with_pairs,
+        "8": with_pairs,
+        "9": with_pairs,
+        "10": sweep(all_columns(scale), MULTIMODAL),
         "11": by_modalities(scale, is_repeated=True),
         "12": official(scale),
-        "13": sweep([first], ("mvae", "mvae_plus")),
+        "13": sweep(first, ("mvae", "mvae_plus")),
         "theorem": discrete,
         "discrepancy": [
             spec
             for spec in by_modalities(scale, is_repeated=False)
-            if spec.dataset == first
+            if spec.dataset in first
         ],
         "matching": both if "matching" in scale.metrics else [],
         "family": family(scale),
         "inputs": [spec for spec in family(scale) if spec.model != "unimodal"],
     }
+
+
+def figures_of(scale: ConfigDict, names: Sequence[str]) -> list[str]:
+    """The figures that are, or would be, of these columns alone.
+
+    Those with a column of each data set are; those on the first data set are if it is
+    among them.
+    """
+    whole, parts = figure_specs(scale), figure_specs(with_columns(scale, names))
+    return [
+        figure
+        for figure, specs in parts.items()
+        if specs and all(s in whole[figure] and s.dataset in names for s in specs)
+    ]
 
 
 def all_specs(scale: ConfigDict, figures: Iterable[str]) -> list[Spec]:
@@ -182,18 +242,20 @@ def run_config(scale: ConfigDict, spec: Spec, places: Mapping[str, str]) -> Conf
     Args:
       scale: as of configs/scales/demo.py.
       spec: one of `all_specs`.
-      places: fields of config.data that say where things are (data_dir, ...).
+      places: fields of config.data that say where things are (data_dir, ...); those
+        that the config does not have are left out.
 
     Raises:
       UsageError: the scale changes a field that does not exist.
     """
-    dataset = (
-        scale.discrete if spec.dataset == "discrete" else (scale.datasets[spec.dataset])
-    )
+    dataset = settings(scale, spec.dataset)
     module = importlib.import_module(f"configs.{dataset.config}")
     config = module.get_config(spec.model)
     changes = [dataset.changes]
-    if spec.dataset != "discrete":
+    if spec.dataset in pair_columns(scale):
+        config.sweep.update(beta=tuple(dataset.beta), seed=tuple(dataset.seed))
+        config.eval.metrics = tuple(dataset.metrics)
+    elif spec.dataset != "discrete":
         config.sweep.update(beta=tuple(scale.beta), seed=tuple(scale.seed))
         config.eval.metrics = tuple(scale.metrics)
         changes.insert(0, scale.changes)
@@ -209,21 +271,28 @@ def run_config(scale: ConfigDict, spec: Spec, places: Mapping[str, str]) -> Conf
     config.data.repeated = spec.is_repeated
     if spec.num_modalities:
         config.data.use_modalities = spec.num_modalities
-    config.data.update(places)
+    config.data.update({f: place for f, place in places.items() if f in config.data})
     return config
 
 
 def _apply(config: ConfigDict, change: ConfigDict) -> None:
     """Updates a config by nested fields; network options replace the old ones."""
     plain = change.to_dict()
-    options = plain.get("modality", {}).pop("network_options", None)
+    sections = {("modality",): plain.get("modality", {})}
+    for name, section in plain.get("modalities", {}).items():
+        sections["modalities", name] = section
+    options = {
+        place: ConfigDict(section.pop("network_options"))
+        for place, section in sections.items()
+        if "network_options" in section
+    }
     _check_fields(config, plain, "config")
     try:
         config.update(plain)
     except TypeError as error:
         raise UsageError(f"the scale changes a field's type: {error}") from error
-    if options is not None:
-        config.modality.network_options = ConfigDict(options)
+    for place, own in options.items():
+        functools.reduce(operator.getitem, place, config).network_options = own
 
 
 def _check_fields(config: ConfigDict, change: Mapping, name: str) -> None:

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import results
+from experiments import plans, results
 from experiments.plans import Evidence, Spec
 
 NUM_CLASSES = 10
+# Of Shapes: attribute -> the chance of guessing one of its values.
+CHANCES = {"colour": 1 / 8, "shape": 1 / 6}
 
 Row = dict[str, Any]
 # A member of summary.json, its labelled and its annotation-free coherence.
@@ -64,6 +66,25 @@ PROBE = Metric(
 )
 LIKELIHOOD = Metric("eval/log_likelihood", "joint log-likelihood (nats)")
 MATCHING = Metric("eval/matching/leave_one_out", "annotation-free coherence")
+# Of both attributes and directions of a pair, and one by one.
+ATTRIBUTES = Metric(
+    "eval/attribute_coherence/leave_one_out",
+    "attribute coherence",
+    (0.0, 1.0),
+    sum(CHANCES.values()) / len(CHANCES),
+    "eval/attribute_accuracy",
+)
+
+
+def attribute_metric(attribute: str, target: str, source: str) -> Metric:
+    """The coherence of one attribute in one direction."""
+    return Metric(
+        f"eval/attribute_coherence/{attribute}/{target}_given_{source}",
+        ATTRIBUTES.label,
+        ATTRIBUTES.limits,
+        CHANCES[attribute],
+        f"{ATTRIBUTES.reachable}/{attribute}/{target}",
+    )
 
 
 def quality_metrics(
@@ -93,6 +114,28 @@ def members_of(evidence: Evidence, spec: Spec) -> list[Mapping[str, Any]]:
     return record.summary["members"] if record else []
 
 
+def shown_pairs(evidence: Evidence) -> list[str]:
+    """The columns of images with captions that have a run; all, if there are no others.
+
+    A column without runs is left out: who has no photographs needs no empty panels.
+    """
+    columns = plans.pair_columns(evidence.config)
+    if not evidence.config.columns:
+        return list(columns)
+    found = {spec.dataset for spec in evidence.runs}
+    return [column for column in columns if column in found]
+
+
+def is_measured(evidence: Evidence, dataset: str, tag: str) -> bool:
+    """Whether any member of any run on a data set has a metric."""
+    return any(
+        member["metrics"].get(tag) is not None
+        for spec in evidence.runs
+        if spec.dataset == dataset
+        for member in members_of(evidence, spec)
+    )
+
+
 def betas_of(evidence: Evidence, specs: Iterable[Spec]) -> list[float]:
     """Every beta of some runs' sweeps; the scale's, if there is no run."""
     found = {m["beta"] for spec in specs for m in members_of(evidence, spec)}
@@ -101,8 +144,9 @@ def betas_of(evidence: Evidence, specs: Iterable[Spec]) -> list[float]:
 
 def is_pictured(evidence: Evidence, spec: Spec, member: Mapping[str, Any]) -> bool:
     """Whether a member of a run is the one whose samples are shown."""
-    beta = evidence.config.datasets[spec.dataset].beta_of_samples
-    return member["beta"] == beta and member["seed"] == evidence.config.seed[0]
+    settings = plans.settings(evidence.config, spec.dataset)
+    seed = settings.get("seed", evidence.config.seed)[0]
+    return member["beta"] == settings.beta_of_samples and member["seed"] == seed
 
 
 def modalities_of(evidence: Evidence, dataset: str) -> list[str]:
@@ -132,8 +176,18 @@ def _modality_names(members: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def title(evidence: Evidence, dataset: str) -> str:
     """What a data set is called at this scale."""
-    settings = evidence.config.datasets.get(dataset)
-    return settings.title if settings else dataset
+    settings = plans.settings(evidence.config, dataset)
+    return settings.get("title", dataset)
+
+
+def description(evidence: Evidence) -> str:
+    """What the scale of the columns that are shown is."""
+    config, parts = evidence.config, []
+    if config.columns:
+        parts.append(config.description)
+    if shown_pairs(evidence):
+        parts.append(config.pairs.description)
+    return "; ".join(parts)
 
 
 def show_beta(beta: float) -> str:
@@ -245,7 +299,11 @@ def reachable_rows(
         # The same for all members: classifiers are a data set's.
         for member in members_of(evidence, spec):
             found = member["metrics"].items()
-            values = [x for t, x in found if t.startswith(prefix) and x is not None]
+            values = [
+                x
+                for t, x in found
+                if (t == tag or t.startswith(prefix)) and x is not None
+            ]
             if values:
                 mean = float(np.mean(values))
                 row = point_row(evidence, name, spec, tag, mean=mean)

@@ -22,7 +22,21 @@ TAGS = {
     "fid": ("fid", "fid/{m}"),
     "log_likelihood": ("log_likelihood",),
     "linear_probe": ("linear_probe",),
+    "attributes": (
+        "attribute_coherence/leave_one_out",
+        "attribute_coherence/leave_one_out/{m}",
+        *(
+            f"attribute_coherence/{attribute}/{direction}"
+            for attribute in ("colour", "shape")
+            for direction in ("image_given_caption", "caption_given_image")
+        ),
+        "attribute_accuracy/{m}",
+        "attribute_accuracy/colour/{m}",
+        "attribute_accuracy/shape/{m}",
+    ),
+    "captions": ("captions/bleu",),
 }
+PAIR = ("image", "caption")
 # Differences between seeds, in parts of the value.
 NOISE = 0.002
 
@@ -68,6 +82,10 @@ def as_in_the_paper(spec, beta, tag):
         return 0.1 + (0.1 if is_translated else 1.0) * (
             SINGLE.get(spec.model, 0.2) - 0.1
         )
+    if tag.startswith("attribute_coherence"):
+        return {"mvae": 0.2, "unimodal": 0.14}.get(spec.model, 0.7)
+    if tag.startswith("attribute_accuracy"):
+        return 0.98
     if tag.startswith("coherence"):
         if is_translated or spec.model == "unimodal":
             return 0.11
@@ -110,6 +128,10 @@ def write(
     """
     _, config = plans.load_scale(scale)
     config.update(changes or {})
+    for settings in config.pairs.datasets.values():
+        settings.seed = config.seed  # CUB's too, so that claims are judged
+        if "metrics" in (changes or {}):
+            settings.metrics = config.metrics
     plans.record(directory, scale, config)
     if specs is None:
         specs = plans.all_specs(config, plans.figure_specs(config))
@@ -122,11 +144,14 @@ def write(
 def _write_run(folder, scale, spec, value, is_finite, noise):
     config = plans.run_config(scale, spec, {})
     num = config.data.use_modalities or config.data.num_modalities
+    is_pair = spec.dataset in plans.pair_columns(scale)
+    modalities = PAIR if is_pair else [f"m{i}" for i in range(num)]
     tags = [
         f"eval/{name}"
         for metric in config.eval.metrics
         for tag in TAGS[metric]
-        for name in dict.fromkeys(tag.format(m=f"m{i}") for i in range(num))
+        for name in dict.fromkeys(tag.format(m=m) for m in modalities)
+        if name != "swd/caption"  # only of images
     ]
     seeds = config.sweep.seed
     members = []

@@ -231,7 +231,9 @@ def test_every_run_of_every_scale_has_a_config(name, tmp_path):
     assert len({spec.folder for spec in specs}) == len(specs)
     for spec, config in configs.items():
         assert config.model.name == spec.model
-        assert len(config.sweep.seed) == 3
+        # A short look at CUB is one seed's.
+        is_short = spec.dataset == "cub" and name != "paper"
+        assert len(config.sweep.seed) == (1 if is_short else 3)
 
 
 @pytest.mark.parametrize("name", plans.SCALES)

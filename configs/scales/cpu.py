@@ -35,4 +35,12 @@ def get_config():
     scale.official.changes = dict(objective=dict(num_samples=3))
     for model in scale.models.values():
         model.model = dict(latent_dim=24, private_dim=24)
+    scale.pairs.description = (
+        "pairs of images and captions: Shapes of 32 x 32 pixels, small convolutions "
+        "and Transformers, 10 epochs; CUB, if any, a third of an epoch"
+    )
+    scale.pairs.datasets.shapes.changes = dict(
+        train=dict(num_steps=1_870, checkpoint_every_steps=935),
+        eval=dict(num_examples=2_000),
+    )
     return scale

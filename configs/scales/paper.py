@@ -3,8 +3,9 @@
     make figures SCALE=paper
 
 Its data, ResNets, epochs, grid of beta and three seeds (App. C.1). Start with
-`--dry_run`, which says what this costs on the machine at hand. For FID add "fid"
-to `metrics` and `metrics_by_modalities`.
+`--dry_run`, which says what this costs on the machine at hand. Images with captions
+are CUB, from --cub_dir. For FID add "fid" to `metrics`, `metrics_by_modalities` and
+`pairs.datasets.cub.metrics`.
 """
 
 from configs.scales import demo
@@ -32,4 +33,23 @@ def get_config():
     # 32 shared and 32 private dimensions, as Palumbo et al. (2023).
     for model in scale.models.values():
         model.model = dict(latent_dim=32, private_dim=32)
+    scale.pairs.description = "CUB at paper scale"
+    scale.pairs.columns = ("cub",)
+    scale.pairs.datasets = dict(
+        cub=dict(
+            title="CUB",
+            config="cub",
+            beta=(3e-4, 3e-3, 0.3, 1.0, 3.0, 9.0, 32.0),
+            seed=(0, 1, 2),
+            metrics=("elbo", "captions", "matching", "swd", "log_likelihood"),
+            changes=dict(
+                modality=dict(
+                    network="resnet", network_options=dict(min_size=2, max_width=256)
+                ),
+                matcher=dict(network="conv", num_steps=2_000),
+                eval=dict(num_examples=0),
+            ),
+            beta_of_samples=1.0,
+        )
+    )
     return scale
