@@ -85,7 +85,7 @@ def test_a_view_outside_of_its_storage_is_refused():
     ids=["protocol", "memo of gigabytes"],
 )
 def test_pickles_that_torch_does_not_write_are_refused(content):
-    with pytest.raises(UsageError, match="unexpected"):
+    with pytest.raises(UsageError, match="unexpected|exhausted"):
         read(content)
 
 
@@ -110,7 +110,7 @@ def test_no_code_is_run(tmp_path, place, protocol):
     for attack in attacks:
         content = pickle.dumps(attack, protocol)
         parts = [*HEADER[:place], content, *HEADER[place + 1 :]]
-        with pytest.raises(UsageError, match="it names"):
+        with pytest.raises(UsageError, match="it names|unexpected DICT"):
             read(b"".join(parts))
         assert not marker.exists()
         newest = pickle.dumps(attack, pickle.HIGHEST_PROTOCOL)

@@ -151,8 +151,27 @@ def _load_pair(images_path, labels_path, image_size):
             "file again"
         )
     if images.shape[1:] != (image_size, image_size):
-        images = exact.resize(images, image_size, image_size)
+        images = _resized(images_path, images, image_size)
     return Digits(images, labels)
+
+
+def _resized(path, images, image_size):
+    """Images of another size, some at a time: resizing takes twelve times their bytes.
+
+    Raises:
+      DatasetError: they, or what is between, would be more than MAX_BYTES.
+    """
+    pixels = math.prod(max(side, image_size) for side in images.shape[1:])
+    if len(images) * pixels > MAX_BYTES:
+        raise DatasetError(
+            f"{path}: {len(images)} images of {images.shape[1:]} pixels are too many "
+            f"to be resized to {image_size}; take fewer or smaller ones"
+        )
+    step = max(1, (1 << 24) // pixels)
+    parts = range(0, len(images), step)
+    return np.concatenate(
+        [exact.resize(images[i : i + step], image_size, image_size) for i in parts]
+    )
 
 
 def load_sklearn(image_size):
