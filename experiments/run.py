@@ -23,6 +23,7 @@ from absl import flags
 from clu import parameter_overview
 from ml_collections import config_flags
 
+from configs import base
 from experiments import command, prepare, terminal, workdirs
 from mmvae_jax import (
     checkpoints,
@@ -477,6 +478,7 @@ def caught_signals() -> Iterator[list[int]]:
 def main() -> int:
     """Reads the flags and runs."""
     config = flags.FLAGS.config
+    command.require_fields(config, base.get_config())
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = flags.FLAGS.workdir or f"runs/{name}_{config.model.name}"
     return train_and_evaluate(config, Path(workdir).expanduser().absolute())

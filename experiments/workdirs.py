@@ -133,10 +133,10 @@ def compare(
         if name not in ours or name not in theirs or ours[name] != theirs[name]
     )
     if differing:
-        name = differing[0]
+        name = differing[0]  # cut in the message: what is read may be anything
         more = f" (and {len(differing) - 1} more fields)" if len(differing) > 1 else ""
         raise UsageError(
-            f"{workdir} holds a run with another config: {name} is "
+            f"{workdir} holds a run with another config: {_show(name)} is "
             f"{_show(theirs.get(name, 'absent'))} there and "
             f"{_show(ours.get(name, 'absent'))} here{more}; choose another --workdir"
         )

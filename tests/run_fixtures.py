@@ -54,8 +54,10 @@ for job in json.load(sys.stdin):
     process = os.fork()
     if process == 0:
         child(job)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    print(json.dumps(code), flush=True)
+    _, status, used = os.wait4(process, 0)
+    code = os.waitstatus_to_exitcode(status)
+    seconds = used.ru_utime + used.ru_stime
+    print(json.dumps([code, seconds, used.ru_maxrss]), flush=True)
 """
 
 
@@ -66,6 +68,8 @@ class Outcome(NamedTuple):
     code: int
     stdout: str
     stderr: str
+    seconds: float  # of the processors, without the imports
+    peak: int  # KiB of memory, with the imports
 
 
 @pytest.fixture(scope="session")
@@ -197,13 +201,13 @@ def commands(data_dir, cache, tmp_path_factory):
             text=True,
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), **cache},
-            timeout=300,
+            timeout=600,
         )
-        codes = [int(line) for line in result.stdout.split()]
-        assert len(codes) == len(jobs), result.stderr
+        ends = [json.loads(line) for line in result.stdout.splitlines()]
+        assert len(ends) == len(jobs), result.stderr
         return [
-            Outcome(code, *(Path(job[name]).read_text() for name in STREAMS))
-            for code, job in zip(codes, described, strict=True)
+            Outcome(code, *(Path(job[name]).read_text() for name in STREAMS), *used)
+            for (code, *used), job in zip(ends, described, strict=True)
         ]
 
     return run_all

@@ -132,7 +132,10 @@ def _read_records(path):
     """id -> record of the captions file, checked."""
     try:
         with gzip.open(path, "rb") as file:
-            data = file.read(MAX_CAPTION_BYTES + 1)
+            data = bytearray()
+            # In pieces: read() makes room for all that it may get.
+            while len(data) <= MAX_CAPTION_BYTES and (part := file.read(1 << 20)):
+                data += part
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(
             f"{path}: cannot be read to its end ({error}); fetch it again"

@@ -85,7 +85,7 @@ def read_idx(path, num_dims):
             shape = _idx_shape(path, header, num_dims)
             # One byte more than expected, never the whole file: a small gzip can
             # unpack to any size.
-            data = file.read(math.prod(shape) + 1)
+            data = _read_at_most(file, math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(
             f"{path}: cannot be read to its end ({error}); fetch the file again"
@@ -97,6 +97,15 @@ def read_idx(path, num_dims):
             f"file has {some}; fetch the file again"
         )
     return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _read_at_most(file, num):
+    """The next `num` bytes of a file, or those that there are."""
+    data = bytearray()
+    # In pieces: read() makes room for all that it may get.
+    while len(data) < num and (part := file.read(min(1 << 20, num - len(data)))):
+        data += part
+    return data
 
 
 def _idx_shape(path, header, num_dims):
