@@ -384,7 +384,7 @@ HOSTILE = {
     ),
     "weights: a deep key": (
         "weights",
-        weights(b"\x80\x02}()" + b"\x85" * 200_000 + b"Nu."),
+        weights(b"\x80\x02}()" + b"\x85" * 40_000 + b"Nu."),
     ),
     "weights: too many values": (
         "weights",
