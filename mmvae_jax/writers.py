@@ -16,6 +16,7 @@ import numpy as np
 import tensorboardX
 from PIL import Image
 
+from mmvae_jax.errors import UsageError
 from mmvae_jax.sweeps import Member
 
 
@@ -111,7 +112,11 @@ def _short(value: float) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, up to the first that is torn or foreign."""
+    """The lines of a metrics.jsonl, up to one that is torn.
+
+    Raises:
+      UsageError: a line is whole and of something else.
+    """
     if not path.exists():
         return []
     lines = []
@@ -121,7 +126,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             break
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            break
+            raise UsageError(
+                f"{path}: line {len(lines) + 1} is not of the log of a run; move the "
+                "file away"
+            )
         lines.append(line)
     return lines
 

@@ -303,9 +303,12 @@ def write_runs(root, workdir):
         (root / f"run_{name}" / file).write_bytes(content)
     (root / "run_folder").mkdir()
     (root / "run_folder" / "config.json").mkdir()
-    for name in ("version", "metadata"):
+    for name in ("version", "metadata", "log"):
         shutil.copytree(workdir, root / f"run_{name}")
         (root / f"run_{name}" / "summary.json").unlink()
+        if name == "log":
+            (root / "run_log" / "metrics.jsonl").write_text("[1]\n")
+            continue
         for path in (root / f"run_{name}" / "checkpoints").rglob("_METADATA"):
             content = b"[" * 9_000
             if name == "version":

@@ -213,6 +213,7 @@ USAGE = {
     "--workdir={run_strings}": "summary.json is not the summary",
     "--workdir={run_folder}": "config.json is not the JSON",
     "--workdir={run_version}": "none of the checkpoints in .* could be read",
+    "--workdir={run_log}": "metrics.jsonl: line 1 is not of the log of a run",
     "--workdir={run_metadata}": "none of the checkpoints in .* could be read",
     f"{WEIGHTS}{{weights_text.pth}}": "is not the published .*sha256 begins",
     f"{WEIGHTS}{{weights_attack.pth}}": "is not the published .*sha256 begins",
