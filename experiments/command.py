@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from mmvae_jax.errors import UsageError
 
@@ -44,6 +44,25 @@ def define_config(default: str) -> None:
     # Without --config, overrides are applied to the default at once.
     except Exception as error:
         sys.exit(_report(error, 2))
+
+
+def require_fields(config: ConfigDict, like: ConfigDict) -> None:
+    """Checks that a config has all fields of another one, of sections and numbers.
+
+    Raises:
+      UsageError: one is not there.
+    """
+    for name, value in like.items():
+        if name not in config:
+            raise UsageError(
+                f"the config has no field {name!r}; start from configs/base.py"
+            )
+        if isinstance(value, ConfigDict):
+            if not isinstance(config[name], ConfigDict):
+                raise UsageError(f"the config's {name!r} is no section of fields")
+            # Their options are those of each network and data set.
+            if name not in ("network_options", "data"):
+                require_fields(config[name], value)
 
 
 def keep_programs() -> None:
@@ -84,9 +103,18 @@ def _parse(argv: list[str], argument: str = "") -> list[str]:
         left = flags.FLAGS(argv)
         if argument and len(left) > 1 and not flags.FLAGS[argument].present:
             flags.FLAGS[argument].parse(left.pop(1))
+        if "config" in flags.FLAGS and not isinstance(flags.FLAGS.config, ConfigDict):
+            kind = type(flags.FLAGS.config).__name__
+            raise UsageError(
+                f"get_config of the config file returns {kind}, not a ConfigDict"
+            )
     # A config file is a program and may raise anything.
     except Exception as error:
         sys.exit(_report(error, 2))
+    except SystemExit:
+        if any(flag.lstrip("-").startswith(("help", "?")) for flag in argv[1:]):
+            raise
+        sys.exit(_report("the config file ends the program", 2))
     if len(left) > 1:
         sys.exit(_report(f"unexpected argument {left[1]!r}; flags start with --", 2))
     return left

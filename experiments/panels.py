@@ -19,6 +19,7 @@ from PIL import Image
 from experiments import plans, results, values
 from experiments.plans import Evidence, Spec
 from experiments.values import COHERENCE, Metric, Pair, Row
+from mmvae_jax.errors import UsageError
 from mmvae_jax.sweeps import Member
 from mmvae_jax.writers import member_name
 
@@ -711,8 +712,13 @@ def _read_picture(evidence: Evidence, spec: Spec, name: str) -> np.ndarray | str
             file = f"{member_name(member, known)}_{name}.png"
             path = evidence.runs[spec].workdir / "samples" / file
             if path.is_file():
-                with Image.open(path) as image:
-                    return np.asarray(image.convert("RGB"))
+                try:
+                    with Image.open(path, formats=("PNG",)) as image:
+                        return np.asarray(image.convert("RGB"))
+                except Exception as error:  # Pillow raises many kinds.
+                    raise UsageError(
+                        f"{path} is not a readable picture: {error}"
+                    ) from error
     return NOT_MEASURED
 
 

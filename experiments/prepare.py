@@ -94,9 +94,20 @@ def _builder(data_config, data_dir):
     name = data_config.name
     config, dataset_error = _options(data_config)
     module = importlib.import_module(f"{name}.{name}_dataset_builder")
-    builder = module.Builder(
-        config=config, data_dir=data_dir, file_format="array_record"
-    )
+    try:
+        builder = module.Builder(
+            config=config, data_dir=data_dir, file_format="array_record"
+        )
+    except Exception as error:
+        directory = Path(data_dir) / name / config.name
+        if not directory.exists():
+            raise
+        # What is there is read at once, and damage shows as many kinds of exception.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"the data set in {directory} is damaged ({reason[:200]}): delete the "
+            "folder, and it is prepared again"
+        ) from error
     return builder, dataset_error
 
 

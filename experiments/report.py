@@ -29,7 +29,7 @@ from matplotlib import colors
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import command, terminal
+from experiments import command, terminal, workdirs
 from experiments.results import (
     COLOURS,
     LABELS,
@@ -269,8 +269,8 @@ def read_results(directory: Path) -> dict:
     if path is None:
         return {}
     try:
-        results = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        results = workdirs.read_json(path)
+    except (OSError, UsageError) as error:
         raise UsageError(f"{path} cannot be read: {error}; move it away") from error
     if not isinstance(results, dict):
         raise UsageError(f"{path} holds no results of this project; move it away")
@@ -540,7 +540,7 @@ def picture(path: Path, caption: str, lossless: bool = True) -> Picture:
     """
     try:
         content, kind = path.read_bytes(), "png"
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             image.load()
             width = image.width
             if not lossless:
@@ -548,7 +548,7 @@ def picture(path: Path, caption: str, lossless: bool = True) -> Picture:
                 image.convert("RGB").save(buffer, "WEBP", quality=75)
                 if buffer.tell() < len(content):
                     content, kind = buffer.getvalue(), "webp"
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow raises many kinds for a broken file.
         raise UsageError(f"{path} is not a readable picture: {error}") from error
     return Picture(_uri(content, kind), caption, width)
 

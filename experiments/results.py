@@ -3,7 +3,6 @@
 A run is a folder with summary.json and config.json, as `experiments.run` leaves it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
+from experiments import workdirs
 from mmvae_jax.errors import UsageError
-from mmvae_jax.sweeps import Member
 
 # Names, colours and markers of the models, the same in every figure; in drawing order.
 LABELS = {
@@ -92,9 +91,9 @@ def find_runs(directory: Path) -> list[RunRecord]:
     runs = []
     for path in sorted(directory.rglob("summary.json")):
         try:
-            config = json.loads((path.parent / "config.json").read_text())
-            summary = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            config = workdirs.read_json(path.parent / "config.json")
+            summary = workdirs.read_json(path)
+        except (OSError, UsageError) as error:
             raise UsageError(f"{path.parent} is not a readable run: {error}") from error
         runs.append(checked(RunRecord(path.parent, config, summary)))
     if not runs:
@@ -108,25 +107,7 @@ def checked(run: RunRecord) -> RunRecord:
     Raises:
       UsageError: they are JSON, but something else.
     """
-    summary = run.summary
-    try:
-        numbers = [summary["num_steps"], summary.get("wall_seconds") or 0]
-        texts = [summary["model"], summary["dataset"], summary["device"]]
-        marks = []
-        for member in summary["members"]:
-            numbers += [member[field] for field in Member._fields]
-            numbers += [x for x in member["metrics"].values() if x is not None]
-            marks.append(member["finite"])
-        readable = (
-            isinstance(run.config, dict)
-            and all(isinstance(number, (int, float)) for number in numbers)
-            and all(isinstance(text, str) for text in texts)
-            and all(isinstance(mark, bool) for mark in marks)
-            and len(marks) > 0
-        )
-    except (AttributeError, KeyError, TypeError):
-        readable = False
-    if not readable:
+    if not isinstance(run.config, dict) or not workdirs.is_summary(run.summary):
         raise UsageError(
             f"{run.workdir} is not a readable run: its summary.json or config.json "
             "is not one this project writes; move it away"

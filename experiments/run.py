@@ -26,6 +26,7 @@ from absl import flags
 from clu import parameter_overview
 from ml_collections import config_flags
 
+from configs import base
 from experiments import command, hosts, prepare, terminal, workdirs
 from mmvae_jax import (
     checkpoints,
@@ -632,6 +633,7 @@ def main() -> int:
     """Reads the flags and runs."""
     given = flags.FLAGS
     config = given.config
+    command.require_fields(config, base.get_config())
     name = Path(config_flags.get_config_filename(given["config"])).stem
     workdir = given.workdir or f"runs/{name}_{config.model.name}"
     hosts.connect(

@@ -3,12 +3,18 @@
 import contextlib
 import fcntl
 import json
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmvae_jax import writers
 from mmvae_jax.errors import UsageError
+from mmvae_jax.sweeps import Member
+
+MAX_JSON_BYTES = 64 << 20
+_REPR = reprlib.Repr()
+_REPR.maxlist = _REPR.maxother = _REPR.maxlong = 100
 
 # What a run that was killed before it had its config.json may have left.
 _BEFORE_CONFIG = (".lock", "config.partial")
@@ -62,12 +68,32 @@ def read_summary(workdir: Path) -> dict | None:
     if not path.exists():
         return None
     summary = read_json(path)
-    if not isinstance(summary, dict) or not summary.get("members"):
+    if not is_summary(summary):
         raise UsageError(
             f"{path} is not the summary this project writes; choose another --workdir, "
             "or move the file away"
         )
     return summary
+
+
+def is_summary(summary: Any) -> bool:
+    """Whether this is what summary.json holds: experiments.run writes it."""
+    try:
+        numbers = [summary["num_steps"], summary.get("wall_seconds") or 0]
+        texts = [summary["model"], summary["dataset"], summary["device"]]
+        marks = []
+        for member in summary["members"]:
+            numbers += [member[field] for field in Member._fields]
+            numbers += [x for x in member["metrics"].values() if x is not None]
+            marks.append(member["finite"])
+    except (AttributeError, KeyError, TypeError):
+        return False
+    return (
+        all(isinstance(number, (int, float)) for number in numbers)
+        and all(isinstance(text, str) for text in texts)
+        and all(isinstance(mark, bool) for mark in marks)
+        and len(marks) > 0
+    )
 
 
 def resolved(config: Any) -> dict:
@@ -76,10 +102,12 @@ def resolved(config: Any) -> dict:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file that this project wrote."""
+    """Reads a JSON file that this project wrote, of at most MAX_JSON_BYTES."""
     try:
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise ValueError(f"{size} bytes, {MAX_JSON_BYTES} is the limit")
         return json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise UsageError(
             f"{path} is not the JSON this project writes ({error}); choose another "
             "--workdir, or move the file away"
@@ -109,20 +137,29 @@ def compare(
         if name not in ours or name not in theirs or ours[name] != theirs[name]
     )
     if differing:
-        name = differing[0]
+        name = differing[0]  # cut in the message: what is read may be anything
         more = f" (and {len(differing) - 1} more fields)" if len(differing) > 1 else ""
         raise UsageError(
-            f"{workdir} holds a run with another config: {name} is "
-            f"{theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} "
-            f"here{more}; choose another --workdir"
+            f"{workdir} holds a run with another config: {_show(name)} is "
+            f"{_show(theirs.get(name, 'absent'))} there and "
+            f"{_show(ours.get(name, 'absent'))} here{more}; choose another --workdir"
         )
 
 
 def _flatten(tree: Any, prefix: str = "config") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted names."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
     flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}.{key}")
+    left = [(prefix, tree)]
+    while left:  # what is read may be nested as deep as functions can call
+        name, value = left.pop()
+        if isinstance(value, dict):
+            left += [(f"{name}.{key}", item) for key, item in value.items()]
+        else:
+            flat[name] = value
     return flat
+
+
+def _show(value: Any) -> str:
+    """A value as a part of a line, however long it is."""
+    text = value if isinstance(value, str) else _REPR.repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -8,6 +8,7 @@ vocabulary `NAME_words`, an array of strings.
 """
 
 import hashlib
+import math
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from mmvae_jax.data import Dataset, Split
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import OBSERVED
 
+# Refuses decompression bombs before anything is unpacked.
+MAX_BYTES = 16 << 30
 LABELS = "labels"
 WORDS = "_words"
 
@@ -34,7 +37,8 @@ def load(path, test_path="", test_fraction=0.2, seed=0):
       Dataset.
 
     Raises:
-      UsageError: a file is missing or damaged, or an array in it does not fit.
+      UsageError: a file is missing or damaged, unpacks to more than MAX_BYTES, or an
+        array in it does not fit.
     """
     if not path:
         raise UsageError("config.data.path is empty: give the .npz file of your arrays")
@@ -60,15 +64,7 @@ def _read(path):
     path = Path(path).expanduser()
     if not path.is_file():
         raise UsageError(f"no file {path} (config.data.path, config.data.test_path)")
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise ValueError("one array and not several")
-        with file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path} is not a .npz file of arrays ({reason})") from error
+    arrays = _read_npz(path)
     words = {
         name.removesuffix(WORDS): tuple(arrays.pop(name).tolist())
         for name in list(arrays)
@@ -102,6 +98,42 @@ def _read(path):
         name = next(iter(words))
         raise UsageError(f"{path}: {name}{WORDS} is of no modality of tokens")
     return Split(modalities, _labels(path, labels, num), observed), vocabularies
+
+
+def _read_npz(path):
+    """The arrays of one file; of foreign bytes nothing larger than what it says."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            size = sum(entry.file_size for entry in entries)
+            if size > MAX_BYTES:
+                raise ValueError(f"unpacks to {size} bytes, {MAX_BYTES} is the limit")
+            for entry in entries:
+                # Of the other methods a few bytes unpack to gigabytes at once.
+                if entry.compress_type not in (
+                    zipfile.ZIP_STORED,
+                    zipfile.ZIP_DEFLATED,
+                ):
+                    raise ValueError(f"{entry.filename} is packed in an unknown way")
+                with archive.open(entry) as member:
+                    _check_header(entry, member)
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # NumPy and zipfile raise many kinds.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{path} is not a .npz file of arrays ({reason})") from error
+
+
+def _check_header(entry, member):
+    """Raises ValueError where an array says that it is larger than its entry."""
+    version = np.lib.format.read_magic(member)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    shape, _, dtype = read(member)
+    if math.prod(shape) * dtype.itemsize > entry.file_size or min(shape, default=0) < 0:
+        raise ValueError(f"{entry.filename} holds less than its header says")
 
 
 def _modality(where, x, mask):

@@ -13,6 +13,7 @@ Batches are a pure function of seed and step, so a resumed run needs no iterator
 """
 
 import functools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -25,8 +26,13 @@ import tensorflow_datasets as tfds
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import OBSERVED, Array, TokenShape
 
+MAX_JSON_BYTES = 64 << 20  # of each file that describes prepared data
 LABEL = "label"
 ATTRIBUTE = "attribute/"  # and its name
+_FEATURES = {
+    "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+    "tensorflow_datasets.core.features.tensor_feature.Tensor",
+}
 
 
 class Split(NamedTuple):
@@ -143,12 +149,13 @@ def load(directory):
         for name in ("dataset_info.json", "features.json", "metadata.json"):
             if not (directory / name).is_file():
                 raise FileNotFoundError(f"no {name}")
+        _check_description(directory)
         builder = tfds.builder_from_directory(directory)
         metadata = builder.info.metadata
         counts = metadata["num_examples"]
         modalities = metadata["modalities"]
         splits = {s: _read(builder, s, modalities, counts[s]) for s in counts}
-        return Dataset(
+        dataset = Dataset(
             train=splits["train"],
             test=splits["test"],
             fingerprint=metadata["fingerprint"],
@@ -159,12 +166,54 @@ def load(directory):
             },
             meanings=dict(metadata.get("meanings", {})),
         )
+        _check_values(dataset)
+        return dataset
     except Exception as error:  # Damage shows as many kinds of exception.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"the data set in {directory} is damaged ({reason}): delete the folder and "
-            + again
+            f"the data set in {directory} is damaged ({reason[:200]}): delete the "
+            "folder and " + again
         ) from error
+
+
+def _check_description(directory):
+    """Refuses what TFDS would import or fill memory for.
+
+    A description names the classes of its features, and TFDS imports the modules of
+    those that it does not know.
+    """
+    for name in ("dataset_info.json", "features.json", "metadata.json"):
+        size = (directory / name).stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise ValueError(f"{name} has {size} bytes, {MAX_JSON_BYTES} is the limit")
+    left = [json.loads((directory / "features.json").read_text())]
+    while left:
+        item = left.pop()
+        if isinstance(item, dict):
+            left += item.values()
+            for field in ("pythonClassName", "python_class_name", "type"):
+                if isinstance(item.get(field), str) and item[field] not in _FEATURES:
+                    raise ValueError(f"features.json names {item[field]}")
+        elif isinstance(item, list):
+            left += item
+
+
+def _check_values(dataset):
+    """Raises ValueError where a data set is not what its documentation says."""
+    if not isinstance(dataset.fingerprint, str):
+        raise ValueError("its fingerprint is no text")
+    for split in (dataset.train, dataset.test):
+        for name, x in split.modalities.items():
+            if x.dtype not in (np.uint8, np.float32, np.int32) or 0 in x.shape:
+                raise ValueError(f"{name} is {x.dtype} {x.shape}")
+            if is_tokens(x) and not 0 <= x.min() <= x.max() < len(dataset.words[name]):
+                raise ValueError(f"{name} has tokens without a word")
+        for name, x in [(LABEL, split.labels), *split.attributes.items()]:
+            if x is not None and x.min() < 0:
+                raise ValueError(f"{name} is {x.min()}")
+    listed = [*dataset.words.values(), *dataset.attributes.values()]
+    if not all(isinstance(word, str) for words in listed for word in words):
+        raise ValueError("its words are no texts")
 
 
 def first_modalities(dataset, num):

@@ -404,7 +404,7 @@ def make_networks(
         )
     sizes = [n for name in ("widths", "channels") for n in options.get(name, ())]
     sizes += [options[name] for name in SIZES if name in options]
-    if any(n < 1 for n in sizes):
+    if any(not isinstance(n, int) or n < 1 for n in sizes):
         raise UsageError(f"network {network!r}: layers need >= 1 unit, got {sizes}")
     width, num_heads = options.get("width", 128), options.get("num_heads", 4)
     if network == "transformer" and width % num_heads:

@@ -16,6 +16,7 @@ import numpy as np
 import tensorboardX
 from PIL import Image
 
+from mmvae_jax.errors import UsageError
 from mmvae_jax.sweeps import Member
 
 
@@ -111,15 +112,25 @@ def _short(value: float) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a torn last line is left out."""
+    """The lines of a metrics.jsonl, up to one that is torn.
+
+    Raises:
+      UsageError: a line is whole and of something else.
+    """
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_bytes().splitlines():
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise UsageError(
+                f"{path}: line {len(lines) + 1} is not of the log of a run; move the "
+                "file away"
+            )
+        lines.append(line)
     return lines
 
 

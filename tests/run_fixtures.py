@@ -59,18 +59,22 @@ def used(process):
     return time.clock_gettime((~process << 3) | 2)  # the process's clock on Linux
 
 def finish(process, number=0, seconds=0.0):
-    sent = None
-    while sent is None and number:
-        done, status = os.waitpid(process, os.WNOHANG)
+    def described(status, usage, sent):
+        total = usage.ru_utime + usage.ru_stime
+        since = None if sent is None else total - sent
+        return os.waitstatus_to_exitcode(status), total, usage.ru_maxrss, since
+
+    sent = None if number else 0.0
+    while sent is None:
+        done, status, usage = os.wait4(process, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status), None
+            return described(status, usage, None)
         if used(process) >= seconds:
             os.kill(process, number)
             sent = used(process)
         time.sleep(0.001)
     _, status, usage = os.wait4(process, 0)
-    total = usage.ru_utime + usage.ru_stime
-    return os.waitstatus_to_exitcode(status), total - (sent or 0.0)
+    return described(status, usage, sent)
 
 for line in sys.stdin:
     job = json.loads(line)
@@ -88,6 +92,8 @@ class Outcome(NamedTuple):
     code: int
     stdout: str
     stderr: str
+    seconds: float  # of the processors, without the imports
+    peak: int  # KiB of memory, with the imports
 
 
 @pytest.fixture(scope="session")
@@ -162,10 +168,10 @@ class Server:
         self._streams = streams
 
     def end(self):
-        """Waits for it: its outcome, and the seconds it used (after the signal)."""
-        code, seconds = json.loads(self._process.stdout.readline())
+        """Waits for it: its outcome, and the seconds it used after the signal."""
+        code, *used, since = json.loads(self._process.stdout.readline())
         texts = (Path(self._streams[x]).read_text() for x in STREAMS)
-        return Outcome(code, *texts), seconds
+        return Outcome(code, *texts, *used), since
 
     def start(self, *arguments):
         """Both."""
@@ -258,13 +264,13 @@ def commands(data_dir, cache, tmp_path_factory):
             text=True,
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), **cache},
-            timeout=300,
+            timeout=600,
         )
-        codes = [json.loads(line)[0] for line in result.stdout.splitlines()]
-        assert len(codes) == len(jobs), result.stderr
+        ends = [json.loads(line) for line in result.stdout.splitlines()]
+        assert len(ends) == len(jobs), result.stderr
         return [
-            Outcome(code, *(Path(job[name]).read_text() for name in STREAMS))
-            for code, job in zip(codes, described, strict=True)
+            Outcome(code, *(Path(job[name]).read_text() for name in STREAMS), *used)
+            for (code, *used, _), job in zip(ends, described, strict=True)
         ]
 
     return run_all

@@ -10,12 +10,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import malformed
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import prepare
+
 pytest_plugins = ("run_fixtures",)
 
+ARRAYS = "--config=configs/arrays.py --config.data.path="
+DIGITS = (
+    "--config.data.digits=mnist --config.data.image_size=16 --config.data.digits_dir="
+)
+PICTURES = "--config.data.backgrounds_dir="
+PUBLISHED = "--config.data.digits=published --config.data.published_dir="
+BIRDS = "--config=configs/cub.py --config.data.cub_dir="
+WEIGHTS = "--config.eval.metrics=('fid',) --config.eval.inception_weights="
 # flags -> what the line must say. {name} is a path of `places`.
 USAGE = {
     # Flags and config files.
@@ -114,7 +125,103 @@ USAGE = {
         "checkpoint 24 .* is of another shape: .* choose another --workdir"
     ),
     "--workdir={no_checkpoint}": "none of the checkpoints in .* could be read",
+    # Config files.
+    "--config={config_raises.py}": "of the config second line",
+    "--config={config_none.py}": "the config has no field .*NoneType",
+    "--config={config_dict.py}": "returns dict, not a ConfigDict",
+    "--config={config_exits.py}": "the config file ends the program",
+    "--config={config_nothing.py}": "no attribute 'get_config'",
+    "--config={config_syntax.py}": "config_syntax.py, line 1",
+    "--config={config_bytes.py}": "null bytes",
+    "--config={config_endless.py}": "maximum recursion depth",
+    "--config={config_partial.py}": "the config has no field 'data'",
+    "--config={config_section.py}": "no field 'batch_size'; start from",
+    "--config={empty}": "Is a directory",
+    "--config=": "Path to config file is an empty string",
+    "--config.modality.network_options.widths=abc": "layers need >= 1 unit",
+    # Arrays of the user's own.
+    f"{ARRAYS}{{npz_lengths.npz}}": ("equally many examples.*5 of vector"),
+    f"{ARRAYS}{{npz_no_modality.npz}}": ("holds no modality"),
+    f"{ARRAYS}{{npz_objects.npz}}": ("is not a .npz file"),
+    f"{ARRAYS}{{npz_strings.npz}}": ("vector is <U1"),
+    f"{ARRAYS}{{npz_complex.npz}}": ("vector is complex64"),
+    f"{ARRAYS}{{npz_not_a_number.npz}}": ("vector holds NaN"),
+    f"{ARRAYS}{{npz_negative_tokens.npz}}": ("tokens are numbered from 0"),
+    f"{ARRAYS}{{npz_few_words.npz}}": ("only 2 words"),
+    f"{ARRAYS}{{npz_words_of_nothing.npz}}": ("image_words is of no"),
+    f"{ARRAYS}{{npz_short_labels.npz}}": (r"labels must be integers \(20,\)"),
+    f"{ARRAYS}{{npz_float_labels.npz}}": ("labels must be integers"),
+    f"{ARRAYS}{{npz_negative_labels.npz}}": ("classes 0, 1, .*-1 to 2"),
+    f"{ARRAYS}{{npz_many_labels.npz}}": ("classes 0, 1, "),
+    f"{ARRAYS}{{npz_narrow_mask.npz}}": (r"observed must be bool \(20, 3\)"),
+    f"{ARRAYS}{{npz_mask_of_numbers.npz}}": ("observed must be bool"),
+    f"{ARRAYS}{{npz_mask_of_nothing.npz}}": ("has no modality"),
+    f"{ARRAYS}{{npz_cut.npz}}": ("is not a .npz file"),
+    f"{ARRAYS}{{npz_text.npz}}": ("is not a .npz file"),
+    f"{ARRAYS}{{npz_nothing.npz}}": ("is not a .npz file"),
+    f"{ARRAYS}{{npz_flipped.npz}}": ("is not a .npz file"),
+    f"{ARRAYS}{{npz_pickle.npz}}": ("is not a .npz file"),
+    f"{ARRAYS}{{npz_terabytes.npz}}": ("m0.npy holds less than its header says"),
+    f"{ARRAYS}{{npz_bzip2.npz}}": ("m0.npy is packed in an unknown way"),
+    f"{ARRAYS}{{npz_bomb.npz}}": ("unpacks to [0-9]+ bytes, [0-9]+ is the limit"),
+    "--config=configs/arrays.py --config.data.path={good.npz} "
+    "--config.data.test_path={npz_no_modality.npz}": "holds no modality",
+    # Digits, pictures, archives and captions.
+    f"{DIGITS}{{idx_announces}}": "announces [0-9]+ bytes of data but the file has 100",
+    f"{DIGITS}{{idx_huge}}": "impossible shape",
+    f"{DIGITS}{{idx_floats}}": "0x0d is not 0x08",
+    f"{DIGITS}{{idx_swapped}}": "1 dimensions where 3",
+    f"{DIGITS}{{idx_few_labels}}": "100 images but .* 99 labels",
+    f"{DIGITS}{{idx_eleven}}": "label 10 is not a digit",
+    f"{DIGITS}{{idx_zero}}": "impossible shape",
+    f"{DIGITS}{{idx_wide}}": "too many to be resized",
+    f"{DIGITS}{{idx_bomb}}": "78400 bytes of data but the file has more",
+    f"{PICTURES}{{picture_cut}}": "1.png: not a readable image",
+    f"{PICTURES}{{picture_text}}": "1.png: not a readable image",
+    f"{PICTURES}{{picture_none}}": "1.png: not a readable image",
+    f"{PICTURES}{{picture_bomb}}": "9000x9000 pixels are more than the 64000000",
+    f"{PICTURES}{{picture_zero}}": "1.png: ",
+    f"{PICTURES}{{picture_program}}": "1.png: not a readable image",
+    f"{PUBLISHED}{{published_cut}}": "2.2.png: not a readable image",
+    f"{PUBLISHED}{{published_size}}": "40x40 pixels where 8x8",
+    f"{PUBLISHED}{{published_name}}": "two.png is not named",
+    f"{PUBLISHED}{{published_pipe}}": "2.2.png is not a file",
+    f"{BIRDS}{{cub_outside}}": "'../outside.txt' would leave the folder",
+    f"{BIRDS}{{cub_absolute}}": "'/tmp/outside.txt' would leave",
+    f"{BIRDS}{{cub_link}}": "is a link or a folder",
+    f"{BIRDS}{{cub_cut}}": "cannot be read to its end",
+    f"{BIRDS}{{cub_bomb}}": "unpacks to more than",
+    f"{BIRDS}{{cub_not_utf8}}": "line 1 is not a record",
+    f"{BIRDS}{{cub_no_captions}}": "image 1 .*has no captions",
+    f"{BIRDS}{{cub_few_captions}}": "1 captions where 10",
+    f"{BIRDS}{{cub_nul}}": "line 1 is not a record",
+    f"{BIRDS}{{cub_infinite}}": "line 1 is not a record",
+    f"{BIRDS}{{cub_deep}}": "line 1 is not a record",
+    f"{BIRDS}{{cub_captions_bomb}}": "unpacks to more than 67108864 bytes",
+    f"{BIRDS}{{cub_class}}": "class 0 is not in 1..200",
+    # Prepared data, working directories, checkpoints and weights.
+    "--config.data.data_dir={prepared_module}": "names antigravity.Tensor",
+    "--config.data.data_dir={prepared_json}": "is damaged|cannot be read",
+    "--config.data.data_dir={prepared_deep}": "is damaged|cannot be read",
+    "--config.data.data_dir={prepared_count}": "is damaged|cannot be read",
+    "--config.data.data_dir={prepared_info}": "is damaged|cannot be read",
+    "--workdir={run_deep}": "config.json is not the JSON",
+    "--workdir={run_nested}": "another config: ",
+    "--workdir={run_not_utf8}": "config.json is not the JSON",
+    "--workdir={run_list}": "another config: ",
+    "--workdir={run_members}": "summary.json is not the summary",
+    "--workdir={run_strings}": "summary.json is not the summary",
+    "--workdir={run_folder}": "config.json is not the JSON",
+    "--workdir={run_version}": "none of the checkpoints in .* could be read",
+    "--workdir={run_log}": "metrics.jsonl: line 1 is not of the log of a run",
+    "--workdir={run_metadata}": "none of the checkpoints in .* could be read",
+    f"{WEIGHTS}{{weights_text.pth}}": "is not the published .*sha256 begins",
+    f"{WEIGHTS}{{weights_attack.pth}}": "is not the published .*sha256 begins",
+    f"{WEIGHTS}{{empty}}": "cannot read the Inception weights .*it is no file",
+    f"{WEIGHTS}nothing.pth": "cannot read the Inception weights nothing.pth",
 }
+SECONDS = 5  # of the processors, without the imports
+MEGABYTES = 300  # more than the same command needs to refuse a flag
 NO_NETWORK = """
 import socket
 def refuse(*arguments, **options):
@@ -141,7 +248,7 @@ module.Builder._generate_examples = full
 
 
 @pytest.fixture(scope="module")
-def places(finished, tmp_path_factory):
+def places(finished, smoke_config, tmp_path_factory):
     """Folders and files of users who make mistakes."""
     root = tmp_path_factory.mktemp("places")
     (root / "a_file").write_text("kept")
@@ -176,6 +283,14 @@ def places(finished, tmp_path_factory):
         "no_checkpoint",
     ):
         shutil.copytree(finished.workdir, root / name)
+    malformed.write_arrays(root)
+    malformed.write_digits(root)
+    malformed.write_pictures(root)
+    malformed.write_birds(root)
+    malformed.write_configs(root)
+    malformed.write_prepared(root, prepare.prepare(smoke_config().data))
+    malformed.write_runs(root, finished.workdir)
+    malformed.write_weights(root)
     (root / "corrupt_config" / "config.json").write_text('{"model": ')
     (root / "corrupt_summary" / "summary.json").write_text('{"model": ')
     (root / "other_summary" / "summary.json").write_text("[]\n")
@@ -198,7 +313,9 @@ def results(places, commands, contents, tmp_path_factory):
     names = {path.name: str(path) for path in places.iterdir()}
     jobs, workdirs = {}, {}
     for number, flags in enumerate(USAGE):
-        given = [flag.format_map(names) for flag in flags.split(" --")]
+        # Names of files have points, which format() takes for attributes.
+        fill = re.compile(r"{([^}]+)}")
+        given = [fill.sub(lambda m: names[m[1]], flag) for flag in flags.split(" --")]
         given = [given[0], *(f"--{flag}" for flag in given[1:])]
         workdirs[flags] = root / str(number)
         if "--workdir" not in flags:
@@ -217,6 +334,16 @@ def results(places, commands, contents, tmp_path_factory):
     return outcomes, workdirs, before, contents(places)
 
 
+def least(outcomes):
+    """KiB of the command that needed least memory."""
+    return min(outcome.peak for outcome in outcomes.values())
+
+
+def test_the_table_is_of_all_kinds_of_input():
+    files = [flags for flags in USAGE if "{" in flags]
+    assert len(USAGE) >= 150 and len(files) >= 90
+
+
 @pytest.mark.parametrize("flags", USAGE)
 def test_usage(flags, results):
     outcomes, workdirs, _, _ = results
@@ -225,9 +352,12 @@ def test_usage(flags, results):
     lines = [line for line in outcome.stderr.splitlines() if "error" in line]
     assert len(lines) == 1, outcome.stderr
     assert re.search(f"error: .*{USAGE[flags]}", lines[0]), lines[0]
-    if "no_checkpoint" not in flags:  # orbax's threads complain about damage
+    if not re.search("no_checkpoint|run_(version|metadata)", flags):
+        # Where orbax's threads complain about damage.
         assert lines[0].startswith("error: ")
         assert "Traceback" not in outcome.stderr
+    assert outcome.seconds < SECONDS
+    assert outcome.peak - least(outcomes) < MEGABYTES << 10
     # Nothing is left that would stand in the way of the corrected command.
     workdir = workdirs[flags]
     left = [path.name for path in workdir.iterdir()] if workdir.exists() else []

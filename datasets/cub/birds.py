@@ -16,6 +16,7 @@ TEST_CLASSES = (
     83, 84, 86, 91, 95, 96, 98, 101, 102, 103, 112, 114, 119, 121, 130, 135, 138, 147,
     156, 163, 165, 166, 180, 183, 185, 186, 187, 197,
 )  # fmt: skip
+NUM_CLASSES = 200
 CAPTIONS = 10  # an image
 # Refuses decompression bombs before a pixel is decoded.
 MAX_PIXELS = 64_000_000
@@ -46,6 +47,15 @@ def check_captions(where, captions, captions_per_image):
         )
 
 
+def check_classes(where, classes):
+    """Raises DatasetError where a class is none of 1..NUM_CLASSES."""
+    wrong = classes[(classes < 1) | (classes > NUM_CLASSES)]
+    if wrong.size:
+        raise DatasetError(
+            f"{where}: class {wrong[0]:.0f} is not in 1..{NUM_CLASSES}; fetch it again"
+        )
+
+
 def decode_image(data, image_size, box, where):
     """Decodes one photograph and scales it; its aspect ratio is not kept.
 
@@ -73,6 +83,8 @@ def decode_image(data, image_size, box, where):
                         f"{MAX_PIXELS} that are decoded"
                     )
                 pixels = image.convert("RGB")
+                if not min(width, height):
+                    raise ValueError("it has no pixels")
     except DatasetError:
         raise
     except Exception as error:  # Pillow raises many kinds for a broken file.

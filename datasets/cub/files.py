@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import os
 import tarfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,7 +123,9 @@ def _read_archive(place, names):
             # To the checksum at the end: few damages show otherwise.
             while total <= MAX_ARCHIVE_BYTES and (rest := unpacked.read(1 << 20)):
                 total += len(rest)
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    except DatasetError:
+        raise
+    except Exception as error:  # tarfile and gzip raise many kinds.
         raise DatasetError(
             f"{place.path}: cannot be read to its end as a .tgz archive ({error}); "
             "fetch it again"

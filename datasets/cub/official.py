@@ -12,10 +12,11 @@ import numpy as np
 from pairs.errors import DatasetError
 
 from cub import files
-from cub.birds import CAPTIONS, Birds, check_captions, decode_image
+from cub.birds import CAPTIONS, Birds, check_captions, check_classes, decode_image
 from cub.files import Place
 
 _IMAGE_NAME = re.compile(r"(\d{3})\.[^/\\]+/[^/\\]+\.jpe?g", re.IGNORECASE)
+_NUMBER = re.compile("[0-9]{1,9}")
 _TABLES = {
     "images.txt": 1,
     "image_class_labels.txt": 1,
@@ -114,6 +115,7 @@ def open_birds(folder, captions_per_image):
                 f"{layout.images}images.txt: {name!r} is not named NNN.Class/NAME.jpg "
                 f"with NNN its class {label:.0f} of image_class_labels.txt"
             )
+    check_classes(f"{layout.images}image_class_labels.txt", classes)
     if len(set(names)) < len(names):
         raise DatasetError(f"{layout.images}images.txt: an image occurs twice")
     boxes = _numbers(layout.images, tables, "bounding_boxes.txt")
@@ -154,7 +156,7 @@ def _parse_tables(place, texts):
     for name, num_fields in _TABLES.items():
         rows = [line.split() for line in _lines(texts[name])]
         for row in rows:
-            if len(row) != 1 + num_fields or not row[0].isdecimal():
+            if len(row) != 1 + num_fields or not _NUMBER.fullmatch(row[0]):
                 raise DatasetError(
                     f"{place}{name}: {' '.join(row)[:80]!r} is not a number and "
                     f"{num_fields} fields; fetch the set again"

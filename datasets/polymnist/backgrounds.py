@@ -20,6 +20,8 @@ TEXTURE_SIZE = 512
 # Refuses decompression bombs before a pixel is decoded: 8k x 8k, 200 MB as RGB.
 MAX_PIXELS = 64_000_000
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# No others, whatever the name: for some Pillow starts another program.
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def _noise(stream, cells):
@@ -142,7 +144,7 @@ def read_image(path, least=1):
         with warnings.catch_warnings():
             # Pillow warns of large images at open(); MAX_PIXELS decides here.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise DatasetError(

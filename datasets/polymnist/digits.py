@@ -85,7 +85,7 @@ def read_idx(path, num_dims):
             shape = _idx_shape(path, header, num_dims)
             # One byte more than expected, never the whole file: a small gzip can
             # unpack to any size.
-            data = file.read(math.prod(shape) + 1)
+            data = _read_at_most(file, math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(
             f"{path}: cannot be read to its end ({error}); fetch the file again"
@@ -97,6 +97,15 @@ def read_idx(path, num_dims):
             f"file has {some}; fetch the file again"
         )
     return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _read_at_most(file, num):
+    """The next `num` bytes of a file, or those that there are."""
+    data = bytearray()
+    # In pieces: read() makes room for all that it may get.
+    while len(data) < num and (part := file.read(min(1 << 20, num - len(data)))):
+        data += part
+    return data
 
 
 def _idx_shape(path, header, num_dims):
@@ -151,8 +160,27 @@ def _load_pair(images_path, labels_path, image_size):
             "file again"
         )
     if images.shape[1:] != (image_size, image_size):
-        images = exact.resize(images, image_size, image_size)
+        images = _resized(images_path, images, image_size)
     return Digits(images, labels)
+
+
+def _resized(path, images, image_size):
+    """Images of another size, some at a time: resizing takes twelve times their bytes.
+
+    Raises:
+      DatasetError: they, or what is between, would be more than MAX_BYTES.
+    """
+    pixels = math.prod(max(side, image_size) for side in images.shape[1:])
+    if len(images) * pixels > MAX_BYTES:
+        raise DatasetError(
+            f"{path}: {len(images)} images of {images.shape[1:]} pixels are too many "
+            f"to be resized to {image_size}; take fewer or smaller ones"
+        )
+    step = max(1, (1 << 24) // pixels)
+    parts = range(0, len(images), step)
+    return np.concatenate(
+        [exact.resize(images[i : i + step], image_size, image_size) for i in parts]
+    )
 
 
 def load_sklearn(image_size):

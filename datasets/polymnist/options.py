@@ -95,6 +95,15 @@ def _check_options(config):
         )
 
 
+def _sha256(path):
+    """The sha256 of a file, which is not read into memory."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error})") from error
+
+
 def _config_name(config):
     """All options in one word, with a hash of the files of the user."""
     words = [config.digits, f"m{config.num_modalities}", f"{config.image_size}px"]
@@ -120,7 +129,7 @@ def _config_name(config):
         num = 1 if config.repeated else config.num_modalities
         paths += backgrounds.list_folder(config.backgrounds_dir)[:num]
     for path in paths:
-        foreign.update(hashlib.sha256(path.read_bytes()).digest())
+        foreign.update(_sha256(path))
     if paths:
         words.append(foreign.hexdigest()[:12])
     return "-".join(words)

@@ -35,7 +35,11 @@ def list_files(folder, split, modality):
             f"{place} is not a folder: config.data.published_dir must hold "
             "{train,test}/m{i}/{n}.{digit}.png for every modality"
         )
-    names = [entry.name for entry in os.scandir(place) if entry.name[0] != "."]
+    entries = [entry for entry in os.scandir(place) if entry.name[0] != "."]
+    for entry in entries:
+        if not entry.is_file():  # a pipe would be waited for
+            raise DatasetError(f"{place}: {entry.name} is not a file; check the folder")
+    names = [entry.name for entry in entries]
     matches = [_NAME.fullmatch(name) for name in names]
     if not names or not all(matches):
         wrong = next((n for n, m in zip(names, matches, strict=True) if not m), "")

@@ -1,0 +1,527 @@
+"""Whatever the bytes: a reader returns what it documents or raises one line.
+
+Every reader of bytes that others wrote gets random ones, good files with bytes changed,
+cut off or put in, and files that are well formed and say what is not so. It may raise
+the exception of mistakes, which is one line, and no other; in little memory and time.
+The long versions are slow tests.
+"""
+
+import gzip
+import io
+import json
+import pickle
+import signal
+import struct
+import tarfile
+import time
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+from cub import birds, files, official, packed
+from golden.make_inception_golden import FOLDER
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pairs.errors import DatasetError as PairsError
+from PIL import Image
+from polymnist import backgrounds, digits
+from polymnist.errors import DatasetError
+
+from experiments import results, workdirs
+from mmvae_jax import arrays, data, inception_weights, tokens, writers
+from mmvae_jax.errors import UsageError
+
+SECONDS = 5
+MEGABYTES = 64  # of what Python and NumPy allocate
+MISTAKES = (UsageError, DatasetError, PairsError)
+
+
+def saved(save, *args, **kwargs):
+    file = io.BytesIO()
+    save(file, *args, **kwargs)
+    return file.getvalue()
+
+
+def idx(*shape, kind=8):
+    head = struct.pack(">HBB", 0, kind, len(shape))
+    return head + struct.pack(f">{len(shape)}I", *shape)
+
+
+RNG = np.random.default_rng(0)
+ARRAYS = {
+    "image": RNG.integers(0, 256, (6, 4, 4), dtype=np.uint8),
+    "vector": RNG.normal(size=(6, 3)).astype(np.float32),
+    "text": RNG.integers(0, 3, (6, 5)),
+    "text_words": np.array(["a", "b", "c"]),
+    "labels": np.arange(6),
+    "observed": np.ones((6, 3), bool),
+}
+PIXELS = Image.fromarray(RNG.integers(0, 256, (9, 8, 3), dtype=np.uint8))
+JPEG = saved(PIXELS.save, "JPEG")
+PACKED = {
+    "jpeg": np.frombuffer(JPEG, np.uint8),
+    "offsets": np.array([0, len(JPEG)]),
+    "ids": np.array([1]),
+    "labels": np.array([1]),
+    "cub_is_train": np.array([True]),
+}
+RECORD = json.dumps({"id": 1, "label": 1, "captions": ["a red bird"] * 10}).encode()
+TABLES = {
+    "images.txt": b"1 001.Auk/a.jpg\n2 002.Owl/b.jpg\n",
+    "image_class_labels.txt": b"1 1\n2 2\n",
+    "train_test_split.txt": b"1 1\n2 0\n",
+    "bounding_boxes.txt": b"1 0 0 5 5\n2 1 1 4.5 4\n",
+}
+
+
+def archive(**changes):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, content in TABLES.items():
+            entry = tarfile.TarInfo(f"CUB_200_2011/{name}")
+            entry.size = len(content)
+            entry.pax_headers = changes
+            tar.addfile(entry, io.BytesIO(content))
+    return file.getvalue()
+
+
+SUMMARY = {
+    "model": "mopoe",
+    "dataset": "d",
+    "num_steps": 1,
+    "wall_seconds": 1.0,
+    "device": "cpu",
+    "members": [
+        {"beta": 1.0, "learning_rate": 1e-3, "seed": 0, "finite": True, "metrics": {}}
+    ],
+}
+
+
+def read_npz(path):
+    dataset = arrays.load(str(path))
+    for split in (dataset.train, dataset.test):
+        num = split.num_examples
+        assert num > 0 and split.modalities
+        for name, x in split.modalities.items():
+            assert len(x) == num and x.dtype in (np.uint8, np.float32, np.int32)
+            assert np.isfinite(x).all()
+            if x.dtype == np.int32:
+                assert 0 <= x.min() and x.max() < len(dataset.words[name])
+        assert split.labels is None or split.labels.shape == (num,)
+
+
+def read_idx(path):
+    assert digits.read_idx(path, 3).ndim == 3
+
+
+def read_picture(path):
+    pixels = backgrounds.read_image(path)
+    assert pixels.dtype == np.uint8 and pixels.shape[2:] == (3,) and pixels.size
+
+
+def read_photograph(path):
+    pixels = birds.decode_image(path.read_bytes(), 8, (1, 1, 4, 4), path)
+    assert pixels.dtype == np.uint8 and pixels.shape == (8, 8, 3)
+
+
+def read_packed_arrays(path):
+    found = packed._read_arrays(path)
+    assert len(found["offsets"]) == len(found["ids"]) + 1
+
+
+def read_packed_captions(path):
+    for number, record in packed._read_records(path).items():
+        assert isinstance(number, int) and isinstance(record["label"], int)
+        assert all(isinstance(text, str) for text in record["captions"])
+        tokens.encode(record["captions"], tokens.SPECIALS, 4)
+
+
+def read_archive(path):
+    place = files.Place(path, "CUB_200_2011/")
+    tables = official._parse_tables(place, official._read_tables(place))
+    boxes = official._numbers(place, tables, "bounding_boxes.txt")
+    assert boxes.shape == (len(tables["images.txt"]), 4) and np.isfinite(boxes).all()
+
+
+def read_captions(path):
+    texts = official._lines(path.read_bytes())
+    rows = tokens.encode(texts, tokens.build_vocabulary(texts), 5)
+    assert rows.shape == (len(texts), 5) and (rows >= 0).all()
+
+
+def read_weights(path):
+    for name, x in inception_weights.read_state_dict(path.read_bytes()).items():
+        assert isinstance(name, str) and x.dtype in (np.float32, np.int64)
+
+
+def read_json(path):
+    workdirs.read_json(path)
+
+
+def read_run(path):
+    for name in ("config.json", "summary.json"):
+        (path.parent / name).write_bytes(path.read_bytes())
+    for run in results.find_runs(path.parent):
+        results.by_beta(run.summary)
+        json.dumps(run.config)
+
+
+def read_log(path):
+    assert all(isinstance(line["step"], int) for line in writers.read_metrics(path))
+
+
+# name -> (reader, suffix, good files of it).
+READERS = {
+    "npz": (
+        read_npz,
+        ".npz",
+        (saved(np.savez, **ARRAYS), saved(np.savez_compressed, **ARRAYS)),
+    ),
+    "idx": (read_idx, "", (idx(2, 3, 3) + bytes(18),)),
+    "idx, packed": (read_idx, ".gz", (gzip.compress(idx(2, 3, 3) + bytes(18)),)),
+    "picture": (
+        read_picture,
+        ".png",
+        tuple(saved(PIXELS.save, form) for form in backgrounds.FORMATS)
+        + tuple(
+            saved(PIXELS.convert(mode).save, "PNG") for mode in ("1", "L", "P", "RGBA")
+        ),
+    ),
+    "photograph": (read_photograph, ".jpg", (JPEG, saved(PIXELS.save, "PNG"))),
+    "packed arrays": (read_packed_arrays, ".npz", (saved(np.savez, **PACKED),)),
+    "packed captions": (read_packed_captions, ".gz", (gzip.compress(RECORD),)),
+    "captions, unpacked": (
+        lambda path: repack(path, read_packed_captions),
+        ".gz",
+        (RECORD, RECORD + b"\n" + RECORD),
+    ),
+    "archive": (read_archive, ".tgz", (gzip.compress(archive()),)),
+    "archive, unpacked": (
+        lambda path: repack(path, read_archive),
+        ".tgz",
+        (archive(), archive(**{"GNU.sparse.map": "0,1", "GNU.sparse.size": "1"})),
+    ),
+    "captions": (read_captions, ".txt", (b"a red bird\na blue one", b"\0\xff\xfe")),
+    "weights": (
+        read_weights,
+        ".pth",
+        tuple(
+            (FOLDER / f"inception_{name}.pth").read_bytes()
+            for name in ("legacy", "zip", "half")
+        ),
+    ),
+    "json": (read_json, ".json", (json.dumps(SUMMARY).encode(),)),
+    "run": (read_run, ".json", (json.dumps(SUMMARY).encode(), b"{}", b"[]")),
+    "log": (read_log, ".jsonl", (b'{"step": 1, "train/loss": 2.0}\n{"step": 2}\n',)),
+}
+
+
+def repack(path, read):
+    """What is damaged before it is packed gets by the checksum of the packing."""
+    path.write_bytes(gzip.compress(path.read_bytes(), 1))
+    read(path)
+
+
+def damaged(good):
+    """Random bytes, and good ones that were changed, cut off, put in or repeated."""
+    edit = st.tuples(
+        st.sampled_from(("set", "cut", "put", "drop")),
+        st.floats(0, 1, exclude_max=True),
+        st.binary(min_size=1, max_size=8)
+        | st.sampled_from((bytes(4), b"\xff" * 4, b"\x7f\xff\xff\xff", b"9" * 20)),
+    )
+
+    def apply(content, edits):
+        content = bytearray(content)
+        for kind, place, piece in edits:
+            start = int(place * len(content))
+            stop = start + len(piece)
+            if kind == "cut":
+                del content[start:]
+            elif kind == "drop":
+                del content[start:stop]
+            else:
+                content[start : stop if kind == "set" else start] = piece
+        return bytes(content)
+
+    changed = st.builds(
+        apply, st.sampled_from(good), st.lists(edit, min_size=1, max_size=4)
+    )
+    return changed | st.binary(max_size=200)
+
+
+def check(read, path, content):
+    """One call of a reader: in time, in memory, and with one line if it refuses."""
+
+    def hang(*_):
+        pytest.fail("it hangs")  # no Exception, which a reader would turn into a line
+
+    path.write_bytes(content)
+    before = signal.signal(signal.SIGALRM, hang)
+    signal.alarm(20 * SECONDS)  # the machine may be busy
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        read(path)
+    except MISTAKES as error:
+        assert len(str(error).splitlines()) == 1
+    finally:
+        seconds = time.process_time() - start
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert seconds < SECONDS
+    assert peak < MEGABYTES << 20, f"{peak >> 20} MiB"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_good_files_are_read(name, place):
+    read, suffix, good = READERS[name]
+    path = place / f"good{suffix}"
+    for number, content in enumerate(good):
+        path.write_bytes(content)
+        # Foreign formats come second.
+        if number == 0:
+            read(path)
+        else:
+            check(read, path, content)
+
+
+def fuzz(name, place, num):
+    read, suffix, good = READERS[name]
+
+    @settings(max_examples=num)
+    @given(damaged(good))
+    def run(content):
+        check(read, place / f"bad{suffix}", content)
+
+    run()
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_any_bytes(name, place):
+    fuzz(name, place, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READERS)
+def test_any_bytes_for_longer(name, place):
+    fuzz(name, place, 2_000)
+
+
+# ---- well formed, and not so
+
+HEADER = [
+    pickle.dumps(x, 2)
+    for x in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, [])
+]
+TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
+
+
+def weights(*parts):
+    return b"".join([*HEADER[:3], *parts, HEADER[4]])
+
+
+def npy(header, data=b""):
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + data
+
+
+def zipped(method=zipfile.ZIP_STORED, **entries):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as target:
+        for name, content in entries.items():
+            target.writestr(f"{name}.npy", content)
+    return file.getvalue()
+
+
+def lying(content, size):
+    """A zip file whose directory says another size."""
+    content = bytearray(content)
+    for mark, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        start = content.index(mark) + offset
+        content[start : start + 4] = struct.pack("<I", size)
+    return bytes(content)
+
+
+VECTOR = "{'descr': '<f4', 'fortran_order': False, 'shape': %s}"
+ZEROS = npy(VECTOR % "(2500000, 1)", bytes(10_000_000))
+HOSTILE = {
+    # An array is as large as its header says, a file as its directory.
+    "npz: a header of terabytes": ("npz", zipped(x=npy(VECTOR % "(1099511627776, 2)"))),
+    "npz: a negative shape": ("npz", zipped(x=npy(VECTOR % "(-1, 2)"))),
+    "npz: a deep header": ("npz", zipped(x=npy("(" * 9_000))),
+    "npz: objects": (
+        "npz",
+        zipped(x=npy("{'descr': '|O', 'fortran_order': False, 'shape': (1, 1)}", b"x")),
+    ),
+    "npz: objects in a record": (
+        "npz",
+        zipped(
+            x=npy("{'descr':[('a','|O')],'fortran_order':False,'shape':(1,1)}", ZEROS)
+        ),
+    ),
+    "npz: bzip2": ("npz", zipped(zipfile.ZIP_BZIP2, x=ZEROS)),
+    "npz: a directory of 4 GB": ("npz", lying(zipped(x=ZEROS[:200]), 0xFFFFFFF0)),
+    "npz: a directory of nothing": ("npz", lying(zipped(x=ZEROS[:200]), 0)),
+    "npz: no array": ("npz", zipped(x=b"text")),
+    "npz: twice the same": ("npz", saved(np.savez, **{"a": ARRAYS["text"]}) * 2),
+    # A few bytes that become nested values, of which a hash takes for ever.
+    "weights: tuples of tuples": (
+        "weights",
+        weights(
+            b"\x80\x02}()q\x00"
+            + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
+            + b"Nu."
+        ),
+    ),
+    "weights: a deep key": (
+        "weights",
+        weights(b"\x80\x02}()" + b"\x85" * 40_000 + b"Nu."),
+    ),
+    "weights: too many values": (
+        "weights",
+        weights(b"\x80\x02(" + b"}" * 400_000 + b"t."),
+    ),
+    "weights: a deep list": ("weights", weights(b"\x80\x02" + b"]" * 100_000 + b".")),
+    "weights: attributes of a function": (
+        "weights",
+        weights(b"\x80\x02" + TENSOR + b"}(X\x08\0\0\0__name__Nub."),
+    ),
+    "weights: a call of a class": (
+        "weights",
+        weights(b"\x80\x02ccollections\nOrderedDict\n]]aa\x85R."),
+    ),
+    "weights: an extension": ("weights", weights(b"\x80\x02\x82\x01.")),
+    "weights: a number of many digits": (
+        "weights",
+        weights(b"\x80\x02L" + b"9" * 100_000 + b"\n."),
+    ),
+    "idx: a header of 1 GB": ("idx", idx(1, 1 << 15, 1 << 15) + bytes(9)),
+    "idx: a header of exabytes": ("idx", idx(*[(1 << 32) - 1] * 3)),
+    "idx: gzip of 1 GB": ("idx, packed", gzip.compress(idx(2, 3, 3) + bytes(1 << 24))),
+    "picture: none": ("picture", b"\x89PNG\r\n\x1a\n"),
+    "picture: another program's": (
+        "picture",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+    ),
+    "captions: a number of no size": (
+        "captions, unpacked",
+        RECORD.replace(b'"id": 1', b'"id": Infinity'),
+    ),
+    "captions: a number of many digits": (
+        "captions, unpacked",
+        RECORD.replace(b'"id": 1', b'"id": "%s"' % (b"9" * 9_999)),
+    ),
+    "captions: deep": ("captions, unpacked", b"[" * 900_000),
+    "captions: a long line": ("captions, unpacked", b"[" + b"[]," * 500_000 + b"[]]"),
+    "captions: half a letter": (
+        "captions, unpacked",
+        RECORD.replace(b"a red", b"\\ud83d red"),
+    ),
+    "archive: a sparse map": (
+        "archive, unpacked",
+        archive(**{"GNU.sparse.map": "many", "GNU.sparse.size": "1"}),
+    ),
+    "archive: a size that is none": ("archive, unpacked", archive(size="9" * 40)),
+    "archive: a time that is none": ("archive, unpacked", archive(mtime="1e999")),
+    "json: deep": ("json", b"[" * 200_000),
+    "json: a deep dict": ("run", b'{"a":' * 900 + b"1" + b"}" * 900),
+    "json: not UTF-8": ("json", b'{"a": "\xff"}'),
+    "json: a number of many digits": ("json", b"9" * 10_000),
+    "log: not UTF-8": ("log", b'{"step": 1}\n{"step": \xff}\n'),
+    "log: other lines": ("log", b'{"step": 1}\n[]\n{"loss": 2}\n'),
+    "log: deep": ("log", b"[" * 200_000),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_files(case, place):
+    name, content = HOSTILE[case]
+    read, suffix, _ = READERS[name]
+    check(read, place / f"hostile{suffix}", content)
+
+
+# ---- prepared data: TFDS reads them, a description may name any class
+
+
+DESCRIPTION = {
+    "features.json": {
+        "featuresDict": {
+            "features": {
+                name: {
+                    "pythonClassName": (
+                        "tensorflow_datasets.core.features.tensor_feature.Tensor"
+                    ),
+                    "tensor": {"dtype": "uint8", "shape": {"dimensions": ["-1", "2"]}},
+                }
+                for name in ("m0", "label")
+            }
+        },
+        "pythonClassName": (
+            "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+        ),
+    },
+    "dataset_info.json": {
+        "name": "polymnist",
+        "version": "1.0.0",
+        "fileFormat": "array_record",
+        "moduleName": "polymnist.polymnist_dataset_builder",
+        "splits": [{"name": "train", "numBytes": "8", "shardLengths": ["1"]}],
+    },
+    "metadata.json": {
+        "modalities": ["m0"],
+        "num_examples": {"train": 4, "test": 4},
+        "fingerprint": "0",
+    },
+}
+
+
+def describe(folder, **contents):
+    folder.mkdir(exist_ok=True)
+    for name, value in DESCRIPTION.items():
+        value = contents.get(name.partition(".")[0], json.dumps(value).encode())
+        (folder / name).write_bytes(value)
+
+
+@pytest.mark.parametrize("field", ["pythonClassName", "type"])
+def test_a_description_cannot_have_a_module_imported(place, monkeypatch, field):
+    (place / "imported_by_features.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(place)
+    features = {field: "imported_by_features.Feature", "content": {}}
+    describe(place / "described", features=json.dumps(features).encode())
+    with pytest.raises(UsageError, match="features.json names imported_by_features"):
+        data.load(place / "described")
+
+
+def fuzz_description(place, num):
+    good = [json.dumps(value).encode() for value in DESCRIPTION.values()]
+
+    @settings(max_examples=num)
+    @given(st.sampled_from(sorted(DESCRIPTION)), damaged(good))
+    def run(name, content):
+        def read(path):
+            with pytest.raises(UsageError, match="is damaged"):
+                data.load(path.parent)
+
+        folder = place / "description"
+        describe(folder)
+        check(read, folder / name, content)
+
+    run()
+
+
+def test_any_description(place):
+    fuzz_description(place, 12)
+
+
+@pytest.mark.slow
+def test_any_description_for_longer(place):
+    fuzz_description(place, 1_000)
