@@ -117,6 +117,7 @@ def test_again_trains_nothing_and_draws_the_same(made, scale, run_figures, capsy
     assert [p.name for p in before if before[p] != after[p]] == []
 
 
+@pytest.mark.slow
 def test_a_missing_run_is_a_missing_point(made, scale, run_figures):
     (made / "polymnist" / "mvae" / "summary.json").unlink()
     options = {"figure": "13", "scale": scale(), "directory": made}
@@ -126,6 +127,7 @@ def test_a_missing_run_is_a_missing_point(made, scale, run_figures):
     assert {row["model"] for row in rows(made)} == {"mvae", "mvae_plus"}
 
 
+@pytest.mark.slow
 def test_dry_run_says_what_it_costs_and_writes_nothing(
     scale, run_figures, tmp_path, capsys
 ):

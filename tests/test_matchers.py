@@ -263,7 +263,7 @@ def test_runs_train_them_if_asked(
         config=changed,
         complete="data",
         model=SimpleNamespace(modalities=modalities),
-        stop=[],
+        stop=[15],
     )
     found = run.get_matchers(sweep, dict.fromkeys(metrics))
     assert found == ("trained" if is_trained else None)

@@ -17,6 +17,7 @@ PATTERNS = np.array(
 )
 # What they infer from some modalities is another network, or an input of zeros, so
 # that they are no smaller model of the same kind.
+FAST = ("mvae", "mopoe", "crmvae", "mmvae_plus")
 WITH_NETWORK = ("jmvae", "jmvae_kl", "telbo")
 WEIGHTED = ("mmvae_official", "unimodal_official", "mmvae_plus")
 
@@ -114,7 +115,13 @@ def narrow(params):
     return jax.tree_util.tree_map_with_path(change, params)
 
 
-@pytest.mark.parametrize("name", sorted(set(models.MODELS) - {*WITH_NETWORK, "custom"}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted(set(models.MODELS) - {*WITH_NETWORK, "custom"})
+    ],
+)
 def test_an_example_is_one_of_a_model_of_what_is_observed(name, tiny_config, batch):
     # The reconstructions across modalities of MMVAE+ are random.
     kept = ("m2",) if name == "mmvae_plus" else ("m0", "m2")

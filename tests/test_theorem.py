@@ -141,6 +141,7 @@ def test_the_ceilings_are_those_of_the_recipe(bounds):
     assert bounds["mopoe"].reconstruction == pytest.approx(-2 / 3 * math.log(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", theorem.MIXTURES)
 def test_trained_models_stay_under_their_ceilings(name, trained, bounds):
     """Reconstruction at most -Delta(X, S), L_S at most E[log p(x)], all along."""
@@ -154,6 +155,7 @@ def test_trained_models_stay_under_their_ceilings(name, trained, bounds):
             assert max(margin(gain), margin(bound)) < 0.05, where
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", theorem.MIXTURES)
 def test_the_objective_with_beta_stays_under_its_ceiling(name, trained, bounds):
     """-L_S(beta) >= Delta + min(1, beta) sum_A omega_A H(X_A)."""
@@ -171,6 +173,7 @@ def test_the_objective_with_beta_stays_under_its_ceiling(name, trained, bounds):
         assert is_under(objective, ceiling)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXTURES)
 def test_only_mvae_passes_the_ceilings_of_the_mixtures(name, trained, bounds):
     """So the checks above can fail; and a mixture presses against its ceiling."""
@@ -182,6 +185,7 @@ def test_only_mvae_passes_the_ceilings_of_the_mixtures(name, trained, bounds):
     assert not is_under(mvae, bounds[name].reconstruction)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXTURES)
 def test_trained_mixtures_pass_the_ceiling_of_eq_4(name, trained, bounds):
     """Theorem 1 as stated, L_S <= E[log p(x)] - Delta(X, S), is not what holds."""
@@ -234,6 +238,7 @@ def made_up_log(num_members, steps=(10, 20, 30)):
     ]
 
 
+@pytest.mark.slow
 def test_the_figure_of_trained_models(tmp_path, trained, bounds):
     records = {
         name: write_run(tmp_path / name, name, trained[name].log) for name in trained
