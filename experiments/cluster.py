@@ -70,13 +70,12 @@ def train(directory: Path, configs: Mapping[str, Any], address: str = "") -> int
         start = time.perf_counter()
         # Every task has a process of its own, which gives back what JAX holds.
         own_process = ray.remote(max_calls=1)
-        make = own_process(prepare_runs).options(**machine)
-        tasks = {
-            make.options(name=f"preparing {next(iter(group))}").remote(folder, group): (
-                f"preparing the data of {next(iter(group))}"
-            )
-            for group in groups(configs)
-        }
+        make = own_process(prepare_runs)
+        tasks = {}
+        for group in groups(configs):
+            name = f"preparing {next(iter(group))} and what is like it"
+            ref = make.options(**machine, name=name).remote(folder, group)
+            tasks[ref] = name
         terminal.say(f"preparing data and classifiers: {len(tasks)} tasks")
         needed: dict[str, int] = {}
         for ref, name in _finished(ray, tasks, stop):
@@ -91,14 +90,13 @@ def train(directory: Path, configs: Mapping[str, Any], address: str = "") -> int
             return 128 + stop[0]
 
         largest = max(node["Resources"].get("memory", 0.0) for node in _alive(ray))
-        task = own_process(train_run).options(**machine)
-        # A run that no machine has room for gets one for itself.
-        tasks = {
-            task.options(name=name, memory=int(min(size, largest))).remote(
-                folder, configs[name], directory / name
-            ): name
-            for name, size in needed.items()
-        }
+        one_run = own_process(train_run)
+        tasks = {}
+        for name, size in needed.items():
+            # A run that no machine has room for gets one for itself.
+            needs = {**machine, "memory": int(min(size, largest)), "name": name}
+            task = one_run.options(**needs)
+            tasks[task.remote(folder, configs[name], directory / name)] = name
         terminal.say(f"{len(tasks)} runs as tasks, {_described(machine)} each")
         done, failed = 0, len(configs) - len(tasks)
         for ref, name in _finished(ray, tasks, stop):
