@@ -36,7 +36,7 @@ def get_config():
         modality=dict(network_options=dict(widths=(16,))),
         data=dict(num_modalities=2, image_size=8, pairings=1),
         train=dict(
-            num_steps=4_000,
+            num_steps=2_000,
             batch_size=16,
             log_every_steps=100,
             checkpoint_every_steps=200,
