@@ -30,6 +30,11 @@ $(VENV)/test.stamp: $(RUN_STAMP)
 		--constraint $(CONSTRAINTS) --editable ".[test]"
 	@touch $@
 
+$(VENV)/cluster.stamp: $(RUN_STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(CONSTRAINTS) --editable ".[cluster]"
+	@touch $@
+
 setup: $(RUN_STAMP)  ## build the environment
 
 demo: $(RUN_STAMP)  ## data, training, evaluation and pictures in minutes
@@ -41,7 +46,7 @@ figures: $(RUN_STAMP)  ## every figure of the paper, SCALE=demo, cpu or paper
 test: $(VENV)/test.stamp  ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
-test-slow: $(VENV)/test.stamp  ## the slow tests
+test-slow: $(VENV)/test.stamp $(VENV)/cluster.stamp  ## the slow tests
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/test.stamp  ## style and common mistakes

@@ -9,7 +9,7 @@ which ends with the table of claims and report.html. --columns takes only some o
 data sets, "shapes,cub" for instance. Figures are drawn from finished runs only: what
 is not there is a missing point. A stopped command continues where it was. --dry_run
 trains nothing, but prepares images with captions, whose vocabulary decides on the
-networks.
+networks. --cluster=ray trains the runs as tasks of a Ray cluster (docs/scaling.md).
 """
 
 import csv
@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 from experiments import (
     captions,
     claims,
+    cluster,
     command,
     drawings,
     panels,
@@ -353,6 +354,8 @@ def _time(seconds: float) -> str:
 
 def main() -> int:
     """Plans, trains and draws."""
+    if flags.FLAGS.address and not flags.FLAGS.cluster:
+        raise UsageError("--address is a cluster's: it needs --cluster=ray")
     name, scale = plans.load_scale(flags.FLAGS.scale)
     columns = None
     if flags.FLAGS.columns:
@@ -375,7 +378,15 @@ def main() -> int:
     if flags.FLAGS.train or (directory / plans.PLAN).exists():
         plans.record(directory, name, scale)
     if flags.FLAGS.train:
-        code = train_missing(directory, configs)
+        if flags.FLAGS.cluster:
+            missing = {
+                spec.folder: config
+                for spec, config in configs.items()
+                if not is_finished(directory, spec)
+            }
+            code = cluster.train(directory, missing, flags.FLAGS.address)
+        else:
+            code = train_missing(directory, configs)
         if code:
             return code
     evidence = plans.read(directory)
@@ -400,6 +411,8 @@ FLAG_NAMES = (
     "backgrounds_dir",
     "cub_dir",
     "columns",
+    "cluster",
+    "address",
 )
 
 
@@ -415,6 +428,8 @@ def define_flags() -> None:
     flags.DEFINE_string("backgrounds_dir", "", "one background image a modality")
     flags.DEFINE_string("cub_dir", "", "photographs and captions of CUB")
     flags.DEFINE_string("columns", "", "only these data sets, with commas; all")
+    flags.DEFINE_enum("cluster", None, ("ray",), "train on a cluster, not only here")
+    flags.DEFINE_string("address", "", "of a Ray cluster; default: one of this machine")
 
 
 if __name__ == "__main__":
