@@ -140,6 +140,7 @@ def test_contrast_is_highest_where_modalities_agree_on_codes_that_differ():
     np.testing.assert_allclose(values, 0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_reconstruction_reaches_the_code_and_no_consistency_its_scale():
     def bound(codes, private):
         terms = terms_of(codes, private=private)
@@ -214,6 +215,7 @@ def test_codes_lie_on_a_sphere_and_a_subset_has_their_direction(model, tiny_imag
             np.testing.assert_allclose(private[:, i], own, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_consistency_teaches_decoders_only(tiny_config, tiny_images):
     batch = {m: x / np.float32(255) for m, x in tiny_images(SHAPES, B).items()}
 
@@ -267,6 +269,7 @@ def test_whole_pixels_are_shifted_and_halves_are_averaged():
     np.testing.assert_allclose(half, (padded[1:] + padded[:-1]) / 2, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [5, 8])
 def test_the_layered_decoder_has_images_of_any_size(size):
     shape = (size, size, 3)

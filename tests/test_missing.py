@@ -61,7 +61,13 @@ EVERY = [
 ]
 
 
-@pytest.fixture(scope="module", params=EVERY)
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+        for name in EVERY
+    ],
+)
 def built(request, tiny_config):
     """A model: name, parameters, and batch -> ((loss, terms), gradient)."""
     model = make(tiny_config, request.param)

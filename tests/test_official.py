@@ -331,6 +331,7 @@ def test_where_the_released_dreg_is_biased(name):
     assert scores.max() > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", importance.FORMS)
 def test_with_the_exact_posterior_the_encoders_gradient_vanishes(form):
     """Every weight is p(X) then, so no sample says anything about the encoder."""
