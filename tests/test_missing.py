@@ -52,22 +52,13 @@ def spoilt(batch, value):
     return {m: np.where(rows[m], x, np.float32(value)) for m, x in batch.items()}
 
 
-# One of each objective: the others are made of the same parts.
-QUICK = ("unimodal", "mvae", "mopoe", "mmvae_official", "dmvae", "jmvae_kl", "crmvae")
-QUICK += ("mmjsd", "mmvm", "mmvae_plus", "contrastive")
 EVERY = [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
     for name in models.MODELS
 ]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-        for name in EVERY
-    ],
-)
+@pytest.fixture(scope="module", params=EVERY)
 def built(request, tiny_config):
     """A model: name, parameters, and batch -> ((loss, terms), gradient)."""
     model = make(tiny_config, request.param)
