@@ -1,5 +1,6 @@
 """A run that was stopped and started again ends in the bits of an unbroken one."""
 
+import functools
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,50 +113,56 @@ STOPPED = {
     ),
 }
 CHAINS = {"killed": KILLED, "stopped": STOPPED}
-EVERY_STOP = [(chain, name) for chain, stops in CHAINS.items() for name in stops]
+# What signals do is also tested at drawn moments, by test_kills.py.
+MARKS = {"killed": (), "stopped": pytest.mark.slow}
+EVERY_STOP = [
+    pytest.param(chain, name, marks=MARKS[chain])
+    for chain, stops in CHAINS.items()
+    for name in stops
+]
 
 
 class Runs(NamedTuple):
     unbroken: Path
-    workdirs: dict  # chain -> its workdir
-    outcomes: dict  # chain -> of its stops, and of the last start
+    workdir: Path
+    outcomes: list  # of the chain's stops, and of its last start
 
 
 @pytest.fixture(scope="module")
 def runs(commands, tmp_path_factory):
-    """A run without interruption, and the two chains."""
-    root = tmp_path_factory.mktemp("resume")
+    """chain -> a run without interruption, and that chain; made when first asked."""
 
-    def flags(name):
-        # Few steps a call, so that a signal comes between two logged steps.
-        return [
-            f"--workdir={root / name}",
-            "--config.train.steps_per_call=2",
-            "--config.eval.metrics=('elbo', 'coherence')",
-        ]
+    @functools.cache
+    def make(chain):
+        root = tmp_path_factory.mktemp("resume")
 
-    jobs = [(flags("unbroken"), "")]
-    for chain, stops in CHAINS.items():
-        jobs += [(flags(chain), first) for first, _, _ in stops.values()]
+        def flags(name):
+            # Few steps a call, so that a signal comes between two logged steps.
+            return [
+                f"--workdir={root / name}",
+                "--config.train.steps_per_call=2",
+                "--config.eval.metrics=('elbo', 'coherence')",
+            ]
+
+        jobs = [(flags("unbroken"), "")]
+        jobs += [(flags(chain), first) for first, _, _ in CHAINS[chain].values()]
         jobs.append((flags(chain), ""))
-    first, *others = commands(jobs)
-    assert first.code == 0, first.stderr
-    outcomes = {}
-    for chain, stops in CHAINS.items():
-        outcomes[chain] = others[: len(stops) + 1]
-        others = others[len(stops) + 1 :]
-    workdirs = {chain: root / chain for chain in CHAINS}
-    return Runs(root / "unbroken", workdirs, outcomes)
+        first, *others = commands(jobs)
+        assert first.code == 0, first.stderr
+        return Runs(root / "unbroken", root / chain, others)
+
+    return make
 
 
 @pytest.mark.parametrize(("chain", "name"), EVERY_STOP)
 def test_stops_and_resumes(chain, name, runs):
     index = list(CHAINS[chain]).index(name)
     _, number, steps = CHAINS[chain][name]
-    stopped, resumed = runs.outcomes[chain][index : index + 2]
+    workdir, outcomes = runs(chain)[1:]
+    stopped, resumed = outcomes[index : index + 2]
     assert stopped.code == (-9 if number == 9 else 128 + number), stopped.stderr
     words = resumed.stdout.partition("resuming ")[2].split()
-    assert words[:3] == [str(runs.workdirs[chain]), "at", "step"], resumed.stderr
+    assert words[:3] == [str(workdir), "at", "step"], resumed.stderr
     assert int(words[3]) in steps
     if number != 9:
         signal_name = signal.Signals(number).name
@@ -166,11 +173,13 @@ def test_stops_and_resumes(chain, name, runs):
         assert "Traceback" not in stopped.stderr
 
 
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize(
+    "chain", [pytest.param(name, marks=MARKS[name]) for name in CHAINS]
+)
 def test_resumed_bits(chain, runs, assert_same_end):
-    workdir, last = runs.workdirs[chain], runs.outcomes[chain][-1]
-    assert last.code == 0, last.stderr
-    assert_same_end(workdir, runs.unbroken)
+    unbroken, workdir, outcomes = runs(chain)
+    assert outcomes[-1].code == 0, outcomes[-1].stderr
+    assert_same_end(workdir, unbroken)
 
 
 def test_what_is_evaluated_has_been_saved(monkeypatch):
