@@ -10,8 +10,6 @@ encoder's last layer emits, before the bound.
 """
 
 import argparse
-import datetime
-import json
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from tabulate import tabulate
 
+from benchmarks import reports
 from configs import polydigits
 from experiments import prepare
 from mmvae_jax import data, models, networks, posteriors, sweeps, train
@@ -105,16 +104,8 @@ def main():
     rows = [{"form": "published", **row} for row in published]
     rows += [{"form": "log-space", **row} for row in train_members(config, dataset)]
     print(tabulate(rows, headers="keys", missingval="never"))
-    if options.out:
-        report = {
-            "command": f"python -m benchmarks.large_beta --steps {options.steps}",
-            "date": datetime.date.today().isoformat(),
-            "machine": jax.devices()[0].device_kind,
-            "jax": jax.__version__,
-            "dataset": dataset.name,
-            "rows": rows,
-        }
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+    command = f"large_beta --steps {options.steps}"
+    reports.write(options.out, command, rows, dataset=dataset.name)
 
 
 if __name__ == "__main__":

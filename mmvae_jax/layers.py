@@ -5,7 +5,7 @@ convolution exist in three forms with the same parameters and the same values:
 
 "lax"     XLA's convolution. Under vmap over weights (a sweep) it becomes a
           grouped convolution, and inside a loop on CPU the gradient of its kernel
-          is a hundred times slower than outside.
+          is far slower than outside.
 "matmul"  the taps as strided slices and one matrix product. Fast under vmap, scan
           and map; for a stride of 1 it would move k*k times the bytes, so there it
           is not used.

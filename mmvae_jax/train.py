@@ -154,8 +154,7 @@ def _adam(
 
     The arithmetic and the state of `optax.scale_by_adam`. Taken apart because the
     parameters have to be computed from the moments that are kept: computed from the
-    old ones again, as XLA would, those cannot be overwritten in place, and the
-    optimizer takes twice as long.
+    old ones again, as XLA would, those cannot be overwritten in place.
     """
 
     def kept(new, old):
@@ -201,9 +200,9 @@ def choose_execution(
 ) -> Execution:
     """The one decision on how members are mapped and steps are grouped.
 
-    On CPU the gradients of XLA's convolutions in their kernels are a hundred times
-    slower inside a loop; everything else is fastest there one member after the
-    other, and on accelerators all members at once.
+    On CPU the gradients of XLA's convolutions in their kernels are far slower inside
+    a loop; everything else is fastest there one member after the other, and on
+    accelerators all members at once.
 
     Args:
       mapping: "auto" or one of `sweeps.MAPPINGS`.
