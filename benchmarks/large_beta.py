@@ -21,7 +21,7 @@ from tabulate import tabulate
 from benchmarks import reports
 from configs import polydigits
 from experiments import prepare
-from mmvae_jax import data, models, networks, posteriors, sweeps, train
+from mmvae_jax import data, models, networks, posteriors, sweeps, train, tuning
 from mmvae_jax.types import Gaussian
 
 FREE = 1e6  # a bound that does nothing
@@ -50,7 +50,7 @@ def train_members(config, dataset):
     task = train.vae_task(model)
     members = sweeps.grid(config.sweep)
     hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
-    execution = train.choose_execution("auto", 0, False, jax.default_backend())
+    execution = tuning.choose_execution("auto", 0, False, jax.default_backend())
     batch = {m: x[: config.train.batch_size] for m, x in images.items()}
     diverged = {}
 

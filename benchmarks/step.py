@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 from benchmarks import peer, reports
 from configs import polymnist
-from mmvae_jax import models, sweeps, train
+from mmvae_jax import models, sweeps, train, tuning
 from mmvae_jax.types import Hyper
 
 NUM_EXAMPLES = 2_000
@@ -57,8 +57,8 @@ class Ours:
         self.hyper, self.keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
         batch = {m: x[:BATCH] for m, x in images.items()}
         own = Hyper(*(field[0] for field in self.hyper))
-        self.execution = train.choose_execution(
-            "auto", 0, train.has_convolution(task, own, batch), jax.default_backend()
+        self.execution = tuning.choose_execution(
+            "auto", 0, tuning.has_convolution(task, own, batch), jax.default_backend()
         )
         self.program = train.compile_steps(task, self.execution)
         self.data = jax.device_put(images)

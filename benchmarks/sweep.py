@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 from benchmarks import reports
 from configs import polydigits, polymnist
-from mmvae_jax import models, sweeps, train
+from mmvae_jax import models, sweeps, train, tuning
 
 SETTINGS = {"polydigits": polydigits, "polymnist": polymnist}
 NUM_EXAMPLES = 2_000
@@ -40,10 +40,10 @@ def build(config, members, mapping):
     task = train.vae_task(models.make_model(config, shapes))
     hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
     batch = {m: x[: config.train.batch_size] for m, x in data.items()}
-    execution = train.choose_execution(
+    execution = tuning.choose_execution(
         mapping,
         config.train.steps_per_call,
-        train.has_convolution(task, sweeps.member(hyper, 0), batch),
+        tuning.has_convolution(task, sweeps.member(hyper, 0), batch),
         jax.default_backend(),
     )
     program = train.compile_steps(task, execution)
@@ -71,13 +71,7 @@ def build(config, members, mapping):
         size = config.train.batch_size
         rows = np.zeros((execution.steps_per_call, size), np.int32)
         lowered = program.lower(state, hyper, keys, data, rows, 1)
-        found = lowered.compile().memory_analysis()
-        whole = (
-            found.argument_size_in_bytes
-            + found.output_size_in_bytes
-            + found.temp_size_in_bytes
-            - found.alias_size_in_bytes
-        )
+        whole = tuning.peak_bytes(lowered.compile())
         return (whole - sum(x.nbytes for x in data.values())) / 1e6
 
     advance.program = program

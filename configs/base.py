@@ -121,9 +121,12 @@ def get_config() -> ConfigDict:
                 checkpoints_kept=2,  # the newest ones
                 # How members are mapped ("vmap", "map", "unroll") and how many
                 # steps one call of the compiled program may take; "auto" and 0
-                # choose by device and network, and the choice is logged.
+                # choose by device and network, and the choice is logged; runs of
+                # 10,000 steps and more choose the mapping by trying it.
                 mapping="auto",
                 steps_per_call=0,
+                # With "vmap": a divisor of a device's members; 0 = what fits it.
+                members_at_once=0,
                 # Devices for the members, a divisor of their number, and for each
                 # batch, a divisor of its size; 0 = automatic. No part of what a run
                 # is: it may be continued on other devices.

@@ -44,12 +44,9 @@ from experiments import (
     values,
     workdirs,
 )
-from mmvae_jax import evaluate, models, sweeps, train
+from mmvae_jax import evaluate, models, sweeps, train, tuning
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import TokenShape
-
-# A step is timed over at least this long.
-MEASURED_SECONDS = 0.5
 
 
 def names_of(
@@ -119,26 +116,16 @@ def seconds_per_step(config: ConfigDict) -> float:
         else jnp.asarray(draw(0, 256, (num, *shape), np.uint8))
         for m, shape in shapes.items()
     }
-    execution = train.choose_execution(
+    execution = tuning.choose_execution(
         config.train.mapping,
         config.train.steps_per_call,
-        train.has_convolution(task, sweeps.member(hyper, 0), data),
+        tuning.has_convolution(task, sweeps.member(hyper, 0), data),
         jax.default_backend(),
     )
     program = train.compile_steps(task, execution)
     state = train.init_states(task, hyper, keys, data)
-    indices = np.tile(np.arange(num, dtype=np.int32), (execution.steps_per_call, 1))
-    steps, seconds = 0, 0.0
-    while seconds < MEASURED_SECONDS:
-        start = time.perf_counter()
-        state, done = program(state, hyper, keys, data, indices, max(1, steps))
-        jax.block_until_ready(done)
-        if steps:  # the first call is the compilation's
-            seconds = time.perf_counter() - start
-            per_step = seconds / steps
-        if steps == execution.steps_per_call:
-            break
-        steps = min(4 * steps or 1, execution.steps_per_call)
+    rows = np.tile(np.arange(num, dtype=np.int32), (execution.steps_per_call, 1))
+    per_step, _ = tuning.seconds_a_step(program, state, hyper, keys, data, rows)
     return per_step * (len(members) if is_cpu else 1)
 
 

@@ -40,6 +40,7 @@ from mmvae_jax import (
     readers,
     sweeps,
     train,
+    tuning,
     writers,
 )
 from mmvae_jax.errors import UsageError
@@ -142,13 +143,16 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
                     with stop.at_once():
                         sweep = build(config, members, stop)
                         hosts.first_does(lambda: workdirs.record(workdir, config))
-                    results, finite = run(sweep, metrics, workdir)
+                        prepared = prepare_program(sweep, workdir)
+                        sweep = sweep._replace(execution=prepared.execution)
+                    results, finite = run(sweep, prepared, metrics, workdir)
                 except Stopped as stopped:
                     (number,) = stopped.args
                     name = signal.Signals(number).name
                     terminal.say(f"{name}: saved; the same command continues this run")
                     return 128 + number
-            summary = summarise(sweep, results, finite, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            summary = summarise(sweep, results, finite, seconds, prepared.seconds)
             hosts.first_does(
                 lambda: writers.write_json(workdir / "summary.json", summary)
             )
@@ -173,6 +177,7 @@ def check(config: Any) -> None:
             "checkpoint_every_steps": 1,
             "checkpoints_kept": 1,
             "steps_per_call": 0,
+            "members_at_once": 0,
         },
         "classifier": {"num_steps": 1, "batch_size": 1, "seed": 0},
         "matcher": {"feature_dim": 1, "num_steps": 1, "batch_size": 2, "seed": 0},
@@ -221,10 +226,10 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: Signals) -> Sweep
     model = models.make_model(config, dataset.shapes())
     task = train.vae_task(model, config.train.clip_norm)
     hyper = sweeps.stack_hyper(members)
-    execution = train.choose_execution(
+    execution = tuning.choose_execution(
         config.train.mapping,
         config.train.steps_per_call,
-        train.has_convolution(
+        tuning.has_convolution(
             task, sweeps.member(hyper, 0), {m: x[:2] for m, x in examples.items()}
         ),
         jax.default_backend(),
@@ -237,7 +242,15 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: Signals) -> Sweep
         num_devices,
         jax.process_count(),
     )
-    execution = execution._replace(precision=config.train.precision, layout=layout)
+    at_once, on_device = config.train.members_at_once, len(members) // layout[0]
+    if at_once and on_device % at_once:
+        raise UsageError(
+            f"config.train.members_at_once={at_once} must divide the {on_device} "
+            "members of a device evenly"
+        )
+    execution = execution._replace(
+        precision=config.train.precision, layout=layout, members_at_once=at_once
+    )
     size = parameter_overview.count_parameters(
         jax.eval_shape(model.init, jax.random.key(0))
     )
@@ -270,8 +283,57 @@ def device_name(layout: meshes.Layout) -> str:
     return f"{meshes.describe(layout, jax.device_count())} ({kind})"
 
 
+def prepare_program(sweep: Sweep, workdir: Path) -> tuning.Prepared:
+    """The program of a run; what had to be measured is kept for later starts.
+
+    Raises:
+      UsageError: the members do not fit the memory of a device.
+    """
+    settings, execution = sweep.config.train, sweep.execution
+    device = jax.devices()[0].device_kind
+    where = {"device": device, "layout": list(execution.layout)}
+    known = workdirs.read_execution(workdir, where)
+    others = []
+    if known is not None:
+        execution = execution._replace(mapping=known["mapping"])
+    else:
+        others = tuning.alternatives(
+            settings.mapping, execution, len(sweep.members), settings.num_steps
+        )
+    prepared = tuning.prepare(
+        sweep.task,
+        execution,
+        sweep.hyper,
+        sweep.keys,
+        sweep.dataset.train.leaves(),
+        batch_size=settings.batch_size,
+        others=others,
+    )
+    if known is not None:
+        prepared = prepared._replace(seconds=known["seconds_a_step"])
+    elif others:
+        chosen = {
+            "mapping": prepared.execution.mapping,
+            "seconds_a_step": prepared.seconds,
+        }
+        workdirs.record_execution(workdir, {**where, **chosen})
+        took = ", ".join(f"{name} {s:.3g}" for name, s in prepared.seconds.items())
+        terminal.say(
+            f"seconds a step: {took}; mapped by {prepared.execution.mapping} from here"
+        )
+    if prepared.execution.members_at_once != execution.members_at_once:
+        terminal.say(
+            f"the memory of the device holds {prepared.execution.members_at_once} "
+            "members at once: they are trained in such chunks"
+        )
+    return prepared
+
+
 def run(
-    sweep: Sweep, metrics: dict[str, Callable], workdir: Path
+    sweep: Sweep,
+    prepared: tuning.Prepared,
+    metrics: dict[str, Callable],
+    workdir: Path,
 ) -> tuple[list[dict[str, float]], np.ndarray]:
     """Trains from the last checkpoint, or from the start, and evaluates.
 
@@ -281,12 +343,8 @@ def run(
     Raises:
       Stopped: a signal arrived.
     """
-    settings = sweep.config.train
-    examples = sweep.dataset.train.leaves()
-    first = {m: x[: settings.batch_size] for m, x in examples.items()}
-    layout = sweep.execution.layout
-    with sweep.stop.at_once():
-        state = train.init_states(sweep.task, sweep.hyper, sweep.keys, first, layout)
+    settings, layout = sweep.config.train, sweep.execution.layout
+    state = prepared.state
     with contextlib.ExitStack() as stack:
         saved = checkpoints.open_checkpoints(
             workdir / "checkpoints", settings.checkpoints_kept
@@ -314,11 +372,11 @@ def run(
             )
         )
         state = train.fit(
-            train.compile_steps(sweep.task, sweep.execution),
+            prepared.program,
             state,
             sweep.hyper,
             sweep.keys,
-            examples,
+            sweep.dataset.train.leaves(),
             num_steps=settings.num_steps,
             batch_size=settings.batch_size,
             data_seed=settings.data_seed,
@@ -585,7 +643,11 @@ def _found_or_trained(
 
 
 def summarise(
-    sweep: Sweep, results: list[dict], finite: np.ndarray, seconds: float
+    sweep: Sweep,
+    results: list[dict],
+    finite: np.ndarray,
+    seconds: float,
+    measured: dict[str, float],
 ) -> dict:
     """The content of summary.json."""
     return {
@@ -595,7 +657,7 @@ def summarise(
         "wall_seconds": round(seconds, 1),
         "device": jax.devices()[0].device_kind,
         "cpu_cores": os.cpu_count(),
-        "execution": sweep.execution._asdict(),
+        "execution": {**sweep.execution._asdict(), "seconds_a_step": measured},
         "members": [
             {**member._asdict(), "finite": bool(is_finite), "metrics": values}
             for member, is_finite, values in zip(

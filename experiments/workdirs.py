@@ -10,7 +10,7 @@ from typing import Any
 
 from mmvae_jax import writers
 from mmvae_jax.errors import UsageError
-from mmvae_jax.sweeps import Member
+from mmvae_jax.sweeps import MAPPINGS, Member
 
 MAX_JSON_BYTES = 64 << 20
 _REPR = reprlib.Repr()
@@ -60,6 +60,38 @@ def record(workdir: Path, config: Any) -> None:
     path = workdir / "config.json"
     if not path.exists():
         writers.write_json(path, resolved(config))
+
+
+def record_execution(workdir: Path, execution: dict) -> None:
+    """Keeps how a run was found to be executed best: other mappings, other bits."""
+    writers.write_json(workdir / "execution.json", execution)
+
+
+def read_execution(workdir: Path, where: dict) -> dict | None:
+    """What an earlier start measured on devices like these, or None.
+
+    Args:
+      workdir: of the run.
+      where: device and layout, as JSON has them.
+    """
+    path = workdir / "execution.json"
+    if not path.exists():
+        return None
+    found = read_json(path)
+    try:
+        is_known = all(found[name] == value for name, value in where.items())
+        known = {"mapping": str(found["mapping"])}
+        seconds = found["seconds_a_step"].items()
+        known["seconds_a_step"] = {name: float(value) for name, value in seconds}
+        is_sound = known["mapping"] in known["seconds_a_step"].keys() & set(MAPPINGS)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        is_sound = is_known = False
+    if not is_sound:
+        raise UsageError(
+            f"{path} is not what this project writes; remove it, and the mapping of "
+            "members is measured again"
+        )
+    return known if is_known else None
 
 
 def read_summary(workdir: Path) -> dict | None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mmvae_jax import networks, sweeps, train
+from mmvae_jax import networks, sweeps, train, tuning
 from mmvae_jax.data import Dataset, is_image, scaled
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics.inputs import Classifier
@@ -203,8 +203,8 @@ def fit_members(
     keys = jax.random.split(jax.random.key(settings.seed), len(hyper.learning_rate))
     batch_size = min([settings.batch_size, *(len(leaf) for leaf in data.values())])
     batch = {name: leaf[:batch_size] for name, leaf in data.items()}
-    is_slow_in_loops = train.has_convolution(task, sweeps.member(hyper, 0), batch)
-    execution = train.choose_execution(
+    is_slow_in_loops = tuning.has_convolution(task, sweeps.member(hyper, 0), batch)
+    execution = tuning.choose_execution(
         "auto", 0, is_slow_in_loops, jax.default_backend()
     )
     state = train.fit(

@@ -87,7 +87,9 @@ def member(tree: Any, index: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def map_members(fn: Callable, mapping: str, num_shared: int) -> Callable:
+def map_members(
+    fn: Callable, mapping: str, num_shared: int, at_once: int = 0
+) -> Callable:
     """Maps a function of one member over the leading axis of K.
 
     The last `num_shared` arguments are shared by all members (data, batches). With
@@ -100,6 +102,8 @@ def map_members(fn: Callable, mapping: str, num_shared: int) -> Callable:
         keeps caches warm) or "unroll" (a copy of the program for each member:
         CPUs, where XLA's convolutions are slow under the other two).
       num_shared: how many trailing arguments have no member axis.
+      at_once: with "vmap", that many members in parallel, a divisor of K, and one
+        such chunk after another; 0 = all.
 
     Returns:
       The mapped function; its outputs have a leading axis of K.
@@ -113,12 +117,18 @@ def map_members(fn: Callable, mapping: str, num_shared: int) -> Callable:
     def mapped(*args):
         split = len(args) - num_shared
         own, shared = args[:split], args[split:]
+        num_members = jax.tree.leaves(own)[0].shape[0]
         if mapping == "vmap":
             axes = (0,) * len(own) + (None,) * len(shared)
-            return jax.vmap(fn, in_axes=axes)(*own, *shared)
+            parallel = jax.vmap(fn, in_axes=axes)
+            if at_once in (0, num_members):
+                return parallel(*own, *shared)
+            shape = (num_members // at_once, at_once)
+            chunks = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), own)
+            outputs = _one_by_one(parallel, chunks, shared)
+            return jax.tree.map(lambda x: x.reshape(num_members, *x.shape[2:]), outputs)
         if mapping == "map":
             return _one_by_one(fn, own, shared)
-        num_members = jax.tree.leaves(own)[0].shape[0]
         outputs = [fn(*member(own, k), *shared) for k in range(num_members)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 

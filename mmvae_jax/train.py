@@ -5,7 +5,6 @@ jit, vmap, map, loops over steps and several devices are applied to it. `fit` is
 loop around it, for sweeps, resumed runs and classifiers alike.
 """
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,7 +17,6 @@ import optax
 
 from mmvae_jax import meshes, objectives, sweeps
 from mmvae_jax.data import batch_indices, scaled
-from mmvae_jax.errors import UsageError
 from mmvae_jax.types import Array, Batch, Hyper, MultimodalVAE, Params, PRNGKey
 
 # A call of the compiled program never holds more steps than this ...
@@ -187,57 +185,15 @@ class Execution(NamedTuple):
       steps_per_call: the most steps one call may take; 1 means without a loop.
       precision: one of PRECISIONS, of the networks' matrix products.
       layout: over how many devices members and batches are spread.
+      members_at_once: of the mapping "vmap", on each device: a divisor of their
+        number there; 0 = all.
     """
 
     mapping: str
     steps_per_call: int
     precision: str = "default"
     layout: meshes.Layout = meshes.ONE_DEVICE
-
-
-def choose_execution(
-    mapping: str, steps_per_call: int, has_convolution: bool, backend: str
-) -> Execution:
-    """The one decision on how members are mapped and steps are grouped.
-
-    On CPU the gradients of XLA's convolutions in their kernels are far slower inside
-    a loop; everything else is fastest there one member after the other, and on
-    accelerators all members at once.
-
-    Args:
-      mapping: "auto" or one of `sweeps.MAPPINGS`.
-      steps_per_call: 0 for automatic.
-      has_convolution: whether the step holds a convolution that loops slow down.
-      backend: "cpu", "gpu" or "tpu".
-
-    Raises:
-      UsageError: the mapping is unknown.
-    """
-    if mapping not in ("auto", *sweeps.MAPPINGS):
-        raise UsageError(
-            f"unknown config.train.mapping {mapping!r}; choose one of "
-            f"{', '.join(('auto', *sweeps.MAPPINGS))}"
-        )
-    is_cpu = backend == "cpu"
-    if mapping == "auto":
-        mapping = ("unroll" if has_convolution else "map") if is_cpu else "vmap"
-    if steps_per_call == 0:
-        steps_per_call = 1 if is_cpu and has_convolution else MAX_STEPS_PER_CALL
-    return Execution(mapping, steps_per_call)
-
-
-def has_convolution(task: Task, hyper: Any, batch: Batch) -> bool:
-    """Whether the gradient of a task's loss holds a convolution that loops slow down.
-
-    On CPU those are the gradients of kernels as JAX writes them: convolutions
-    that take the channels for the batch (form "lax" of `layers`).
-    """
-    key = jax.random.key(0)
-    params = jax.eval_shape(task.init, key)
-    gradient = jax.grad(task.loss, has_aux=True)
-    jaxpr = jax.make_jaxpr(gradient)(params, hyper, key, batch)
-    # The first number is the axis of the input that is taken for the batch.
-    return re.search(r"lhs_spec=\([1-9]", str(jaxpr)) is not None
+    members_at_once: int = 0
 
 
 def compile_steps(task: Task, execution: Execution) -> Callable:
@@ -273,7 +229,9 @@ def compile_steps(task: Task, execution: Execution) -> Callable:
         ):
             return steps(*args)
 
-    mapped = sweeps.map_members(precisely, execution.mapping, num_shared=3)
+    mapped = sweeps.map_members(
+        precisely, execution.mapping, 3, execution.members_at_once
+    )
     sharded = meshes.shard_members(mapped, layout, num_shared=3)
     return jax.jit(sharded, donate_argnums=0, **meshes.jit_options(layout))
 

@@ -52,7 +52,9 @@ MAY_IMPORT = {
     "metrics.fid": BASIS | {"data", "metrics.inputs", "metrics.frechet"},
     "metrics.captions": BASIS | {"distributions", "data", "tokens", "metrics.inputs"},
     "metrics.*": BASIS | {"distributions", "data", "metrics.inputs"},
-    "classifiers": BASIS | {"networks", "data", "sweeps", "train", "metrics.inputs"},
+    "tuning": BASIS | {"sweeps", "meshes", "train"},
+    "classifiers": BASIS
+    | {"networks", "data", "sweeps", "train", "tuning", "metrics.inputs"},
     "readers": BASIS | {"data", "tokens", "train", "metrics.inputs", "classifiers"},
     "matchers": BASIS
     | {"networks", "data", "sweeps", "train", "metrics.inputs", "classifiers"},
