@@ -461,6 +461,11 @@ def fold_samples(
     log_likelihood: Callable[[Array, Array], Array], z: Array, x: Array
 ) -> Array:
     """log p(x|z) [..., B] of z [..., B, D] and x [B, ...]: one call for all samples."""
-    num_samples = math.prod(z.shape[:-2])
-    repeated = jnp.broadcast_to(x, (num_samples, *x.shape)).reshape(-1, *x.shape[1:])
-    return log_likelihood(z.reshape(-1, z.shape[-1]), repeated).reshape(z.shape[:-1])
+    *shape, num_examples, dim = z.shape
+    num_samples = math.prod(shape)
+    # The samples of an example next to one another: a batch that is spread over
+    # devices stays where it is.
+    folded = jnp.moveaxis(z.reshape(num_samples, num_examples, dim), 0, 1)
+    repeated = jnp.repeat(x, num_samples, axis=0)
+    values = log_likelihood(folded.reshape(-1, dim), repeated)
+    return values.reshape(num_examples, num_samples).T.reshape(z.shape[:-1])

@@ -330,7 +330,22 @@ def assert_same_end(contents):
     return compare
 
 
+@pytest.fixture(scope="session")
+def last_state():
+    """workdir -> (step, content) of the last checkpoint of a run."""
+    return _last_state
+
+
 def _last_state(workdir):
-    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+    handler = ocp.StandardCheckpointHandler()
+    with ocp.CheckpointManager(
+        workdir / "checkpoints", item_handlers=handler
+    ) as manager:
         step = manager.latest_step()
-        return step, manager.restore(step, args=ocp.args.StandardRestore())
+        # Without their shardings: the processes that saved it had more devices.
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            manager.item_metadata(step),
+        )
+        return step, manager.restore(step, args=ocp.args.StandardRestore(template))

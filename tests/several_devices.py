@@ -17,7 +17,9 @@ import numpy as np
 from configs import base
 from mmvae_jax import meshes, models, sweeps, train
 
-K, BATCH, NUM_STEPS, STEPS_PER_CALL = 8, 24, 20, 5
+# A multiple of 11, as is each device's part; no other axis of anything is.
+BATCH = 88
+K, NUM_STEPS, STEPS_PER_CALL = 8, 20, 5
 SHAPES = {"m0": (2, 2, 1), "m1": (2, 2, 1), "m2": (2, 2, 1)}
 MEMBERS = [
     sweeps.Member(beta, rate, seed)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from experiments import hosts
@@ -157,13 +156,6 @@ def alone(start, tmp_path_factory):
     return run_alone
 
 
-def last_state(workdir):
-    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
-        step = manager.latest_step()
-        restored = manager.restore(step, args=ocp.args.StandardRestore())
-        return step, jax.tree.leaves(restored["state"])
-
-
 def lines_of(workdir):
     return [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
 
@@ -174,7 +166,7 @@ def said(text):
 
 
 @pytest.mark.slow
-def test_two_processes_leave_the_bits_of_one(start, alone, tmp_path):
+def test_two_processes_leave_the_bits_of_one(start, alone, tmp_path, last_state):
     workdir, one = tmp_path / "run", alone(MEMBERS)
     outcomes, _ = start((f"--workdir={workdir}", MEMBERS), "", "")
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes
@@ -188,8 +180,7 @@ def test_two_processes_leave_the_bits_of_one(start, alone, tmp_path):
         assert len(list(folder.iterdir())) == 1
     (step, state), (expected_step, expected) = last_state(workdir), last_state(one)
     assert step == expected_step == 24
-    for ours, theirs in zip(state, expected, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    jax.tree.map(np.testing.assert_array_equal, state["state"], expected["state"])
     found, wanted = (
         json.loads((folder / "summary.json").read_text()) for folder in (workdir, one)
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from mmvae_jax import meshes, models
@@ -118,9 +117,8 @@ def train_on_several(cases):
 LIMIT = 2e-5
 
 
-# A loss that compares the examples of a batch must send them; and where samples are
-# folded into the batch (`objectives.fold_samples`), they are sent to be decoded.
-SENT = ("contrastive", "mmvae_official", "unimodal_official", "mmvae_plus", "dmvae")
+# A loss that compares the examples of a batch must send them.
+SENT = ("contrastive",)
 
 
 def check(result, name, mapping, layout):
@@ -136,12 +134,19 @@ def check(result, name, mapping, layout):
         num_members = 1 if mapping == "map" else K // layout[0]
         elements = 0
         for kind, arrays in result["collectives"]:
+            if (name, mapping, kind) == ("mopoe", "vmap", "all-to-all"):
+                # Which examples are trained on which subset is drawn by a sort.
+                assert {dtype for dtype, _ in arrays} <= {"s32", "u32"}
+                continue
             assert kind == "all-reduce"
             for dtype, shape in arrays:
-                # Neither images nor indices.
                 assert dtype == "f32"
+                # Nothing has an axis of examples.
+                assert all(size % 11 for size in shape)
                 elements += int(np.prod(shape))
-        assert elements <= num_members * (result["num_params"] + result["num_metrics"])
+        # A parameter that is used twice may be sent as two parts of its gradient.
+        most = 2 * result["num_params"] + result["num_metrics"]
+        assert elements <= num_members * most
 
 
 FAST = [("regression", "map", layout) for layout in ((8, 1), (1, 4), (2, 2))]
@@ -164,8 +169,10 @@ def test_what_is_sent_is_the_gradient_and_what_is_logged(fast):
 
 LAYOUTS = [(2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (1, 8), (4, 2), (2, 4)]
 SLOW = [
-    *[("regression", m, x) for m in ("map", "vmap", "unroll") for x in LAYOUTS],
-    *[("mopoe", m, x) for m in ("map", "vmap", "unroll") for x in ((4, 1), (2, 4))],
+    *[("regression", "map", layout) for layout in LAYOUTS],
+    *[("regression", "vmap", layout) for layout in ((8, 1), (1, 8), (2, 4))],
+    ("regression", "unroll", (4, 2)),
+    *[("mopoe", mapping, (2, 4)) for mapping in ("map", "vmap", "unroll")],
     *[
         (name, "map", (2, 4))
         for name in models.MODELS
@@ -254,12 +261,6 @@ def test_a_layout_that_does_not_divide_is_one_line(runs):
     assert [path.name for path in (root / "odd").iterdir()] == [".lock"]
 
 
-def last_state(workdir):
-    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
-        step = manager.latest_step()
-        return step, manager.restore(step, args=ocp.args.StandardRestore())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["three", "moved"])
 def test_members_on_devices_of_their_own_leave_the_bits_of_one_device(name, runs):
@@ -273,7 +274,7 @@ def test_members_on_devices_of_their_own_leave_the_bits_of_one_device(name, runs
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_one_layout_is_continued_on_another(runs):
+def test_a_checkpoint_of_one_layout_is_continued_on_another(runs, last_state):
     root, outcomes = runs
     assert outcomes["begun with batches"].code == 128 + 15
     ended = outcomes["ended with batches"]

@@ -148,7 +148,7 @@ def test_the_exact_estimator_is_the_weighted_sum_over_subsets():
     )
     log_likelihood = {}
     for m, (z,) in seen.items():
-        parts = zip(MIXTURE.weights, z.reshape(-1, B, D), strict=True)
+        parts = zip(MIXTURE.weights, z.reshape(B, -1, D).swapaxes(0, 1), strict=True)
         log_likelihood[m] = sum(w * log_likelihood64(m, part) for w, part in parts)
     pairs = zip(MIXTURE.weights, components64(MIXTURE), strict=True)
     kl = sum(weight * kl64(q) for weight, q in pairs)

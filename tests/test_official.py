@@ -93,7 +93,7 @@ def test_the_objective_is_that_of_brute_force(family, form, estimator, beta):
     )
     # Each modality is decoded once, for all samples (and once more for DReG).
     assert {len(calls) for calls in seen.values()} == {2 if estimator == "dreg" else 1}
-    z = seen["m0"][0].reshape(K, M, B, D)
+    z = np.moveaxis(seen["m0"][0].reshape(B, K, M, D), 0, 2)
     for other in itertools.chain.from_iterable(seen.values()):
         np.testing.assert_array_equal(other, seen["m0"][0])
     value, log_likelihood, kl = brute_force(family, z, beta, form)
@@ -115,7 +115,7 @@ def test_samples_are_of_the_expert_they_count_for():
         log_likelihoods=decoders(seen=seen),
         num_samples=num,
     )
-    z = seen["m0"][0].reshape(num, M, B, D)
+    z = np.moveaxis(seen["m0"][0].reshape(B, num, M, D), 0, 2)
     noise = (z - MEANS) / np.exp(np.float64(SPREADS))
     for m in range(M):
         assert scipy.stats.kstest(noise[:, m].ravel(), "laplace").pvalue > 1e-3

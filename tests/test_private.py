@@ -70,6 +70,12 @@ def likelihood(modality, z, b):
     return scipy.stats.norm.logpdf(BATCH[modality][b], mean, SCALE).sum(-1)
 
 
+def by_sample(folded, num_examples, *shape):
+    """What a decoder was called with, float64 [*shape, num_examples, D + E]."""
+    z = np.float64(folded).reshape(num_examples, *shape, D + E)
+    return np.moveaxis(z, 0, len(shape))
+
+
 def centred(family, spread):
     return family(jnp.zeros(np.shape(spread)), jnp.asarray(spread))
 
@@ -103,7 +109,7 @@ def weighted(experts, key=KEY, beta=1.0, modalities=MODALITIES, **options):
 def brute_force(family, seen, beta, form):
     """Objective, log-likelihoods, KL and log r - log p [B], one weight at a time."""
     density = DENSITIES[family]
-    z = {m: np.float64(x[0]).reshape(K, M, B, D + E) for m, x in seen.items()}
+    z = {m: by_sample(x[0], B, K, M) for m, x in seen.items()}
     log_w = np.zeros((K, M, B))
     log_likelihood, kl, excess = {m: np.zeros(B) for m in MODALITIES}, *np.zeros((2, B))
     for k, m, b in np.ndindex(K, M, B):
@@ -177,7 +183,7 @@ def test_private_vectors_are_of_the_expert_or_of_the_auxiliary_prior():
     noise = []
     for n, (name, calls) in enumerate(draw().items()):
         assert name == MODALITIES[n]
-        z = np.float64(calls[0]).reshape(num, M, B, D + E)
+        z = by_sample(calls[0], B, num, M)
         own = (z - MEANS) / np.exp(np.float64(SPREADS))
         for m in range(M):
             auxiliary = z[:, m, :, D:] / np.exp(np.float64(AUXILIARY_SPREAD[n]))
@@ -403,7 +409,7 @@ def test_dmvae_is_that_of_brute_force(prior):
 
     terms, seen = jax.tree.map(np.float64, objective())
     assert {len(calls) for calls in seen.values()} == {1}
-    z = {m: calls[0].reshape(M + 1, B, D + E) for m, calls in seen.items()}
+    z = {m: by_sample(calls[0], B, M + 1) for m, calls in seen.items()}
     log_likelihood = {m: np.zeros(B) for m in MODALITIES}
     kl, auxiliary, auxiliary_kl = np.zeros((3, B))
     sources = [list(range(M)), *([m] for m in range(M))]
@@ -449,7 +455,7 @@ def test_samples_of_dmvae_are_of_the_product_the_experts_and_the_private_posteri
 
     noise, seen = [], draw()
     for m, name in enumerate(MODALITIES):
-        z = np.float64(seen[name][0]).reshape(M + 1, num, B, D + E).swapaxes(0, 1)
+        z = by_sample(seen[name][0], num, B, M + 1).transpose(2, 1, 0, 3)
         w = (z[:, 0, :, D:] - MEANS[m, :, D:]) / np.exp(0.5 * SPREADS[m, :, D:])
         noise.append(w.reshape(len(z), -1))
     for s, source in enumerate([list(range(M)), *([m] for m in range(M))]):

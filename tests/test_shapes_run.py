@@ -6,7 +6,6 @@ import signal
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
@@ -55,12 +54,6 @@ def unbroken(config, run_here, tmp_path_factory):
     return workdir, stdout
 
 
-def last_state(workdir):
-    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
-        step = manager.latest_step()
-        return step, manager.restore(step, args=ocp.args.StandardRestore())
-
-
 def test_every_metric_is_finite(unbroken):
     workdir, stdout = unbroken
     members = json.loads((workdir / "summary.json").read_text())["members"]
@@ -96,7 +89,7 @@ def test_what_is_left_for_people(unbroken):
     assert "Captions of these samples as text" in page and "BLEU" in page
 
 
-def test_resumed_bits(config, unbroken, run_here, tmp_path, monkeypatch):
+def test_resumed_bits(config, unbroken, run_here, tmp_path, monkeypatch, last_state):
     update = terminal.ProgressBar.update
 
     def update_and_stop(self, step, seconds):
