@@ -47,7 +47,7 @@ test: $(VENV)/test.stamp  ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/test.stamp $(VENV)/cluster.stamp  ## the slow tests
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 lint: $(VENV)/test.stamp  ## style and common mistakes
 	$(BIN)/ruff check .

@@ -8,13 +8,16 @@ signal n, after saving.
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
 
 from mmvae_jax.errors import UsageError
 
@@ -31,6 +34,8 @@ def run(main: Callable[[], int | None], argument: str = "") -> None:
     # Libraries log every file they open; a flag (--verbosity=0) brings it back.
     logging.set_verbosity(logging.WARNING)
     keep_programs()
+    sys.unraisablehook = _without_orphans
+    threading.excepthook = _end_with_a_thread
     parse = partial(_parse, argument=argument)
     app.run(lambda argv: sys.exit(_guarded(main)), flags_parser=parse)
 
@@ -79,6 +84,33 @@ def keep_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+def _without_orphans(unraisable: Any) -> None:
+    """Prints what could not be raised, but for what a failed save leaves behind.
+
+    A checkpoint that a full disk ends is written by many threads of the library, each
+    of which finds the event loop closed that it reports to.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+def _end_with_a_thread(failed: threading.ExceptHookArgs) -> None:
+    """Ends the process with a thread that the disk has no room for.
+
+    TensorBoard's files are written by one: without it the run would wait for ever. It
+    ends as if it were killed, which loses nothing.
+    """
+    error = failed.exc_value
+    if not isinstance(error, OSError) or error.errno not in FULL:
+        threading.__excepthook__(failed)
+        return
+    with tqdm.get_lock():  # no progress bar is drawn after it
+        print(file=sys.stderr)
+        _report_system(error)
+        sys.stderr.flush()
+        os._exit(1)
+
+
 def _guarded(main: Callable[[], int | None]) -> int:
     """Calls `main` and turns what it raises into an exit code."""
     try:
@@ -89,9 +121,7 @@ def _guarded(main: Callable[[], int | None]) -> int:
         # Anything but a full disk or a missing permission is worth a traceback.
         if error.errno not in (*FULL, errno.EACCES, errno.EROFS):
             raise
-        place = f" ({error.filename})" if error.filename else ""
-        advice = "make room" if error.errno in FULL else "change its permissions"
-        return _report(f"{error.strerror}{place}: {advice}, then repeat the command", 1)
+        return _report_system(error)
 
 
 def _parse(argv: list[str], argument: str = "") -> list[str]:
@@ -118,6 +148,13 @@ def _parse(argv: list[str], argument: str = "") -> list[str]:
     if len(left) > 1:
         sys.exit(_report(f"unexpected argument {left[1]!r}; flags start with --", 2))
     return left
+
+
+def _report_system(error: OSError) -> int:
+    """Prints what the system refused."""
+    place = f" ({error.filename})" if error.filename else ""
+    advice = "make room" if error.errno in FULL else "change its permissions"
+    return _report(f"{error.strerror}{place}: {advice}, then repeat the command", 1)
 
 
 def _report(error: Exception | str, code: int) -> int:

@@ -105,6 +105,7 @@ def train_on_several(cases):
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is what takes the time
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={NUM_DEVICES}",
         },
     )
@@ -135,8 +136,9 @@ def check(result, name, mapping, layout):
         elements = 0
         for kind, arrays in result["collectives"]:
             if (name, mapping, kind) == ("mopoe", "vmap", "all-to-all"):
-                # Which examples are trained on which subset is drawn by a sort.
-                assert {dtype for dtype, _ in arrays} <= {"s32", "u32"}
+                # Which examples are trained on which subset is drawn by a sort: a
+                # number or two an example.
+                assert sum(np.prod(shape) for _, shape in arrays) <= 2 * K * 88
                 continue
             assert kind == "all-reduce"
             for dtype, shape in arrays:
