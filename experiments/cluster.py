@@ -214,7 +214,8 @@ def _connected(address: str) -> Iterator[Any]:
     """Ray, as part of a cluster while the context lasts.
 
     Raises:
-      UsageError: Ray is not installed, or there is no cluster at the address.
+      UsageError: Ray is not installed, cannot be started here, or there is no cluster
+        at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
     try:
@@ -241,11 +242,15 @@ def _connected(address: str) -> Iterator[Any]:
             logging_level="warning",
             **own,
         )
-    except (ConnectionError, ValueError) as error:
-        if not address:
-            raise
+    except Exception as error:  # Ray raises many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"no Ray cluster at --address={address} ({reason})") from error
+        what = "Ray cannot be started on this machine"
+        if address:
+            what = f"no Ray cluster at --address={address}"
+        raise UsageError(
+            f"{what} ({reason}); without --cluster the runs are made here, one after "
+            "another"
+        ) from error
     try:
         total = ray.cluster_resources()
         url = context.dashboard_url

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -216,3 +217,22 @@ def test_a_run_that_fails_is_one_line_and_the_others_go_on(
     assert "holds files that are no run" in lines[0]
     assert "1 of 2 runs failed" in output
     assert (directory / RUNS[1] / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("", r"Ray cannot be started on this machine \(no port is free\); without"),
+        ("10.0.0.1:6379", r"no Ray cluster at --address=10.0.0.1:6379 \(no port is"),
+    ],
+)
+def test_a_cluster_that_cannot_be_reached_is_one_line(
+    monkeypatch, tmp_path, address, message
+):
+    def init(**options):
+        raise RuntimeError("no port is free\nand more")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    with pytest.raises(UsageError, match=message) as error:
+        cluster.train(tmp_path, {"a": None}, address)
+    assert "more" not in str(error.value)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+from kill_points import AFTER_A_CHECKPOINT
 
 pytest_plugins = ("run_fixtures",)
 pytestmark = [
@@ -328,7 +329,7 @@ def test_a_killed_run_with_a_diverged_member(
 
     one, none = "(0.0, 1e38, 9.0)", "(1e37, 1e38)"
     assert server.start(flags("whole", one))[0].code == 0
-    first = AT_A_STEP.format(step=24)
+    first = AFTER_A_CHECKPOINT.format(step=24)
     killed, _ = server.start(flags("run", one), first)
     assert killed.code == KILLED and killed.stdout.count("has diverged") == 1
     resumed, _ = server.start(flags("run", one))
@@ -354,16 +355,3 @@ def test_a_killed_run_with_a_diverged_member(
     (tmp_path / "none" / "summary.json").unlink()
     again, _ = server.start(flags("none", none))
     assert again.code == 1 and "has diverged" not in again.stdout
-
-
-AT_A_STEP = """
-import os, signal
-from mmvae_jax import checkpoints
-save = checkpoints.save
-def save_and_die(manager, step, state):
-    save(manager, step, state)
-    if step == {step}:
-        manager.wait_until_finished()
-        os.kill(os.getpid(), signal.SIGKILL)
-checkpoints.save = save_and_die
-"""

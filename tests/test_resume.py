@@ -8,23 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from kill_points import AFTER_A_CHECKPOINT
 
 from experiments import run
 
 pytest_plugins = ("run_fixtures",)
 
 # Each piece of code stops the process at one point, deterministically.
-AFTER_A_CHECKPOINT = """
-import os, signal
-from mmvae_jax import checkpoints
-save = checkpoints.save
-def save_and_die(manager, step, state):
-    save(manager, step, state)
-    if step == {step}:
-        manager.wait_until_finished()
-        os.kill(os.getpid(), signal.SIGKILL)
-checkpoints.save = save_and_die
-"""
 # The log of step 16 is on the disk, half of the next line too, the checkpoint is of
 # step 12.
 IN_A_LINE = """
