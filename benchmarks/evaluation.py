@@ -18,6 +18,7 @@ import numpy as np
 from tabulate import tabulate
 
 from benchmarks import peer, reports, step
+from experiments import command
 from mmvae_jax import evaluate, networks
 from mmvae_jax.data import Split
 from mmvae_jax.metrics import coherence
@@ -40,6 +41,7 @@ def main():
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    command.keep_memory()
     num = options.examples
     generator = np.random.default_rng(0)
     shape = (max(num, step.BATCH), 28, 28, 3)
@@ -60,7 +62,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         if reason is None:
             other = peer.Peer("mopoe", ours.config, ours.shapes, ours.params, images)
-            ways["peer"] = peer.evaluator(other, test.modalities, labels, BATCH, folder)
+            other.prepare_evaluation(test.modalities, labels, BATCH, folder)
+            ways["peer"] = other.evaluate
         times = {name: [] for name in ways}
         for turn in range(options.turns + 1):
             for name, way in ways.items():
@@ -71,8 +74,8 @@ def main():
     if reason is None:
         row["of the peer's time"] = row["seconds"] / row["peer"]
     print(tabulate([row], headers="keys", floatfmt=".3g"))
-    command = f"evaluation --examples {num} --turns {options.turns}"
-    reports.write(options.out, command, [row])
+    ran = f"evaluation --examples {num} --turns {options.turns}"
+    reports.write(options.out, ran, [row])
 
 
 if __name__ == "__main__":

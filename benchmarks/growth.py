@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from benchmarks import reports, sweep
+from experiments import command
 from mmvae_jax import sweeps
 
 MODALITIES = (1, 2, 3, 4, 5)
@@ -76,6 +77,7 @@ def main():
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
+    command.keep_memory()
     default_batch = sweep.SETTINGS[options.setting].get_config(options.model).train
     rows, ways = [], []
     for what, value, modalities, members, batch in points(default_batch.batch_size):
@@ -111,11 +113,11 @@ def main():
         draw(groups, f"{options.setting}:{options.model}, {reports.machine()}").savefig(
             options.plot, dpi=120
         )
-    command = (
+    ran = (
         f"growth --setting {options.setting} --model {options.model} "
         f"--steps {options.steps} --turns {options.turns}"
     )
-    reports.write(options.out, command, rows, lines=lines, memory_of_members=shares)
+    reports.write(options.out, ran, rows, lines=lines, memory_of_members=shares)
 
 
 if __name__ == "__main__":

@@ -104,8 +104,8 @@ def main():
     rows = [{"form": "published", **row} for row in published]
     rows += [{"form": "log-space", **row} for row in train_members(config, dataset)]
     print(tabulate(rows, headers="keys", missingval="never"))
-    command = f"large_beta --steps {options.steps}"
-    reports.write(options.out, command, rows, dataset=dataset.name)
+    ran = f"large_beta --steps {options.steps}"
+    reports.write(options.out, ran, rows, dataset=dataset.name)
 
 
 if __name__ == "__main__":

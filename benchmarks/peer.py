@@ -6,7 +6,9 @@ written here to be like ours. Parameters are copied over, so that both compute t
 same loss.
 """
 
+import contextlib
 import importlib.util
+import multiprocessing
 import os
 
 import jax
@@ -31,19 +33,77 @@ def why_not():
 
 
 class Peer:
-    """One of MODELS with parameters of ours, trained by Adam on uint8 images.
+    """One of MODELS in a process of its own, as its users run it.
+
+    Memory is managed there as PyTorch finds it, not as `command.keep_memory` does here.
+
+    Args:
+      name: a key of MODELS.
+      config: of our model.
+      shapes: modality -> shape.
+      params: of our model, in host memory.
+      images: modality -> uint8 [N, H, W, C].
 
     Attributes:
       num_parameters: of all networks.
     """
 
-    def __init__(self, name, config, shapes, params, images):
+    def __init__(self, *arguments):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        is_gpu = jax.default_backend() == "gpu"
+        given = (theirs, is_gpu, arguments)
+        self._process = context.Process(target=_serve, args=given, daemon=True)
+        self._process.start()
+        theirs.close()
+        self.num_parameters = self._pipe.recv()
+
+    def _ask(self, name, *arguments):
+        self._pipe.send((name, arguments))
+        return self._pipe.recv()
+
+    def loss(self, rows):
+        """The loss of these examples, on our scale."""
+        return self._ask("loss_of", rows)
+
+    def steps(self, picks):
+        """A step of Adam on each of these lists of examples."""
+        self._ask("steps", picks)
+
+    def prepare_evaluation(self, *arguments):
+        """What `evaluate` evaluates: the arguments of `_evaluator` but the first."""
+        self._ask("prepare_evaluation", *arguments)
+
+    def evaluate(self):
+        """All coherences of MultiVae's evaluator."""
+        self._ask("evaluate")
+
+    def close(self):
+        """Ends the process."""
+        self._process.terminate()
+        self._process.join()
+
+
+def _serve(pipe, is_gpu, arguments):
+    """What a Peer asks of its process."""
+    peer = _Peer(is_gpu, *arguments)
+    pipe.send(peer.num_parameters)
+    with contextlib.suppress(EOFError):  # the other side is gone
+        while True:
+            name, given = pipe.recv()
+            pipe.send(getattr(peer, name)(*given))
+
+
+class _Peer:
+    """One of MODELS with parameters of ours, trained by Adam on uint8 images."""
+
+    def __init__(self, is_gpu, name, config, shapes, params, images):
         import torch
 
         torch.set_num_threads(os.cpu_count())
         self.torch = torch
         # Where ours are; what is asynchronous there is waited for in `steps`.
-        is_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+        is_gpu = is_gpu and torch.cuda.is_available()
         self.device = torch.device("cuda" if is_gpu else "cpu")
         self.name, self.num_modalities = name, len(shapes)
         self.images = {
@@ -80,8 +140,16 @@ class Peer:
         if self.device.type == "cuda":
             self.torch.cuda.synchronize()
 
+    def loss_of(self, rows):
+        """The loss as a number."""
+        return float(self.loss(rows).detach())
 
-def evaluator(peer, images, labels, batch_size, folder):
+    def prepare_evaluation(self, *arguments):
+        """As of `Peer`."""
+        self.evaluate = _evaluator(self, *arguments)
+
+
+def _evaluator(peer, images, labels, batch_size, folder):
     """MultiVae's evaluator of coherences, with the published digit classifiers.
 
     They have random parameters: how long they take is all that is asked.

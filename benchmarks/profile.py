@@ -22,6 +22,7 @@ import numpy as np
 from tabulate import tabulate
 
 from benchmarks import peer, reports, step
+from experiments import command
 from mmvae_jax import layers
 
 
@@ -75,6 +76,7 @@ def main():
     parser.add_argument("--top", type=int, default=25, help="single operations listed")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    command.keep_memory()
     generator = np.random.default_rng(0)
     shape = (step.NUM_EXAMPLES, 28, 28, 3)
     images = {
@@ -110,10 +112,10 @@ def main():
         f"{options.model}, form {options.form}: {wall:.0f} ms a step, and "
         f"{sum(by_layer.values()):.0f} ms of operations"
     )
-    command = f"profile --model {options.model} --form {options.form}"
+    ran = f"profile --model {options.model} --form {options.form}"
     reports.write(
         options.out,
-        f"{command} --steps {options.steps}",
+        f"{ran} --steps {options.steps}",
         rows,
         operations=kinds,
         wall_ms=wall,

@@ -35,6 +35,7 @@ spec.loader.exec_module(module)
 config = module.get_config(argument)
 config.data.update(json.loads(sys.argv[2]))
 command.keep_programs()
+command.keep_memory()
 sweep = run.build(config, sweeps.grid(config.sweep), [])
 mark("data and model")
 examples = sweep.dataset.train.leaves()
@@ -79,8 +80,8 @@ def main():
     # Imported late: it imports JAX, which the turns should find idle.
     from benchmarks import reports
 
-    command = f"startup --config {options.config} --turns {options.turns}"
-    reports.write(options.out, command, rows)
+    ran = f"startup --config {options.config} --turns {options.turns}"
+    reports.write(options.out, ran, rows)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tabulate import tabulate
 
 from benchmarks import reports
 from configs import polydigits, polymnist
+from experiments import command
 from mmvae_jax import models, sweeps, train, tuning
 
 SETTINGS = {"polydigits": polydigits, "polymnist": polymnist}
@@ -89,6 +90,7 @@ def main():
     parser.add_argument("--mappings", nargs="+", default=["auto", *sweeps.MAPPINGS])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    command.keep_memory()
     config = SETTINGS[options.setting].get_config(options.arg)
     config.sweep.beta = tuple(0.5 * (k + 1) for k in range(options.members))
     config.sweep.seed = (0,)
@@ -124,11 +126,11 @@ def main():
         f"{singles:.2f} s"
     )
     print(tabulate(rows, headers="keys", floatfmt=".3g"))
-    command = (
+    ran = (
         f"sweep --setting {options.setting} --arg {options.arg} "
         f"--members {options.members} --steps {options.steps}"
     )
-    reports.write(options.out, command, rows, single_runs_seconds=singles)
+    reports.write(options.out, ran, rows, single_runs_seconds=singles)
 
 
 if __name__ == "__main__":
