@@ -27,6 +27,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
+class Stopped(BaseException):
+    """A signal, its argument, arrived; everything worth keeping has been saved.
+
+    Like KeyboardInterrupt no Exception: it may be raised anywhere, and whoever
+    catches what goes wrong must not take it for that.
+    """
+
+
 def run(main: Callable[[], int | None], argument: str = "") -> None:
     """Parses the flags and calls `main`; errors of the user become one line.
 
@@ -102,12 +110,15 @@ def keep_memory() -> None:
 
 
 def _without_orphans(unraisable: Any) -> None:
-    """Prints what could not be raised, but for what a failed save leaves behind.
+    """Prints what could not be raised, but for what the end of a run leaves behind.
 
     A checkpoint that a full disk ends is written by many threads of the library, each
-    of which finds the event loop closed that it reports to.
+    of which finds the event loop closed that it reports to. And a signal may come
+    while a library's callback is at work, which nothing can leave: the run ends at the
+    next place where it looks.
     """
-    if str(unraisable.exc_value) != "Event loop is closed":
+    error = unraisable.exc_value
+    if not isinstance(error, Stopped) and str(error) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
 

@@ -28,6 +28,7 @@ from ml_collections import config_flags
 
 from configs import base
 from experiments import command, hosts, prepare, terminal, workdirs
+from experiments.command import Stopped
 from mmvae_jax import (
     checkpoints,
     classifiers,
@@ -47,14 +48,6 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics import inputs
 from mmvae_jax.metrics.inputs import EvaluationData, Matchers
 from mmvae_jax.types import Hyper, MultimodalVAE, PRNGKey
-
-
-class Stopped(BaseException):
-    """A signal, its argument, arrived; everything worth keeping has been saved.
-
-    Like KeyboardInterrupt no Exception: it may be raised anywhere, and whoever
-    catches what goes wrong must not take it for that.
-    """
 
 
 class Signals(list):

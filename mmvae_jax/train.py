@@ -27,6 +27,8 @@ TARGET_SECONDS_PER_CALL = 2.0
 # Ba, 2015, Sec. 2.1): up to this rate none reaches infinity from parameters whose
 # loss is finite.
 LARGEST_LEARNING_RATE = 1e36
+# The square of a larger gradient, which Adam takes, is no float32.
+LARGEST_GRADIENT = 1.8e19
 # "default" leaves it to the device: float32 on CPUs, TF32 on recent GPUs.
 PRECISIONS = ("default", "float32", "tensorfloat32", "bfloat16")
 
@@ -107,9 +109,9 @@ def train_step(
 ) -> TrainState:
     """One step of Adam for one member: pure, not jitted, not mapped.
 
-    A member whose loss or gradient is not finite, or whose learning rate could take
-    its parameters out of float32, keeps the parameters it had and stays so: later
-    steps leave it alone.
+    A member whose loss is not finite, or whose gradient or learning rate could take
+    its moments or parameters out of float32, keeps the parameters it had and stays
+    so: later steps leave it alone.
 
     Args:
       task: what is trained.
@@ -125,9 +127,9 @@ def train_step(
     gradient, metrics = jax.grad(task.loss, has_aux=True)(
         state.params, hyper, step_key, batch
     )
-    norm = optax.tree.norm(gradient)
-    finite = state.finite & jnp.isfinite(norm)
-    # NaN is not below it either.
+    norm = gradient_norm(gradient)
+    # NaN is below nothing.
+    finite = state.finite & (norm <= LARGEST_GRADIENT)
     finite &= hyper.learning_rate <= LARGEST_LEARNING_RATE
     for value in metrics.values():
         finite &= jnp.isfinite(value)
@@ -143,6 +145,16 @@ def train_step(
         totals={tag: state.totals[tag] + metrics[tag] for tag in state.totals},
         num_logged=state.num_logged + 1,
     )
+
+
+def gradient_norm(gradient: Params) -> Array:
+    """Euclidean norm over all parameters, [], finite for gradients of up to 1e28.
+
+    Their squares alone would leave float32 from 1e19 on.
+    """
+    # A power of two: nothing is rounded.
+    scaled_down = jax.tree.map(lambda g: g * 2.0**-32, gradient)
+    return optax.tree.norm(scaled_down) * 2.0**32
 
 
 def _adam(

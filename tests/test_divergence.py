@@ -383,7 +383,7 @@ def test_every_model_is_finite(name, num, num_examples, tiny_config):
         z = model.sample_prior(params, key, num_examples)
         return (
             metrics,
-            (gradient, optax.tree.norm(gradient)),
+            (gradient, train.gradient_norm(gradient)),
             (experts, q, mixture, z, model.log_prior(params, z)),
             (model.decode(params, q.mean), model.log_likelihood(params, z, images)),
         )

@@ -479,3 +479,25 @@ def test_metrics_of_a_vae_are_those_of_its_terms(vae):
     # Bytes reach the model as values in [0, 1]: the likelihood of 4 pixels cannot
     # be lower than with all residuals as large as the outputs allow.
     assert metrics["train/log_likelihood/m0"] > -4 * (3 / 0.75 + np.log(1.5))
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1.0, 1e18, 1e20, 1e28])
+def test_the_norm_of_a_gradient(size):
+    gradient = {"a": jnp.float32([3 * size, 0]), "b": jnp.float32([[-4 * size]])}
+    np.testing.assert_allclose(train.gradient_norm(gradient), 5 * size, rtol=1e-6)
+    nan = {"a": jnp.float32([size]), "b": jnp.float32([jnp.nan])}
+    assert not train.gradient_norm(nan) <= train.LARGEST_GRADIENT
+
+
+@pytest.mark.parametrize(("size", "finite"), [(1.79e19, True), (1.81e19, False)])
+def test_gradients_as_large_as_adam_can_square(size, finite):
+    task = train.Task(
+        lambda key: {"w": jnp.zeros(2)},
+        lambda params, hyper, key, batch: (size * params["w"][0], {}),
+    )
+    hyper = Hyper(jnp.float32(1), jnp.float32(1e-3))
+    state = train.init_state(task, hyper, jax.random.key(0), {})
+    state = train.train_step(task, state, hyper, jax.random.key(0), {})
+    assert bool(state.finite) == finite
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state))
+    assert bool(state.params["w"][0] < 0) == finite
