@@ -61,6 +61,7 @@ bench: $(RUN_STAMP)  ## the CPU benchmarks; EXTRAS=bench: against MultiVae
 	$(BIN)/python -m benchmarks.step --turns 3 --steps 12 --out results/bench_step.json
 	$(BIN)/python -m benchmarks.profile --out results/bench_profile.json
 	$(BIN)/python -m benchmarks.profile --form matmul --out results/bench_profile_matmul.json
+	$(BIN)/python -m benchmarks.profile --model mopoe --out results/bench_profile_mopoe.json
 	$(BIN)/python -m benchmarks.sweep --setting polydigits --members 8 --steps 200 --turns 3 --mappings auto --out results/bench_sweep_polydigits.json
 	$(BIN)/python -m benchmarks.sweep --setting polymnist --members 8 --steps 4 --turns 2 --mappings auto --out results/bench_sweep_polymnist.json
 	$(BIN)/python -m benchmarks.growth --out results/bench_growth.json --plot docs/growth.png
