@@ -67,6 +67,7 @@ bench: $(RUN_STAMP)  ## the CPU benchmarks; EXTRAS=bench: against MultiVae
 	$(BIN)/python -m benchmarks.growth --out results/bench_growth.json --plot docs/growth.png
 	$(BIN)/python -m benchmarks.evaluation --examples 500 --turns 1 --out results/bench_evaluation.json
 	$(BIN)/python -m benchmarks.data --out results/bench_data.json
+	$(BIN)/python -m benchmarks.startup --turns 2 --out results/bench_startup.json
 
 bench-gpu: $(RUN_STAMP)  ## the same on a GPU; EXTRAS=cuda12,bench
 	$(BIN)/python -m benchmarks.step --turns 5 --steps 200 --out results/bench_gpu_step.json
