@@ -212,8 +212,13 @@ def compile_within(
 
 
 def peak_bytes(compiled: Any) -> int:
-    """The most memory that a compiled program needs on a device, in bytes."""
+    """The most memory that a compiled program needs on a device, in bytes.
+
+    0 where the backend does not say.
+    """
     found = compiled.memory_analysis()
+    if found is None:
+        return 0
     return (
         found.argument_size_in_bytes
         + found.output_size_in_bytes

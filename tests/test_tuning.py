@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +112,10 @@ def test_members_that_do_not_fit_even_one_by_one(regression):
     message = r"4 members on a device needs 0\.00 GiB, even 1 at a time, and it has"
     with pytest.raises(UsageError, match=message):
         prepare(regression, Execution("vmap", 4), memory=1000)
+
+
+def test_a_backend_that_does_not_account_for_memory():
+    assert tuning.peak_bytes(SimpleNamespace(memory_analysis=lambda: None)) == 0
 
 
 def test_the_memory_of_this_machine():
