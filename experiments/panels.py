@@ -608,7 +608,8 @@ def add_legend(figure: Figure, place: Axes | None = None) -> None:
     if place is not None:
         place.legend(handles, labels, loc="center", ncols=1 + (len(labels) > 9))
     else:
-        columns = min(len(labels), 6)
+        # A label and its line take an inch and a half.
+        columns = max(1, min(len(labels), 6, int(figure.get_figwidth() / 1.5)))
         figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
 
