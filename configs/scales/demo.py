@@ -125,7 +125,13 @@ def get_config() -> ConfigDict:
                         config="cub",
                         beta=(1.0,),
                         seed=(0,),
-                        metrics=("elbo", "captions", "matching", "swd"),
+                        metrics=(
+                            "elbo",
+                            "captions",
+                            "matching",
+                            "swd",
+                            "log_likelihood",
+                        ),
                         changes=dict(
                             modality=dict(
                                 network_options=dict(channels=(32, 64, 128, 256))
