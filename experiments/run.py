@@ -339,12 +339,11 @@ def run(
     settings, layout = sweep.config.train, sweep.execution.layout
     state = prepared.state
     with contextlib.ExitStack() as stack:
-        saved = checkpoints.open_checkpoints(
-            workdir / "checkpoints", settings.checkpoints_kept
-        )
+        num_kept = settings.checkpoints_kept
+        saved = checkpoints.open_checkpoints(workdir / "checkpoints", num_kept)
         stack.callback(checkpoints.close, saved)
         step = 0
-        restored = checkpoints.restore(saved, state)
+        restored = checkpoints.restore(saved, state, num_kept)
         if restored is not None:
             step, state = restored
             terminal.say(f"resuming {workdir} at step {step}")

@@ -66,12 +66,16 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:
         checkpoints.save(step, args=ocp.args.StandardSave(content))
 
 
-def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | None:
+def restore(
+    checkpoints: ocp.CheckpointManager, like: Any, num_kept: int
+) -> tuple[int, Any] | None:
     """The newest checkpoint that can be read.
 
     Args:
       checkpoints: the folder.
       like: a state of the expected structure and shapes.
+      num_kept: as given to `open_checkpoints`; older ones, of which a process died
+        before it removed them, are removed once the newest has been read.
 
     Returns:
       (step, state), or None if there is no checkpoint. A damaged one is passed
@@ -112,6 +116,8 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | 
                 raise ValueError("its content is not what was saved")
             for folder in unfinished:
                 shutil.rmtree(folder, ignore_errors=True)
+            for old in sorted(checkpoints.all_steps())[:-num_kept]:
+                checkpoints.delete(old)
             return step, content["state"]
         except _NOT_DAMAGE:
             raise

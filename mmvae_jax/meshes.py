@@ -122,11 +122,18 @@ def shard_members(fn: Callable, layout: Layout, num_shared: int) -> Callable:
       num_shared: how many trailing arguments all members share.
 
     Returns:
-      `fn` of the members of each device, on all of them; `fn` itself where the
-      members are not spread.
+      `fn` of the members of each device, on all of them; where the members are not
+      spread, `fn` on a mesh of which it uses "data" alone.
     """
-    if layout[0] == 1:
+    if layout == ONE_DEVICE:
         return fn
+
+    def on_mesh(*args):
+        with jax.sharding.use_abstract_mesh(make_mesh(layout).abstract_mesh):
+            return fn(*args)
+
+    if layout[0] == 1:
+        return on_mesh
 
     def sharded(*args):
         own = (PartitionSpec(SWEEP),) * (len(args) - num_shared)
@@ -160,14 +167,22 @@ def take_batch(data: Batch, rows: Array, layout: Layout) -> Batch:
     """
     if layout[1] == 1:
         return jax.tree.map(lambda leaf: leaf[rows], data)
-    # Within shard_map the mesh is the one that knows "sweep" to be taken.
-    mesh = make_mesh(layout) if layout[0] == 1 else jax.sharding.get_abstract_mesh()
     split = functools.partial(
-        jax.lax.with_sharding_constraint,
-        shardings=NamedSharding(mesh, PartitionSpec(DATA)),
+        jax.lax.with_sharding_constraint, shardings=PartitionSpec(DATA)
     )
     rows = split(rows)
     return jax.tree.map(lambda leaf: split(leaf[rows]), data)
+
+
+def keep_whole(x: Array) -> Array:
+    """The array, computed whole by every device that needs a part of it.
+
+    For what is cheap to compute and has an axis of examples, but cannot be taken apart
+    along it without communication: a sort, say. Without a mesh, nothing.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
 def put_members(tree: Any, layout: Layout) -> Any:

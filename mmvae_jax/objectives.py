@@ -12,6 +12,7 @@ subsets and means of them.
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -126,27 +127,46 @@ def subset_elbo(
       UsageError: the estimator is unknown.
     """
     observed = observed_of(batch, len(log_likelihoods))
-    components, weights = posteriors.observed_mixture(experts, mixture, observed)
-    kl = jnp.sum(weights * distributions.kl_to_standard_gaussian(components), axis=0)
+    given = posteriors.available_subsets(mixture, observed)
+    num_subsets = len(mixture.weights)
+    kl = posteriors.mixture_kl(experts, mixture, given.weights[:num_subsets])
+    if len(given.weights) > num_subsets:
+        rest = posteriors.product_of_experts(
+            experts, given.masks[-1], given.prior_expert[-1]
+        )
+        kl += given.weights[-1] * distributions.kl_to_standard_gaussian(rest)
     log_likelihood = _mixture_log_likelihood(
-        components, weights, batch, key, log_likelihoods, estimator
+        lambda: posteriors.observed_mixture(experts, mixture, observed)[0],
+        partial(posteriors.chosen_products, experts, given),
+        given.weights,
+        batch,
+        key,
+        log_likelihoods,
+        estimator,
     )
     zeros = jnp.zeros_like(kl)
     return ObjectiveTerms(log_likelihood, kl, zeros, zeros)
 
 
 def _mixture_log_likelihood(
-    components: Gaussian,
+    all_components: Callable[[], Gaussian],
+    chosen_components: Callable[[Array], Gaussian],
     weights: Array,
     batch: Batch,
     key: PRNGKey,
     log_likelihoods: LogLikelihoods,
     estimator: str,
 ) -> dict[str, Array]:
-    """modality -> [B], E[log p(x_m|z)] over a mixture of S components [S, B, D].
+    """modality -> [B], E[log p(x_m|z)] over a mixture of S components.
 
-    Its weights are [S, 1 or B]; the estimator is one of SUBSET_ESTIMATORS, as
-    `subset_elbo` explains them.
+    Args:
+      all_components: () -> fields [S, B, D].
+      chosen_components: components [B], one an example -> fields [B, D].
+      weights: [S, 1 or B].
+      batch: modality -> [B, ...].
+      key: random key.
+      log_likelihoods: one function a modality (module docstring).
+      estimator: one of SUBSET_ESTIMATORS, as `subset_elbo` explains them.
     """
     if estimator not in SUBSET_ESTIMATORS:
         raise UsageError(
@@ -156,7 +176,7 @@ def _mixture_log_likelihood(
     subset_key, noise_key = jax.random.split(key)
     observed = observed_of(batch, len(log_likelihoods))
     if estimator == "exact":
-        z = distributions.sample(components, noise_key)
+        z = distributions.sample(all_components(), noise_key)
         values = {
             m: jnp.sum(weights * fold_samples(f, z, batch[m]), axis=0)
             for m, f in log_likelihoods.items()
@@ -166,9 +186,9 @@ def _mixture_log_likelihood(
         "stratified": posteriors.stratified_components,
         "random": posteriors.random_components,
     }[estimator]
-    indices = draw(subset_key, weights, components.mean.shape[1])
-    chosen = posteriors.gather_components(components, indices)
-    z = distributions.sample(chosen, noise_key)
+    num_examples = len(jax.tree.leaves(batch)[0])
+    indices = draw(subset_key, weights, num_examples)
+    z = distributions.sample(chosen_components(indices), noise_key)
     values = {m: f(z, batch[m]) for m, f in log_likelihoods.items()}
     return observed_terms(values, observed)
 
@@ -329,7 +349,13 @@ def jensen_shannon_elbo(
     if not decode_prior:
         decoded, weights = experts, posteriors.uniform_weights(observed)
     log_likelihood = _mixture_log_likelihood(
-        decoded, weights, batch, key, log_likelihoods, estimator
+        lambda: decoded,
+        partial(posteriors.gather_components, decoded),
+        weights,
+        batch,
+        key,
+        log_likelihoods,
+        estimator,
     )
     kl = jnp.sum(weights * distributions.kl_to_standard_gaussian(decoded), axis=0)
     return ObjectiveTerms(log_likelihood, kl, jnp.zeros_like(kl), divergence)

@@ -10,15 +10,19 @@ example of which some modalities are missing is treated as one of a model that n
 had them: a subset of the mixture counts if all of it is observed.
 """
 
-from functools import partial
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmvae_jax import distributions
+from mmvae_jax import distributions, meshes
 from mmvae_jax.subsets import SubsetMixture
 from mmvae_jax.types import Array, Distribution, Gaussian, PRNGKey
+
+# Of a core of a CPU that computes KL terms of all subsets.
+CACHE_BYTES = 2**20
 
 
 def product_of_experts(
@@ -70,29 +74,162 @@ def geometric_mean(components: Gaussian, weights: Array) -> Gaussian:
     return product_of_experts(weighted, is_used, False)
 
 
-def subset_posteriors(experts: Gaussian, mixture: SubsetMixture) -> Gaussian:
-    """The posteriors of all S subsets, fields [S, B, D], in one product of matrices.
+def _scaled_precisions(experts: Gaussian) -> tuple[Array, Array, Array]:
+    """Precisions around the middle of their log-range, in which they can be added.
 
-    The values of `product_of_experts` for every row of masks. Every expert's
-    precision is exponentiated once, around the middle of their log-range, and
-    summed over the subsets by the mask matrix, instead of S M times: MoPoE's 31
-    subsets of 5 would otherwise cost more than half as much as its networks.
-    Log-precisions further than 40 from the middle of an example's dimension are
-    taken as at 40, so that no gradient leaves float32; encoders stay within 20.
+    Those further than 40 from the middle of an example's dimension are taken as at
+    40, so that no gradient leaves float32; encoders stay within 20.
+
+    Args:
+      experts: fields [M, B, D].
+
+    Returns:
+      (the middle, a log-precision, [B, D]; precisions of the experts [M, B, D] and of
+      the prior [B, D], both over its exponential).
     """
-    masks = jnp.asarray(mixture.masks, experts.mean.dtype)
-    prior = jnp.asarray(mixture.prior_expert, experts.mean.dtype)[:, None, None]
     log_precision = -experts.log_variance
     low = jnp.minimum(jnp.min(log_precision, axis=0), 0.0)
     high = jnp.maximum(jnp.max(log_precision, axis=0), 0.0)
     centre = jax.lax.stop_gradient((low + high) / 2)
     precision = jnp.exp(jnp.clip(log_precision - centre, -40.0, 40.0))
-    prior_precision = jnp.exp(jnp.clip(-centre, -40.0, 40.0))
+    return centre, precision, jnp.exp(jnp.clip(-centre, -40.0, 40.0))
+
+
+def _subset_sums(masks: Array, values: Array) -> Array:
+    """Sums over the members of each subset: [S, M], [M, ...] -> [S, ...]."""
     # Full float32 also where a device would round the factors of a product.
-    subset_sum = partial(jnp.tensordot, masks, axes=1, precision="highest")
-    total = subset_sum(precision) + prior * prior_precision
-    mean = subset_sum(precision * experts.mean) / total
+    return jnp.tensordot(masks, values, axes=1, precision="highest")
+
+
+def subset_posteriors(experts: Gaussian, mixture: SubsetMixture) -> Gaussian:
+    """The posteriors of all S subsets, fields [S, B, D], in one product of matrices.
+
+    The values of `product_of_experts` for every row of masks. Every expert's
+    precision is exponentiated once (`_scaled_precisions`), and summed over the
+    subsets by the mask matrix, instead of S M times.
+    """
+    masks, prior = _experts_of(mixture, experts.mean.dtype)
+    centre, precision, prior_precision = _scaled_precisions(experts)
+    total = _subset_sums(masks, precision) + prior * prior_precision
+    mean = _subset_sums(masks, precision * experts.mean) / total
     return Gaussian(mean, -(centre + jnp.log(total)))
+
+
+def _experts_of(mixture: SubsetMixture, dtype: Any) -> tuple[Array, Array]:
+    """The experts of each subset, 0 or 1: modalities [S, M], the prior [S, 1, 1]."""
+    prior = jnp.asarray(mixture.prior_expert, dtype)[:, None, None]
+    return jnp.asarray(mixture.masks, dtype), prior
+
+
+def mixture_kl(experts: Gaussian, mixture: SubsetMixture, weights: Array) -> Array:
+    """The KL terms of a mixture: sum_A omega_A KL(q(z|x_A) || N(0, I)).
+
+    Of the posteriors of `subset_posteriors`, which are never all there at once: MoPoE's
+    31 subsets of 5 would otherwise cost a fifth of what its networks do. On CPUs the
+    dimensions are taken in blocks for which all subsets fit a cache, and the gradient
+    is computed with the value.
+
+    Args:
+      experts: fields [M, B, D].
+      mixture: S subsets of M modalities, not traced.
+      weights: [S, 1] or [S, B].
+
+    Returns:
+      float [B], nats.
+    """
+    centre, precision, prior_precision = _scaled_precisions(experts)
+    sums = _kl_sums(
+        precision,
+        precision * experts.mean,
+        centre,
+        prior_precision,
+        weights,
+        *_experts_of(mixture, experts.mean.dtype),
+    )
+    return 0.5 * jnp.sum(sums, axis=-1)
+
+
+@jax.custom_vjp
+def _kl_sums(precision: Array, product: Array, *constants: Array) -> Array:
+    """Twice the weighted KL terms of each dimension, [B, D]; see `_kl_and_gradient`."""
+    return _kl_and_gradient(precision, product, *constants)[0]
+
+
+def _kl_sums_forward(*args: Array) -> tuple[Array, tuple[Array, Array]]:
+    value, *gradient = _kl_and_gradient(*args)
+    return value, tuple(gradient)
+
+
+def _kl_sums_backward(gradient: tuple[Array, Array], cotangent: Array) -> tuple:
+    # Masks and weights are constants, and so is what precisions are scaled by.
+    return (*(cotangent * part for part in gradient), *(None,) * 5)
+
+
+_kl_sums.defvjp(_kl_sums_forward, _kl_sums_backward)
+
+
+def _kl_and_gradient(
+    precision: Array,
+    product: Array,
+    centre: Array,
+    prior_precision: Array,
+    weights: Array,
+    masks: Array,
+    prior: Array,
+) -> tuple[Array, Array, Array]:
+    """sum_A omega_A (mean^2 + variance - 1 - log variance) of each dimension.
+
+    Args:
+      precision: of the experts, scaled, [M, B, D].
+      product: precision times mean, likewise.
+      centre: log of the scale, [B, D].
+      prior_precision: scaled, [B, D].
+      weights: [S, 1] or [S, B].
+      masks: of the subsets, [S, M].
+      prior: whether it is one of their experts, [S, 1, 1].
+
+    Returns:
+      The sums [B, D], and their gradients with respect to the first two arguments.
+    """
+    weights = weights[:, :, None]
+
+    def block(fields: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+        precision, product, centre, prior_precision = fields
+        total = _subset_sums(masks, precision) + prior * prior_precision
+        scale = 1 / total
+        mean = _subset_sums(masks, product) * scale
+        variance = jnp.exp(-centre) * scale
+        squares = jnp.square(mean)
+        sums = weights * (squares + variance - 1 + centre + jnp.log(total))
+        weighted = weights * scale
+        by_total = weighted * (1 - variance - 2 * squares)
+        return (
+            jnp.sum(sums, axis=0),
+            _subset_sums(masks.T, by_total),
+            _subset_sums(masks.T, 2 * weighted * mean),
+        )
+
+    *_, dim = fields_shape = (len(masks), *centre.shape)
+    num_blocks = _num_blocks(math.prod(fields_shape) * centre.dtype.itemsize, dim)
+    fields = (precision, product, centre, prior_precision)
+    if num_blocks == 1:
+        return block(fields)
+
+    def split(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(*x.shape[:-1], num_blocks, -1), -2, 0)
+
+    def join(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], dim)
+
+    return jax.tree.map(join, jax.lax.map(block, jax.tree.map(split, fields)))
+
+
+def _num_blocks(num_bytes: int, dim: int) -> int:
+    """How many blocks of the dimensions make an array fit a cache; a divisor of dim."""
+    if jax.default_backend() != "cpu":
+        return 1  # one after the other costs more than memory does
+    fitting = [n for n in range(1, dim + 1) if dim % n == 0]
+    return next((n for n in fitting if num_bytes <= n * CACHE_BYTES), dim)
 
 
 def stratified_positions(key: PRNGKey, num: int) -> Array:
@@ -101,7 +238,8 @@ def stratified_positions(key: PRNGKey, num: int) -> Array:
     positions = (jnp.arange(num) + jax.random.uniform(offset_key)) / num
     # Rounding may lift the last position to 1, past the end of all weights.
     positions = jnp.minimum(positions, 1 - jnp.finfo(positions.dtype).epsneg)
-    return jax.random.permutation(order_key, positions)
+    # A shuffle is a sort, which devices would share by sending its numbers around.
+    return meshes.keep_whole(jax.random.permutation(order_key, positions))
 
 
 def random_positions(key: PRNGKey, num: int) -> Array:
@@ -195,33 +333,28 @@ def uniform_weights(observed: Array) -> Array:
     return jnp.where(observed, share_of_each(observed), 0.0)
 
 
-def observed_mixture(
-    experts: Gaussian, mixture: SubsetMixture, observed: Array
-) -> tuple[Gaussian, Array]:
-    """The components of a mixture, and their weights by what is observed.
+def available_subsets(mixture: SubsetMixture, observed: Array) -> SubsetMixture:
+    """The mixture over the subsets of which everything is observed.
 
-    Weights are renormalised over the subsets of which everything is observed.
-    Where there is none, the posterior is the product of what is observed, with the
-    prior as an expert if the mixture has it anywhere (MVAE).
+    Weights are renormalised over them. Where there is none, the posterior is the
+    product of what is observed, with the prior as an expert if the mixture has it
+    anywhere (MVAE).
 
     Args:
-      experts: fields [M, B, D].
       mixture: S subsets of M modalities, not traced.
       observed: bool [M], [M, 1] or [M, B]; an array of numpy is known while tracing.
 
     Returns:
-      Gaussian with fields [S, B, D], and weights [S, 1 or B] that sum to 1. There
-      is one component more, of what is observed, if subsets of the mixture may
-      all be unavailable.
+      A mixture with masks [S, M, 1 or B], and weights [S, 1 or B] that sum to 1. There
+      is one subset more, of what is observed, if those of the mixture may all be
+      unavailable.
     """
-    if isinstance(observed, np.ndarray) and observed.all():
-        components = subset_posteriors(experts, mixture)
-        return components, jnp.asarray(mixture.weights)[:, None]
-    masks = jnp.asarray(mixture.masks)
+    masks = mixture.masks[:, :, None]
     weights = jnp.asarray(mixture.weights)[:, None]
-    components = subset_posteriors(experts, mixture)
+    if isinstance(observed, np.ndarray) and observed.all():
+        return SubsetMixture(masks, weights, mixture.prior_expert)
     observed = append_axes(observed, 2)
-    is_available = jnp.all(masks[:, :, None] <= observed, axis=1)
+    is_available = jnp.all(masks <= observed, axis=1)
     kept = jnp.where(is_available, weights, 0.0)
     total = jnp.sum(kept, axis=0)
     is_any = total > 0
@@ -230,13 +363,38 @@ def observed_mixture(
     weights = jnp.where(jnp.all(is_available, axis=0), weights, renormalised)
     has_singles = (mixture.masks.sum(axis=1) == 1) & (mixture.weights > 0)
     if mixture.masks[has_singles].any(axis=0).all():
-        return components, weights
-    rest = product_of_experts(experts, observed, bool(mixture.prior_expert.any()))
-    components = jax.tree.map(
-        lambda field, own: jnp.concatenate([field, own[None]]), components, rest
+        return SubsetMixture(masks, weights, mixture.prior_expert)
+    masks = jnp.broadcast_to(masks, (*masks.shape[:2], observed.shape[1]))
+    rest = jnp.where(is_any, 0.0, 1.0)
+    return SubsetMixture(
+        masks=jnp.concatenate([masks, observed[None]]),
+        weights=jnp.concatenate([weights, rest[None]]),
+        prior_expert=np.append(mixture.prior_expert, mixture.prior_expert.any()),
     )
-    rest_weight = jnp.where(is_any, 0.0, 1.0)
-    return components, jnp.concatenate([weights, rest_weight[None]])
+
+
+def observed_mixture(
+    experts: Gaussian, mixture: SubsetMixture, observed: Array
+) -> tuple[Gaussian, Array]:
+    """The components of a mixture, and their weights by what is observed.
+
+    Args:
+      experts: fields [M, B, D].
+      mixture: S subsets of M modalities, not traced.
+      observed: bool [M], [M, 1] or [M, B]; an array of numpy is known while tracing.
+
+    Returns:
+      Gaussian with fields [S, B, D], and weights [S, 1 or B] that sum to 1, of the
+      `available_subsets`; like those, S + 1 if all may be unavailable.
+    """
+    given = available_subsets(mixture, observed)
+    components = subset_posteriors(experts, mixture)
+    if len(given.masks) > len(mixture.masks):
+        rest = product_of_experts(experts, given.masks[-1], given.prior_expert[-1])
+        components = jax.tree.map(
+            lambda field, own: jnp.concatenate([field, own[None]]), components, rest
+        )
+    return components, given.weights
 
 
 def conditional_mixture(mixture: SubsetMixture, observed: Array) -> SubsetMixture:
@@ -312,9 +470,27 @@ def posterior_component(
     """
     num = experts.mean.shape[1]
     indices = stratified_components(key, mixture.weights, num)
+    return chosen_products(experts, mixture, indices)
+
+
+def chosen_products(
+    experts: Gaussian, mixture: SubsetMixture, indices: Array
+) -> Gaussian:
+    """The posterior of subset indices[b] of example b, and of no other.
+
+    Args:
+      experts: fields [M, B, D].
+      mixture: from `conditional_mixture` or `available_subsets`, masks [S, M, 1 or B].
+      indices: int32 [B].
+
+    Returns:
+      Gaussian with fields [B, D].
+    """
+    num = len(indices)
     masks = jnp.broadcast_to(mixture.masks, (*mixture.masks.shape[:2], num))
-    masks = masks[indices, :, jnp.arange(num)].T
-    return product_of_experts(experts, masks, mixture.prior_expert[indices])
+    masks = jnp.take_along_axis(masks, indices[None, None, :], axis=0)[0]
+    prior_expert = jnp.asarray(mixture.prior_expert)[indices]
+    return product_of_experts(experts, masks, prior_expert)
 
 
 def append_axes(x: Array, rank: int) -> Array:

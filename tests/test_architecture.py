@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "tokens": set(),
     "distributions": BASIS | {"tokens"},
     "subsets": BASIS,
-    "posteriors": BASIS | {"distributions", "subsets"},
+    "posteriors": BASIS | {"distributions", "subsets", "meshes"},
     "objectives": BASIS | {"distributions", "subsets", "posteriors"},
     "importance": BASIS | {"distributions", "posteriors", "objectives"},
     "theory": BASIS | {"distributions", "subsets", "posteriors"},

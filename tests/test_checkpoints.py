@@ -51,10 +51,10 @@ def save_all(directory, steps, num_kept=3):
     checkpoints.close(manager)
 
 
-def restore(directory, like):
-    manager = checkpoints.open_checkpoints(directory, 3)
+def restore(directory, like, num_kept=3):
+    manager = checkpoints.open_checkpoints(directory, num_kept)
     try:
-        return checkpoints.restore(manager, like)
+        return checkpoints.restore(manager, like, num_kept)
     finally:
         checkpoints.close(manager)
 
@@ -94,6 +94,15 @@ def test_the_newest_are_kept(tmp_path):
     save_all(tmp_path / "c", [1, 2, 3, 4], num_kept=2)
     names = {path.name for path in (tmp_path / "c").iterdir()}
     assert names == {"3", "4"}
+
+
+def test_what_a_killed_process_did_not_remove_is_removed_by_the_next(tmp_path):
+    save_all(tmp_path / "c", [1, 2, 3, 4], num_kept=4)
+    truncate(tmp_path / "c" / "4")
+    with pytest.warns(UserWarning, match="checkpoint 4 .* set aside"):
+        step, _ = restore(tmp_path / "c", make_state(0), num_kept=2)
+    names = {path.name for path in (tmp_path / "c").iterdir()}
+    assert step == 3 and names == {"2", "3", "4.damaged"}
 
 
 def test_a_step_is_saved_once(tmp_path):

@@ -120,6 +120,9 @@ LIMIT = 2e-5
 
 # A loss that compares the examples of a batch must send them.
 SENT = ("contrastive",)
+# Models that use a parameter twice, as a decoder of two samples or a learned prior: XLA
+# for CPUs may sum the parts of its gradient over devices before it adds them.
+USED_TWICE = ("mvae_plus", "crmvae", "jmvae", "mmvae_official", "unimodal_official")
 
 
 def check(result, name, mapping, layout):
@@ -135,20 +138,17 @@ def check(result, name, mapping, layout):
         num_members = 1 if mapping == "map" else K // layout[0]
         elements = 0
         for kind, arrays in result["collectives"]:
-            if (name, mapping, kind) == ("mopoe", "vmap", "all-to-all"):
-                # Which examples are trained on which subset is drawn by a sort: a
-                # number or two an example.
-                assert sum(np.prod(shape) for _, shape in arrays) <= 2 * K * 88
-                continue
             assert kind == "all-reduce"
             for dtype, shape in arrays:
                 assert dtype == "f32"
                 # Nothing has an axis of examples.
                 assert all(size % 11 for size in shape)
                 elements += int(np.prod(shape))
-        # A parameter that is used twice may be sent as two parts of its gradient.
-        most = 2 * result["num_params"] + result["num_metrics"]
-        assert elements <= num_members * most
+        num_params, num_metrics = result["num_params"], result["num_metrics"]
+        least, most = num_params + num_metrics, 2 * num_params + num_metrics
+        if name not in USED_TWICE:
+            assert elements == num_members * least
+        assert num_members * least <= elements <= num_members * most
 
 
 FAST = [("regression", "map", layout) for layout in ((8, 1), (1, 4), (2, 2))]
@@ -175,6 +175,8 @@ SLOW = [
     *[("regression", "vmap", layout) for layout in ((8, 1), (1, 8), (2, 4))],
     ("regression", "unroll", (4, 2)),
     *[("mopoe", mapping, (2, 4)) for mapping in ("map", "vmap", "unroll")],
+    *[("mopoe", "map", layout) for layout in ((8, 1), (1, 2), (1, 8))],
+    *[("mopoe", "vmap", layout) for layout in ((4, 2), (1, 8))],
     *[
         (name, "map", (2, 4))
         for name in models.MODELS

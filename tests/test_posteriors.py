@@ -183,6 +183,79 @@ def test_subset_posteriors_are_the_products_one_by_one():
         assert_gaussians_close(own, product64(experts, mask, prior))
 
 
+MIXTURES = {
+    "all subsets": subsets.powerset(M, "released"),
+    "one": subsets.full_set(M, "always"),
+    "some": subsets.custom_subsets(M, ((0,), (1, 3), (0, 1, 2)), (0.5, 0.125, 0.375)),
+}
+
+
+def random_weights(mixture, is_by_example):
+    if not is_by_example:
+        return mixture.weights[:, None]
+    weights = np.random.default_rng(6).uniform(size=(len(mixture.weights), B))
+    return np.float32(weights / weights.sum(axis=0))
+
+
+@pytest.mark.parametrize("is_by_example", [False, True])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_kl_terms_of_a_mixture(name, is_by_example):
+    """By definition: the KL terms of exact products, weighted."""
+    mixture, experts = MIXTURES[name], random_experts(5)
+    weights = random_weights(mixture, is_by_example)
+    expected = np.zeros(B)
+    for s, (mask, prior) in enumerate(
+        zip(mixture.masks, mixture.prior_expert, strict=True)
+    ):
+        q = product64(experts, mask, prior)
+        terms = q.mean**2 + np.exp(q.log_variance) - 1 - q.log_variance
+        expected += np.float64(weights[s]) * 0.5 * terms.sum(-1)
+    value = posteriors.mixture_kl(experts, mixture, jnp.asarray(weights))
+    np.testing.assert_allclose(value, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("is_in_blocks", [False, True])
+@pytest.mark.parametrize("is_by_example", [False, True])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_gradient_of_the_kl_terms(name, is_by_example, is_in_blocks, monkeypatch):
+    """What differentiation of the posteriors gives, in blocks of the dimensions too."""
+    if is_in_blocks:
+        monkeypatch.setattr(posteriors, "CACHE_BYTES", 40)
+        monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+        assert posteriors._num_blocks(len(MIXTURES[name].masks) * B * 6 * 4, 6) > 1
+    mixture, experts = MIXTURES[name], random_experts(7, (M, B, 6))
+    weights = jnp.asarray(random_weights(mixture, is_by_example))
+    by_example = jnp.arange(1.0, B + 1)
+
+    def by_posteriors(experts):
+        q = posteriors.subset_posteriors(experts, mixture)
+        kl = jnp.sum(weights * distributions.kl_to_standard_gaussian(q), axis=0)
+        return jnp.sum(by_example * kl), kl
+
+    def in_sum(experts):
+        kl = posteriors.mixture_kl(experts, mixture, weights)
+        return jnp.sum(by_example * kl), kl
+
+    (gradient, kl), (expected, expected_kl) = (
+        jax.jit(jax.grad(f, has_aux=True))(experts) for f in (in_sum, by_posteriors)
+    )
+    np.testing.assert_allclose(kl, expected_kl, rtol=1e-5)
+    for ours, theirs in zip(gradient, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+def test_blocks_divide_the_dimensions(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    mib = posteriors.CACHE_BYTES
+    assert posteriors._num_blocks(mib, 512) == 1
+    assert posteriors._num_blocks(16 * mib, 512) == 16
+    assert posteriors._num_blocks(5 * mib, 512) == 8
+    assert posteriors._num_blocks(5 * mib, 7) == 7
+    assert posteriors._num_blocks(100 * mib, 6) == 6
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert posteriors._num_blocks(100 * mib, 6) == 1
+
+
 stratified = jax.jit(posteriors.stratified_components, static_argnums=2)
 
 
@@ -382,7 +455,9 @@ def test_subset_posteriors_at_extreme_log_variances(spread, make):
 
     def total(experts):
         found = posteriors.subset_posteriors(experts, mixture)
-        return jnp.sum(found.mean**2 + found.log_variance)
+        weights = jnp.asarray(mixture.weights)[:, None]
+        kl = posteriors.mixture_kl(experts, mixture, weights)
+        return jnp.sum(found.mean**2 + found.log_variance) + jnp.sum(kl)
 
     found = posteriors.subset_posteriors(experts, mixture)
     gradient = jax.grad(total)(experts)
