@@ -111,8 +111,8 @@ def get_config() -> ConfigDict:
                 num_steps=117_000,  # 500 epochs of 234 steps
                 batch_size=256,  # examples; paper: 256
                 data_seed=0,  # of the order of the data, shared by all members
-                # Of the networks' matrix products: "float32", "tensorfloat32",
-                # "bfloat16", or the device's "default"; all else is float32.
+                # Of the networks' matrix products: the device's "default", "float32",
+                # and on GPUs "tensorfloat32" or "bfloat16"; all else is float32.
                 precision="default",
                 clip_norm=0.0,  # largest norm of a member's gradient; 0 = any
                 log_every_steps=234,

@@ -181,12 +181,7 @@ def check(config: Any) -> None:
             "seed": 0,
         },
     }
-    precision = config.train.precision
-    if precision not in train.PRECISIONS:
-        raise UsageError(
-            f"unknown config.train.precision {precision!r}; choose one of "
-            f"{', '.join(train.PRECISIONS)}"
-        )
+    train.matmul_precision(config.train.precision, jax.default_backend())
     clip_norm = config.train.clip_norm
     if not 0 <= clip_norm < math.inf:
         raise UsageError(f"config.train.clip_norm must be >= 0, got {clip_norm}")
@@ -368,7 +363,7 @@ def run(
             state,
             sweep.hyper,
             sweep.keys,
-            sweep.dataset.train.leaves(),
+            prepared.data,
             num_steps=settings.num_steps,
             batch_size=settings.batch_size,
             data_seed=settings.data_seed,

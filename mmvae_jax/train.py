@@ -17,6 +17,7 @@ import optax
 
 from mmvae_jax import meshes, objectives, sweeps
 from mmvae_jax.data import batch_indices, scaled
+from mmvae_jax.errors import UsageError
 from mmvae_jax.types import Array, Batch, Hyper, MultimodalVAE, Params, PRNGKey
 
 # A call of the compiled program never holds more steps than this ...
@@ -29,8 +30,16 @@ TARGET_SECONDS_PER_CALL = 2.0
 LARGEST_LEARNING_RATE = 1e36
 # The square of a larger gradient, which Adam takes, is no float32.
 LARGEST_GRADIENT = 1.8e19
-# "default" leaves it to the device: float32 on CPUs, TF32 on recent GPUs.
-PRECISIONS = ("default", "float32", "tensorfloat32", "bfloat16")
+# config.train.precision -> backend -> what JAX calls it; "default" is the device's own:
+# float32 on CPUs, which know no other, TF32 on recent GPUs, bfloat16 on TPUs. The
+# algorithms of GPUs are named, because there JAX's "bfloat16" is TF32.
+_MATMUL_PRECISIONS = {
+    "default": {},
+    "float32": {"cpu": "float32", "gpu": "float32", "tpu": "float32"},
+    "tensorfloat32": {"gpu": "TF32_TF32_F32"},
+    "bfloat16": {"gpu": "BF16_BF16_F32", "tpu": "bfloat16"},
+}
+PRECISIONS = tuple(_MATMUL_PRECISIONS)
 
 
 class Task(NamedTuple):
@@ -189,6 +198,27 @@ def _adam(
     return kept(params, state.params), new
 
 
+def matmul_precision(precision: str, backend: str) -> str | None:
+    """What `jax.default_matmul_precision` is given for a precision of PRECISIONS.
+
+    Raises:
+      UsageError: it is none of PRECISIONS, or the backend ("cpu", "gpu" or "tpu") has
+        no matrix products of that kind, and would compute others without a word.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(
+            f"unknown config.train.precision {precision!r}; choose one of "
+            f"{', '.join(PRECISIONS)}"
+        )
+    of_backend = _MATMUL_PRECISIONS[precision]
+    if precision != "default" and backend not in of_backend:
+        raise UsageError(
+            f"config.train.precision={precision!r}: a {backend} computes no matrix "
+            "products of that kind; leave it 'default'"
+        )
+    return of_backend.get(backend)
+
+
 class Execution(NamedTuple):
     """How steps and members are executed, and on which devices.
 
@@ -235,10 +265,8 @@ def compile_steps(task: Task, execution: Execution) -> Callable:
     def precisely(*args):
         # Read while tracing: what names its own precision, products of experts for
         # one, keeps it.
-        precision = execution.precision
-        with jax.default_matmul_precision(
-            None if precision == "default" else precision
-        ):
+        precision = matmul_precision(execution.precision, jax.default_backend())
+        with jax.default_matmul_precision(precision):
             return steps(*args)
 
     mapped = sweeps.map_members(

@@ -80,12 +80,14 @@ class Prepared(NamedTuple):
       program: of `train.compile_steps`, or the same already compiled.
       execution: the one chosen.
       state: of all members before the first step.
+      data: as given, on the devices already where programs were compiled for it.
       seconds: mapping -> seconds a step of those that were measured.
     """
 
     program: Callable
     execution: Execution
     state: TrainState
+    data: Batch
     seconds: dict[str, float]
 
 
@@ -147,11 +149,13 @@ def prepare(
 
     state, others = make_states(), list(others)
     if execution.mapping != "vmap" and not others:
-        return Prepared(train.compile_steps(task, execution), execution, state, {})
-    placed = meshes.put_members((hyper, keys), layout)
-    placed += (meshes.put_shared(data, layout),)
+        program = train.compile_steps(task, execution)
+        return Prepared(program, execution, state, data, {})
+    num_examples = len(next(iter(data.values())))
+    data = meshes.put_shared(data, layout)
+    placed = (*meshes.put_members((hyper, keys), layout), data)
     rows = np.arange(execution.steps_per_call * batch_size, dtype=np.int32)
-    rows = rows.reshape(-1, batch_size) % len(next(iter(data.values())))
+    rows = rows.reshape(-1, batch_size) % num_examples
     programs, seconds = {}, {}
     for mapping in [execution.mapping, *others]:
         tried = execution._replace(mapping=mapping)
@@ -166,7 +170,7 @@ def prepare(
         fastest = min(seconds, key=seconds.get)
         if seconds[fastest] <= WORTH_A_CHANGE * seconds[chosen]:
             chosen = fastest
-    return Prepared(*programs[chosen], state, seconds)
+    return Prepared(*programs[chosen], state, data, seconds)
 
 
 def compile_within(

@@ -39,6 +39,7 @@ USAGE = {
     "--config.train.num_steps=many": "num_steps.*many",
     "--config.train.num_steps=1.5": "num_steps.*1.5",
     "--config.train.precision=half": "unknown config.train.precision 'half'; choose",
+    "--config.train.precision=bfloat16": "'bfloat16': a cpu computes no",
     "--config.train.clip_norm=-1.": "config.train.clip_norm must be >= 0, got -1.0",
     "--config.data.missing=1.0": r"config.data.missing must be in \[0, 1\), got 1.0",
     "--config.data.name=arrays": "needs config.data.path; start from configs/arrays",

@@ -243,19 +243,47 @@ def test_gradients_are_clipped_by_their_norm(clip_norm):
 
 
 @pytest.mark.parametrize(
-    ("precision", "expected"),
-    [("default", {"DEFAULT"}), ("float32", {"HIGHEST"}), ("tensorfloat32", {"HIGH"})],
+    ("backend", "precision", "expected"),
+    [
+        ("cpu", "default", "None"),
+        ("cpu", "float32", "HIGHEST"),
+        ("gpu", "default", "None"),
+        ("gpu", "float32", "HIGHEST"),
+        ("gpu", "tensorfloat32", "TF32_TF32_F32"),
+        ("gpu", "bfloat16", "BF16_BF16_F32"),
+        ("tpu", "bfloat16", "DEFAULT"),
+    ],
 )
-def test_matrix_products_have_the_precision_asked_for(precision, expected, vae):
+def test_matrix_products_have_the_precision_asked_for(
+    backend, precision, expected, vae, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     execution = Execution("map", 4, precision)
     state, hyper, keys = vae.start(MEMBERS[:1])
     rows = np.zeros((4, 8), np.int32)
     arguments = (state, hyper, keys, vae.data, rows, 1)
-    text = train.compile_steps(vae.task, execution).lower(*arguments).as_text()
-    found = set(re.findall(r"dot_general.*precision = \[(\w+), \w+\]", text))
-    # Products of experts name their own.
-    assert found - {"HIGHEST"} == expected - {"HIGHEST"}
-    assert "HIGHEST" in found
+    text = str(train.compile_steps(vae.task, execution).trace(*arguments).jaxpr)
+    found = re.findall(r"dot_general\[.*?precision=\(?([\w.]+)", text, re.DOTALL)
+    # One of the default precision does not say so.
+    found = [name.rpartition(".")[2] for name in found]
+    found += ["None"] * (text.count("dot_general[") - len(found))
+    # Sums of experts' precisions over subsets name their own.
+    assert set(found) == {expected, "HIGHEST"}
+    # Outputs, likelihoods and KL terms are float32, whatever is multiplied.
+    assert "bf16[" not in text
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [("cpu", "tensorfloat32"), ("cpu", "bfloat16"), ("tpu", "tensorfloat32")],
+)
+def test_a_precision_that_a_backend_lacks_is_refused(backend, precision):
+    message = (
+        f"config.train.precision='{precision}': a {backend} computes no matrix "
+        "products of that kind; leave it 'default'"
+    )
+    with pytest.raises(UsageError, match=f"^{message}$"):
+        train.matmul_precision(precision, backend)
 
 
 def test_one_compilation_serves_every_number_of_steps():

@@ -200,7 +200,8 @@ def test_a_run_keeps_the_mapping_it_measured(
     def measured(task, execution, *rest, others, batch_size):
         asked.append((execution.mapping, others))
         seconds = {"map": 1.0, "vmap": 0.5} if others else {}
-        return tuning.Prepared(None, execution._replace(mapping="vmap"), None, seconds)
+        execution = execution._replace(mapping="vmap")
+        return tuning.Prepared(None, execution, None, None, seconds)
 
     monkeypatch.setattr(tuning, "prepare", measured)
     capsys.readouterr()
