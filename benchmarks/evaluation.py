@@ -11,6 +11,7 @@ and joint coherence on as many samples as there are examples; batches of 500.
 import argparse
 import statistics
 import tempfile
+import time
 from pathlib import Path
 
 import jax
@@ -51,24 +52,32 @@ def main():
     ours = step.Ours("mopoe", images)
     model = evaluate.compile_model(ours.model)
     labels = generator.integers(0, 10, num, dtype=np.int32)
-    test = Split({m: x[:num] for m, x in images.items()}, labels)
-    data = EvaluationData(test, test, random_classifiers(ours.shapes), BATCH)
+    classifiers = random_classifiers(ours.shapes)
 
-    def own():
-        coherence.coherence(model, ours.params, data, jax.random.key(0))
+    def parts(num):
+        """What `num` examples are evaluated with: ours, and the peer's arguments."""
+        own = Split({m: x[:num] for m, x in images.items()}, labels[:num])
+        theirs = (own.modalities, own.labels, BATCH)
+        return EvaluationData(own, own, classifiers, BATCH), theirs
 
-    ways = {"ours": own}
     reason = peer.why_not()
     with tempfile.TemporaryDirectory() as folder:
+        other = None
         if reason is None:
             other = peer.Peer("mopoe", ours.config, ours.shapes, ours.params, images)
-            other.prepare_evaluation(test.modalities, labels, BATCH, folder)
-            ways["peer"] = other.evaluate
-        times = {name: [] for name in ways}
-        for turn in range(options.turns + 1):
-            for name, way in ways.items():
-                taken = step.seconds(way)
-                times[name] += [taken] if turn else []  # the first one compiles
+        times = {"ours": [], "peer": []}
+        # A batch first, which compiles.
+        for turn, count in enumerate([min(BATCH, num), *[num] * options.turns]):
+            given, theirs = parts(count)
+            start = time.perf_counter()
+            coherence.coherence(model, ours.params, given, jax.random.key(0))
+            times["ours"] += [time.perf_counter() - start] if turn else []
+            if other is None:
+                continue
+            other.prepare_evaluation(*theirs, folder)
+            start = time.perf_counter()
+            other.evaluate()
+            times["peer"] += [time.perf_counter() - start] if turn else []
     row = {"examples": num, "seconds": statistics.median(times["ours"])}
     row["peer"] = reason or statistics.median(times["peer"])
     if reason is None:

@@ -1,20 +1,25 @@
 """Times a start on prepared data, up to the first training step.
 
-python -m benchmarks.startup [--config configs/polymnist.py:mopoe] [--data_dir data]
-    [--turns 3] [--out startup.json]
+python -m benchmarks.startup [--config configs/polymnist.py:mopoe]
+    [--digits_dir DIR] [--turns 3] [--out startup.json]
 
 Every turn is a new process, as a user's run is: it imports, reads the data, builds the
 model, initialises it, compiles (or finds the program in JAX's cache, which experiments
-fill) and takes one step. The first turn prepares what is missing and is shown apart.
+fill) and takes one step. The first turn has neither data nor programs, and is shown
+apart. Without --digits_dir, random images of MNIST's number and size take its place.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from tabulate import tabulate
+
+from benchmarks import data, reports
 
 # The parts in their order, each ended by a mark on the clock.
 START = """
@@ -57,15 +62,13 @@ print(json.dumps(marks))
 """
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", default="configs/polymnist.py:mopoe")
-    parser.add_argument("--data_dir", default="data")
-    parser.add_argument("--digits_dir", default="")
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    places = {"data_dir": options.data_dir, "digits_dir": options.digits_dir}
+def measure(options, folder):
+    """The rows of the table: one start after another, from an empty folder."""
+    digits_dir = options.digits_dir or folder / "digits"
+    if not options.digits_dir:
+        digits_dir.mkdir()
+        data.write_random_digits(digits_dir)
+    places = {"data_dir": str(folder / "data"), "digits_dir": str(digits_dir)}
     rows = []
     for turn in range(options.turns + 1):
         done = subprocess.run(
@@ -73,15 +76,26 @@ def main():
             stdout=subprocess.PIPE,
             text=True,
             check=True,
+            env={**os.environ, "XDG_CACHE_HOME": str(folder / "caches")},
         )
         marks = json.loads(done.stdout.splitlines()[-1])
         rows.append({"start": "first" if not turn else f"later {turn}", **marks})
-    print(tabulate(rows, headers="keys", floatfmt=".1f"))
-    # Imported late: it imports JAX, which the turns should find idle.
-    from benchmarks import reports
+    return rows
 
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default="configs/polymnist.py:mopoe")
+    parser.add_argument("--digits_dir", help="folder with the idx files of MNIST")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(options, Path(folder))
+    print(tabulate(rows, headers="keys", floatfmt=".1f"))
+    digits = "mnist" if options.digits_dir else "random"
     ran = f"startup --config {options.config} --turns {options.turns}"
-    reports.write(options.out, ran, rows)
+    reports.write(options.out, ran, rows, digits=digits)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,111 @@
+"""What the precision of matrix products costs in loss and saves in time.
+
+python -m benchmarks.precision [--model mopoe] [--steps 1000]
+    [--seeds 3] [--out precision.json]
+
+Trains the same members, seeds of one model on PolyDigits, once in every precision
+that the backend has. Reports seconds a step and the loss over the last tenth of the
+steps, its mean over seeds and their standard deviation, and how far it is from that of
+the same seeds in float32, the mean and the largest.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from tabulate import tabulate
+
+from benchmarks import reports
+from configs import polydigits
+from experiments import command, prepare
+from mmvae_jax import data, models, sweeps, train, tuning
+from mmvae_jax.errors import UsageError
+
+
+def is_available(precision):
+    """Whether the backend has matrix products of this precision."""
+    try:
+        train.matmul_precision(precision, jax.default_backend())
+    except UsageError:
+        return False
+    return True
+
+
+def train_in(precision, config, dataset, members):
+    """(seconds a step, loss of each member over the last tenth of the steps)."""
+    images = dataset.train.modalities
+    task = train.vae_task(models.make_model(config, dataset.shapes()))
+    hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
+    batch = {m: x[: config.train.batch_size] for m, x in images.items()}
+    first = sweeps.member(hyper, 0)
+    execution = tuning.choose_execution(
+        "auto", 0, tuning.has_convolution(task, first, batch), jax.default_backend()
+    )._replace(precision=precision)
+    num_steps, logged = config.train.num_steps, []
+    program = train.compile_steps(task, execution)
+    state = train.init_states(task, hyper, keys, batch)
+    examples = jax.device_put(images)
+    marks = []
+
+    def log(step, metrics, finite):
+        logged.append(metrics["train/loss"])
+        marks.append(time.perf_counter())
+
+    train.fit(
+        program,
+        state,
+        hyper,
+        keys,
+        examples,
+        num_steps=num_steps,
+        batch_size=config.train.batch_size,
+        data_seed=0,
+        execution=execution,
+        events=train.Events(num_steps // 10, log),
+    )
+    # The first tenth compiles.
+    return (marks[-1] - marks[0]) / (num_steps - num_steps // 10), logged[-1]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="mopoe")
+    parser.add_argument("--steps", type=int, default=1_000, help="a multiple of 10")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    command.keep_memory()
+    config = polydigits.get_config(options.model)
+    config.sweep.beta = (1.0,)
+    config.sweep.seed = tuple(range(options.seeds))
+    config.train.num_steps = options.steps
+    dataset = data.load(prepare.prepare(config.data))
+    members = sweeps.grid(config.sweep)
+    found = {
+        name: train_in(name, config, dataset, members)
+        for name in sorted(train.PRECISIONS, key=lambda name: name != "float32")
+        if is_available(name)
+    }
+    reference = found["float32"][1]
+    rows = [
+        {
+            "precision": name,
+            "ms a step": seconds * 1e3,
+            "loss": float(np.mean(losses)),
+            "std over seeds": float(np.std(losses, ddof=1)),
+            "from float32": float(np.mean(losses - reference)),
+            "at most": float(np.max(np.abs(losses - reference))),
+        }
+        for name, (seconds, losses) in found.items()
+    ]
+    print(tabulate(rows, headers="keys", floatfmt=".4g"))
+    ran = f"precision --model {options.model} --steps {options.steps}"
+    reports.write(
+        options.out, f"{ran} --seeds {options.seeds}", rows, dataset=dataset.name
+    )
+
+
+if __name__ == "__main__":
+    main()
