@@ -58,16 +58,16 @@ format: $(VENV)/test.stamp  ## rewrite in the house style
 	$(BIN)/ruff format .
 
 bench: $(RUN_STAMP)  ## the CPU benchmarks; EXTRAS=bench: against MultiVae
-	$(BIN)/python -m benchmarks.step --turns 3 --steps 10 --out results/bench_step.json
+	$(BIN)/python -m benchmarks.step --turns 2 --steps 8 --out results/bench_step.json
 	$(BIN)/python -m benchmarks.profile --out results/bench_profile.json
-	$(BIN)/python -m benchmarks.profile --form matmul --out results/bench_profile_matmul.json
 	$(BIN)/python -m benchmarks.profile --model mopoe --out results/bench_profile_mopoe.json
-	$(BIN)/python -m benchmarks.sweep --setting polydigits --members 8 --steps 200 --turns 3 --mappings auto --out results/bench_sweep_polydigits.json
+	$(BIN)/python -m benchmarks.sweep --setting polydigits --members 8 --steps 100 --turns 3 --mappings auto --out results/bench_sweep_polydigits.json
 	$(BIN)/python -m benchmarks.sweep --setting polymnist --members 8 --steps 4 --turns 1 --mappings auto --out results/bench_sweep_polymnist.json
-	$(BIN)/python -m benchmarks.growth --turns 2 --out results/bench_growth.json --plot docs/growth.png
+	$(BIN)/python -m benchmarks.growth --steps 20 --turns 2 --out results/bench_growth.json --plot docs/growth.png
 	$(BIN)/python -m benchmarks.evaluation --examples 500 --turns 1 --out results/bench_evaluation.json
 	$(BIN)/python -m benchmarks.data --out results/bench_data.json
 	$(BIN)/python -m benchmarks.startup --turns 1 --out results/bench_startup.json
+	$(BIN)/python -m benchmarks.targets
 
 bench-gpu: $(RUN_STAMP)  ## the same on a GPU; EXTRAS=cuda12,bench
 	$(BIN)/python -m benchmarks.step --turns 5 --steps 200 --out results/bench_gpu_step.json
@@ -76,6 +76,8 @@ bench-gpu: $(RUN_STAMP)  ## the same on a GPU; EXTRAS=cuda12,bench
 	$(BIN)/python -m benchmarks.growth --setting polymnist --steps 100 --out results/bench_gpu_growth.json --plot docs/growth_gpu.png
 	$(BIN)/python -m benchmarks.evaluation --examples 10000 --out results/bench_gpu_evaluation.json
 	$(BIN)/python -m benchmarks.precision --steps 2000 --out results/bench_gpu_precision.json
+	$(BIN)/python -m benchmarks.rate --model mopoe,network=resnet --out results/bench_gpu_rate.json
+	$(BIN)/python -m benchmarks.targets
 
 clean:  ## remove environments and caches, keep data and runs
 	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -229,6 +229,16 @@ def slope_terms(
     return list(zip(weights.tolist(), points, strict=True))
 
 
+def over_betas(summary: Mapping, tag: str, label: str) -> list[Point]:
+    """A metric of a summary at the betas that have it, smallest first."""
+    nums = Counter(m["beta"] for m in summary["members"] if m["finite"])
+    return [
+        Point(label, beta, *tags[tag], nums[beta])
+        for beta, tags in sorted(by_beta(summary).items())
+        if tag in tags
+    ]
+
+
 def points_of(line: Line, spec: plans.Spec, tag: str = "") -> list[Point]:
     """A metric of a run at all betas with two or more finite seeds, smallest first.
 
@@ -236,16 +246,9 @@ def points_of(line: Line, spec: plans.Spec, tag: str = "") -> list[Point]:
       NotMeasured: there is none.
     """
     run, tag = line.evidence.runs[spec], tag or line.tag
-    spreads = by_beta(run.summary)
-    if not spreads:
+    if not by_beta(run.summary):
         raise NotMeasured(f"all members of {spec.folder} diverged")
-    nums = Counter(m["beta"] for m in run.summary["members"] if m["finite"])
-    label = _spec_label(line, spec)
-    points = [
-        Point(label, beta, *tags[tag], nums[beta])
-        for beta, tags in sorted(spreads.items())
-        if tag in tags
-    ]
+    points = over_betas(run.summary, tag, _spec_label(line, spec))
     if not points:
         raise NotMeasured(f"no {tag} in {spec.folder}")
     several = [point for point in points if point.num > 1]

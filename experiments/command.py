@@ -24,7 +24,7 @@ from tqdm import tqdm
 from mmvae_jax.errors import UsageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class Stopped(BaseException):
@@ -101,12 +101,13 @@ def keep_memory() -> None:
 
     On CPUs the temporary arrays of a compiled program are allocated anew in every call,
     and the system would have to clear each of their pages anew (glibc; elsewhere
-    nothing is changed). To be called before there are threads: their own arenas have
-    room for 64 MiB, and map what is larger.
+    that is not changed). Only what the main thread frees is kept whatever its size is:
+    programs for CPUs are therefore run by the thread that calls them. To be called
+    before JAX has looked for devices.
     """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 

@@ -21,7 +21,7 @@ import matplotlib
 import tabulate
 from absl import flags
 
-from experiments import command, report, run, terminal, workdirs
+from experiments import claims, command, paper, report, run, terminal, workdirs
 from experiments.results import COLOURS, LABELS, Spread, by_beta, show
 from mmvae_jax.errors import UsageError
 from mmvae_jax.sweeps import Member
@@ -75,24 +75,30 @@ CLAIMS = (
 )
 
 
-def judge(results: Results) -> list[tuple[Claim, bool, str]]:
+def judge(summaries: Mapping[str, Mapping]) -> list[tuple[Claim, bool, str]]:
     """Whether each claim holds, and the numbers that say so.
 
-    As in the paper (Sec. 5.1) each model is taken at its own best beta. A claim
-    holds if the difference exceeds the two standard deviations over seeds.
+    As in the paper (Sec. 5.1) each model is taken at its own best beta, and as in
+    `experiments.claims` a claim holds if the difference is at least paper.THRESHOLD
+    standard errors.
+
+    Args:
+      summaries: model -> the content of its summary.json.
     """
     verdicts = []
     for claim in CLAIMS:
-        ahead, behind = (
-            max(
-                (tags[claim.tag] for tags in results[model].values()),
-                key=lambda spread: claim.sign * spread.mean,
-            )
-            for model in (claim.better, claim.worse)
-        )
-        gain = claim.sign * (ahead.mean - behind.mean)
-        numbers = f"{show(ahead)} against {show(behind)}"
-        verdicts.append((claim, bool(gain > ahead.std + behind.std), numbers))
+        pair = []
+        for model in (claim.better, claim.worse):
+            points = claims.over_betas(summaries[model], claim.tag, LABELS[model])
+            several = [point for point in points if point.num > 1]
+            pair += [max(several, key=lambda p: claim.sign * p.mean)] if several else []
+        if len(pair) < 2:
+            verdicts.append((claim, False, "no beta at which two seeds are finite"))
+            continue
+        *_, z = claims.combine(zip((claim.sign, -claim.sign), pair, strict=True))
+        shown = (show(Spread(point.mean, point.std)) for point in pair)
+        numbers = f"{' against '.join(shown)}, {z:+.1f} SE"
+        verdicts.append((claim, z >= paper.THRESHOLD, numbers))
     return verdicts
 
 
@@ -253,7 +259,7 @@ def main() -> int:
         config.sweep.seed[0],
     )
     draw_samples(folders, member_name(middle, [middle]), workdir / "samples.png")
-    verdicts = judge(results)
+    verdicts = judge(summaries)
     minutes = (time.perf_counter() - start) / 60
     found = found_results(first, config, results, verdicts, minutes)
     if not (workdir / "results.json").exists():  # a later call trains nothing
