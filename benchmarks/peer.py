@@ -105,6 +105,8 @@ class _Peer:
         # Where ours are; what is asynchronous there is waited for in `steps`.
         is_gpu = is_gpu and torch.cuda.is_available()
         self.device = torch.device("cuda" if is_gpu else "cpu")
+        if is_gpu:  # TF32, as our default there is
+            torch.set_float32_matmul_precision("high")
         self.name, self.num_modalities = name, len(shapes)
         self.images = {
             m: torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).to(

@@ -56,6 +56,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
     )
     return found | {"commit": commit.stdout.strip() or "unknown"}

@@ -5,8 +5,9 @@ python -m benchmarks.startup [--config configs/polymnist.py:mopoe]
 
 Every turn is a new process, as a user's run is: it imports, reads the data, builds the
 model, initialises it, compiles (or finds the program in JAX's cache, which experiments
-fill) and takes one step. The first turn has neither data nor programs, and is shown
-apart. Without --digits_dir, random images of MNIST's number and size take its place.
+fill) and takes one step, without the run's own files. The first turn has neither data
+nor programs, and is shown apart.
+Without --digits_dir, random images of MNIST's number and size take its place.
 """
 
 import argparse

@@ -30,7 +30,7 @@ BATCH = 256
 # Posteriors this narrow leave the loss nearly without noise.
 NARROW = -8.0
 # In nats of each other: noise that is left, and which subset an example was given.
-TOLERANCE = 0.01
+TOLERANCE = 1e-4
 
 
 def configure(name):

@@ -128,7 +128,8 @@ def main():
     print(tabulate(rows, headers="keys", floatfmt=".3g"))
     ran = (
         f"sweep --setting {options.setting} --arg {options.arg} "
-        f"--members {options.members} --steps {options.steps}"
+        f"--members {options.members} --steps {options.steps} --turns {options.turns} "
+        f"--mappings {' '.join(options.mappings)}"
     )
     reports.write(options.out, ran, rows, single_runs_seconds=singles)
 

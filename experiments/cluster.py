@@ -107,7 +107,9 @@ def train(directory: Path, configs: Mapping[str, Any], address: str = "") -> int
                 if not stop:
                     terminal.say(_failure(name, error))
                 continue
-            if code <= 1:  # 1: all members diverged, which is a result
+            if code > 1:  # it was interrupted there, by no signal that came here
+                failed += 1
+            else:  # 1: all members diverged, which is a result
                 done += 1
                 minutes = (time.perf_counter() - start) / 60
                 terminal.say(

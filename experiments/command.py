@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def run(main: Callable[[], int | None], argument: str = "") -> None:
     sys.unraisablehook = _without_orphans
     threading.excepthook = _end_with_a_thread
     parse = partial(_parse, argument=argument)
-    app.run(lambda argv: sys.exit(_guarded(main)), flags_parser=parse)
+    app.run(lambda argv: sys.exit(_finished(_guarded(main))), flags_parser=parse)
 
 
 def define_config(default: str) -> None:
@@ -108,8 +109,9 @@ def keep_memory() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        # Versions of the library that allow no more take 32 MiB.
+        if mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 1 << 25):
+            mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _without_orphans(unraisable: Any) -> None:
@@ -140,6 +142,13 @@ def _end_with_a_thread(failed: threading.ExceptHookArgs) -> None:
         _report_system(error)
         sys.stderr.flush()
         os._exit(1)
+
+
+def _finished(code: int) -> int:
+    """The exit code of a command that has nothing left that a signal could stop."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    return code
 
 
 def _guarded(main: Callable[[], int | None]) -> int:

@@ -135,7 +135,8 @@ def estimate(
     """Seconds of training of every run: measured steps, times their number.
 
     Every model is measured once, on the data set and number of modalities for
-    which it costs most; other numbers of modalities are taken as proportional.
+    which it costs most; other numbers of modalities are taken as proportional. Where
+    a step does not fit the memory, nan.
     """
     groups: dict[tuple, list[plans.Spec]] = {}
     for spec in configs:
@@ -145,7 +146,12 @@ def estimate(
         costs = {spec: _relative_cost(configs[spec]) for spec in group}
         largest = max(group, key=costs.get)
         config = configs[largest]
-        total = seconds_per_step(config) * config.train.num_steps
+        try:
+            total = seconds_per_step(config) * config.train.num_steps
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            total = math.nan
         for spec in group:
             seconds[spec] = total * costs[spec] / costs[largest]
     return seconds
@@ -175,7 +181,8 @@ def print_plan(directory: Path, configs: Mapping[plans.Spec, ConfigDict]) -> Non
     terminal.say(f"measuring a few steps of {len({s.model for s in missing})} models")
     seconds = estimate(missing)
     for spec, config in configs.items():
-        total += seconds.get(spec, 0.0)
+        if not math.isnan(seconds.get(spec, 0.0)):
+            total += seconds.get(spec, 0.0)
         rows.append(
             [
                 spec.folder,
@@ -185,11 +192,16 @@ def print_plan(directory: Path, configs: Mapping[plans.Spec, ConfigDict]) -> Non
             ]
         )
     terminal.say(tabulate.tabulate(rows, ["run", "members", "steps", "training"]))
-    members = sum(len(sweeps.grid(c.sweep)) for c in missing.values())
+    counts = {s: len(sweeps.grid(c.sweep)) for s, c in missing.items()}
+    members = sum(counts.values())
+    steps = sum(num * missing[s].train.num_steps for s, num in counts.items())
+    is_whole = not any(math.isnan(value) for value in seconds.values())
     terminal.say(
-        f"{len(missing)} runs with {members} models to train: about {_time(total)} of "
-        f"training on {jax.devices()[0].device_kind}; compilation, evaluation and "
-        "classifiers come on top" + _overhead(directory, configs, missing)
+        f"{len(missing)} runs with {members} models to train, {steps:,} steps of one "
+        f"model: about {_time(total)} of training on {jax.devices()[0].device_kind}"
+        f"{'' if is_whole else ', without what does not fit its memory'}; compilation, "
+        "evaluation and classifiers come on top"
+        + _overhead(directory, configs, missing)
     )
 
 
@@ -332,7 +344,9 @@ def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
 
 
 def _time(seconds: float) -> str:
-    """A duration in the unit that suits it."""
+    """A duration in the unit that suits it; of nan, why there is none."""
+    if math.isnan(seconds):
+        return "does not fit here"
     for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.1f} {unit}"

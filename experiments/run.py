@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,16 +140,21 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
                         prepared = prepare_program(sweep, workdir)
                         sweep = sweep._replace(execution=prepared.execution)
                     results, finite = run(sweep, prepared, metrics, workdir)
+                    seconds = time.perf_counter() - start
+                    summary = summarise(
+                        sweep, results, finite, seconds, prepared.seconds
+                    )
+                    write = partial(
+                        writers.write_json, workdir / "summary.json", summary
+                    )
+                    hosts.first_does(write)
+                    for number in stop[:1]:  # while it was written
+                        raise Stopped(number)
                 except Stopped as stopped:
                     (number,) = stopped.args
                     name = signal.Signals(number).name
                     terminal.say(f"{name}: saved; the same command continues this run")
                     return 128 + number
-            seconds = time.perf_counter() - start
-            summary = summarise(sweep, results, finite, seconds, prepared.seconds)
-            hosts.first_does(
-                lambda: writers.write_json(workdir / "summary.json", summary)
-            )
         terminal.print_table(summary)
         terminal.say(f"metrics, samples and checkpoints are in {workdir}")
         return 0 if any(member["finite"] for member in summary["members"]) else 1
@@ -220,6 +226,13 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: Signals) -> Sweep
         tuning.has_convolution(
             task, sweeps.member(hyper, 0), {m: x[:2] for m, x in examples.items()}
         ),
+        jax.default_backend(),
+    )
+    tuning.require_precision(
+        config.train.precision,
+        task,
+        sweeps.member(hyper, 0),
+        {m: x[:2] for m, x in examples.items()},
         jax.default_backend(),
     )
     num_devices = jax.device_count()

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,33 +97,23 @@ def restore(
         {"digest": jnp.zeros(_DIGEST_BYTES, jnp.uint8), "state": like},
     )
     for step in steps:
-        try:
-            saved = checkpoints.item_metadata(step)
-            found = {
-                jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-                for path, leaf in jax.tree_util.tree_leaves_with_path(saved)
-            }
-            if not found:
-                raise ValueError("it has no arrays")
-        except _NOT_DAMAGE:
-            raise
-        except Exception as error:  # orbax raises many kinds for a damaged one
+        found, error = _together(lambda: _shapes_in(checkpoints, step))  # noqa: B023
+        if error is None:
+            _check_shapes(checkpoints, step, found, template)
+            arguments = ocp.args.StandardRestore(template)
+            content, error = _together(
+                lambda: checkpoints.restore(step, args=arguments)  # noqa: B023
+            )
+        if error is None:
+            _, error = _together(lambda: _require_digest(content))  # noqa: B023
+        if error is not None:
             _set_aside(checkpoints, step, error)
             continue
-        _check_shapes(checkpoints, step, found, template)
-        try:
-            content = checkpoints.restore(step, args=ocp.args.StandardRestore(template))
-            if not np.array_equal(_digest(content["state"]), content["digest"]):
-                raise ValueError("its content is not what was saved")
-            for folder in unfinished:
-                shutil.rmtree(folder, ignore_errors=True)
-            for old in sorted(checkpoints.all_steps())[:-num_kept]:
-                checkpoints.delete(old)
-            return step, content["state"]
-        except _NOT_DAMAGE:
-            raise
-        except Exception as error:
-            _set_aside(checkpoints, step, error)
+        for folder in unfinished:
+            shutil.rmtree(folder, ignore_errors=True)
+        for old in sorted(checkpoints.all_steps())[:-num_kept]:
+            checkpoints.delete(old)
+        return step, content["state"]
     if steps:
         raise UsageError(
             f"none of the checkpoints in {checkpoints.directory} could be read; they "
@@ -136,6 +127,45 @@ def close(checkpoints: ocp.CheckpointManager) -> None:
     with _full_disk_named(checkpoints):
         checkpoints.wait_until_finished()
         checkpoints.close()
+
+
+def _together(read: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """(what a function returns, why that must not be used).
+
+    Where several processes read a checkpoint, an error of one is an error of all: what
+    they do next, they do together.
+    """
+    value = error = None
+    try:
+        value = read()
+    except _NOT_DAMAGE:
+        raise
+    except Exception as found:  # orbax raises many kinds for a damaged one
+        error = found
+    if jax.process_count() > 1:
+        is_wrong = np.array(error is not None)
+        if multihost_utils.process_allgather(is_wrong).any() and error is None:
+            error = ValueError("another process cannot read it")
+    return value, error
+
+
+def _shapes_in(checkpoints, step: int) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the arrays of a checkpoint."""
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            checkpoints.item_metadata(step)
+        )
+    }
+    if not found:
+        raise ValueError("it has no arrays")
+    return found
+
+
+def _require_digest(content: dict) -> None:
+    """Raises a ValueError if a state is not the one that was saved."""
+    if not np.array_equal(_digest(content["state"]), content["digest"]):
+        raise ValueError("its content is not what was saved")
 
 
 def _is_not_raised_too(record: logging.LogRecord) -> bool:

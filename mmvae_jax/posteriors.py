@@ -132,7 +132,7 @@ def mixture_kl(experts: Gaussian, mixture: SubsetMixture, weights: Array) -> Arr
     Args:
       experts: fields [M, B, D].
       mixture: S subsets of M modalities, not traced.
-      weights: [S, 1] or [S, B].
+      weights: [S, 1] or [S, B]; constants, which have no gradient here.
 
     Returns:
       float [B], nats.
@@ -225,11 +225,16 @@ def _kl_and_gradient(
 
 
 def _num_blocks(num_bytes: int, dim: int) -> int:
-    """How many blocks of the dimensions make an array fit a cache; a divisor of dim."""
+    """How many blocks of the dimensions make an array fit a cache; a divisor of dim.
+
+    1 where there is none of about that size (dim is a prime, say), and on accelerators:
+    there, one after the other costs more than memory does.
+    """
     if jax.default_backend() != "cpu":
-        return 1  # one after the other costs more than memory does
-    fitting = [n for n in range(1, dim + 1) if dim % n == 0]
-    return next((n for n in fitting if num_bytes <= n * CACHE_BYTES), dim)
+        return 1
+    least = -(-num_bytes // CACHE_BYTES)
+    fitting = [n for n in range(least, 4 * least + 1) if dim % n == 0]
+    return fitting[0] if fitting else 1
 
 
 def stratified_positions(key: PRNGKey, num: int) -> Array:

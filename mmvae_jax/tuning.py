@@ -73,6 +73,29 @@ def has_convolution(task: Task, hyper: Any, batch: Batch) -> bool:
     return re.search(r"lhs_spec=\([1-9]", str(jaxpr)) is not None
 
 
+def require_precision(
+    precision: str, task: Task, hyper: Any, batch: Batch, backend: str
+) -> None:
+    """Checks that a task's network can be computed in config.train.precision.
+
+    On GPUs no algorithm can be named for a convolution, so that it would be computed
+    in another precision.
+
+    Raises:
+      UsageError: it cannot.
+    """
+    if precision != "bfloat16" or backend != "gpu":
+        return
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    jaxpr = jax.make_jaxpr(task.loss)(params, hyper, jax.random.key(0), batch)
+    if "conv_general_dilated" in str(jaxpr):
+        raise UsageError(
+            "config.train.precision='bfloat16' is of matrix products, and this network "
+            "has convolutions, which a GPU would compute in TF32: choose "
+            "'tensorfloat32' or 'default'"
+        )
+
+
 class Prepared(NamedTuple):
     """What a run is executed with.
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from configs import base
 from mmvae_jax import meshes, models, sweeps, train
+from mmvae_jax.types import OBSERVED
 
 # A multiple of 11, as is each device's part; no other axis of anything is.
 BATCH = 88
@@ -50,19 +51,28 @@ def regression():
     return train.Task(init, loss), data
 
 
-def vae(name):
-    """A model of that name with the smallest networks."""
+def vae(task):
+    """A model with the smallest networks: "mopoe", "mopoe conv", "mopoe missing"."""
+    name, _, kind = task.partition(" ")
     config = base.get_config()
     config.model.update({"name": name, "latent_dim": 6})
     config.modality.network = "mlp"
     config.modality.network_options.widths = (7,)
+    shapes = SHAPES
+    if kind == "conv":
+        config.modality.network = "conv"
+        config.modality.network_options = {"channels": (2, 3)}
+        shapes = dict.fromkeys(SHAPES, (8, 8, 1))
     config.objective.num_samples = 2
     rng = np.random.default_rng(0)
     data = {
         m: rng.integers(0, 256, (100, *shape), dtype=np.uint8)
-        for m, shape in SHAPES.items()
+        for m, shape in shapes.items()
     }
-    return train.vae_task(models.make_model(config, SHAPES)), data
+    if kind == "missing":
+        data[OBSERVED] = rng.integers(0, 2, (100, len(shapes))).astype(bool)
+        data[OBSERVED][:, 0] = True
+    return train.vae_task(models.make_model(config, shapes)), data
 
 
 def train_on(task, data, mapping, layout):

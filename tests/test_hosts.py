@@ -40,6 +40,17 @@ def update_and_stop(self, step, seconds):
 terminal.ProgressBar.update = update_and_stop
 """
 
+# A disk that fails for one process, after both have read their parts.
+UNREADABLE = """
+from mmvae_jax import checkpoints
+require = checkpoints._require_digest
+def require_or_fail(content):
+    require(content)
+    if int(content["state"].step.addressable_shards[0].data[0]) == {step}:
+        raise ValueError("the disk has failed")
+checkpoints._require_digest = require_or_fail
+"""
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -223,6 +234,28 @@ def test_all_stop_when_one_is_told_to(stopped, start, alone, tmp_path):
     assert (workdir / "metrics.jsonl").read_text() == (
         one / "metrics.jsonl"
     ).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["both", "one"])
+def test_a_damaged_checkpoint_is_passed_over_by_all(who, start, tmp_path):
+    """Also where the disk fails for one of them alone: the other must not wait."""
+    workdir = tmp_path / "run"
+    flags = (f"--workdir={workdir}", MEMBERS, "--config.train.checkpoint_every_steps=4")
+    stopped, _ = start(flags, SIGNALLED.format(name="SIGTERM"), "")
+    assert [code for code, _, _ in stopped] == [128 + signal.SIGTERM] * 2, stopped
+    folder = workdir / "checkpoints"
+    steps = sorted(int(path.name) for path in folder.iterdir())
+    newest = folder / str(steps[-1])
+    if who == "both":
+        for path in newest.rglob("*"):
+            if path.is_file():
+                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    firsts = ["", UNREADABLE.format(step=newest.name) if who == "one" else ""]
+    outcomes, _ = start(flags, *firsts)
+    assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+    assert f"resuming {workdir} at step {steps[-2]}\n" in outcomes[0][1]
+    assert (folder / f"{newest.name}.damaged").is_dir()
 
 
 @pytest.mark.slow

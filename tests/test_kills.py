@@ -178,11 +178,13 @@ def test_signals_are_answered_in_time(
     """Within ten seconds of processor time, that is on a machine with nothing else."""
     rng = random.Random(number)
     flags = flags_of(tmp_path / "run", unbroken.data_dir)
+    num_answered = 0
     for _ in range(4):
         at = (number, rng.uniform(FIRST_SECONDS, unbroken.seconds))
         outcome, seconds = server.start(flags, "", at)
-        if outcome.code == 0:
+        if (tmp_path / "run" / "summary.json").exists():
             break
+        num_answered += 1
         assert outcome.code == 128 + number, outcome.stderr
         assert seconds < 10
         name = signal.Signals(number).name
@@ -191,6 +193,7 @@ def test_signals_are_answered_in_time(
             f"{name}: saved; the same command continues this run"
         )
         assert "Traceback" not in outcome.stderr
+    assert num_answered > 0
     assert server.start(flags)[0].code == 0
     assert_same_end(tmp_path / "run", unbroken.workdir)
 
@@ -352,6 +355,8 @@ def test_a_killed_run_with_a_diverged_member(
     outcome, _ = server.start(flags("none", none))
     assert outcome.code == 1 and outcome.stdout.count("has diverged") == 2
     assert outcome.stdout.count("training ends") == 1
+    logged = (tmp_path / "none" / "metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(line)["step"] for line in logged) < 48
     (tmp_path / "none" / "summary.json").unlink()
     again, _ = server.start(flags("none", none))
     assert again.code == 1 and "has diverged" not in again.stdout

@@ -95,7 +95,7 @@ def test_layouts_in_words():
     assert meshes.describe((3, 2), 8) == "6 of 8 devices: 3 x 2"
 
 
-def train_on_several(cases):
+def train_on_several(cases, is_optimised=False):
     """What tests/several_devices.py says of (task, mapping, layout)."""
     done = subprocess.run(
         [sys.executable, "tests/several_devices.py", json.dumps(cases)],
@@ -105,7 +105,8 @@ def train_on_several(cases):
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is what takes the time
+            # Compiling is what takes the time.
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not is_optimised)),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={NUM_DEVICES}",
         },
     )
@@ -194,6 +195,25 @@ def slow():
 @pytest.mark.parametrize("case", SLOW)
 def test_every_layout_mapping_and_model(case, slow):
     check(slow[case], *case)
+
+
+# As users' programs are compiled, and of convolutions and missing modalities too.
+OPTIMISED = [
+    *[("mopoe", mapping, (2, 4)) for mapping in ("map", "vmap")],
+    ("mvae conv", "map", (2, 4)),
+    ("mopoe missing", "map", (2, 4)),
+]
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    return dict(zip(OPTIMISED, train_on_several(OPTIMISED, True), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", OPTIMISED)
+def test_optimised_programs(case, optimised):
+    check(optimised[case], *case)
 
 
 # In the process of a run, before it asks for a device.

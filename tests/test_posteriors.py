@@ -220,9 +220,10 @@ def test_the_kl_terms_of_a_mixture(name, is_by_example):
 def test_the_gradient_of_the_kl_terms(name, is_by_example, is_in_blocks, monkeypatch):
     """What differentiation of the posteriors gives, in blocks of the dimensions too."""
     if is_in_blocks:
-        monkeypatch.setattr(posteriors, "CACHE_BYTES", 40)
+        size = len(MIXTURES[name].masks) * B * 6 * 4
+        monkeypatch.setattr(posteriors, "CACHE_BYTES", size // 3)
         monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-        assert posteriors._num_blocks(len(MIXTURES[name].masks) * B * 6 * 4, 6) > 1
+        assert posteriors._num_blocks(size, 6) == 3
     mixture, experts = MIXTURES[name], random_experts(7, (M, B, 6))
     weights = jnp.asarray(random_weights(mixture, is_by_example))
     by_example = jnp.arange(1.0, B + 1)
@@ -251,7 +252,9 @@ def test_blocks_divide_the_dimensions(monkeypatch):
     assert posteriors._num_blocks(16 * mib, 512) == 16
     assert posteriors._num_blocks(5 * mib, 512) == 8
     assert posteriors._num_blocks(5 * mib, 7) == 7
-    assert posteriors._num_blocks(100 * mib, 6) == 6
+    assert posteriors._num_blocks(5 * mib + 1, 12) == 6
+    assert posteriors._num_blocks(5 * mib, 509) == 1
+    assert posteriors._num_blocks(100 * mib, 6) == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert posteriors._num_blocks(100 * mib, 6) == 1
 

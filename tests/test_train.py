@@ -310,6 +310,29 @@ def test_how_steps_are_grouped_changes_no_bits(vae, regression, monkeypatch):
             assert_same_bits(results[0], other)
 
 
+def test_a_call_that_returns_when_it_is_done_is_timed_by_itself(monkeypatch):
+    """As on CPUs: else its time would be taken for that of the call before."""
+    setup, now, seconds = noisy_regression(), [0.0], []
+    real = setup.program(MAP)
+
+    def program(*arguments):
+        result = jax.block_until_ready(real(*arguments))
+        now[0] += 3.0 * arguments[-1]
+        return result
+
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(train, "TARGET_SECONDS_PER_CALL", 1e9)
+    setup.programs[MAP] = program
+    events = Events(
+        save_every_steps=7,
+        save=lambda step, state: None,
+        progress=lambda step, took: seconds.append((step, took)),
+    )
+    setup.fit(MEMBERS, MAP, 30, events=events)
+    assert [step for step, _ in seconds] == [1, 5, 7, 14, 21, 28, 30]
+    assert {took for _, took in seconds} == {3.0}
+
+
 def test_without_a_loop_a_call_takes_one_step(regression):
     looped = regression.fit(MEMBERS, MAP, 12)
     calls = []

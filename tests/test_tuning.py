@@ -293,3 +293,27 @@ def test_which_networks_hold_a_convolution(network, options, expected, tiny_conf
     hyper = Hyper(jnp.float32(1), jnp.float32(1))
     batch = {"m0": jnp.zeros((2, 8, 8, 1), jnp.uint8)}
     assert tuning.has_convolution(train.vae_task(model), hyper, batch) == expected
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "is_refused"),
+    [("resnet", {"width": 2}, True), ("conv", {"channels": (2, 2)}, False)],
+)
+def test_bfloat16_is_of_matrix_products_alone(
+    network, options, is_refused, tiny_config, monkeypatch
+):
+    """On a GPU, where the small convolutions are matrix products, and ResNets' not."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    config = tiny_config("mvae")
+    config.modality.network = network
+    config.modality.network_options = options
+    task = train.vae_task(models.make_model(config, {"m0": (8, 8, 1)}))
+    hyper = Hyper(jnp.float32(1), jnp.float32(1))
+    batch = {"m0": jnp.zeros((2, 8, 8, 1), jnp.uint8)}
+    for precision, backend in (("default", "gpu"), ("bfloat16", "tpu")):
+        tuning.require_precision(precision, task, hyper, batch, backend)
+    if not is_refused:
+        tuning.require_precision("bfloat16", task, hyper, batch, "gpu")
+        return
+    with pytest.raises(UsageError, match="this network has convolutions, which a GPU"):
+        tuning.require_precision("bfloat16", task, hyper, batch, "gpu")

@@ -103,6 +103,9 @@ def probe_accuracy(
     """
     if not (np.isfinite(train_features).all() and np.isfinite(test_features).all()):
         return float("nan")
+    classes = np.unique(train_labels)
+    if len(classes) == 1:  # of one class there is nothing to fit
+        return float(np.mean(test_labels == classes[0]))
     probe = LogisticRegression(C=1.0, solver="lbfgs", max_iter=max_iter, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

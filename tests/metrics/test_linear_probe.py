@@ -50,6 +50,12 @@ def test_accuracy_counts_the_test_examples_that_match():
     assert tags["linear_probe"] == pytest.approx(40 / 60)
 
 
+def test_one_class_is_what_everything_is_taken_for():
+    data = data_of(np.zeros(50, int), np.repeat([0, 1], [30, 10]))
+    tags = linear_probe.linear_probe(one_hot_model(), 5.0, data, jax.random.key(0))
+    assert tags["linear_probe"] == pytest.approx(30 / 40)
+
+
 def test_unrelated_embeddings_are_at_chance():
     rng = np.random.default_rng(0)
     train = rng.integers(0, 5, 500)

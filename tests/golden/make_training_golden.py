@@ -1,0 +1,67 @@
+"""Writes training.json: what tests/test_golden.py compares with.
+
+    PYTHONPATH=. python tests/golden/make_training_golden.py
+
+Losses and terms of every model over twenty steps of two members. The file in the
+repository was written before products of experts and their KL terms were made faster
+(2026-11-21): what changes them changes results, and needs a reason in its commit.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from configs import base
+from mmvae_jax import models, sweeps, train
+
+PATH = Path(__file__).with_name("training.json")
+NAMES = tuple(name for name in models.MODELS if name != "custom")
+SHAPES = {"m0": (6, 6, 1), "m1": (6, 6, 1), "m2": (6, 6, 3)}
+MEMBERS = [sweeps.Member(0.5, 1e-3, 0), sweeps.Member(2.5, 3e-3, 1)]
+NUM_EXAMPLES, BATCH, NUM_STEPS = 96, 24, 20
+
+
+def train_one(name):
+    """tag -> its mean over the steps, of each member."""
+    config = base.get_config()
+    config.model.update({"name": name, "latent_dim": 6})
+    config.modality.network = "mlp"
+    config.modality.network_options.widths = (12,)
+    config.objective.num_samples = 2
+    rng = np.random.default_rng(0)
+    # Bright and dark halves, in every modality of an example alike, and noise.
+    tone = rng.integers(0, 2, (NUM_EXAMPLES, 1, 1, 1)) * 120
+    data = {
+        m: (tone + rng.integers(0, 120, (NUM_EXAMPLES, *shape))).astype(np.uint8)
+        for m, shape in SHAPES.items()
+    }
+    task = train.vae_task(models.make_model(config, SHAPES))
+    hyper, keys = sweeps.stack_hyper(MEMBERS), sweeps.stack_keys(MEMBERS)
+    execution = train.Execution("map", NUM_STEPS)
+    batch = {m: x[:BATCH] for m, x in data.items()}
+    found = {}
+
+    def log(step, metrics, finite):
+        assert step == NUM_STEPS and finite.all()
+        found.update({tag: values.tolist() for tag, values in metrics.items()})
+
+    train.fit(
+        train.compile_steps(task, execution),
+        train.init_states(task, hyper, keys, batch),
+        hyper,
+        keys,
+        data,
+        num_steps=NUM_STEPS,
+        batch_size=BATCH,
+        data_seed=0,
+        execution=execution,
+        events=train.Events(NUM_STEPS, log),
+    )
+    return found
+
+
+if __name__ == "__main__":
+    PATH.write_text(
+        json.dumps({name: train_one(name) for name in NAMES}, indent=1) + "\n"
+    )
