@@ -180,7 +180,7 @@ def test_signals_are_answered_in_time(
     flags = flags_of(tmp_path / "run", unbroken.data_dir)
     num_answered = 0
     for _ in range(4):
-        at = (number, rng.uniform(FIRST_SECONDS, unbroken.seconds))
+        at = (number, rng.uniform(FIRST_SECONDS, 0.6 * unbroken.seconds))
         outcome, seconds = server.start(flags, "", at)
         if (tmp_path / "run" / "summary.json").exists():
             break

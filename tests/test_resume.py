@@ -82,7 +82,7 @@ KILLED = {
 STOPPED = {
     # Neither a log (every 4) nor a checkpoint (every 6) falls on these by itself.
     "between two logged steps": (
-        TERMINATED_AT_STEP.format(step=8, signal="SIGTERM"),
+        TERMINATED_AT_STEP.format(step=9, signal="SIGTERM"),
         15,
         (9, 10),
     ),
@@ -92,7 +92,7 @@ STOPPED = {
         (12,),
     ),
     "from the keyboard": (
-        TERMINATED_AT_STEP.format(step=20, signal="SIGINT"),
+        TERMINATED_AT_STEP.format(step=21, signal="SIGINT"),
         2,
         (21, 22),
     ),
