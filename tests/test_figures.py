@@ -5,6 +5,7 @@ import json
 import shutil
 from functools import partial
 
+import jax
 import pytest
 
 from experiments import figures, plans
@@ -138,6 +139,24 @@ def test_dry_run_says_what_it_costs_and_writes_nothing(
     assert "polymnist/mvae_plus" in out
     assert "2 runs with 8 models to train" in out
     assert not directory.exists()
+
+
+def test_what_does_not_fit_the_memory_is_said(
+    scale, run_figures, tmp_path, capsys, monkeypatch
+):
+    def measure(config):
+        if config.model.name == "mvae":
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return 0.5
+
+    monkeypatch.setattr(figures, "seconds_per_step", measure)
+    options = {"figure": "13", "scale": scale(), "directory": tmp_path / "nothing"}
+    assert run_figures(**options, dry_run=True) == 0
+    out = capsys.readouterr().out
+    (line,) = (line for line in out.splitlines() if "polymnist/mvae " in line)
+    assert line.endswith("does not fit here")
+    assert "on cpu, without what does not fit its memory; compilation" in out
+    assert "about 0 s" not in out and "nan" not in out
 
 
 @pytest.mark.parametrize(
