@@ -15,15 +15,11 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from tabulate import tabulate
 
-from benchmarks import reports
+from benchmarks import reports, sweep
 from experiments import command
-from mmvae_jax import models, sweeps, train, tuning
-
-NUM_EXAMPLES = 2_000
+from mmvae_jax import sweeps, train
 
 
 def matrix_rate(precision, size):
@@ -58,52 +54,16 @@ def main():
     config = importlib.import_module(f"configs.{options.config}").get_config(
         options.model
     )
-    side, batch_size = config.data.image_size, config.train.batch_size
-    shapes = {f"m{i}": (side, side, 3) for i in range(config.data.num_modalities)}
-    generator = np.random.default_rng(0)
-    images = {
-        m: generator.integers(0, 256, (NUM_EXAMPLES, *shape), np.uint8)
-        for m, shape in shapes.items()
-    }
-    task = train.vae_task(models.make_model(config, shapes))
     members = [sweeps.Member(1.0, 5e-4, 0)]
-    hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
-    batch = {m: x[:batch_size] for m, x in images.items()}
-    execution = tuning.choose_execution(
-        "auto",
-        0,
-        tuning.has_convolution(task, sweeps.member(hyper, 0), batch),
-        jax.default_backend(),
-    )._replace(precision=options.precision)
-    program = train.compile_steps(task, execution)
-    data = jax.device_put(images)
-    state = train.init_states(task, hyper, keys, batch)
-    # Of a loop XLA would count one turn, and of a program without one all of it.
-    once = train.compile_steps(task, execution._replace(steps_per_call=1))
-    rows = jnp.zeros((1, batch_size), jnp.int32)
-    # Before it is compiled: a GPU's program hides its products in libraries.
-    lowered = once.lower(state, hyper, keys, data, rows, 1)
-    operations = lowered.cost_analysis()["flops"]
+    advance = sweep.build(config, members, "auto", options.precision)
+    operations = advance.operations()
     size = options.size or (2_048 if jax.default_backend() == "cpu" else 8_192)
+    advance(options.steps)  # compiles
     rates, times = [], []
-    for turn in range(options.turns + 1):
+    for _ in range(options.turns):
         rates.append(matrix_rate(options.precision, size))
-        start, first = time.perf_counter(), int(state.step[0])
-        state = train.fit(
-            program,
-            state,
-            hyper,
-            keys,
-            data,
-            num_steps=first + options.steps,
-            batch_size=batch_size,
-            data_seed=0,
-            execution=execution,
-        )
-        jax.block_until_ready(state)
-        taken = (time.perf_counter() - start) / options.steps
-        times += [taken] if turn else []  # the first one compiles
-    seconds, rate = statistics.median(times), statistics.median(rates[1:])
+        times.append(advance(options.steps) / options.steps)
+    seconds, rate = statistics.median(times), statistics.median(rates)
     row = {
         "GFLOP a step": operations / 1e9,
         "ms a step": seconds * 1e3,

@@ -27,8 +27,8 @@ SETTINGS = {"polydigits": polydigits, "polymnist": polymnist}
 NUM_EXAMPLES = 2_000
 
 
-def build(config, members, mapping):
-    """A function that trains all members for `num` more steps."""
+def build(config, members, mapping, precision="default"):
+    """A function that trains all members for `num` more steps, and returns seconds."""
     size = config.data.image_size
     shapes = {f"m{i}": (size, size, 3) for i in range(config.data.num_modalities)}
     generator = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def build(config, members, mapping):
         config.train.steps_per_call,
         tuning.has_convolution(task, sweeps.member(hyper, 0), batch),
         jax.default_backend(),
-    )
+    )._replace(precision=precision)
     program = train.compile_steps(task, execution)
     state = train.init_states(task, hyper, keys, batch)
 
@@ -75,8 +75,16 @@ def build(config, members, mapping):
         whole = tuning.peak_bytes(lowered.compile())
         return (whole - sum(x.nbytes for x in data.values())) / 1e6
 
+    def operations():
+        """Of one step: of a loop of steps XLA would count one turn."""
+        once = train.compile_steps(task, execution._replace(steps_per_call=1))
+        rows = np.zeros((1, config.train.batch_size), np.int32)
+        # Before it is compiled: a GPU's program hides its products in libraries.
+        return once.lower(state, hyper, keys, data, rows, 1).cost_analysis()["flops"]
+
     advance.program = program
     advance.megabytes = megabytes
+    advance.operations = operations
     return advance
 
 

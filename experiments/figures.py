@@ -177,12 +177,10 @@ def _bytes_seen(config: ConfigDict) -> float:
 def print_plan(directory: Path, configs: Mapping[plans.Spec, ConfigDict]) -> None:
     """Prints the runs of a plan, what they cost, and which are there."""
     missing = {s: c for s, c in configs.items() if not is_finished(directory, s)}
-    rows, total = [], 0.0
+    rows = []
     terminal.say(f"measuring a few steps of {len({s.model for s in missing})} models")
     seconds = estimate(missing)
     for spec, config in configs.items():
-        if not math.isnan(seconds.get(spec, 0.0)):
-            total += seconds.get(spec, 0.0)
         rows.append(
             [
                 spec.folder,
@@ -195,10 +193,11 @@ def print_plan(directory: Path, configs: Mapping[plans.Spec, ConfigDict]) -> Non
     counts = {s: len(sweeps.grid(c.sweep)) for s, c in missing.items()}
     members = sum(counts.values())
     steps = sum(num * missing[s].train.num_steps for s, num in counts.items())
-    is_whole = not any(math.isnan(value) for value in seconds.values())
+    measured = [value for value in seconds.values() if not math.isnan(value)]
+    is_whole, device = len(measured) == len(seconds), jax.devices()[0].device_kind
     terminal.say(
         f"{len(missing)} runs with {members} models to train, {steps:,} steps of one "
-        f"model: about {_time(total)} of training on {jax.devices()[0].device_kind}"
+        f"model: about {_time(sum(measured))} of training on {device}"
         f"{'' if is_whole else ', without what does not fit its memory'}; compilation, "
         "evaluation and classifiers come on top"
         + _overhead(directory, configs, missing)

@@ -343,6 +343,23 @@ def test_errors_of_configs(name, change, message, tiny_config):
         models.make_model(config, SHAPES)
 
 
+def trained(task, members, data, **options):
+    """The states of members after some steps."""
+    hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
+    execution = train.Execution("vmap", 20)
+    return train.fit(
+        train.compile_steps(task, execution),
+        train.init_states(task, hyper, keys, data),
+        hyper,
+        keys,
+        data,
+        batch_size=8,
+        data_seed=0,
+        execution=execution,
+        **options,
+    )
+
+
 @pytest.mark.parametrize("form", ["ours", "published"])
 def test_why_the_published_mvae_fails(form, make, tiny_images):
     """Experts without a penalty of their own may drift to any variance. From a
@@ -355,21 +372,8 @@ def test_why_the_published_mvae_fails(form, make, tiny_images):
     )
     task = train.vae_task(model)._replace(init=lambda key: drifted)
     members = [Member(32.0, 1e-3, 0)]
-    hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
-    data = tiny_images(SHAPES, 16)
-    execution = train.Execution("vmap", 5)
     with published_form() if form == "published" else contextlib.nullcontext():
-        state = train.fit(
-            train.compile_steps(task, execution),
-            train.init_states(task, hyper, keys, data),
-            hyper,
-            keys,
-            data,
-            num_steps=5,
-            batch_size=8,
-            data_seed=0,
-            execution=execution,
-        )
+        state = trained(task, members, tiny_images(SHAPES, 16), num_steps=5)
     assert bool(state.finite[0]) == (form == "ours")
 
 
@@ -384,22 +388,10 @@ def test_mvae_trains_at_large_beta(make, tiny_images):
     params = params_of(model)
     task = train.vae_task(model)._replace(init=lambda key: params)
     members = [Member(beta, 0.05, 0) for beta in (9.0, 32.0)]
-    hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
-    data = tiny_images(SHAPES, 32)
     losses = []
-    execution = train.Execution("vmap", 20)
-    state = train.fit(
-        train.compile_steps(task, execution),
-        train.init_states(task, hyper, keys, data),
-        hyper,
-        keys,
-        data,
-        num_steps=60,
-        batch_size=8,
-        data_seed=0,
-        execution=execution,
-        events=train.Events(20, lambda step, metrics, finite: losses.append(metrics)),
-    )
+    events = train.Events(20, lambda step, metrics, finite: losses.append(metrics))
+    data = tiny_images(SHAPES, 32)
+    state = trained(task, members, data, num_steps=60, events=events)
     assert state.finite.all() and len(losses) == 3
     for leaf in jax.tree.leaves((state.params, losses)):
         assert np.isfinite(leaf).all()
