@@ -248,7 +248,9 @@ def _connected(address: str) -> Iterator[Any]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         what = "Ray cannot be started on this machine"
         if address:
-            what = f"no Ray cluster at --address={address}"
+            what = f"no Ray cluster at --address={address} lets this command in"
+            if not os.environ.get("RAY_AUTH_MODE"):
+                reason += "; if it has a token, set RAY_AUTH_MODE=token"
         raise UsageError(
             f"{what} ({reason}); without --cluster the runs are made here, one after "
             "another"

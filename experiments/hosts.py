@@ -142,12 +142,15 @@ def exchange(value: T) -> list[T]:
 
 
 def first_does(do: Callable[[], T]) -> T:
-    """Calls a function in the first process; all return or raise what it did."""
+    """Calls a function in the first process; all return or raise what it did.
+
+    Also what is no Exception: a signal that stops the first stops all.
+    """
     value, error = None, None
     if is_first():
         try:
             value = do()
-        except Exception as raised:
+        except BaseException as raised:
             if not _are_several():
                 raise
             error = _sendable(raised)
@@ -173,7 +176,7 @@ def _are_several() -> bool:
     return jax.process_count() > 1
 
 
-def _sendable(error: Exception) -> Exception:
+def _sendable(error: BaseException) -> BaseException:
     """An exception that can be pickled, or its text as one."""
     try:
         pickle.loads(pickle.dumps(error))

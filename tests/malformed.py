@@ -1,4 +1,7 @@
-"""Files and folders that are not what they should be: what `test_errors` hands in."""
+"""Files and folders that are not what they should be.
+
+What `test_errors` hands to the commands, and `damaged` bytes for the readers.
+"""
 
 import gzip
 import io
@@ -11,6 +14,7 @@ import tarfile
 import zipfile
 import zlib
 
+import hypothesis.strategies as st
 import numpy as np
 from PIL import Image
 
@@ -320,3 +324,31 @@ def write_weights(root):
     """weights_NAME.pth."""
     (root / "weights_text.pth").write_text("<html>not found</html>")
     (root / "weights_attack.pth").write_bytes(pickle.dumps(Attack(root / "attacked")))
+
+
+def damaged(good):
+    """Random bytes, and good ones that were changed, cut off, put in or repeated."""
+    edit = st.tuples(
+        st.sampled_from(("set", "cut", "put", "drop")),
+        st.floats(0, 1, exclude_max=True),
+        st.binary(min_size=1, max_size=8)
+        | st.sampled_from((bytes(4), b"\xff" * 4, b"\x7f\xff\xff\xff", b"9" * 20)),
+    )
+
+    def apply(content, edits):
+        content = bytearray(content)
+        for kind, place, piece in edits:
+            start = int(place * len(content))
+            stop = start + len(piece)
+            if kind == "cut":
+                del content[start:]
+            elif kind == "drop":
+                del content[start:stop]
+            else:
+                content[start : stop if kind == "set" else start] = piece
+        return bytes(content)
+
+    changed = st.builds(
+        apply, st.sampled_from(good), st.lists(edit, min_size=1, max_size=4)
+    )
+    return changed | st.binary(max_size=200)

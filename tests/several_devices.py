@@ -3,7 +3,9 @@
     python tests/several_devices.py '[["regression", "map", [4, 1]], ...]'
 
 A line of JSON for each case: how far the result is from that of one device, and the
-collectives of the compiled program. The number of devices is in XLA_FLAGS.
+collectives of the compiled program. "vmap 2" maps two members at once; of "NAME
+poisoned" the line says what a member that diverges changes in the others. The number of
+devices is in XLA_FLAGS.
 """
 
 import json
@@ -28,6 +30,7 @@ MEMBERS = [
     for rate in (1e-3, 3e-3)
     for seed in (0, 1)
 ]
+POISONED = 3
 COLLECTIVE = re.compile(
     r"= (.*?) ((?:all|collective|reduce-scatter|ragged)[\w-]*?)(?:-start)?\("
 )
@@ -75,10 +78,13 @@ def vae(task):
     return train.vae_task(models.make_model(config, shapes)), data
 
 
-def train_on(task, data, mapping, layout):
+def train_on(task, data, mapping, layout, members=MEMBERS):
     """The last state, what was logged, and the collectives of the program."""
-    execution = train.Execution(mapping, STEPS_PER_CALL, "float32", layout)
-    hyper, keys = sweeps.stack_hyper(MEMBERS), sweeps.stack_keys(MEMBERS)
+    mapping, _, at_once = mapping.partition(" ")
+    execution = train.Execution(
+        mapping, STEPS_PER_CALL, "float32", layout, int(at_once or 0)
+    )
+    hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
     program = train.compile_steps(task, execution)
     first = {m: x[:BATCH] for m, x in data.items()}
     state = train.init_states(task, hyper, keys, first, layout)
@@ -117,12 +123,32 @@ def shapes_of(types):
     ]
 
 
+def poison(task, data, mapping, layout):
+    """The members left finite, and those of which every bit is as without poison."""
+    members = list(MEMBERS)
+    members[POISONED] = members[POISONED]._replace(beta=3e38)
+    healthy, poisoned = (
+        train_on(task, data, mapping, layout, given)[0] for given in (MEMBERS, members)
+    )
+    pairs = list(zip(jax.tree.leaves(healthy), jax.tree.leaves(poisoned), strict=True))
+    return {
+        "finite": poisoned.finite.tolist(),
+        "same_bits": [
+            all(a[k].tobytes() == b[k].tobytes() for a, b in pairs) for k in range(K)
+        ],
+    }
+
+
 def main(cases):
     setups, alone = {}, {}
-    for name, mapping, layout in cases:
+    for case, mapping, layout in cases:
+        name = case.removesuffix(" poisoned")
         task, data = setups.setdefault(
             name, regression() if name == "regression" else vae(name)
         )
+        if name != case:
+            print(json.dumps(poison(task, data, mapping, layout)), flush=True)
+            continue
         if (name, mapping) not in alone:
             alone[name, mapping] = train_on(task, data, mapping, (1, 1))
         expected, found = alone[name, mapping], train_on(task, data, mapping, layout)

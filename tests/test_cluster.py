@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 from experiments import cluster, figures, plans
 from mmvae_jax.errors import UsageError
@@ -41,6 +44,7 @@ def get_config():
             batch_size=16,
             log_every_steps=100,
             checkpoint_every_steps=200,
+            checkpoints_kept=20,
             steps_per_call=20,
         ),
         classifier=dict(num_steps=60, batch_size=64),
@@ -130,13 +134,23 @@ def results_of(directory, contents):
     return found
 
 
+def checkpoints_of(directory, name=RUNS[0]):
+    """step -> the moment at which it was saved, of a run."""
+    folder = directory / name / "checkpoints"
+    return {
+        int(path.name): path.stat().st_mtime_ns
+        for path in folder.glob("[0-9]*")
+        if path.name.isdigit()  # it is whole
+    }
+
+
 def wait_for_checkpoint(directory, name, process):
     """Returns once a run that goes on has saved something."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         assert process.poll() is None, process.communicate()[0]
         assert not (directory / name / "summary.json").exists()
-        if any((directory / name / "checkpoints").glob("[0-9]*")):
+        if checkpoints_of(directory, name):
             return
         time.sleep(0.02)
     raise AssertionError(f"{name} has saved nothing")
@@ -152,6 +166,22 @@ def pids_of(name):
             continue
         if title == f"ray::{name}".encode():
             found.append(int(path.parent.name))
+    return found
+
+
+def starts_of(directory):
+    """The first step of each start of the first run, as TensorBoard is told it."""
+    folder = min((directory / RUNS[0] / "tensorboard").iterdir())
+    found = []
+    for path in sorted(folder.iterdir()):
+        content, steps = path.read_bytes(), [0]
+        while content:  # a record: its length, 4 bytes, itself, 4 bytes
+            (size,) = struct.unpack("<Q", content[:8])
+            event = event_pb2.Event.FromString(content[12 : 12 + size])
+            if event.session_log.status == event_pb2.SessionLog.START:
+                steps.append(event.step)
+            content = content[16 + size :]
+        found.append(max(steps))
     return found
 
 
@@ -171,10 +201,15 @@ def test_a_killed_worker_leaves_the_bits_of_the_plan_run_here(
     assert len(killed) == 1
     os.kill(killed[0], signal.SIGKILL)
     assert not (directory / RUNS[0] / "summary.json").exists()
+    saved = checkpoints_of(directory)
     output, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, output
     assert "dashboard: http://" in output
     assert results_of(directory, contents) == results_of(here, contents)
+    # Taken up at a checkpoint, and not begun again.
+    assert saved and saved.items() <= checkpoints_of(directory).items()
+    first, second = starts_of(directory)
+    assert first == 0 and second > max(saved)
 
 
 @pytest.mark.slow
@@ -190,7 +225,7 @@ def test_ctrl_c_saves_and_the_plan_continues_here(
     assert not (directory / RUNS[0] / "summary.json").exists()
     assert pids_of(RUNS[0]) == []
     # Saved where it was: nothing that was logged is trained again.
-    steps = [int(p.name) for p in (directory / RUNS[0] / "checkpoints").glob("[0-9]*")]
+    steps = checkpoints_of(directory)
     logged = (directory / RUNS[0] / "metrics.jsonl").read_text().splitlines()
     assert max(steps) >= max(json.loads(line)["step"] for line in logged)
 
@@ -198,6 +233,48 @@ def test_ctrl_c_saves_and_the_plan_continues_here(
     output, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, output
     assert f"resuming {directory / RUNS[0]} at step {max(steps)}" in output
+    assert results_of(directory, contents) == results_of(here, contents)
+
+
+@pytest.fixture
+def gpus(needs_ray, cache, tmp_path, monkeypatch):
+    """The address of a cluster of two machines that say they have a GPU each."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
+    environment = {**os.environ, **cache, "RAY_USAGE_STATS_ENABLED": "0"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    ray = [str(Path(sys.executable).with_name("ray")), "start", "--block"]
+    ray += ["--num-cpus=1", "--num-gpus=1", "--object-store-memory=100000000"]
+    port = address.rpartition(":")[2]
+    head = ["--head", f"--port={port}", "--include-dashboard=false"]
+    machines = []
+    with open(tmp_path / "ray.txt", "w") as log:
+        for more in (head, [f"--address={address}"]):
+            machine = subprocess.Popen(
+                [*ray, *more], env=environment, stdout=log, stderr=log
+            )
+            machines.append(machine)
+            time.sleep(10)
+            assert machine.poll() is None, (tmp_path / "ray.txt").read_text()
+    yield address
+    for machine in reversed(machines):
+        machine.terminate()
+        machine.wait(60)
+
+
+@pytest.mark.slow
+def test_runs_ask_a_cluster_that_is_there_for_a_gpu(
+    gpus, command, here, tmp_path, contents
+):
+    """No device is behind it: what is seen is who asks for what, and who waits."""
+    directory = tmp_path / "plan"
+    process = command(directory, "--cluster=ray", f"--address={gpus}")
+    output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, output
+    assert "Ray: nodes 2, CPUs 2, GPUs 2; dashboard: none" in output
+    assert "2 runs as tasks, 1 GPU each" in output
     assert results_of(directory, contents) == results_of(here, contents)
 
 
@@ -224,7 +301,10 @@ def test_a_run_that_fails_is_one_line_and_the_others_go_on(
     ("address", "message"),
     [
         ("", r"Ray cannot be started on this machine \(no port is free\); without"),
-        ("10.0.0.1:6379", r"no Ray cluster at --address=10.0.0.1:6379 \(no port is"),
+        (
+            "10.0.0.1:6379",
+            r"no Ray cluster at --address=10.0.0.1:6379 .* \(no port is free; if it",
+        ),
     ],
 )
 def test_a_cluster_that_cannot_be_reached_is_one_line(

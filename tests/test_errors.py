@@ -385,8 +385,9 @@ def test_no_half_written_data(results):
     assert not list(folder.rglob("dataset_info.json"))
 
 
-def test_existing_files_are_left_as_they_are(results):
+def test_existing_files_are_left_as_they_are(places, results):
     _, _, before, after = results
+    assert not (places / "attacked").exists()
     assert len(before) > 100
     # A damaged checkpoint is set aside under another name, whole.
     after = {path.replace(".damaged", ""): content for path, content in after.items()}

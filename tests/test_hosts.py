@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -39,6 +40,25 @@ def update_and_stop(self, step, seconds):
         os.kill(os.getpid(), signal.{name})
 terminal.ProgressBar.update = update_and_stop
 """
+# The same while a member is evaluated, or classifiers are trained; says when.
+EVALUATED = """
+import os, signal, sys, threading, time
+from experiments import run
+from mmvae_jax import evaluate
+once = threading.Lock()
+def stopping(do):
+    def stop_and_do(*arguments, **options):
+        if once.acquire(blocking=False):
+            print("signalled", time.monotonic(), file=sys.__stderr__, flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return do(*arguments, **options)
+    return stop_and_do
+{place} = stopping({place})
+"""
+PLACES = {
+    "evaluation": "evaluate.evaluate_member",
+    "classifiers": "run.classifiers.get_classifiers",
+}
 
 # A disk that fails for one process, after both have read their parts.
 UNREADABLE = """
@@ -90,21 +110,49 @@ def test_one_process_does_everything_itself(capsys):
         hosts.end_after_a_loss(error)
 
 
+# Of which JAX takes one for each number of a SLURM job.
+SLURM_PORTS = range(2**16 - 2**12, 2**16)
+
+
+def free_port(candidates):
+    """The first of some ports that is free; 0 is any."""
+    for port in candidates:
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("localhost", port))
+            return free.getsockname()[1]
+    raise OSError("no port is free")
+
+
+def slurm(port, num, i):
+    """What `srun --ntasks=NUM` on this machine tells its task `i`."""
+    return {
+        "SLURM_JOB_ID": str(SLURM_PORTS.index(port)),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": str(num),
+        "SLURM_PROCID": str(i),
+        "SLURM_LOCALID": str(i),
+    }
+
+
 @pytest.fixture(scope="module")
 def start(data_dir, cache, tmp_path_factory):
     """(flags, code of process 0, of process 1, ...) -> their outcomes, seconds."""
     folder = tmp_path_factory.mktemp("processes")
 
-    def run_all(flags, *firsts, devices=DEVICES_EACH, limit=400):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        several = [f"--coordinator=localhost:{port}", f"--num_processes={len(firsts)}"]
+    def run_all(flags, *firsts, devices=DEVICES_EACH, limit=400, is_slurm=False):
+        num, port = len(firsts), free_port(SLURM_PORTS if is_slurm else [0])
         processes = []
         with contextlib.ExitStack() as stack:
             for i, first in enumerate(firsts):
                 streams = [folder / f"{port}.{i}.{name}" for name in ("out", "err")]
                 out, err = (stack.enter_context(open(path, "w")) for path in streams)
+                told, environment = [], {}
+                if is_slurm:
+                    told, environment = ["--distributed"], slurm(port, num, i)
+                elif num > 1:
+                    told = [f"--coordinator=localhost:{port}", f"--process_id={i}"]
+                    told.append(f"--num_processes={num}")
                 process = subprocess.Popen(
                     [
                         sys.executable,
@@ -115,7 +163,7 @@ def start(data_dir, cache, tmp_path_factory):
                         "--config.train.steps_per_call=2",
                         "--config.eval.metrics=('elbo', 'coherence')",
                         *flags,
-                        *([*several, f"--process_id={i}"] if len(firsts) > 1 else []),
+                        *told,
                     ],
                     stdout=out,
                     stderr=err,
@@ -125,6 +173,7 @@ def start(data_dir, cache, tmp_path_factory):
                         "PYTHONPATH": str(ROOT),
                         "JAX_NUM_CPU_DEVICES": str(devices),
                         **cache,
+                        **environment,
                     },
                 )
                 processes.append((process, streams))
@@ -156,10 +205,10 @@ def alone(start, tmp_path_factory):
     """Flags of the sweep -> the workdir of one process on one device."""
     root, workdirs = tmp_path_factory.mktemp("alone"), {}
 
-    def run_alone(members):
+    def run_alone(*members):
         if members not in workdirs:
             workdirs[members] = root / str(len(workdirs))
-            flags = (f"--workdir={workdirs[members]}", members)
+            flags = (f"--workdir={workdirs[members]}", *members)
             ((code, _, err),), _ = start(flags, "", devices=1)
             assert code == 0, err
         return workdirs[members]
@@ -201,6 +250,38 @@ def test_two_processes_leave_the_bits_of_one(start, alone, tmp_path, last_state)
 
 
 @pytest.mark.slow
+def test_processes_find_one_another_as_slurm_tells_them(start, alone, tmp_path):
+    workdir, one = tmp_path / "run", alone(MEMBERS)
+    outcomes, _ = start((f"--workdir={workdir}", MEMBERS), "", "", is_slurm=True)
+    assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+    assert "4 members on 4 devices: 4 x 1 (cpu)" in outcomes[0][1]
+    assert lines_of(workdir) == lines_of(one)
+
+
+@pytest.mark.slow
+def test_a_member_that_diverges_does_so_alone(start, alone, tmp_path):
+    """One of the members of each process; the first one says so."""
+    members = "--config.sweep.beta=(0.0, 1.0)", "--config.sweep.learning_rate=({})"
+    rates = [members[1].format(rates) for rates in ("1e-3, 1e30", "1e-3,")]
+    workdir, one = tmp_path / "run", alone(members[0], rates[0])
+    outcomes, _ = start((f"--workdir={workdir}", members[0], rates[0]), "", "")
+    assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+    said_by = [out.count("has diverged by step") for _, out, _ in outcomes]
+    assert said_by == [2, 0]
+    text = (workdir / "metrics.jsonl").read_text()
+    assert text == (one / "metrics.jsonl").read_text()
+    # Without those that diverge, the others have the same numbers.
+    healthy = {}
+    for line in lines_of(alone(members[0], rates[1])):
+        healthy.setdefault((line["step"], line["beta"]), {}).update(line)
+    found = [line for line in lines_of(workdir) if line["learning_rate"] == 1e-3]
+    assert len(found) > 4
+    for line in found:
+        expected = healthy[line["step"], line["beta"]]
+        assert {**expected, **line, "member": 0} == {**expected, "member": 0}
+
+
+@pytest.mark.slow
 def test_two_processes_share_batches(start, alone, tmp_path):
     workdir, one = tmp_path / "run", alone(BATCHES)
     outcomes, _ = start((f"--workdir={workdir}", BATCHES), "", "")
@@ -234,6 +315,25 @@ def test_all_stop_when_one_is_told_to(stopped, start, alone, tmp_path):
     assert (workdir / "metrics.jsonl").read_text() == (
         one / "metrics.jsonl"
     ).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "stopped"), [("evaluation", 0), ("evaluation", 1), ("classifiers", 0)]
+)
+def test_all_stop_within_an_evaluation(place, stopped, start, tmp_path):
+    flags = (f"--workdir={tmp_path / 'run'}", MEMBERS)
+    flags += (f"--config.classifier.num_steps={70 + stopped}",)  # none is there yet
+    firsts = ["", ""]
+    firsts[stopped] = EVALUATED.format(place=PLACES[place])
+    outcomes, ends = start(flags, *firsts)
+    assert [code for code, _, _ in outcomes] == [128 + signal.SIGTERM] * 2, outcomes
+    (moment,) = re.findall(r"signalled (\S+)\n", outcomes[stopped][2])
+    assert max(ends.values()) - float(moment) < 30
+    assert not any("Traceback" in err for _, _, err in outcomes)
+    resumed, _ = start(flags, "", "")
+    assert [code for code, _, _ in resumed] == [0, 0], resumed
+    assert "resuming" in resumed[0][1]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import several_devices
 
 from mmvae_jax import meshes, models
 from mmvae_jax.errors import UsageError
@@ -214,6 +215,22 @@ def optimised():
 @pytest.mark.parametrize("case", OPTIMISED)
 def test_optimised_programs(case, optimised):
     check(optimised[case], *case)
+
+
+POISONED = [
+    *[("regression poisoned", "map", layout) for layout in ((8, 1), (1, 8))],
+    *[("regression poisoned", name, (2, 2)) for name in ("vmap", "vmap 2", "unroll")],
+    ("regression poisoned", "vmap 4", (1, 1)),
+    *[("mopoe poisoned", name, (2, 4)) for name in ("map", "vmap 2")],
+]
+
+
+@pytest.mark.slow
+def test_a_member_that_diverges_changes_no_bit_of_the_others_on_any_layout():
+    for case, result in zip(POISONED, train_on_several(POISONED, True), strict=True):
+        expected = [k != several_devices.POISONED for k in range(K)]
+        assert result["finite"] == expected, case
+        assert result["same_bits"] == expected, case
 
 
 # In the process of a run, before it asks for a device.

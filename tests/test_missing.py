@@ -17,7 +17,7 @@ PATTERNS = np.array(
 )
 # What they infer from some modalities is another network, or an input of zeros, so
 # that they are no smaller model of the same kind.
-FAST = ("mvae", "mopoe", "crmvae", "mmvae_plus")
+FAST = ("mopoe", "mmvae_plus")
 WITH_NETWORK = ("jmvae", "jmvae_kl", "telbo")
 WEIGHTED = ("mmvae_official", "unimodal_official", "mmvae_plus")
 
