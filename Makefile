@@ -63,6 +63,7 @@ bench: $(RUN_STAMP)  ## the CPU benchmarks; EXTRAS=bench: against MultiVae
 	$(BIN)/python -m benchmarks.profile --model mopoe --out results/bench_profile_mopoe.json
 	$(BIN)/python -m benchmarks.sweep --setting polydigits --members 8 --steps 100 --turns 3 --mappings auto --out results/bench_sweep_polydigits.json
 	$(BIN)/python -m benchmarks.sweep --setting polymnist --members 8 --steps 4 --turns 1 --mappings auto --out results/bench_sweep_polymnist.json
+	$(BIN)/python -m benchmarks.sweep --setting polydigits --members 8 --steps 5 --turns 1 --mappings vmap --out results/bench_sweep_vmap.json
 	$(BIN)/python -m benchmarks.growth --steps 20 --turns 2 --out results/bench_growth.json --plot docs/growth.png
 	$(BIN)/python -m benchmarks.evaluation --examples 500 --turns 1 --out results/bench_evaluation.json
 	$(BIN)/python -m benchmarks.data --out results/bench_data.json

@@ -30,6 +30,7 @@ marks = {}
 def mark(name):
     marks[name] = time.perf_counter() - begin - sum(marks.values())
 import importlib.util
+from pathlib import Path
 import jax
 from experiments import command, run
 from mmvae_jax import sweeps, train
@@ -44,17 +45,15 @@ command.keep_programs()
 command.keep_memory()
 sweep = run.build(config, sweeps.grid(config.sweep), [])
 mark("data and model")
-examples = sweep.dataset.train.leaves()
-first = {m: x[: config.train.batch_size] for m, x in examples.items()}
-state = train.init_states(sweep.task, sweep.hyper, sweep.keys, first)
-jax.block_until_ready(state)
+prepared = run.prepare_program(sweep, Path(sys.argv[3]))
+jax.block_until_ready(prepared.state)
 mark("initial parameters")
-data = jax.block_until_ready(jax.device_put(examples))
+data = jax.block_until_ready(jax.device_put(prepared.data))
 mark("data to the device")
 state = train.fit(
-    train.compile_steps(sweep.task, sweep.execution), state, sweep.hyper, sweep.keys,
-    data, num_steps=1, batch_size=config.train.batch_size, data_seed=0,
-    execution=sweep.execution,
+    prepared.program, prepared.state, sweep.hyper, sweep.keys, data,
+    num_steps=1, batch_size=config.train.batch_size, data_seed=0,
+    execution=prepared.execution,
 )
 jax.block_until_ready(state)
 mark("program and first step")
@@ -73,7 +72,14 @@ def measure(options, folder):
     rows = []
     for turn in range(options.turns + 1):
         done = subprocess.run(
-            [sys.executable, "-c", START, options.config, json.dumps(places)],
+            [
+                sys.executable,
+                "-c",
+                START,
+                options.config,
+                json.dumps(places),
+                str(folder),
+            ],
             stdout=subprocess.PIPE,
             text=True,
             check=True,

@@ -114,7 +114,7 @@ def main():
             # The first turn finds out how many steps a call may take.
             times[name] += [sum(taken)] if turn else []
     singles = statistics.median(times["single"])
-    rows = []
+    megabytes, rows = single.megabytes(), []
     for name in ways:
         taken = statistics.median(times[name])
         whole = (first[name] + taken) / (options.members * first["single"] + singles)
@@ -126,6 +126,9 @@ def main():
                 "with compilation": whole,
                 "first call of a single one's": first[name] / first["single"],
                 "programs": ways[name].program._cache_size(),
+                "memory of single ones": (
+                    ways[name].megabytes() / (options.members * megabytes)
+                ),
             }
         )
     print(
@@ -139,7 +142,9 @@ def main():
         f"--members {options.members} --steps {options.steps} --turns {options.turns} "
         f"--mappings {' '.join(options.mappings)}"
     )
-    reports.write(options.out, ran, rows, single_runs_seconds=singles)
+    reports.write(
+        options.out, ran, rows, single_runs_seconds=singles, single_megabytes=megabytes
+    )
 
 
 if __name__ == "__main__":

@@ -80,6 +80,11 @@ def memory_of(count: int) -> Callable[[Results], float]:
     return lambda results: results["growth"]["memory_of_members"][str(count)]
 
 
+def linear(results: Results) -> float:
+    """The share of the variance that lines explain, of what they explain least."""
+    return min(line["explained"] for line in results["growth"]["lines"].values())
+
+
 TARGETS = (
     Target("step, MoPoE-VAE, against MultiVae", 1.5, None, "x", step_of("mopoe")),
     Target("step, MVAE, against MultiVae", 1.0, None, "x", step_of("mvae")),
@@ -115,6 +120,31 @@ TARGETS = (
         )
         for k in (2, 4, 8)
     ),
+    *(
+        Target(
+            f"memory of a sweep of 8 ({where}), over 8 members",
+            None,
+            1.0,
+            "x",
+            lambda results, name=name, mapping=mapping: results.row(
+                name, mapping=mapping
+            )["memory of single ones"],
+        )
+        for where, name, mapping in (
+            ("PolyMNIST", "sweep_polymnist", "auto"),
+            ("vmap", "sweep_vmap", "vmap"),
+        )
+    ),
+    Target(
+        "first call of 8 members at once, over that of one",
+        None,
+        3.0,
+        "x",
+        lambda results: results.row("sweep_vmap", mapping="vmap")[
+            "first call of a single one's"
+        ],
+    ),
+    Target("lines in M, K and B, of the variance", 0.99, None, "x", linear),
     Target(
         "PolyMNIST prepared",
         None,

@@ -21,6 +21,8 @@ from mmvae_jax.types import Batch, PRNGKey
 
 # Runs of fewer steps end before the compilation of other mappings would have paid.
 MEASURED_FROM_STEPS = 10_000
+# Written out for each member, programs of more take too long to compile for a trial.
+MOST_UNROLLED = 4
 # A call that is timed lasts about this long.
 MEASURED_SECONDS = 0.5
 # The rule's mapping is left only for one that takes at most this part of its time:
@@ -128,14 +130,19 @@ def alternatives(
     Returns:
       None of them if a mapping is asked for, if a device has a single member, if the
       run is short, or if several processes would have to agree; none either where the
-      program is written out for each member.
+      rule is "unroll", since it knows then that all others are far slower.
     """
     is_open = wanted == "auto" and execution.mapping != "unroll"
-    has_several = num_members // execution.layout[0] > 1
+    num_on_device = num_members // execution.layout[0]
     is_long = num_steps >= MEASURED_FROM_STEPS
-    if not (is_open and has_several and is_long) or jax.process_count() > 1:
+    if not (is_open and num_on_device > 1 and is_long) or jax.process_count() > 1:
         return []
-    return [name for name in ("vmap", "map") if name != execution.mapping]
+    return [
+        name
+        for name in sweeps.MAPPINGS
+        if name != execution.mapping
+        and (name != "unroll" or num_on_device <= MOST_UNROLLED)
+    ]
 
 
 def prepare(

@@ -56,3 +56,10 @@ def test_without_the_peer_there_is_no_ratio(tmp_path):
     results = results_of(tmp_path, gpu_step=step(10, None))
     # Eight runs of 10 ms a step, in 8 ms.
     assert targets.judge(SWEEP, results) == ("10 x", "yes")
+
+
+def test_time_is_linear_if_it_is_in_everything(tmp_path):
+    growth = {"lines": {"members": {"explained": 1.0}, "batch": {"explained": 0.98}}}
+    target = TARGETS["lines in M, K and B, of the variance"]
+    results = results_of(tmp_path, growth=growth)
+    assert targets.judge(target, results) == ("0.98 x", "NO")

@@ -126,14 +126,15 @@ def test_the_memory_of_this_machine():
 @pytest.mark.parametrize(
     ("wanted", "mapping", "num_members", "num_steps", "layout", "expected"),
     [
-        ("auto", "map", 3, 10_000, (1, 1), ["vmap"]),
-        ("auto", "vmap", 3, 10_000, (1, 1), ["map"]),
+        ("auto", "map", 4, 10_000, (1, 1), ["vmap", "unroll"]),
+        ("auto", "map", 5, 10_000, (1, 1), ["vmap"]),
+        ("auto", "vmap", 3, 10_000, (1, 1), ["map", "unroll"]),
         ("auto", "map", 3, 9_999, (1, 1), []),
         ("auto", "map", 1, 10_000, (1, 1), []),
         ("auto", "unroll", 3, 10_000, (1, 1), []),
         ("map", "map", 3, 10_000, (1, 1), []),
         ("auto", "vmap", 4, 10_000, (4, 1), []),
-        ("auto", "vmap", 4, 10_000, (2, 2), ["map"]),
+        ("auto", "vmap", 10, 10_000, (2, 2), ["map"]),
     ],
 )
 def test_what_is_worth_a_measurement(
@@ -210,7 +211,7 @@ def test_a_run_keeps_the_mapping_it_measured(
     assert capsys.readouterr().out == line
     again = run.prepare_program(sweep, tmp_path)
     assert capsys.readouterr().out == ""
-    assert asked == [("map", ["vmap"]), ("vmap", [])]
+    assert asked == [("map", ["vmap", "unroll"]), ("vmap", [])]
     assert again.execution.mapping == "vmap"
     assert again.seconds == {"map": 1.0, "vmap": 0.5}
 
@@ -242,6 +243,31 @@ def test_a_measurement_that_cannot_be_read(tmp_path, text):
     message = r"execution\.json is not what this project writes; remove it"
     with pytest.raises(UsageError, match=message):
         workdirs.read_execution(tmp_path, {"device": "cpu", "layout": [1, 1]})
+
+
+@pytest.mark.slow
+def test_a_run_beyond_the_memory_is_trained_in_chunks(
+    smoke_config, run_here, tmp_path, monkeypatch
+):
+    # Large batches, of which a step needs more than the states.
+    changes = {"train.mapping": "vmap", "train.batch_size": 512}
+    config = smoke_config("mvae", changes | {"eval.metrics": ("elbo",)})
+    sweep = run.build(config, sweeps.grid(config.sweep), run.Signals())
+    whole = run.prepare_program(sweep, tmp_path)
+    assert whole.execution.members_at_once == 0
+    assert run_here(config, tmp_path / "whole")[0] == 0
+    memory = tuning.peak_bytes(whole.program) - 1
+    monkeypatch.setattr(tuning, "device_memory", lambda: memory)
+    code, output = run_here(config, tmp_path / "run")
+    assert code == 0
+    assert "the memory of the device holds 1 members at once: they are" in output
+    found, expected = (
+        workdirs.read_summary(tmp_path / name) for name in ("run", "whole")
+    )
+    assert found["execution"]["members_at_once"] == 1
+    for ours, theirs in zip(found["members"], expected["members"], strict=True):
+        elbo = "eval/elbo"
+        assert ours["metrics"][elbo] == pytest.approx(theirs["metrics"][elbo], rel=1e-3)
 
 
 def test_chunks_that_do_not_divide_the_members(smoke_config, tmp_path):
