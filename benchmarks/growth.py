@@ -78,6 +78,12 @@ def main():
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     command.keep_memory()
+    with reports.own_programs():
+        measure(options)
+
+
+def measure(options):
+    """Times everything, reports and draws it."""
     default_batch = sweep.SETTINGS[options.setting].get_config(options.model).train
     rows, ways = [], []
     for what, value, modalities, members, batch in points(default_batch.batch_size):

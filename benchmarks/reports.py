@@ -1,11 +1,13 @@
 """What every benchmark writes: its rows, and what they were measured with."""
 
+import contextlib
 import datetime
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,18 @@ import jax
 
 # Of these the version is told, if they are installed.
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "multivae")
+
+
+@contextlib.contextmanager
+def own_programs() -> Iterator[None]:
+    """Compiles every program once, and none that was compiled before.
+
+    What XLA says of a program's memory or operations asks for it a second time.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        yield
 
 
 def write(

@@ -99,6 +99,12 @@ def main():
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     command.keep_memory()
+    with reports.own_programs():
+        measure(options)
+
+
+def measure(options):
+    """Times everything and reports it."""
     config = SETTINGS[options.setting].get_config(options.arg)
     config.sweep.beta = tuple(0.5 * (k + 1) for k in range(options.members))
     config.sweep.seed = (0,)
@@ -114,9 +120,10 @@ def main():
             # The first turn finds out how many steps a call may take.
             times[name] += [sum(taken)] if turn else []
     singles = statistics.median(times["single"])
-    megabytes, rows = single.megabytes(), []
+    rows = []
     for name in ways:
         taken = statistics.median(times[name])
+        alone = single if name == "auto" else build(config, members[:1], name)
         whole = (first[name] + taken) / (options.members * first["single"] + singles)
         rows.append(
             {
@@ -127,7 +134,7 @@ def main():
                 "first call of a single one's": first[name] / first["single"],
                 "programs": ways[name].program._cache_size(),
                 "memory of single ones": (
-                    ways[name].megabytes() / (options.members * megabytes)
+                    ways[name].megabytes() / (options.members * alone.megabytes())
                 ),
             }
         )
@@ -143,7 +150,11 @@ def main():
         f"--mappings {' '.join(options.mappings)}"
     )
     reports.write(
-        options.out, ran, rows, single_runs_seconds=singles, single_megabytes=megabytes
+        options.out,
+        ran,
+        rows,
+        single_runs_seconds=singles,
+        single_megabytes=single.megabytes(),
     )
 
 
