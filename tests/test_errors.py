@@ -221,6 +221,18 @@ USAGE = {
     f"{WEIGHTS}{{empty}}": "cannot read the Inception weights .*it is no file",
     f"{WEIGHTS}nothing.pth": "cannot read the Inception weights nothing.pth",
 }
+# What is wrong -> flags of which it is; the first that fits.
+KINDS = {
+    "working directories, their JSON, logs and checkpoints": "--workdir={",
+    "prepared data": "data_dir={",
+    "`.npz` files: arrays, labels, masks": "configs/arrays.py",
+    "MNIST's idx files": "digits_dir={",
+    "pictures": "backgrounds_dir=|published_dir=",
+    "CUB: archives, links, captions": "cub_dir=",
+    "Inception weights": "inception_weights=",
+    "config files": "--config={|--config=$|nothing.py",
+    "flags and fields of configs": "",
+}
 SECONDS = 5  # of the processors, without the imports
 MEGABYTES = 300  # more than the same command needs to refuse a flag
 NO_NETWORK = """
@@ -346,6 +358,11 @@ def test_the_table_is_of_all_kinds_of_input():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     said = re.search(r"believed\. (\d+) mistakes", readme)
     assert int(said[1]) == len(USAGE)
+    counts = dict.fromkeys(KINDS, 0)
+    for flags in USAGE:
+        counts[next(k for k, form in KINDS.items() if re.search(form, flags))] += 1
+    for kind, count in counts.items():
+        assert f"| {kind} | {count} |" in readme, (kind, count)
 
 
 @pytest.mark.parametrize("flags", USAGE)
