@@ -58,8 +58,7 @@ format: $(VENV)/test.stamp  ## rewrite in the house style
 	$(BIN)/ruff format .
 
 bench: $(RUN_STAMP)  ## the CPU benchmarks; EXTRAS=bench: against MultiVae
-	$(BIN)/python -m benchmarks.step --turns 2 --steps 6 --out results/bench_step.json
-	$(BIN)/python -m benchmarks.profile --out results/bench_profile.json
+	$(BIN)/python -m benchmarks.step --turns 2 --steps 4 --out results/bench_step.json
 	$(BIN)/python -m benchmarks.profile --model mopoe --out results/bench_profile_mopoe.json
 	$(BIN)/python -m benchmarks.sweep --setting polydigits --members 8 --steps 100 --turns 3 --mappings auto --out results/bench_sweep_polydigits.json
 	$(BIN)/python -m benchmarks.sweep --setting polymnist --members 8 --steps 4 --turns 1 --mappings auto --out results/bench_sweep_polymnist.json

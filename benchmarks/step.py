@@ -190,6 +190,12 @@ def main():
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     command.keep_memory()
+    with reports.own_programs():
+        measure_all(options)
+
+
+def measure_all(options):
+    """Times everything and reports it."""
     generator = np.random.default_rng(0)
     shape = (NUM_EXAMPLES, 28, 28, 3)
     images = {

@@ -631,7 +631,15 @@ def test_captions_say_what_was_measured(evidence, name):
     assert "ot measured" not in text and text.endswith(".")
 
 
-@pytest.mark.parametrize("name", drawings.DRAWINGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("2", "3", "matching")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in drawings.DRAWINGS
+    ],
+)
 def test_a_caption_is_below_the_panels_and_inside_the_figure(evidence, name):
     drawing = drawings.DRAWINGS[name](evidence)
     width, height = drawing.figure.get_size_inches()

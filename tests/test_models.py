@@ -57,7 +57,16 @@ def batch(tiny_images):
     return {m: x / np.float32(255) for m, x in tiny_images(SHAPES, B).items()}
 
 
-@pytest.fixture(scope="module", params=models.MODELS)
+FAST = ("mvae", "mmvae", "mopoe", "mvtcae", "jmvae", "crmvae", "mmvae_plus")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+        for name in models.MODELS
+    ],
+)
 def evaluated(request, make):
     """(name, model, compiled function): all that a model computes of a batch."""
     model = make(request.param)

@@ -66,16 +66,18 @@ terminal.ProgressBar.update = update_and_stop
 KILLED = {
     "after the first checkpoint": (AFTER_A_CHECKPOINT.format(step=6), 9, (6,)),
     "in a line": (IN_A_LINE, 9, (12,)),
-    "in an evaluation between": (
-        IN_AN_EVALUATION.format(call=2, signal="SIGKILL"),
-        9,
-        (12,),
-    ),
     # The last checkpoint may still have been on its way to the disk.
     "in the last evaluation": (
         IN_AN_EVALUATION.format(call=5, signal="SIGKILL"),
         9,
         (18, 24),
+    ),
+}
+KILLED_ELSEWHERE = {
+    "in an evaluation between": (
+        IN_AN_EVALUATION.format(call=2, signal="SIGKILL"),
+        9,
+        (12,),
     ),
     "before the summary": (BEFORE_THE_SUMMARY, 9, (18, 24)),
 }
@@ -102,13 +104,16 @@ STOPPED = {
         (24,),
     ),
 }
-CHAINS = {"killed": KILLED, "stopped": STOPPED}
+CHAINS = {"killed": KILLED, "elsewhere": KILLED_ELSEWHERE, "stopped": STOPPED}
 # What signals do is also tested at drawn moments, by test_kills.py.
-MARKS = {"killed": (), "stopped": pytest.mark.slow}
+EVERY_CHAIN = [
+    pytest.param(chain, marks=() if chain == "killed" else pytest.mark.slow)
+    for chain in CHAINS
+]
 EVERY_STOP = [
-    pytest.param(chain, name, marks=MARKS[chain])
-    for chain, stops in CHAINS.items()
-    for name in stops
+    pytest.param(*chain.values, name, marks=chain.marks)
+    for chain in EVERY_CHAIN
+    for name in CHAINS[chain.values[0]]
 ]
 
 
@@ -163,9 +168,7 @@ def test_stops_and_resumes(chain, name, runs):
         assert "Traceback" not in stopped.stderr
 
 
-@pytest.mark.parametrize(
-    "chain", [pytest.param(name, marks=MARKS[name]) for name in CHAINS]
-)
+@pytest.mark.parametrize("chain", EVERY_CHAIN)
 def test_resumed_bits(chain, runs, assert_same_end):
     unbroken, workdir, outcomes = runs(chain)
     assert outcomes[-1].code == 0, outcomes[-1].stderr

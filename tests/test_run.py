@@ -210,6 +210,7 @@ def test_all_members_diverged(smoke_config, run_here, tmp_path):
     assert any(x.get("train/loss", 0) is None for x in trained)
 
 
+@pytest.mark.slow
 def test_a_diverged_member_touches_no_other(smoke_config, finished, run_here, tmp_path):
     config = smoke_config("mopoe", {"sweep.beta": (0.0, 1e38, 9.0)})
     code, stdout = run_here(config, tmp_path / "run")
