@@ -161,11 +161,12 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
 
 
 def check(config: Any) -> None:
-    """Checks what the types of the fields do not say.
+    """Checks what the types of the fields do not say, before data are prepared.
 
     Raises:
-      UsageError: a number out of its range.
+      UsageError: an unknown model, or a number out of its range.
     """
+    models.check(config)
     least = {
         "train": {
             "num_steps": 1,

@@ -46,6 +46,8 @@ USAGE = {
     "--config.data.repeated=perhaps": "repeated.*perhaps",
     # The model and its parts.
     "--config.model.name=vae": "unknown model 'vae'.*unimodal.*mopoe",
+    # Said before data are prepared, which are not there.
+    "--config=configs/polymnist.py:mopeo": "unknown model 'mopeo'.*unimodal.*mopoe",
     "--config.model.latent_dim=0": "latent_dim must be >= 1, got 0",
     "--config=configs/smoke.py:unimodal --config.model.latent_dim=1": "latent_dim = 1",
     "--config.model.prior_expert=some": "prior_expert 'some'",

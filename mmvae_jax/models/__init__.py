@@ -46,16 +46,11 @@ MODELS = {
 PRIVATE = ("mmvae_plus", "dmvae", "contrastive")
 
 
-def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> MultimodalVAE:
-    """The model that a config describes.
-
-    Args:
-      config: with the fields `model`, `objective`, `modality` and `modalities` of
-        configs/base.py.
-      shapes: modality -> shape of one example, in the order of the M axis.
+def check(config: Any) -> None:
+    """Checks what can be said of a model before there are any data.
 
     Raises:
-      UsageError: the model or one of its parts is unknown.
+      UsageError: the model or one of its options is unknown.
     """
     name = config.model.name
     if name not in MODELS:
@@ -68,6 +63,21 @@ def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Multimodal
             f"config.model.latent_dim must be >= 1, got {config.model.latent_dim}"
         )
     _check_choices(config, name)
+
+
+def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> MultimodalVAE:
+    """The model that a config describes.
+
+    Args:
+      config: with the fields `model`, `objective`, `modality` and `modalities` of
+        configs/base.py.
+      shapes: modality -> shape of one example, in the order of the M axis.
+
+    Raises:
+      UsageError: the model or one of its parts is unknown.
+    """
+    check(config)
+    name = config.model.name
     for modality, options in config.modalities.items():
         if modality not in shapes:
             raise UsageError(
