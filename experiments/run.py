@@ -189,6 +189,8 @@ def check(config: Any) -> None:
         },
     }
     train.matmul_precision(config.train.precision, jax.default_backend())
+    if config.data.get("seed", 0) < 0:
+        raise UsageError(f"config.data.seed must be >= 0, got {config.data.seed}")
     clip_norm = config.train.clip_norm
     if not 0 <= clip_norm < math.inf:
         raise UsageError(f"config.train.clip_norm must be >= 0, got {clip_norm}")
@@ -215,8 +217,10 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: Signals) -> Sweep
     if "captions" in config.eval.metrics:
         given = EvaluationData(dataset.train, dataset.test, None, 1)
         inputs.captions_of(given._replace(words=dataset.words), "captions")
-    if "linear_probe" in config.eval.metrics:
-        inputs.require_labels(dataset.test, "linear_probe")
+    for metric in (*evaluate.NEEDS_CLASSIFIERS, "linear_probe"):
+        if metric in config.eval.metrics:
+            for split in (complete.train, complete.test):
+                inputs.require_labels(split, metric)
     data.batch_indices(0, 0, 1, dataset.train.num_examples, config.train.batch_size)
     model = models.make_model(config, dataset.shapes())
     task = train.vae_task(model, config.train.clip_norm)

@@ -46,6 +46,12 @@ def load(path, test_path="", test_fraction=0.2, seed=0):
     if test_path:
         test, test_words = _read(test_path)
         _check_alike(train, test, path, test_path)
+        for m, own in words.items():
+            if any(a != b for a, b in zip(own, test_words[m], strict=False)):
+                raise UsageError(
+                    f"{path} and {test_path} number the words of {m} differently: one "
+                    f"{m}{WORDS} must begin with the other"
+                )
         words = {m: max(own, test_words[m], key=len) for m, own in words.items()}
     else:
         train, test = _divide(train, test_fraction, seed, path)
@@ -65,6 +71,9 @@ def _read(path):
     if not path.is_file():
         raise UsageError(f"no file {path} (config.data.path, config.data.test_path)")
     arrays = _read_npz(path)
+    for name, x in arrays.items():
+        if name.endswith(WORDS) and (x.ndim != 1 or x.dtype.kind != "U"):
+            raise UsageError(f"{path}: {name} must be strings [V], got {x.dtype}")
     words = {
         name.removesuffix(WORDS): tuple(arrays.pop(name).tolist())
         for name in list(arrays)
@@ -157,8 +166,10 @@ def _modality(where, x, mask):
     elif np.issubdtype(x.dtype, np.integer):
         if x.ndim != 2:
             raise UsageError(f"{where} has shape {x.shape}: tokens are int [N, T]")
-        if (x[mask] < 0).any() or (x[mask] > np.iinfo(np.int32).max).any():
+        if (x[mask] < 0).any():
             raise UsageError(f"{where}: tokens are numbered from 0, got {x.min()}")
+        if (x[mask] > np.iinfo(np.int32).max).any():
+            raise UsageError(f"{where}: token {x.max()} is beyond int32")
         x = x.astype(np.int32)
     else:
         raise UsageError(

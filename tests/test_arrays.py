@@ -103,6 +103,8 @@ BAD = {
     "cube of tokens": ({"text": GOOD["text"][..., None]}, r"text .*int \[N, T\]"),
     "negative tokens": ({"text": GOOD["text"] - 1}, "text: tokens are numbered from 0"),
     "few words": ({"text_words": GOOD["text_words"][:4]}, "token 4.*only 4 words"),
+    "words of numbers": ({"text_words": np.arange(6)}, "text_words must be strings"),
+    "large tokens": ({"text": np.full((N, 6), 2**40)}, "is beyond int32"),
     "words of nothing": ({"image_words": GOOD["text_words"]}, "image_words is of no"),
     "labels": ({"labels": GOOD["labels"] / 2}, r"labels must be integers \(20,\)"),
     "negative labels": ({"labels": GOOD["labels"] - 1}, "classes 0, 1, .*-1 to 2"),
@@ -170,3 +172,15 @@ def test_the_example_of_the_readme(tmp_path):
     assert "mopoe on digits" in done.stdout + done.stderr
     names = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
     assert {"beta=1,seed=0_prior.png", "beta=1,seed=0_image_given_waves.png"} <= names
+
+
+def test_two_files_number_their_words_alike(tmp_path):
+    words = GOOD["text_words"]
+    np.savez(tmp_path / "train.npz", **GOOD)
+    np.savez(tmp_path / "more.npz", **GOOD | {"text_words": np.append(words, "f")})
+    np.savez(tmp_path / "other.npz", **GOOD | {"text_words": words[::-1]})
+    paths = [str(tmp_path / f"{name}.npz") for name in ("train", "more", "other")]
+    found = arrays.load(paths[0], paths[1])
+    assert found.words == {"text": (*words.tolist(), "f")}
+    with pytest.raises(UsageError, match="number the words of text differently"):
+        arrays.load(paths[0], paths[2])

@@ -90,6 +90,7 @@ USAGE = {
     "--config.train.batch_size=0": "train.batch_size must be >= 1, got 0",
     "--config.train.num_steps=0": "train.num_steps must be >= 1, got 0",
     "--config.train.checkpoints_kept=0": "checkpoints_kept must be >= 1",
+    "--config.data.seed=-1": "config.data.seed must be >= 0, got -1",
     "--config.train.data_seed=-1": "data_seed must be >= 0, got -1",
     "--config.classifier.network=svm": "unknown config.classifier.network 'svm'",
     "--config.classifier.num_steps=0": "classifier.num_steps must be >= 1",

@@ -1,4 +1,4 @@
-"""The paper's figures on MNIST at 28 x 28 pixels: an hour of training on a CPU.
+"""The paper's figures on MNIST at 28 x 28 pixels: hours of training on a CPU.
 
     make figures SCALE=cpu
 

@@ -12,6 +12,7 @@ are singular, which the distance bears, and the bias is large.
 
 import hashlib
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -135,7 +136,8 @@ def real_moments(
 def _save(path: Path, moments: Moments) -> None:
     """Writes a file at once or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
+    # Members on several devices are evaluated by threads.
+    partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
     with open(partial, "wb") as file:
         np.savez(file, **moments._asdict())
     partial.replace(path)
