@@ -4,7 +4,9 @@ One array a modality, by its name and in the order of the file: images uint8 [N,
 or [N, H, W, C], vectors (of any shape) float [N, ...], sequences of tokens int [N, T].
 Beside them there may be `labels` int [N], `observed` bool [N, M] (what is there of each
 example; the rest may hold anything, NaN too), and for tokens of a modality NAME their
-vocabulary `NAME_words`, an array of strings.
+vocabulary `NAME_words`, an array of strings. The network "transformer" and
+`count_padding=False` take token 2 for the end of a text (`tokens.SPECIALS`): for them
+your words begin with those.
 """
 
 import hashlib
