@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmvae_jax import arrays
+from configs import arrays as user_config
+from experiments import run
+from mmvae_jax import arrays, sweeps
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import TokenShape
 
@@ -184,3 +186,18 @@ def test_two_files_number_their_words_alike(tmp_path):
     assert found.words == {"text": (*words.tolist(), "f")}
     with pytest.raises(UsageError, match="number the words of text differently"):
         arrays.load(paths[0], paths[2])
+
+
+@pytest.mark.parametrize("metric", ["coherence", "frechet", "linear_probe"])
+@pytest.mark.parametrize("unlabelled", ["path", "test_path"])
+def test_metrics_that_need_labels_need_them_in_both_files(metric, unlabelled, tmp_path):
+    config = user_config.get_config()
+    images = {"image": RNG.integers(0, 256, (N, 16, 16), dtype=np.uint8)}
+    for name in ("path", "test_path"):
+        labels = {} if name == unlabelled else {"labels": np.arange(N) % 4}
+        np.savez(tmp_path / f"{name}.npz", **images, **labels)
+        config.data[name] = str(tmp_path / f"{name}.npz")
+    config.eval.metrics = (metric,)
+    config.train.batch_size = 10
+    with pytest.raises(UsageError, match="labels"):
+        run.build(config, sweeps.grid(config.sweep), run.Signals())
