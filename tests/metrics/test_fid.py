@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,3 +130,15 @@ def test_the_runner_wires_weights_network_and_cache(tmp_path, monkeypatch):
     )
     assert set(values) == {"eval/fid", "eval/fid/m0", "eval/fid/m1"}
     assert len(list((tmp_path / "fid").iterdir())) == 1
+
+
+def test_threads_may_save_the_same_moments(tmp_path):
+    """Members on several devices do, of the same images at the same time."""
+    moments = fid.Moments(3, np.arange(400.0), np.eye(400))
+    path = tmp_path / "moments.npz"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: fid._save(path, moments), range(24)))
+    found = fid._load(path)
+    assert found.count == 3
+    np.testing.assert_array_equal(found.scatter, moments.scatter)
+    assert [p.name for p in tmp_path.iterdir()] == ["moments.npz"]
