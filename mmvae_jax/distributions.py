@@ -8,14 +8,24 @@ serves vectors, images and token sequences.
 import math
 from collections.abc import Callable
 from functools import partial, singledispatch
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from mmvae_jax import tokens
 from mmvae_jax.errors import UsageError
-from mmvae_jax.types import Array, Distribution, Gaussian, Laplace, PRNGKey
+from mmvae_jax.types import (
+    Array,
+    Distribution,
+    Gaussian,
+    Laplace,
+    PRNGKey,
+    Shape,
+)
+
+# Latent vectors or their distribution: what can be divided along D.
+Latent = TypeVar("Latent", bound=Array | Distribution)
 
 
 class Likelihood(NamedTuple):
@@ -58,13 +68,13 @@ def _(q: Laplace, z: Array) -> Array:
 
 
 @singledispatch
-def sample(q: Distribution, key: PRNGKey, shape: tuple[int, ...] = ()) -> Array:
+def sample(q: Distribution, key: PRNGKey, shape: Shape = ()) -> Array:
     """Reparameterised samples of a diagonal distribution.
 
     Args:
       q: Gaussian or Laplace, fields [..., D].
       key: random key.
-      shape: of the independent samples; () is one.
+      shape: shape of the independent samples; () is one sample.
 
     Returns:
       float [*shape, ..., D].
@@ -73,30 +83,30 @@ def sample(q: Distribution, key: PRNGKey, shape: tuple[int, ...] = ()) -> Array:
 
 
 @sample.register
-def _(q: Gaussian, key: PRNGKey, shape: tuple[int, ...] = ()) -> Array:
+def _(q: Gaussian, key: PRNGKey, shape: Shape = ()) -> Array:
     noise = jax.random.normal(key, (*shape, *q.mean.shape), q.mean.dtype)
     return q.mean + jnp.exp(0.5 * q.log_variance) * noise
 
 
 @sample.register
-def _(q: Laplace, key: PRNGKey, shape: tuple[int, ...] = ()) -> Array:
+def _(q: Laplace, key: PRNGKey, shape: Shape = ()) -> Array:
     noise = jax.random.laplace(key, (*shape, *q.mean.shape), q.mean.dtype)
     return q.mean + jnp.exp(q.log_scale) * noise
 
 
-def split(q: Distribution, size: int) -> tuple[Distribution, Distribution]:
+def split(q: Latent, size: int) -> tuple[Latent, Latent]:
     """The first `size` dimensions of a distribution, and the others.
 
     Args:
       q: Gaussian or Laplace, fields [..., D], or an array [..., D].
-      size: of the first part, in [0, D].
+      size: dimensions of the first part, in [0, D].
     """
     first = jax.tree.map(lambda field: field[..., :size], q)
     return first, jax.tree.map(lambda field: field[..., size:], q)
 
 
-def join(*parts: Distribution) -> Distribution:
-    """Distributions of one family, fields [..., D_i], end to end."""
+def join(*parts: Latent) -> Latent:
+    """Distributions of one family (or arrays), fields [..., D_i], end to end."""
     return jax.tree.map(lambda *fields: jnp.concatenate(fields, axis=-1), *parts)
 
 
@@ -117,25 +127,25 @@ def gaussian_kl(q: Gaussian, p: Gaussian) -> Array:
     return 0.5 * jnp.sum(squares + jnp.expm1(log_ratio) - log_ratio, axis=-1)
 
 
-def laplace_log_prob(loc: Array, x: Array, scale: float) -> Array:
+def _laplace_log_prob(loc: Array, x: Array, scale: float) -> Array:
     """Log-density of a Laplace distribution with a fixed scale; nats [B]."""
     return _sum_event(-jnp.abs(x - loc) / scale - math.log(2 * scale))
 
 
-def normal_log_prob(loc: Array, x: Array, scale: float) -> Array:
+def _normal_log_prob(loc: Array, x: Array, scale: float) -> Array:
     """Log-density of a normal distribution with a fixed scale; nats [B]."""
     constant = math.log(scale) + 0.5 * math.log(2 * math.pi)
     return _sum_event(-0.5 * jnp.square((x - loc) / scale) - constant)
 
 
-def bernoulli_log_prob(logits: Array, x: Array) -> Array:
+def _bernoulli_log_prob(logits: Array, x: Array) -> Array:
     """Log-probability of x in {0, 1} (or a grey value in between); nats [B]."""
     return _sum_event(
         x * jax.nn.log_sigmoid(logits) + (1 - x) * jax.nn.log_sigmoid(-logits)
     )
 
 
-def categorical_log_prob(logits: Array, x: Array, count_padding: bool = True) -> Array:
+def _categorical_log_prob(logits: Array, x: Array, count_padding: bool = True) -> Array:
     """Log-probability of tokens under independent distributions of the words; nats.
 
     Args:
@@ -172,11 +182,11 @@ def make_likelihood(
         raise UsageError(f"likelihood scale must be > 0, got {scale}")
     identity = partial(jnp.asarray)
     likelihoods = {
-        "laplace": Likelihood(partial(laplace_log_prob, scale=scale), identity),
-        "gaussian": Likelihood(partial(normal_log_prob, scale=scale), identity),
-        "bernoulli": Likelihood(bernoulli_log_prob, jax.nn.sigmoid),
+        "laplace": Likelihood(partial(_laplace_log_prob, scale=scale), identity),
+        "gaussian": Likelihood(partial(_normal_log_prob, scale=scale), identity),
+        "bernoulli": Likelihood(_bernoulli_log_prob, jax.nn.sigmoid),
         "categorical": Likelihood(
-            partial(categorical_log_prob, count_padding=count_padding), jax.nn.softmax
+            partial(_categorical_log_prob, count_padding=count_padding), jax.nn.softmax
         ),
     }
     if name not in likelihoods:

@@ -8,11 +8,12 @@ padding, the last block has max pooling in place of average pooling, and there a
 1008 classes (whose layer is left out here: the features are its input).
 
 Layers have the names of the port, so that its state dict maps onto the variables
-by a rule (`to_variables`). Where the weights come from: `inception_weights`.
+by a rule (`to_variables`). The weights come from `inception_weights`.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import cast
 
 import flax.linen as nn
 import flax.traverse_util
@@ -48,13 +49,13 @@ def features(variables: Params, images: Array) -> Array:
     Args:
       variables: from `to_variables`.
       images: float [B, H, W, 1 or 3] in [0, 1]; a grey image becomes three equal
-        channels. Rounding to 8 bits is left to the caller.
+        channels. The caller rounds them to 8 bits where that is wanted.
 
     Returns:
       float [B, 2048].
     """
     images = jnp.broadcast_to(images, (*images.shape[:3], 3))
-    return Inception().apply(variables, resize(images) * 2 - 1)
+    return cast(Array, Inception().apply(variables, resize(images) * 2 - 1))
 
 
 def resize(images: Array) -> Array:
@@ -113,33 +114,33 @@ class Inception(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps images [B, 299, 299, 3] in [-1, 1] to features [B, 2048]."""
-        x = ConvNorm(32, (3, 3), 2, "VALID", name="Conv2d_1a_3x3")(x)
-        x = ConvNorm(32, (3, 3), 1, "VALID", name="Conv2d_2a_3x3")(x)
-        x = ConvNorm(64, (3, 3), name="Conv2d_2b_3x3")(x)
-        x = halve(x)
-        x = ConvNorm(80, name="Conv2d_3b_1x1")(x)
-        x = ConvNorm(192, (3, 3), 1, "VALID", name="Conv2d_4a_3x3")(x)
-        x = halve(x)
-        x = Mixed(partial(block_a, pooled=32), name="Mixed_5b")(x)
-        x = Mixed(partial(block_a, pooled=64), name="Mixed_5c")(x)
-        x = Mixed(partial(block_a, pooled=64), name="Mixed_5d")(x)
-        x = Mixed(block_b, name="Mixed_6a")(x)
-        x = Mixed(partial(block_c, width=128), name="Mixed_6b")(x)
-        x = Mixed(partial(block_c, width=160), name="Mixed_6c")(x)
-        x = Mixed(partial(block_c, width=160), name="Mixed_6d")(x)
-        x = Mixed(partial(block_c, width=192), name="Mixed_6e")(x)
-        x = Mixed(block_d, name="Mixed_7a")(x)
-        x = Mixed(partial(block_e, pool=average), name="Mixed_7b")(x)
-        x = Mixed(partial(block_e, pool=maximum), name="Mixed_7c")(x)
+        x = _ConvNorm(32, (3, 3), 2, "VALID", name="Conv2d_1a_3x3")(x)
+        x = _ConvNorm(32, (3, 3), 1, "VALID", name="Conv2d_2a_3x3")(x)
+        x = _ConvNorm(64, (3, 3), name="Conv2d_2b_3x3")(x)
+        x = _halve(x)
+        x = _ConvNorm(80, name="Conv2d_3b_1x1")(x)
+        x = _ConvNorm(192, (3, 3), 1, "VALID", name="Conv2d_4a_3x3")(x)
+        x = _halve(x)
+        x = _Mixed(partial(_block_a, pooled=32), name="Mixed_5b")(x)
+        x = _Mixed(partial(_block_a, pooled=64), name="Mixed_5c")(x)
+        x = _Mixed(partial(_block_a, pooled=64), name="Mixed_5d")(x)
+        x = _Mixed(_block_b, name="Mixed_6a")(x)
+        x = _Mixed(partial(_block_c, width=128), name="Mixed_6b")(x)
+        x = _Mixed(partial(_block_c, width=160), name="Mixed_6c")(x)
+        x = _Mixed(partial(_block_c, width=160), name="Mixed_6d")(x)
+        x = _Mixed(partial(_block_c, width=192), name="Mixed_6e")(x)
+        x = _Mixed(_block_d, name="Mixed_7a")(x)
+        x = _Mixed(partial(_block_e, pool=_average), name="Mixed_7b")(x)
+        x = _Mixed(partial(_block_e, pool=_maximum), name="Mixed_7c")(x)
         return jnp.mean(x, axis=(1, 2))
 
 
-class Mixed(nn.Module):
+class _Mixed(nn.Module):
     """A block of the network: branches side by side, their channels joined.
 
     Attributes:
-      branches: x [B, H, W, C] -> what is joined, one of the functions block_*;
-        they are called inside the module, whose parameters they add to.
+      branches: x [B, H, W, C] -> the arrays to be joined, one of the functions
+        _block_*; they are called inside the module, whose parameters they add to.
     """
 
     branches: Callable[[Array], list[Array]]
@@ -150,69 +151,69 @@ class Mixed(nn.Module):
         return jnp.concatenate(self.branches(x), axis=-1)
 
 
-def block_a(x: Array, pooled: int) -> list[Array]:
+def _block_a(x: Array, pooled: int) -> list[Array]:
     """35 x 35 pixels."""
     return [
-        chain(x, "branch1x1", (64, 1, 1)),
-        chain(x, "branch5x5", (48, 1, 1), (64, 5, 5)),
-        chain(x, "branch3x3dbl", (64, 1, 1), (96, 3, 3), (96, 3, 3)),
-        chain(average(x), "branch_pool", (pooled, 1, 1)),
+        _chain(x, "branch1x1", (64, 1, 1)),
+        _chain(x, "branch5x5", (48, 1, 1), (64, 5, 5)),
+        _chain(x, "branch3x3dbl", (64, 1, 1), (96, 3, 3), (96, 3, 3)),
+        _chain(_average(x), "branch_pool", (pooled, 1, 1)),
     ]
 
 
-def block_b(x: Array) -> list[Array]:
+def _block_b(x: Array) -> list[Array]:
     """From 35 to 17 pixels."""
-    double = chain(x, "branch3x3dbl", (64, 1, 1), (96, 3, 3), (96, 3, 3, 2))
-    return [chain(x, "branch3x3", (384, 3, 3, 2)), double, halve(x)]
+    double = _chain(x, "branch3x3dbl", (64, 1, 1), (96, 3, 3), (96, 3, 3, 2))
+    return [_chain(x, "branch3x3", (384, 3, 3, 2)), double, _halve(x)]
 
 
-def block_c(x: Array, width: int) -> list[Array]:
+def _block_c(x: Array, width: int) -> list[Array]:
     """17 x 17 pixels."""
     across, down = (width, 1, 7), (width, 7, 1)
     return [
-        chain(x, "branch1x1", (192, 1, 1)),
-        chain(x, "branch7x7", (width, 1, 1), across, (192, 7, 1)),
-        chain(x, "branch7x7dbl", (width, 1, 1), down, across, down, (192, 1, 7)),
-        chain(average(x), "branch_pool", (192, 1, 1)),
+        _chain(x, "branch1x1", (192, 1, 1)),
+        _chain(x, "branch7x7", (width, 1, 1), across, (192, 7, 1)),
+        _chain(x, "branch7x7dbl", (width, 1, 1), down, across, down, (192, 1, 7)),
+        _chain(_average(x), "branch_pool", (192, 1, 1)),
     ]
 
 
-def block_d(x: Array) -> list[Array]:
+def _block_d(x: Array) -> list[Array]:
     """From 17 to 8 pixels."""
-    seven = chain(
+    seven = _chain(
         x, "branch7x7x3", (192, 1, 1), (192, 1, 7), (192, 7, 1), (192, 3, 3, 2)
     )
-    return [chain(x, "branch3x3", (192, 1, 1), (320, 3, 3, 2)), seven, halve(x)]
+    return [_chain(x, "branch3x3", (192, 1, 1), (320, 3, 3, 2)), seven, _halve(x)]
 
 
-def block_e(x: Array, pool: Callable[[Array], Array]) -> list[Array]:
+def _block_e(x: Array, pool: Callable[[Array], Array]) -> list[Array]:
     """8 x 8 pixels."""
-    single = ConvNorm(384, name="branch3x3_1")(x)
-    double = ConvNorm(448, name="branch3x3dbl_1")(x)
-    double = ConvNorm(384, (3, 3), name="branch3x3dbl_2")(double)
+    single = _ConvNorm(384, name="branch3x3_1")(x)
+    double = _ConvNorm(448, name="branch3x3dbl_1")(x)
+    double = _ConvNorm(384, (3, 3), name="branch3x3dbl_2")(double)
     return [
-        chain(x, "branch1x1", (320, 1, 1)),
-        ConvNorm(384, (1, 3), name="branch3x3_2a")(single),
-        ConvNorm(384, (3, 1), name="branch3x3_2b")(single),
-        ConvNorm(384, (1, 3), name="branch3x3dbl_3a")(double),
-        ConvNorm(384, (3, 1), name="branch3x3dbl_3b")(double),
-        chain(pool(x), "branch_pool", (192, 1, 1)),
+        _chain(x, "branch1x1", (320, 1, 1)),
+        _ConvNorm(384, (1, 3), name="branch3x3_2a")(single),
+        _ConvNorm(384, (3, 1), name="branch3x3_2b")(single),
+        _ConvNorm(384, (1, 3), name="branch3x3dbl_3a")(double),
+        _ConvNorm(384, (3, 1), name="branch3x3dbl_3b")(double),
+        _chain(pool(x), "branch_pool", (192, 1, 1)),
     ]
 
 
-def chain(x: Array, name: str, *layers: tuple[int, ...]) -> Array:
+def _chain(x: Array, name: str, *layers: tuple[int, ...]) -> Array:
     """Layers (features, height, width) called name_1, name_2, ..., or just name.
 
     A fourth number is a stride, and then there is no padding.
     """
-    for i, (width, *kernel) in enumerate(layers, start=1):
+    for i, (features, height, width, *stride) in enumerate(layers, start=1):
         own = name if len(layers) == 1 else f"{name}_{i}"
-        stride = (kernel[2], "VALID") if len(kernel) == 3 else ()
-        x = ConvNorm(width, tuple(kernel[:2]), *stride, name=own)(x)
+        padded = (stride[0], "VALID") if stride else ()
+        x = _ConvNorm(features, (height, width), *padded, name=own)(x)
     return x
 
 
-class ConvNorm(nn.Module):
+class _ConvNorm(nn.Module):
     """Convolution without bias, batch normalisation with fixed moments, ReLU."""
 
     features: int
@@ -235,16 +236,16 @@ class ConvNorm(nn.Module):
         return nn.relu(nn.BatchNorm(True, epsilon=1e-3, name="bn")(x))
 
 
-def average(x: Array) -> Array:
+def _average(x: Array) -> Array:
     """3 x 3 average pooling of stride 1; padding does not count."""
     return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
-def maximum(x: Array) -> Array:
+def _maximum(x: Array) -> Array:
     """3 x 3 max pooling of stride 1."""
     return nn.max_pool(x, (3, 3), padding="SAME")
 
 
-def halve(x: Array) -> Array:
+def _halve(x: Array) -> Array:
     """3 x 3 max pooling of stride 2 without padding."""
     return nn.max_pool(x, (3, 3), (2, 2))

@@ -1,37 +1,40 @@
-"""How a dense layer, a convolution and its transpose are executed.
+"""Dense layers, convolutions and their transposes, and how they are executed.
 
-The only place that decides it. A strided convolution and a transposed
+No other module decides it. A strided convolution and a transposed
 convolution exist in three forms with the same parameters and the same values:
 
 "lax"     XLA's convolution. Under vmap over weights (a sweep) it becomes a
           grouped convolution, and inside a loop on CPU the gradient of its kernel
           is far slower than outside.
-"matmul"  the taps as strided slices and one matrix product. Fast under vmap, scan
-          and map; for a stride of 1 it would move k*k times the bytes, so there it
-          is not used.
-"mixed"   what spreads an input over its taps (the transposed layer, and the
-          derivative of the other one in its input) as XLA's convolution, which is
-          fast in loops too, and the rest as matrix products: the fastest on CPUs,
-          unless members are mapped by vmap.
+"matmul"  The taps are strided slices, and one matrix product takes them all. Fast
+          under vmap, scan and map. A stride of 1 is never run so: it would move
+          k*k times the bytes.
+"mixed"   XLA's convolution, which is fast in loops too, where an input is spread over
+          its taps (the transposed layer, and the derivative of the other one in its
+          input), and matrix products elsewhere: the fastest form on CPUs, unless
+          members are mapped by vmap.
 "auto"    "mixed" on CPUs, "matmul" elsewhere.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from mmvae_jax.errors import UsageError
-from mmvae_jax.types import Array
+from mmvae_jax.types import Array, PRNGKey, Shape
 
-NHWC = ("NHWC", "HWIO", "NHWC")
 FORMS = ("auto", "matmul", "lax", "mixed")
+_NHWC = ("NHWC", "HWIO", "NHWC")
+# One number for height and one for width.
+_Pair = tuple[int, int]
 
 
-def fan_in_uniform(fan_in: int):
+def fan_in_uniform(fan_in: int) -> Callable[..., Array]:
     """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in)), that of the published code.
 
     LeCun et al. (2012), "Efficient BackProp", in the form PyTorch uses for the
@@ -39,7 +42,7 @@ def fan_in_uniform(fan_in: int):
     """
     bound = 1 / math.sqrt(fan_in)
 
-    def init(key, shape, dtype=jnp.float32):
+    def init(key: PRNGKey, shape: Shape, dtype: DTypeLike = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
@@ -60,8 +63,8 @@ class StridedConv(nn.Module):
     Attributes:
       features: output channels.
       kernel_size: k, 3 or 4.
-      axes: those that are halved; along the other one k and the stride are 1.
-      use_bias: whether it has one.
+      axes: axes that are halved; along the other one k and the stride are 1.
+      use_bias: whether a bias is added.
       form: one of FORMS (module docstring).
     """
 
@@ -74,7 +77,7 @@ class StridedConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, H, W, C] to [B, ceil(H/2), ceil(W/2), features]."""
-        sizes, channels = x.shape[1:3], x.shape[-1]
+        _, height, width, channels = x.shape
         window, strides = _window(self.kernel_size, self.axes)
         init = fan_in_uniform(math.prod(window) * channels)
         kernel = self.param("kernel", init, (*window, channels, self.features))
@@ -83,10 +86,10 @@ class StridedConv(nn.Module):
         if form == "matmul":
             return _conv_by_matmul(x, kernel, strides) + bias
         if form == "mixed":
-            return _mixed_conv(x, kernel, strides, sizes) + bias
-        padding = _padding(window, strides, sizes)
+            return _mixed_conv(x, kernel, strides, (height, width)) + bias
+        padding = _padding(window, strides, (height, width))
         y = jax.lax.conv_general_dilated(
-            x, kernel, strides, padding, dimension_numbers=NHWC
+            x, kernel, strides, padding, dimension_numbers=_NHWC
         )
         return y + bias
 
@@ -99,13 +102,13 @@ class StridedConvTranspose(nn.Module):
       out_size: output height and width, 2 * size - 1 or 2 * size; one number for
         both, or one for each.
       kernel_size: k, 3 or 4.
-      axes: those that are doubled; along the other one k and the stride are 1.
-      use_bias: whether it has one.
+      axes: axes that are doubled; along the other one k and the stride are 1.
+      use_bias: whether a bias is added.
       form: one of FORMS (module docstring).
     """
 
     features: int
-    out_size: int | tuple[int, int]
+    out_size: int | _Pair
     kernel_size: int = 3
     axes: tuple[int, ...] = (1, 2)
     use_bias: bool = True
@@ -174,13 +177,13 @@ def _patches(x: Array, window: Sequence[int], strides: Sequence[int]) -> Array:
     return jnp.concatenate(taps, axis=-1)
 
 
-def _conv_by_matmul(x, kernel, strides):
+def _conv_by_matmul(x: Array, kernel: Array, strides: _Pair) -> Array:
     """A strided convolution with kernel [k, k, C, F]."""
     patches = _patches(x, kernel.shape[:2], strides)
     return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _spread(x, kernel, strides, out_size):
+def _spread(x: Array, kernel: Array, strides: _Pair, out_size: _Pair) -> Array:
     """The transposed convolution with kernel [k, k, C, F]: output 2 i + k - 1.
 
     Dilating the input and flipping the taps turns it into a plain convolution.
@@ -197,7 +200,7 @@ def _spread(x, kernel, strides, out_size):
         (1, 1),
         padding,
         lhs_dilation=strides,
-        dimension_numbers=NHWC,
+        dimension_numbers=_NHWC,
     )
 
 
@@ -214,17 +217,21 @@ def _kernel_gradient(patches: Array, g: Array) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _mixed_conv(x, kernel, strides, sizes):
+def _mixed_conv(x: Array, kernel: Array, strides: _Pair, sizes: _Pair) -> Array:
     """A strided convolution of x [B, *sizes, C] with kernel [k, k, C, F]."""
     return _conv_by_matmul(x, kernel, strides)
 
 
-def _mixed_conv_fwd(x, kernel, strides, sizes):
+def _mixed_conv_fwd(
+    x: Array, kernel: Array, strides: _Pair, sizes: _Pair
+) -> tuple[Array, tuple[Array, Array]]:
     patches = _patches(x, kernel.shape[:2], strides)
     return patches @ kernel.reshape(-1, kernel.shape[-1]), (patches, kernel)
 
 
-def _mixed_conv_bwd(strides, sizes, residuals, g):
+def _mixed_conv_bwd(
+    strides: _Pair, sizes: _Pair, residuals: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
     patches, kernel = residuals
     dx = _spread(g, kernel.transpose(0, 1, 3, 2), strides, sizes)
     return dx, _kernel_gradient(patches, g).reshape(kernel.shape)
@@ -234,16 +241,20 @@ _mixed_conv.defvjp(_mixed_conv_fwd, _mixed_conv_bwd)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _mixed_transpose(x, kernel, strides, out_size):
-    """`_spread` whose derivatives are products with the patches of its output's."""
+def _mixed_transpose(x: Array, kernel: Array, strides: _Pair, out_size: _Pair) -> Array:
+    """`_spread`, its derivatives as products with patches of the output's gradient."""
     return _spread(x, kernel, strides, out_size)
 
 
-def _mixed_transpose_fwd(x, kernel, strides, out_size):
+def _mixed_transpose_fwd(
+    x: Array, kernel: Array, strides: _Pair, out_size: _Pair
+) -> tuple[Array, tuple[Array, Array]]:
     return _spread(x, kernel, strides, out_size), (x, kernel)
 
 
-def _mixed_transpose_bwd(strides, out_size, residuals, g):
+def _mixed_transpose_bwd(
+    strides: _Pair, out_size: _Pair, residuals: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
     x, kernel = residuals
     patches = _patches(g, kernel.shape[:2], strides)
     adjoint = kernel.transpose(0, 1, 3, 2)
@@ -255,12 +266,11 @@ def _mixed_transpose_bwd(strides, out_size, residuals, g):
 _mixed_transpose.defvjp(_mixed_transpose_fwd, _mixed_transpose_bwd)
 
 
-def _window(
-    kernel_size: int, axes: tuple[int, ...]
-) -> tuple[tuple[int, int], tuple[int, int]]:
+def _window(kernel_size: int, axes: tuple[int, ...]) -> tuple[_Pair, _Pair]:
     """Kernel size and stride along height and width."""
-    window = tuple(kernel_size if axis in axes else 1 for axis in (1, 2))
-    return window, tuple(2 if axis in axes else 1 for axis in (1, 2))
+    high, wide = (kernel_size if axis in axes else 1 for axis in (1, 2))
+    down, across = (2 if axis in axes else 1 for axis in (1, 2))
+    return (high, wide), (down, across)
 
 
 def _overlap_add(taps: Array, axis: int, tap_axis: int) -> Array:
@@ -331,25 +341,3 @@ def double(x: Array, out_size: int) -> Array:
     """Nearest-neighbour upsampling by 2, cropped to out_size (2 size or one less)."""
     x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
     return x[:, :out_size, :out_size]
-
-
-def displace(images: Array, offsets: Array) -> Array:
-    """Images moved by fractions of pixels, zeros moving in: bilinear interpolation.
-
-    Args:
-      images: [B, H, W].
-      offsets: [B, 2], pixels down and to the right.
-
-    Returns:
-      [B, H, W], image[i - offset_0, j - offset_1] at (i, j).
-    """
-
-    def weights(size: int, offset: Array) -> Array:
-        """[B, size, size]: of every input position at every output position."""
-        places = jnp.arange(size, dtype=images.dtype)
-        sources = places[:, None] - offset[:, None, None]
-        return jnp.maximum(1 - jnp.abs(sources - places), 0.0)
-
-    rows = weights(images.shape[1], offsets[:, 0])
-    columns = weights(images.shape[2], offsets[:, 1])
-    return jnp.einsum("bik,bkl,bjl->bij", rows, images, columns)

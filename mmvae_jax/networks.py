@@ -1,4 +1,4 @@
-"""Linen encoders, decoders and classifiers, one pair for each kind of network.
+"""Linen encoders, decoders and classifiers, and the names they are called by.
 
 An encoder maps x [B, ...] to a Gaussian [B, D]; a decoder maps z [B, D] to the
 parameters of a likelihood [B, *shape]. Images are square and in [0, 1]; of tokens, x
@@ -6,6 +6,8 @@ is int32 [B, T] and the parameters are logits [B, T, V].
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,15 +20,15 @@ from mmvae_jax.text_networks import (
     TransformerDecoder,
     TransformerTrunk,
 )
-from mmvae_jax.types import Array, Gaussian, TokenShape
+from mmvae_jax.types import Array, Gaussian, Shape, TokenShape
 
 # Log-variances stay within +-20 (standard deviations from 5e-5 to 2e4). Experts
 # of a product with the prior have no penalty of their own: at large beta nothing
 # keeps their log-variances from growing, and exp() overflows beyond 88. Inside
 # +-5 the bound changes a value by at most 2.1 %.
 LOG_VARIANCE_BOUND = 20.0
-# Of a token, before dense layers.
-EMBEDDING_DIM = 32
+# Dimensions that a token is embedded in, before dense layers.
+_EMBEDDING_DIM = 32
 
 
 class GaussianHead(nn.Module):
@@ -42,6 +44,75 @@ class GaussianHead(nn.Module):
         raw = layers.dense(self.latent_dim, fan_in, "log_variance")(h)
         bounded = LOG_VARIANCE_BOUND * jnp.tanh(raw / LOG_VARIANCE_BOUND)
         return Gaussian(mean, bounded)
+
+
+class MLPEncoder(nn.Module):
+    """Dense layers with ReLUs on the flattened input, then the heads."""
+
+    latent_dim: int
+    widths: tuple[int, ...] = (512, 256)
+    num_words: int = 0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Gaussian:
+        """Maps [B, ...] to a Gaussian [B, D]."""
+        h = _flattened(x, self.num_words)
+        for width in self.widths:
+            h = nn.relu(layers.dense(width, h.shape[-1])(h))
+        return GaussianHead(self.latent_dim)(h)
+
+
+class MLPDecoder(nn.Module):
+    """The mirror of MLPEncoder."""
+
+    shape: Shape
+    widths: tuple[int, ...] = (512, 256)
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        """Maps z [B, D] to the likelihood's parameters [B, *shape]."""
+        h = z
+        for width in reversed(self.widths):
+            h = nn.relu(layers.dense(width, h.shape[-1])(h))
+        out = layers.dense(math.prod(self.shape), h.shape[-1])(h)
+        return out.reshape(-1, *self.shape)
+
+
+class MLPClassifier(nn.Module):
+    """Dense layers, for vectors and tokens."""
+
+    num_classes: int
+    widths: tuple[int, ...] = (256, 128)
+    num_words: int = 0
+
+    @nn.compact
+    def __call__(self, x: Array, is_training: bool = False) -> tuple[Array, Array]:
+        """Maps [B, ...] to penultimate features [B, F] and logits."""
+        del is_training  # it has no dropout
+        h = _flattened(x, self.num_words)
+        for width in self.widths:
+            h = nn.relu(layers.dense(width, h.shape[-1])(h))
+        return h, layers.dense(self.num_classes, h.shape[-1])(h)
+
+
+def _flattened(x: Array, num_words: int) -> Array:
+    """Examples as vectors [B, F]; tokens by embeddings, learned in the caller."""
+    if num_words:
+        x = nn.Embed(num_words, _EMBEDDING_DIM)(x)
+    return x.reshape(x.shape[0], -1)
+
+
+class PairedEncoder(nn.Module):
+    """Two disjoint encoders of one input, what they emit end to end."""
+
+    first: nn.Module
+    second: nn.Module
+
+    @nn.compact
+    def __call__(self, x: Array) -> Gaussian:
+        """Maps [B, ...] to a Gaussian [B, D_1 + D_2]."""
+        pairs = zip(self.first(x), self.second(x), strict=True)
+        return Gaussian(*(jnp.concatenate(pair, axis=-1) for pair in pairs))
 
 
 class ConvEncoder(nn.Module):
@@ -71,7 +142,7 @@ class ConvDecoder(nn.Module):
     1,143,747 parameters at 28 x 28 x 3 and D = 512.
     """
 
-    shape: tuple[int, ...]
+    shape: Shape
     channels: tuple[int, ...] = (32, 64, 128)
     form: str = "auto"
 
@@ -90,13 +161,33 @@ class ConvDecoder(nn.Module):
         return x
 
 
+class ConvClassifier(nn.Module):
+    """The digit classifier published with PolyMNIST, dropout included."""
+
+    num_classes: int
+    form: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Array, is_training: bool = False) -> tuple[Array, Array]:
+        """Maps images [B, H, H, C] to penultimate features [B, 128] and logits."""
+        for features in (10, 20):
+            x = layers.StridedConv(features, kernel_size=4, form=self.form)(x)
+            # Whole feature maps are dropped, as the published layer does.
+            x = nn.Dropout(0.5, broadcast_dims=(1, 2))(x, deterministic=not is_training)
+            x = nn.relu(x)
+        h = x.reshape(x.shape[0], -1)
+        h = nn.relu(layers.dense(128, h.shape[-1])(h))
+        dropped = nn.Dropout(0.5)(h, deterministic=not is_training)
+        return h, layers.dense(self.num_classes, 128)(dropped)
+
+
 class ResNetEncoder(nn.Module):
     """The ResNet of the paper's family of experiments, no normalisation layers.
 
-    Blocks of 64, 128, ... (at most max_width) channels at 28, 14, 7 pixels: it
+    Its blocks have 64, 128, ... (at most max_width) channels at 28, 14, 7 pixels: it
     halves the size while that stays at or above `min_size`. The defaults are those
-    for 28 pixels. For CUB at 64 pixels they were min_size 2 and max_width 256: six
-    blocks, 1024 features; 4,341,824 parameters with D = 64, the decoder 4,276,931.
+    for 28 pixels. For CUB at 64 pixels, min_size is 2 and max_width 256 there: six
+    blocks, 1024 features; 4,341,824 parameters with D = 64, 4,276,931 in the decoder.
     """
 
     latent_dim: int
@@ -107,14 +198,14 @@ class ResNetEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Gaussian:
         """Maps images [B, H, H, C] to a Gaussian [B, D]."""
-        h = resnet_trunk(x, self.width, self.max_width, self.min_size)
+        h = _resnet_trunk(x, self.width, self.max_width, self.min_size)
         return GaussianHead(self.latent_dim)(h)
 
 
 class ResNetDecoder(nn.Module):
     """The mirror of ResNetEncoder, upsampling by nearest neighbours."""
 
-    shape: tuple[int, ...]
+    shape: Shape
     width: int = 64
     max_width: int = 512
     min_size: int = 7
@@ -133,7 +224,20 @@ class ResNetDecoder(nn.Module):
         return layers.conv3x3(self.shape[-1], self.width)(nn.leaky_relu(x, 0.2))
 
 
-def resnet_trunk(x: Array, width: int, max_width: int, min_size: int) -> Array:
+class ResNetClassifier(nn.Module):
+    """The ResNet encoder's trunk with a dense layer, for translated digits."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Array, is_training: bool = False) -> tuple[Array, Array]:
+        """Maps images [B, H, H, C] to penultimate features [B, F] and logits."""
+        del is_training  # it has no dropout
+        h = nn.leaky_relu(_resnet_trunk(x, 64, 1024, 7), 0.2)
+        return h, layers.dense(self.num_classes, h.shape[-1])(h)
+
+
+def _resnet_trunk(x: Array, width: int, max_width: int, min_size: int) -> Array:
     """The convolutional part of the ResNet encoder: images to features [B, F].
 
     Called inside a compact Linen method, whose parameters it adds to.
@@ -145,43 +249,21 @@ def resnet_trunk(x: Array, width: int, max_width: int, min_size: int) -> Array:
     return x.reshape(x.shape[0], -1)
 
 
-class MLPEncoder(nn.Module):
-    """Dense layers with ReLUs on the flattened input, then the heads."""
-
-    latent_dim: int
-    widths: tuple[int, ...] = (512, 256)
-    num_words: int = 0
-
-    @nn.compact
-    def __call__(self, x: Array) -> Gaussian:
-        """Maps [B, ...] to a Gaussian [B, D]."""
-        h = flattened(x, self.num_words)
-        for width in self.widths:
-            h = nn.relu(layers.dense(width, h.shape[-1])(h))
-        return GaussianHead(self.latent_dim)(h)
+def _halvings(size: int, num: int) -> list[int]:
+    """The sizes after 0 to `num` halvings, rounded up: 28, 14, 7, 4."""
+    sizes = [size]
+    for _ in range(num):
+        sizes.append(math.ceil(sizes[-1] / 2))
+    return sizes
 
 
-class MLPDecoder(nn.Module):
-    """The mirror of MLPEncoder."""
-
-    shape: tuple[int, ...]
-    widths: tuple[int, ...] = (512, 256)
-
-    @nn.compact
-    def __call__(self, z: Array) -> Array:
-        """Maps z [B, D] to the likelihood's parameters [B, *shape]."""
-        h = z
-        for width in reversed(self.widths):
-            h = nn.relu(layers.dense(width, h.shape[-1])(h))
-        out = layers.dense(math.prod(self.shape), h.shape[-1])(h)
-        return out.reshape(-1, *self.shape)
-
-
-def flattened(x: Array, num_words: int) -> Array:
-    """Examples as vectors [B, F]; tokens by embeddings, learned in the caller."""
-    if num_words:
-        x = nn.Embed(num_words, EMBEDDING_DIM)(x)
-    return x.reshape(x.shape[0], -1)
+def _num_stages(size: int, min_size: int) -> int:
+    """How often a size can be halved (rounding up) and stay >= min_size."""
+    stages = 0
+    while math.ceil(size / 2) >= min_size:
+        size = math.ceil(size / 2)
+        stages += 1
+    return stages
 
 
 class LayeredDecoder(nn.Module):
@@ -194,12 +276,12 @@ class LayeredDecoder(nn.Module):
     transformers of Jaderberg et al. (2015).
 
     Attributes:
-      shape: of the image, (H, H, C).
+      shape: shape of the image, (H, H, C).
       widths: hidden units of the background and foreground; the mask has half of them.
       reach: the largest displacement, as a fraction of H.
     """
 
-    shape: tuple[int, ...]
+    shape: Shape
     widths: tuple[int, ...] = (512,)
     reach: float = 0.1875
 
@@ -216,16 +298,39 @@ class LayeredDecoder(nn.Module):
         h = self._hidden(z, [math.ceil(width / 2) for width in self.widths])
         mask = layers.dense(size * size, h.shape[-1])(h).reshape(-1, size, size)
         place = jnp.tanh(layers.dense(2, 32)(self._hidden(z, (32,))))
-        moved = layers.displace(mask, self.reach * size * place)[..., None]
+        moved = displace(mask, self.reach * size * place)[..., None]
         # Where the mask is 0, an eighth of the foreground is seen.
         mask = nn.sigmoid(3.0 * moved - 2.0)
         background = background.reshape(-1, *self.shape)
         return (1 - mask) * background + mask * foreground[:, :size, :size]
 
-    def _hidden(self, h: Array, widths) -> Array:
+    def _hidden(self, h: Array, widths: Sequence[int]) -> Array:
+        """Dense layers with ReLUs, the last width first: [B, F] to [B, widths[0]]."""
         for width in reversed(widths):
             h = nn.relu(layers.dense(width, h.shape[-1])(h))
         return h
+
+
+def displace(images: Array, offsets: Array) -> Array:
+    """Images moved by fractions of pixels, zeros moving in: bilinear interpolation.
+
+    Args:
+      images: [B, H, W].
+      offsets: [B, 2], pixels down and to the right.
+
+    Returns:
+      [B, H, W], image[i - offset_0, j - offset_1] at (i, j).
+    """
+
+    def weights(size: int, offset: Array) -> Array:
+        """Weights of every input position at every output position, [B, out, in]."""
+        places = jnp.arange(size, dtype=images.dtype)
+        sources = places[:, None] - offset[:, None, None]
+        return jnp.maximum(1 - jnp.abs(sources - places), 0.0)
+
+    rows = weights(images.shape[1], offsets[:, 0])
+    columns = weights(images.shape[2], offsets[:, 1])
+    return jnp.einsum("bik,bkl,bjl->bij", rows, images, columns)
 
 
 class TextConvEncoder(nn.Module):
@@ -273,69 +378,6 @@ class TransformerEncoder(nn.Module):
         return GaussianHead(self.latent_dim)(trunk(x))
 
 
-class PairedEncoder(nn.Module):
-    """Two disjoint encoders of one input, what they emit end to end."""
-
-    first: nn.Module
-    second: nn.Module
-
-    @nn.compact
-    def __call__(self, x: Array) -> Gaussian:
-        """Maps [B, ...] to a Gaussian [B, D_1 + D_2]."""
-        pairs = zip(self.first(x), self.second(x), strict=True)
-        return Gaussian(*(jnp.concatenate(pair, axis=-1) for pair in pairs))
-
-
-class ConvClassifier(nn.Module):
-    """The digit classifier published with PolyMNIST, dropout included."""
-
-    num_classes: int
-    form: str = "auto"
-
-    @nn.compact
-    def __call__(self, x: Array, is_training: bool = False) -> tuple[Array, Array]:
-        """Maps images [B, H, H, C] to penultimate features [B, 128] and logits."""
-        for features in (10, 20):
-            x = layers.StridedConv(features, kernel_size=4, form=self.form)(x)
-            # Whole feature maps are dropped, as the published layer does.
-            x = nn.Dropout(0.5, broadcast_dims=(1, 2))(x, deterministic=not is_training)
-            x = nn.relu(x)
-        h = x.reshape(x.shape[0], -1)
-        h = nn.relu(layers.dense(128, h.shape[-1])(h))
-        dropped = nn.Dropout(0.5)(h, deterministic=not is_training)
-        return h, layers.dense(self.num_classes, 128)(dropped)
-
-
-class MLPClassifier(nn.Module):
-    """Dense layers, for vectors and tokens."""
-
-    num_classes: int
-    widths: tuple[int, ...] = (256, 128)
-    num_words: int = 0
-
-    @nn.compact
-    def __call__(self, x: Array, is_training: bool = False) -> tuple[Array, Array]:
-        """Maps [B, ...] to penultimate features [B, F] and logits."""
-        del is_training  # it has no dropout
-        h = flattened(x, self.num_words)
-        for width in self.widths:
-            h = nn.relu(layers.dense(width, h.shape[-1])(h))
-        return h, layers.dense(self.num_classes, h.shape[-1])(h)
-
-
-class ResNetClassifier(nn.Module):
-    """The ResNet encoder's trunk with a dense layer, for translated digits."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x: Array, is_training: bool = False) -> tuple[Array, Array]:
-        """Maps images [B, H, H, C] to penultimate features [B, F] and logits."""
-        del is_training  # it has no dropout
-        h = nn.leaky_relu(resnet_trunk(x, 64, 1024, 7), 0.2)
-        return h, layers.dense(self.num_classes, h.shape[-1])(h)
-
-
 NETWORKS = {
     "conv": (ConvEncoder, ConvDecoder),
     "resnet": (ResNetEncoder, ResNetDecoder),
@@ -351,31 +393,31 @@ CLASSIFIERS = {
 }
 FOR_TOKENS = ("text_conv", "transformer", "mlp")
 FOR_IMAGES = ("conv", "resnet", "layered")
-# Options that count something.
-SIZES = ("width", "max_width", "min_size", "depth", "num_heads")
+# Options that are numbers of units, layers or pixels.
+_SIZES = ("width", "max_width", "min_size", "depth", "num_heads")
 
 
-def blank(shape: tuple[int, ...], num: int = 1) -> Array:
-    """`num` examples of zeros of this shape; int32 [num, T] for a TokenShape."""
+def blank(shape: Shape, num: int = 1) -> Array:
+    """`num` examples of this shape, all zeros; int32 [num, T] for a TokenShape."""
     if isinstance(shape, TokenShape):
         return jnp.zeros((num, shape.length), jnp.int32)
     return jnp.zeros((num, *shape))
 
 
-def make_classifier(name: str, shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+def make_classifier(name: str, shape: Shape, num_outputs: int) -> nn.Module:
     """The network called `name`, a key of CLASSIFIERS, for examples of this shape."""
     options = {"num_words": shape.num_words} if isinstance(shape, TokenShape) else {}
     return CLASSIFIERS[name](num_outputs, **options)
 
 
 def make_networks(
-    network: str, shape: tuple[int, ...], latent_dim: int, **options
+    network: str, shape: Shape, latent_dim: int, **options: Any
 ) -> tuple[nn.Module, nn.Module]:
     """The encoder and the decoder of one modality.
 
     Args:
       network: a key of NETWORKS.
-      shape: of one example, (H, W, C) for images, a TokenShape for tokens.
+      shape: shape of one example: (H, W, C) for images, a TokenShape for tokens.
       latent_dim: D.
       **options: fields of both modules (channels, widths, form, ...).
 
@@ -403,7 +445,7 @@ def make_networks(
             f"{', '.join(layers.FORMS)}"
         )
     sizes = [n for name in ("widths", "channels") for n in options.get(name, ())]
-    sizes += [options[name] for name in SIZES if name in options]
+    sizes += [options[name] for name in _SIZES if name in options]
     if any(not isinstance(n, int) or n < 1 for n in sizes):
         raise UsageError(f"network {network!r}: layers need >= 1 unit, got {sizes}")
     width, num_heads = options.get("width", 128), options.get("num_heads", 4)
@@ -413,7 +455,7 @@ def make_networks(
             f"{num_heads}"
         )
     encoder, decoder = NETWORKS[network]
-    own = {"num_words": shape.num_words} if is_tokens else {}
+    own = {"num_words": shape.num_words} if isinstance(shape, TokenShape) else {}
     try:
         return (
             encoder(latent_dim=latent_dim, **own, **options),
@@ -421,20 +463,3 @@ def make_networks(
         )
     except TypeError as error:
         raise UsageError(f"network {network!r}: {error}") from error
-
-
-def _halvings(size: int, num: int) -> list[int]:
-    """The sizes after 0 to `num` halvings, rounded up: 28, 14, 7, 4."""
-    sizes = [size]
-    for _ in range(num):
-        sizes.append(math.ceil(sizes[-1] / 2))
-    return sizes
-
-
-def _num_stages(size: int, min_size: int) -> int:
-    """How often a size can be halved (rounding up) and stay >= min_size."""
-    stages = 0
-    while math.ceil(size / 2) >= min_size:
-        size = math.ceil(size / 2)
-        stages += 1
-    return stages

@@ -7,10 +7,11 @@ expert, is a third array.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mmvae_jax.errors import UsageError
 
@@ -32,7 +33,7 @@ class SubsetMixture(NamedTuple):
 
 
 def subset_mixture(
-    masks: np.ndarray, weights: np.ndarray, prior_expert: np.ndarray
+    masks: ArrayLike, weights: ArrayLike, prior_expert: ArrayLike
 ) -> SubsetMixture:
     """A checked SubsetMixture.
 
@@ -140,18 +141,31 @@ def custom_subsets(
             row[index] = True
     flags = {"paper": np.zeros(len(masks), bool), "released": masks.all(axis=1)}
     if not len(weights):
-        weights = np.full(len(masks), 1 / len(masks))
+        return _uniform(masks, prior_expert, flags)
     return subset_mixture(masks, weights, _prior_flags(masks, prior_expert, flags))
 
 
-def _uniform(masks, prior_expert, flags) -> SubsetMixture:
+def _uniform(
+    masks: np.ndarray, prior_expert: str, flags: Mapping[str, ArrayLike]
+) -> SubsetMixture:
     """A uniform mixture over the rows of `masks`."""
     weights = np.full(len(masks), 1 / len(masks))
     return subset_mixture(masks, weights, _prior_flags(masks, prior_expert, flags))
 
 
-def _prior_flags(masks, choice, flags) -> np.ndarray:
-    """Resolves a choice of PRIOR_EXPERT_CHOICES to bool [S]."""
+def _prior_flags(
+    masks: np.ndarray, choice: str, flags: Mapping[str, ArrayLike]
+) -> np.ndarray:
+    """Whether the prior is an expert of each subset, bool [S].
+
+    Args:
+      masks: bool [S, M].
+      choice: one of PRIOR_EXPERT_CHOICES.
+      flags: choice -> bool [S], for "paper" and "released".
+
+    Raises:
+      UsageError: there is no such choice.
+    """
     if choice not in PRIOR_EXPERT_CHOICES:
         raise UsageError(
             f"unknown config.model.prior_expert {choice!r}; choose one of "

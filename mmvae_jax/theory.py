@@ -16,12 +16,15 @@ encoders that ignore them, for which L_S = E[log p(x)] while Delta = log 2.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from mmvae_jax.subsets import SubsetMixture
+
+# Indices of modalities, in any order.
+Axes = Collection[int] | np.ndarray
 
 
 def entropy(pmf: np.ndarray) -> float:
@@ -31,22 +34,20 @@ def entropy(pmf: np.ndarray) -> float:
     return float(-np.sum(p * np.log(p)))
 
 
-def marginal(pmf: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-    """The pmf of the modalities in `axes`, in the order of the axes."""
+def marginal(pmf: np.ndarray, axes: Axes) -> np.ndarray:
+    """The pmf of the modalities in `axes`, in the order that they have in `pmf`."""
     dropped = tuple(m for m in range(pmf.ndim) if m not in set(axes))
     return pmf.sum(axis=dropped)
 
 
-def conditional_entropy(
-    pmf: np.ndarray, targets: Sequence[int], given: Sequence[int]
-) -> float:
+def conditional_entropy(pmf: np.ndarray, targets: Axes, given: Axes) -> float:
     """H(X_targets | X_given); nats. Either set may be empty, they may overlap."""
     both = set(targets) | set(given)
     return entropy(marginal(pmf, both)) - entropy(marginal(pmf, given))
 
 
 def conditional_information(
-    pmf: np.ndarray, first: Sequence[int], second: Sequence[int], given: Sequence[int]
+    pmf: np.ndarray, first: Axes, second: Axes, given: Axes
 ) -> float:
     """I(X_first; X_second | X_given); nats."""
     return conditional_entropy(pmf, first, given) - conditional_entropy(
@@ -59,11 +60,11 @@ def generative_discrepancy(pmf: np.ndarray, mixture: SubsetMixture) -> float:
 
     Delta(X, S) = sum_A omega_A H(X_rest | X_A), rest = all modalities not in A.
     """
-    return sum(
-        float(weight)
-        * conditional_entropy(pmf, np.flatnonzero(~mask), np.flatnonzero(mask))
-        for mask, weight in zip(mixture.masks, mixture.weights, strict=True)
-    )
+    losses = [
+        conditional_entropy(pmf, np.flatnonzero(~mask), np.flatnonzero(mask))
+        for mask in mixture.masks
+    ]
+    return sum(float(w) * loss for w, loss in zip(mixture.weights, losses, strict=True))
 
 
 def reconstruction_ceiling(pmf: np.ndarray, mixture: SubsetMixture) -> float:

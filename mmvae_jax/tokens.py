@@ -8,22 +8,27 @@ the list is `<exc>`. The specials and their order are those of Shi et al. (2019)
 import collections
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
+
+from mmvae_jax.types import Array
 
 SPECIALS = ("<exc>", "<pad>", "<eos>")
 EXC, PAD, EOS = range(3)
 # Runs of letters and digits; str.isalnum() with "_" left out.
 _WORD = re.compile(r"[^\W_]+")
+# One kind of array, for functions that return the kind that they are given.
+_Array = TypeVar("_Array", np.ndarray, Array)
 _APOSTROPHES = str.maketrans("", "", "'\u2019")
 
 
 def tokenize(text: str) -> list[str]:
     """Splits a text into words.
 
-    Lower case; apostrophes vanish ("bird's" is "birds"), and whatever else is no
-    letter or digit separates words ("black-and-white" is three). No word can look
-    like a special token.
+    The words are in lower case. Apostrophes vanish ("bird's" is "birds"); any other
+    character that is no letter or digit separates words ("black-and-white" is three).
+    No word can look like a special token.
 
     Args:
       text: one caption, of one or more sentences.
@@ -38,11 +43,12 @@ def build_vocabulary(captions: Iterable[str], min_count: int = 1) -> list[str]:
     """The words that occur often enough, the most frequent first, after SPECIALS.
 
     Args:
-      captions: texts of the training split; others would tell of the test split.
-      min_count: how often a word must occur.
+      captions: texts of the training split alone: the vocabulary of a test split
+        would give it away.
+      min_count: occurrences that a word needs at least.
 
     Returns:
-      The words by token; among equally frequent ones in alphabetical order.
+      The words by token; equally frequent ones in alphabetical order.
     """
     counts = collections.Counter(w for text in captions for w in tokenize(text))
     kept = [word for word, count in counts.items() if count >= min_count]
@@ -90,11 +96,11 @@ def decode(tokens: Sequence[int], words: Sequence[str]) -> str:
     return " ".join(shown)
 
 
-def until_eos(tokens: np.ndarray) -> np.ndarray:
-    """Which tokens are of a caption: those up to its first `<eos>`, and that one.
+def until_eos(tokens: _Array) -> _Array:
+    """Whether a token belongs to its caption: it is no later than the first `<eos>`.
 
     Args:
-      tokens: [..., T], an array of NumPy or of JAX.
+      tokens: int [..., T].
 
     Returns:
       bool [..., T].
@@ -106,18 +112,18 @@ def until_eos(tokens: np.ndarray) -> np.ndarray:
 def read_attributes(
     words: Iterable[str], meanings: Mapping[str, Mapping[str, str]]
 ) -> dict[str, str | None]:
-    """What a caption says, where single words tell it.
+    """The values of attributes that a caption names by single words.
 
     Args:
-      words: of one caption, in any order.
+      words: the words of one caption, in any order.
       meanings: attribute -> word -> the value that it names.
 
     Returns:
       attribute -> value; None where no word names one, or two words name two.
     """
-    words = list(words)
+    known = set(words)
     found = {
-        attribute: {value_of[word] for word in words if word in value_of}
+        attribute: {value_of[word] for word in known & value_of.keys()}
         for attribute, value_of in meanings.items()
     }
     return {a: v.pop() if len(v) == 1 else None for a, v in found.items()}

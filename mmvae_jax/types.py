@@ -15,28 +15,31 @@ posterior, *posterior* for that of a subset, *likelihood* for the decoder.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 
 Array = jax.Array
+AnyArray = jax.Array | np.ndarray
 PRNGKey = jax.Array
 Params = Any
+Shape = tuple[int, ...]
 Batch = Mapping[str, Array]
 
-# The key under which a batch may say what of it is observed: bool [B, M], every row
-# with at least one True. What is not may hold anything.
+# The key under which a batch may tell which modalities of it are observed: bool [B, M],
+# every row with at least one True. The values of a missing modality may be anything.
 OBSERVED = "observed"
 
 
 class TokenShape(NamedTuple):
     """The shape of an example that is a sequence of tokens, int32 [T].
 
-    As a tuple it is that of a probability for every word at every position.
+    As a tuple it is the shape of a probability for every word at every position.
 
     Attributes:
       length: T, positions.
-      num_words: V, of the vocabulary; tokens are 0..V-1.
+      num_words: V, the size of the vocabulary; tokens are 0..V-1.
     """
 
     length: int
@@ -71,10 +74,12 @@ class Laplace(NamedTuple):
 
 
 Distribution = Gaussian | Laplace
+# One family, for functions that return the family that they are given.
+Family = TypeVar("Family", bound=Distribution)
 
 
 class Hyper(NamedTuple):
-    """What a sweep may vary on the device: traced, never compiled in.
+    """The values that a sweep may vary on the device: traced, never compiled in.
 
     Attributes:
       beta: weight of the KL terms in the loss; float [] ([K] for a sweep).

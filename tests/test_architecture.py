@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "": set(),
     "types": set(),
     "errors": set(),
-    "tokens": set(),
+    "tokens": {"types"},
     "distributions": BASIS | {"tokens"},
     "subsets": BASIS,
     "posteriors": BASIS | {"distributions", "subsets", "meshes"},

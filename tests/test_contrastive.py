@@ -10,7 +10,7 @@ import scipy.special
 import scipy.stats
 
 from experiments import better
-from mmvae_jax import distributions, layers, models, networks, objectives
+from mmvae_jax import distributions, models, networks, objectives
 from mmvae_jax.errors import UsageError
 from mmvae_jax.models import contrastive
 from mmvae_jax.types import Gaussian, TokenShape
@@ -260,11 +260,11 @@ def test_errors_of_configs(field, value, message, tiny_config):
 
 def test_whole_pixels_are_shifted_and_halves_are_averaged():
     image = np.float32(RNG.normal(size=(1, 5, 6)))
-    moved = layers.displace(image, np.float32([[2.0, -1.0]]))[0]
+    moved = networks.displace(image, np.float32([[2.0, -1.0]]))[0]
     expected = np.zeros((5, 6))
     expected[2:, :5] = image[0, :3, 1:]
     np.testing.assert_allclose(moved, expected, atol=1e-6)
-    half = layers.displace(image, np.float32([[0.5, 0.0]]))[0]
+    half = networks.displace(image, np.float32([[0.5, 0.0]]))[0]
     padded = np.pad(image[0], ((1, 0), (0, 0)))
     np.testing.assert_allclose(half, (padded[1:] + padded[:-1]) / 2, atol=1e-6)
 

@@ -69,8 +69,8 @@ def test_inputs_have_three_equal_channels_of_grey_between_plus_and_minus_one(
 
 def test_pooling_does_not_see_the_padding():
     x = -jnp.ones((1, 4, 4, 1))
-    np.testing.assert_allclose(inception.average(x), x)
-    np.testing.assert_array_equal(inception.maximum(x), x)
+    np.testing.assert_allclose(inception._average(x), x)
+    np.testing.assert_array_equal(inception._maximum(x), x)
 
 
 @pytest.mark.parametrize(

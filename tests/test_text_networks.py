@@ -10,6 +10,7 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.types import TokenShape
 
 KEY = jax.random.key(0)
+CATEGORICAL = distributions.make_likelihood("categorical")
 CUB = TokenShape(32, 1590)
 SMALL = TokenShape(7, 9)
 TEXT = {
@@ -99,7 +100,7 @@ def test_every_parameter_learns(pair):
     def gradient(params):
         q = encoder.apply(params[0], x)
         z = q.mean + jnp.exp(0.5 * q.log_variance)
-        return distributions.categorical_log_prob(decoder.apply(params[1], z), x).sum()
+        return CATEGORICAL.log_prob(decoder.apply(params[1], z), x).sum()
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)):
         name = jax.tree_util.keystr(path)
@@ -196,7 +197,7 @@ def test_a_member_is_its_solo_run(pair):
 
     def value(params):
         logits = decoder.apply(params[1], encoder.apply(params[0], x).mean)
-        return distributions.categorical_log_prob(logits, x)
+        return CATEGORICAL.log_prob(logits, x)
 
     members = [params, jax.tree.map(lambda leaf: 0.9 * leaf, params)]
     solo = np.stack(list(map(jax.jit(value), members)))
