@@ -25,7 +25,7 @@ from mmvae_jax.types import (
 )
 
 # Latent vectors or their distribution: what can be divided along D.
-Latent = TypeVar("Latent", bound=Array | Distribution)
+_Latent = TypeVar("_Latent", bound=Array | Distribution)
 
 
 class Likelihood(NamedTuple):
@@ -94,7 +94,7 @@ def _(q: Laplace, key: PRNGKey, shape: Shape = ()) -> Array:
     return q.mean + jnp.exp(q.log_scale) * noise
 
 
-def split(q: Latent, size: int) -> tuple[Latent, Latent]:
+def split(q: _Latent, size: int) -> tuple[_Latent, _Latent]:
     """The first `size` dimensions of a distribution, and the others.
 
     Args:
@@ -105,7 +105,7 @@ def split(q: Latent, size: int) -> tuple[Latent, Latent]:
     return first, jax.tree.map(lambda field: field[..., size:], q)
 
 
-def join(*parts: Latent) -> Latent:
+def join(*parts: _Latent) -> _Latent:
     """Distributions of one family (or arrays), fields [..., D_i], end to end."""
     return jax.tree.map(lambda *fields: jnp.concatenate(fields, axis=-1), *parts)
 

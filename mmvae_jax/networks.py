@@ -1,8 +1,8 @@
 """Linen encoders, decoders and classifiers, and the names they are called by.
 
 An encoder maps x [B, ...] to a Gaussian [B, D]; a decoder maps z [B, D] to the
-parameters of a likelihood [B, *shape]. Images are square and in [0, 1]; of tokens, x
-is int32 [B, T] and the parameters are logits [B, T, V].
+parameters of a likelihood [B, *shape]. Images are square and in [0, 1]. Tokens are
+int32 [B, T], and their likelihood's parameters are logits [B, T, V].
 """
 
 import math
@@ -103,7 +103,7 @@ def _flattened(x: Array, num_words: int) -> Array:
 
 
 class PairedEncoder(nn.Module):
-    """Two disjoint encoders of one input, what they emit end to end."""
+    """Two disjoint encoders of one input, their outputs end to end."""
 
     first: nn.Module
     second: nn.Module
@@ -269,11 +269,11 @@ def _num_stages(size: int, min_size: int) -> int:
 class LayeredDecoder(nn.Module):
     """A background, and in front of it an object that is put in its place.
 
-    The image is (1 - a) b + a f: b and f, coarse in squares of 4 x 4 pixels, and the
-    mask a are dense layers of z, and a is moved by a displacement that is a function
-    of z too. So a shape is learned once, and not once for every place. Wang & Adelson
-    (1994) for layers; displacements by bilinear interpolation as in the spatial
-    transformers of Jaderberg et al. (2015).
+    The image is (1 - a) b + a f: the background b, the foreground f, coarse in squares
+    of 4 x 4 pixels, and the mask a are dense layers of z, and a is moved by a
+    displacement that is a function of z too. So a shape is learned once, and not once
+    for every place. The layers are those of Wang & Adelson (1994), displacements by
+    bilinear interpolation those of the spatial transformers of Jaderberg et al. (2015).
 
     Attributes:
       shape: shape of the image, (H, H, C).

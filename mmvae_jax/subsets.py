@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mmvae_jax.errors import UsageError
+from mmvae_jax.types import AnyArray
 
 PRIOR_EXPERT_CHOICES = ("paper", "released", "always", "never")
 
@@ -25,11 +26,14 @@ class SubsetMixture(NamedTuple):
       masks: bool [S, M], the members of each subset; no row is all False.
       weights: float32 [S], omega_A, in [0, 1], summing to 1.
       prior_expert: bool [S], whether N(0, I) is one of the subset's experts.
+
+    The arrays of a model's own mixture are NumPy's, known while tracing. A mixture of
+    what is observed (`posteriors`) may have traced ones, with an axis of examples.
     """
 
-    masks: np.ndarray
-    weights: np.ndarray
-    prior_expert: np.ndarray
+    masks: AnyArray
+    weights: AnyArray
+    prior_expert: AnyArray
 
 
 def subset_mixture(

@@ -24,7 +24,7 @@ import numpy as np
 from mmvae_jax.subsets import SubsetMixture
 
 # Indices of modalities, in any order.
-Axes = Collection[int] | np.ndarray
+_Axes = Collection[int] | np.ndarray
 
 
 def entropy(pmf: np.ndarray) -> float:
@@ -34,20 +34,20 @@ def entropy(pmf: np.ndarray) -> float:
     return float(-np.sum(p * np.log(p)))
 
 
-def marginal(pmf: np.ndarray, axes: Axes) -> np.ndarray:
+def marginal(pmf: np.ndarray, axes: _Axes) -> np.ndarray:
     """The pmf of the modalities in `axes`, in the order that they have in `pmf`."""
     dropped = tuple(m for m in range(pmf.ndim) if m not in set(axes))
     return pmf.sum(axis=dropped)
 
 
-def conditional_entropy(pmf: np.ndarray, targets: Axes, given: Axes) -> float:
+def conditional_entropy(pmf: np.ndarray, targets: _Axes, given: _Axes) -> float:
     """H(X_targets | X_given); nats. Either set may be empty, they may overlap."""
     both = set(targets) | set(given)
     return entropy(marginal(pmf, both)) - entropy(marginal(pmf, given))
 
 
 def conditional_information(
-    pmf: np.ndarray, first: Axes, second: Axes, given: Axes
+    pmf: np.ndarray, first: _Axes, second: _Axes, given: _Axes
 ) -> float:
     """I(X_first; X_second | X_given); nats."""
     return conditional_entropy(pmf, first, given) - conditional_entropy(

@@ -5,8 +5,8 @@ Axis letters used in docstrings:
     B batch   M modalities   S subsets   K sweep members   D latent dimensions
     L importance samples     H W C image height, width, channels
 
-(K also counts the samples of an importance-weighted objective: a sweep never shows
-inside of one, since models are functions of one member.)
+(K also counts the samples of an importance-weighted objective: no objective sees the
+members of a sweep, since models are functions of one member.)
 
 Naming against the paper (Daunhawer et al., 2022): the paper follows the
 variational information bottleneck and writes p_theta(z|x) for the encoder and
@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 Array = jax.Array
+# For functions that take NumPy's arrays as they are, too.
 AnyArray = jax.Array | np.ndarray
 PRNGKey = jax.Array
 Params = Any
@@ -93,14 +94,14 @@ class Hyper(NamedTuple):
 class ObjectiveTerms(NamedTuple):
     """The terms of an objective, per example, in nats, never weighted.
 
-    beta and a model's own weights (`objectives.TermWeights`) come in with the loss.
-    Weights between modalities (config.modality.likelihood_weight) are in one term,
-    `auxiliary_log_likelihood`, a sum over modalities that nobody but the loss uses.
+    The loss applies beta and a model's own weights (`objectives.TermWeights`). The
+    weights between modalities (config.modality.likelihood_weight) are in one term,
+    `auxiliary_log_likelihood`, a sum over modalities that only the loss uses.
 
     Attributes:
       log_likelihood: modality -> [B], the terms E[log p(x_m|z)] of the bound.
       kl: [B], the KL terms of the same bound: elbo = sum_m log_likelihood - kl.
-      auxiliary_log_likelihood: [B], what the objective adds that is no part of
+      auxiliary_log_likelihood: [B], the terms of the objective that are no part of
         the bound on log p(X) (for instance the unimodal terms of MVAE+).
       auxiliary_kl: [B], likewise; beta weights it as it does `kl`.
     """
@@ -114,19 +115,19 @@ class ObjectiveTerms(NamedTuple):
 class MultimodalVAE(NamedTuple):
     """A model as data: pure functions of parameters, for one sweep member.
 
-    `experts` is what `encode` returns, a Gaussian (or Laplace) with fields
-    [M, B, D]; posteriors are of the same type. A model with a joint encoder may
-    return other rows (`models.coordination`): nobody but its own posteriors looks
-    at them. `subset` is a bool [M], the modalities that are observed, or [M, B], those
-    of each example; it may be traced. A batch may have OBSERVED: what is missing in
-    it has no expert, no term and no influence.
+    `experts` is the output of `encode`, a Gaussian (or Laplace) with fields [M, B, D];
+    posteriors are of the same type. A model with a joint encoder may return other rows
+    (`models.coordination`), which only its own posteriors read. `subset` is a bool [M],
+    the modalities that are observed, or [M, B], those observed of each example; it may
+    be traced. A batch may have OBSERVED: a modality that is missing has no expert, no
+    term and no influence.
 
     Attributes:
       modalities: names, in the order of the M axis.
       latent_dim: D.
       init: key -> params.
-      objective: (params, batch, key, beta) -> (loss [], ObjectiveTerms), what is
-        minimised, in nats, and the terms of a bound on log p(X) (a single-sample
+      objective: (params, batch, key, beta) -> (loss [], ObjectiveTerms), the loss to
+        minimise, in nats, and the terms of a bound on log p(X) (a single-sample
         one, where the objective is importance-weighted); batch: modality ->
         float [B, ...] as the likelihood expects it (images in [0, 1]).
       encode: (params, batch) -> experts.
@@ -135,8 +136,8 @@ class MultimodalVAE(NamedTuple):
         stratified over the batch.
       mixture_posterior: (params, experts, subset) -> (Distribution [S, B, D],
         weights [S, 1 or B]), all the components that training decodes from.
-      decode: (params, z [B, D]) -> modality -> [B, ...], the likelihood's mean:
-        what the papers show and evaluate as the generated example.
+      decode: (params, z [B, D]) -> modality -> [B, ...], the likelihood's mean, which
+        the papers show and evaluate as the generated example.
       log_likelihood: (params, z [B, D], batch) -> modality -> [B], nats; 0 where the
         modality is missing.
       sample_prior: (params, key, num) -> z [num, D]; a prior may be learned.
