@@ -172,8 +172,8 @@ def make_likelihood(
 
     Args:
       name: laplace, gaussian, bernoulli or categorical.
-      scale: of laplace and gaussian.
-      count_padding: of categorical.
+      scale: scale of laplace and gaussian.
+      count_padding: whether padding counts, for categorical.
 
     Raises:
       UsageError: the name is unknown, or the scale is not positive.

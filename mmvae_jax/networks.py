@@ -258,7 +258,7 @@ def _halvings(size: int, num: int) -> list[int]:
 
 
 def _num_stages(size: int, min_size: int) -> int:
-    """How often a size can be halved (rounding up) and stay >= min_size."""
+    """Number of halvings (rounding up) after which a size is still >= min_size."""
     stages = 0
     while math.ceil(size / 2) >= min_size:
         size = math.ceil(size / 2)

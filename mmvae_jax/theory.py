@@ -130,7 +130,7 @@ def _log_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 class DiscrepancyChange(NamedTuple):
-    """What an added modality does to Delta(X, S) (Corollary 2), in nats.
+    """The change of Delta(X, S) by an added modality (Corollary 2), in nats.
 
     Attributes:
       shared: Eq. 81, <= 0: information that X shares with the new modality.
@@ -165,8 +165,8 @@ def discrepancy_change(
 
     Args:
       pmf: float [n_1, ..., n_{M+1}], the new modality last.
-      mixture: of the first M modalities.
-      extended: of all M + 1.
+      mixture: the mixture of the first M modalities.
+      extended: the mixture of all M + 1.
     """
     num, num_extended = len(mixture.weights), len(extended.weights)
     new = pmf.ndim - 1
@@ -192,7 +192,7 @@ def polymnist_discrepancy(
     long as no two of the images made are equal.
 
     Args:
-      mixture: of M modalities.
+      mixture: the mixture of M modalities.
       class_counts: int [num_classes], digit images of each class.
       crop_counts: M numbers of crop positions.
     """
