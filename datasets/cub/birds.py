@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from pairs.errors import DatasetError
+from dataset_errors import DatasetError
 from PIL import Image
 
 # Of 200 classes the 50 that training never shows (Akata et al., 2015; with captions

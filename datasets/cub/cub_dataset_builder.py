@@ -2,8 +2,8 @@
 
 import numpy as np
 import tensorflow_datasets as tfds
+from dataset_errors import DatasetError
 from pairs import records
-from pairs.errors import DatasetError
 from polymnist import exact
 
 from cub import birds, official, packed

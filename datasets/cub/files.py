@@ -11,7 +11,7 @@ import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
-from pairs.errors import DatasetError
+from dataset_errors import DatasetError
 
 MAX_FILE_BYTES = 64 << 20
 MAX_ARCHIVE_BYTES = 16 << 30  # unpacked; the published archive has 1.2 GB

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from pairs.errors import DatasetError
+from dataset_errors import DatasetError
 
 from cub import files
 from cub.birds import CAPTIONS, Birds, check_captions, check_classes, decode_image

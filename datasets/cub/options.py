@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 
 import tensorflow_datasets as tfds
-from pairs.errors import DatasetError, check_limits
+from dataset_errors import DatasetError, check_limits
 
 from cub import birds, official, packed
 
@@ -14,7 +14,7 @@ SPLITS = ("classes", "original")
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class CubConfig(tfds.core.BuilderConfig):
+class Options(tfds.core.BuilderConfig):
     """The options of the recipe; see README.md.
 
     Attributes:

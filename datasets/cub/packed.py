@@ -17,7 +17,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from pairs.errors import DatasetError
+from dataset_errors import DatasetError
 
 from cub.birds import Birds, check_captions, check_classes, decode_image
 

@@ -3,14 +3,13 @@
 import dataclasses
 
 import tensorflow_datasets as tfds
-
-from discrete.errors import DatasetError
+from dataset_errors import DatasetError, check_limits
 
 MAX_CELLS = MAX_EXAMPLES = 1 << 20
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class DiscreteConfig(tfds.core.BuilderConfig):
+class Options(tfds.core.BuilderConfig):
     """The options of the recipe; see README.md.
 
     Attributes:
@@ -54,18 +53,17 @@ class DiscreteConfig(tfds.core.BuilderConfig):
 
 def _check_options(config):
     """Raises DatasetError for the first option that cannot be."""
-    limits = {
-        "num_modalities": (1, 20),
-        "shared_bits": (0, 8),
-        "specific_bits": (0, 20),
-        "one_in": (1, 16),
-        "patch": (1, 16),
-        "repeats": (1, 1 << 20),
-    }
-    for field, (low, high) in limits.items():
-        value = getattr(config, field)
-        if not low <= value <= high:
-            raise DatasetError(f"config.data.{field}={value} must be in {low}..{high}")
+    check_limits(
+        config,
+        {
+            "num_modalities": (1, 20),
+            "shared_bits": (0, 8),
+            "specific_bits": (0, 20),
+            "one_in": (1, 16),
+            "patch": (1, 16),
+            "repeats": (1, 1 << 20),
+        },
+    )
     if not config.num_bits:
         raise DatasetError(
             "config.data.shared_bits=0 and config.data.specific_bits=0 leave no bit to "

@@ -11,10 +11,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from dataset_errors import DatasetError
 from PIL import Image
 
 from polymnist import exact
-from polymnist.errors import DatasetError
 
 TEXTURE_SIZE = 512
 # Refuses decompression bombs before a pixel is decoded: 8k x 8k, 200 MB as RGB.

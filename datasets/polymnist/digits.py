@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from dataset_errors import DatasetError
 
 from polymnist import exact
-from polymnist.errors import DatasetError
 
 MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 FILES = {

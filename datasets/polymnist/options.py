@@ -5,16 +5,16 @@ import hashlib
 import math
 
 import tensorflow_datasets as tfds
+from dataset_errors import DatasetError, check_limits
 
 from polymnist import backgrounds, digits, published
-from polymnist.errors import DatasetError
 
 SPLITS = ("train", "test")
 SOURCES = ("mnist", "sklearn", "published")
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class PolymnistConfig(tfds.core.BuilderConfig):
+class Options(tfds.core.BuilderConfig):
     """The options of the recipe; see README.md.
 
     Attributes:
@@ -56,16 +56,15 @@ class PolymnistConfig(tfds.core.BuilderConfig):
 
 def _check_options(config):
     """Raises DatasetError for the first option that cannot be."""
-    limits = {
-        "num_modalities": (1, 1000),
-        "image_size": (8, 512),
-        "pairings": (1, 10_000),
-        "seed": (0, 2**63),
-    }
-    for field, (low, high) in limits.items():
-        value = getattr(config, field)
-        if not low <= value <= high:
-            raise DatasetError(f"config.data.{field}={value} must be in {low}..{high}")
+    check_limits(
+        config,
+        {
+            "num_modalities": (1, 1000),
+            "image_size": (8, 512),
+            "pairings": (1, 10_000),
+            "seed": (0, 2**63),
+        },
+    )
     if config.digits not in SOURCES:
         raise DatasetError(
             f"config.data.digits={config.digits!r} must be one of {', '.join(SOURCES)}"

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from dataset_errors import DatasetError
 from tensorflow_datasets.core import shuffle
 from tqdm import tqdm
 
 from polymnist import backgrounds, digits, published, recipe
-from polymnist.errors import DatasetError
 from polymnist.options import SPLITS
 
 BLOCK_BYTES = 16 << 20

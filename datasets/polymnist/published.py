@@ -11,9 +11,9 @@ import re
 from pathlib import Path
 
 import numpy as np
+from dataset_errors import DatasetError
 
 from polymnist import backgrounds
-from polymnist.errors import DatasetError
 from polymnist.recipe import SplitSource
 
 _NAME = re.compile(r"(\d{1,9})\.(\d)\.png")

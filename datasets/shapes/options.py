@@ -3,7 +3,7 @@
 import dataclasses
 
 import tensorflow_datasets as tfds
-from pairs.errors import DatasetError, check_limits
+from dataset_errors import DatasetError, check_limits
 
 from shapes import captions
 
@@ -13,7 +13,7 @@ MAX_EXAMPLES = 1 << 20
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class ShapesConfig(tfds.core.BuilderConfig):
+class Options(tfds.core.BuilderConfig):
     """The options of the recipe; see README.md.
 
     Attributes:
