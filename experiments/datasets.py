@@ -229,6 +229,7 @@ def _builder(data_config: ConfigDict) -> Any:
         builder = make_builder(
             config=options, data_dir=root, file_format="array_record"
         )
+        metadata = builder.info.metadata or {}
     except Exception as error:
         directory = root / name / options.name
         if not directory.exists():
@@ -240,7 +241,7 @@ def _builder(data_config: ConfigDict) -> Any:
             "folder, and it is prepared again"
         ) from error
     for key in _METADATA:
-        if key not in (builder.info.metadata or {}):
+        if key not in metadata:
             raise UsageError(
                 f"{_file_of(builder)}: the metadata have no {key!r}; {_GUIDE}"
             )

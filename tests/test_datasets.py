@@ -1,6 +1,7 @@
 import functools
 import gzip
 import http.server
+import importlib
 import os
 import re
 import signal
@@ -24,7 +25,7 @@ from polymnist import (
     published,
     recipe,
 )
-from tensorflow_datasets.core import shuffle
+from tensorflow_datasets.core import registered, shuffle
 
 from experiments import datasets
 from mmvae_jax import data
@@ -284,6 +285,158 @@ def test_unknown_data_set(tmp_path):
         UsageError, match="config.data.name='x' is unknown; .*polymnist"
     ):
         datasets.prepare(data_config(tmp_path, name="x"))
+
+
+# A data set of one modality, each part of which a test breaks.
+OPTIONS = """
+import dataclasses
+import tensorflow_datasets as tfds
+from dataset_errors import DatasetError
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Options(tfds.core.BuilderConfig):
+    name: str = ""
+    size: int = 3
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise DatasetError("config.data.size is too small")
+        self.name = f"{self.size}"
+"""
+BUILDER = """
+import numpy as np
+import tensorflow_datasets as tfds
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        x = tfds.features.Tensor(shape=(None, 2), dtype=np.float32, encoding="bytes")
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict({"x": x}),
+            metadata=tfds.core.MetadataDict(
+                modalities=["x"], num_examples={}, fingerprint=""
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        num = self.builder_config.size
+        self.info.metadata["num_examples"] = {"train": num, "test": num}
+        self.info.metadata["fingerprint"] = "none"
+        return {split: self._generate_examples() for split in ("train", "test")}
+
+    def _generate_examples(self):
+        yield 0, {"x": np.ones((self.builder_config.size, 2), np.float32)}
+"""
+
+
+@pytest.fixture
+def new_data_set(tmp_path, monkeypatch):
+    """(name, module -> source) -> config.data of a data set in a folder of its own."""
+    root = tmp_path / "datasets"
+    monkeypatch.setattr(datasets, "DATASETS", root)
+    monkeypatch.setattr(sys, "path", [str(root), *sys.path])
+    before = set(sys.modules)
+
+    def write(name, **sources):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for module, source in sources.items():
+            (folder / f"{module}.py").write_text(source)
+        importlib.invalidate_caches()
+        fields = {"name": name, "data_dir": str(tmp_path / "data"), "size": 3}
+        return ConfigDict(fields)
+
+    # TFDS refuses a second class of a name.
+    with registered.skip_registration():
+        yield write
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_a_new_data_set_is_a_folder(new_data_set):
+    config = new_data_set("new", options=OPTIONS, new_dataset_builder=BUILDER)
+    assert datasets.names() == ["arrays", "new"]
+    assert datasets.option_names("new") == ("size",)
+    assert datasets.shapes(config) == {"x": (2,)}
+    assert datasets.load(config).test.modalities["x"].shape == (3, 2)
+    config.size = 0
+    with pytest.raises(UsageError, match="config.data.size is too small"):
+        datasets.load(config)
+
+
+@pytest.mark.parametrize(
+    "options_source, builder_source, message",
+    [
+        (None, BUILDER, "options.py is missing: README.md, .Add your own"),
+        ("", BUILDER, "options.py has no class Options: README.md"),
+        (
+            OPTIONS.replace("@dataclasses.dataclass(eq=False, kw_only=True)", ""),
+            BUILDER,
+            "Options must be a dataclass that extends tfds.core.BuilderConfig",
+        ),
+        (
+            OPTIONS.replace("Options(tfds.core.BuilderConfig)", "Options"),
+            BUILDER,
+            "Options must be a dataclass that extends tfds.core.BuilderConfig",
+        ),
+        (
+            OPTIONS.replace('self.name = f"{self.size}"', "pass"),
+            BUILDER,
+            "Options sets no name that tells its values apart",
+        ),
+        (OPTIONS, None, "broken_dataset_builder.py is missing: README.md"),
+        (OPTIONS, "", "broken_dataset_builder.py has no class Builder"),
+        (
+            OPTIONS,
+            BUILDER.replace('modalities=["x"], ', ""),
+            "broken_dataset_builder.py: the metadata have no 'modalities'",
+        ),
+        (
+            OPTIONS,
+            BUILDER.replace('["fingerprint"] = "none"', '["fingerprint"] = ""'),
+            "broken_dataset_builder.py: the fingerprint, or the num_examples of a spl",
+        ),
+        (
+            OPTIONS,
+            BUILDER.replace('{"train": num, "test": num}', '{"train": num}'),
+            "broken_dataset_builder.py: the fingerprint, or the num_examples of a spl",
+        ),
+    ],
+)
+def test_what_a_new_data_set_lacks_is_one_line(
+    new_data_set, options_source, builder_source, message
+):
+    sources = {"options": options_source, "broken_dataset_builder": builder_source}
+    given = {module: text for module, text in sources.items() if text is not None}
+    config = new_data_set("broken", **given)
+    for _ in range(2):  # nothing is left that is taken for a prepared set
+        with pytest.raises(UsageError, match=message) as caught:
+            datasets.load(config)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_data_set_with_the_name_of_another_module(new_data_set):
+    config = new_data_set("json", options=OPTIONS, json_dataset_builder=BUILDER)
+    with pytest.raises(UsageError, match="json has the name of another Python module"):
+        datasets.load(config)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../datasets/polymnist", "polymnist.py"])
+def test_names_that_are_no_folder_of_a_data_set(tmp_path, name):
+    with pytest.raises(UsageError, match="config.data.name=.* is unknown; available"):
+        datasets.load(data_config(tmp_path, name=name))
+
+
+def test_a_field_that_the_data_set_does_not_read(tmp_path):
+    config = data_config(tmp_path, digit="mnist")
+    message = "config.data.digit is not read by the data set 'polymnist', whose options"
+    for use in (datasets.prepare, datasets.shapes):
+        with pytest.raises(UsageError, match=message):
+            use(config)
+    # The fields of configs/base.py are in every config.
+    datasets.prepare(data_config(tmp_path, missing=0.5))
 
 
 @pytest.mark.parametrize(
