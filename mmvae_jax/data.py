@@ -14,10 +14,10 @@ Batches are a pure function of seed and step, so a resumed run needs no iterator
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -116,17 +116,17 @@ class Dataset(NamedTuple):
         }
 
 
-def is_image(x: Array) -> bool:
+def is_image(x: Array | np.ndarray) -> bool:
     """Whether examples [N, ...] are images."""
     return x.dtype == np.uint8
 
 
-def is_tokens(x: Array) -> bool:
+def is_tokens(x: Array | np.ndarray) -> bool:
     """Whether examples [N, ...] are sequences of tokens."""
     return np.issubdtype(x.dtype, np.integer) and not is_image(x)
 
 
-def load(directory):
+def load(directory: str | Path) -> Dataset:
     """Reads a prepared data set into host memory.
 
     Args:
@@ -176,7 +176,7 @@ def load(directory):
         ) from error
 
 
-def _check_description(directory):
+def _check_description(directory: Path) -> None:
     """Refuses what TFDS would import or fill memory for.
 
     A description names the classes of its features, and TFDS imports the modules of
@@ -198,7 +198,7 @@ def _check_description(directory):
             left += item
 
 
-def _check_values(dataset):
+def _check_values(dataset: Dataset) -> None:
     """Raises ValueError where a data set is not what its documentation says."""
     if not isinstance(dataset.fingerprint, str):
         raise ValueError("its fingerprint is no text")
@@ -208,15 +208,16 @@ def _check_values(dataset):
                 raise ValueError(f"{name} is {x.dtype} {x.shape}")
             if is_tokens(x) and not 0 <= x.min() <= x.max() < len(dataset.words[name]):
                 raise ValueError(f"{name} has tokens without a word")
-        for name, x in [(LABEL, split.labels), *split.attributes.items()]:
-            if x is not None and x.min() < 0:
+        labels = {} if split.labels is None else {LABEL: split.labels}
+        for name, x in {**labels, **split.attributes}.items():
+            if x.min() < 0:
                 raise ValueError(f"{name} is {x.min()}")
     listed = [*dataset.words.values(), *dataset.attributes.values()]
     if not all(isinstance(word, str) for words in listed for word in words):
         raise ValueError("its words are no texts")
 
 
-def first_modalities(dataset, num):
+def first_modalities(dataset: Dataset, num: int) -> Dataset:
     """A data set reduced to its first modalities, for what depends on their number.
 
     Args:
@@ -255,7 +256,9 @@ def first_modalities(dataset, num):
     return dataset._replace(train=train, test=test, name=name)
 
 
-def with_missing(dataset, fraction, test_fraction, seed):
+def with_missing(
+    dataset: Dataset, fraction: float, test_fraction: float, seed: int
+) -> Dataset:
     """A data set of which modalities are missing at random.
 
     Every modality of every example is missing with the same probability,
@@ -279,20 +282,20 @@ def with_missing(dataset, fraction, test_fraction, seed):
             raise UsageError(f"config.data.{name} must be in [0, 1), got {value}")
     if fraction == test_fraction == 0:
         return dataset
-    splits = {}
-    for name, share in (("train", fraction), ("test", test_fraction)):
-        split = getattr(dataset, name)
+    for split in (dataset.train, dataset.test):
         if split.observed is not None:
             raise UsageError(
                 "config.data.missing and .missing_test are for complete data; "
                 f"modalities of {dataset.name} are missing already"
             )
-        splits[name] = _without_some(split, share, [seed, len(splits)])
-    name = f"{dataset.name}-missing{fraction:g},{test_fraction:g}"
-    return dataset._replace(name=name, **splits)
+    return dataset._replace(
+        train=_without_some(dataset.train, fraction, (seed, 0)),
+        test=_without_some(dataset.test, test_fraction, (seed, 1)),
+        name=f"{dataset.name}-missing{fraction:g},{test_fraction:g}",
+    )
 
 
-def _without_some(split, fraction, seed):
+def _without_some(split: Split, fraction: float, seed: Sequence[int]) -> Split:
     """A split of which modalities are missing with this probability."""
     if fraction == 0:
         return split
@@ -307,11 +310,13 @@ def _without_some(split, fraction, seed):
     return split._replace(modalities=modalities, observed=observed)
 
 
-def _read(builder, split, modalities, num_examples):
+def _read(
+    builder: Any, split: str, modalities: Sequence[str], num_examples: int
+) -> Split:
     """Joins the blocks of one split."""
     features = builder.info.features
-    attributes = [name for name in features if name.startswith(ATTRIBUTE)]
-    names = [*modalities, *attributes, *([LABEL] if LABEL in features else [])]
+    known = sorted(name for name in features if name.startswith(ATTRIBUTE))
+    names = [*modalities, *known, *([LABEL] if LABEL in features else [])]
     arrays = {
         name: np.empty(
             (num_examples, *features[name].shape[1:]), features[name].np_dtype
@@ -327,13 +332,13 @@ def _read(builder, split, modalities, num_examples):
     if start != num_examples:
         raise ValueError(f"{split} holds {start} of {num_examples} examples")
     labels = arrays.pop(LABEL).astype(np.int32) if LABEL in arrays else None
-    attributes = {
-        name.removeprefix(ATTRIBUTE): arrays.pop(name) for name in sorted(attributes)
-    }
+    attributes = {name.removeprefix(ATTRIBUTE): arrays.pop(name) for name in known}
     return Split(arrays, labels, attributes=attributes)
 
 
-def batch_indices(seed, step, num_steps, num_examples, batch_size):
+def batch_indices(
+    seed: int, step: int, num_steps: int, num_examples: int, batch_size: int
+) -> np.ndarray:
     """Which examples make up the batches of a range of steps.
 
     Every epoch is one permutation of all examples; what does not fill a last batch
@@ -367,7 +372,7 @@ def batch_indices(seed, step, num_steps, num_examples, batch_size):
 
 
 @functools.lru_cache(maxsize=2)
-def _epoch_order(seed, epoch, num_examples):
+def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """The permutation of one epoch, int32 [num_examples], read-only."""
     stream = np.random.PCG64(np.random.SeedSequence([seed, epoch]))
     order = np.random.Generator(stream).permutation(num_examples).astype(np.int32)
@@ -375,7 +380,7 @@ def _epoch_order(seed, epoch, num_examples):
     return order
 
 
-def scaled(x):
+def scaled(x: Array) -> Array:
     """Images from bytes to [0, 1]; everything else as it is.
 
     For use inside a compiled step, after the batch has been gathered: the whole

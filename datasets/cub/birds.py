@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,10 +35,12 @@ class Birds(NamedTuple):
     classes: np.ndarray
     is_train: np.ndarray
     captions: list[list[str]]
-    read_images: Callable
+    read_images: Callable[[np.ndarray, int, str], np.ndarray]
 
 
-def check_captions(where, captions, captions_per_image):
+def check_captions(
+    where: str, captions: Sequence[str], captions_per_image: int
+) -> None:
     """Raises DatasetError where an image has too few captions."""
     if len(captions) < captions_per_image:
         raise DatasetError(
@@ -47,7 +49,7 @@ def check_captions(where, captions, captions_per_image):
         )
 
 
-def check_classes(where, classes):
+def check_classes(where: str, classes: np.ndarray) -> None:
     """Raises DatasetError where a class is none of 1..NUM_CLASSES."""
     wrong = classes[(classes < 1) | (classes > NUM_CLASSES)]
     if wrong.size:
@@ -56,7 +58,9 @@ def check_classes(where, classes):
         )
 
 
-def decode_image(data, image_size, box, where):
+def decode_image(
+    data: bytes, image_size: int, box: np.ndarray | None, where: str
+) -> np.ndarray:
     """Decodes one photograph and scales it; its aspect ratio is not kept.
 
     Args:

@@ -30,7 +30,7 @@ class Options(tfds.core.BuilderConfig):
     patch: int = 1
     repeats: int = 16
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the options and names the config after them."""
         _check_options(self)
         self.name = (
@@ -40,18 +40,18 @@ class Options(tfds.core.BuilderConfig):
         )
 
     @property
-    def num_bits(self):
+    def num_bits(self) -> int:
         """Binary digits of one value."""
         return self.shared_bits + self.specific_bits
 
     @property
-    def pmf_options(self):
+    def pmf_options(self) -> dict[str, int]:
         """The arguments of `pmf.joint_counts`."""
         names = ("num_modalities", "shared_bits", "specific_bits", "one_in")
         return {name: getattr(self, name) for name in names}
 
 
-def _check_options(config):
+def _check_options(config: Options) -> None:
     """Raises DatasetError for the first option that cannot be."""
     check_limits(
         config,

@@ -14,8 +14,8 @@ A record is a block of examples: `image` uint8 [n, H, W, 3], `caption` int32 [n,
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -37,11 +37,17 @@ class Split(NamedTuple):
     """
 
     num_examples: int
-    read: Callable
+    read: Callable[[int, int], dict[str, np.ndarray]]
     digest: str
 
 
-def describe(builder, image_size, caption_length, attributes=None, meanings=None):
+def describe(
+    builder: Any,
+    image_size: int,
+    caption_length: int,
+    attributes: Mapping[str, Iterable[str]] | None = None,
+    meanings: Mapping[str, Mapping[str, str]] | None = None,
+) -> Any:
     """The TFDS description of a data set of images with captions.
 
     Args:
@@ -56,7 +62,7 @@ def describe(builder, image_size, caption_length, attributes=None, meanings=None
     """
     attributes, meanings = attributes or {}, meanings or {}
 
-    def tensor(dtype, *shape):
+    def tensor(dtype: type, *shape: int) -> Any:
         return tfds.features.Tensor(shape=(None, *shape), dtype=dtype, encoding="bytes")
 
     features = {
@@ -79,17 +85,17 @@ def describe(builder, image_size, caption_length, attributes=None, meanings=None
     )
 
 
-def digest(**arrays):
+def digest(**arrays: np.ndarray) -> str:
     """The sha256 of named arrays, in hexadecimal."""
     total = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         total.update(f"{name}:{array.dtype}{array.shape};".encode())
-        total.update(array)
+        total.update(array.data)
     return total.hexdigest()
 
 
-def add_metadata(info, splits, words):
+def add_metadata(info: Any, splits: Mapping[str, Split], words: Sequence[str]) -> None:
     """Writes counts, fingerprint and vocabulary into the metadata.
 
     Args:
@@ -105,7 +111,9 @@ def add_metadata(info, splits, words):
     metadata["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
 
 
-def blocks(split, image_size):
+def blocks(
+    split: Split, image_size: int
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Numbered records of up to 16 MB.
 
     Args:
@@ -121,7 +129,7 @@ def blocks(split, image_size):
 
 
 @contextlib.contextmanager
-def in_memory():
+def in_memory() -> Iterator[None]:
     """Records wait in memory whatever their total size.
 
     Above 1 GB a split, TFDS moves them to temporary files by means of TensorFlow.
@@ -135,7 +143,9 @@ def in_memory():
         shuffle.MAX_MEM_BUFFER_SIZE = limit
 
 
-def encode(captions, words, length):
+def encode(
+    captions: Sequence[Sequence[str]], words: Sequence[str], length: int
+) -> np.ndarray:
     """`tokens.encode`, one row of captions an image: int32 [n, k, T]."""
     flat = [text for texts in captions for text in texts]
     rows = tokens.encode(flat, words, length)

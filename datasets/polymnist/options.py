@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+from pathlib import Path
 
 import tensorflow_datasets as tfds
 from dataset_errors import DatasetError, check_limits
@@ -43,18 +44,18 @@ class Options(tfds.core.BuilderConfig):
     pairings: int = 1
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the options and names the config after them."""
         _check_options(self)
         self.name = _config_name(self)
 
     @property
-    def side(self):
+    def side(self) -> int:
         """Side of the digit in the image, in pixels."""
         return math.floor(self.image_size * self.translate_scale + 0.5)
 
 
-def _check_options(config):
+def _check_options(config: Options) -> None:
     """Raises DatasetError for the first option that cannot be."""
     check_limits(
         config,
@@ -94,7 +95,7 @@ def _check_options(config):
         )
 
 
-def _sha256(path):
+def _sha256(path: Path) -> bytes:
     """The sha256 of a file, which is not read into memory."""
     try:
         with open(path, "rb") as file:
@@ -103,7 +104,7 @@ def _sha256(path):
         raise DatasetError(f"{path}: cannot be read ({error})") from error
 
 
-def _config_name(config):
+def _config_name(config: Options) -> str:
     """All options in one word, with a hash of the files of the user."""
     words = [config.digits, f"m{config.num_modalities}", f"{config.image_size}px"]
     foreign = hashlib.sha256()

@@ -6,6 +6,8 @@ log(NUM_WORDINGS) nats, and that of what it shares with the image log(number of
 combinations).
 """
 
+from collections.abc import Iterable
+
 from mmvae_jax import tokens
 
 # All have equally many words, and no word names two things.
@@ -54,7 +56,7 @@ MEANINGS = {
 }
 
 
-def write_caption(shape, colour, wording):
+def write_caption(shape: str, colour: str, wording: int) -> str:
     """One caption.
 
     Args:
@@ -80,7 +82,7 @@ def write_caption(shape, colour, wording):
     return " ".join(words)
 
 
-def most_words():
+def most_words() -> int:
     """The number of words of the longest caption."""
     return max(
         len(write_caption(shape, colour, wording).split())
@@ -90,7 +92,7 @@ def most_words():
     )
 
 
-def parse_caption(words):
+def parse_caption(words: Iterable[str]) -> dict[str, str | None]:
     """What a caption says: the inverse of `write_caption`, for any text.
 
     Args:

@@ -34,7 +34,7 @@ class Options(tfds.core.BuilderConfig):
     caption_length: int = 16
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the options and names the config after them."""
         _check_options(self)
         self.name = (
@@ -43,7 +43,7 @@ class Options(tfds.core.BuilderConfig):
         )
 
 
-def _check_options(config):
+def _check_options(config: Options) -> None:
     """Raises DatasetError for the first option that cannot be."""
     check_limits(
         config,
