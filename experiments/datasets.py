@@ -193,7 +193,7 @@ def _require_fields(data_config: Mapping[str, Any], fields: tuple[str, ...]) -> 
 
 
 def _check_fields(data_config: ConfigDict, fields: tuple[str, ...]) -> None:
-    """Refuses a config that lacks options of its data set, or has fields of none.
+    """Refuses a config that lacks an option, or has a field that nothing reads.
 
     The fields of configs/base.py are in every config, whatever its data set reads.
     """
@@ -234,7 +234,7 @@ def _builder(data_config: ConfigDict) -> Any:
         directory = root / name / options.name
         if not directory.exists():
             raise
-        # What is there is read at once, and damage shows as many kinds of exception.
+        # Prepared data are read at once, and damage shows as many kinds of exception.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f"the data set in {directory} is damaged ({reason[:200]}): delete the "
@@ -249,7 +249,16 @@ def _builder(data_config: ConfigDict) -> Any:
 
 
 def _attribute(name: str, module: str, attribute: str) -> Any:
-    """The class that a data set's folder has by convention."""
+    """A class of a data set, from the module that has it by convention.
+
+    Args:
+      name: `config.data.name`.
+      module: name of the module in the folder of the data set.
+      attribute: name of the class.
+
+    Raises:
+      UsageError: there is no such folder, module or class.
+    """
     folder = DATASETS / name
     if not name.isidentifier() or not folder.is_dir():
         raise UsageError(

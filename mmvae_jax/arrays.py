@@ -33,10 +33,10 @@ def load(
     """Reads a data set from one or two files.
 
     Args:
-      path: of the .npz file of training examples.
-      test_path: of test examples; "": they are taken from `path`.
-      test_fraction: in (0, 1), how many of `path` are then test examples.
-      seed: of which ones.
+      path: path of the .npz file of training examples.
+      test_path: path of the file of test examples; "": they are taken from `path`.
+      test_fraction: share of `path` that becomes test examples then, in (0, 1).
+      seed: seed of their choice.
 
     Returns:
       Dataset.
@@ -115,7 +115,7 @@ def _read(path: str | Path) -> tuple[Split, dict[str, tuple[str, ...]]]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of one file; of foreign bytes nothing larger than what it says."""
+    """The arrays of one file; refuses files that unpack to more than they say."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -123,7 +123,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             if size > MAX_BYTES:
                 raise ValueError(f"unpacks to {size} bytes, {MAX_BYTES} is the limit")
             for entry in entries:
-                # Of the other methods a few bytes unpack to gigabytes at once.
+                # With the other methods a few bytes unpack to gigabytes at once.
                 if entry.compress_type not in (
                     zipfile.ZIP_STORED,
                     zipfile.ZIP_DEFLATED,

@@ -1,7 +1,7 @@
 """Prepared data in memory, and the order in which training sees them.
 
 A modality is of one of three kinds, told by its type: images are uint8, vectors (of any
-shape) float32, sequences of tokens int32. What they show is no concern of this module.
+shape) float32, sequences of tokens int32.
 
 A prepared data set is a TFDS folder in the array_record format whose records are
 blocks of examples: one feature [n, ...] a modality, `label` and `attribute/NAME` [n]
@@ -26,7 +26,7 @@ import tensorflow_datasets as tfds
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import OBSERVED, Array, TokenShape
 
-MAX_JSON_BYTES = 64 << 20  # of each file that describes prepared data
+MAX_JSON_BYTES = 64 << 20  # size of each file that describes prepared data
 LABEL = "label"
 ATTRIBUTE = "attribute/"  # and its name
 _FEATURES = {
@@ -43,7 +43,7 @@ class Split(NamedTuple):
         [N, ...], or tokens int32 [N, T]; in order.
       labels: int32 [N], or None.
       observed: bool [N, M], at least one True a row; None: nothing is missing.
-      attributes: name -> int32 [N], what else is known of the examples.
+      attributes: name -> int32 [N], further labels of the examples.
     """
 
     modalities: dict[str, np.ndarray]
@@ -53,11 +53,11 @@ class Split(NamedTuple):
 
     @property
     def num_examples(self) -> int:
-        """N."""
+        """N, the number of examples."""
         return len(next(iter(self.modalities.values())))
 
     def is_observed(self, modality: str) -> np.ndarray:
-        """Of which examples a modality is there, bool [N]."""
+        """The examples that have a modality, as a mask bool [N]."""
         if self.observed is None:
             return np.ones(self.num_examples, bool)
         return self.observed[:, list(self.modalities).index(modality)]
@@ -72,7 +72,7 @@ class Split(NamedTuple):
         )
 
     def complete(self) -> "Split":
-        """The examples of which nothing is missing."""
+        """The examples that have all modalities."""
         if self.observed is None:
             return self
         return self.take(np.flatnonzero(self.observed.all(axis=1)))._replace(
@@ -80,7 +80,7 @@ class Split(NamedTuple):
         )
 
     def leaves(self) -> dict[str, np.ndarray]:
-        """What a batch is gathered from: modalities, and `observed` if there is one."""
+        """Arrays that batches are gathered from: modalities, and `observed` if any."""
         observed = {} if self.observed is None else {OBSERVED: self.observed}
         return dict(self.modalities) | observed
 
@@ -92,7 +92,7 @@ class Dataset(NamedTuple):
       train: Split.
       test: Split.
       fingerprint: sha256 of all examples, in hexadecimal.
-      name: of the data set and its config.
+      name: name of the data set and its options.
       words: modality of tokens -> its vocabulary, the word of every token.
       attributes: name -> the names of its values.
       meanings: modality of tokens -> attribute -> word -> the value that it names.
@@ -130,7 +130,7 @@ def load(directory: str | Path) -> Dataset:
     """Reads a prepared data set into host memory.
 
     Args:
-      directory: folder that `experiments.prepare.prepare` returned.
+      directory: folder that `experiments.datasets.prepare` returned.
 
     Returns:
       Dataset.
@@ -177,7 +177,7 @@ def load(directory: str | Path) -> Dataset:
 
 
 def _check_description(directory: Path) -> None:
-    """Refuses what TFDS would import or fill memory for.
+    """Refuses descriptions that TFDS would import modules or fill memory for.
 
     A description names the classes of its features, and TFDS imports the modules of
     those that it does not know.
@@ -218,11 +218,11 @@ def _check_values(dataset: Dataset) -> None:
 
 
 def first_modalities(dataset: Dataset, num: int) -> Dataset:
-    """A data set reduced to its first modalities, for what depends on their number.
+    """A data set reduced to its first modalities, to study the effect of their number.
 
     Args:
       dataset: Dataset.
-      num: how many are kept; 0 for all of them.
+      num: number of modalities that are kept; 0 for all of them.
 
     Returns:
       Dataset; the arrays are shared, the fingerprint is that of the whole, the
@@ -259,11 +259,11 @@ def first_modalities(dataset: Dataset, num: int) -> Dataset:
 def with_missing(
     dataset: Dataset, fraction: float, test_fraction: float, seed: int
 ) -> Dataset:
-    """A data set of which modalities are missing at random.
+    """A data set in which modalities are missing at random.
 
     Every modality of every example is missing with the same probability,
-    independently, but one of each example, drawn at random, is always there. What is
-    missing is overwritten with zeros.
+    independently, but one of each example, drawn at random, is always there. Missing
+    modalities are overwritten with zeros.
 
     Args:
       dataset: Dataset, complete.
@@ -296,7 +296,7 @@ def with_missing(
 
 
 def _without_some(split: Split, fraction: float, seed: Sequence[int]) -> Split:
-    """A split of which modalities are missing with this probability."""
+    """A split in which modalities are missing with this probability."""
     if fraction == 0:
         return split
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
@@ -313,7 +313,7 @@ def _without_some(split: Split, fraction: float, seed: Sequence[int]) -> Split:
 def _read(
     builder: Any, split: str, modalities: Sequence[str], num_examples: int
 ) -> Split:
-    """Joins the blocks of one split."""
+    """One split, its blocks joined."""
     features = builder.info.features
     known = sorted(name for name in features if name.startswith(ATTRIBUTE))
     names = [*modalities, *known, *([LABEL] if LABEL in features else [])]
@@ -339,15 +339,15 @@ def _read(
 def batch_indices(
     seed: int, step: int, num_steps: int, num_examples: int, batch_size: int
 ) -> np.ndarray:
-    """Which examples make up the batches of a range of steps.
+    """Rows of the examples that make up the batches of a range of steps.
 
-    Every epoch is one permutation of all examples; what does not fill a last batch
-    is left out of that epoch.
+    Every epoch is one permutation of all examples; those that do not fill a last batch
+    are left out of that epoch.
 
     Args:
       seed: int, at least 0.
       step: first step, at least 0, counted over all epochs.
-      num_steps: how many steps.
+      num_steps: number of steps.
       num_examples: size of the split.
       batch_size: examples a batch.
 

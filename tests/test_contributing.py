@@ -44,8 +44,11 @@ def test_a_new_data_set(tree):
 
 def test_a_new_data_set_is_as_typed_and_as_clean_as_the_others(tree):
     write_files(tree, BARS)
-    for tool in (("mypy", "datasets/bars"), ("ruff", "check"), ("ruff", "format")):
-        files = () if tool[0] == "mypy" else sorted(BARS)
-        check = ("--check",) if tool[1] == "format" else ()
-        done = python(tree, "-m", *tool, *check, *files)
+    for command in (
+        ("mypy", "datasets/bars"),
+        ("ruff", "check", *sorted(BARS)),
+        ("ruff", "format", "--check", *sorted(BARS)),
+        ("pytest", "-p", "no:cacheprovider", "tests/test_architecture.py"),
+    ):
+        done = python(tree, "-m", *command)
         assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""What every layout of the files comes down to: photographs, classes and captions."""
+"""Photographs, classes and captions: the form into which every layout is read."""
 
 import io
 import warnings
@@ -9,7 +9,7 @@ import numpy as np
 from dataset_errors import DatasetError
 from PIL import Image
 
-# Of 200 classes the 50 that training never shows (Akata et al., 2015; with captions
+# The 50 of 200 classes that training never shows (Akata et al., 2015; with captions
 # Reed et al., 2016).
 TEST_CLASSES = (
     1, 4, 6, 8, 9, 14, 23, 29, 31, 33, 34, 35, 36, 37, 38, 43, 49, 51, 53, 66, 72, 79,
@@ -67,7 +67,7 @@ def decode_image(
       data: bytes of a JPEG or PNG file.
       image_size: side of the result, in pixels.
       box: None for all of it, or (left, top, width, height) in pixels.
-      where: of messages.
+      where: the place that messages name.
 
     Returns:
       uint8 [image_size, image_size, 3].

@@ -12,7 +12,7 @@ from polymnist import exact
 from cub import birds, official, packed
 from mmvae_jax import tokens
 
-# Of the order of the images: those of a class do not follow each other.
+# Seed of the order of the images: those of a class do not follow each other.
 ORDER = 2011
 
 

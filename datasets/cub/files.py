@@ -31,12 +31,12 @@ class Place(NamedTuple):
     prefix: str
 
     def __str__(self) -> str:
-        """For messages; a file's name is appended."""
+        """The place as messages name it; a file's name is appended."""
         return f"{self.path}/{self.prefix}"
 
 
 def exists(place: Place) -> bool:
-    """Whether there is an archive, which is not opened, or the folder."""
+    """Whether the folder, or the archive (which is not opened), is there."""
     if place.path.is_dir():
         return (place.path / place.prefix).is_dir()
     return place.path.is_file()
@@ -76,7 +76,7 @@ def _read_folder(place: Place, names: Sequence[str]) -> Iterator[tuple[str, byte
 
 
 def _check_size(place: Place, name: str, size: int) -> None:
-    """Refuses what is too large to be what is looked for."""
+    """Refuses files that are larger than any that the data set has."""
     if size > MAX_FILE_BYTES:
         raise DatasetError(
             f"{place}{name}: {size} bytes are more than the {MAX_FILE_BYTES} that are "
@@ -122,7 +122,7 @@ def _read_archive(place: Place, names: Sequence[str]) -> Iterator[tuple[str, byt
                     )
                 _check_size(place, name, member.size)
                 yield name, file.read()
-            # To the checksum at the end: few damages show otherwise.
+            # Reads on to the checksum at the end: few damages show otherwise.
             while total <= MAX_ARCHIVE_BYTES and (rest := unpacked.read(1 << 20)):
                 total += len(rest)
     except DatasetError:

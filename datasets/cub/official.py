@@ -1,6 +1,6 @@
 """The layouts in which CUB-200-2011 and its captions are passed on.
 
-What the folder may hold is in README.md. Nothing is paired by the order in which a
+README.md lists what the folder may hold. Nothing is paired by the order in which a
 folder lists its files.
 """
 

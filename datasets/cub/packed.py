@@ -25,8 +25,8 @@ from cub.birds import Birds, check_captions, check_classes, decode_image
 
 IMAGES, CAPTIONS = "cub64_bbox.npz", "cub_captions.jsonl.gz"
 IMAGE_SIZE = 64
-MAX_BYTES = 1 << 30  # of the arrays, and unpacked
-# Of the captions, unpacked: the published ones have 12 MB; and of one line.
+MAX_BYTES = 1 << 30  # all arrays, unpacked
+# All captions, unpacked (the published ones have 12 MB), and one line of them.
 MAX_CAPTION_BYTES, MAX_LINE_BYTES = 64 << 20, 1 << 20
 _ARRAYS = {
     "jpeg": "u",
@@ -58,7 +58,7 @@ def describe(folder: str | Path) -> bytes:
 
 
 def open_birds(folder: str | Path, captions_per_image: int) -> Birds:
-    """Reads a folder; arguments, result and errors are those of `official`'s."""
+    """Reads a folder, as `official.open_birds` does its layout."""
     folder = Path(folder).expanduser()
     arrays = _read_arrays(folder / IMAGES)
     records = _read_records(folder / CAPTIONS)
@@ -76,7 +76,7 @@ def open_birds(folder: str | Path, captions_per_image: int) -> Birds:
         captions.append(record["captions"])
 
     def read_images(rows: np.ndarray, image_size: int, crop: str) -> np.ndarray:
-        del crop  # they are boxes
+        del crop  # the images are boxes already
         return np.stack([_read_image(folder, arrays, r, image_size) for r in rows])
 
     return Birds(
@@ -97,7 +97,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                     f"{path}: unpacks to more than {MAX_BYTES} bytes; check where it "
                     "comes from"
                 )
-            # Of the other methods a few bytes unpack to gigabytes at once.
+            # With the other methods a few bytes unpack to gigabytes at once.
             known = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
             if not {entry.compress_type for entry in entries} <= known:
                 raise ValueError("it is packed in an unknown way")

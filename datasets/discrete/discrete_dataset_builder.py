@@ -46,7 +46,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        """Both splits are the same examples, of which the metadata are made here."""
+        """Makes the examples, the same in both splits, and fills in the metadata."""
         del dl_manager  # nothing is downloaded
         arrays = self._make()
         text = "".join(

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def class_codes(modality: int, shared_bits: int) -> np.ndarray:
-    """What one modality shows of each class, int64 [2**shared_bits]: a permutation.
+    """The code of each class in one modality, int64 [2**shared_bits]: a permutation.
 
     An odd factor is invertible modulo a power of two.
     """

@@ -33,7 +33,7 @@ class Split(NamedTuple):
     Attributes:
       num_examples: N.
       read: (start, stop) -> feature -> array [n, ...].
-      digest: sha256 of all that the examples are made of, in hexadecimal.
+      digest: sha256 of everything the examples are made of, in hexadecimal.
     """
 
     num_examples: int
@@ -58,7 +58,7 @@ def describe(
       meanings: name -> word of a caption -> the value that it names.
 
     Returns:
-      tfds.core.DatasetInfo; `add_metadata` fills in what is not known yet.
+      tfds.core.DatasetInfo; `add_metadata` completes its metadata.
     """
     attributes, meanings = attributes or {}, meanings or {}
 
@@ -99,7 +99,7 @@ def add_metadata(info: Any, splits: Mapping[str, Split], words: Sequence[str]) -
     """Writes counts, fingerprint and vocabulary into the metadata.
 
     Args:
-      info: what `describe` returned.
+      info: the description that `describe` returned.
       splits: name -> Split.
       words: the words of the captions by token.
     """
@@ -146,7 +146,7 @@ def in_memory() -> Iterator[None]:
 def encode(
     captions: Sequence[Sequence[str]], words: Sequence[str], length: int
 ) -> np.ndarray:
-    """`tokens.encode`, one row of captions an image: int32 [n, k, T]."""
+    """Captions as tokens by `tokens.encode`, k captions an image: int32 [n, k, T]."""
     flat = [text for texts in captions for text in texts]
     rows = tokens.encode(flat, words, length)
     return rows.reshape(len(captions), -1, length)

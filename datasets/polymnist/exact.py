@@ -28,7 +28,7 @@ def random_integers(words: Iterable[int], size: int, high: int) -> np.ndarray:
     """Integers, uniform over 0..high inclusive (bias below 2**-16 for `high` < 2**16).
 
     Args:
-      words: names the stream, see `random_bits`.
+      words: name of the stream, see `random_bits`.
       size: how many numbers.
       high: largest value, inclusive.
 

@@ -123,7 +123,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     # TFDS tries for minutes before it says that a host is away.
                     digits.check_reachable(urls[name])
             paths = dl_manager.download(urls)
-        except Exception as error:  # Of the network, of the disk, of the checksum.
+        except Exception as error:  # Network, disk and checksum raise many kinds.
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DatasetError(
                 f"MNIST cannot be downloaded ({reason[:120]}): put its four idx files "

@@ -1,4 +1,4 @@
-"""English captions of a coloured shape, and what a caption says of it.
+"""English captions of a coloured shape, and the reading of shape and colour in them.
 
 Template, opinion and synonyms are drawn for the caption alone, uniformly, and every
 draw gives another sentence. So the entropy of a caption given shape and colour is
@@ -93,10 +93,10 @@ def most_words() -> int:
 
 
 def parse_caption(words: Iterable[str]) -> dict[str, str | None]:
-    """What a caption says: the inverse of `write_caption`, for any text.
+    """Shape and colour that a caption names: the inverse of `write_caption`.
 
     Args:
-      words: of a caption, in any order; written or generated.
+      words: the words of any caption, written or generated, in any order.
 
     Returns:
       {"shape": name, "colour": name}; None where no word names one, or two words

@@ -50,7 +50,7 @@ PURPOSES = (
 
 
 class Plan(NamedTuple):
-    """What is random in N drawings; shape and colour are shared with the caption.
+    """The random choices of N drawings; shape and colour are shared with the caption.
 
     Attributes:
       shape: int64 [N], index of a shape.
@@ -62,7 +62,7 @@ class Plan(NamedTuple):
       light: int64 [N, 2], how much brighter the shape gets per radius, down and
         right, in 1/256.
       texture: int64 [N], index of a texture of TEXTURES.
-      lattice: uint8 [N, 256], what the texture is made of.
+      lattice: uint8 [N, 256], random tones that the texture is made of.
       ground: int64 [N, 2, 3], the RGB of the texture's two colours.
     """
 
@@ -194,12 +194,12 @@ def _rotation(degrees: int) -> tuple[int, int]:
 def _own_coordinates(
     plan: Plan, corner: np.ndarray, side: int, size: int, samples: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of a grid of points, the place in each shape, in RADIUS.
+    """Coordinates of a grid of points in the frame of each shape, in RADIUS.
 
     Args:
       plan: Plan of n drawings.
       corner: int [n, 2], the window's first row and column, in pixels.
-      side: of the window, in pixels.
+      side: side of the window, in pixels.
       size: side of the images, in pixels.
       samples: points a pixel, down and right.
 
