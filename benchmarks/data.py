@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from tabulate import tabulate
 
 from benchmarks import reports
-from experiments import prepare
+from experiments import datasets
 from mmvae_jax import data
 
 COUNTS = {"train": 60_000, "t10k": 10_000}
@@ -65,7 +65,7 @@ def measure(data_dir, digits_dir, translate_scale):
             "seed": 0,
         }
     )
-    prepare_time, directory = seconds(prepare.prepare, config)
+    prepare_time, directory = seconds(datasets.prepare, config)
     load_time, dataset = seconds(data.load, directory)
     put_time, _ = seconds(
         lambda: jax.block_until_ready(jax.device_put(dataset.train.leaves()))

@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 from benchmarks import reports
 from configs import polydigits
-from experiments import prepare
+from experiments import datasets
 from mmvae_jax import (
     data,
     distributions,
@@ -118,7 +118,7 @@ def main():
     config = polydigits.get_config("mvae")
     config.sweep.beta = (9.0, 32.0)
     config.train.num_steps = options.steps
-    dataset = data.load(prepare.prepare(config.data))
+    dataset = data.load(datasets.prepare(config.data))
     with published_form():
         published = train_members(config, dataset)
     rows = [{"form": "published", **row} for row in published]

@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from benchmarks import reports
 from configs import polydigits
-from experiments import command, prepare
+from experiments import command, datasets
 from mmvae_jax import data, models, sweeps, train, tuning
 from mmvae_jax.errors import UsageError
 
@@ -113,7 +113,7 @@ def main():
     config.sweep.beta = (1.0,)
     config.sweep.seed = tuple(range(options.seeds))
     config.train.num_steps = options.steps
-    dataset = data.load(prepare.prepare(config.data))
+    dataset = data.load(datasets.prepare(config.data))
     members = sweeps.grid(config.sweep)
     found = {}
     for name in sorted(train.PRECISIONS, key=lambda name: name != "float32"):

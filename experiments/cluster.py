@@ -23,7 +23,7 @@ from typing import Any
 import jax
 from clu import parameter_overview
 
-from experiments import prepare, run, terminal
+from experiments import datasets, run, terminal
 from mmvae_jax import evaluate, models, sweeps
 from mmvae_jax.errors import UsageError
 
@@ -154,10 +154,10 @@ def prepare_runs(folder: str, configs: Mapping[str, Any]) -> dict[str, int]:
     """
     os.chdir(folder)
     sizes, made = {}, set()
-    complete = prepare.load(next(iter(configs.values())).data)
+    complete = datasets.load(next(iter(configs.values())).data)
     with run.caught_signals() as stop:
         for name, config in configs.items():
-            dataset = prepare.reduce(complete, config.data)
+            dataset = datasets.reduce(complete, config.data)
             model = models.make_model(config, dataset.shapes())
             members = sweeps.grid(config.sweep)
             num = parameter_overview.count_parameters(

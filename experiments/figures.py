@@ -32,10 +32,10 @@ from experiments import (
     claims,
     cluster,
     command,
+    datasets,
     drawings,
     panels,
     plans,
-    prepare,
     report,
     results,
     run,
@@ -90,7 +90,7 @@ def checked_configs(
 
 def shapes_of(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Modality -> shape of one example, of the modalities that are used."""
-    shapes = prepare.shapes(config.data)
+    shapes = datasets.shapes(config.data)
     num = config.data.use_modalities or len(shapes)
     return dict(list(shapes.items())[:num])
 
@@ -301,7 +301,7 @@ def draw_discrepancy(evidence: plans.Evidence) -> drawings.Drawing:
         if spec.dataset == dataset and not spec.is_repeated
     )
     figure, rows = theorem.draw_discrepancy(
-        quality, *prepare.polymnist_process(ConfigDict(config)), label
+        quality, *theorem.polymnist_process(ConfigDict(config)), label
     )
     text = captions.caption(evidence, "discrepancy", [metric])
     return drawings.Drawing(figure, rows, text)

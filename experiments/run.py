@@ -28,7 +28,7 @@ from clu import parameter_overview
 from ml_collections import config_flags
 
 from configs import base
-from experiments import command, hosts, prepare, terminal, workdirs
+from experiments import command, datasets, hosts, terminal, workdirs
 from experiments.command import Stopped
 from mmvae_jax import (
     checkpoints,
@@ -205,8 +205,8 @@ def check(config: Any) -> None:
 
 def build(config: Any, members: Sequence[sweeps.Member], stop: Signals) -> Sweep:
     """Loads (and if need be prepares) the data and builds the model."""
-    complete = hosts.in_turn(lambda: prepare.load(config.data))
-    dataset = prepare.reduce(complete, config.data)
+    complete = hosts.in_turn(lambda: datasets.load(config.data))
+    dataset = datasets.reduce(complete, config.data)
     examples = dataset.train.leaves()
     # What would fail only after training has begun is tried here.
     if set(config.eval.metrics) & set(evaluate.NEEDS_CLASSIFIERS):

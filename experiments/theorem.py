@@ -13,10 +13,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from ml_collections import ConfigDict
 
-from experiments import prepare
+from experiments import datasets
 from experiments.results import COLOURS, LABELS, RunRecord, Spread, spread
-from mmvae_jax import subsets, theory, writers
+from mmvae_jax import data, subsets, theory, writers
 from mmvae_jax.errors import UsageError
 
 # The models of the theorem, and their subsets of M modalities.
@@ -56,6 +57,61 @@ class Curve(NamedTuple):
     steps: np.ndarray
     elbo: np.ndarray
     reconstruction: np.ndarray
+
+
+def discrete_pmf(data_config: Mapping[str, Any]) -> np.ndarray:
+    """The joint pmf of the data set "discrete", as `mmvae_jax.theory` takes it.
+
+    Args:
+      data_config: `config.data`; with `use_modalities`, the pmf of the first ones.
+
+    Returns:
+      float64 [n, ...], axis m is modality m, summing to 1.
+
+    Raises:
+      UsageError: an option that cannot be used.
+    """
+    options = datasets.options_of(data_config)
+    from discrete import pmf
+
+    table = pmf.joint_pmf(**options.pmf_options)
+    used = data_config.get("use_modalities", 0) or table.ndim
+    return table.sum(axis=tuple(range(used, table.ndim)))
+
+
+def polymnist_process(data_config: ConfigDict) -> tuple[np.ndarray, list[int]]:
+    """PolyMNIST as a generating process, as `theory.polymnist_discrepancy` takes it.
+
+    Args:
+      data_config: `config.data`, of name "polymnist"; it is prepared.
+
+    Returns:
+      int [num_classes], digit images of each class in the training split; and for each
+      modality the number of places of its crop, times those of its digit.
+
+    Raises:
+      UsageError: other data, whose process is not known.
+    """
+    if data_config.name != "polymnist" or data_config.digits == "published":
+        raise UsageError(
+            "the generating process is known of config.data.name='polymnist' with "
+            "digits that are put together here"
+        )
+    directory = datasets.prepare(data_config)
+    from polymnist import backgrounds
+
+    options = datasets.options_of(data_config)
+    num = 1 if options.repeated else options.num_modalities
+    scenes = backgrounds.load(options.backgrounds_dir, num, options.image_size)
+    size = options.image_size
+    digit_places = (size - options.side + 1) ** 2
+    places = [
+        (scene.shape[0] - size + 1) * (scene.shape[1] - size + 1) * digit_places
+        for scene in scenes
+    ]
+    labels = data.load(directory).train.labels
+    counts = np.bincount(labels) // options.pairings
+    return counts, places * (options.num_modalities // num)
 
 
 def ceilings(pmf: np.ndarray, model: str) -> Ceilings:
@@ -173,7 +229,7 @@ def _common_pmf(records: Mapping[str, RunRecord]) -> np.ndarray:
                 f"{record.workdir} is a run on {record.config['data']['name']!r}, "
                 "whose joint pmf is not known; take one of configs/discrete.py"
             )
-        tables[record.workdir] = prepare.discrete_pmf(record.config["data"])
+        tables[record.workdir] = discrete_pmf(record.config["data"])
     (first, table), *others = tables.items()
     for workdir, other in others:
         if other.shape != table.shape or not np.array_equal(other, table):

@@ -13,6 +13,7 @@ import hashlib
 import math
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -26,14 +27,16 @@ LABELS = "labels"
 WORDS = "_words"
 
 
-def load(path, test_path="", test_fraction=0.2, seed=0):
+def load(
+    path: str, test_path: str = "", test_fraction: float = 0.2, seed: int = 0
+) -> Dataset:
     """Reads a data set from one or two files.
 
     Args:
-      path: of the .npz file of training examples.
-      test_path: of test examples; "": they are taken from `path`.
-      test_fraction: in (0, 1), how many of `path` are then test examples.
-      seed: of which ones.
+      path: path of the .npz file of training examples.
+      test_path: path of the file of test examples; "": they are taken from `path`.
+      test_fraction: share of `path` that becomes test examples then, in (0, 1).
+      seed: seed of their choice.
 
     Returns:
       Dataset.
@@ -63,11 +66,11 @@ def load(path, test_path="", test_fraction=0.2, seed=0):
         for name, array in arrays.items():
             if array is not None:
                 digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-                digest.update(np.ascontiguousarray(array))
+                digest.update(np.ascontiguousarray(array).data)
     return Dataset(train, test, digest.hexdigest(), Path(path).stem, words)
 
 
-def _read(path):
+def _read(path: str | Path) -> tuple[Split, dict[str, tuple[str, ...]]]:
     """The Split and the vocabularies of one file."""
     path = Path(path).expanduser()
     if not path.is_file():
@@ -84,11 +87,11 @@ def _read(path):
     labels, observed = arrays.pop(LABELS, None), arrays.pop(OBSERVED, None)
     if not arrays:
         raise UsageError(f"{path} holds no modality: one array each, examples first")
-    num = {name: len(x) if x.ndim else 0 for name, x in arrays.items()}
-    if len(set(num.values())) > 1 or min(num.values()) < 1:
-        counts = ", ".join(f"{n} of {m}" for m, n in num.items())
+    lengths = {name: len(x) if x.ndim else 0 for name, x in arrays.items()}
+    num = min(lengths.values())
+    if num < 1 or num < max(lengths.values()):
+        counts = ", ".join(f"{n} of {m}" for m, n in lengths.items())
         raise UsageError(f"{path}: modalities need equally many examples, got {counts}")
-    num = next(iter(num.values()))
     observed = _observed(path, observed, (num, len(arrays)))
     masks = np.ones((num, len(arrays)), bool) if observed is None else observed
     modalities = {
@@ -111,8 +114,8 @@ def _read(path):
     return Split(modalities, _labels(path, labels, num), observed), vocabularies
 
 
-def _read_npz(path):
-    """The arrays of one file; of foreign bytes nothing larger than what it says."""
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of one file; refuses files that unpack to more than they say."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -120,7 +123,7 @@ def _read_npz(path):
             if size > MAX_BYTES:
                 raise ValueError(f"unpacks to {size} bytes, {MAX_BYTES} is the limit")
             for entry in entries:
-                # Of the other methods a few bytes unpack to gigabytes at once.
+                # With the other methods a few bytes unpack to gigabytes at once.
                 if entry.compress_type not in (
                     zipfile.ZIP_STORED,
                     zipfile.ZIP_DEFLATED,
@@ -135,7 +138,7 @@ def _read_npz(path):
         raise UsageError(f"{path} is not a .npz file of arrays ({reason})") from error
 
 
-def _check_header(entry, member):
+def _check_header(entry: zipfile.ZipInfo, member: IO[bytes]) -> None:
     """Raises ValueError where an array says that it is larger than its entry."""
     version = np.lib.format.read_magic(member)
     read = {
@@ -147,7 +150,7 @@ def _check_header(entry, member):
         raise ValueError(f"{entry.filename} holds less than its header says")
 
 
-def _modality(where, x, mask):
+def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """One modality in the type of its kind, with zeros where it is missing."""
     if x.dtype == np.uint8:
         if x.ndim not in (3, 4):
@@ -185,7 +188,9 @@ def _modality(where, x, mask):
     return x
 
 
-def _observed(path, observed, shape):
+def _observed(
+    path: Path, observed: np.ndarray | None, shape: tuple[int, int]
+) -> np.ndarray | None:
     """The checked mask, None where nothing is missing."""
     if observed is None:
         return None
@@ -200,7 +205,7 @@ def _observed(path, observed, shape):
     return None if observed.all() else observed
 
 
-def _labels(path, labels, num):
+def _labels(path: Path, labels: np.ndarray | None, num: int) -> np.ndarray | None:
     """The checked labels as int32, or None."""
     if labels is None:
         return None
@@ -217,7 +222,7 @@ def _labels(path, labels, num):
     return labels.astype(np.int32)
 
 
-def _divide(split, fraction, seed, path):
+def _divide(split: Split, fraction: float, seed: int, path: str) -> tuple[Split, Split]:
     """Training and test examples of one file."""
     if not 0 < fraction < 1:
         raise UsageError(f"config.data.test_fraction must be in (0, 1), got {fraction}")
@@ -231,7 +236,7 @@ def _divide(split, fraction, seed, path):
     return split.take(np.sort(order[num_test:])), split.take(np.sort(order[:num_test]))
 
 
-def _check_alike(train, test, path, test_path):
+def _check_alike(train: Split, test: Split, path: str, test_path: str) -> None:
     """Checks that two files hold the same modalities."""
     kinds = [
         [(m, x.dtype, x.shape[1:]) for m, x in split.modalities.items()]

@@ -1,7 +1,7 @@
 """Prepared data in memory, and the order in which training sees them.
 
 A modality is of one of three kinds, told by its type: images are uint8, vectors (of any
-shape) float32, sequences of tokens int32. What they show is no concern of this module.
+shape) float32, sequences of tokens int32.
 
 A prepared data set is a TFDS folder in the array_record format whose records are
 blocks of examples: one feature [n, ...] a modality, `label` and `attribute/NAME` [n]
@@ -14,10 +14,10 @@ Batches are a pure function of seed and step, so a resumed run needs no iterator
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,7 @@ import tensorflow_datasets as tfds
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import OBSERVED, Array, TokenShape
 
-MAX_JSON_BYTES = 64 << 20  # of each file that describes prepared data
+MAX_JSON_BYTES = 64 << 20  # size of each file that describes prepared data
 LABEL = "label"
 ATTRIBUTE = "attribute/"  # and its name
 _FEATURES = {
@@ -43,7 +43,7 @@ class Split(NamedTuple):
         [N, ...], or tokens int32 [N, T]; in order.
       labels: int32 [N], or None.
       observed: bool [N, M], at least one True a row; None: nothing is missing.
-      attributes: name -> int32 [N], what else is known of the examples.
+      attributes: name -> int32 [N], further labels of the examples.
     """
 
     modalities: dict[str, np.ndarray]
@@ -53,11 +53,11 @@ class Split(NamedTuple):
 
     @property
     def num_examples(self) -> int:
-        """N."""
+        """N, the number of examples."""
         return len(next(iter(self.modalities.values())))
 
     def is_observed(self, modality: str) -> np.ndarray:
-        """Of which examples a modality is there, bool [N]."""
+        """The examples that have a modality, as a mask bool [N]."""
         if self.observed is None:
             return np.ones(self.num_examples, bool)
         return self.observed[:, list(self.modalities).index(modality)]
@@ -72,7 +72,7 @@ class Split(NamedTuple):
         )
 
     def complete(self) -> "Split":
-        """The examples of which nothing is missing."""
+        """The examples that have all modalities."""
         if self.observed is None:
             return self
         return self.take(np.flatnonzero(self.observed.all(axis=1)))._replace(
@@ -80,7 +80,7 @@ class Split(NamedTuple):
         )
 
     def leaves(self) -> dict[str, np.ndarray]:
-        """What a batch is gathered from: modalities, and `observed` if there is one."""
+        """Arrays that batches are gathered from: modalities, and `observed` if any."""
         observed = {} if self.observed is None else {OBSERVED: self.observed}
         return dict(self.modalities) | observed
 
@@ -92,7 +92,7 @@ class Dataset(NamedTuple):
       train: Split.
       test: Split.
       fingerprint: sha256 of all examples, in hexadecimal.
-      name: of the data set and its config.
+      name: name of the data set and its options.
       words: modality of tokens -> its vocabulary, the word of every token.
       attributes: name -> the names of its values.
       meanings: modality of tokens -> attribute -> word -> the value that it names.
@@ -116,21 +116,21 @@ class Dataset(NamedTuple):
         }
 
 
-def is_image(x: Array) -> bool:
+def is_image(x: Array | np.ndarray) -> bool:
     """Whether examples [N, ...] are images."""
     return x.dtype == np.uint8
 
 
-def is_tokens(x: Array) -> bool:
+def is_tokens(x: Array | np.ndarray) -> bool:
     """Whether examples [N, ...] are sequences of tokens."""
     return np.issubdtype(x.dtype, np.integer) and not is_image(x)
 
 
-def load(directory):
+def load(directory: str | Path) -> Dataset:
     """Reads a prepared data set into host memory.
 
     Args:
-      directory: folder that `experiments.prepare.prepare` returned.
+      directory: folder that `experiments.datasets.prepare` returned.
 
     Returns:
       Dataset.
@@ -176,8 +176,8 @@ def load(directory):
         ) from error
 
 
-def _check_description(directory):
-    """Refuses what TFDS would import or fill memory for.
+def _check_description(directory: Path) -> None:
+    """Refuses descriptions that TFDS would import modules or fill memory for.
 
     A description names the classes of its features, and TFDS imports the modules of
     those that it does not know.
@@ -198,7 +198,7 @@ def _check_description(directory):
             left += item
 
 
-def _check_values(dataset):
+def _check_values(dataset: Dataset) -> None:
     """Raises ValueError where a data set is not what its documentation says."""
     if not isinstance(dataset.fingerprint, str):
         raise ValueError("its fingerprint is no text")
@@ -208,20 +208,21 @@ def _check_values(dataset):
                 raise ValueError(f"{name} is {x.dtype} {x.shape}")
             if is_tokens(x) and not 0 <= x.min() <= x.max() < len(dataset.words[name]):
                 raise ValueError(f"{name} has tokens without a word")
-        for name, x in [(LABEL, split.labels), *split.attributes.items()]:
-            if x is not None and x.min() < 0:
+        labels = {} if split.labels is None else {LABEL: split.labels}
+        for name, x in {**labels, **split.attributes}.items():
+            if x.min() < 0:
                 raise ValueError(f"{name} is {x.min()}")
     listed = [*dataset.words.values(), *dataset.attributes.values()]
     if not all(isinstance(word, str) for words in listed for word in words):
         raise ValueError("its words are no texts")
 
 
-def first_modalities(dataset, num):
-    """A data set reduced to its first modalities, for what depends on their number.
+def first_modalities(dataset: Dataset, num: int) -> Dataset:
+    """A data set reduced to its first modalities, to study the effect of their number.
 
     Args:
       dataset: Dataset.
-      num: how many are kept; 0 for all of them.
+      num: number of modalities that are kept; 0 for all of them.
 
     Returns:
       Dataset; the arrays are shared, the fingerprint is that of the whole, the
@@ -255,12 +256,14 @@ def first_modalities(dataset, num):
     return dataset._replace(train=train, test=test, name=name)
 
 
-def with_missing(dataset, fraction, test_fraction, seed):
-    """A data set of which modalities are missing at random.
+def with_missing(
+    dataset: Dataset, fraction: float, test_fraction: float, seed: int
+) -> Dataset:
+    """A data set in which modalities are missing at random.
 
     Every modality of every example is missing with the same probability,
-    independently, but one of each example, drawn at random, is always there. What is
-    missing is overwritten with zeros.
+    independently, but one of each example, drawn at random, is always there. Missing
+    modalities are overwritten with zeros.
 
     Args:
       dataset: Dataset, complete.
@@ -279,21 +282,21 @@ def with_missing(dataset, fraction, test_fraction, seed):
             raise UsageError(f"config.data.{name} must be in [0, 1), got {value}")
     if fraction == test_fraction == 0:
         return dataset
-    splits = {}
-    for name, share in (("train", fraction), ("test", test_fraction)):
-        split = getattr(dataset, name)
+    for split in (dataset.train, dataset.test):
         if split.observed is not None:
             raise UsageError(
                 "config.data.missing and .missing_test are for complete data; "
                 f"modalities of {dataset.name} are missing already"
             )
-        splits[name] = _without_some(split, share, [seed, len(splits)])
-    name = f"{dataset.name}-missing{fraction:g},{test_fraction:g}"
-    return dataset._replace(name=name, **splits)
+    return dataset._replace(
+        train=_without_some(dataset.train, fraction, (seed, 0)),
+        test=_without_some(dataset.test, test_fraction, (seed, 1)),
+        name=f"{dataset.name}-missing{fraction:g},{test_fraction:g}",
+    )
 
 
-def _without_some(split, fraction, seed):
-    """A split of which modalities are missing with this probability."""
+def _without_some(split: Split, fraction: float, seed: Sequence[int]) -> Split:
+    """A split in which modalities are missing with this probability."""
     if fraction == 0:
         return split
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
@@ -307,11 +310,13 @@ def _without_some(split, fraction, seed):
     return split._replace(modalities=modalities, observed=observed)
 
 
-def _read(builder, split, modalities, num_examples):
-    """Joins the blocks of one split."""
+def _read(
+    builder: Any, split: str, modalities: Sequence[str], num_examples: int
+) -> Split:
+    """One split, its blocks joined."""
     features = builder.info.features
-    attributes = [name for name in features if name.startswith(ATTRIBUTE)]
-    names = [*modalities, *attributes, *([LABEL] if LABEL in features else [])]
+    known = sorted(name for name in features if name.startswith(ATTRIBUTE))
+    names = [*modalities, *known, *([LABEL] if LABEL in features else [])]
     arrays = {
         name: np.empty(
             (num_examples, *features[name].shape[1:]), features[name].np_dtype
@@ -327,22 +332,22 @@ def _read(builder, split, modalities, num_examples):
     if start != num_examples:
         raise ValueError(f"{split} holds {start} of {num_examples} examples")
     labels = arrays.pop(LABEL).astype(np.int32) if LABEL in arrays else None
-    attributes = {
-        name.removeprefix(ATTRIBUTE): arrays.pop(name) for name in sorted(attributes)
-    }
+    attributes = {name.removeprefix(ATTRIBUTE): arrays.pop(name) for name in known}
     return Split(arrays, labels, attributes=attributes)
 
 
-def batch_indices(seed, step, num_steps, num_examples, batch_size):
-    """Which examples make up the batches of a range of steps.
+def batch_indices(
+    seed: int, step: int, num_steps: int, num_examples: int, batch_size: int
+) -> np.ndarray:
+    """Rows of the examples that make up the batches of a range of steps.
 
-    Every epoch is one permutation of all examples; what does not fill a last batch
-    is left out of that epoch.
+    Every epoch is one permutation of all examples; those that do not fill a last batch
+    are left out of that epoch.
 
     Args:
       seed: int, at least 0.
       step: first step, at least 0, counted over all epochs.
-      num_steps: how many steps.
+      num_steps: number of steps.
       num_examples: size of the split.
       batch_size: examples a batch.
 
@@ -367,7 +372,7 @@ def batch_indices(seed, step, num_steps, num_examples, batch_size):
 
 
 @functools.lru_cache(maxsize=2)
-def _epoch_order(seed, epoch, num_examples):
+def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """The permutation of one epoch, int32 [num_examples], read-only."""
     stream = np.random.PCG64(np.random.SeedSequence([seed, epoch]))
     order = np.random.Generator(stream).permutation(num_examples).astype(np.int32)
@@ -375,7 +380,7 @@ def _epoch_order(seed, epoch, num_examples):
     return order
 
 
-def scaled(x):
+def scaled(x: Array) -> Array:
     """Images from bytes to [0, 1]; everything else as it is.
 
     For use inside a compiled step, after the batch has been gathered: the whole

@@ -17,7 +17,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import smoke
-from experiments import prepare, run
+from experiments import datasets, run
 from mmvae_jax import data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,9 +32,9 @@ CACHE_OPTIONS = {
 # seconds of processor time: a moment that does not depend on how busy the machine is.
 DRIVER = """
 import json, os, runpy, signal, sys, time, traceback
-from experiments import command, prepare, terminal, workdirs
+from experiments import command, datasets, terminal, workdirs
 from mmvae_jax import checkpoints, classifiers, evaluate, models, train, writers
-sys.path.insert(0, str(prepare.DATASETS))
+sys.path.insert(0, str(datasets.DATASETS))
 import polymnist.polymnist_dataset_builder
 
 def child(job):
@@ -141,7 +141,7 @@ def smoke_config(data_dir):
 
 @pytest.fixture(scope="session")
 def dataset(smoke_config):
-    return data.load(prepare.prepare(smoke_config().data))
+    return data.load(datasets.prepare(smoke_config().data))
 
 
 class Server:

@@ -18,13 +18,13 @@ import numpy as np
 import prepared
 import pytest
 from cub import birds, files, official, options, packed
+from dataset_errors import DatasetError
 from hypothesis import given
 from hypothesis import strategies as st
-from pairs.errors import DatasetError
 from PIL import Image
 
 from configs import cub as config_file
-from experiments import prepare
+from experiments import datasets
 from mmvae_jax import tokens
 from mmvae_jax.errors import UsageError
 
@@ -147,14 +147,14 @@ def write_packed(folder, **changes):
 
 def prepared_set(tmp_path, folder, **changes):
     return prepared.read(
-        prepare.prepare(data_config(tmp_path / "data", folder, **changes))
+        datasets.prepare(data_config(tmp_path / "data", folder, **changes))
     )
 
 
 def fails(tmp_path, folder, message, **changes):
     """Preparation ends in one line, and nothing of it is left."""
     with pytest.raises(UsageError, match=message) as caught:
-        prepare.prepare(data_config(tmp_path / "data", folder, **changes))
+        datasets.prepare(data_config(tmp_path / "data", folder, **changes))
     assert len(str(caught.value).splitlines()) == 1
     assert not list((tmp_path / "data").glob("cub/*/*.*.*"))
 
@@ -352,8 +352,8 @@ def test_changed_files_get_another_folder(tmp_path, change):
         pack(folder, "CUB_200_2011.tgz", "CUB_200_2011", remove=False)
         keep = folder / "elsewhere"
         (folder / "CUB_200_2011").rename(keep)
-    name = options.CubConfig(cub_dir=str(folder)).name
-    assert options.CubConfig(cub_dir=str(folder)).name == name
+    name = options.Options(cub_dir=str(folder)).name
+    assert options.Options(cub_dir=str(folder)).name == name
     image = folder / "CUB_200_2011" / "images" / BIRDS[0][1]
     if change == "image":
         image.write_bytes(image.read_bytes() + b"\0")
@@ -369,7 +369,7 @@ def test_changed_files_get_another_folder(tmp_path, change):
         keep.rename(folder / "CUB_200_2011")
         (folder / "CUB_200_2011.tgz").unlink()
         pack(folder, "CUB_200_2011.tgz", "CUB_200_2011")
-    assert options.CubConfig(cub_dir=str(folder)).name != name
+    assert options.Options(cub_dir=str(folder)).name != name
 
 
 def test_every_option_is_in_the_name(tmp_path):
@@ -385,8 +385,10 @@ def test_every_option_is_in_the_name(tmp_path):
         {"caption_length": 16},
         {"min_count": 1},
     ]
-    assert {key for change in changes for key in change} == set(prepare.CUB_OPTIONS)
-    names = {options.CubConfig(**{**base, **change}).name for change in changes}
+    assert {key for change in changes for key in change} == set(
+        datasets.option_names("cub")
+    )
+    names = {options.Options(**{**base, **change}).name for change in changes}
     assert len(names) == len(changes)
 
 
@@ -746,9 +748,9 @@ def test_damaged_packed_files(tmp_path, monkeypatch, damage):
 def test_crops_are_what_the_folder_has(tmp_path):
     folders = {"box": write_packed(tmp_path / "a"), "whole": write_cub(tmp_path / "b")}
     for crop, folder in folders.items():
-        config = options.CubConfig(cub_dir=str(folder))
+        config = options.Options(cub_dir=str(folder))
         assert config.crop == crop and f"-{crop}-" in config.name
-        assert config.name == options.CubConfig(cub_dir=str(folder), crop=crop).name
+        assert config.name == options.Options(cub_dir=str(folder), crop=crop).name
 
 
 def test_command_reports_in_one_line(tmp_path):
@@ -772,7 +774,7 @@ def test_layouts_are_documented():
     text = (ROOT / "datasets" / "cub" / "README.md").read_text()
     for name in (packed.IMAGES, packed.CAPTIONS, "CUB_200_2011.tgz", "text_c10"):
         assert name in text
-    for name in prepare.CUB_OPTIONS:
+    for name in datasets.option_names("cub"):
         assert re.search(rf"`{name}`", text)
     assert official.CAPTIONS == 10
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import prepare
+from experiments import datasets
 from mmvae_jax import data
 from mmvae_jax.errors import UsageError
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    return prepare.prepare(
+    return datasets.prepare(
         ConfigDict(
             {
                 "name": "polymnist",

@@ -1,6 +1,7 @@
 import functools
 import gzip
 import http.server
+import importlib
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_errors import DatasetError
 from ml_collections import ConfigDict
 from PIL import Image
 from polymnist import (
@@ -23,10 +25,9 @@ from polymnist import (
     published,
     recipe,
 )
-from polymnist.errors import DatasetError
-from tensorflow_datasets.core import shuffle
+from tensorflow_datasets.core import registered, shuffle
 
-from experiments import prepare
+from experiments import datasets
 from mmvae_jax import data
 from mmvae_jax.errors import UsageError
 
@@ -242,7 +243,7 @@ def test_prepared_bytes_are_pinned(tmp_path, capfd):
     config = data_config(
         tmp_path, num_modalities=5, translate_scale=0.75, pairings=2, seed=7
     )
-    directory = prepare.prepare(config)
+    directory = datasets.prepare(config)
     assert directory.parent.name == ("sklearn-m5-16px-translated12px-2pairings-seed7")
     dataset = data.load(directory)
     # The same on every machine; changes only together with Builder.VERSION.
@@ -250,13 +251,13 @@ def test_prepared_bytes_are_pinned(tmp_path, capfd):
     assert len(dataset.train.labels) == 2 * 1433
     assert capfd.readouterr().out == ""
     before = [path.stat().st_mtime_ns for path in sorted(directory.iterdir())]
-    assert prepare.prepare(config) == directory
+    assert datasets.prepare(config) == directory
     assert before == [path.stat().st_mtime_ns for path in sorted(directory.iterdir())]
 
 
 def test_fingerprint_tells_seeds_apart(tmp_path):
     first, second = (
-        data.load(prepare.prepare(data_config(tmp_path, seed=seed))) for seed in (0, 1)
+        data.load(datasets.prepare(data_config(tmp_path, seed=seed))) for seed in (0, 1)
     )
     assert first.fingerprint != second.fingerprint
     assert first.name != second.name
@@ -264,7 +265,7 @@ def test_fingerprint_tells_seeds_apart(tmp_path):
 
 def test_many_blocks_come_back_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(polymnist_dataset_builder, "BLOCK_BYTES", 12 * 2 * 16 * 16 * 3)
-    dataset = data.load(prepare.prepare(data_config(tmp_path)))
+    dataset = data.load(datasets.prepare(data_config(tmp_path)))
     opened = open_small(num_modalities=2)[3]
     modalities, labels = opened.read(0, opened.num_examples)
     np.testing.assert_array_equal(dataset.train.labels, labels)
@@ -274,7 +275,7 @@ def test_many_blocks_come_back_in_order(tmp_path, monkeypatch):
 
 def test_large_splits_need_no_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1000)
-    dataset = data.load(prepare.prepare(data_config(tmp_path)))
+    dataset = data.load(datasets.prepare(data_config(tmp_path)))
     assert len(dataset.train.labels) == 1433
     assert shuffle.MAX_MEM_BUFFER_SIZE == 1000
 
@@ -283,7 +284,159 @@ def test_unknown_data_set(tmp_path):
     with pytest.raises(
         UsageError, match="config.data.name='x' is unknown; .*polymnist"
     ):
-        prepare.prepare(data_config(tmp_path, name="x"))
+        datasets.prepare(data_config(tmp_path, name="x"))
+
+
+# A data set of one modality, each part of which a test breaks.
+OPTIONS = """
+import dataclasses
+import tensorflow_datasets as tfds
+from dataset_errors import DatasetError
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Options(tfds.core.BuilderConfig):
+    name: str = ""
+    size: int = 3
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise DatasetError("config.data.size is too small")
+        self.name = f"{self.size}"
+"""
+BUILDER = """
+import numpy as np
+import tensorflow_datasets as tfds
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        x = tfds.features.Tensor(shape=(None, 2), dtype=np.float32, encoding="bytes")
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict({"x": x}),
+            metadata=tfds.core.MetadataDict(
+                modalities=["x"], num_examples={}, fingerprint=""
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        num = self.builder_config.size
+        self.info.metadata["num_examples"] = {"train": num, "test": num}
+        self.info.metadata["fingerprint"] = "none"
+        return {split: self._generate_examples() for split in ("train", "test")}
+
+    def _generate_examples(self):
+        yield 0, {"x": np.ones((self.builder_config.size, 2), np.float32)}
+"""
+
+
+@pytest.fixture
+def new_data_set(tmp_path, monkeypatch):
+    """(name, module -> source) -> config.data of a data set in a folder of its own."""
+    root = tmp_path / "datasets"
+    monkeypatch.setattr(datasets, "DATASETS", root)
+    monkeypatch.setattr(sys, "path", [str(root), *sys.path])
+    before = set(sys.modules)
+
+    def write(name, **sources):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for module, source in sources.items():
+            (folder / f"{module}.py").write_text(source)
+        importlib.invalidate_caches()
+        fields = {"name": name, "data_dir": str(tmp_path / "data"), "size": 3}
+        return ConfigDict(fields)
+
+    # TFDS refuses a second class of a name.
+    with registered.skip_registration():
+        yield write
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_a_new_data_set_is_a_folder(new_data_set):
+    config = new_data_set("new", options=OPTIONS, new_dataset_builder=BUILDER)
+    assert datasets.names() == ["arrays", "new"]
+    assert datasets.option_names("new") == ("size",)
+    assert datasets.shapes(config) == {"x": (2,)}
+    assert datasets.load(config).test.modalities["x"].shape == (3, 2)
+    config.size = 0
+    with pytest.raises(UsageError, match="config.data.size is too small"):
+        datasets.load(config)
+
+
+@pytest.mark.parametrize(
+    "options_source, builder_source, message",
+    [
+        (None, BUILDER, "options.py is missing: README.md, .Add your own"),
+        ("", BUILDER, "options.py has no class Options: README.md"),
+        (
+            OPTIONS.replace("@dataclasses.dataclass(eq=False, kw_only=True)", ""),
+            BUILDER,
+            "Options must be a dataclass that extends tfds.core.BuilderConfig",
+        ),
+        (
+            OPTIONS.replace("Options(tfds.core.BuilderConfig)", "Options"),
+            BUILDER,
+            "Options must be a dataclass that extends tfds.core.BuilderConfig",
+        ),
+        (
+            OPTIONS.replace('self.name = f"{self.size}"', "pass"),
+            BUILDER,
+            "Options sets no name that tells its values apart",
+        ),
+        (OPTIONS, None, "broken_dataset_builder.py is missing: README.md"),
+        (OPTIONS, "", "broken_dataset_builder.py has no class Builder"),
+        (
+            OPTIONS,
+            BUILDER.replace('modalities=["x"], ', ""),
+            "broken_dataset_builder.py: the metadata have no 'modalities'",
+        ),
+        (
+            OPTIONS,
+            BUILDER.replace('["fingerprint"] = "none"', '["fingerprint"] = ""'),
+            "broken_dataset_builder.py: the fingerprint, or the num_examples of a spl",
+        ),
+        (
+            OPTIONS,
+            BUILDER.replace('{"train": num, "test": num}', '{"train": num}'),
+            "broken_dataset_builder.py: the fingerprint, or the num_examples of a spl",
+        ),
+    ],
+)
+def test_what_a_new_data_set_lacks_is_one_line(
+    new_data_set, options_source, builder_source, message
+):
+    sources = {"options": options_source, "broken_dataset_builder": builder_source}
+    given = {module: text for module, text in sources.items() if text is not None}
+    config = new_data_set("broken", **given)
+    for _ in range(2):  # nothing is left that is taken for a prepared set
+        with pytest.raises(UsageError, match=message) as caught:
+            datasets.load(config)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_data_set_with_the_name_of_another_module(new_data_set):
+    config = new_data_set("json", options=OPTIONS, json_dataset_builder=BUILDER)
+    with pytest.raises(UsageError, match="json has the name of another Python module"):
+        datasets.load(config)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../datasets/polymnist", "polymnist.py"])
+def test_names_that_are_no_folder_of_a_data_set(tmp_path, name):
+    with pytest.raises(UsageError, match="config.data.name=.* is unknown; available"):
+        datasets.load(data_config(tmp_path, name=name))
+
+
+def test_a_field_that_the_data_set_does_not_read(tmp_path):
+    config = data_config(tmp_path, digit="mnist")
+    message = "config.data.digit is not read by the data set 'polymnist', whose options"
+    for use in (datasets.prepare, datasets.shapes):
+        with pytest.raises(UsageError, match=message):
+            use(config)
+    # The fields of configs/base.py are in every config.
+    datasets.prepare(data_config(tmp_path, missing=0.5))
 
 
 @pytest.mark.parametrize(
@@ -310,7 +463,7 @@ def test_unknown_data_set(tmp_path):
 )
 def test_wrong_options(tmp_path, changes, message):
     with pytest.raises(UsageError, match=message):
-        prepare.prepare(data_config(tmp_path, **changes))
+        datasets.prepare(data_config(tmp_path, **changes))
     assert not list(tmp_path.glob("polymnist/*/1*"))
 
 
@@ -319,7 +472,7 @@ def test_data_dir_that_cannot_be_written(tmp_path):
     with pytest.raises(
         UsageError, match="cannot prepare data in .*config.data.data_dir"
     ):
-        prepare.prepare(data_config(tmp_path / "file"))
+        datasets.prepare(data_config(tmp_path / "file"))
 
 
 KILLED = """
@@ -327,7 +480,7 @@ import os, signal, sys
 sys.path[:0] = [{root!r}, {datasets!r}]
 from ml_collections import ConfigDict
 from polymnist import recipe
-from experiments import prepare
+from experiments import datasets
 compose, calls = recipe.compose, []
 def dying(*args):
     calls.append(1)
@@ -336,7 +489,7 @@ def dying(*args):
     return compose(*args)
 if {die}:
     recipe.compose = dying
-print(prepare.prepare(ConfigDict({config!r})))
+print(datasets.prepare(ConfigDict({config!r})))
 """
 
 
@@ -361,7 +514,7 @@ def test_killed_preparation_is_not_taken_for_a_finished_one(tmp_path):
     assert list(folder.glob("incomplete.*")) and not (folder / "1.0.0").exists()
     with pytest.raises(UsageError, match="no prepared data set"):
         data.load(folder / "1.0.0")
-    dataset = data.load(prepare.prepare(config))
+    dataset = data.load(datasets.prepare(config))
     assert len(dataset.train.labels) == 1433
     assert not list(folder.glob("incomplete.*"))
 
@@ -372,7 +525,7 @@ def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(recipe, "compose", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        prepare.prepare(data_config(tmp_path))
+        datasets.prepare(data_config(tmp_path))
     assert [p.name for p in tmp_path.glob("polymnist/*/*")] == [".lock"]
 
 
@@ -385,7 +538,7 @@ def test_two_processes_at_once(tmp_path):
     # One of them did the work, the other waited for it.
     assert sum(b"preparing" in stderr for _, stderr in outputs) == 1
     dataset = data.load(outputs[0][0].decode().strip())
-    alone = data.load(prepare.prepare(data_config(tmp_path / "alone", pairings=4)))
+    alone = data.load(datasets.prepare(data_config(tmp_path / "alone", pairings=4)))
     assert dataset.fingerprint == alone.fingerprint
 
 
@@ -488,17 +641,17 @@ def test_labels_must_fit_the_images(tmp_path):
 
 def test_other_digits_get_another_folder(tmp_path):
     first, second = write_idx_files(tmp_path / "a"), write_idx_files(tmp_path / "b")
-    names = [options.PolymnistConfig(digits_dir=str(f)).name for f in (first, second)]
+    names = [options.Options(digits_dir=str(f)).name for f in (first, second)]
     assert names[0] == names[1]
     (second / "t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(40, np.uint8)))
-    assert options.PolymnistConfig(digits_dir=str(second)).name != names[0]
+    assert options.Options(digits_dir=str(second)).name != names[0]
 
 
 def test_download_without_network(tmp_path, monkeypatch):
     monkeypatch.setattr(digits, "MNIST_URL", "http://127.0.0.1:9/")
     message = "MNIST cannot be downloaded .*set config.data.digits_dir to it"
     with pytest.raises(UsageError, match=message):
-        prepare.prepare(data_config(tmp_path, digits="mnist"))
+        datasets.prepare(data_config(tmp_path, digits="mnist"))
 
 
 def test_download_happens_once(tmp_path, monkeypatch):
@@ -519,12 +672,12 @@ def test_download_happens_once(tmp_path, monkeypatch):
             digits, "MNIST_URL", f"http://127.0.0.1:{server.server_port}/"
         )
         config = data_config(tmp_path, digits="mnist", image_size=28)
-        first = data.load(prepare.prepare(config))
+        first = data.load(datasets.prepare(config))
         server.shutdown()
     config.seed = 1
-    assert len(data.load(prepare.prepare(config)).train.labels) == 40
+    assert len(data.load(datasets.prepare(config)).train.labels) == 40
     local = data_config(tmp_path, digits="mnist", image_size=28, digits_dir=str(folder))
-    assert data.load(prepare.prepare(local)).fingerprint == first.fingerprint
+    assert data.load(datasets.prepare(local)).fingerprint == first.fingerprint
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="no MNIST files beside the checkout")
@@ -577,10 +730,10 @@ def test_backgrounds_in_a_prepared_set(tmp_path):
     for number in range(6):
         save_noise(folder / f"{number}.png", 16, 16 + number, number)
     config = data_config(tmp_path, num_modalities=6, backgrounds_dir=str(folder))
-    directory = prepare.prepare(config)
+    directory = datasets.prepare(config)
     assert len(data.load(directory).test.modalities) == 6
     save_noise(folder / "3.png", 16, 19, 99)
-    assert prepare.prepare(config) != directory
+    assert datasets.prepare(config) != directory
 
 
 @pytest.mark.parametrize("kind", ["text", "cut", "small", "huge", "few"])
@@ -623,7 +776,7 @@ def write_published(folder, num_modalities=2, numbers=range(12)):
 def test_published_layout_is_read_by_number(tmp_path):
     folder = write_published(tmp_path / "published")
     config = data_config(tmp_path, digits="published", published_dir=str(folder))
-    dataset = data.load(prepare.prepare(config))
+    dataset = data.load(datasets.prepare(config))
     np.testing.assert_array_equal(dataset.train.labels, np.arange(12) % 10)
     for m in range(2):
         images = dataset.test.modalities[f"m{m}"]
@@ -634,9 +787,9 @@ def test_published_layout_is_read_by_number(tmp_path):
 def test_changed_published_files_get_another_folder(tmp_path):
     folder = write_published(tmp_path / "published")
     config = {"digits": "published", "published_dir": str(folder), "num_modalities": 2}
-    before = options.PolymnistConfig(**config).name
+    before = options.Options(**config).name
     save_noise(folder / "test" / "m1" / "3.3.png", 16, 16)
-    assert options.PolymnistConfig(**config).name != before
+    assert options.Options(**config).name != before
 
 
 @pytest.mark.parametrize(
@@ -673,7 +826,7 @@ def test_published_modality_is_missing(tmp_path):
         tmp_path, digits="published", published_dir=str(folder), num_modalities=3
     )
     with pytest.raises(UsageError, match="train/m2 is not a folder: config.data.publ"):
-        prepare.prepare(config)
+        datasets.prepare(config)
 
 
 @pytest.mark.parametrize("damage", ["cut", "size"])
@@ -688,5 +841,5 @@ def test_damaged_published_image(tmp_path, damage):
         message = r"7\.7\.png: 16x17 pixels where 16x16 are expected; set config.data"
     config = data_config(tmp_path, digits="published", published_dir=str(folder))
     with pytest.raises(UsageError, match=message):
-        prepare.prepare(config)
+        datasets.prepare(config)
     assert not list(tmp_path.glob("polymnist/*/1.0.0"))

@@ -5,13 +5,13 @@ import math
 
 import numpy as np
 import pytest
+from dataset_errors import DatasetError
 from discrete import options, pmf
-from discrete.errors import DatasetError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import discrete as config_file
-from experiments import prepare
+from experiments import datasets, theorem
 from mmvae_jax import data, subsets, theory
 from mmvae_jax.errors import UsageError
 
@@ -115,9 +115,9 @@ def test_a_picture_written_out():
 )
 def test_the_prepared_set_has_the_proportions_of_the_pmf(tmp_path, changes):
     config = data_config(tmp_path, **changes)
-    dataset = data.load(prepare.prepare(config))
+    dataset = data.load(datasets.prepare(config))
     counts = pmf.joint_counts(**{name: config[name] for name in SMALL})
-    table = prepare.discrete_pmf(config)
+    table = theorem.discrete_pmf(config)
     np.testing.assert_array_equal(table, counts / counts.sum())
     num_bits = config.shared_bits + config.specific_bits
     assert list(dataset.train.modalities) == [f"m{m}" for m in range(counts.ndim)]
@@ -135,7 +135,7 @@ def test_the_prepared_set_has_the_proportions_of_the_pmf(tmp_path, changes):
 
 
 def test_prepared_bytes_are_pinned(tmp_path):
-    directory = prepare.prepare(data_config(tmp_path))
+    directory = datasets.prepare(data_config(tmp_path))
     assert directory.parent.name == "m2-1shared-1specific-1in3-1px-2repeats"
     # The same on every machine; changes only together with Builder.VERSION.
     assert data.load(directory).fingerprint == FINGERPRINT
@@ -143,19 +143,19 @@ def test_prepared_bytes_are_pinned(tmp_path):
 
 def test_the_first_modalities_have_the_marginal_pmf(tmp_path):
     config = data_config(tmp_path, num_modalities=3)
-    table = prepare.discrete_pmf(config)
+    table = theorem.discrete_pmf(config)
     config.use_modalities = 2
-    np.testing.assert_allclose(prepare.discrete_pmf(config), table.sum(axis=2))
+    np.testing.assert_allclose(theorem.discrete_pmf(config), table.sum(axis=2))
     np.testing.assert_allclose(
-        prepare.discrete_pmf(config), pmf.joint_pmf(**SMALL), atol=1e-12
+        theorem.discrete_pmf(config), pmf.joint_pmf(**SMALL), atol=1e-12
     )
 
 
 def test_every_option_is_in_the_name():
-    base = options.DiscreteConfig(**SMALL)
+    base = options.Options(**SMALL)
     others = [
-        options.DiscreteConfig(**{**SMALL, field: getattr(base, field) + 1})
-        for field in prepare.DISCRETE_OPTIONS
+        options.Options(**{**SMALL, field: getattr(base, field) + 1})
+        for field in datasets.option_names("discrete")
     ]
     assert len({config.name for config in (base, *others)}) == 1 + len(others)
 
@@ -176,8 +176,8 @@ def test_every_option_is_in_the_name():
 )
 def test_impossible_options(tmp_path, changes, message):
     with pytest.raises(DatasetError, match=message):
-        options.DiscreteConfig(**{**SMALL, **changes})
-    for use in (prepare.prepare, prepare.discrete_pmf):
+        options.Options(**{**SMALL, **changes})
+    for use in (datasets.prepare, theorem.discrete_pmf):
         with pytest.raises(UsageError, match=message) as caught:
             use(data_config(tmp_path, **changes))
         assert len(str(caught.value).splitlines()) == 1
@@ -188,4 +188,4 @@ def test_a_config_of_another_data_set_lacks_options(tmp_path):
     del config.one_in
     message = "needs config.data.one_in; start from configs/discrete.py"
     with pytest.raises(UsageError, match=message):
-        prepare.prepare(config)
+        datasets.prepare(config)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import prepare
+from experiments import datasets
 
 pytest_plugins = ("run_fixtures",)
 
@@ -304,7 +304,7 @@ def places(finished, smoke_config, tmp_path_factory):
     malformed.write_pictures(root)
     malformed.write_birds(root)
     malformed.write_configs(root)
-    malformed.write_prepared(root, prepare.prepare(smoke_config().data))
+    malformed.write_prepared(root, datasets.prepare(smoke_config().data))
     malformed.write_runs(root, finished.workdir)
     malformed.write_weights(root)
     (root / "corrupt_config" / "config.json").write_text('{"model": ')

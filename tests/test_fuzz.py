@@ -24,17 +24,16 @@ import numpy as np
 import pytest
 import test_checkpoints
 from cub import birds, files, official, packed
+from dataset_errors import DatasetError
 from golden.make_inception_golden import FOLDER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from malformed import damaged
-from pairs.errors import DatasetError as PairsError
 from PIL import Image
 from polymnist import backgrounds, digits
-from polymnist.errors import DatasetError
 
 from configs.scales import cpu
-from experiments import plans, prepare, results, workdirs
+from experiments import datasets, plans, results, workdirs
 from mmvae_jax import arrays, data, inception_weights, tokens, writers
 from mmvae_jax.errors import UsageError
 
@@ -42,7 +41,7 @@ pytest_plugins = ("run_fixtures",)
 
 SECONDS = 5
 MEGABYTES = 64  # of what Python and NumPy allocate
-MISTAKES = (UsageError, DatasetError, PairsError)
+MISTAKES = (UsageError, DatasetError)
 
 
 def saved(save, *args, **kwargs):
@@ -551,7 +550,7 @@ def test_any_description_for_longer(place):
 
 def fuzz_examples(folder, smoke_config, num):
     """Damage to a file of examples is said, or does not matter."""
-    good = prepare.prepare(smoke_config().data)
+    good = datasets.prepare(smoke_config().data)
     shutil.copytree(good, folder, dirs_exist_ok=True)
     expected = data.load(good)
     shards = sorted(path.name for path in good.glob("*array_record*"))

@@ -207,8 +207,8 @@ evaluate.evaluate_member = lambda *arguments: print("done", time.sleep(60))
 """,
     "the preparation of the data": """
 import time
-from experiments import prepare
-prepare._build = lambda *arguments: print("done", time.sleep(60))
+from experiments import datasets
+datasets._build = lambda *arguments: print("done", time.sleep(60))
 """,
 }
 SIGNAL_SOON = """

@@ -6,14 +6,14 @@ import math
 import numpy as np
 import prepared
 import pytest
+from dataset_errors import DatasetError
 from hypothesis import given
 from hypothesis import strategies as st
-from pairs.errors import DatasetError
 from scipy import stats
 from shapes import captions, drawing, options, recipe
 
 from configs import shapes as config_file
-from experiments import prepare
+from experiments import datasets
 from mmvae_jax import data, tokens
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import TokenShape
@@ -307,7 +307,7 @@ def test_splits_and_seeds_differ():
 
 def test_prepared_set(tmp_path):
     config = data_config(tmp_path)
-    directory = prepare.prepare(config)
+    directory = datasets.prepare(config)
     splits, metadata = prepared.read(directory)
     assert metadata["modalities"] == ["image", "caption"]
     assert metadata["num_examples"] == {"train": 96, "test": 48}
@@ -330,8 +330,8 @@ def test_prepared_set(tmp_path):
 
 def test_prepared_sets_are_loaded(tmp_path):
     config = data_config(tmp_path)
-    shapes = prepare.shapes(config)  # prepares them, for the vocabulary
-    directory = prepare.prepare(config)
+    shapes = datasets.shapes(config)  # prepares them, for the vocabulary
+    directory = datasets.prepare(config)
     dataset, (splits, metadata) = data.load(directory), prepared.read(directory)
     assert list(dataset.train.modalities) == ["image", "caption"]
     for name, array in dataset.test.modalities.items():
@@ -344,7 +344,7 @@ def test_prepared_sets_are_loaded(tmp_path):
 
 
 def test_prepared_bytes_are_pinned(tmp_path):
-    directory = prepare.prepare(data_config(tmp_path))
+    directory = datasets.prepare(data_config(tmp_path))
     assert directory.parent.name == "32px-96train-48test-0heldout-16tokens-seed0"
     # The same on every machine; changes only together with Builder.VERSION.
     _, metadata = prepared.read(directory)
@@ -352,17 +352,19 @@ def test_prepared_bytes_are_pinned(tmp_path):
 
 
 def test_held_out_combinations_are_not_prepared_for_training(tmp_path):
-    splits, metadata = prepared.read(prepare.prepare(data_config(tmp_path, held_out=6)))
+    splits, metadata = prepared.read(
+        datasets.prepare(data_config(tmp_path, held_out=6))
+    )
     train, test = (set(splits[name]["label"]) for name in ("train", "test"))
     assert len(train) == COMBINATIONS - 6 and len(test) == 6 and not train & test
     assert metadata["fingerprint"] != FINGERPRINT
 
 
 def test_every_option_is_in_the_name():
-    base = options.ShapesConfig()
+    base = options.Options()
     others = [
-        options.ShapesConfig(**{field: getattr(base, field) + 1})
-        for field in prepare.SHAPES_OPTIONS
+        options.Options(**{field: getattr(base, field) + 1})
+        for field in datasets.option_names("shapes")
     ]
     assert len({config.name for config in (base, *others)}) == 1 + len(others)
 
@@ -380,9 +382,9 @@ def test_every_option_is_in_the_name():
 )
 def test_impossible_options(tmp_path, changes, message):
     with pytest.raises(DatasetError, match=message):
-        options.ShapesConfig(**changes)
+        options.Options(**changes)
     with pytest.raises(UsageError, match=message) as caught:
-        prepare.prepare(data_config(tmp_path, **changes))
+        datasets.prepare(data_config(tmp_path, **changes))
     assert len(str(caught.value).splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
@@ -392,4 +394,4 @@ def test_a_config_of_another_data_set_lacks_options(tmp_path):
     del config.held_out
     message = "needs config.data.held_out; start from configs/shapes.py"
     with pytest.raises(UsageError, match=message):
-        prepare.prepare(config)
+        datasets.prepare(config)

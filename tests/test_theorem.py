@@ -9,7 +9,7 @@ import pytest
 from discrete import options, pmf
 
 from configs import discrete as config_file
-from experiments import prepare, theorem
+from experiments import datasets, theorem
 from experiments.results import RunRecord, Spread
 from mmvae_jax import models, subsets, sweeps, theory, train, writers
 from mmvae_jax.errors import UsageError
@@ -63,8 +63,8 @@ def estimator(task, batch):
 def train_model(name):
     """Trains through the real loop, with estimates at STEPS."""
     config = tiny_config(name)
-    fields = {field: config.data[field] for field in prepare.DISCRETE_OPTIONS}
-    made = options.DiscreteConfig(**fields)
+    fields = {field: config.data[field] for field in datasets.option_names("discrete")}
+    made = options.Options(**fields)
     counts = pmf.joint_counts(**made.pmf_options)
     # Both have the exact proportions of the pmf.
     images, smallest = (
@@ -110,7 +110,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def bounds():
-    table = prepare.discrete_pmf(tiny_config().data)
+    table = theorem.discrete_pmf(tiny_config().data)
     return {name: theorem.ceilings(table, name) for name in theorem.MIXTURES}
 
 
@@ -159,7 +159,7 @@ def test_trained_models_stay_under_their_ceilings(name, trained, bounds):
 @pytest.mark.parametrize("name", theorem.MIXTURES)
 def test_the_objective_with_beta_stays_under_its_ceiling(name, trained, bounds):
     """-L_S(beta) >= Delta + min(1, beta) sum_A omega_A H(X_A)."""
-    table = prepare.discrete_pmf(tiny_config().data)
+    table = theorem.discrete_pmf(tiny_config().data)
     mixture = theorem.MIXTURES[name](table.ndim)
     known = sum(
         float(weight) * theory.entropy(theory.marginal(table, np.flatnonzero(mask)))

@@ -1,15 +1,15 @@
-"""What every layout of the files comes down to: photographs, classes and captions."""
+"""Photographs, classes and captions: the form into which every layout is read."""
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from pairs.errors import DatasetError
+from dataset_errors import DatasetError
 from PIL import Image
 
-# Of 200 classes the 50 that training never shows (Akata et al., 2015; with captions
+# The 50 of 200 classes that training never shows (Akata et al., 2015; with captions
 # Reed et al., 2016).
 TEST_CLASSES = (
     1, 4, 6, 8, 9, 14, 23, 29, 31, 33, 34, 35, 36, 37, 38, 43, 49, 51, 53, 66, 72, 79,
@@ -35,10 +35,12 @@ class Birds(NamedTuple):
     classes: np.ndarray
     is_train: np.ndarray
     captions: list[list[str]]
-    read_images: Callable
+    read_images: Callable[[np.ndarray, int, str], np.ndarray]
 
 
-def check_captions(where, captions, captions_per_image):
+def check_captions(
+    where: str, captions: Sequence[str], captions_per_image: int
+) -> None:
     """Raises DatasetError where an image has too few captions."""
     if len(captions) < captions_per_image:
         raise DatasetError(
@@ -47,7 +49,7 @@ def check_captions(where, captions, captions_per_image):
         )
 
 
-def check_classes(where, classes):
+def check_classes(where: str, classes: np.ndarray) -> None:
     """Raises DatasetError where a class is none of 1..NUM_CLASSES."""
     wrong = classes[(classes < 1) | (classes > NUM_CLASSES)]
     if wrong.size:
@@ -56,14 +58,16 @@ def check_classes(where, classes):
         )
 
 
-def decode_image(data, image_size, box, where):
+def decode_image(
+    data: bytes, image_size: int, box: np.ndarray | None, where: str
+) -> np.ndarray:
     """Decodes one photograph and scales it; its aspect ratio is not kept.
 
     Args:
       data: bytes of a JPEG or PNG file.
       image_size: side of the result, in pixels.
       box: None for all of it, or (left, top, width, height) in pixels.
-      where: of messages.
+      where: the place that messages name.
 
     Returns:
       uint8 [image_size, image_size, 3].

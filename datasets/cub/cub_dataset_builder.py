@@ -1,15 +1,18 @@
 """TFDS builder of CUB with captions; needs no TensorFlow."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import numpy as np
 import tensorflow_datasets as tfds
+from dataset_errors import DatasetError
 from pairs import records
-from pairs.errors import DatasetError
 from polymnist import exact
 
 from cub import birds, official, packed
 from mmvae_jax import tokens
 
-# Of the order of the images: those of a class do not follow each other.
+# Seed of the order of the images: those of a class do not follow each other.
 ORDER = 2011
 
 
@@ -24,17 +27,17 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
 
-    def download_and_prepare(self, **kwargs):
+    def download_and_prepare(self, **kwargs: Any) -> None:
         """As in TFDS, in memory."""
         with records.in_memory():
             super().download_and_prepare(**kwargs)
 
-    def _info(self):
+    def _info(self) -> Any:
         """Describes features and metadata."""
         config = self.builder_config
         return records.describe(self, config.image_size, config.caption_length)
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         """Reads all files, so that every error comes early."""
         del dl_manager  # nothing is downloaded
         config = self.builder_config
@@ -59,7 +62,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         records.add_metadata(self.info, splits, words)
         return {name: self._generate_examples(split) for name, split in splits.items()}
 
-    def _split_rows(self, source):
+    def _split_rows(self, source: birds.Birds) -> dict[str, np.ndarray]:
         """split -> rows of its images in random order."""
         config = self.builder_config
         is_train = source.is_train
@@ -75,13 +78,19 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 )
         return rows
 
-    def _make(self, images, texts, words, classes):
+    def _make(
+        self,
+        images: np.ndarray,
+        texts: Sequence[Sequence[str]],
+        words: Sequence[str],
+        classes: np.ndarray,
+    ) -> records.Split:
         """The examples of one split: records.Split."""
         config = self.builder_config
         captions = records.encode(texts, words, config.caption_length)
         labels = classes.astype(np.int32) - 1
 
-        def read(start, stop):
+        def read(start: int, stop: int) -> dict[str, np.ndarray]:
             image, own = divmod(np.arange(start, stop), config.captions_per_image)
             return {
                 "image": images[image],
@@ -95,6 +104,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             digest=records.digest(image=images, caption=captions, label=labels),
         )
 
-    def _generate_examples(self, split):
+    def _generate_examples(self, split: records.Split) -> Iterator[tuple[int, dict]]:
         """Yields numbered blocks."""
         yield from records.blocks(split, self.builder_config.image_size)

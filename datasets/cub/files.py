@@ -8,10 +8,11 @@ import gzip
 import hashlib
 import os
 import tarfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pairs.errors import DatasetError
+from dataset_errors import DatasetError
 
 MAX_FILE_BYTES = 64 << 20
 MAX_ARCHIVE_BYTES = 16 << 30  # unpacked; the published archive has 1.2 GB
@@ -29,19 +30,19 @@ class Place(NamedTuple):
     path: Path
     prefix: str
 
-    def __str__(self):
-        """For messages; a file's name is appended."""
+    def __str__(self) -> str:
+        """The place as messages name it; a file's name is appended."""
         return f"{self.path}/{self.prefix}"
 
 
-def exists(place):
-    """Whether there is an archive, which is not opened, or the folder."""
+def exists(place: Place) -> bool:
+    """Whether the folder, or the archive (which is not opened), is there."""
     if place.path.is_dir():
         return (place.path / place.prefix).is_dir()
     return place.path.is_file()
 
 
-def read_files(place, names):
+def read_files(place: Place, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Reads those of the named files that are there, in any order.
 
     Args:
@@ -60,7 +61,7 @@ def read_files(place, names):
         yield from _read_archive(place, names)
 
 
-def _read_folder(place, names):
+def _read_folder(place: Place, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """`read_files` of a folder."""
     for name in names:
         path = place.path / f"{place.prefix}{name}"
@@ -74,8 +75,8 @@ def _read_folder(place, names):
         yield name, data
 
 
-def _check_size(place, name, size):
-    """Refuses what is too large to be what is looked for."""
+def _check_size(place: Place, name: str, size: int) -> None:
+    """Refuses files that are larger than any that the data set has."""
     if size > MAX_FILE_BYTES:
         raise DatasetError(
             f"{place}{name}: {size} bytes are more than the {MAX_FILE_BYTES} that are "
@@ -86,14 +87,14 @@ def _check_size(place, name, size):
 class _Unpacked(gzip.GzipFile):
     """Refuses to unpack more at once than a file may have, for instance a header."""
 
-    def read(self, size=-1):
+    def read(self, size: int | None = -1) -> bytes:
         """As in GzipFile."""
-        if not 0 <= size <= MAX_FILE_BYTES:
+        if size is None or not 0 <= size <= MAX_FILE_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return super().read(size)
 
 
-def _read_archive(place, names):
+def _read_archive(place: Place, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """`read_files` of an archive: one pass, to its end."""
     missing = {f"{place.prefix}{name}": name for name in names}
     total = 0
@@ -113,14 +114,15 @@ def _read_archive(place, names):
                 name = missing.pop(member.name.removeprefix("./"), None)
                 if name is None:
                     continue
-                if not member.isreg():
+                file = archive.extractfile(member) if member.isreg() else None
+                if file is None:
                     raise DatasetError(
                         f"{place}{name} is a link or a folder in the archive, not a "
                         "file; fetch the archive again"
                     )
                 _check_size(place, name, member.size)
-                yield name, archive.extractfile(member).read()
-            # To the checksum at the end: few damages show otherwise.
+                yield name, file.read()
+            # Reads on to the checksum at the end: few damages show otherwise.
             while total <= MAX_ARCHIVE_BYTES and (rest := unpacked.read(1 << 20)):
                 total += len(rest)
     except DatasetError:
@@ -132,7 +134,7 @@ def _read_archive(place, names):
         ) from error
 
 
-def _check_member(place, member):
+def _check_member(place: Place, member: tarfile.TarInfo) -> None:
     """Refuses an archive that aims at places outside of itself, or backwards."""
     if member.size < 0:
         raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes")
@@ -143,7 +145,7 @@ def _check_member(place, member):
         )
 
 
-def describe(place, folder):
+def describe(place: Place, folder: str) -> bytes:
     """Tells places apart without reading all of them.
 
     Args:
@@ -169,7 +171,7 @@ def describe(place, folder):
         raise DatasetError(f"{place}{folder}: cannot be read ({error})") from error
 
 
-def _list_files(root):
+def _list_files(root: str | Path) -> list[tuple[str, str, int]]:
     """(folder, name, size) of all files below a folder, sorted."""
     found = []
     for parent, _, names in os.walk(root):

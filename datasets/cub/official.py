@@ -1,15 +1,16 @@
 """The layouts in which CUB-200-2011 and its captions are passed on.
 
-What the folder may hold is in README.md. Nothing is paired by the order in which a
+README.md lists what the folder may hold. Nothing is paired by the order in which a
 folder lists its files.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from pairs.errors import DatasetError
+from dataset_errors import DatasetError
 
 from cub import files
 from cub.birds import CAPTIONS, Birds, check_captions, check_classes, decode_image
@@ -37,7 +38,7 @@ class Layout(NamedTuple):
     captions: Place
 
 
-def find_layout(folder):
+def find_layout(folder: str | Path) -> Layout:
     """Finds photographs and captions in a folder.
 
     Raises:
@@ -67,7 +68,7 @@ def find_layout(folder):
     return Layout(images, captions)
 
 
-def _first(folder, *candidates, what):
+def _first(folder: Path, *candidates: tuple[str, str], what: str) -> Place:
     """The first place that is there."""
     for archive, prefix in candidates:
         place = Place(folder / archive if archive else folder, prefix)
@@ -79,7 +80,7 @@ def _first(folder, *candidates, what):
     )
 
 
-def describe(folder):
+def describe(folder: str | Path) -> bytes:
     """Tells folders apart: their tables, and names and sizes of their files."""
     layout = find_layout(folder)
     parts = [
@@ -91,7 +92,7 @@ def describe(folder):
     return b"".join(parts)
 
 
-def open_birds(folder, captions_per_image):
+def open_birds(folder: str | Path, captions_per_image: int) -> Birds:
     """Reads all but the photographs of a folder.
 
     Args:
@@ -120,7 +121,7 @@ def open_birds(folder, captions_per_image):
         raise DatasetError(f"{layout.images}images.txt: an image occurs twice")
     boxes = _numbers(layout.images, tables, "bounding_boxes.txt")
 
-    def read_images(rows, image_size, crop):
+    def read_images(rows: np.ndarray, image_size: int, crop: str) -> np.ndarray:
         wanted = {f"images/{names[row]}": i for i, row in enumerate(rows)}
         images = np.empty((len(rows), image_size, image_size, 3), np.uint8)
         for name, data in files.read_files(layout.images, list(wanted)):
@@ -141,7 +142,7 @@ def open_birds(folder, captions_per_image):
     )
 
 
-def _read_tables(place):
+def _read_tables(place: Place) -> dict[str, bytes]:
     """The four text files: name -> bytes."""
     found = dict(files.read_files(place, list(_TABLES)))
     for name in _TABLES:
@@ -150,7 +151,9 @@ def _read_tables(place):
     return found
 
 
-def _parse_tables(place, texts):
+def _parse_tables(
+    place: Place, texts: Mapping[str, bytes]
+) -> dict[str, list[list[str]]]:
     """name -> rows of fields in the order of the images' numbers."""
     tables, first = {}, None
     for name, num_fields in _TABLES.items():
@@ -172,12 +175,14 @@ def _parse_tables(place, texts):
     return tables
 
 
-def _lines(text):
+def _lines(text: bytes) -> list[str]:
     """The lines of a text file that are not blank."""
     return [line for line in text.decode(errors="replace").split("\n") if line.strip()]
 
 
-def _numbers(place, tables, name):
+def _numbers(
+    place: Place, tables: Mapping[str, list[list[str]]], name: str
+) -> np.ndarray:
     """A table as float64 [N, F]."""
     try:
         values = np.array(tables[name], np.float64)
@@ -188,15 +193,17 @@ def _numbers(place, tables, name):
     return values
 
 
-def _read_captions(place, names, captions_per_image):
+def _read_captions(
+    place: Place, names: Sequence[str], captions_per_image: int
+) -> list[list[str]]:
     """The captions of every image, from one file an image or one a class."""
     stems = [name.rpartition(".")[0] for name in names]
-    of_class = {}
+    of_class: dict[str, list[int]] = {}
     for row, stem in enumerate(stems):
         of_class.setdefault(stem.partition("/")[0], []).append(row)
     wanted = [f"{stem}.txt" for stem in (*of_class, *stems)]
     lines = {name: _lines(text) for name, text in files.read_files(place, wanted)}
-    captions = [lines.get(f"{stem}.txt") for stem in stems]
+    found = {row: lines.get(f"{stem}.txt") for row, stem in enumerate(stems)}
     for name, rows in of_class.items():
         own = lines.get(f"{name}.txt")
         if own is None:
@@ -208,12 +215,15 @@ def _read_captions(place, names, captions_per_image):
             )
         ordered = sorted(rows, key=stems.__getitem__)
         for i, row in enumerate(ordered):
-            captions[row] = own[CAPTIONS * i : CAPTIONS * (i + 1)]
-    for stem, own in zip(stems, captions, strict=True):
+            found[row] = own[CAPTIONS * i : CAPTIONS * (i + 1)]
+    captions = []
+    for row, stem in enumerate(stems):
+        own = found[row]
         if own is None:
             raise DatasetError(
                 f"{place}{stem}.txt: no such file (nor one of its class), so that its "
                 "image has no captions"
             )
         check_captions(f"{place}{stem}.txt", own, captions_per_image)
+        captions.append(own)
     return captions

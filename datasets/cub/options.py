@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 
 import tensorflow_datasets as tfds
-from pairs.errors import DatasetError, check_limits
+from dataset_errors import DatasetError, check_limits
 
 from cub import birds, official, packed
 
@@ -14,7 +14,7 @@ SPLITS = ("classes", "original")
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class CubConfig(tfds.core.BuilderConfig):
+class Options(tfds.core.BuilderConfig):
     """The options of the recipe; see README.md.
 
     Attributes:
@@ -38,7 +38,7 @@ class CubConfig(tfds.core.BuilderConfig):
     caption_length: int = 32
     min_count: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the options and names the config after them."""
         _check_options(self)
         if self.crop == "auto":
@@ -52,12 +52,12 @@ class CubConfig(tfds.core.BuilderConfig):
         )
 
     @property
-    def is_packed(self):
+    def is_packed(self) -> bool:
         """Whether the folder has the packed layout."""
         return packed.is_packed(self.cub_dir)
 
 
-def _check_options(config):
+def _check_options(config: Options) -> None:
     """Raises DatasetError for the first option that cannot be."""
     check_limits(
         config,

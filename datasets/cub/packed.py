@@ -14,17 +14,19 @@ import io
 import json
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pairs.errors import DatasetError
+from dataset_errors import DatasetError
 
 from cub.birds import Birds, check_captions, check_classes, decode_image
 
 IMAGES, CAPTIONS = "cub64_bbox.npz", "cub_captions.jsonl.gz"
 IMAGE_SIZE = 64
-MAX_BYTES = 1 << 30  # of the arrays, and unpacked
-# Of the captions, unpacked: the published ones have 12 MB; and of one line.
+MAX_BYTES = 1 << 30  # all arrays, unpacked
+# All captions, unpacked (the published ones have 12 MB), and one line of them.
 MAX_CAPTION_BYTES, MAX_LINE_BYTES = 64 << 20, 1 << 20
 _ARRAYS = {
     "jpeg": "u",
@@ -35,12 +37,12 @@ _ARRAYS = {
 }
 
 
-def is_packed(folder):
+def is_packed(folder: str | Path) -> bool:
     """Whether a folder has the packed layout."""
     return (Path(folder).expanduser() / IMAGES).is_file()
 
 
-def describe(folder):
+def describe(folder: str | Path) -> bytes:
     """The sha256 of both files."""
     folder = Path(folder).expanduser()
     parts = []
@@ -55,8 +57,8 @@ def describe(folder):
     return b"".join(parts)
 
 
-def open_birds(folder, captions_per_image):
-    """Reads a folder; arguments, result and errors are those of `official`'s."""
+def open_birds(folder: str | Path, captions_per_image: int) -> Birds:
+    """Reads a folder, as `official.open_birds` does its layout."""
     folder = Path(folder).expanduser()
     arrays = _read_arrays(folder / IMAGES)
     records = _read_records(folder / CAPTIONS)
@@ -73,8 +75,8 @@ def open_birds(folder, captions_per_image):
         check_captions(where, record["captions"], captions_per_image)
         captions.append(record["captions"])
 
-    def read_images(rows, image_size, crop):
-        del crop  # they are boxes
+    def read_images(rows: np.ndarray, image_size: int, crop: str) -> np.ndarray:
+        del crop  # the images are boxes already
         return np.stack([_read_image(folder, arrays, r, image_size) for r in rows])
 
     return Birds(
@@ -85,7 +87,7 @@ def open_birds(folder, captions_per_image):
     )
 
 
-def _read_arrays(path):
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of the npz file, checked."""
     try:
         with zipfile.ZipFile(path) as file:
@@ -95,7 +97,7 @@ def _read_arrays(path):
                     f"{path}: unpacks to more than {MAX_BYTES} bytes; check where it "
                     "comes from"
                 )
-            # Of the other methods a few bytes unpack to gigabytes at once.
+            # With the other methods a few bytes unpack to gigabytes at once.
             known = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
             if not {entry.compress_type for entry in entries} <= known:
                 raise ValueError("it is packed in an unknown way")
@@ -122,13 +124,13 @@ def _read_arrays(path):
         raise DatasetError(
             f"{path}: the offsets do not cut jpeg into the {num} images of ids"
         )
-    check_classes(path, arrays["labels"])
+    check_classes(str(path), arrays["labels"])
     if len(np.unique(arrays["ids"])) != num:
         raise DatasetError(f"{path}: a number occurs twice in ids")
     return {**arrays, "offsets": offsets}
 
 
-def _read_records(path):
+def _read_records(path: Path) -> dict[int, dict[str, Any]]:
     """id -> record of the captions file, checked."""
     try:
         with gzip.open(path, "rb") as file:
@@ -171,7 +173,9 @@ def _read_records(path):
     return records
 
 
-def _read_image(folder, arrays, row, image_size):
+def _read_image(
+    folder: Path, arrays: Mapping[str, np.ndarray], row: int, image_size: int
+) -> np.ndarray:
     """Decodes one image."""
     start, stop = arrays["offsets"][row : row + 2]
     where = f"{folder / IMAGES}: image {arrays['ids'][row]}"

@@ -1,6 +1,8 @@
 """TFDS builder of the data set with a known joint pmf; needs no TensorFlow."""
 
 import hashlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -22,7 +24,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
 
-    def _info(self):
+    def _info(self) -> Any:
         """Describes the features: one modality each, and the labels."""
         config = self.builder_config
         shape = (None, config.patch, config.num_bits * config.patch, 1)
@@ -43,8 +45,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager):
-        """Both splits are the same examples, of which the metadata are made here."""
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        """Makes the examples, the same in both splits, and fills in the metadata."""
         del dl_manager  # nothing is downloaded
         arrays = self._make()
         text = "".join(
@@ -56,7 +58,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         metadata["num_examples"] = dict.fromkeys(SPLITS, len(arrays["label"]))
         return {split: self._generate_examples(arrays) for split in SPLITS}
 
-    def _make(self):
+    def _make(self) -> dict[str, np.ndarray]:
         """All examples: modality -> uint8 [N, H, W, 1], and label -> uint8 [N]."""
         config = self.builder_config
         counts = pmf.joint_counts(**config.pmf_options)
@@ -67,7 +69,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         }
         return {**arrays, "label": pmf.labels(values, config.specific_bits)}
 
-    def _generate_examples(self, arrays):
+    def _generate_examples(
+        self, arrays: dict[str, np.ndarray]
+    ) -> Iterator[tuple[int, dict]]:
         """Yields numbered blocks."""
         for start in range(0, len(arrays["label"]), BLOCK):
             part = slice(start, start + BLOCK)

@@ -3,14 +3,13 @@
 import dataclasses
 
 import tensorflow_datasets as tfds
-
-from discrete.errors import DatasetError
+from dataset_errors import DatasetError, check_limits
 
 MAX_CELLS = MAX_EXAMPLES = 1 << 20
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class DiscreteConfig(tfds.core.BuilderConfig):
+class Options(tfds.core.BuilderConfig):
     """The options of the recipe; see README.md.
 
     Attributes:
@@ -31,7 +30,7 @@ class DiscreteConfig(tfds.core.BuilderConfig):
     patch: int = 1
     repeats: int = 16
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the options and names the config after them."""
         _check_options(self)
         self.name = (
@@ -41,31 +40,30 @@ class DiscreteConfig(tfds.core.BuilderConfig):
         )
 
     @property
-    def num_bits(self):
+    def num_bits(self) -> int:
         """Binary digits of one value."""
         return self.shared_bits + self.specific_bits
 
     @property
-    def pmf_options(self):
+    def pmf_options(self) -> dict[str, int]:
         """The arguments of `pmf.joint_counts`."""
         names = ("num_modalities", "shared_bits", "specific_bits", "one_in")
         return {name: getattr(self, name) for name in names}
 
 
-def _check_options(config):
+def _check_options(config: Options) -> None:
     """Raises DatasetError for the first option that cannot be."""
-    limits = {
-        "num_modalities": (1, 20),
-        "shared_bits": (0, 8),
-        "specific_bits": (0, 20),
-        "one_in": (1, 16),
-        "patch": (1, 16),
-        "repeats": (1, 1 << 20),
-    }
-    for field, (low, high) in limits.items():
-        value = getattr(config, field)
-        if not low <= value <= high:
-            raise DatasetError(f"config.data.{field}={value} must be in {low}..{high}")
+    check_limits(
+        config,
+        {
+            "num_modalities": (1, 20),
+            "shared_bits": (0, 8),
+            "specific_bits": (0, 20),
+            "one_in": (1, 16),
+            "patch": (1, 16),
+            "repeats": (1, 1 << 20),
+        },
+    )
     if not config.num_bits:
         raise DatasetError(
             "config.data.shared_bits=0 and config.data.specific_bits=0 leave no bit to "

@@ -9,8 +9,8 @@ import functools
 import numpy as np
 
 
-def class_codes(modality, shared_bits):
-    """What one modality shows of each class, int64 [2**shared_bits]: a permutation.
+def class_codes(modality: int, shared_bits: int) -> np.ndarray:
+    """The code of each class in one modality, int64 [2**shared_bits]: a permutation.
 
     An odd factor is invertible modulo a power of two.
     """
@@ -18,7 +18,9 @@ def class_codes(modality, shared_bits):
     return ((2 * modality + 1) * np.arange(num_classes) + modality) % num_classes
 
 
-def joint_counts(num_modalities, shared_bits, specific_bits, one_in):
+def joint_counts(
+    num_modalities: int, shared_bits: int, specific_bits: int, one_in: int
+) -> np.ndarray:
     """How often each tuple occurs in the smallest set that has the exact proportions.
 
     Args:
@@ -31,9 +33,8 @@ def joint_counts(num_modalities, shared_bits, specific_bits, one_in):
       int64 [n, ...] of M axes, n = 2**(shared_bits + specific_bits), with the sum
       2**shared_bits * one_in**(M specific_bits).
     """
-    specific = functools.reduce(
-        np.multiply.outer, [np.array([one_in - 1, 1])] * specific_bits, np.int64(1)
-    ).ravel()
+    bit, one = np.array([one_in - 1, 1]), np.ones((), np.int64)
+    specific = functools.reduce(np.multiply.outer, [bit] * specific_bits, one).ravel()
     size = 1 << shared_bits
     codes = [class_codes(m, shared_bits) for m in range(num_modalities)]
     counts = np.zeros((size * specific.size,) * num_modalities, np.int64)
@@ -46,7 +47,9 @@ def joint_counts(num_modalities, shared_bits, specific_bits, one_in):
     return counts
 
 
-def joint_pmf(num_modalities, shared_bits, specific_bits, one_in):
+def joint_pmf(
+    num_modalities: int, shared_bits: int, specific_bits: int, one_in: int
+) -> np.ndarray:
     """The joint distribution of the modalities, float64, axis m is modality m.
 
     Args:
@@ -62,7 +65,7 @@ def joint_pmf(num_modalities, shared_bits, specific_bits, one_in):
     return counts / counts.sum()
 
 
-def examples(counts, repeats):
+def examples(counts: np.ndarray, repeats: int) -> np.ndarray:
     """Every tuple as often as its count says, in the order of the table.
 
     Args:
@@ -76,13 +79,13 @@ def examples(counts, repeats):
     return np.repeat(tuples, repeats * counts[counts > 0], axis=0)
 
 
-def labels(values, specific_bits):
+def labels(values: np.ndarray, specific_bits: int) -> np.ndarray:
     """The class of each example, from its first modality: uint8 [N]."""
     # The code of modality 0 is the class itself.
     return (values[:, 0] >> specific_bits).astype(np.uint8)
 
 
-def images(values, num_bits, patch):
+def images(values: np.ndarray, num_bits: int, patch: int) -> np.ndarray:
     """Draws values: a square for each binary digit, the highest at the left.
 
     Args:
@@ -98,7 +101,7 @@ def images(values, num_bits, patch):
     return np.repeat(row[:, None, :, None], patch, axis=1)
 
 
-def values(pictures, num_bits):
+def values(pictures: np.ndarray, num_bits: int) -> np.ndarray:
     """The inverse of `images`: int64 [N] from uint8 [N, patch, num_bits * patch, 1]."""
     patch = pictures.shape[1]
     digits = (pictures[:, 0, ::patch, 0] > 127).astype(np.int64)

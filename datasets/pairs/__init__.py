@@ -1,1 +1,1 @@
-"""What the data sets of images with captions share: their records and their error."""
+"""Records, as the data sets of images with captions share them."""

@@ -14,8 +14,8 @@ A record is a block of examples: `image` uint8 [n, H, W, 3], `caption` int32 [n,
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -33,15 +33,21 @@ class Split(NamedTuple):
     Attributes:
       num_examples: N.
       read: (start, stop) -> feature -> array [n, ...].
-      digest: sha256 of all that the examples are made of, in hexadecimal.
+      digest: sha256 of everything the examples are made of, in hexadecimal.
     """
 
     num_examples: int
-    read: Callable
+    read: Callable[[int, int], dict[str, np.ndarray]]
     digest: str
 
 
-def describe(builder, image_size, caption_length, attributes=None, meanings=None):
+def describe(
+    builder: Any,
+    image_size: int,
+    caption_length: int,
+    attributes: Mapping[str, Iterable[str]] | None = None,
+    meanings: Mapping[str, Mapping[str, str]] | None = None,
+) -> Any:
     """The TFDS description of a data set of images with captions.
 
     Args:
@@ -52,11 +58,11 @@ def describe(builder, image_size, caption_length, attributes=None, meanings=None
       meanings: name -> word of a caption -> the value that it names.
 
     Returns:
-      tfds.core.DatasetInfo; `add_metadata` fills in what is not known yet.
+      tfds.core.DatasetInfo; `add_metadata` completes its metadata.
     """
     attributes, meanings = attributes or {}, meanings or {}
 
-    def tensor(dtype, *shape):
+    def tensor(dtype: type, *shape: int) -> Any:
         return tfds.features.Tensor(shape=(None, *shape), dtype=dtype, encoding="bytes")
 
     features = {
@@ -79,21 +85,21 @@ def describe(builder, image_size, caption_length, attributes=None, meanings=None
     )
 
 
-def digest(**arrays):
+def digest(**arrays: np.ndarray) -> str:
     """The sha256 of named arrays, in hexadecimal."""
     total = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         total.update(f"{name}:{array.dtype}{array.shape};".encode())
-        total.update(array)
+        total.update(array.data)
     return total.hexdigest()
 
 
-def add_metadata(info, splits, words):
+def add_metadata(info: Any, splits: Mapping[str, Split], words: Sequence[str]) -> None:
     """Writes counts, fingerprint and vocabulary into the metadata.
 
     Args:
-      info: what `describe` returned.
+      info: the description that `describe` returned.
       splits: name -> Split.
       words: the words of the captions by token.
     """
@@ -105,7 +111,9 @@ def add_metadata(info, splits, words):
     metadata["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
 
 
-def blocks(split, image_size):
+def blocks(
+    split: Split, image_size: int
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Numbered records of up to 16 MB.
 
     Args:
@@ -121,7 +129,7 @@ def blocks(split, image_size):
 
 
 @contextlib.contextmanager
-def in_memory():
+def in_memory() -> Iterator[None]:
     """Records wait in memory whatever their total size.
 
     Above 1 GB a split, TFDS moves them to temporary files by means of TensorFlow.
@@ -135,8 +143,10 @@ def in_memory():
         shuffle.MAX_MEM_BUFFER_SIZE = limit
 
 
-def encode(captions, words, length):
-    """`tokens.encode`, one row of captions an image: int32 [n, k, T]."""
+def encode(
+    captions: Sequence[Sequence[str]], words: Sequence[str], length: int
+) -> np.ndarray:
+    """Captions as tokens by `tokens.encode`, k captions an image: int32 [n, k, T]."""
     flat = [text for texts in captions for text in texts]
     rows = tokens.encode(flat, words, length)
     return rows.reshape(len(captions), -1, length)

@@ -11,10 +11,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from dataset_errors import DatasetError
 from PIL import Image
 
 from polymnist import exact
-from polymnist.errors import DatasetError
 
 TEXTURE_SIZE = 512
 # Refuses decompression bombs before a pixel is decoded: 8k x 8k, 200 MB as RGB.
@@ -22,35 +22,35 @@ MAX_PIXELS = 64_000_000
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # No others, whatever the name: for some Pillow starts another program.
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_Colour = tuple[int, int, int]  # RGB
 
 
-def _noise(stream, cells):
+def _noise(stream: int, cells: int) -> np.ndarray:
     """Value noise with `cells` lattice points a side, int32 [S, S] in 0..255."""
     lattice = exact.random_integers((9173, stream, cells), cells * cells, 255)
     lattice = lattice.reshape(1, cells, cells).astype(np.uint8)
     return exact.resize(lattice, TEXTURE_SIZE, TEXTURE_SIZE)[0].astype(np.int32)
 
 
-def _tones(stream, index):
+def _tones(stream: int, index: np.ndarray) -> np.ndarray:
     """A fixed random value in 0..255 for every integer in `index`."""
     index = index - index.min()
     return exact.random_integers((7211, stream), int(index.max()) + 1, 255)[index]
 
 
-def _mix(first, second, tone):
+def _mix(first: _Colour, second: _Colour, tone: np.ndarray) -> np.ndarray:
     """Blends two RGB colours; tone 0 gives the first, 255 the second."""
-    first, second = np.asarray(first), np.asarray(second)
     tone = np.clip(tone, 0, 255)[..., None]
-    colour = (first * (255 - tone) + second * tone + 127) // 255
+    colour = (np.array(first) * (255 - tone) + np.array(second) * tone + 127) // 255
     return colour.astype(np.uint8, order="C")
 
 
-def _grid():
+def _grid() -> np.ndarray:
     """Row and column of every pixel."""
     return np.indices((TEXTURE_SIZE, TEXTURE_SIZE))
 
 
-def _bricks():
+def _bricks() -> np.ndarray:
     """Red bricks with light mortar, every brick of another tone."""
     y, x = _grid()
     row = y // 10
@@ -62,13 +62,13 @@ def _bricks():
     return np.where(mortar[..., None], light, bricks)
 
 
-def _clouds():
+def _clouds() -> np.ndarray:
     """Smooth blue noise of three scales."""
     noise = (4 * _noise(5, 24) + 2 * _noise(6, 56) + _noise(7, 160)) // 7
     return _mix((0, 0, 45), (70, 105, 255), (noise - 127) * 9 // 5 + 127)
 
 
-def _stripes():
+def _stripes() -> np.ndarray:
     """Bent diagonal stripes of yellow and dark green."""
     y, x = _grid()
     band = (2 * x + y + _noise(8, 20) // 2) // 18
@@ -78,7 +78,7 @@ def _stripes():
     return np.where((band % 2 == 0)[..., None], light, dark)
 
 
-def _dots():
+def _dots() -> np.ndarray:
     """Pale dots of many sizes on purple."""
     y, x = _grid()
     cell = (y // 12) * 64 + x // 12
@@ -90,7 +90,7 @@ def _dots():
     return np.where(dot[..., None], pale, ground)
 
 
-def _weave():
+def _weave() -> np.ndarray:
     """Green threads over and under each other."""
     y, x = _grid()
     over = ((y // 6 + x // 6) % 2 == 0)[..., None]
@@ -105,13 +105,13 @@ def _weave():
 TEXTURES = (_bricks, _clouds, _stripes, _dots, _weave)
 
 
-def _by_name(path):
+def _by_name(path: Path) -> list[str | int]:
     """Sorts 2.jpg before 10.jpg: runs of digits compare as numbers."""
     parts = re.split(r"(\d+)", path.name)
     return [int(p) if i % 2 else p for i, p in enumerate(parts)]
 
 
-def list_folder(folder):
+def list_folder(folder: str | Path) -> list[Path]:
     """The image files of a folder in the order of their names, numbers as numbers.
 
     Raises:
@@ -127,7 +127,7 @@ def list_folder(folder):
     return sorted((p for p in paths if p.is_file()), key=_by_name)
 
 
-def read_image(path, least=1):
+def read_image(path: Path, least: int = 1) -> np.ndarray:
     """Decodes one image file.
 
     Args:
@@ -166,7 +166,7 @@ def read_image(path, least=1):
     return pixels
 
 
-def load(folder, num, image_size):
+def load(folder: str | Path, num: int, image_size: int) -> list[np.ndarray]:
     """The first `num` backgrounds.
 
     Args:
@@ -181,14 +181,15 @@ def load(folder, num, image_size):
     Raises:
       DatasetError: fewer than `num`, or a file that cannot be used.
     """
-    found = list_folder(folder) if folder else TEXTURES
-    if len(found) < num:
+    paths = list_folder(folder) if folder else []
+    found = len(paths) if folder else len(TEXTURES)
+    if found < num:
         where = f"{folder} has" if folder else "the built-in textures give"
         raise DatasetError(
-            f"{num} modalities need {num} backgrounds but {where} {len(found)}: lower "
+            f"{num} modalities need {num} backgrounds but {where} {found}: lower "
             "config.data.num_modalities, set config.data.repeated, or give a folder "
             "with more images in config.data.backgrounds_dir"
         )
     if folder:
-        return [read_image(path, image_size) for path in found[:num]]
-    return [texture() for texture in found[:num]]
+        return [read_image(path, image_size) for path in paths[:num]]
+    return [texture() for texture in TEXTURES[:num]]

@@ -5,18 +5,20 @@ import math
 import urllib.request
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from dataset_errors import DatasetError
 
 from polymnist import exact
-from polymnist.errors import DatasetError
 
 MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+# Split -> (path of the images, path of the labels).
+Files = dict[str, tuple[Path, Path]]
 # Above any digit set; a header that claims more is damaged or hostile.
 MAX_BYTES = 1 << 30
 SKLEARN_SPLIT_SEED = 1797
@@ -35,7 +37,7 @@ class Digits(NamedTuple):
     labels: np.ndarray
 
 
-def find_files(folder):
+def find_files(folder: str | Path) -> Files:
     """The four idx files of a folder, raw or with .gz.
 
     Returns:
@@ -46,7 +48,7 @@ def find_files(folder):
     """
     folder = Path(folder).expanduser()
 
-    def find(name):
+    def find(name: str) -> Path:
         for path in (folder / f"{name}.gz", folder / name):
             if path.is_file():
                 return path
@@ -55,17 +57,17 @@ def find_files(folder):
             'folder with the four MNIST idx files, or to "" to download them'
         )
 
-    return {split: tuple(map(find, names)) for split, names in FILES.items()}
+    return {s: (find(images), find(labels)) for s, (images, labels) in FILES.items()}
 
 
-def check_reachable(url):
+def check_reachable(url: str) -> None:
     """Asks for the head of a file; raises OSError where there is no answer."""
     request = urllib.request.Request(url, method="HEAD")
     with urllib.request.urlopen(request, timeout=20):
         pass
 
 
-def read_idx(path, num_dims):
+def read_idx(path: str | Path, num_dims: int) -> np.ndarray:
     """Reads one idx file of unsigned bytes, raw or gzip by its name.
 
     Args:
@@ -78,7 +80,7 @@ def read_idx(path, num_dims):
     Raises:
       DatasetError: anything but exactly one well-formed array.
     """
-    opener = gzip.open if Path(path).suffix == ".gz" else open
+    opener: Any = gzip.open if Path(path).suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
             header = file.read(4 + 4 * num_dims)
@@ -99,7 +101,7 @@ def read_idx(path, num_dims):
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def _read_at_most(file, num):
+def _read_at_most(file: BinaryIO, num: int) -> bytearray:
     """The next `num` bytes of a file, or those that there are."""
     data = bytearray()
     # In pieces: read() makes room for all that it may get.
@@ -108,7 +110,7 @@ def _read_at_most(file, num):
     return data
 
 
-def _idx_shape(path, header, num_dims):
+def _idx_shape(path: str | Path, header: bytes, num_dims: int) -> tuple[int, ...]:
     """Checks the header of an idx file and returns the shape it announces."""
     if len(header) < 4 + 4 * num_dims or header[:2] != b"\0\0":
         raise DatasetError(f"{path}: not an idx file; fetch the file again")
@@ -127,7 +129,7 @@ def _idx_shape(path, header, num_dims):
     return shape
 
 
-def load_mnist(files, image_size):
+def load_mnist(files: Files, image_size: int) -> dict[str, Digits]:
     """Reads the digits of both splits from idx files.
 
     Args:
@@ -146,7 +148,7 @@ def load_mnist(files, image_size):
     }
 
 
-def _load_pair(images_path, labels_path, image_size):
+def _load_pair(images_path: Path, labels_path: Path, image_size: int) -> Digits:
     """One split: images and labels that belong together."""
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
     if len(images) != len(labels):
@@ -164,7 +166,7 @@ def _load_pair(images_path, labels_path, image_size):
     return Digits(images, labels)
 
 
-def _resized(path, images, image_size):
+def _resized(path: Path, images: np.ndarray, image_size: int) -> np.ndarray:
     """Images of another size, some at a time: resizing takes twelve times their bytes.
 
     Raises:
@@ -183,7 +185,7 @@ def _resized(path, images, image_size):
     )
 
 
-def load_sklearn(image_size):
+def load_sklearn(image_size: int) -> dict[str, Digits]:
     """The 1,797 digits of scikit-learn, 8x8 scaled up, in two disjoint splits.
 
     The split is stratified by class and fixed: no seed of the user changes which

@@ -5,10 +5,12 @@ output of PCG64, which NumPy guarantees to keep. The methods of `Generator` carr
 no such promise: a new NumPy may draw other numbers from the same seed.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 
-def random_bits(words, size):
+def random_bits(words: Iterable[int], size: int) -> np.ndarray:
     """Raw random numbers of the stream that is named by `words`.
 
     Args:
@@ -22,11 +24,11 @@ def random_bits(words, size):
     return stream.random_raw(size)
 
 
-def random_integers(words, size, high):
+def random_integers(words: Iterable[int], size: int, high: int) -> np.ndarray:
     """Integers, uniform over 0..high inclusive (bias below 2**-16 for `high` < 2**16).
 
     Args:
-      words: names the stream, see `random_bits`.
+      words: name of the stream, see `random_bits`.
       size: how many numbers.
       high: largest value, inclusive.
 
@@ -37,12 +39,12 @@ def random_integers(words, size, high):
     return ((upper * np.uint64(high + 1)) >> np.uint64(32)).astype(np.int64)
 
 
-def random_order(words, size):
+def random_order(words: Iterable[int], size: int) -> np.ndarray:
     """A random permutation of 0..size-1, int64 [size]."""
     return np.argsort(random_bits(words, size), kind="stable")
 
 
-def _taps(source, target):
+def _taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The two source pixels of every target pixel, and the weight of the second.
 
     Pixel centres are aligned: target pixel i lies at (i + 1/2) source/target - 1/2,
@@ -55,7 +57,7 @@ def _taps(source, target):
     return low, np.minimum(low + 1, source - 1), position - low * unit
 
 
-def resize(images, height, width):
+def resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bilinear resize without antialias, exact up to one rounding half up.
 
     Args:

@@ -3,18 +3,19 @@
 import dataclasses
 import hashlib
 import math
+from pathlib import Path
 
 import tensorflow_datasets as tfds
+from dataset_errors import DatasetError, check_limits
 
 from polymnist import backgrounds, digits, published
-from polymnist.errors import DatasetError
 
 SPLITS = ("train", "test")
 SOURCES = ("mnist", "sklearn", "published")
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class PolymnistConfig(tfds.core.BuilderConfig):
+class Options(tfds.core.BuilderConfig):
     """The options of the recipe; see README.md.
 
     Attributes:
@@ -43,29 +44,28 @@ class PolymnistConfig(tfds.core.BuilderConfig):
     pairings: int = 1
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the options and names the config after them."""
         _check_options(self)
         self.name = _config_name(self)
 
     @property
-    def side(self):
+    def side(self) -> int:
         """Side of the digit in the image, in pixels."""
         return math.floor(self.image_size * self.translate_scale + 0.5)
 
 
-def _check_options(config):
+def _check_options(config: Options) -> None:
     """Raises DatasetError for the first option that cannot be."""
-    limits = {
-        "num_modalities": (1, 1000),
-        "image_size": (8, 512),
-        "pairings": (1, 10_000),
-        "seed": (0, 2**63),
-    }
-    for field, (low, high) in limits.items():
-        value = getattr(config, field)
-        if not low <= value <= high:
-            raise DatasetError(f"config.data.{field}={value} must be in {low}..{high}")
+    check_limits(
+        config,
+        {
+            "num_modalities": (1, 1000),
+            "image_size": (8, 512),
+            "pairings": (1, 10_000),
+            "seed": (0, 2**63),
+        },
+    )
     if config.digits not in SOURCES:
         raise DatasetError(
             f"config.data.digits={config.digits!r} must be one of {', '.join(SOURCES)}"
@@ -95,7 +95,7 @@ def _check_options(config):
         )
 
 
-def _sha256(path):
+def _sha256(path: Path) -> bytes:
     """The sha256 of a file, which is not read into memory."""
     try:
         with open(path, "rb") as file:
@@ -104,7 +104,7 @@ def _sha256(path):
         raise DatasetError(f"{path}: cannot be read ({error})") from error
 
 
-def _config_name(config):
+def _config_name(config: Options) -> str:
     """All options in one word, with a hash of the files of the user."""
     words = [config.digits, f"m{config.num_modalities}", f"{config.image_size}px"]
     foreign = hashlib.sha256()

@@ -1,15 +1,17 @@
 """TFDS builder of PolyMNIST and its variants; needs no TensorFlow."""
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from dataset_errors import DatasetError
 from tensorflow_datasets.core import shuffle
 from tqdm import tqdm
 
 from polymnist import backgrounds, digits, published, recipe
-from polymnist.errors import DatasetError
 from polymnist.options import SPLITS
 
 BLOCK_BYTES = 16 << 20
@@ -31,7 +33,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
 
-    def download_and_prepare(self, **kwargs):
+    def download_and_prepare(self, **kwargs: Any) -> None:
         """As in TFDS, but records wait in memory whatever their total size.
 
         Above 1 GB a split, TFDS moves them to temporary files by means of TensorFlow.
@@ -44,7 +46,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         finally:
             shuffle.MAX_MEM_BUFFER_SIZE = limit
 
-    def _info(self):
+    def _info(self) -> Any:
         """Describes the features: one modality each, and the labels."""
         config = self.builder_config
         shape = (None, config.image_size, config.image_size, 3)
@@ -66,16 +68,16 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         """Opens the sources of both splits, so that every error comes early."""
         sources = self._open_sources(dl_manager)
-        self._digests = {}
+        self._digests: dict[str, str] = {}
         return {
             split: self._generate_examples(split, source)
             for split, source in sources.items()
         }
 
-    def _open_sources(self, dl_manager):
+    def _open_sources(self, dl_manager: Any) -> dict[str, recipe.SplitSource]:
         """split -> recipe.SplitSource."""
         config = self.builder_config
         if config.digits == "published":
@@ -108,7 +110,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             for split in SPLITS
         }
 
-    def _mnist_files(self, dl_manager):
+    def _mnist_files(self, dl_manager: Any) -> digits.Files:
         """The four idx files, from the user's folder or downloaded."""
         config = self.builder_config
         if config.digits_dir:
@@ -121,23 +123,25 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     # TFDS tries for minutes before it says that a host is away.
                     digits.check_reachable(urls[name])
             paths = dl_manager.download(urls)
-        except Exception as error:  # Of the network, of the disk, of the checksum.
+        except Exception as error:  # Network, disk and checksum raise many kinds.
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DatasetError(
                 f"MNIST cannot be downloaded ({reason[:120]}): put its four idx files "
                 "into a folder and set config.data.digits_dir to it"
             ) from error
         return {
-            split: tuple(Path(paths[name]) for name in pair)
-            for split, pair in digits.FILES.items()
+            split: (Path(paths[images]), Path(paths[labels]))
+            for split, (images, labels) in digits.FILES.items()
         }
 
-    def _generate_examples(self, split, source):
+    def _generate_examples(
+        self, split: str, source: recipe.SplitSource
+    ) -> Iterator[tuple[int, dict]]:
         """Yields numbered blocks and keeps the digest of what it yields."""
         config = self.builder_config
         example_bytes = 3 * config.image_size**2 * config.num_modalities
         block = max(1, min(1000, BLOCK_BYTES // example_bytes))
-        hashes = {}
+        hashes: dict[str, Any] = {}
         # disable=None: silent where standard error is no terminal.
         with tqdm(
             total=source.num_examples, desc=split, unit="ex", disable=None
@@ -153,7 +157,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 bar.update(len(labels))
         self._record_digest(split, source.num_examples, hashes)
 
-    def _record_digest(self, split, num_examples, hashes):
+    def _record_digest(
+        self, split: str, num_examples: int, hashes: Mapping[str, Any]
+    ) -> None:
         """Adds a finished split to the metadata, which TFDS writes at the end."""
         self._digests[split] = "".join(
             f"{split}/{name}:{num_examples}:{hashes[name].hexdigest()};"

@@ -8,18 +8,21 @@ labels in the names must agree in all modalities.
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from dataset_errors import DatasetError
 
 from polymnist import backgrounds
-from polymnist.errors import DatasetError
-from polymnist.recipe import SplitSource
+from polymnist.recipe import Examples, SplitSource
 
 _NAME = re.compile(r"(\d{1,9})\.(\d)\.png")
 
 
-def list_files(folder, split, modality):
+def list_files(
+    folder: str | Path, split: str, modality: str
+) -> tuple[Path, np.ndarray, np.ndarray, list[str]]:
     """Lists the images of one modality of one split, sorted by number.
 
     Returns:
@@ -40,9 +43,9 @@ def list_files(folder, split, modality):
         if not entry.is_file():  # a pipe would be waited for
             raise DatasetError(f"{place}: {entry.name} is not a file; check the folder")
     names = [entry.name for entry in entries]
-    matches = [_NAME.fullmatch(name) for name in names]
-    if not names or not all(matches):
-        wrong = next((n for n, m in zip(names, matches, strict=True) if not m), "")
+    matches = [match for name in names if (match := _NAME.fullmatch(name))]
+    if not names or len(matches) < len(names):
+        wrong = next((name for name in names if not _NAME.fullmatch(name)), "")
         what = f"{wrong} is not named" if wrong else "no file named"
         raise DatasetError(
             f"{place}: {what} {{number}}.{{digit}}.png; check the folder"
@@ -57,7 +60,9 @@ def list_files(folder, split, modality):
     return place, numbers, labels, [names[i] for i in order]
 
 
-def open_split(folder, split, num_modalities, image_size):
+def open_split(
+    folder: str | Path, split: str, num_modalities: int, image_size: int
+) -> SplitSource:
     """The tuples of one split of a published folder, decoded on demand.
 
     Args:
@@ -89,7 +94,7 @@ def open_split(folder, split, num_modalities, image_size):
                 f"their {what}: images of one tuple must share number and label"
             )
 
-    def read(start, stop):
+    def read(start: int, stop: int) -> Examples:
         modalities = {
             f"m{m}": np.stack(
                 [_read(place / name, image_size) for name in names[start:stop]]
@@ -101,7 +106,7 @@ def open_split(folder, split, num_modalities, image_size):
     return SplitSource(len(labels), read)
 
 
-def _read(path, image_size):
+def _read(path: Path, image_size: int) -> np.ndarray:
     """Decodes one image of exactly the given size."""
     pixels = backgrounds.read_image(path)
     if pixels.shape[:2] != (image_size, image_size):
@@ -113,7 +118,7 @@ def _read(path, image_size):
     return pixels
 
 
-def describe(folder, num_modalities):
+def describe(folder: str | Path, num_modalities: int) -> Iterator[bytes]:
     """Names and sizes of all files, for telling folders apart without reading them.
 
     Yields:

@@ -6,16 +6,20 @@ own crop of the background of its modality, whose colours are inverted under the
 digit. See README.md for the sources.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from polymnist import exact
+from polymnist.digits import Digits
 
 THRESHOLD = 128
 SPLIT_WORDS = {"train": 0, "test": 1}
 _ORDER, _PAIR, _ROW, _COLUMN, _DOWN, _RIGHT = range(6)
+
+# (Modality -> uint8 [n, H, W, 3], labels uint8 [n]).
+Examples = tuple[dict[str, np.ndarray], np.ndarray]
 
 
 class Plan(NamedTuple):
@@ -39,14 +43,23 @@ class SplitSource(NamedTuple):
 
     Attributes:
       num_examples: N.
-      read: (start, stop) -> (modality -> uint8 [n, H, W, 3], labels uint8 [n]).
+      read: (start, stop) -> Examples.
     """
 
     num_examples: int
-    read: Callable
+    read: Callable[[int, int], Examples]
 
 
-def make_plan(labels, backgrounds, *, split, image_size, side, pairings, seed):
+def make_plan(
+    labels: np.ndarray,
+    backgrounds: Sequence[np.ndarray],
+    *,
+    split: str,
+    image_size: int,
+    side: int,
+    pairings: int,
+    seed: int,
+) -> Plan:
     """Draws every random choice of one split.
 
     Each (seed, split, pairing, modality, purpose) has its own stream, so m0 is the
@@ -91,7 +104,7 @@ def make_plan(labels, backgrounds, *, split, image_size, side, pairings, seed):
     return Plan(paired[order], digits[:, order], crops[:, order], offsets[:, order])
 
 
-def paste(patches, offsets, size):
+def paste(patches: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:
     """Puts each patch on a black square.
 
     Args:
@@ -111,7 +124,9 @@ def paste(patches, offsets, size):
     return canvas
 
 
-def compose(digits, background, crops):
+def compose(
+    digits: np.ndarray, background: np.ndarray, crops: np.ndarray
+) -> np.ndarray:
     """Crops the background and inverts its colours under the digits.
 
     Args:
@@ -131,8 +146,16 @@ def compose(digits, background, crops):
 
 
 def open_split(
-    digits, backgrounds, *, split, num_modalities, side, repeated, pairings, seed
-):
+    digits: Digits,
+    backgrounds: Sequence[np.ndarray],
+    *,
+    split: str,
+    num_modalities: int,
+    side: int,
+    repeated: bool,
+    pairings: int,
+    seed: int,
+) -> SplitSource:
     """The tuples of one split.
 
     Args:
@@ -151,7 +174,7 @@ def open_split(
     """
     size = digits.images.shape[1]
     if repeated:
-        backgrounds = backgrounds[:1] * num_modalities
+        backgrounds = [backgrounds[0]] * num_modalities
     plan = make_plan(
         digits.labels,
         backgrounds,
@@ -165,7 +188,7 @@ def open_split(
     if side < size:
         images = exact.resize(images, side, side)
 
-    def read(start, stop):
+    def read(start: int, stop: int) -> Examples:
         part = slice(start, stop)
         modalities = {}
         for m, background in enumerate(backgrounds):

@@ -1,10 +1,12 @@
-"""English captions of a coloured shape, and what a caption says of it.
+"""English captions of a coloured shape, and the reading of shape and colour in them.
 
 Template, opinion and synonyms are drawn for the caption alone, uniformly, and every
 draw gives another sentence. So the entropy of a caption given shape and colour is
 log(NUM_WORDINGS) nats, and that of what it shares with the image log(number of
 combinations).
 """
+
+from collections.abc import Iterable
 
 from mmvae_jax import tokens
 
@@ -54,7 +56,7 @@ MEANINGS = {
 }
 
 
-def write_caption(shape, colour, wording):
+def write_caption(shape: str, colour: str, wording: int) -> str:
     """One caption.
 
     Args:
@@ -80,7 +82,7 @@ def write_caption(shape, colour, wording):
     return " ".join(words)
 
 
-def most_words():
+def most_words() -> int:
     """The number of words of the longest caption."""
     return max(
         len(write_caption(shape, colour, wording).split())
@@ -90,11 +92,11 @@ def most_words():
     )
 
 
-def parse_caption(words):
-    """What a caption says: the inverse of `write_caption`, for any text.
+def parse_caption(words: Iterable[str]) -> dict[str, str | None]:
+    """Shape and colour that a caption names: the inverse of `write_caption`.
 
     Args:
-      words: of a caption, in any order; written or generated.
+      words: the words of any caption, written or generated, in any order.
 
     Returns:
       {"shape": name, "colour": name}; None where no word names one, or two words

@@ -6,6 +6,7 @@ radius. Edges are smoothed by asking 3 x 3 points of every pixel.
 """
 
 import functools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +50,7 @@ PURPOSES = (
 
 
 class Plan(NamedTuple):
-    """What is random in N drawings; shape and colour are shared with the caption.
+    """The random choices of N drawings; shape and colour are shared with the caption.
 
     Attributes:
       shape: int64 [N], index of a shape.
@@ -61,7 +62,7 @@ class Plan(NamedTuple):
       light: int64 [N, 2], how much brighter the shape gets per radius, down and
         right, in 1/256.
       texture: int64 [N], index of a texture of TEXTURES.
-      lattice: uint8 [N, 256], what the texture is made of.
+      lattice: uint8 [N, 256], random tones that the texture is made of.
       ground: int64 [N, 2, 3], the RGB of the texture's two colours.
     """
 
@@ -77,14 +78,16 @@ class Plan(NamedTuple):
     ground: np.ndarray
 
 
-def uniform(words, purpose, low, high, *shape):
+def uniform(
+    words: Sequence[int], purpose: str, low: int, high: int, *shape: int
+) -> np.ndarray:
     """Integers in low..high from the stream of one purpose, int64 `shape`."""
     stream = (*words, PURPOSES.index(purpose))
     values = exact.random_integers(stream, int(np.prod(shape)), high - low)
     return values.reshape(shape) + low
 
 
-def make_plan(shape, colour, words):
+def make_plan(shape: np.ndarray, colour: np.ndarray, words: Sequence[int]) -> Plan:
     """Draws what belongs to the images alone.
 
     Args:
@@ -125,17 +128,19 @@ def make_plan(shape, colour, words):
 # ---- shapes: what is inside, from int32 v (down) and u (right) of the same shape
 
 
-def _circle(v, u):
+def _circle(v: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Radius 1."""
     return u * u + v * v <= RADIUS**2
 
 
-def _square(v, u):
+def _square(v: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Half a side of 0.85."""
     return np.maximum(np.abs(u), np.abs(v)) <= 870
 
 
-def _half_planes(corners, v, u):
+def _half_planes(
+    corners: tuple[int, int, int], v: np.ndarray, u: np.ndarray
+) -> np.ndarray:
     """How many of the half-planes of a regular polygon hold each point.
 
     The polygon has a corner at the top and `corners[0]` corners, of which every
@@ -152,24 +157,24 @@ def _half_planes(corners, v, u):
     return count
 
 
-def _triangle(v, u):
+def _triangle(v: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Equal sides, corners at 1.2."""
     return _half_planes((3, 1, 1230), v - 150, u) == 3
 
 
-def _star(v, u):
+def _star(v: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Five points at 1.2: within four of the lines that join every second point."""
     return _half_planes((5, 2, 1230), v, u) >= 4
 
 
-def _heart(v, u):
+def _heart(v: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Two discs on the upper sides of a square that stands on its corner."""
     left, right, down = u + 480, u - 480, v + 330
     discs = np.minimum(left * left, right * right) + down * down <= 679**2
     return discs | (np.abs(u) + np.abs(v - 150) <= 960)
 
 
-def _cross(v, u):
+def _cross(v: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Two beams, 2.1 by 0.68."""
     first, second = np.abs(u), np.abs(v)
     return (np.minimum(first, second) <= 350) & (np.maximum(first, second) <= 1080)
@@ -180,19 +185,21 @@ INSIDE = (_circle, _square, _triangle, _star, _heart, _cross)
 
 
 @functools.cache
-def _rotation(degrees):
+def _rotation(degrees: int) -> tuple[int, int]:
     """Cosine and sine times 2**14."""
     angle = np.deg2rad(degrees)
-    return tuple(int(np.rint(16384 * f(angle))) for f in (np.cos, np.sin))
+    return int(np.rint(16384 * np.cos(angle))), int(np.rint(16384 * np.sin(angle)))
 
 
-def _own_coordinates(plan, corner, side, size, samples):
-    """Of a grid of points, the place in each shape, in RADIUS.
+def _own_coordinates(
+    plan: Plan, corner: np.ndarray, side: int, size: int, samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of a grid of points in the frame of each shape, in RADIUS.
 
     Args:
       plan: Plan of n drawings.
       corner: int [n, 2], the window's first row and column, in pixels.
-      side: of the window, in pixels.
+      side: side of the window, in pixels.
       size: side of the images, in pixels.
       samples: points a pixel, down and right.
 
@@ -205,14 +212,14 @@ def _own_coordinates(plan, corner, side, size, samples):
     rotation = np.array([_rotation(int(turn)) for turn in plan.turn])
     cosine, sine = (rotation * RADIUS // plan.radius[:, None]).T.astype(np.int32)
 
-    def place(along_down, along_right):
+    def place(along_down: np.ndarray, along_right: np.ndarray) -> np.ndarray:
         rows = (along_down[:, None] * down)[:, :, None]
         return (rows + (along_right[:, None] * right)[:, None, :]) >> 14
 
     return place(cosine, -sine), place(sine, cosine)
 
 
-def _windows(plan, size):
+def _windows(plan: Plan, size: int) -> tuple[np.ndarray, int]:
     """Squares around the shapes, all as large as the largest shape needs.
 
     Returns:
@@ -224,7 +231,7 @@ def _windows(plan, size):
     return np.clip(corner, 0, size - side), side
 
 
-def _coverage(plan, corner, side, size):
+def _coverage(plan: Plan, corner: np.ndarray, side: int, size: int) -> np.ndarray:
     """How many of a pixel's 9 points are in the shape: uint16 [n, side, side]."""
     v, u = _own_coordinates(plan, corner, side, size, SAMPLES)
     inside = INSIDE[plan.shape[0]](v, u).view(np.uint8)
@@ -234,7 +241,7 @@ def _coverage(plan, corner, side, size):
     return (rows[..., 0] + rows[..., 1] + rows[..., 2]).astype(np.uint16)
 
 
-def _paint(plan, corner, side, size):
+def _paint(plan: Plan, corner: np.ndarray, side: int, size: int) -> np.ndarray:
     """The shapes' colours, lit from a side: uint16 [n, side, side, 3]."""
     colour = (PAINTS[plan.colour] + plan.paint).astype(np.int32)
     v, u = _own_coordinates(plan, corner, side, size, 1)
@@ -244,7 +251,7 @@ def _paint(plan, corner, side, size):
     return np.clip(lit, 0, 255).astype(np.uint16)
 
 
-def draw_shapes(plan, images):
+def draw_shapes(plan: Plan, images: np.ndarray) -> None:
     """Draws on images, in place.
 
     Args:
@@ -265,13 +272,13 @@ def draw_shapes(plan, images):
 # ---- textures: tones 0..255 uint8 [n, size, size] from a lattice uint8 [n, 256]
 
 
-def _smooth(cells, lattice, size):
+def _smooth(cells: int, lattice: np.ndarray, size: int) -> np.ndarray:
     """A lattice of `cells` x `cells` random tones, bilinearly in between."""
     corners = lattice[:, : cells**2].reshape(-1, cells, cells)
     return exact.resize(corners, size, size)
 
 
-def _waves(lattice, size):
+def _waves(lattice: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """Two waves over the image, each with its own direction and length.
 
     Yields:
@@ -287,12 +294,12 @@ def _waves(lattice, size):
         yield np.abs((phase & 8191) - 4096) * 255 >> 12
 
 
-def _stripes(lattice, size):
+def _stripes(lattice: np.ndarray, size: int) -> np.ndarray:
     """One wave."""
     return next(_waves(lattice, size)).astype(np.uint8)
 
 
-def _lumps(lattice, size):
+def _lumps(lattice: np.ndarray, size: int) -> np.ndarray:
     """The product of two waves."""
     first, second = _waves(lattice, size)
     return (first * second >> 8).astype(np.uint8)
@@ -307,7 +314,7 @@ TEXTURES = (
 )
 
 
-def draw_grounds(plan, size):
+def draw_grounds(plan: Plan, size: int) -> np.ndarray:
     """Textures in two colours.
 
     Args:
@@ -324,7 +331,7 @@ def draw_grounds(plan, size):
     return ((first * (255 - tone) + second * tone + 127) // 255).astype(np.uint8)
 
 
-def draw(plan, size):
+def draw(plan: Plan, size: int) -> np.ndarray:
     """The drawings of a plan.
 
     Args:
@@ -344,12 +351,12 @@ def draw(plan, size):
     return images
 
 
-def _take(plan, rows):
+def _take(plan: Plan, rows: np.ndarray) -> Plan:
     """The plan of some of the drawings."""
     return Plan(*(field[rows] for field in plan))
 
 
-def _groups(values, radius, size):
+def _groups(values: np.ndarray, radius: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """Yields rows of one value and of similar radius, CHUNK pixels at a time."""
     number = max(1, CHUNK // size**2)
     for value in np.unique(values):

@@ -3,7 +3,7 @@
 import dataclasses
 
 import tensorflow_datasets as tfds
-from pairs.errors import DatasetError, check_limits
+from dataset_errors import DatasetError, check_limits
 
 from shapes import captions
 
@@ -13,7 +13,7 @@ MAX_EXAMPLES = 1 << 20
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class ShapesConfig(tfds.core.BuilderConfig):
+class Options(tfds.core.BuilderConfig):
     """The options of the recipe; see README.md.
 
     Attributes:
@@ -34,7 +34,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
     caption_length: int = 16
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the options and names the config after them."""
         _check_options(self)
         self.name = (
@@ -43,7 +43,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
         )
 
 
-def _check_options(config):
+def _check_options(config: Options) -> None:
     """Raises DatasetError for the first option that cannot be."""
     check_limits(
         config,

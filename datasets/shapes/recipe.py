@@ -27,7 +27,7 @@ class Pairs(NamedTuple):
     labels: np.ndarray
 
 
-def combinations(split, held_out):
+def combinations(split: str, held_out: int) -> np.ndarray:
     """The labels of one split.
 
     Those held out are taken diagonally, so that the first ones differ in shape and in
@@ -50,7 +50,7 @@ def combinations(split, held_out):
     return np.sort(order[:held_out] if split == "test" else order[held_out:])
 
 
-def make_pairs(split, num, held_out, seed):
+def make_pairs(split: str, num: int, held_out: int, seed: int) -> Pairs:
     """Draws every random choice of one split.
 
     Args:

@@ -1,5 +1,8 @@
 """TFDS builder of drawings with captions; needs no TensorFlow."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import numpy as np
 import tensorflow_datasets as tfds
 from pairs import records
@@ -18,12 +21,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
 
-    def download_and_prepare(self, **kwargs):
+    def download_and_prepare(self, **kwargs: Any) -> None:
         """As in TFDS, in memory."""
         with records.in_memory():
             super().download_and_prepare(**kwargs)
 
-    def _info(self):
+    def _info(self) -> Any:
         """Describes features and metadata."""
         config = self.builder_config
         return records.describe(
@@ -34,7 +37,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             meanings=captions.MEANINGS,
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         """Draws both splits."""
         del dl_manager  # nothing is downloaded
         config = self.builder_config
@@ -50,7 +53,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         records.add_metadata(self.info, splits, words)
         return {name: self._generate_examples(split) for name, split in splits.items()}
 
-    def _make(self, pairs, words):
+    def _make(self, pairs: recipe.Pairs, words: Sequence[str]) -> records.Split:
         """The examples of one split: records.Split."""
         config = self.builder_config
         arrays = {
@@ -61,11 +64,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             "attribute/colour": pairs.plan.colour.astype(np.int32),
         }
 
-        def read(start, stop):
+        def read(start: int, stop: int) -> dict[str, np.ndarray]:
             return {name: array[start:stop] for name, array in arrays.items()}
 
         return records.Split(len(pairs.labels), read, records.digest(**arrays))
 
-    def _generate_examples(self, split):
+    def _generate_examples(self, split: records.Split) -> Iterator[tuple[int, dict]]:
         """Yields numbered blocks."""
         yield from records.blocks(split, self.builder_config.image_size)
