@@ -17,6 +17,7 @@ import tensorboardX
 from PIL import Image
 
 from mmvae_jax.errors import UsageError
+from mmvae_jax.files import write_whole
 from mmvae_jax.sweeps import Member
 
 
@@ -149,7 +150,8 @@ def jsonable(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file at once or not at all."""
-    _replace(path, json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
+    text = json.dumps(jsonable(value), indent=2, allow_nan=False)
+    write_whole(path, text + "\n")
 
 
 def _drop_lines_to_come(path: Path, step: int) -> None:
@@ -164,14 +166,4 @@ def _drop_lines_to_come(path: Path, step: int) -> None:
         if line["step"] < step
         or (line["step"] == step and not any(t.startswith("eval/") for t in line))
     ]
-    _replace(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Gives a file another content, at once or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    # Or a power failure could leave the new name with nothing in it.
-    with open(partial) as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
