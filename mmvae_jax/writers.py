@@ -120,7 +120,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = []
+    lines: list[dict[str, Any]] = []
     for text in path.read_bytes().splitlines():
         try:
             line = json.loads(text)

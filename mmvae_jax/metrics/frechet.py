@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax.data import Split
@@ -157,8 +158,8 @@ def _features(extractor: Extractor, real: np.ndarray, batch_size: int) -> np.nda
     """Features [N, F] of real examples [N, ...], in batches of one size."""
     found = []
     for batch, num_valid in batches(Split({"": real}), batch_size):
-        features = jax.device_get(extractor(as_coarse(real, batch[""])))
-        found.append(features[:num_valid])
+        features = extractor(as_coarse(real, jnp.asarray(batch[""])))
+        found.append(jax.device_get(features)[:num_valid])
     return np.concatenate(found)
 
 
