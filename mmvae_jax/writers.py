@@ -1,4 +1,4 @@
-"""What a run writes besides checkpoints: metrics.jsonl, TensorBoard, samples.
+"""Files that a run writes besides checkpoints: metrics.jsonl, TensorBoard, samples.
 
 The methods are those of clu's MetricWriter, with the member as one more
 argument. metrics.jsonl is what everything else reads: one line per logged step
@@ -32,7 +32,7 @@ class RunWriter:
     def __init__(self, workdir: Path, members: Sequence[Member], step: int):
         """Opens the files of a run that continues at `step` (0 = a new run).
 
-        What an interrupted run logged beyond `step` is dropped, and so are the
+        Lines that an interrupted run logged beyond `step` are dropped, and so are
         evaluations of `step` itself: they will be logged again.
         """
         self.workdir = workdir
@@ -107,7 +107,7 @@ def member_name(member: Member, members: Sequence[Member]) -> str:
 
 
 def _short(value: float) -> str:
-    """A number in six digits, or in all of them where six are not it."""
+    """A number in six digits, or in all of its digits where six change it."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 
@@ -116,7 +116,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, up to one that is torn.
 
     Raises:
-      UsageError: a line is whole and of something else.
+      UsageError: a whole line is not one of such a log.
     """
     if not path.exists():
         return []
@@ -155,7 +155,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _drop_lines_to_come(path: Path, step: int) -> None:
-    """Keeps the lines of a metrics.jsonl that a run continued at `step` lacks."""
+    """Drops the lines of a metrics.jsonl that a run continued at `step` logs again."""
     if not path.exists():
         return
     kept = [
