@@ -32,6 +32,7 @@ from experiments import command, paper, plans, terminal, values
 from experiments.results import LABELS, RunRecord, Spread, by_beta, show
 from mmvae_jax import writers
 from mmvae_jax.errors import UsageError
+from mmvae_jax.files import write_whole
 
 WORDS = {True: "holds", False: "fails", None: "not measured"}
 
@@ -789,9 +790,7 @@ def report(evidence: plans.Evidence) -> list[Verdict]:
     path = evidence.directory / "claims.json"
     found = found_claims(evidence, verdicts)
     writers.write_json(path, found)
-    page = path.with_suffix(".md.partial")
-    page.write_text(markdown(found))
-    page.replace(path.with_suffix(".md"))
+    write_whole(path.with_suffix(".md"), markdown(found))
     counts = Counter(verdict.holds for verdict in verdicts)
     terminal.say(
         f"{table(verdicts)}\n\n"

@@ -46,6 +46,7 @@ from experiments import (
 )
 from mmvae_jax import evaluate, models, sweeps, train, tuning
 from mmvae_jax.errors import UsageError
+from mmvae_jax.files import write_whole
 from mmvae_jax.types import TokenShape
 
 
@@ -337,9 +338,7 @@ def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text.getvalue())
-    partial.replace(path)
+    write_whole(path, text.getvalue())
 
 
 def _time(seconds: float) -> str:

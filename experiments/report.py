@@ -13,7 +13,6 @@ import glob
 import io
 import json
 import math
-import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -41,6 +40,7 @@ from experiments.results import (
     show,
 )
 from mmvae_jax.errors import UsageError
+from mmvae_jax.files import write_whole
 from mmvae_jax.sweeps import Member
 from mmvae_jax.writers import member_name, read_metrics
 
@@ -152,12 +152,7 @@ def write(directory: Path, out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise UsageError(f"--out {out} is below a file; choose another") from error
-    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(out, page, is_shared=True)
 
 
 def render(directory: Path) -> str:

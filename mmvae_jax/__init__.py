@@ -5,6 +5,7 @@ those above it; ``tests/test_architecture.py`` checks that):
 
 types          array aliases, NamedTuples, the legend of axis letters
 errors         the one exception that users see as a single line
+files          files that are written whole or not at all
 tokens         captions as integers, and the way back
 distributions  log-densities, KL divergences and sampling
 subsets        a model of the family as data: subset masks and weights

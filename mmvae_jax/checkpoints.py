@@ -1,9 +1,12 @@
 """Checkpoints: orbax behind four functions.
 
-A checkpoint holds the TrainState of all members, and so all that a resumed run
-needs, with a digest of it: the arrays on the disk have no checksum of their own.
-Checkpoints are written to a temporary folder and renamed, in the background, and
-the newest few are kept.
+A checkpoint holds the TrainState of all members, and so all that a resumed run needs.
+Checkpoints are written to a temporary folder and renamed, in the background, and the
+newest few are kept.
+
+Each holds a digest of its state too. orbax 0.12 refuses files that are missing or cut
+off and flipped bytes in what describes the arrays; but the arrays have no checksum on
+the disk, and most bytes flipped in them would come back as other numbers.
 """
 
 import contextlib
@@ -13,7 +16,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from jax.experimental import multihost_utils
 
 from mmvae_jax.errors import UsageError
 
-# What may go wrong with a good checkpoint: it must not be set aside for that.
+# Errors that a good checkpoint may meet: it must not be set aside for them.
 _NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -34,8 +37,8 @@ def open_checkpoints(directory: str | Path, num_kept: int) -> ocp.CheckpointMana
     """Opens (and creates) a folder of checkpoints.
 
     Args:
-      directory: where they are.
-      num_kept: how many of the newest ones to keep, at least 1.
+      directory: of the checkpoints.
+      num_kept: number of the newest checkpoints to keep, at least 1.
     """
     logging.getLogger("absl").addFilter(_is_not_raised_too)
     options = ocp.CheckpointManagerOptions(
@@ -44,7 +47,7 @@ def open_checkpoints(directory: str | Path, num_kept: int) -> ocp.CheckpointMana
     return ocp.CheckpointManager(
         Path(directory).absolute(),
         options=options,
-        # Named, or a manager that has not saved yet cannot read metadata.
+        # Without a handler, a manager that has not saved yet cannot read metadata.
         item_handlers=ocp.StandardCheckpointHandler(),
     )
 
@@ -54,10 +57,10 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:
 
     The state is copied to the host first: the train loop donates its buffers to
     the next call, and on CPU an array handed over would still be those buffers.
-    Where several processes share a state, each writes what it holds, and all call this.
+    Where several processes share a state, all call this, and each writes its part.
 
     Raises:
-      OSError: the disk is full, now or when the checkpoint before was written.
+      OSError: the disk is full, now or while the checkpoint before was written.
     """
     if step in checkpoints.all_steps():
         return
@@ -72,17 +75,18 @@ def restore(
 ) -> tuple[int, Any] | None:
     """The newest checkpoint that can be read.
 
+    A damaged checkpoint is passed over with a warning, and kept under the name
+    STEP.damaged. A checkpoint that was being written when the process died is passed
+    over likewise, and removed once another one could be read.
+
     Args:
       checkpoints: the folder.
       like: a state of the expected structure and shapes.
-      num_kept: as given to `open_checkpoints`; older ones, of which a process died
-        before it removed them, are removed once the newest has been read.
+      num_kept: as given to `open_checkpoints`. A process that was killed may have left
+        older ones; they are removed once the newest has been read.
 
     Returns:
-      (step, state), or None if there is no checkpoint. A damaged one is passed
-      over with a warning, and kept under the name STEP.damaged. One that was being
-      written when the process died is passed over likewise, and removed once there
-      is another to go on from.
+      (step, state), or None if there is no checkpoint.
 
     Raises:
       UsageError: a checkpoint holds arrays of other names or shapes, or none of
@@ -90,30 +94,20 @@ def restore(
     """
     unfinished = _unfinished(checkpoints)
     steps = sorted(checkpoints.all_steps(), reverse=True)
-    template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=leaf.sharding
-        ),
-        {"digest": jnp.zeros(_DIGEST_BYTES, jnp.uint8), "state": like},
-    )
+    digest = jnp.zeros(_DIGEST_BYTES, jnp.uint8)
+    arrays = {"digest": digest, "state": like}
+    template = jax.tree.map(ocp.tree.to_shape_dtype_struct, arrays)
     for step in steps:
-        found, error = _together(lambda: _shapes_in(checkpoints, step))  # noqa: B023
-        if error is None:
-            _check_shapes(checkpoints, step, found, template)
-            arguments = ocp.args.StandardRestore(template)
-            content, error = _together(
-                lambda: checkpoints.restore(step, args=arguments)  # noqa: B023
-            )
-        if error is None:
-            _, error = _together(lambda: _require_digest(content))  # noqa: B023
-        if error is not None:
-            _set_aside(checkpoints, step, error)
+        try:
+            state = _read(checkpoints, step, template)
+        except _Damaged as damage:
+            _set_aside(checkpoints, step, damage)
             continue
         for folder in unfinished:
             shutil.rmtree(folder, ignore_errors=True)
         for old in sorted(checkpoints.all_steps())[:-num_kept]:
             checkpoints.delete(old)
-        return step, content["state"]
+        return step, state
     if steps:
         raise UsageError(
             f"none of the checkpoints in {checkpoints.directory} could be read; they "
@@ -129,37 +123,64 @@ def close(checkpoints: ocp.CheckpointManager) -> None:
         checkpoints.close()
 
 
-def _together(read: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """(what a function returns, why that must not be used).
+class _Damaged(Exception):
+    """A checkpoint must not be used; its text is the reason, in one line."""
 
-    Where several processes read a checkpoint, an error of one is an error of all: what
-    they do next, they do together.
+
+def _read(checkpoints: ocp.CheckpointManager, step: int, template: Any) -> Any:
+    """The state of the checkpoint of a step, in the shapes and shardings of a template.
+
+    Raises:
+      UsageError: its arrays have other names or shapes; orbax would raise the same kind
+        of error as for damage.
+      _Damaged: it cannot be read, or is not what was saved.
     """
-    value = error = None
+    found = _together(lambda: _shapes(checkpoints.item_metadata(step)))
+    expected = _shapes(template)
+    for name in sorted(found.keys() | expected.keys()):
+        there, here = found.get(name, "absent"), expected.get(name, "absent")
+        if there != here:
+            raise UsageError(
+                f"checkpoint {step} in {checkpoints.directory} is of another shape: "
+                f"{name.removeprefix('state/')} is {there} there and {here} here; "
+                "choose another --workdir"
+            )
+    arguments = ocp.args.StandardRestore(template)
+    content = _together(lambda: checkpoints.restore(step, args=arguments))
+    _together(lambda: _require_digest(content))
+    return content["state"]
+
+
+def _together(read: Callable[[], Any]) -> Any:
+    """Calls a function that reads a part of a checkpoint, and returns what it returns.
+
+    Where several processes read a checkpoint, an error of one raises _Damaged in all:
+    what they do next, they do together.
+    """
+    value, reason = None, ""
     try:
         value = read()
     except _NOT_DAMAGE:
         raise
-    except Exception as found:  # orbax raises many kinds for a damaged one
-        error = found
+    except Exception as error:  # orbax raises many kinds for a damaged one
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if jax.process_count() > 1:
-        is_wrong = np.array(error is not None)
-        if multihost_utils.process_allgather(is_wrong).any() and error is None:
-            error = ValueError("another process cannot read it")
-    return value, error
+        if multihost_utils.process_allgather(np.array(reason != "")).any():
+            reason = reason or "another process cannot read it"
+    if reason:
+        raise _Damaged(reason)
+    return value
 
 
-def _shapes_in(checkpoints, step: int) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the arrays of a checkpoint."""
-    found = {
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the arrays of a tree."""
+    shapes = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(
-            checkpoints.item_metadata(step)
-        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-    if not found:
+    if not shapes:
         raise ValueError("it has no arrays")
-    return found
+    return shapes
 
 
 def _require_digest(content: dict) -> None:
@@ -169,12 +190,12 @@ def _require_digest(content: dict) -> None:
 
 
 def _is_not_raised_too(record: logging.LogRecord) -> bool:
-    """Leaves out what orbax logs, a full traceback a thread, and raises as well."""
+    """Whether a record is not one of the tracebacks that orbax logs and raises too."""
     return not (record.exc_info and "orbax" in record.pathname)
 
 
-def _unfinished(checkpoints) -> list[Path]:
-    """The folders of saves that a kill or a full disk cut off; says so."""
+def _unfinished(checkpoints: ocp.CheckpointManager) -> list[Path]:
+    """Folders of saves that a kill or a full disk cut off, with a warning for each."""
     pattern = f"*{ocp.utils.TMP_DIR_SUFFIX}*"
     folders = sorted(Path(checkpoints.directory).glob(pattern))
     for folder in folders:
@@ -188,8 +209,8 @@ def _unfinished(checkpoints) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _full_disk_named(checkpoints):
-    """Turns what orbax raises for a full disk into the error of the system."""
+def _full_disk_named(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
+    """Turns the error that orbax raises for a full disk into that of the system."""
     try:
         yield
     except ValueError as error:
@@ -200,29 +221,8 @@ def _full_disk_named(checkpoints):
         raise
 
 
-def _check_shapes(checkpoints, step: int, found: dict, template: Any) -> None:
-    """Compares the arrays of a checkpoint with the expected ones."""
-    expected = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(template)
-    }
-    differing = sorted(
-        name
-        for name in found.keys() | expected.keys()
-        if tuple(found.get(name) or ()) != tuple(expected.get(name) or ())
-        or (name in found) != (name in expected)
-    )
-    if differing:
-        name = differing[0]
-        raise UsageError(
-            f"checkpoint {step} in {checkpoints.directory} is of another shape: "
-            f"{name.removeprefix('state/')} is {found.get(name, 'absent')} there and "
-            f"{expected.get(name, 'absent')} here; choose another --workdir"
-        )
-
-
 def _copy(leaf: Any) -> Any:
-    """A copy on the host; of what no process holds whole, on the devices."""
+    """A copy on the host, or on the devices if no process holds the whole array."""
     return np.array(leaf, copy=True) if _is_here(leaf) else jnp.copy(leaf)
 
 
@@ -235,15 +235,14 @@ def _digest(state: Any) -> np.ndarray:
     """The sha256 of all arrays of a state, uint8 [32], wherever they are."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(state):
-        if not _is_here(leaf):  # one at a time: the state may not fit a host
+        if not _is_here(leaf):  # One array at a time: a host may not hold them all.
             leaf = multihost_utils.process_allgather(leaf, tiled=True)
         digest.update(np.ascontiguousarray(leaf).data)
     return np.frombuffer(digest.digest(), np.uint8)
 
 
-def _set_aside(checkpoints, step: int, error: Exception) -> None:
+def _set_aside(checkpoints: ocp.CheckpointManager, step: int, reason: object) -> None:
     """Renames a damaged checkpoint, so that its step can be saved again."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     folder = Path(checkpoints.directory) / str(step)
     if folder.exists() and jax.process_index() == 0:
         num = sum(1 for _ in folder.parent.glob(f"{step}.damaged*"))

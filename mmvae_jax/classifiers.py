@@ -6,7 +6,6 @@ kept beside the data under a name made of the data's and the settings' hash.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ import optax
 from mmvae_jax import networks, sweeps, train, tuning
 from mmvae_jax.data import Dataset, is_image, scaled
 from mmvae_jax.errors import UsageError
+from mmvae_jax.files import write_whole
 from mmvae_jax.metrics.inputs import Classifier
 from mmvae_jax.types import OBSERVED, Array, Batch, Params, PRNGKey
 
@@ -261,12 +261,10 @@ def _accuracy(apply, params: Params, split, modality: str) -> float:
 
 
 def _save(path: Path, trained: Mapping[str, Any]) -> None:
-    """Writes a file at once or not at all."""
+    """Writes a file whose first bytes are the sha256 of the others."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
     body = flax.serialization.msgpack_serialize(dict(trained))
-    partial.write_bytes(hashlib.sha256(body).digest() + body)
-    partial.replace(path)
+    write_whole(path, hashlib.sha256(body).digest() + body, is_shared=True)
 
 
 def _load(path: Path) -> dict | None:

@@ -21,7 +21,6 @@ from mmvae_jax.metrics import (
     captions,
     coherence,
     elbo,
-    fid,
     frechet,
     linear_probe,
     log_likelihood,
@@ -48,7 +47,7 @@ METRICS = {
     "swd": swd.swd,
     "log_likelihood": log_likelihood.log_likelihood,
     "linear_probe": linear_probe.linear_probe,
-    "fid": fid.fid,
+    "fid": frechet.fid,
     "captions": captions.captions,
 }
 NEEDS_CLASSIFIERS = ("coherence", "frechet")

@@ -1,4 +1,4 @@
-"""What a run writes besides checkpoints: metrics.jsonl, TensorBoard, samples.
+"""Files that a run writes besides checkpoints: metrics.jsonl, TensorBoard, samples.
 
 The methods are those of clu's MetricWriter, with the member as one more
 argument. metrics.jsonl is what everything else reads: one line per logged step
@@ -17,6 +17,7 @@ import tensorboardX
 from PIL import Image
 
 from mmvae_jax.errors import UsageError
+from mmvae_jax.files import write_whole
 from mmvae_jax.sweeps import Member
 
 
@@ -31,7 +32,7 @@ class RunWriter:
     def __init__(self, workdir: Path, members: Sequence[Member], step: int):
         """Opens the files of a run that continues at `step` (0 = a new run).
 
-        What an interrupted run logged beyond `step` is dropped, and so are the
+        Lines that an interrupted run logged beyond `step` are dropped, and so are
         evaluations of `step` itself: they will be logged again.
         """
         self.workdir = workdir
@@ -106,7 +107,7 @@ def member_name(member: Member, members: Sequence[Member]) -> str:
 
 
 def _short(value: float) -> str:
-    """A number in six digits, or in all of them where six are not it."""
+    """A number in six digits, or in all of its digits where six change it."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 
@@ -115,11 +116,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, up to one that is torn.
 
     Raises:
-      UsageError: a line is whole and of something else.
+      UsageError: a whole line is not one of such a log.
     """
     if not path.exists():
         return []
-    lines = []
+    lines: list[dict[str, Any]] = []
     for text in path.read_bytes().splitlines():
         try:
             line = json.loads(text)
@@ -149,11 +150,12 @@ def jsonable(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file at once or not at all."""
-    _replace(path, json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
+    text = json.dumps(jsonable(value), indent=2, allow_nan=False)
+    write_whole(path, text + "\n")
 
 
 def _drop_lines_to_come(path: Path, step: int) -> None:
-    """Keeps the lines of a metrics.jsonl that a run continued at `step` lacks."""
+    """Drops the lines of a metrics.jsonl that a run continued at `step` logs again."""
     if not path.exists():
         return
     kept = [
@@ -164,14 +166,4 @@ def _drop_lines_to_come(path: Path, step: int) -> None:
         if line["step"] < step
         or (line["step"] == step and not any(t.startswith("eval/") for t in line))
     ]
-    _replace(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Gives a file another content, at once or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    # Or a power failure could leave the new name with nothing in it.
-    with open(partial) as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))

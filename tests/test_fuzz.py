@@ -10,7 +10,6 @@ import gc
 import gzip
 import io
 import json
-import pickle
 import shutil
 import signal
 import struct
@@ -25,7 +24,6 @@ import pytest
 import test_checkpoints
 from cub import birds, files, official, packed
 from dataset_errors import DatasetError
-from golden.make_inception_golden import FOLDER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from malformed import damaged
@@ -34,7 +32,7 @@ from polymnist import backgrounds, digits
 
 from configs.scales import cpu
 from experiments import datasets, plans, results, workdirs
-from mmvae_jax import arrays, data, inception_weights, tokens, writers
+from mmvae_jax import arrays, data, tokens, writers
 from mmvae_jax.errors import UsageError
 
 pytest_plugins = ("run_fixtures",)
@@ -157,11 +155,6 @@ def read_captions(path):
     assert rows.shape == (len(texts), 5) and (rows >= 0).all()
 
 
-def read_weights(path):
-    for name, x in inception_weights.read_state_dict(path.read_bytes()).items():
-        assert isinstance(name, str) and x.dtype in (np.float32, np.int64)
-
-
 def read_json(path):
     workdirs.read_json(path)
 
@@ -230,14 +223,6 @@ READERS = {
         (archive(), archive(**{"GNU.sparse.map": "0,1", "GNU.sparse.size": "1"})),
     ),
     "captions": (read_captions, ".txt", (b"a red bird\na blue one", b"\0\xff\xfe")),
-    "weights": (
-        read_weights,
-        ".pth",
-        tuple(
-            (FOLDER / f"inception_{name}.pth").read_bytes()
-            for name in ("legacy", "zip", "half")
-        ),
-    ),
     "json": (read_json, ".json", (json.dumps(SUMMARY).encode(),)),
     "run": (read_run, ".json", (json.dumps(SUMMARY).encode(), b"{}", b"[]")),
     "execution": (
@@ -336,16 +321,6 @@ def test_any_bytes_for_longer(name, place):
 
 # ---- well formed, and not so
 
-HEADER = [
-    pickle.dumps(x, 2)
-    for x in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, [])
-]
-TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
-
-
-def weights(*parts):
-    return b"".join([*HEADER[:3], *parts, HEADER[4]])
-
 
 def npy(header, data=b""):
     text = header.encode() + b"\n"
@@ -391,37 +366,6 @@ HOSTILE = {
     "npz: a directory of nothing": ("npz", lying(zipped(x=ZEROS[:200]), 0)),
     "npz: no array": ("npz", zipped(x=b"text")),
     "npz: twice the same": ("npz", saved(np.savez, **{"a": ARRAYS["text"]}) * 2),
-    # A few bytes that become nested values, of which a hash takes for ever.
-    "weights: tuples of tuples": (
-        "weights",
-        weights(
-            b"\x80\x02}()q\x00"
-            + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
-            + b"Nu."
-        ),
-    ),
-    "weights: a deep key": (
-        "weights",
-        weights(b"\x80\x02}()" + b"\x85" * 40_000 + b"Nu."),
-    ),
-    "weights: too many values": (
-        "weights",
-        weights(b"\x80\x02(" + b"}" * 400_000 + b"t."),
-    ),
-    "weights: a deep list": ("weights", weights(b"\x80\x02" + b"]" * 100_000 + b".")),
-    "weights: attributes of a function": (
-        "weights",
-        weights(b"\x80\x02" + TENSOR + b"}(X\x08\0\0\0__name__Nub."),
-    ),
-    "weights: a call of a class": (
-        "weights",
-        weights(b"\x80\x02ccollections\nOrderedDict\n]]aa\x85R."),
-    ),
-    "weights: an extension": ("weights", weights(b"\x80\x02\x82\x01.")),
-    "weights: a number of many digits": (
-        "weights",
-        weights(b"\x80\x02L" + b"9" * 100_000 + b"\n."),
-    ),
     "idx: a header of 1 GB": ("idx", idx(1, 1 << 15, 1 << 15) + bytes(9)),
     "idx: a header of exabytes": ("idx", idx(*[(1 << 32) - 1] * 3)),
     "idx: gzip of 1 GB": ("idx, packed", gzip.compress(idx(2, 3, 3) + bytes(1 << 24))),

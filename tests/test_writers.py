@@ -146,22 +146,6 @@ def test_write_json_is_all_or_nothing(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_write_json_interrupted_while_writing(tmp_path, monkeypatch):
-    path = tmp_path / "summary.json"
-    writers.write_json(path, {"a": 1})
-    before = path.read_bytes()
-
-    def write_half(self, text):
-        with open(self, "w") as file:
-            file.write(text[: len(text) // 2])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(type(path), "write_text", write_half)
-    with pytest.raises(OSError, match="No space"):
-        writers.write_json(path, {"a": 2, "b": [1, 2, 3]})
-    assert path.read_bytes() == before
-
-
 @pytest.mark.parametrize(
     ("value", "wanted"),
     [

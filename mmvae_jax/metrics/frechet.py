@@ -1,40 +1,60 @@
-"""Frechet distance between generated and real images, in classifier features.
+"""Frechet distances between generated and real images, in features of a network.
 
-The formula is that of the Frechet inception distance (Heusel et al., 2017); the
-features are the penultimate layer of the modality's own label classifier, which
-is at hand for every dataset, and not those of an Inception network. The values
-compare models on one dataset with one classifier; they are not FIDs.
+Heusel et al. (2017), "GANs trained by a two time-scale update rule converge to a
+local Nash equilibrium": the Frechet distance between Gaussians fitted to features.
+`fid` takes those of the Inception network. `frechet` takes the penultimate layer of
+the modality's own label classifier, which is at hand for every data set; its values
+compare models on one data set with one classifier, and are not FIDs.
+
+Reference implementations read images from 8-bit files; hence the rounding here. The
+values depend on the number of images (their bias is positive and falls with it):
+compare only what was computed with as many. With fewer images than features the
+covariances are singular, which the distance bears, and the bias is large.
 """
 
+import hashlib
+import io
 from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from mmvae_jax.data import Split
+from mmvae_jax.errors import UsageError
+from mmvae_jax.files import write_whole
 from mmvae_jax.metrics.inputs import (
+    Classifier,
     EvaluationData,
     as_coarse,
     batches,
-    observed_rows,
+    images_of,
     prior_examples,
     require_classifiers,
 )
-from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
+
+# The widest layer of the Inception network takes 5.5 MB an image.
+MAX_BATCH = 50
+
+# Examples of one modality, [B, ...], images in [0, 1] -> features [B, F].
+Extractor = Callable[[Array], Array]
 
 
 class Moments(NamedTuple):
-    """Streamed moments of features.
+    """Gaussian fitted to features.
 
     Attributes:
-      count: examples seen.
       mean: float64 [F].
-      scatter: float64 [F, F], sum of outer products of deviations from the mean.
+      covariance: float64 [F, F], unbiased.
     """
 
-    count: int = 0
-    mean: np.ndarray | float = 0.0
-    scatter: np.ndarray | float = 0.0
+    mean: np.ndarray
+    covariance: np.ndarray
 
 
 def frechet(
@@ -45,7 +65,7 @@ def frechet(
     *,
     num_samples: int | None = None,
 ) -> dict[str, float]:
-    """Frechet distance of prior samples to real test images.
+    """Frechet distance of prior samples to real test images, in classifier features.
 
     Generated images are likelihood means, clipped and rounded to 8 bits as real
     ones are. Real examples are those in which the modality is observed.
@@ -65,63 +85,152 @@ def frechet(
       UsageError: a modality has no classifier.
     """
     classifiers = require_classifiers(data, model.modalities, "frechet")
-    num_samples = data.test.num_examples if num_samples is None else num_samples
-    real, generated = defaultdict(Moments), defaultdict(Moments)
-    for moments, source in (
-        (real, batches(data.test, data.batch_size)),
-        (generated, prior_examples(model, params, data, key, num_samples)),
-    ):
-        for batch, num_valid in source:
-            features = jax.device_get(
-                {
-                    name: classifiers[name].apply(as_coarse(real_one, batch[name]))[0]
-                    for name, real_one in data.test.modalities.items()
-                }
-            )
-            observed = observed_rows(batch, model.modalities, num_valid)
-            for name, values in features.items():
-                values = values[:num_valid][observed[name]]
-                moments[name] = update_moments(moments[name], values)
-    tags = {}
-    for name in model.modalities:
-        tags[f"frechet_classifier/{name}"] = frechet_distance(
-            *mean_and_covariance(real[name]), *mean_and_covariance(generated[name])
-        )
-    return {"frechet_classifier": float(np.mean(list(tags.values()))), **tags}
+    extractors = {m: partial(_last_layer, classifiers[m]) for m in model.modalities}
+    real = {
+        m: _moments(_features(extractors[m], _observed(data.test, m), data.batch_size))
+        for m in model.modalities
+    }
+    generated = _generated_moments(model, params, data, key, extractors, num_samples)
+    return _distances("frechet_classifier", real, generated)
 
 
-def update_moments(moments: Moments, features: np.ndarray) -> Moments:
-    """Moments after seeing another batch.
+def fid(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    *,
+    extractor: Extractor,
+    cache_dir: str | Path | None = None,
+    num_samples: int | None = None,
+) -> dict[str, float]:
+    """Frechet inception distance of prior samples to real test images.
 
-    Chan, Golub & LeVeque (1983), Eq. (2.1): merging centred moments does not
-    cancel as a difference of raw second moments does.
+    Generated and real images are as in `frechet`. Grey images count as three equal
+    channels.
 
     Args:
-      moments: of what was seen before.
-      features: float [B, F].
+      model: for one sweep member.
+      params: its parameters.
+      data: test split.
+      key: of the prior samples.
+      extractor: takes images of 1 or 3 channels; inception.make_extractor for what is
+        called FID.
+      cache_dir: folder of this extractor's moments of real images, one file for
+        each distinct set of images (34 MB for F = 2048); None: nothing is kept.
+      num_samples: generated examples; None: as many as test examples.
 
     Returns:
-      Moments of both together.
+      fid/m0, ..., and fid, their mean: squared distances >= 0, lower is better;
+      nan where a parameter is not finite.
+
+    Raises:
+      UsageError: no modality is of images, or of other images than these.
     """
-    features = np.asarray(features, np.float64)
-    num = len(features)
-    if num == 0:
-        return moments
-    mean = features.mean(axis=0)
-    centred = features - mean
-    count = moments.count + num
-    shift = mean - moments.mean
-    between = np.outer(shift, shift) * (moments.count * num / count)
-    return Moments(
-        count,
-        moments.mean + shift * (num / count),
-        moments.scatter + centred.T @ centred + between,
-    )
+    images = {m: _observed(data.test, m) for m in images_of(data, "fid")}
+    for name, x in images.items():
+        if x.ndim != 4 or x.shape[-1] not in (1, 3):
+            raise UsageError(
+                f"metric 'fid' needs images of 1 or 3 channels, {name} has the shape "
+                f"{x.shape[1:]}: leave it out of config.eval.metrics"
+            )
+    data = data._replace(batch_size=min(data.batch_size, MAX_BATCH))
+    real = {
+        m: _kept_moments(extractor, x, data.batch_size, cache_dir)
+        for m, x in images.items()
+    }
+    extractors = dict.fromkeys(images, extractor)
+    generated = _generated_moments(model, params, data, key, extractors, num_samples)
+    return _distances("fid", real, generated)
 
 
-def mean_and_covariance(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [F] and unbiased covariance [F, F] of at least two examples."""
-    return moments.mean, moments.scatter / (moments.count - 1)
+def _last_layer(classifier: Classifier, examples: Array) -> Array:
+    """Features [B, F] that a classifier computes its logits from."""
+    return classifier.apply(examples)[0]
+
+
+def _observed(split: Split, modality: str) -> np.ndarray:
+    """Examples of a modality in which it is not missing."""
+    return split.modalities[modality][split.is_observed(modality)]
+
+
+def _features(extractor: Extractor, real: np.ndarray, batch_size: int) -> np.ndarray:
+    """Features [N, F] of real examples [N, ...], in batches of one size."""
+    found = []
+    for batch, num_valid in batches(Split({"": real}), batch_size):
+        features = extractor(as_coarse(real, jnp.asarray(batch[""])))
+        found.append(jax.device_get(features)[:num_valid])
+    return np.concatenate(found)
+
+
+def _moments(features: np.ndarray) -> Moments:
+    """Moments of features [N, F] of at least two examples."""
+    mean = features.mean(axis=0, dtype=np.float64)
+    return Moments(mean, np.cov(features, rowvar=False, dtype=np.float64))
+
+
+def _generated_moments(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    extractors: Mapping[str, Extractor],
+    num: int | None,
+) -> dict[str, Moments]:
+    """Modality -> moments of the features of `num` prior samples.
+
+    The features of all samples are in memory at once: 80 MB a modality for 10,000
+    samples of 2048 features, and twice that while their covariance is computed.
+    """
+    num = data.test.num_examples if num is None else num
+    found = defaultdict(list)
+    for batch, num_valid in prior_examples(model, params, data, key, num):
+        features = {
+            m: extractor(as_coarse(data.test.modalities[m], batch[m]))
+            for m, extractor in extractors.items()
+        }
+        for m, values in jax.device_get(features).items():
+            found[m].append(values[:num_valid])
+    return {m: _moments(np.concatenate(values)) for m, values in found.items()}
+
+
+def _distances(
+    tag: str, real: Mapping[str, Moments], generated: Mapping[str, Moments]
+) -> dict[str, float]:
+    """The distance of every modality and, under the tag alone, their mean."""
+    tags = {f"{tag}/{m}": frechet_distance(*real[m], *generated[m]) for m in real}
+    return {tag: float(np.mean(list(tags.values()))), **tags}
+
+
+def _kept_moments(
+    extractor: Extractor,
+    images: np.ndarray,
+    batch_size: int,
+    cache_dir: str | Path | None,
+) -> Moments:
+    """Moments of the features of real images, from the cache if they are there.
+
+    Args:
+      extractor: as in `fid`.
+      images: uint8 [N, H, W, C].
+      batch_size: examples in every call to the extractor.
+      cache_dir: as in `fid`.
+    """
+    if cache_dir is None:
+        return _moments(_features(extractor, images, batch_size))
+    digest = hashlib.sha256(f"{images.shape} ".encode() + images.tobytes())
+    path = Path(cache_dir).expanduser() / f"{digest.hexdigest()[:32]}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return Moments(kept["mean"], kept["covariance"])
+    except Exception:  # NumPy and zipfile raise many kinds for a damaged file.
+        moments = _moments(_features(extractor, images, batch_size))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    packed = io.BytesIO()
+    np.savez(packed, **moments._asdict())
+    # Members on several devices are evaluated by threads.
+    write_whole(path, packed.getvalue(), is_shared=True)
+    return moments
 
 
 def frechet_distance(
@@ -146,14 +255,14 @@ def frechet_distance(
     """
     if not all(np.isfinite(x).all() for x in (mean1, cov1, mean2, cov2)):
         return float("nan")
-    product = symmetric_square_root(cov1) @ symmetric_square_root(cov2)
+    product = _symmetric_square_root(cov1) @ _symmetric_square_root(cov2)
     overlap = np.linalg.svd(product, compute_uv=False).sum()
     squared = np.sum((np.float64(mean1) - np.float64(mean2)) ** 2)
     distance = squared + np.trace(cov1) + np.trace(cov2) - 2.0 * overlap
     return float(max(distance, 0.0))
 
 
-def symmetric_square_root(matrix: np.ndarray) -> np.ndarray:
+def _symmetric_square_root(matrix: np.ndarray) -> np.ndarray:
     """Square root [F, F] of a symmetric positive semi-definite matrix [F, F]."""
     values, vectors = np.linalg.eigh(np.asarray(matrix, np.float64))
     # Eigenvalues that are zero come out as +-1e-16 of the largest.

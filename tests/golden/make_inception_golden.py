@@ -1,4 +1,4 @@
-"""Makes inception_features.npz and the .pth files beside it, with PyTorch.
+"""Makes inception_features.npz and inception_legacy.pth, with PyTorch.
 
     pip install torch pytorch-fid torchvision
     python tests/golden/make_inception_golden.py
@@ -94,7 +94,7 @@ def make_features(torch):
 
 
 def small_state():
-    """What the small .pth files hold, as numpy arrays."""
+    """What inception_legacy.pth holds, as numpy arrays."""
     grid = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     return {
         "layer.weight": grid.transpose(2, 0, 1),
@@ -104,8 +104,8 @@ def small_state():
     }
 
 
-def make_files(torch):
-    """inception_{legacy,zip,half}.pth: two formats, and an unknown dtype."""
+def make_state(torch):
+    """inception_legacy.pth: a small state dict in the format of the published one."""
     grid = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
     state = collections.OrderedDict(
         {
@@ -116,14 +116,8 @@ def make_files(torch):
         }
     )
     state._metadata = collections.OrderedDict({"": {"version": 1}})
-    halves = {"layer.weight": grid.half()}
-    for name, content, is_zip in (
-        ("legacy", state, False),
-        ("zip", state, True),
-        ("half", halves, False),
-    ):
-        path = FOLDER / f"inception_{name}.pth"
-        torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+    path = FOLDER / "inception_legacy.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=False)
 
 
 def main():
@@ -133,7 +127,7 @@ def main():
     import torch
 
     make_features(torch)
-    make_files(torch)
+    make_state(torch)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,37 @@
+"""Files that are written whole or not at all."""
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+
+def write_whole(path: Path, content: str | bytes, *, is_shared: bool = False) -> None:
+    """Gives a file new content, at once or not at all.
+
+    A reader finds the old content or the new one, also after an error, a kill or a
+    power failure. The new content is first written to a file beside it, with the
+    suffix .partial. A kill may leave that one; the next writer of a file that is not
+    shared overwrites it.
+
+    Args:
+      path: of the file, in a folder that exists.
+      content: text is written in UTF-8.
+      is_shared: several threads or processes may write the file at the same time: each
+        writes a partial file of its own, and the last to finish decides.
+
+    Raises:
+      OSError: the file cannot be written, and is as it was.
+    """
+    own = f".{os.getpid()}.{threading.get_ident()}" if is_shared else ""
+    partial = path.with_suffix(f"{own}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            # Without this, a power failure could leave the new name on an empty file.
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # After the renaming there is none.
+            partial.unlink()
