@@ -3,9 +3,14 @@
 An encoder maps x [B, ...] to a Gaussian [B, D]; a decoder maps z [B, D] to the
 parameters of a likelihood [B, *shape]. Images are square and in [0, 1]; of tokens, x
 is int32 [B, T] and the parameters are logits [B, T, V].
+
+A network with convolutions says in `form` how they are executed: one of
+`layers.FORMS`, a field if its layers are those of `layers`, and "lax" if some are
+Linen's.
 """
 
 import math
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -99,6 +104,8 @@ class ResNetEncoder(nn.Module):
     blocks, 1024 features; 4,341,824 parameters with D = 64, the decoder 4,276,931.
     """
 
+    form: ClassVar[str] = "lax"
+
     latent_dim: int
     width: int = 64
     max_width: int = 1024
@@ -113,6 +120,8 @@ class ResNetEncoder(nn.Module):
 
 class ResNetDecoder(nn.Module):
     """The mirror of ResNetEncoder, upsampling by nearest neighbours."""
+
+    form: ClassVar[str] = "lax"
 
     shape: tuple[int, ...]
     width: int = 64
@@ -326,6 +335,8 @@ class MLPClassifier(nn.Module):
 class ResNetClassifier(nn.Module):
     """The ResNet encoder's trunk with a dense layer, for translated digits."""
 
+    form: ClassVar[str] = "lax"
+
     num_classes: int
 
     @nn.compact
@@ -366,6 +377,21 @@ def make_classifier(name: str, shape: tuple[int, ...], num_outputs: int) -> nn.M
     """The network called `name`, a key of CLASSIFIERS, for examples of this shape."""
     options = {"num_words": shape.num_words} if isinstance(shape, TokenShape) else {}
     return CLASSIFIERS[name](num_outputs, **options)
+
+
+def convolution_forms(*modules: nn.Module) -> frozenset[str]:
+    """Forms of `layers` in which networks execute their convolutions on this backend.
+
+    Returns:
+      Of "matmul", "mixed" and "lax" those in use; empty if nothing is convolved.
+    """
+    forms: set[str] = set()
+    for module in modules:
+        if isinstance(module, PairedEncoder):
+            forms |= convolution_forms(module.first, module.second)
+        elif hasattr(module, "form"):
+            forms.add(layers.choose_form(module.form))
+    return frozenset(forms)
 
 
 def make_networks(

@@ -136,6 +136,7 @@ class MultimodalVAE(NamedTuple):
         modality is missing.
       sample_prior: (params, key, num) -> z [num, D]; a prior may be learned.
       log_prior: (params, z [..., D]) -> [...], nats.
+      convolutions: forms of `layers` in which the networks execute convolutions.
     """
 
     modalities: tuple[str, ...]
@@ -149,3 +150,4 @@ class MultimodalVAE(NamedTuple):
     log_likelihood: Callable[..., Mapping[str, Array]]
     sample_prior: Callable[..., Array]
     log_prior: Callable[..., Array]
+    convolutions: frozenset[str] = frozenset()
