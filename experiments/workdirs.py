@@ -70,9 +70,9 @@ def earlier_mapping(workdir: Path, device: str, layout: Layout) -> str | None:
     mapping has other bits, so that such a run has to be continued with the same.
 
     Args:
-      workdir: of the run.
-      device: kind of the devices; a choice on others does not count.
-      layout: likewise.
+      workdir: the run's.
+      device: kind of its devices; a choice on others does not count.
+      layout: numbers of its devices, likewise.
 
     Raises:
       UsageError: the file is none of those versions'.

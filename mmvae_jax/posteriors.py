@@ -84,7 +84,7 @@ def mixture_log_prob(components: Distribution, weights: Array, z: Array) -> Arra
 
     Args:
       components: fields [S, B, D].
-      weights: float [S], summing to 1, or [S, B], of each example.
+      weights: float [S], summing to 1, or [S, B] for each example.
       z: float [..., B, D].
 
     Returns:
@@ -183,7 +183,7 @@ def conditional_mixture(mixture: SubsetMixture, observed: Array) -> SubsetMixtur
 
     Args:
       mixture: S subsets of M modalities.
-      observed: A, bool [M], or [M, B], of each example; not empty; may be traced.
+      observed: A, bool [M], or [M, B] for each example; not empty; may be traced.
 
     Returns:
       A mixture of S + 1 subsets (the last one is A), as traced arrays; its masks
@@ -436,7 +436,7 @@ def stratified_components(key: PRNGKey, weights: Array, num: int) -> Array:
 
     Args:
       key: random key.
-      weights: float [S], summing to 1, or [S, num], of each example.
+      weights: float [S], summing to 1, or [S, num] for each example.
       num: number of examples.
 
     Returns:
@@ -462,12 +462,12 @@ def gather_components(components: Distribution, indices: Array) -> Distribution:
 def expert_component(
     key: PRNGKey, experts: Distribution, observed: Array
 ) -> Distribution:
-    """One observed expert per example, stratified: the mixture of those observed.
+    """One observed expert per example, stratified: a draw of their even mixture.
 
     Args:
       key: random key.
       experts: fields [M, B, D].
-      observed: bool [M], or [M, B], of each example; not empty; may be traced.
+      observed: bool [M], or [M, B] for each example; not empty; may be traced.
 
     Returns:
       A distribution with fields [B, D].
@@ -487,7 +487,7 @@ def posterior_component(
     Args:
       key: random key.
       experts: fields [M, B, D].
-      mixture: from `conditional_mixture`.
+      mixture: result of `conditional_mixture`.
 
     Returns:
       Gaussian with fields [B, D].
@@ -504,7 +504,8 @@ def chosen_products(
 
     Args:
       experts: fields [M, B, D].
-      mixture: from `conditional_mixture` or `available_subsets`, masks [S, M, 1 or B].
+      mixture: as `conditional_mixture` or `available_subsets` return it, masks
+        [S, M, 1 or B].
       indices: int32 [B].
 
     Returns:

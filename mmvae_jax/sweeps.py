@@ -24,8 +24,8 @@ class Member(NamedTuple):
 
     Attributes:
       beta: weight of the KL terms, >= 0.
-      learning_rate: of Adam, > 0.
-      seed: of the initialisation and of all sampling in training.
+      learning_rate: step size of Adam, > 0.
+      seed: seed of the initialisation and of all sampling in training.
     """
 
     beta: float

@@ -29,7 +29,7 @@ def choose_execution(
     Args:
       mapping: "auto" or one of `sweeps.MAPPINGS`.
       steps_per_call: 0 for automatic.
-      convolutions: `Task.convolutions` of what is trained.
+      convolutions: `Task.convolutions` of the members.
       backend: "cpu", "gpu" or "tpu".
 
     Raises:
@@ -59,7 +59,7 @@ def require_precision(
 
     Args:
       precision: one of `train.PRECISIONS`.
-      convolutions: `Task.convolutions` of what is trained.
+      convolutions: `Task.convolutions` of the members.
       backend: "cpu", "gpu" or "tpu".
 
     Raises:
@@ -162,7 +162,7 @@ def _compile_within(
                 f"even {at_once} at a time, and it has {memory / 2**30:.2f} GiB; take "
                 "fewer members, or smaller batches or networks"
             )
-        # What a step needs beside its arguments is in proportion to the members.
+        # Memory beside the arguments is in proportion to the members.
         extra = compiled.memory_analysis().temp_size_in_bytes
         left = max(memory - (needed - extra), 0)
         most = min(at_once - 1, at_once * left // max(extra, 1))

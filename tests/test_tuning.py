@@ -231,7 +231,7 @@ def task_of(tiny_config):
     """A function from a network, its options and a model to a task and its data."""
 
     def make(network, options, model="mvae"):
-        is_text = network in ("text_conv", "transformer")
+        is_text = network in networks.FOR_TOKENS and network != "mlp"
         shape = TokenShape(8, 5) if is_text else (8, 8, 1)
         config = tiny_config(model)
         config.modality.network = network
