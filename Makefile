@@ -67,7 +67,6 @@ bench: $(RUN_STAMP)  ## the CPU benchmarks; EXTRAS=bench: against MultiVae
 	$(BIN)/python -m benchmarks.evaluation --examples 500 --turns 1 --out results/bench_evaluation.json
 	$(BIN)/python -m benchmarks.data --out results/bench_data.json
 	$(BIN)/python -m benchmarks.startup --turns 1 --out results/bench_startup.json
-	$(BIN)/python -m benchmarks.targets
 
 bench-gpu: $(RUN_STAMP)  ## the same on a GPU; EXTRAS=cuda12,bench
 	$(BIN)/python -m benchmarks.step --turns 5 --steps 200 --out results/bench_gpu_step.json
@@ -77,7 +76,6 @@ bench-gpu: $(RUN_STAMP)  ## the same on a GPU; EXTRAS=cuda12,bench
 	$(BIN)/python -m benchmarks.evaluation --examples 10000 --out results/bench_gpu_evaluation.json
 	$(BIN)/python -m benchmarks.precision --steps 2000 --out results/bench_gpu_precision.json
 	$(BIN)/python -m benchmarks.rate --model mopoe,network=resnet --out results/bench_gpu_rate.json
-	$(BIN)/python -m benchmarks.targets
 
 clean:  ## remove environments and caches, keep data and runs
 	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -73,7 +73,9 @@ def train_members(config, dataset):
     task = train.vae_task(model)
     members = sweeps.grid(config.sweep)
     hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
-    execution = tuning.choose_execution("auto", 0, False, jax.default_backend())
+    execution = tuning.choose_execution(
+        "auto", 0, task.convolutions, jax.default_backend()
+    )
     batch = {m: x[: config.train.batch_size] for m, x in images.items()}
     diverged = {}
 

@@ -71,9 +71,8 @@ def train_in(precision, config, dataset, members):
     task = train.vae_task(models.make_model(config, dataset.shapes()))
     hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
     batch = {m: x[: config.train.batch_size] for m, x in images.items()}
-    first = sweeps.member(hyper, 0)
     execution = tuning.choose_execution(
-        "auto", 0, tuning.has_convolution(task, first, batch), jax.default_backend()
+        "auto", 0, task.convolutions, jax.default_backend()
     )._replace(precision=precision)
     num_steps, logged = config.train.num_steps, []
     program = train.compile_steps(task, execution)

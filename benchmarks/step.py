@@ -23,7 +23,6 @@ from benchmarks import peer, reports
 from configs import polymnist
 from experiments import command
 from mmvae_jax import models, sweeps, train, tuning
-from mmvae_jax.types import Hyper
 
 NUM_EXAMPLES = 2_000
 BATCH = 256
@@ -57,9 +56,8 @@ class Ours:
         members = [sweeps.Member(beta, 5e-4, 0)]
         self.hyper, self.keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
         batch = {m: x[:BATCH] for m, x in images.items()}
-        own = Hyper(*(field[0] for field in self.hyper))
         self.execution = tuning.choose_execution(
-            "auto", 0, tuning.has_convolution(task, own, batch), jax.default_backend()
+            "auto", 0, task.convolutions, jax.default_backend()
         )
         self.program = train.compile_steps(task, self.execution)
         self.data = jax.device_put(images)

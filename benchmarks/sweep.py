@@ -44,7 +44,7 @@ def build(config, members, mapping, precision="default"):
     execution = tuning.choose_execution(
         mapping,
         config.train.steps_per_call,
-        tuning.has_convolution(task, sweeps.member(hyper, 0), batch),
+        task.convolutions,
         jax.default_backend(),
     )._replace(precision=precision)
     program = train.compile_steps(task, execution)

@@ -121,8 +121,7 @@ def get_config() -> ConfigDict:
                 checkpoints_kept=2,  # the newest ones
                 # How members are mapped ("vmap", "map", "unroll") and how many
                 # steps one call of the compiled program may take; "auto" and 0
-                # choose by device and network, and the choice is logged; runs of
-                # 10,000 steps and more choose the mapping by trying it.
+                # choose by device and network, and the choice is logged.
                 mapping="auto",
                 steps_per_call=0,
                 # With "vmap": a divisor of a device's members; 0 = what fits it.

@@ -120,14 +120,31 @@ def seconds_per_step(config: ConfigDict) -> float:
     execution = tuning.choose_execution(
         config.train.mapping,
         config.train.steps_per_call,
-        tuning.has_convolution(task, sweeps.member(hyper, 0), data),
+        task.convolutions,
         jax.default_backend(),
     )
-    program = train.compile_steps(task, execution)
-    state = train.init_states(task, hyper, keys, data)
-    rows = np.tile(np.arange(num, dtype=np.int32), (execution.steps_per_call, 1))
-    per_step, _ = tuning.seconds_a_step(program, state, hyper, keys, data, rows)
-    return per_step * (len(members) if is_cpu else 1)
+    calls: list[tuple[int, float]] = []  # (last step, seconds a step) of each
+
+    def is_stopping() -> bool:
+        """Whether calls after the first, which compiles, took half a second."""
+        return len(calls) > 1 and (calls[-1][0] - 1) * calls[-1][1] >= 0.5
+
+    train.fit(
+        train.compile_steps(task, execution),
+        train.init_states(task, hyper, keys, data),
+        hyper,
+        keys,
+        data,
+        num_steps=2 * train.MAX_STEPS_PER_CALL,
+        batch_size=num,
+        data_seed=0,
+        execution=execution,
+        events=train.Events(
+            progress=lambda step, seconds: calls.append((step, seconds)),
+            is_stopping=is_stopping,
+        ),
+    )
+    return calls[-1][1] * (len(members) if is_cpu else 1)
 
 
 def estimate(

@@ -141,9 +141,7 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
                         sweep = sweep._replace(execution=prepared.execution)
                     results, finite = run(sweep, prepared, metrics, workdir)
                     seconds = time.perf_counter() - start
-                    summary = summarise(
-                        sweep, results, finite, seconds, prepared.seconds
-                    )
+                    summary = summarise(sweep, results, finite, seconds)
                     write = partial(
                         writers.write_json, workdir / "summary.json", summary
                     )
@@ -207,7 +205,6 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: Signals) -> Sweep
     """Loads (and if need be prepares) the data and builds the model."""
     complete = hosts.in_turn(lambda: datasets.load(config.data))
     dataset = datasets.reduce(complete, config.data)
-    examples = dataset.train.leaves()
     # What would fail only after training has begun is tried here.
     if set(config.eval.metrics) & set(evaluate.NEEDS_CLASSIFIERS):
         classifiers.make_networks(config, complete)
@@ -228,17 +225,11 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: Signals) -> Sweep
     execution = tuning.choose_execution(
         config.train.mapping,
         config.train.steps_per_call,
-        tuning.has_convolution(
-            task, sweeps.member(hyper, 0), {m: x[:2] for m, x in examples.items()}
-        ),
+        task.convolutions,
         jax.default_backend(),
     )
     tuning.require_precision(
-        config.train.precision,
-        task,
-        sweeps.member(hyper, 0),
-        {m: x[:2] for m, x in examples.items()},
-        jax.default_backend(),
+        config.train.precision, task.convolutions, jax.default_backend()
     )
     num_devices = jax.device_count()
     layout = meshes.choose_layout(
@@ -290,43 +281,25 @@ def device_name(layout: meshes.Layout) -> str:
 
 
 def prepare_program(sweep: Sweep, workdir: Path) -> tuning.Prepared:
-    """The program of a run; what had to be measured is kept for later starts.
+    """The program of a run and its first states; says what is not by the rule.
 
     Raises:
       UsageError: the members do not fit the memory of a device.
     """
-    settings, execution = sweep.config.train, sweep.execution
+    execution = sweep.execution
     device = jax.devices()[0].device_kind
-    where = {"device": device, "layout": list(execution.layout)}
-    known = workdirs.read_execution(workdir, where)
-    others = []
-    if known is not None:
-        execution = execution._replace(mapping=known["mapping"])
-    else:
-        others = tuning.alternatives(
-            settings.mapping, execution, len(sweep.members), settings.num_steps
-        )
+    mapping = workdirs.earlier_mapping(workdir, device, execution.layout)
+    if mapping not in (None, execution.mapping):
+        execution = execution._replace(mapping=mapping)
+        terminal.say(f"mapped by {mapping}, as execution.json of this run has it")
     prepared = tuning.prepare(
         sweep.task,
         execution,
         sweep.hyper,
         sweep.keys,
         sweep.dataset.train.leaves(),
-        batch_size=settings.batch_size,
-        others=others,
+        batch_size=sweep.config.train.batch_size,
     )
-    if known is not None:
-        prepared = prepared._replace(seconds=known["seconds_a_step"])
-    elif others:
-        chosen = {
-            "mapping": prepared.execution.mapping,
-            "seconds_a_step": prepared.seconds,
-        }
-        workdirs.record_execution(workdir, {**where, **chosen})
-        took = ", ".join(f"{name} {s:.3g}" for name, s in prepared.seconds.items())
-        terminal.say(
-            f"seconds a step: {took}; mapped by {prepared.execution.mapping} from here"
-        )
     if prepared.execution.members_at_once != execution.members_at_once:
         terminal.say(
             f"the memory of the device holds {prepared.execution.members_at_once} "
@@ -648,11 +621,7 @@ def _found_or_trained(
 
 
 def summarise(
-    sweep: Sweep,
-    results: list[dict],
-    finite: np.ndarray,
-    seconds: float,
-    measured: dict[str, float],
+    sweep: Sweep, results: list[dict], finite: np.ndarray, seconds: float
 ) -> dict:
     """The content of summary.json."""
     return {
@@ -662,7 +631,7 @@ def summarise(
         "wall_seconds": round(seconds, 1),
         "device": jax.devices()[0].device_kind,
         "cpu_cores": os.cpu_count(),
-        "execution": {**sweep.execution._asdict(), "seconds_a_step": measured},
+        "execution": sweep.execution._asdict(),
         "members": [
             {**member._asdict(), "finite": bool(is_finite), "metrics": values}
             for member, is_finite, values in zip(

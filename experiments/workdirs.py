@@ -10,6 +10,7 @@ from typing import Any
 
 from mmvae_jax import writers
 from mmvae_jax.errors import UsageError
+from mmvae_jax.meshes import Layout
 from mmvae_jax.sweeps import MAPPINGS, Member
 
 MAX_JSON_BYTES = 64 << 20
@@ -62,36 +63,31 @@ def record(workdir: Path, config: Any) -> None:
         writers.write_json(path, resolved(config))
 
 
-def record_execution(workdir: Path, execution: dict) -> None:
-    """Keeps how a run was found to be executed best: other mappings, other bits."""
-    writers.write_json(workdir / "execution.json", execution)
+def earlier_mapping(workdir: Path, device: str, layout: Layout) -> str | None:
+    """The mapping of members that an earlier version chose for this run, or None.
 
-
-def read_execution(workdir: Path, where: dict) -> dict | None:
-    """What an earlier start measured on devices like these, or None.
+    Earlier versions tried the mappings and kept the fastest in execution.json. Another
+    mapping has other bits, so that such a run has to be continued with the same.
 
     Args:
-      workdir: of the run.
-      where: device and layout, as JSON has them.
+      workdir: the run's.
+      device: kind of its devices; a choice on others does not count.
+      layout: numbers of its devices, likewise.
+
+    Raises:
+      UsageError: the file is none of those versions'.
     """
     path = workdir / "execution.json"
     if not path.exists():
         return None
     found = read_json(path)
-    try:
-        is_known = all(found[name] == value for name, value in where.items())
-        known = {"mapping": str(found["mapping"])}
-        seconds = found["seconds_a_step"].items()
-        known["seconds_a_step"] = {name: float(value) for name, value in seconds}
-        is_sound = known["mapping"] in known["seconds_a_step"].keys() & set(MAPPINGS)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        is_sound = is_known = False
-    if not is_sound:
+    if not isinstance(found, dict) or found.get("mapping") not in MAPPINGS:
         raise UsageError(
             f"{path} is not what this project writes; remove it, and the mapping of "
-            "members is measured again"
+            "members is chosen by the device and the network"
         )
-    return known if is_known else None
+    is_from_here = [found.get("device"), found.get("layout")] == [device, list(layout)]
+    return found["mapping"] if is_from_here else None
 
 
 def read_summary(workdir: Path) -> dict | None:

@@ -22,7 +22,7 @@ arrays         your own data, from a .npz file
 sweeps         the member axis of a sweep
 meshes         where members and batches are, on several devices
 train          the train step and the only train loop
-tuning         how members are mapped: by rule, by memory, by trying
+tuning         how members are mapped: by rule, and by memory
 checkpoints    orbax behind four functions
 writers        metrics.jsonl, TensorBoard, samples
 pictures       samples as pictures and text

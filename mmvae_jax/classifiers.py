@@ -148,7 +148,8 @@ def classifier_task(network: Any, modalities: list[str], shape) -> train.Task:
             value = jnp.mean(losses)
         return value, {"train/loss": value}
 
-    return train.Task(init, loss)
+    forms = networks.convolution_forms(network)
+    return train.Task(init, loss, convolutions=forms)
 
 
 def groups_of_one_shape(dataset: Dataset) -> list[list[str]]:
@@ -203,9 +204,8 @@ def fit_members(
     keys = jax.random.split(jax.random.key(settings.seed), len(hyper.learning_rate))
     batch_size = min([settings.batch_size, *(len(leaf) for leaf in data.values())])
     batch = {name: leaf[:batch_size] for name, leaf in data.items()}
-    is_slow_in_loops = tuning.has_convolution(task, sweeps.member(hyper, 0), batch)
     execution = tuning.choose_execution(
-        "auto", 0, is_slow_in_loops, jax.default_backend()
+        "auto", 0, task.convolutions, jax.default_backend()
     )
     state = train.fit(
         train.compile_steps(task, execution),

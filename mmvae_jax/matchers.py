@@ -165,7 +165,8 @@ def matching_task(groups: list[Group]) -> train.Task:
         value = jnp.sum(jax.vmap(info_nce)(scales[:, None, None] * logits))
         return value, {"train/loss": value}
 
-    return train.Task(init, loss)
+    forms = networks.convolution_forms(*(group.network for group in groups))
+    return train.Task(init, loss, convolutions=forms)
 
 
 def _pairs(groups: list[Group]) -> list[tuple[str, str]]:

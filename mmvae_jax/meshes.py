@@ -1,15 +1,16 @@
 """Devices: where the members of a sweep, and the examples of a batch, are.
 
-A layout is a pair: over how many devices the members are spread, and over how many the
-examples of each batch. Members need nothing of one another, so the first axis costs no
-communication; along the second, gradients are summed at every step. Both are axes of
-a mesh of JAX, but they are applied differently (`shard_members`, `take_batch`):
+A layout is a pair: the number of devices over which the members are spread, and of
+those over which the examples of each batch are. Members need nothing of one another, so
+the first axis costs no communication; along the second, gradients are summed at every
+step. Both are axes of a mesh of JAX, but they are applied differently (`shard_members`,
+`take_batch`):
 
 "sweep"  by shard_map, so that members are mapped within a device as they would be
          without a mesh, whether one by one or all at once.
-"data"   by constraints on the batch that XLA's partitioner carries on. A loss is a
-         function of the whole batch and of one key, and stays so: what is drawn and
-         what is averaged over the batch do not depend on the layout.
+"data"   by constraints on the batch that XLA's partitioner carries on. A loss remains
+         a function of the whole batch and of one key: draws and means over the batch
+         do not depend on the layout.
 
 On one device, layout (1, 1), nothing is applied at all.
 """
@@ -40,14 +41,14 @@ def choose_layout(
     num_devices: int,
     num_processes: int = 1,
 ) -> Layout:
-    """The layout of a sweep: that of most devices, and among those of most for members.
+    """The layout of a sweep that uses most devices, and most of them for members.
 
     Args:
       wanted: config.train.mesh; 0 for automatic, each of the two.
       num_members: K.
       batch_size: B.
-      num_devices: of all processes together.
-      num_processes: with several of them, no device may be left out.
+      num_devices: number of devices of all processes together.
+      num_processes: number of processes; several may leave no device out.
 
     Returns:
       (devices along "sweep", a divisor of K; devices along "data", one of B).
@@ -98,10 +99,10 @@ def choose_layout(
 
 
 @functools.cache
-def make_mesh(layout: Layout) -> Mesh:
+def _make_mesh(layout: Layout) -> Mesh:
     """The mesh of a layout, of the first devices; those of one host along "data"."""
     devices = jax.devices()[: layout[0] * layout[1]]
-    # Placement is the partitioner's (Auto): programs are written for one device.
+    # Auto: the partitioner places arrays, and programs are written for one device.
     return jax.make_mesh(
         layout, (SWEEP, DATA), axis_types=(AxisType.Auto,) * 2, devices=devices
     )
@@ -109,27 +110,27 @@ def make_mesh(layout: Layout) -> Mesh:
 
 def _sharding(layout: Layout, *spec: str | None) -> NamedSharding:
     """The sharding of an array whose leading axes are those of the mesh."""
-    return NamedSharding(make_mesh(layout), PartitionSpec(*spec))
+    return NamedSharding(_make_mesh(layout), PartitionSpec(*spec))
 
 
 def shard_members(fn: Callable, layout: Layout, num_shared: int) -> Callable:
-    """Each device maps its own members: `sweeps.map_members`' function on a mesh.
+    """Puts a function of all members on a mesh, where each device maps its own.
 
     Args:
-      fn: function of arrays with a leading axis of K, the last `num_shared` arguments
-        without; so are its outputs.
-      layout: of the devices.
-      num_shared: how many trailing arguments all members share.
+      fn: result of `sweeps.map_members`: its outputs and arguments, but for the last
+        `num_shared`, have a leading axis of K.
+      layout: the numbers of devices.
+      num_shared: number of trailing arguments that all members share.
 
     Returns:
-      `fn` of the members of each device, on all of them; where the members are not
-      spread, `fn` on a mesh of which it uses "data" alone.
+      A function like `fn`; where the members are not spread, it uses the axis "data"
+      of the mesh alone.
     """
     if layout == ONE_DEVICE:
         return fn
 
     def on_mesh(*args):
-        with jax.sharding.use_abstract_mesh(make_mesh(layout).abstract_mesh):
+        with jax.sharding.use_abstract_mesh(_make_mesh(layout).abstract_mesh):
             return fn(*args)
 
     if layout[0] == 1:
@@ -139,7 +140,7 @@ def shard_members(fn: Callable, layout: Layout, num_shared: int) -> Callable:
         own = (PartitionSpec(SWEEP),) * (len(args) - num_shared)
         return jax.shard_map(
             fn,
-            mesh=make_mesh(layout),
+            mesh=_make_mesh(layout),
             in_specs=own + (PartitionSpec(),) * num_shared,
             out_specs=PartitionSpec(SWEEP),
             axis_names={SWEEP},  # "data" is left to the partitioner
@@ -155,12 +156,12 @@ def jit_options(layout: Layout) -> dict[str, Any]:
 
 
 def take_batch(data: Batch, rows: Array, layout: Layout) -> Batch:
-    """The examples of a batch; each device gathers its own, the data being on all.
+    """The examples of a batch; each device gathers its own from data that all have.
 
     Args:
       data: modality -> [num_examples, ...].
       rows: int32 [B].
-      layout: of the devices.
+      layout: the numbers of devices.
 
     Returns:
       modality -> [B, ...].
@@ -177,8 +178,8 @@ def take_batch(data: Batch, rows: Array, layout: Layout) -> Batch:
 def keep_whole(x: Array) -> Array:
     """The array, computed whole by every device that needs a part of it.
 
-    For what is cheap to compute and has an axis of examples, but cannot be taken apart
-    along it without communication: a sort, say. Without a mesh, nothing.
+    For arrays that are cheap to compute, but cannot be taken apart along their axis of
+    examples without communication (a sort, say). Without a mesh nothing is done.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
@@ -217,7 +218,8 @@ def stack_members(make: Callable[[int], Any], num: int, layout: Layout) -> Any:
     Args:
       make: index of a member -> its tree of arrays.
       num: K.
-      layout: of the devices; a process makes only what its own devices hold.
+      layout: the numbers of devices; a process makes only the members that its own
+        devices hold.
 
     Returns:
       The tree, leaves [K, ...].
@@ -244,22 +246,22 @@ def stack_members(make: Callable[[int], Any], num: int, layout: Layout) -> Any:
 def member_device(k: int, num: int, layout: Layout) -> jax.Device | None:
     """The device that evaluates member k of `num`, one that holds it.
 
-    None on a layout of one device: wherever JAX puts it.
+    None on a layout of one device, where JAX decides.
     """
     if layout == ONE_DEVICE:
         return None
     a_device = num // layout[0]  # members
     row, place = divmod(k, a_device)
-    return make_mesh(layout).devices[row, place % layout[1]]
+    return _make_mesh(layout).devices[row, place % layout[1]]
 
 
 def member_on(tree: Any, k: int, device: jax.Device | None) -> Any:
     """Member k of a tree with leaves [K, ...], on a device that holds it.
 
     Args:
-      tree: from `stack_members`, or what a program made of it.
+      tree: result of `stack_members`, or of a program of it.
       k: index of the member.
-      device: from `member_device`, of this process.
+      device: result of `member_device`, a device of this process.
 
     Returns:
       The tree, leaves [...].
@@ -294,12 +296,12 @@ def first(x: Array) -> Any:
 
 
 def agree(is_stopping: bool, longest: int, layout: Layout) -> tuple[bool, int]:
-    """What the processes of a run do next: the same, or they would wait for ever.
+    """Agrees on the next call: processes that differ would wait for ever.
 
     Args:
-      is_stopping: whether this one wants to stop.
-      longest: how many steps it would take in a call.
-      layout: of the devices.
+      is_stopping: whether this process wants to stop.
+      longest: number of steps that it would take in a call.
+      layout: the numbers of devices.
 
     Returns:
       (whether any of them wants to stop, the fewest steps any would take).

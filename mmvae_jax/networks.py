@@ -3,11 +3,15 @@
 An encoder maps x [B, ...] to a Gaussian [B, D]; a decoder maps z [B, D] to the
 parameters of a likelihood [B, *shape]. Images are square and in [0, 1]. Tokens are
 int32 [B, T], and their likelihood's parameters are logits [B, T, V].
+
+A network with convolutions says in `form` how they are executed: one of
+`layers.FORMS`, a field if its layers are those of `layers`, and "lax" if some are
+Linen's.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -190,6 +194,8 @@ class ResNetEncoder(nn.Module):
     blocks, 1024 features; 4,341,824 parameters with D = 64, 4,276,931 in the decoder.
     """
 
+    form: ClassVar[str] = "lax"
+
     latent_dim: int
     width: int = 64
     max_width: int = 1024
@@ -204,6 +210,8 @@ class ResNetEncoder(nn.Module):
 
 class ResNetDecoder(nn.Module):
     """The mirror of ResNetEncoder, upsampling by nearest neighbours."""
+
+    form: ClassVar[str] = "lax"
 
     shape: Shape
     width: int = 64
@@ -226,6 +234,8 @@ class ResNetDecoder(nn.Module):
 
 class ResNetClassifier(nn.Module):
     """The ResNet encoder's trunk with a dense layer, for translated digits."""
+
+    form: ClassVar[str] = "lax"
 
     num_classes: int
 
@@ -408,6 +418,21 @@ def make_classifier(name: str, shape: Shape, num_outputs: int) -> nn.Module:
     """The network called `name`, a key of CLASSIFIERS, for examples of this shape."""
     options = {"num_words": shape.num_words} if isinstance(shape, TokenShape) else {}
     return CLASSIFIERS[name](num_outputs, **options)
+
+
+def convolution_forms(*modules: nn.Module) -> frozenset[str]:
+    """Forms of `layers` in which networks execute their convolutions on this backend.
+
+    Returns:
+      Of "matmul", "mixed" and "lax" those in use; empty if nothing is convolved.
+    """
+    forms: set[str] = set()
+    for module in modules:
+        if isinstance(module, PairedEncoder):
+            forms |= convolution_forms(module.first, module.second)
+        elif hasattr(module, "form"):
+            forms.add(layers.choose_form(module.form))
+    return frozenset(forms)
 
 
 def make_networks(

@@ -1,13 +1,13 @@
 """Products and mixtures of experts.
 
-The experts of M modalities are one Gaussian with fields [M, B, D]; mixtures take
-Laplace experts too, of which no product is a Laplace distribution. Everything
-here takes masks as arrays and is safe under vmap and jit, so that the 2^M - 1
-subsets of MoPoE are one call and not a loop.
+The experts of M modalities are one Gaussian with fields [M, B, D]. Mixtures take
+Laplace experts too; products do not, since no product of them is a Laplace
+distribution. Masks are arrays and everything is safe under vmap and jit, so that the
+2^M - 1 subsets of MoPoE are one call and not a loop.
 
-What is observed is a bool [M], the same for all examples, or [M, B], of each. An
-example of which some modalities are missing is treated as one of a model that never
-had them: a subset of the mixture counts if all of it is observed.
+`observed` is a bool [M] for all examples alike, or [M, B] for each. An example of
+which modalities are missing is treated as one of a model that never had them: a subset
+of the mixture counts if all of it is observed.
 """
 
 import math
@@ -21,14 +21,14 @@ from mmvae_jax import distributions, meshes
 from mmvae_jax.subsets import SubsetMixture
 from mmvae_jax.types import Array, Distribution, Gaussian, PRNGKey
 
-# Of a core of a CPU that computes KL terms of all subsets.
+# Cache of one CPU core, in bytes: all subsets' arrays of a block fit into it.
 CACHE_BYTES = 2**20
 
 
 def product_of_experts(
     experts: Gaussian, mask: Array, prior_expert: Array | bool
 ) -> Gaussian:
-    """Posterior of a subset: the product of its Gaussian experts.
+    """The posterior of a subset: the product of its Gaussian experts.
 
     Wu & Goodman (2018), Sec. 2.2: precisions add, means are weighted by
     precision. Computed in log space (log-sum-exp of the log-precisions, softmax
@@ -74,39 +74,152 @@ def geometric_mean(components: Gaussian, weights: Array) -> Gaussian:
     return product_of_experts(weighted, is_used, False)
 
 
-def _scaled_precisions(experts: Gaussian) -> tuple[Array, Array, Array]:
-    """Precisions around the middle of their log-range, in which they can be added.
+def append_axes(x: Array, rank: int) -> Array:
+    """Appends axes of length 1 until x has `rank` axes: masks next to their fields."""
+    return x.reshape(x.shape + (1,) * (rank - x.ndim))
 
-    Those further than 40 from the middle of an example's dimension are taken as at
-    40, so that no gradient leaves float32; encoders stay within 20.
+
+def mixture_log_prob(components: Distribution, weights: Array, z: Array) -> Array:
+    """Log-density of a mixture of diagonal distributions.
+
+    Args:
+      components: fields [S, B, D].
+      weights: float [S], summing to 1, or [S, B] for each example.
+      z: float [..., B, D].
+
+    Returns:
+      float [..., B], nats.
+    """
+    # The component axis is put last, behind any leading axes of z.
+    by_component = jax.vmap(distributions.log_prob, (0, None), -1)
+    log_probs = by_component(components, z)
+    return jax.nn.logsumexp(log_probs, axis=-1, b=jnp.asarray(weights).T)
+
+
+def share_of_each(observed: Array) -> Array:
+    """One over the number of observed modalities: bool [M, ...] to float [...]."""
+    # A table rather than a division, which XLA rounds otherwise for a constant.
+    shares = np.append(0.0, 1 / np.arange(1, len(observed) + 1)).astype(np.float32)
+    return jnp.asarray(shares)[jnp.sum(observed, axis=0)]
+
+
+def uniform_weights(observed: Array) -> Array:
+    """Equal weights for what is observed, 0 for the rest: bool to float [M, ...]."""
+    return jnp.where(observed, share_of_each(observed), 0.0)
+
+
+def available_subsets(mixture: SubsetMixture, observed: Array) -> SubsetMixture:
+    """The mixture over the subsets that are observed completely.
+
+    Weights are renormalised over them. Where there is none, the posterior is the
+    product of the observed experts, with the prior as an expert if the mixture has it
+    anywhere (MVAE).
+
+    Args:
+      mixture: S subsets of M modalities, not traced.
+      observed: bool [M], [M, 1] or [M, B]; an array of numpy is known while tracing.
+
+    Returns:
+      A mixture with masks [S, M, 1 or B], and weights [S, 1 or B] that sum to 1. The
+      observed modalities are one subset more if those of the mixture may all be
+      unavailable.
+    """
+    masks = mixture.masks[:, :, None]
+    weights = jnp.asarray(mixture.weights)[:, None]
+    if isinstance(observed, np.ndarray) and observed.all():
+        return SubsetMixture(masks, weights, mixture.prior_expert)
+    observed = append_axes(observed, 2)
+    is_available = jnp.all(masks <= observed, axis=1)
+    kept = jnp.where(is_available, weights, 0.0)
+    total = jnp.sum(kept, axis=0)
+    is_any = total > 0
+    renormalised = kept / jnp.where(is_any, total, 1.0)
+    # If all are available, the weights keep their bits.
+    weights = jnp.where(jnp.all(is_available, axis=0), weights, renormalised)
+    has_singles = (mixture.masks.sum(axis=1) == 1) & (mixture.weights > 0)
+    if mixture.masks[has_singles].any(axis=0).all():
+        return SubsetMixture(masks, weights, mixture.prior_expert)
+    masks = jnp.broadcast_to(masks, (*masks.shape[:2], observed.shape[1]))
+    rest = jnp.where(is_any, 0.0, 1.0)
+    return SubsetMixture(
+        masks=jnp.concatenate([masks, observed[None]]),
+        weights=jnp.concatenate([weights, rest[None]]),
+        prior_expert=np.append(mixture.prior_expert, mixture.prior_expert.any()),
+    )
+
+
+def observed_mixture(
+    experts: Gaussian, mixture: SubsetMixture, observed: Array
+) -> tuple[Gaussian, Array]:
+    """The components of a mixture, and their weights where modalities are missing.
 
     Args:
       experts: fields [M, B, D].
+      mixture: S subsets of M modalities, not traced.
+      observed: bool [M], [M, 1] or [M, B]; an array of numpy is known while tracing.
 
     Returns:
-      (the middle, a log-precision, [B, D]; precisions of the experts [M, B, D] and of
-      the prior [B, D], both over its exponential).
+      Gaussian with fields [S, B, D], and weights [S, 1 or B] that sum to 1, of the
+      `available_subsets`; like those, S + 1 if all may be unavailable.
     """
-    log_precision = -experts.log_variance
-    low = jnp.minimum(jnp.min(log_precision, axis=0), 0.0)
-    high = jnp.maximum(jnp.max(log_precision, axis=0), 0.0)
-    centre = jax.lax.stop_gradient((low + high) / 2)
-    precision = jnp.exp(jnp.clip(log_precision - centre, -40.0, 40.0))
-    return centre, precision, jnp.exp(jnp.clip(-centre, -40.0, 40.0))
+    given = available_subsets(mixture, observed)
+    components = subset_posteriors(experts, mixture)
+    if len(given.masks) > len(mixture.masks):
+        rest = product_of_experts(experts, given.masks[-1], given.prior_expert[-1])
+        components = jax.tree.map(
+            lambda field, own: jnp.concatenate([field, own[None]]), components, rest
+        )
+    return components, given.weights
 
 
-def _subset_sums(masks: Array, values: Array) -> Array:
-    """Sums over the members of each subset: [S, M], [M, ...] -> [S, ...]."""
-    # Full float32 also where a device would round the factors of a product.
-    return jnp.tensordot(masks, values, axes=1, precision="highest")
+def conditional_mixture(mixture: SubsetMixture, observed: Array) -> SubsetMixture:
+    """The mixture a trained model uses when only some modalities are observed.
+
+    The papers define the posterior of any subset A of the inputs for every
+    model; one rule covers them: if A is a subset of the mixture, its product
+    (MoPoE-VAE); otherwise the mixture over the components inside A, their
+    weights renormalised (MMVAE); otherwise, if there is none, the product over
+    A, with the prior as an expert if the mixture has it anywhere (MVAE).
+
+    Args:
+      mixture: S subsets of M modalities.
+      observed: A, bool [M], or [M, B] for each example; not empty; may be traced.
+
+    Returns:
+      A mixture of S + 1 subsets (the last one is A), as traced arrays; its masks
+      are [S + 1, M, B or 1], its weights [S + 1, B or 1].
+    """
+    observed = append_axes(jnp.asarray(observed, bool), 2)
+    masks = jnp.asarray(mixture.masks)[:, :, None]
+    weights = jnp.asarray(mixture.weights)[:, None]
+    is_observed = jnp.all(masks == observed, axis=1) & (weights > 0)
+    is_inside = jnp.all(masks <= observed, axis=1)
+    chosen = jnp.where(jnp.any(is_observed, axis=0), is_observed, is_inside)
+    kept = jnp.where(chosen, weights, 0.0)
+    total = jnp.sum(kept, axis=0)
+    any_kept = total > 0
+    kept = kept / jnp.where(any_kept, total, 1.0)
+    rest = jnp.where(any_kept, 0.0, 1.0)
+    masks = jnp.broadcast_to(masks, (*masks.shape[:2], observed.shape[1]))
+    return SubsetMixture(
+        masks=jnp.concatenate([masks, observed[None]]),
+        weights=jnp.concatenate([kept, rest[None]]),
+        prior_expert=jnp.append(
+            jnp.asarray(mixture.prior_expert), bool(mixture.prior_expert.any())
+        ),
+    )
 
 
 def subset_posteriors(experts: Gaussian, mixture: SubsetMixture) -> Gaussian:
     """The posteriors of all S subsets, fields [S, B, D], in one product of matrices.
 
-    The values of `product_of_experts` for every row of masks. Every expert's
-    precision is exponentiated once (`_scaled_precisions`), and summed over the
-    subsets by the mask matrix, instead of S M times.
+    The values are those of `product_of_experts` for every row of masks. Each expert's
+    precision is exponentiated once instead of once a subset (`_scaled_precisions`);
+    the mask matrix sums the precisions of each subset.
+
+    Args:
+      experts: fields [M, B, D].
+      mixture: S subsets of M modalities, not traced.
     """
     masks, prior = _experts_of(mixture, experts.mean.dtype)
     centre, precision, prior_precision = _scaled_precisions(experts)
@@ -115,19 +228,28 @@ def subset_posteriors(experts: Gaussian, mixture: SubsetMixture) -> Gaussian:
     return Gaussian(mean, -(centre + jnp.log(total)))
 
 
-def _experts_of(mixture: SubsetMixture, dtype: Any) -> tuple[Array, Array]:
-    """The experts of each subset, 0 or 1: modalities [S, M], the prior [S, 1, 1]."""
-    prior = jnp.asarray(mixture.prior_expert, dtype)[:, None, None]
-    return jnp.asarray(mixture.masks, dtype), prior
+def plain_mixture_kl(
+    experts: Gaussian, mixture: SubsetMixture, weights: Array
+) -> Array:
+    """The KL terms of Eq. 2 as the paper writes them: the reference of `mixture_kl`.
+
+    sum_A omega_A KL(q(z|x_A) || N(0, I)) of Daunhawer et al. (2022); arguments and
+    result are those of `mixture_kl`. The posteriors of all subsets are in memory.
+    """
+    terms = distributions.kl_to_standard_gaussian(subset_posteriors(experts, mixture))
+    return jnp.sum(weights * terms, axis=0)
 
 
 def mixture_kl(experts: Gaussian, mixture: SubsetMixture, weights: Array) -> Array:
-    """The KL terms of a mixture: sum_A omega_A KL(q(z|x_A) || N(0, I)).
+    """The KL terms of Eq. 2, sum_A omega_A KL(q(z|x_A) || N(0, I)), in fast form.
 
-    Of the posteriors of `subset_posteriors`, which are never all there at once: MoPoE's
-    31 subsets of 5 would otherwise cost a fifth of what its networks do. On CPUs the
-    dimensions are taken in blocks for which all subsets fit a cache, and the gradient
-    is computed with the value.
+    The value and gradient of `plain_mixture_kl`. There the posteriors of all subsets,
+    and a dozen arrays of their size in the gradient, go through memory: for the 31
+    subsets of 5 modalities that takes a fifth of the time of the networks. Two things
+    avoid it. The latent dimensions, which need nothing of one another, are taken in
+    blocks that are so small that the arrays of all subsets stay in a cache (on CPUs).
+    And the gradient, written by hand, is computed in the same pass as the value, so
+    that all that is kept between the two is of the experts' size.
 
     Args:
       experts: fields [M, B, D].
@@ -161,7 +283,7 @@ def _kl_sums_forward(*args: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _kl_sums_backward(gradient: tuple[Array, Array], cotangent: Array) -> tuple:
-    # Masks and weights are constants, and so is what precisions are scaled by.
+    # Masks, weights and the scale of the precisions are constants.
     return (*(cotangent * part for part in gradient), *(None,) * 5)
 
 
@@ -180,13 +302,13 @@ def _kl_and_gradient(
     """sum_A omega_A (mean^2 + variance - 1 - log variance) of each dimension.
 
     Args:
-      precision: of the experts, scaled, [M, B, D].
-      product: precision times mean, likewise.
+      precision: scaled precisions of the experts, [M, B, D].
+      product: precision times mean, [M, B, D].
       centre: log of the scale, [B, D].
-      prior_precision: scaled, [B, D].
+      prior_precision: scaled precision of the prior, [B, D].
       weights: [S, 1] or [S, B].
-      masks: of the subsets, [S, M].
-      prior: whether it is one of their experts, [S, 1, 1].
+      masks: 1 for the experts of a subset, 0 for others, [S, M].
+      prior: 1 where the prior is an expert, [S, 1, 1].
 
     Returns:
       The sums [B, D], and their gradients with respect to the first two arguments.
@@ -225,10 +347,10 @@ def _kl_and_gradient(
 
 
 def _num_blocks(num_bytes: int, dim: int) -> int:
-    """How many blocks of the dimensions make an array fit a cache; a divisor of dim.
+    """Number of blocks of the dimensions for an array to fit a cache; divides dim.
 
-    1 where there is none of about that size (dim is a prime, say), and on accelerators:
-    there, one after the other costs more than memory does.
+    1 if no divisor is near the number needed (dim is a prime, say), and on
+    accelerators, where blocks one after the other cost more than memory does.
     """
     if jax.default_backend() != "cpu":
         return 1
@@ -237,7 +359,40 @@ def _num_blocks(num_bytes: int, dim: int) -> int:
     return fitting[0] if fitting else 1
 
 
-def stratified_positions(key: PRNGKey, num: int) -> Array:
+def _scaled_precisions(experts: Gaussian) -> tuple[Array, Array, Array]:
+    """Precisions around the middle of their log-range, in which they can be added.
+
+    Log-precisions further than 40 from the middle are taken as at 40, so that no
+    gradient leaves float32; encoders stay within 20.
+
+    Args:
+      experts: fields [M, B, D].
+
+    Returns:
+      (the middle of each dimension, a log-precision, [B, D]; the precisions of the
+      experts [M, B, D] and of the prior [B, D], divided by its exponential).
+    """
+    log_precision = -experts.log_variance
+    low = jnp.minimum(jnp.min(log_precision, axis=0), 0.0)
+    high = jnp.maximum(jnp.max(log_precision, axis=0), 0.0)
+    centre = jax.lax.stop_gradient((low + high) / 2)
+    precision = jnp.exp(jnp.clip(log_precision - centre, -40.0, 40.0))
+    return centre, precision, jnp.exp(jnp.clip(-centre, -40.0, 40.0))
+
+
+def _subset_sums(masks: Array, values: Array) -> Array:
+    """Sums over the members of each subset: [S, M], [M, ...] -> [S, ...]."""
+    # Full float32 even if the device rounds the factors of products by default.
+    return jnp.tensordot(masks, values, axes=1, precision="highest")
+
+
+def _experts_of(mixture: SubsetMixture, dtype: Any) -> tuple[Array, Array]:
+    """The experts of each subset as 0 or 1: modalities [S, M], the prior [S, 1, 1]."""
+    prior = jnp.asarray(mixture.prior_expert, dtype)[:, None, None]
+    return jnp.asarray(mixture.masks, dtype), prior
+
+
+def _stratified_positions(key: PRNGKey, num: int) -> Array:
     """`num` positions in [0, 1), one in each interval of length 1 / num, shuffled."""
     offset_key, order_key = jax.random.split(key)
     positions = (jnp.arange(num) + jax.random.uniform(offset_key)) / num
@@ -247,13 +402,8 @@ def stratified_positions(key: PRNGKey, num: int) -> Array:
     return meshes.keep_whole(jax.random.permutation(order_key, positions))
 
 
-def random_positions(key: PRNGKey, num: int) -> Array:
-    """`num` independent positions in [0, 1)."""
-    return jax.random.uniform(key, (num,))
-
-
-def components_at(weights: Array, positions: Array) -> Array:
-    """The component at a position of the unit interval, divided by the weights.
+def _components_at(weights: Array, positions: Array) -> Array:
+    """The components at positions of the unit interval, cut in parts of the weights.
 
     Args:
       weights: float [S], or [S, B] for weights of each example; not all 0.
@@ -270,7 +420,7 @@ def components_at(weights: Array, positions: Array) -> Array:
     # open an interval for a component of weight 0.
     largest = jnp.argmax(weights, axis=0)
     weights = jnp.broadcast_to(weights, (len(weights), len(positions)))
-    # Along axes, so that examples on several devices stay where they are.
+    # Taken along an axis, so that examples stay on their devices.
     chosen = jnp.take_along_axis(weights, components[None], axis=0)[0]
     is_possible = chosen > 0
     return jnp.where(is_possible, components, largest).astype(jnp.int32)
@@ -286,169 +436,38 @@ def stratified_components(key: PRNGKey, weights: Array, num: int) -> Array:
 
     Args:
       key: random key.
-      weights: float [S], summing to 1, or [S, num], of each example.
+      weights: float [S], summing to 1, or [S, num] for each example.
       num: number of examples.
 
     Returns:
       int32 [num], components.
     """
-    return components_at(weights, stratified_positions(key, num))
+    return _components_at(weights, _stratified_positions(key, num))
 
 
 def random_components(key: PRNGKey, weights: Array, num: int) -> Array:
     """Draws a component for each of `num` examples independently; int32 [num]."""
-    return components_at(weights, random_positions(key, num))
+    return _components_at(weights, jax.random.uniform(key, (num,)))
 
 
 def gather_components(components: Distribution, indices: Array) -> Distribution:
     """Component indices[b] of example b: fields [S, B, D], [B] -> [B, D]."""
     rows = indices[None, :, None]
-    # Along axes, so that examples on several devices stay where they are.
+    # Taken along an axis, so that examples stay on their devices.
     return jax.tree.map(
         lambda field: jnp.take_along_axis(field, rows, axis=0)[0], components
-    )
-
-
-def mixture_log_prob(components: Distribution, weights: Array, z: Array) -> Array:
-    """Log-density of a mixture of diagonal distributions.
-
-    Args:
-      components: fields [S, B, D].
-      weights: float [S], summing to 1, or [S, B], of each example.
-      z: float [..., B, D].
-
-    Returns:
-      float [..., B], nats.
-    """
-    # The component axis is put last, behind any leading axes of z.
-    by_component = jax.vmap(distributions.log_prob, (0, None), -1)
-    log_probs = by_component(components, z)
-    return jax.nn.logsumexp(log_probs, axis=-1, b=jnp.asarray(weights).T)
-
-
-def share_of_each(observed: Array) -> Array:
-    """One over how many modalities are observed: bool [M, ...] -> float [...]."""
-    # A table rather than a division, which XLA rounds otherwise for a constant.
-    shares = np.append(0.0, 1 / np.arange(1, len(observed) + 1)).astype(np.float32)
-    return jnp.asarray(shares)[jnp.sum(observed, axis=0)]
-
-
-def uniform_weights(observed: Array) -> Array:
-    """Equal weights of what is observed, 0 for the rest: bool [M, ...] -> float."""
-    return jnp.where(observed, share_of_each(observed), 0.0)
-
-
-def available_subsets(mixture: SubsetMixture, observed: Array) -> SubsetMixture:
-    """The mixture over the subsets of which everything is observed.
-
-    Weights are renormalised over them. Where there is none, the posterior is the
-    product of what is observed, with the prior as an expert if the mixture has it
-    anywhere (MVAE).
-
-    Args:
-      mixture: S subsets of M modalities, not traced.
-      observed: bool [M], [M, 1] or [M, B]; an array of numpy is known while tracing.
-
-    Returns:
-      A mixture with masks [S, M, 1 or B], and weights [S, 1 or B] that sum to 1. There
-      is one subset more, of what is observed, if those of the mixture may all be
-      unavailable.
-    """
-    masks = mixture.masks[:, :, None]
-    weights = jnp.asarray(mixture.weights)[:, None]
-    if isinstance(observed, np.ndarray) and observed.all():
-        return SubsetMixture(masks, weights, mixture.prior_expert)
-    observed = append_axes(observed, 2)
-    is_available = jnp.all(masks <= observed, axis=1)
-    kept = jnp.where(is_available, weights, 0.0)
-    total = jnp.sum(kept, axis=0)
-    is_any = total > 0
-    renormalised = kept / jnp.where(is_any, total, 1.0)
-    # Where all are available, the weights have the bits that they are given with.
-    weights = jnp.where(jnp.all(is_available, axis=0), weights, renormalised)
-    has_singles = (mixture.masks.sum(axis=1) == 1) & (mixture.weights > 0)
-    if mixture.masks[has_singles].any(axis=0).all():
-        return SubsetMixture(masks, weights, mixture.prior_expert)
-    masks = jnp.broadcast_to(masks, (*masks.shape[:2], observed.shape[1]))
-    rest = jnp.where(is_any, 0.0, 1.0)
-    return SubsetMixture(
-        masks=jnp.concatenate([masks, observed[None]]),
-        weights=jnp.concatenate([weights, rest[None]]),
-        prior_expert=np.append(mixture.prior_expert, mixture.prior_expert.any()),
-    )
-
-
-def observed_mixture(
-    experts: Gaussian, mixture: SubsetMixture, observed: Array
-) -> tuple[Gaussian, Array]:
-    """The components of a mixture, and their weights by what is observed.
-
-    Args:
-      experts: fields [M, B, D].
-      mixture: S subsets of M modalities, not traced.
-      observed: bool [M], [M, 1] or [M, B]; an array of numpy is known while tracing.
-
-    Returns:
-      Gaussian with fields [S, B, D], and weights [S, 1 or B] that sum to 1, of the
-      `available_subsets`; like those, S + 1 if all may be unavailable.
-    """
-    given = available_subsets(mixture, observed)
-    components = subset_posteriors(experts, mixture)
-    if len(given.masks) > len(mixture.masks):
-        rest = product_of_experts(experts, given.masks[-1], given.prior_expert[-1])
-        components = jax.tree.map(
-            lambda field, own: jnp.concatenate([field, own[None]]), components, rest
-        )
-    return components, given.weights
-
-
-def conditional_mixture(mixture: SubsetMixture, observed: Array) -> SubsetMixture:
-    """The mixture a trained model uses when only some modalities are observed.
-
-    The papers define the posterior of any subset A of the inputs for every
-    model; one rule covers them: if A is a subset of the mixture, its product
-    (MoPoE-VAE); otherwise the mixture over the components inside A, their
-    weights renormalised (MMVAE); otherwise, if there is none, the product over
-    A, with the prior as an expert if the mixture has it anywhere (MVAE).
-
-    Args:
-      mixture: S subsets of M modalities.
-      observed: A, bool [M], or [M, B], of each example; not empty; may be traced.
-
-    Returns:
-      A mixture of S + 1 subsets (the last one is A), as traced arrays; its masks
-      are [S + 1, M, B or 1], its weights [S + 1, B or 1].
-    """
-    observed = append_axes(jnp.asarray(observed, bool), 2)
-    masks = jnp.asarray(mixture.masks)[:, :, None]
-    weights = jnp.asarray(mixture.weights)[:, None]
-    is_observed = jnp.all(masks == observed, axis=1) & (weights > 0)
-    is_inside = jnp.all(masks <= observed, axis=1)
-    chosen = jnp.where(jnp.any(is_observed, axis=0), is_observed, is_inside)
-    kept = jnp.where(chosen, weights, 0.0)
-    total = jnp.sum(kept, axis=0)
-    any_kept = total > 0
-    kept = kept / jnp.where(any_kept, total, 1.0)
-    rest = jnp.where(any_kept, 0.0, 1.0)
-    masks = jnp.broadcast_to(masks, (*masks.shape[:2], observed.shape[1]))
-    return SubsetMixture(
-        masks=jnp.concatenate([masks, observed[None]]),
-        weights=jnp.concatenate([kept, rest[None]]),
-        prior_expert=jnp.append(
-            jnp.asarray(mixture.prior_expert), bool(mixture.prior_expert.any())
-        ),
     )
 
 
 def expert_component(
     key: PRNGKey, experts: Distribution, observed: Array
 ) -> Distribution:
-    """One observed expert per example, stratified: the mixture of those observed.
+    """One observed expert per example, stratified: a draw of their even mixture.
 
     Args:
       key: random key.
       experts: fields [M, B, D].
-      observed: bool [M], or [M, B], of each example; not empty; may be traced.
+      observed: bool [M], or [M, B] for each example; not empty; may be traced.
 
     Returns:
       A distribution with fields [B, D].
@@ -468,7 +487,7 @@ def posterior_component(
     Args:
       key: random key.
       experts: fields [M, B, D].
-      mixture: from `conditional_mixture`.
+      mixture: result of `conditional_mixture`.
 
     Returns:
       Gaussian with fields [B, D].
@@ -485,7 +504,8 @@ def chosen_products(
 
     Args:
       experts: fields [M, B, D].
-      mixture: from `conditional_mixture` or `available_subsets`, masks [S, M, 1 or B].
+      mixture: as `conditional_mixture` or `available_subsets` return it, masks
+        [S, M, 1 or B].
       indices: int32 [B].
 
     Returns:
@@ -496,8 +516,3 @@ def chosen_products(
     masks = jnp.take_along_axis(masks, indices[None, None, :], axis=0)[0]
     prior_expert = jnp.asarray(mixture.prior_expert)[indices]
     return product_of_experts(experts, masks, prior_expert)
-
-
-def append_axes(x: Array, rank: int) -> Array:
-    """Appends axes of length 1 until x has `rank` axes: masks next to their fields."""
-    return x.reshape(x.shape + (1,) * (rank - x.ndim))

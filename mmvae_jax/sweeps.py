@@ -24,8 +24,8 @@ class Member(NamedTuple):
 
     Attributes:
       beta: weight of the KL terms, >= 0.
-      learning_rate: of Adam, > 0.
-      seed: of the initialisation and of all sampling in training.
+      learning_rate: step size of Adam, > 0.
+      seed: seed of the initialisation and of all sampling in training.
     """
 
     beta: float
@@ -37,7 +37,7 @@ def grid(sweep: Any) -> list[Member]:
     """The members of a sweep: beta x learning_rate x seed, seeds innermost.
 
     Args:
-      sweep: with tuples `beta`, `learning_rate` and `seed`.
+      sweep: config.sweep, with tuples `beta`, `learning_rate` and `seed`.
 
     Raises:
       UsageError: an empty, negative, non-finite or repeated entry.
@@ -92,8 +92,9 @@ def map_members(
 ) -> Callable:
     """Maps a function of one member over the leading axis of K.
 
-    The last `num_shared` arguments are shared by all members (data, batches). With
-    "map" a first output that is like the first argument takes its place.
+    The last `num_shared` arguments are shared by all members (data, batches). Where
+    members or chunks are taken one after the other, a first output that has the shape
+    of the first argument takes its place in memory.
 
     Args:
       fn: function of one member.
@@ -101,9 +102,9 @@ def map_members(
         after one another inside the program: CPUs, where it saves memory and
         keeps caches warm) or "unroll" (a copy of the program for each member:
         CPUs, where XLA's convolutions are slow under the other two).
-      num_shared: how many trailing arguments have no member axis.
-      at_once: with "vmap", that many members in parallel, a divisor of K, and one
-        such chunk after another; 0 = all.
+      num_shared: number of trailing arguments without a member axis.
+      at_once: number of members in parallel with "vmap", a divisor of K, in one such
+        chunk after another; 0 = all.
 
     Returns:
       The mapped function; its outputs have a leading axis of K.
@@ -136,10 +137,10 @@ def map_members(
 
 
 def _one_by_one(fn: Callable, own: tuple, shared: tuple) -> Any:
-    """The mapping "map": `jax.lax.map`, but for the first argument's memory.
+    """`jax.lax.map` with less memory: a state is written where it was read.
 
-    A state is written where it was read: lax.map would hold those of all members
-    twice.
+    The bits are the same, but `jax.lax.map`, with or without its batch_size, holds the
+    states of all members twice (docs/performance.md, "How members are mapped").
     """
     first = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), own

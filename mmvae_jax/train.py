@@ -1,8 +1,8 @@
-"""The train step, its compiled form, and the only train loop.
+"""The train step, its compiled form, and the only train loop, in this order.
 
-`train_step` is pure and knows one member. `compile_steps` is the one place where
-jit, vmap, map, loops over steps and several devices are applied to it. `fit` is the
-loop around it, for sweeps, resumed runs and classifiers alike.
+Step: `train_step` is pure and knows one member. Execution: `compile_steps` is the one
+place where jit, vmap, map, loops over steps and several devices are applied to it.
+Loop: `fit` calls what was compiled, for sweeps, resumed runs and classifiers alike.
 """
 
 import time
@@ -20,17 +20,15 @@ from mmvae_jax.data import batch_indices, scaled
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import Array, Batch, Hyper, MultimodalVAE, Params, PRNGKey
 
-# A call of the compiled program never holds more steps than this ...
-MAX_STEPS_PER_CALL = 256
-# ... nor takes much longer than this, so that a signal is answered in time.
-TARGET_SECONDS_PER_CALL = 2.0
 # Adam's step is at most (1 - b1) / sqrt(1 - b2) = 3.2 learning rates long (Kingma &
 # Ba, 2015, Sec. 2.1): up to this rate none reaches infinity from parameters whose
 # loss is finite.
-LARGEST_LEARNING_RATE = 1e36
+_LARGEST_LEARNING_RATE = 1e36
 # The square of a larger gradient, which Adam takes, is no float32.
 LARGEST_GRADIENT = 1.8e19
-# config.train.precision -> backend -> what JAX calls it; "default" is the device's own:
+# Steps of one call of the compiled program at most.
+MAX_STEPS_PER_CALL = 256
+# config.train.precision -> backend -> JAX's name; "default" is the device's own:
 # float32 on CPUs, which know no other, TF32 on recent GPUs, bfloat16 on TPUs. The
 # algorithms of GPUs are named, because there JAX's "bfloat16" is TF32.
 _MATMUL_PRECISIONS = {
@@ -40,10 +38,12 @@ _MATMUL_PRECISIONS = {
     "bfloat16": {"gpu": "BF16_BF16_F32", "tpu": "bfloat16"},
 }
 PRECISIONS = tuple(_MATMUL_PRECISIONS)
+# Time that a call is meant to take at most, so that a signal is answered soon.
+TARGET_SECONDS_PER_CALL = 2.0
 
 
 class Task(NamedTuple):
-    """What is trained, for one member.
+    """The training of one member.
 
     Attributes:
       init: key -> params.
@@ -52,15 +52,18 @@ class Task(NamedTuple):
         is what the data hold, images as uint8.
       clip_norm: the largest norm of a member's gradient, over all its parameters; 0
         for any.
+      convolutions: forms of `layers` in which its networks execute convolutions
+        (`networks.convolution_forms`); they decide how it is mapped.
     """
 
     init: Callable[[PRNGKey], Params]
     loss: Callable[..., tuple[Array, Mapping[str, Array]]]
     clip_norm: float = 0.0
+    convolutions: frozenset[str] = frozenset()
 
 
 class TrainState(NamedTuple):
-    """The whole state of one member ([K, ...] for a sweep): what a resume needs.
+    """The whole state of one member ([K, ...] for a sweep): all that a resume needs.
 
     Attributes:
       step: int32 [], steps taken.
@@ -80,10 +83,10 @@ class TrainState(NamedTuple):
 
 
 def vae_task(model: MultimodalVAE, clip_norm: float = 0.0) -> Task:
-    """Training of a multimodal VAE on its objective; clip_norm as of `Task`."""
+    """Training of a multimodal VAE on its objective; clip_norm as in `Task`."""
 
     def loss(params: Params, hyper: Hyper, key: PRNGKey, batch: Batch):
-        # Its masks, if there are any, and its modalities alike.
+        # Masks, if there are any, go through unchanged.
         scaled_batch = {name: scaled(x) for name, x in batch.items()}
         value, terms = model.objective(params, scaled_batch, key, hyper.beta)
         metrics = {
@@ -95,7 +98,7 @@ def vae_task(model: MultimodalVAE, clip_norm: float = 0.0) -> Task:
             metrics[f"train/log_likelihood/{modality}"] = jnp.mean(log_likelihood)
         return value, metrics
 
-    return Task(model.init, loss, clip_norm)
+    return Task(model.init, loss, clip_norm, model.convolutions)
 
 
 def init_state(task: Task, hyper: Any, key: PRNGKey, batch: Batch) -> TrainState:
@@ -123,10 +126,10 @@ def train_step(
     so: later steps leave it alone.
 
     Args:
-      task: what is trained.
-      state: of the member.
-      hyper: of the member.
-      key: of the member; the step's own key is folded from it.
+      task: the loss, and how gradients are clipped.
+      state: before the step.
+      hyper: as `task.loss` takes it; fields [].
+      key: the member's; the step's own key is folded from it.
       batch: modality -> [B, ...].
 
     Returns:
@@ -139,7 +142,7 @@ def train_step(
     norm = gradient_norm(gradient)
     # NaN is below nothing.
     finite = state.finite & (norm <= LARGEST_GRADIENT)
-    finite &= hyper.learning_rate <= LARGEST_LEARNING_RATE
+    finite &= hyper.learning_rate <= _LARGEST_LEARNING_RATE
     for value in metrics.values():
         finite &= jnp.isfinite(value)
     if task.clip_norm:
@@ -159,7 +162,7 @@ def train_step(
 def gradient_norm(gradient: Params) -> Array:
     """Euclidean norm over all parameters, [], finite for gradients of up to 1e28.
 
-    Their squares alone would leave float32 from 1e19 on.
+    The squares themselves would leave float32 from 1e19 on.
     """
     # A power of two: nothing is rounded.
     scaled_down = jax.tree.map(lambda g: g * 2.0**-32, gradient)
@@ -171,9 +174,9 @@ def _adam(
 ) -> tuple[Params, optax.OptState]:
     """Parameters and moments after one step of Adam; the old ones unless `finite`.
 
-    The arithmetic and the state of `optax.scale_by_adam`. Taken apart because the
-    parameters have to be computed from the moments that are kept: computed from the
-    old ones again, as XLA would, those cannot be overwritten in place.
+    The arithmetic and the state are those of `optax.scale_by_adam`. The barrier makes
+    XLA compute the parameters from the moments that are kept: without it, XLA computes
+    them twice, and cannot write them over the old ones.
     """
 
     def kept(new, old):
@@ -199,7 +202,7 @@ def _adam(
 
 
 def matmul_precision(precision: str, backend: str) -> str | None:
-    """What `jax.default_matmul_precision` is given for a precision of PRECISIONS.
+    """The argument of `jax.default_matmul_precision` for one of PRECISIONS.
 
     Raises:
       UsageError: it is none of PRECISIONS, or the backend ("cpu", "gpu" or "tpu") has
@@ -223,11 +226,11 @@ class Execution(NamedTuple):
     """How steps and members are executed, and on which devices.
 
     Attributes:
-      mapping: one of `sweeps.MAPPINGS`, of the members on a device.
+      mapping: one of `sweeps.MAPPINGS`, for the members on a device.
       steps_per_call: the most steps one call may take; 1 means without a loop.
-      precision: one of PRECISIONS, of the networks' matrix products.
-      layout: over how many devices members and batches are spread.
-      members_at_once: of the mapping "vmap", on each device: a divisor of their
+      precision: one of PRECISIONS, for the networks' matrix products.
+      layout: numbers of devices over which members and batches are spread.
+      members_at_once: members in parallel by "vmap" on a device, a divisor of their
         number there; 0 = all.
     """
 
@@ -263,8 +266,8 @@ def compile_steps(task: Task, execution: Execution) -> Callable:
         return state, jnp.copy(state.step)
 
     def precisely(*args):
-        # Read while tracing: what names its own precision, products of experts for
-        # one, keeps it.
+        # It holds while this is traced, for all products that name no precision of
+        # their own (products of experts do).
         precision = matmul_precision(execution.precision, jax.default_backend())
         with jax.default_matmul_precision(precision):
             return steps(*args)
@@ -295,7 +298,7 @@ def init_states(
 
 
 class Events(NamedTuple):
-    """What a loop calls, and how often; 0 steps = never.
+    """Functions that a loop calls, and how often; 0 steps = never.
 
     Attributes:
       log_every_steps: steps between two calls of `log`; the last step is logged too.
@@ -338,11 +341,20 @@ class _Clock:
 
     def __init__(self, execution: Execution, events: Events):
         self.longest = 1  # steps that the next call may take
+        self.call: _Call | None = None  # in flight
         self._execution, self._events = execution, events
         self._last_done = time.perf_counter()
 
-    def finish(self, call: _Call) -> None:
-        """Waits for a call and reports it."""
+    def finish_if_done(self) -> None:
+        """Reports the call in flight if it is done, as it is on CPUs by its return."""
+        if self.call is not None and self.call.done.is_ready():
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for the call in flight, if there is one, and reports it."""
+        call, self.call = self.call, None
+        if call is None:
+            return
         jax.block_until_ready(call.done)
         now = time.perf_counter()
         seconds, self._last_done = (now - self._last_done) / call.num, now
@@ -373,13 +385,13 @@ def fit(
 ) -> TrainState:
     """Trains all members up to step `num_steps`: the only train loop.
 
-    The order of the data is a pure function of (data_seed, step), so a state is
-    all that a resumed run needs. How many steps a call takes adapts to how long
-    they last; that changes no bit of the result. The next call is dispatched
-    before the last one is waited for, so an accelerator is never idle in between.
+    The order of the data is a pure function of (data_seed, step), so a state is all
+    that a resumed run needs. The number of steps in a call adapts to their time, which
+    changes no bit of the result. The next call is dispatched before the last one is
+    waited for, so an accelerator is never idle in between.
 
     Args:
-      program: from `compile_steps`.
+      program: result of `compile_steps`.
       state: fields [K, ...]; donated.
       hyper: fields [K].
       keys: key [K].
@@ -388,8 +400,7 @@ def fit(
       batch_size: examples a step.
       data_seed: seed of the order of the data.
       execution: as given to `compile_steps`.
-      events: what is called in between; where several processes share the members, by
-        all of them in the same order.
+      events: functions called in between, by all processes in the same order.
 
     Returns:
       The state after `num_steps` steps, or earlier if `is_stopping` said so.
@@ -402,12 +413,9 @@ def fit(
     data = meshes.put_shared(data, layout)
     num_examples = jax.tree.leaves(data)[0].shape[0]
     step = int(meshes.first(state.step))
-    clock, in_flight = _Clock(execution, events), None
+    clock = _Clock(execution, events)
     while step < num_steps:
-        # Where a call returns when it is done, on CPUs, its time is known by now.
-        if in_flight is not None and in_flight.done.is_ready():
-            clock.finish(in_flight)
-            in_flight = None
+        clock.finish_if_done()
         is_stopping, longest = meshes.agree(events.is_stopping(), clock.longest, layout)
         if is_stopping:
             break
@@ -416,26 +424,21 @@ def fit(
         indices[:num] = batch_indices(data_seed, step, num, num_examples, batch_size)
         state, done = program(state, hyper, keys, data, indices, num)
         step += num
-        if in_flight is not None:
-            clock.finish(in_flight)
-        totals = None
-        is_last = step == num_steps and events.log_every_steps > 0
-        if is_last or _is_at(step, events.log_every_steps):
+        clock.finish()  # of the call before
+        totals, every = None, events.log_every_steps
+        if _is_at(step, every) or (every and step == num_steps):
             state, totals = _take_totals(state, layout)
-        in_flight = _Call(step, num, done, totals)
+        clock.call = _Call(step, num, done, totals)
         is_save = _is_at(step, events.save_every_steps)
         is_eval = _is_at(step, events.eval_every_steps)
         if is_save or is_eval:
-            clock.finish(in_flight)
-            in_flight = None
-            # Saved first: an evaluation may take long.
-            if is_save:
+            clock.finish()
+            if is_save:  # first, since an evaluation may take long
                 events.save(step, state)
             if is_eval:
                 events.evaluate(step, state)
             clock.restart()
-    if in_flight is not None:
-        clock.finish(in_flight)
+    clock.finish()
     return state
 
 

@@ -142,6 +142,7 @@ class MultimodalVAE(NamedTuple):
         modality is missing.
       sample_prior: (params, key, num) -> z [num, D]; a prior may be learned.
       log_prior: (params, z [..., D]) -> [...], nats.
+      convolutions: forms of `layers` in which the networks execute convolutions.
     """
 
     modalities: tuple[str, ...]
@@ -155,3 +156,4 @@ class MultimodalVAE(NamedTuple):
     log_likelihood: Callable[..., Mapping[str, Array]]
     sample_prior: Callable[..., Array]
     log_prior: Callable[..., Array]
+    convolutions: frozenset[str] = frozenset()

@@ -32,7 +32,7 @@ from polymnist import backgrounds, digits
 
 from configs.scales import cpu
 from experiments import datasets, plans, results, workdirs
-from mmvae_jax import arrays, data, tokens, writers
+from mmvae_jax import arrays, data, sweeps, tokens, writers
 from mmvae_jax.errors import UsageError
 
 pytest_plugins = ("run_fixtures",)
@@ -170,8 +170,8 @@ def read_run(path):
 def read_execution(path):
     target = path.with_name("execution.json")
     path.replace(target)
-    found = workdirs.read_execution(target.parent, {"device": "cpu", "layout": [1, 1]})
-    assert found is None or found["mapping"] in found["seconds_a_step"]
+    found = workdirs.earlier_mapping(target.parent, "cpu", (1, 1))
+    assert found is None or found in sweeps.MAPPINGS
 
 
 def read_plan(path):
@@ -228,16 +228,7 @@ READERS = {
     "execution": (
         read_execution,
         ".json",
-        (
-            json.dumps(
-                {
-                    "device": "cpu",
-                    "layout": [1, 1],
-                    "mapping": "map",
-                    "seconds_a_step": {"map": 1.0, "vmap": 2.0},
-                }
-            ).encode(),
-        ),
+        (json.dumps({"device": "cpu", "layout": [1, 1], "mapping": "map"}).encode(),),
     ),
     "plan": (
         read_plan,

@@ -1,3 +1,6 @@
+import dataclasses
+import json
+import re
 from types import SimpleNamespace
 
 import jax
@@ -6,11 +9,11 @@ import numpy as np
 import pytest
 
 from experiments import run, workdirs
-from mmvae_jax import models, sweeps, train, tuning
+from mmvae_jax import classifiers, layers, models, networks, sweeps, train, tuning
 from mmvae_jax.errors import UsageError
 from mmvae_jax.sweeps import Member
 from mmvae_jax.train import MAX_STEPS_PER_CALL, Execution
-from mmvae_jax.types import Hyper
+from mmvae_jax.types import Hyper, TokenShape
 
 pytest_plugins = ("run_fixtures",)
 
@@ -123,126 +126,46 @@ def test_the_memory_of_this_machine():
     assert tuning.device_memory() == pytest.approx(int(pages[1]) * 1024, rel=0.05)
 
 
-@pytest.mark.parametrize(
-    ("wanted", "mapping", "num_members", "num_steps", "layout", "expected"),
-    [
-        ("auto", "map", 4, 10_000, (1, 1), ["vmap", "unroll"]),
-        ("auto", "map", 5, 10_000, (1, 1), ["vmap"]),
-        ("auto", "vmap", 3, 10_000, (1, 1), ["map", "unroll"]),
-        ("auto", "map", 3, 9_999, (1, 1), []),
-        ("auto", "map", 1, 10_000, (1, 1), []),
-        ("auto", "unroll", 3, 10_000, (1, 1), []),
-        ("map", "map", 3, 10_000, (1, 1), []),
-        ("auto", "vmap", 4, 10_000, (4, 1), []),
-        ("auto", "vmap", 10, 10_000, (2, 2), ["map"]),
-    ],
-)
-def test_what_is_worth_a_measurement(
-    wanted, mapping, num_members, num_steps, layout, expected
-):
-    execution = Execution(mapping, 4, layout=layout)
-    found = tuning.alternatives(wanted, execution, num_members, num_steps)
-    assert found == expected
+EARLIER = {"device": "cpu", "layout": [1, 1], "mapping": "vmap"}
 
 
 @pytest.mark.parametrize(
-    ("seconds", "chosen"),
+    ("changes", "expected"),
     [
-        ({"map": 1.0, "vmap": 0.9}, "vmap"),
-        ({"map": 1.0, "vmap": 0.96}, "map"),
-        ({"map": 1.0, "vmap": 1.1}, "map"),
+        ({}, "vmap"),
+        ({"seconds_a_step": {"map": 1.0, "vmap": 0.5}}, "vmap"),
+        ({"device": "gpu"}, None),
+        ({"layout": [2, 1]}, None),
     ],
 )
-def test_the_fastest_mapping_is_chosen(
-    regression, by_map, monkeypatch, seconds, chosen
-):
-    names = iter(seconds)
-
-    def timed(program, state, *arguments):
-        state, _ = program(state, *arguments, 3)
-        return seconds[next(names)], state
-
-    monkeypatch.setattr(tuning, "seconds_a_step", timed)
-    found, state = train_with(regression, Execution("map", 4), others=["vmap"])
-    assert found.execution == Execution(chosen, 4) and found.seconds == seconds
-    # What was trained to be timed is forgotten.
-    assert_close(state, by_map)
-
-
-def test_steps_are_timed(regression, monkeypatch):
-    prepared, hyper, keys = prepare(regression, Execution("map", 16))
-    rows = np.zeros((16, BATCH), np.int32)
-    calls, clock = [], iter(np.arange(100.0))
-
-    def program(state, hyper, keys, data, rows, num):
-        calls.append(num)
-        return state, jnp.int32(0)
-
-    monkeypatch.setattr(tuning.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(tuning, "MEASURED_SECONDS", 2.0)
-    given = (prepared.state, hyper, keys, regression[1], rows)
-    seconds, _ = tuning.seconds_a_step(program, *given)
-    # One to compile; then each lasted a second, too short, until there is no longer.
-    assert calls == [1, 1, 4, 16] and seconds == 1 / 16
-    calls.clear()
-    monkeypatch.setattr(tuning, "MEASURED_SECONDS", 1.0)
-    assert tuning.seconds_a_step(program, *given)[0] == 1.0
-    assert calls == [1, 1]
-
-
-def test_a_run_keeps_the_mapping_it_measured(
-    smoke_config, tmp_path, monkeypatch, capsys
-):
-    config = smoke_config("mvae")
-    sweep = run.build(config, sweeps.grid(config.sweep), run.Signals())
-    monkeypatch.setattr(tuning, "MEASURED_FROM_STEPS", config.train.num_steps)
-    asked = []
-
-    def measured(task, execution, *rest, others, batch_size):
-        asked.append((execution.mapping, others))
-        seconds = {"map": 1.0, "vmap": 0.5} if others else {}
-        execution = execution._replace(mapping="vmap")
-        return tuning.Prepared(None, execution, None, None, seconds)
-
-    monkeypatch.setattr(tuning, "prepare", measured)
-    capsys.readouterr()
-    run.prepare_program(sweep, tmp_path)
-    line = "seconds a step: map 1, vmap 0.5; mapped by vmap from here\n"
-    assert capsys.readouterr().out == line
-    again = run.prepare_program(sweep, tmp_path)
-    assert capsys.readouterr().out == ""
-    assert asked == [("map", ["vmap", "unroll"]), ("vmap", [])]
-    assert again.execution.mapping == "vmap"
-    assert again.seconds == {"map": 1.0, "vmap": 0.5}
-
-
-def test_a_measurement_on_other_devices_is_none(tmp_path):
-    here = {"device": "cpu", "layout": [1, 1]}
-    found = {"mapping": "map", "seconds_a_step": {"map": 1.0}}
-    assert workdirs.read_execution(tmp_path, here) is None
-    workdirs.record_execution(tmp_path, {**here, **found})
-    assert workdirs.read_execution(tmp_path, here) == found
-    assert workdirs.read_execution(tmp_path, {**here, "layout": [2, 1]}) is None
-    assert workdirs.read_execution(tmp_path, {**here, "device": "gpu"}) is None
+def test_the_mapping_of_an_earlier_version(tmp_path, changes, expected):
+    assert workdirs.earlier_mapping(tmp_path, "cpu", (1, 1)) is None
+    (tmp_path / "execution.json").write_text(json.dumps(EARLIER | changes))
+    assert workdirs.earlier_mapping(tmp_path, "cpu", (1, 1)) == expected
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "[]",
-        "{}",
-        '{"device": "cpu", "layout": [1, 1], "mapping": "map"}',
-        '{"device": "cpu", "layout": [1, 1], "mapping": "pmap", '
-        '"seconds_a_step": {"pmap": 1}}',
-        '{"device": "cpu", "layout": [1, 1], "mapping": "map", '
-        '"seconds_a_step": {"map": "fast"}}',
-    ],
+    "found", [[], {}, EARLIER | {"mapping": "pmap"}, EARLIER | {"mapping": {}}]
 )
-def test_a_measurement_that_cannot_be_read(tmp_path, text):
-    (tmp_path / "execution.json").write_text(text)
+def test_a_mapping_that_cannot_be_read(tmp_path, found):
+    (tmp_path / "execution.json").write_text(json.dumps(found))
     message = r"execution\.json is not what this project writes; remove it"
     with pytest.raises(UsageError, match=message):
-        workdirs.read_execution(tmp_path, {"device": "cpu", "layout": [1, 1]})
+        workdirs.earlier_mapping(tmp_path, "cpu", (1, 1))
+
+
+def test_a_run_of_an_earlier_version_keeps_its_mapping(smoke_config, tmp_path, capsys):
+    config = smoke_config("mvae")
+    sweep = run.build(config, sweeps.grid(config.sweep), run.Signals())
+    capsys.readouterr()
+    assert run.prepare_program(sweep, tmp_path).execution == sweep.execution
+    assert capsys.readouterr().out == ""
+    where = {"device": jax.devices()[0].device_kind, "layout": sweep.execution.layout}
+    (tmp_path / "execution.json").write_text(json.dumps(EARLIER | where))
+    prepared = run.prepare_program(sweep, tmp_path)
+    assert prepared.execution == sweep.execution._replace(mapping="vmap")
+    line = "mapped by vmap, as execution.json of this run has it\n"
+    assert capsys.readouterr().out == line
 
 
 @pytest.mark.slow
@@ -280,14 +203,15 @@ def test_chunks_that_do_not_divide_the_members(smoke_config, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("auto", 0, False, "cpu"), ("map", MAX_STEPS_PER_CALL)),
-        (("auto", 0, True, "cpu"), ("unroll", 1)),
-        (("auto", 0, False, "gpu"), ("vmap", MAX_STEPS_PER_CALL)),
-        (("auto", 0, True, "tpu"), ("vmap", MAX_STEPS_PER_CALL)),
-        (("vmap", 0, True, "cpu"), ("vmap", 1)),
-        (("unroll", 12, True, "gpu"), ("unroll", 12)),
-        (("auto", 12, True, "cpu"), ("unroll", 12)),
-        (("map", 1, False, "gpu"), ("map", 1)),
+        (("auto", 0, (), "cpu"), ("map", MAX_STEPS_PER_CALL)),
+        (("auto", 0, ("matmul", "mixed"), "cpu"), ("map", MAX_STEPS_PER_CALL)),
+        (("auto", 0, ("mixed", "lax"), "cpu"), ("unroll", 1)),
+        (("auto", 0, (), "gpu"), ("vmap", MAX_STEPS_PER_CALL)),
+        (("auto", 0, ("lax",), "tpu"), ("vmap", MAX_STEPS_PER_CALL)),
+        (("vmap", 0, ("lax",), "cpu"), ("vmap", 1)),
+        (("unroll", 12, ("lax",), "gpu"), ("unroll", 12)),
+        (("auto", 12, ("lax",), "cpu"), ("unroll", 12)),
+        (("map", 1, (), "gpu"), ("map", 1)),
     ],
 )
 def test_how_execution_is_chosen(arguments, expected):
@@ -299,47 +223,100 @@ def test_unknown_mapping():
         "unknown config.train.mapping 'pmap'; choose one of auto, vmap, map, unroll"
     )
     with pytest.raises(UsageError, match=message):
-        tuning.choose_execution("pmap", 0, False, "cpu")
+        tuning.choose_execution("pmap", 0, (), "cpu")
+
+
+@pytest.fixture(scope="module")
+def task_of(tiny_config):
+    """A function from a network, its options and a model to a task and its data."""
+
+    def make(network, options, model="mvae"):
+        is_text = network in networks.FOR_TOKENS and network != "mlp"
+        shape = TokenShape(8, 5) if is_text else (8, 8, 1)
+        config = tiny_config(model)
+        config.modality.network = network
+        config.modality.network_options = options
+        if is_text:
+            config.modality.likelihood = "categorical"
+        task = train.vae_task(models.make_model(config, {"m0": shape, "m1": shape}))
+        examples = jnp.zeros((2, 8), jnp.int32)
+        if not is_text:
+            examples = jnp.zeros((2, *shape), jnp.uint8)
+        return task, {"m0": examples, "m1": examples}
+
+    return make
+
+
+def traced(task, batch):
+    """The loss and its gradient as text."""
+    key = jax.random.key(0)
+    arguments = (jax.eval_shape(task.init, key), Hyper(1.0, 1.0), key, batch)
+    return [
+        str(jax.make_jaxpr(function)(*arguments))
+        for function in (task.loss, jax.grad(task.loss, has_aux=True))
+    ]
+
+
+# JAX's gradients of kernels take the channels of the input for its batch; the axis of
+# the batch comes first.
+GRADIENT_OF_KERNEL = re.compile(r"lhs_spec=\([1-9]")
+SMALL = {
+    "conv": {"channels": (2, 2)},
+    "resnet": {"width": 2},
+    "text_conv": {"channels": (2, 2, 2, 2, 2)},
+    "transformer": {"width": 4},
+}
+FORMED = [
+    (network, {"form": form})
+    for network, (encoder, _) in networks.NETWORKS.items()
+    for form in (
+        layers.FORMS if "form" in {f.name for f in dataclasses.fields(encoder)} else ()
+    )
+]
 
 
 @pytest.mark.parametrize(
-    ("network", "options", "expected"),
-    [
-        ("resnet", {"width": 2}, True),
-        ("conv", {"channels": (2, 2)}, False),
-        ("conv", {"channels": (2, 2), "form": "lax"}, True),
-        ("mlp", {"widths": (4,)}, False),
-    ],
+    ("network", "form", "model"),
+    [(network, {}, "mvae") for network in networks.NETWORKS]
+    + [(network, form, "mvae") for network, form in FORMED]
+    + [("conv", {"form": "lax"}, name) for name in ("dmvae", "jmvae")],
 )
-def test_which_networks_hold_a_convolution(network, options, expected, tiny_config):
-    config = tiny_config("mvae")
-    config.modality.network = network
-    config.modality.network_options = options
-    model = models.make_model(config, {"m0": (8, 8, 1)})
-    hyper = Hyper(jnp.float32(1), jnp.float32(1))
-    batch = {"m0": jnp.zeros((2, 8, 8, 1), jnp.uint8)}
-    assert tuning.has_convolution(train.vae_task(model), hyper, batch) == expected
+def test_networks_say_how_they_convolve(network, form, model, task_of):
+    """As the traced programs have it."""
+    task, batch = task_of(network, SMALL.get(network, {}) | form, model)
+    loss, gradient = traced(task, batch)
+    is_slow_in_loops = GRADIENT_OF_KERNEL.search(gradient) is not None
+    assert ("lax" in task.convolutions) == is_slow_in_loops
+    convolves = not {"lax", "mixed"}.isdisjoint(task.convolutions)
+    assert convolves == ("conv_general_dilated" in loss)
+
+
+@pytest.mark.parametrize("network", networks.CLASSIFIERS)
+def test_classifiers_say_how_they_convolve(network):
+    module = networks.make_classifier(network, (8, 8, 1), 3)
+    task = classifiers.classifier_task(module, ["m0"], (8, 8, 1))
+    key = jax.random.key(0)
+    batch = {"m0": jnp.zeros((2, 8, 8, 1), jnp.uint8), "labels": jnp.zeros(2, int)}
+    hyper = classifiers.ClassifierHyper(jnp.float32(1), jnp.int32(0))
+    gradient = jax.grad(task.loss, has_aux=True)
+    jaxpr = jax.make_jaxpr(gradient)(jax.eval_shape(task.init, key), hyper, key, batch)
+    is_slow_in_loops = GRADIENT_OF_KERNEL.search(str(jaxpr)) is not None
+    assert ("lax" in task.convolutions) == is_slow_in_loops
 
 
 @pytest.mark.parametrize(
-    ("network", "options", "is_refused"),
-    [("resnet", {"width": 2}, True), ("conv", {"channels": (2, 2)}, False)],
+    ("network", "is_refused"), [("resnet", True), ("conv", False), ("mlp", False)]
 )
 def test_bfloat16_is_of_matrix_products_alone(
-    network, options, is_refused, tiny_config, monkeypatch
+    network, is_refused, task_of, monkeypatch
 ):
     """On a GPU, where the small convolutions are matrix products, and ResNets' not."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    config = tiny_config("mvae")
-    config.modality.network = network
-    config.modality.network_options = options
-    task = train.vae_task(models.make_model(config, {"m0": (8, 8, 1)}))
-    hyper = Hyper(jnp.float32(1), jnp.float32(1))
-    batch = {"m0": jnp.zeros((2, 8, 8, 1), jnp.uint8)}
+    task, _ = task_of(network, SMALL.get(network, {}))
     for precision, backend in (("default", "gpu"), ("bfloat16", "tpu")):
-        tuning.require_precision(precision, task, hyper, batch, backend)
+        tuning.require_precision(precision, task.convolutions, backend)
     if not is_refused:
-        tuning.require_precision("bfloat16", task, hyper, batch, "gpu")
+        tuning.require_precision("bfloat16", task.convolutions, "gpu")
         return
     with pytest.raises(UsageError, match="this network has convolutions, which a GPU"):
-        tuning.require_precision("bfloat16", task, hyper, batch, "gpu")
+        tuning.require_precision("bfloat16", task.convolutions, "gpu")

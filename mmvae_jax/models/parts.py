@@ -276,4 +276,7 @@ def assemble(
             prior(params), key, (num,)
         ),
         log_prior=lambda params, z: distributions.log_prob(prior(params), z),
+        convolutions=networks.convolution_forms(
+            *nets.encoders.values(), *nets.decoders.values()
+        ),
     )
