@@ -29,7 +29,7 @@ import tabulate
 from absl import flags
 
 from experiments import command, paper, plans, terminal, values
-from experiments.results import LABELS, RunRecord, Spread, by_beta, show
+from experiments.results import LABELS, RunRecord, show
 from mmvae_jax import writers
 from mmvae_jax.errors import UsageError
 
@@ -133,11 +133,13 @@ class Verdict(NamedTuple):
         return WORDS[self.holds]
 
 
-def evaluate(evidence: plans.Evidence) -> list[Verdict]:
-    """The verdicts on all claims, in the order of the table."""
+def evaluate(
+    evidence: plans.Evidence, found: Sequence[paper.Claim] = paper.CLAIMS
+) -> list[Verdict]:
+    """The verdicts on some claims, in their order."""
     return [
         judge(Line(evidence, claim, column, model, tag))
-        for claim in paper.CLAIMS
+        for claim in found
         for column in claim.columns
         if column in plans.all_columns(evidence.config)
         for model in claim.models
@@ -153,14 +155,22 @@ def tags_of(
         return claim.tags
     fid, others = claim.tags
     specs = paper.specs_of(claim, evidence.config, column, model)
-    runs = [evidence.runs[spec] for spec in specs if spec in evidence.runs]
-    has_fid = bool(runs) and all(
-        tag in tags
-        for tag in fid
-        for run in runs
-        for tags in by_beta(run.summary).values()
-    )
-    return fid if has_fid else others
+    return fid if has_metrics(evidence, specs, fid) else others
+
+
+def has_metrics(
+    evidence: plans.Evidence, specs: Sequence[plans.Spec], tags: Sequence[str]
+) -> bool:
+    """Whether all of some runs that are there have all of some metrics.
+
+    A run has a metric if it has it at every beta at which a member is finite.
+    """
+    spreads = evidence.spreads
+    is_own = spreads["run"].isin([spec.folder for spec in specs])
+    own = spreads[is_own & (spreads["seeds"] > 0)]
+    num_known = own["mean"][own["tag"].isin(tags)].count()
+    places = own[["run", "beta"]].drop_duplicates()
+    return 0 < num_known == len(places) * len(tags)
 
 
 def judge(line: Line) -> Verdict:
@@ -229,34 +239,27 @@ def slope_terms(
     return list(zip(weights.tolist(), points, strict=True))
 
 
-def over_betas(summary: Mapping, tag: str, label: str) -> list[Point]:
-    """A metric of a summary at the betas that have it, smallest first."""
-    nums = Counter(m["beta"] for m in summary["members"] if m["finite"])
-    return [
-        Point(label, beta, *tags[tag], nums[beta])
-        for beta, tags in sorted(by_beta(summary).items())
-        if tag in tags
-    ]
-
-
 def points_of(line: Line, spec: plans.Spec, tag: str = "") -> list[Point]:
     """A metric of a run at all betas with two or more finite seeds, smallest first.
 
     Raises:
       NotMeasured: there is none.
     """
-    run, tag = line.evidence.runs[spec], tag or line.tag
-    if not by_beta(run.summary):
+    evidence, tag = line.evidence, tag or line.tag
+    own = evidence.spreads[evidence.spreads["run"] == spec.folder]
+    if len(own) and not own["seeds"].any():
         raise NotMeasured(f"all members of {spec.folder} diverged")
-    points = over_betas(run.summary, tag, _spec_label(line, spec))
-    if not points:
+    known = values.over_betas(evidence, spec, tag).dropna(subset="mean")
+    if known.empty:
         raise NotMeasured(f"no {tag} in {spec.folder}")
-    several = [point for point in points if point.num > 1]
-    if not several:
+    several = known[known["seeds"] > 1]
+    if several.empty:
         raise NotMeasured(
             f"one finite seed a beta in {spec.folder}: its standard error is unknown"
         )
-    return several
+    columns = several[["beta", "mean", "std", "seeds"]]
+    label = _spec_label(line, spec)
+    return [Point(label, *row) for row in columns.itertuples(index=False)]
 
 
 def best(line: Line, spec: plans.Spec, tag: str = "") -> Point:
@@ -436,13 +439,14 @@ def collapses(line: Line) -> Finding:
 
 def _accuracy(line: Line, spec: plans.Spec) -> float:
     """Mean accuracy of the classifiers of all modalities on real images."""
-    tags = next(iter(by_beta(line.evidence.runs[spec].summary).values()))
-    accuracies = [
-        s.mean for tag, s in tags.items() if tag.startswith(paper.ACCURACY + "/")
-    ]
-    if not accuracies:
+    spreads = line.evidence.spreads
+    own = spreads[(spreads["run"] == spec.folder) & (spreads["seeds"] > 0)]
+    # The same at every beta.
+    own = own[own["beta"] == own["beta"].iloc[0]].dropna(subset="mean")
+    own = own[own["tag"].str.startswith(f"{paper.ACCURACY}/")]
+    if own.empty:
         raise NotMeasured(f"no {paper.ACCURACY} in {spec.folder}")
-    return float(np.mean(accuracies))
+    return float(own["mean"].mean())
 
 
 def is_never_both(line: Line) -> Finding:
@@ -486,31 +490,27 @@ def is_never_both(line: Line) -> Finding:
 def _image_quality(line: Line) -> str:
     """The metric of the quality of images: FID where all runs have it."""
     (fid,), (swd,) = paper.IMAGE
-    runs = [line.evidence.runs[spec] for spec in _specs(line)]
-    tags = [tags for run in runs for tags in by_beta(run.summary).values()]
-    return fid if tags and all(fid in own for own in tags) else swd
+    return fid if has_metrics(line.evidence, _specs(line), (fid,)) else swd
 
 
 def _half_of_real(line: Line, spec: plans.Spec) -> Point:
     """A coherence half of the way from chance to what is read off real images."""
     chance, tag = paper.GIVEN_CAPTIONS[line.tag]
-    for tags in by_beta(line.evidence.runs[spec].summary).values():
-        if tag in tags:
-            half = chance + paper.HALF * (tags[tag].mean - chance)
-            return Point("half of real images", math.nan, half, 0.0, 1)
-    raise NotMeasured(f"no {tag} in {spec.folder}")
+    known = values.over_betas(line.evidence, spec, tag)["mean"].dropna()
+    if known.empty:
+        raise NotMeasured(f"no {tag} in {spec.folder}")
+    half = chance + paper.HALF * (known.iloc[0] - chance)
+    return Point("half of real images", math.nan, half, 0.0, 1)
 
 
 def nothing_is_annotated(line: Line) -> Finding:
     """Never judged; says what networks trained without labels see."""
     seen = []
     for model in line.claim.others:
-        run = line.evidence.runs.get(plans.Spec(line.column, model))
-        spreads = by_beta(run.summary) if run else {}
-        for beta, tags in sorted(spreads.items()):
-            if line.tag in tags:
-                value = show(tags[line.tag])
-                seen.append(f"{_label(model)} {value} (beta {beta:g})")
+        spec = plans.Spec(line.column, model)
+        known = values.over_betas(line.evidence, spec, line.tag).dropna(subset="mean")
+        for beta, *numbers in known[["beta", "mean", "std"]].itertuples(index=False):
+            seen.append(f"{_label(model)} {show(*numbers)} (beta {beta:g})")
     text = "not judged by a number: no labels say what is shared"
     if seen:
         text += (
@@ -673,7 +673,7 @@ def _show(point: Point, line: Line) -> str:
     seeds = plans.settings(scale, line.column).get("seed", scale.seed)
     if point.num != len(seeds):
         parts.append(f"{point.num} seeds")
-    value = f"{point.label} {show(Spread(point.mean, point.std))}"
+    value = f"{point.label} {show(point.mean, point.std)}"
     return f"{value} ({', '.join(parts)})" if parts else value
 
 

@@ -4,16 +4,16 @@
     python -m experiments.figures --scale=paper --dry_run
 
 --figure is a number of the first paper (2, 3, 4, 6 to 13), "theorem", "discrepancy",
-"matching", "family" or "inputs", several of them with commas, or "all" (the default),
-which ends with the table of claims and report.html. --columns takes only some of the
-data sets, "shapes,cub" for instance. Figures are drawn from finished runs only: what
-is not there is a missing point. A stopped command continues where it was. --dry_run
-trains nothing, but prepares images with captions, whose vocabulary decides on the
-networks. --cluster=ray trains the runs as tasks of a Ray cluster (docs/scaling.md).
+"tradeoff", "matching", "family" or "inputs", several of them with commas, or "all"
+(the default), which ends with the table of claims and report.html. --columns takes
+only some of the data sets, "shapes,cub" for instance. Figures are drawn from finished
+runs only: what is not there is a missing point. A stopped command continues where it
+was. --dry_run trains nothing, but prepares images with captions, whose vocabulary
+decides on the networks. --cluster=ray trains the runs as tasks of a Ray cluster
+(docs/scaling.md).
 """
 
-import csv
-import io
+import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -21,27 +21,21 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import tabulate
 from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import (
-    captions,
     claims,
     cluster,
     command,
-    drawings,
-    panels,
+    gallery,
     plans,
     prepare,
     report,
-    results,
     run,
     terminal,
-    theorem,
-    values,
     workdirs,
 )
 from mmvae_jax import evaluate, models, sweeps, train, tuning
@@ -267,81 +261,6 @@ def train_missing(directory: Path, configs: Mapping[plans.Spec, ConfigDict]) -> 
     return 0
 
 
-def draw_theorem(evidence: plans.Evidence) -> drawings.Drawing:
-    """The models' bounds in training against their ceilings, on a known pmf."""
-    records = {
-        spec.model: record
-        for spec, record in evidence.runs.items()
-        if spec.dataset == "discrete"
-    }
-    figure, rows = theorem.draw_ceilings(records)
-    return drawings.Drawing(figure, rows, captions.caption(evidence, "theorem"))
-
-
-def draw_discrepancy(evidence: plans.Evidence) -> drawings.Drawing:
-    """Delta(X, S) over the number of modalities beside Figure 3's first column."""
-    dataset = evidence.config.columns[0]
-    rows = [
-        row
-        for row in drawings.DRAWINGS["3"](evidence).rows
-        if row["model"] in plans.MULTIMODAL
-        and row["dataset"] == evidence.config.datasets[dataset].title
-    ]
-    # The last is the sliced Wasserstein distance, unless there are FIDs.
-    metric = rows[-1]["metric"] if rows else values.SWD.tag
-    label = (values.FID if metric.startswith(values.FID.tag) else values.SWD).label
-    quality: dict[str, dict[int, results.Spread]] = {}
-    for row in rows:
-        if row["metric"] == metric:
-            spread = results.Spread(row["mean"], row["std"])
-            quality.setdefault(row["model"], {})[row["num_modalities"]] = spread
-    config = next(
-        record.config["data"]
-        for spec, record in evidence.runs.items()
-        if spec.dataset == dataset and not spec.is_repeated
-    )
-    figure, rows = theorem.draw_discrepancy(
-        quality, *prepare.polymnist_process(ConfigDict(config)), label
-    )
-    text = captions.caption(evidence, "discrepancy", [metric])
-    return drawings.Drawing(figure, rows, text)
-
-
-DRAWINGS = drawings.DRAWINGS | {
-    "theorem": draw_theorem,
-    "discrepancy": draw_discrepancy,
-}
-
-
-def draw(evidence: plans.Evidence, names: Sequence[str]) -> None:
-    """Writes figures/figure_N.{png,pdf,csv} of the figures in a plan's folder."""
-    folder = evidence.directory / "figures"
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        drawing = DRAWINGS[name](evidence)
-        captions.finish(drawing.figure, drawing.caption)
-        stem = f"figure_{name}"
-        with matplotlib.rc_context(panels.STYLE):
-            drawing.figure.savefig(folder / f"{stem}.png", dpi=130)
-            # Without the date, equal values are equal files.
-            undated = {"CreationDate": None}
-            drawing.figure.savefig(folder / f"{stem}.pdf", metadata=undated)
-        write_csv(folder / f"{stem}.csv", drawing.rows)
-        terminal.say(f"{folder / stem}.png, .pdf, .csv")
-
-
-def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
-    """Writes the plotted values, at once or not at all."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text.getvalue())
-    partial.replace(path)
-
-
 def _time(seconds: float) -> str:
     """A duration in the unit that suits it; of nan, why there is none."""
     if math.isnan(seconds):
@@ -391,8 +310,8 @@ def main() -> int:
             return code
     evidence = plans.read(directory)
     if columns is not None:
-        evidence = evidence._replace(config=shown)
-    draw(evidence, figures)
+        evidence = dataclasses.replace(evidence, config=shown)
+    gallery.draw(evidence, figures)
     if flags.FLAGS.figure == "all":
         claims.report(evidence)
         report.write(directory, directory / "report.html")
@@ -401,25 +320,17 @@ def main() -> int:
 
 
 FLAG_NAMES = (
-    "figure",
-    "scale",
-    "directory",
-    "dry_run",
-    "train",
-    "data_dir",
-    "digits_dir",
-    "backgrounds_dir",
-    "cub_dir",
-    "columns",
-    "cluster",
-    "address",
+    *("figure", "scale", "directory", "dry_run", "train", "columns"),
+    *("data_dir", "digits_dir", "backgrounds_dir", "cub_dir", "cluster", "address"),
 )
 
 
 def define_flags() -> None:
     """Defines FLAG_NAMES."""
     flags.DEFINE_string("figure", "all", "figures of the paper, or all")
-    flags.DEFINE_string("scale", "demo", "demo, cpu, paper, or a file like theirs")
+    flags.DEFINE_string(
+        "scale", "demo", f"{', '.join(plans.SCALES)}, or a file like theirs"
+    )
     flags.DEFINE_string("directory", "", "folder; default: runs/figures_SCALE")
     flags.DEFINE_bool("dry_run", False, "only say what would be trained, and its cost")
     flags.DEFINE_bool("train", True, "--notrain: draw what is there")
