@@ -1,4 +1,4 @@
-"""What stands below a figure: what it shows, of which runs, and what it lacks."""
+"""Captions of figures: their content, their runs, and the runs they lack."""
 
 import re
 import textwrap
@@ -16,7 +16,7 @@ from experiments.plans import Evidence, Spec
 from mmvae_jax.sweeps import Member
 
 PICTURES = ("9", "10")
-# How a run names that it uses the first modalities only, which figures show.
+# End of the data set's name in a run of the first modalities, which figures show.
 FIRST = re.compile(r"-first\d+$")
 HEADINGS = {
     "tradeoff": "The trade-off",
@@ -80,12 +80,12 @@ PAIRS = {
 
 
 def caption(evidence: Evidence, name: str, tags: Iterable[str] = ()) -> str:
-    """What a figure shows and what it was measured with, from the runs themselves.
+    """Content of a figure, and the setting of its runs, from the runs themselves.
 
     Args:
       evidence: the runs.
-      name: of the figure, as in plans.figure_specs.
-      tags: of the metrics shown.
+      name: name of the figure, as in plans.figure_specs.
+      tags: tags of the metrics shown.
 
     Returns:
       One paragraph.
@@ -143,7 +143,7 @@ def _machine(summary: Mapping[str, Any]) -> str:
 
 
 def _absences(evidence: Evidence, name: str, specs: Sequence[Spec]) -> list[str]:
-    """What a figure lacks, as sentences."""
+    """Runs and betas that a figure lacks, as sentences."""
     left_out = {
         spec.dataset: values.title(evidence, spec.dataset)
         for spec in specs
@@ -200,9 +200,9 @@ def finish(figure: Figure, text: str, size: float = 7.0) -> None:
     """Adds a caption below the panels, which keep their size.
 
     Args:
-      figure: of a `Drawing`; it grows by what the caption needs.
+      figure: figure of a `Drawing`; it grows by what the caption needs.
       text: any; wrapped to the width of the figure.
-      size: of the font, points.
+      size: size of the font, points.
     """
     width, height = figure.get_size_inches()
     margin, line = 0.1, 1.35 * size / 72

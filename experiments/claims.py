@@ -44,11 +44,11 @@ class Point(NamedTuple):
     """A metric of a run at one beta, over its seeds.
 
     Attributes:
-      label: what is measured, for the text of the numbers.
-      beta: of the members.
+      label: name of the measurement, for the text of the numbers.
+      beta: beta of the members.
       mean: over the seeds that did not diverge.
       std: standard deviation (n - 1) over them.
-      num: how many they are.
+      num: number of these seeds.
     """
 
     label: str
@@ -59,11 +59,11 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What one verdict is about: a claim on a data set, for a model and a metric.
+    """Subject of one verdict: a claim on a data set, for a model and a metric.
 
     Attributes:
       evidence: the runs.
-      claim: of `paper.CLAIMS`.
+      claim: one of `paper.CLAIMS`.
       column: the data set.
       model: the model, or "".
       tag: the metric.
@@ -77,15 +77,15 @@ class Line(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a rule found.
+    """Result of a rule.
 
     Attributes:
       holds: whether the claim does.
-      points: the numbers it is made of.
+      points: the numbers that it is made of.
       difference: the number that should exceed zero; nan if there is no such one.
-      standard_error: of the difference.
+      standard_error: standard error of the difference.
       z: the difference in units of its standard error.
-      note: what else there is to say.
+      note: further remark.
     """
 
     holds: bool
@@ -104,14 +104,14 @@ class Verdict(NamedTuple):
       dataset: the data set's title at this scale.
       model: the model's label, or "all".
       tag: the metric.
-      rule: how it was judged, as text.
+      rule: rule by which it was judged, as text.
       scale: the name of the scale.
       holds: True, False, or None for what was not measured.
       difference: the number that should exceed zero, nan where there is none.
-      standard_error: of the difference.
+      standard_error: standard error of the difference.
       z: the difference in units of its standard error.
-      numbers: what was measured, or why it was not, as text.
-      points: what was measured.
+      numbers: the measurements as text, or why there are none.
+      points: the measurements.
     """
 
     claim: paper.Claim
@@ -344,7 +344,7 @@ def is_level(line: Line) -> Finding:
 
 
 def _within(line: Line, sides: Sequence[int]) -> Finding:
-    """HALF * (gap of the nearer mixture) - side * (gap of the model), the least one.
+    """PART_OF_GAP * (gap of the nearer mixture) - side * (gap of the model), the least.
 
     Gaps are to the target, positive where it is ahead. A mixture without a gap leaves
     nothing to be within.
@@ -356,8 +356,8 @@ def _within(line: Line, sides: Sequence[int]) -> Finding:
         _finding(
             [
                 (sign * side, model),
-                (sign * (paper.HALF - side), target),
-                (-sign * paper.HALF, nearer),
+                (sign * (paper.PART_OF_GAP - side), target),
+                (-sign * paper.PART_OF_GAP, nearer),
             ]
         )
         for side in sides
@@ -427,8 +427,8 @@ def collapses(line: Line) -> Finding:
     seen, seen_there = (_accuracy(line, spec) for spec in specs)
     if seen_there <= paper.CHANCE:
         raise NotMeasured(f"the classifiers of {specs[1].folder} guess")
-    # Of the coherence, what worse classifiers alone would leave.
-    part = paper.HALF * (seen - paper.CHANCE) / (seen_there - paper.CHANCE)
+    # The part of the coherence that worse classifiers alone would leave.
+    part = paper.PART_OF_GAP * (seen - paper.CHANCE) / (seen_there - paper.CHANCE)
     chance = Point("chance", math.nan, paper.CHANCE, 0.0, 1)
     found = _finding([(part, there), (-1, here), (1 - part, chance)])
     return found._replace(
@@ -468,7 +468,7 @@ def is_never_both(line: Line) -> Finding:
         points = [quality, coherence._replace(label=f"{quality.label} coherence")]
         short = [_finding([(1, bound), (-1, coherence)], "short of coherence")]
         if z >= paper.THRESHOLD:
-            weights = {goal: 1 - paper.HALF, last: paper.HALF}
+            weights = {goal: 1 - paper.PART_OF_GAP, last: paper.PART_OF_GAP}
             # The model may be the last one itself.
             weights[quality] = weights.get(quality, 0) - 1
             terms = [(_sign(tag) * w, point) for point, w in weights.items()]
@@ -499,7 +499,7 @@ def _half_of_real(line: Line, spec: plans.Spec) -> Point:
     known = values.over_betas(line.evidence, spec, tag)["mean"].dropna()
     if known.empty:
         raise NotMeasured(f"no {tag} in {spec.folder}")
-    half = chance + paper.HALF * (known.iloc[0] - chance)
+    half = chance + paper.PART_OF_GAP * (known.iloc[0] - chance)
     return Point("half of real images", math.nan, half, 0.0, 1)
 
 
@@ -642,12 +642,12 @@ JUDGES: dict[str, Callable[[Line], Finding]] = {
 
 
 def _label(model: str) -> str:
-    """What a model is called."""
+    """Name of a model."""
     return LABELS.get(model, model)
 
 
 def _spec_label(line: Line, spec: plans.Spec) -> str:
-    """What a run is called in a line: its model, and its data set if it is another."""
+    """Name of a run in a line: its model, and its data set if it is another."""
     label = _label(spec.model)
     if line.claim.reference:
         label += f" on {values.title(line.evidence, spec.dataset)}"
@@ -655,7 +655,7 @@ def _spec_label(line: Line, spec: plans.Spec) -> str:
 
 
 def rule_text(claim: paper.Claim) -> str:
-    """How a claim is judged."""
+    """The rule of a claim as text."""
     labels = [_label(model) for model in claim.others]
     return paper.RULES[claim.rule].format(
         others=("each of " if labels[1:] else "") + ", ".join(labels),
@@ -690,7 +690,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
         group = list(group)
         rows = [
             [
-                # What fails is not overlooked.
+                # A failure is not overlooked.
                 verdict.word.upper() if verdict.holds is False else verdict.word,
                 verdict.dataset,
                 verdict.model,
@@ -712,7 +712,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
 
 
 def found_claims(evidence: plans.Evidence, verdicts: Sequence[Verdict]) -> dict:
-    """What claims.json holds: the verdicts and what they were made with."""
+    """Content of claims.json: the verdicts, and the runs they are about."""
     summaries = [run.summary for run in evidence.runs.values()]
     machines = dict.fromkeys(
         f"{s['device']}" + (f", {s['cpu_cores']} cores" if s.get("cpu_cores") else "")
@@ -756,7 +756,7 @@ def found_claims(evidence: plans.Evidence, verdicts: Sequence[Verdict]) -> dict:
 
 
 def markdown(found: Mapping) -> str:
-    """What claims.json holds as a page: a table with a row for each verdict."""
+    """Content of claims.json as a page: a table with a row for each verdict."""
     rows = [
         [
             f"{verdict['claim']} ({verdict['where']})",

@@ -35,7 +35,7 @@ FIGURES = ("tradeoff", "9", "10")
 def found_results(
     evidence: plans.Evidence, verdicts: Sequence[claims.Verdict], minutes: float
 ) -> dict:
-    """What results.json holds: the numbers and what they were measured with."""
+    """Content of results.json: the numbers, and how they were measured."""
     spreads = evidence.spreads.dropna(subset="mean")
     means: dict[str, dict[str, dict]] = {}
     for spec in evidence.runs:

@@ -32,7 +32,7 @@ from experiments.values import (
 
 NUM_CONDITIONS = 10  # columns of the pictures of conditional samples
 NUM_PRIOR = 20  # columns of those of prior samples
-# Of pictures with captions, what is shown of their height.
+# Share of the height of pictures with captions that is shown.
 PART_OF_PRIOR = 0.5
 PART_OF_CONDITIONAL = 0.3
 
@@ -44,7 +44,7 @@ class Drawing(NamedTuple):
       figure: without its caption; `captions.finish` adds it.
       rows: one a plotted point, or none for pictures: the columns of
         `values.point_row`.
-      caption: of these runs.
+      caption: description of these runs.
     """
 
     figure: Figure
@@ -375,7 +375,7 @@ def _draw_columns(
 
 
 def _conditional_pages(evidence: Evidence, column: str) -> list[Page]:
-    """What models generate of each modality of a pair given the other one."""
+    """Pictures of each modality of a pair given the other one."""
     names = values.modalities_of(evidence, column)[:2]
     return [
         Page(

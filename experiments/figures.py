@@ -199,7 +199,7 @@ def print_plan(directory: Path, configs: Mapping[plans.Spec, ConfigDict]) -> Non
 
 
 def _overhead(directory: Path, configs, missing) -> str:
-    """What finished runs took besides training, if there are any."""
+    """Time of the finished runs with all that comes on top of training, as text."""
     finished = {s: c for s, c in configs.items() if s not in missing}
     if not finished:
         return " (not measured yet)"
@@ -243,7 +243,7 @@ def train_missing(directory: Path, configs: Mapping[plans.Spec, ConfigDict]) -> 
     """
     missing = [spec for spec in configs if not is_finished(directory, spec)]
     costs = {spec: _bytes_seen(configs[spec]) for spec in missing}
-    # What every run takes whatever its size: compilation, evaluation, pictures.
+    # Every run takes this, whatever its size: compilation, evaluation, pictures.
     least = 0.1 * max(costs.values(), default=0.0)
     costs = {spec: cost + least for spec, cost in costs.items()}
     done, start = 0.0, time.perf_counter()
@@ -293,7 +293,7 @@ def main() -> int:
     if flags.FLAGS.dry_run:
         print_plan(directory, configs)
         return 0
-    # What only looks at runs leaves nothing behind where there are none.
+    # A call that only draws leaves nothing behind where there are no runs.
     if flags.FLAGS.train or (directory / plans.PLAN).exists():
         plans.record(directory, name, scale)
     if flags.FLAGS.train:

@@ -74,7 +74,7 @@ def draw_fronts(
     Args:
       heads: the runs, learning rates and betas, which are its index: model, dataset,
         label and setting.
-      spreads: of `results.spreads` by these and tag.
+      spreads: `results.spreads` by these and tag.
       headings: tag -> label of the axis.
     """
     pictures = []
@@ -160,7 +160,7 @@ def picture(path: Path, caption: str, lossless: bool = True) -> Picture:
 
     Args:
       path: a PNG.
-      caption: what it shows.
+      caption: its description.
       lossless: whether the file goes in as it is.
 
     Raises:

@@ -48,7 +48,7 @@ STYLE = {
 GREY = "0.55"
 LEVEL = {"color": "0.3", "linewidth": 0.8, "linestyle": ":"}
 AXIS_LABELS = {"beta": "β", "num_modalities": "number of modalities"}
-# Of the smallest and the largest beta, points squared.
+# Areas of the markers of the smallest and the largest beta, points squared.
 AREAS = (4.0, 30.0)
 # Opacity of what is there to be compared with.
 FAINT = 0.45
@@ -60,9 +60,9 @@ class Panel(NamedTuple):
 
     Attributes:
       title: above the panel.
-      metric: what is shown.
-      specs: of the runs.
-      modality: whose values they are; "" for those of all together.
+      metric: the quantity shown.
+      specs: the runs.
+      modality: the modality whose values they are; "" for those of all together.
       heading: above the label of the axis.
     """
 
@@ -80,8 +80,8 @@ class Front(NamedTuple):
       title: above the panel.
       coherence: to the right.
       quality: better is up, as it is in all fronts of this project.
-      specs: of the runs.
-      references: of runs that are there to be compared with.
+      specs: the runs.
+      references: runs that are there to be compared with.
       heading: above the label of the axis.
       is_annotated: whether each point has its beta beside it.
     """
@@ -99,8 +99,8 @@ class Strips(NamedTuple):
     """A picture of samples, as runs write it.
 
     Attributes:
-      name: of its file, after the member's.
-      labels: what stands beside each of its rows.
+      name: name of its file, after the member's.
+      labels: text beside each of its rows.
     """
 
     name: str
@@ -111,10 +111,10 @@ class Page(NamedTuple):
     """A picture of samples with captions, as runs write it.
 
     Attributes:
-      spec: of the run.
-      name: of its file, after the member's.
-      title: what it shows.
-      part: how much of its height is shown, from above.
+      spec: the run.
+      name: name of its file, after the member's.
+      title: description of the picture.
+      part: share of its height that is shown, from above.
     """
 
     spec: Spec
@@ -190,9 +190,9 @@ def draw_grid(
 
     Args:
       evidence: the runs.
-      name: of the figure.
+      name: name of the figure.
       grid: rows of panels; a row may be shorter.
-      size: of a panel, inches.
+      size: width and height of a panel, inches.
       x: "beta" or "num_modalities".
       is_shared: whether the panels of a row have one axis of values.
       is_column: whether those of a column have one axis below and those of a row
@@ -393,11 +393,11 @@ def draw_front(
     """Draws quality against coherence: a line whose markers grow with beta.
 
     Args:
-      axis: of the panel.
-      points: of `values.front_of`, of one run; hollow where seeds diverged.
+      axis: axis of the panel.
+      points: rows of `values.front_of` of one run; hollow where seeds diverged.
       model: decides on the colour and the marker.
-      label: of the line in the legend.
-      betas: of all lines of the panel, the smallest first.
+      label: label of the line in the legend.
+      betas: betas of all lines of the panel, the smallest first.
       alpha: opacity.
       is_annotated: whether each point has its text, of the column "setting", beside it.
     """
@@ -511,11 +511,11 @@ def draw_given(
     """Draws coherence over the number of given modalities; returns the points of specs.
 
     Args:
-      axis: of the panel.
+      axis: axis of the panel.
       evidence: the runs.
-      name: of the figure.
-      specs: of the runs, each at its best beta.
-      references: likewise, of runs that are there to be compared with.
+      name: name of the figure.
+      specs: the runs, each at its best beta.
+      references: runs at their best beta that are there to be compared with.
     """
     rows = []
     for spec in (*references, *specs):
@@ -640,7 +640,7 @@ def _set_beta_axis(axis: Axes, betas: Sequence[float], width: float) -> None:
 
 def _axis_label(metric: Metric, height: float, heading: str) -> str:
     """A metric's label in as few lines as fit beside a panel of a height in inches."""
-    # What is in brackets stays on one line.
+    # Words in brackets stay on one line.
     name, bracket, rest = metric.label.partition("(")
     text = name + bracket + rest.replace(" ", "\N{NO-BREAK SPACE}")
     width = round(height * 72 / 4.6)
@@ -697,7 +697,7 @@ def draw_pictures(
       num_samples: in a row of a picture.
       num_columns: panels in a row.
       pages: below them.
-      num_pages: of those in a row.
+      num_pages: number of pages in a row.
     """
     lines = -(-len(models) // num_columns)  # a data set's
     most = max((len(picture.labels) for picture in strips.values()), default=0)

@@ -1,4 +1,4 @@
-"""What the paper's figures need: a scale, its runs, and which of them are there.
+"""Plans of the paper's figures: a scale, its runs, and those that are finished.
 
 A scale is a config of configs/scales/. The runs of all figures are functions of it:
 every run is a `Spec`, which names its folder and determines its config. A folder of
@@ -134,7 +134,7 @@ def all_columns(scale: ConfigDict) -> tuple[str, ...]:
 
 
 def settings(scale: ConfigDict, dataset: str) -> ConfigDict:
-    """What a scale says of a data set."""
+    """Settings of a data set in a scale."""
     if dataset == "discrete":
         return scale.discrete
     if "pairs" in scale and dataset in scale.pairs.datasets:

@@ -62,7 +62,7 @@ SIZE = re.compile(r"eval/coherence/size_(\d+)")
 ATTRIBUTE = re.compile(
     r"eval/attribute_coherence/(?!leave_one_out|size_1|joint)([^/]+)"
 )
-# Of real captions, what stands beside the generated ones'.
+# Measures of real captions, which stand beside those of generated ones.
 REAL_CAPTIONS = {
     "eval/captions/real/bleu": "BLEU (one against the others of its image)",
     "eval/captions/real/distinct_1": "distinct-1",
@@ -96,7 +96,7 @@ class Points(NamedTuple):
     Attributes:
       heads: a row for each run, learning rate and beta, which are its index: model,
         dataset, label, colour, setting (the beta as text) and seeds (likewise).
-      spreads: of `results.spreads` by run, learning rate, beta and tag.
+      spreads: `results.spreads` by run, learning rate, beta and tag.
       cells: mean and standard deviation as text, a row as those of heads, a column
         for each tag that some run has measured.
     """
@@ -186,7 +186,7 @@ def render(directory: Path) -> str:
 
 
 def names(runs: Sequence[RunRecord], directory: Path) -> dict[Path, str]:
-    """What each run is called: its model, and its folder where that is not enough."""
+    """Name of each run: its model, and its folder where that is not enough."""
     models = [run.summary["model"] for run in runs]
     labels = {}
     for run, model in zip(runs, models, strict=True):
@@ -237,7 +237,7 @@ def points_of(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Points:
 
 
 def overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Table:
-    """What was run: a row a run."""
+    """The runs and their sizes: a row a run."""
     rows = []
     for run in runs:
         summary = run.summary
@@ -257,7 +257,7 @@ def overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Table:
 
 
 def read_results(directory: Path) -> dict:
-    """What claims.json or results.json holds; empty if neither is there.
+    """Content of claims.json or results.json; empty if neither is there.
 
     Raises:
       UsageError: it cannot be read.
@@ -295,7 +295,7 @@ def verdicts(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _about(claim: Mapping[str, Any]) -> str:
-    """What a verdict of experiments.claims is about, besides its claim."""
+    """Data set, model and metric of a verdict of experiments.claims."""
     metric = str(claim.get("metric", "")).removeprefix("eval/")
     parts = [claim.get("dataset"), claim.get("model"), metric]
     known = [str(part) for part in parts if part]
@@ -355,7 +355,7 @@ def _means(points: Points, tag: str) -> str:
 def run_section(
     run: RunRecord, labels: Mapping[Path, str], is_complete: bool
 ) -> dict[str, Any]:
-    """What the page shows of one run: members, samples (all or one), and config."""
+    """The part of the page on one run: members, samples (all or one), and config."""
     rows = run.summary["members"]
     members = [_member(row) for row in rows]
     tags = [
@@ -399,8 +399,8 @@ def _by_column(
     """A row for each model and beta, a column for each of some tags.
 
     Args:
-      points: of the runs.
-      title: of the table.
+      points: the results of the runs.
+      title: title of the table.
       tags: heading -> tag.
       first: the columns of the points' heads that come first.
     """

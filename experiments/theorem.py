@@ -1,4 +1,4 @@
-"""What the theory says beside what was measured: ceilings, and the discrepancy.
+"""The theory beside measurements: ceilings, and the discrepancy.
 
 Functions of finished runs that return a figure and the plotted values. What the
 theorem allows and what it does not is in docs/theory.md: the bound of Eq. 4 on L_S is
@@ -32,7 +32,7 @@ SHOWN_FROM = 0.1
 
 
 class Ceilings(NamedTuple):
-    """What one model cannot exceed on a known joint distribution; nats.
+    """Ceilings of one model on a known joint distribution; nats.
 
     Attributes:
       log_p: E[log p(x)] = -H(X), the ceiling of L_S that holds for every model.
@@ -259,7 +259,7 @@ def draw_discrepancy(
       class_counts: int [num_classes], digit images of each class.
       crop_counts: number of crop positions of each modality, in order; Delta is
         drawn for the first 1, 2, ... of them.
-      quality_label: what the quality is, with its unit or direction.
+      quality_label: name of the quality, with its unit or direction.
 
     Returns:
       (figure, rows), a row for each model and number of modalities: `discrepancy` in

@@ -15,19 +15,19 @@ from experiments.plans import Evidence, Spec
 from mmvae_jax.sweeps import Member
 
 NUM_CLASSES = 10
-# Of Shapes: attribute -> the chance of guessing one of its values.
+# Chance of guessing a value of an attribute of Shapes.
 CHANCES = {"colour": 1 / 8, "shape": 1 / 6}
 
 Row = dict[str, Any]
 
 
 class Metric(NamedTuple):
-    """What a panel shows.
+    """Quantity that a panel shows.
 
     Attributes:
-      tag: of summary.json, without the modality.
-      label: of the axis.
-      limits: of the axis; None where they are those of the values.
+      tag: tag of summary.json, without the modality.
+      label: label of the axis.
+      limits: limits of the axis; None where they are those of the values.
       chance: the value of guessing, drawn as a line.
       reachable: a tag whose values on real data are drawn as a line.
     """
@@ -67,7 +67,7 @@ PROBE = Metric(
 ELBO = Metric("eval/elbo", "ELBO (nats, higher is better)")
 LIKELIHOOD = Metric("eval/log_likelihood", "joint log-likelihood (nats)")
 MATCHING = Metric("eval/matching/leave_one_out", "annotation-free coherence")
-# Of both attributes and directions of a pair, and one by one.
+# Mean over both attributes and directions of a pair; `attribute_metric` has each.
 ATTRIBUTES = Metric(
     "eval/attribute_coherence/leave_one_out",
     "attribute coherence",
@@ -95,7 +95,7 @@ def quality_metrics(
 
     Args:
       evidence: the runs.
-      specs: of the runs; those that are missing or diverged have no say.
+      specs: the runs in question; those that are missing or diverged have no say.
       is_mean: whether the mean over modalities is needed, or the first one's value.
     """
     has_fid = []
@@ -163,13 +163,13 @@ def modalities_of(evidence: Evidence, dataset: str) -> list[str]:
 
 
 def num_modalities(evidence: Evidence, spec: Spec) -> int:
-    """How many modalities a run has, or would have."""
+    """Number of modalities that a run has, or would have."""
     names = _modality_names(members_of(evidence, spec))
     return len(names) or spec.num_modalities or evidence.config.num_modalities[-1]
 
 
 def _modality_names(members: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Those that a run has metrics of, in their order."""
+    """Names of the modalities that a run has metrics of, in their order."""
     for kind in ("reconstruction", "swd", "frechet_classifier", "fid"):
         prefix = f"eval/{kind}/"
         for member in members:
@@ -180,13 +180,13 @@ def _modality_names(members: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def title(evidence: Evidence, dataset: str) -> str:
-    """What a data set is called at this scale."""
+    """Title of a data set at this scale."""
     settings = plans.settings(evidence.config, dataset)
     return settings.get("title", dataset)
 
 
 def description(evidence: Evidence) -> str:
-    """What the scale of the columns that are shown is."""
+    """Description of the scale of the columns that are shown."""
     config, parts = evidence.config, []
     if config.columns:
         parts.append(config.description)
@@ -210,9 +210,9 @@ def point_row(
 
     Args:
       evidence: the runs.
-      name: of the figure.
-      spec: of the run.
-      tag: of the metric, as in summary.json.
+      name: name of the figure.
+      spec: the run.
+      tag: tag of the metric, as in summary.json.
       **others: columns that differ from those of one member without a value. "" as
         the modality is all together; "seeds" were averaged, "diverged" left out.
 
@@ -242,8 +242,8 @@ def beta_rows(
 
     Args:
       evidence: the runs.
-      name: of the figure.
-      spec: of the run; a run that is missing, or lacks the metric, has no rows.
+      name: name of the figure.
+      spec: the run; a run that is missing, or lacks the metric, has no rows.
       tag: without the modality.
       modality: "" for the value of all together.
     """
@@ -257,7 +257,7 @@ def front_of(spreads: pd.DataFrame, coherence: str, quality: str) -> pd.DataFram
     """The points of some runs that have both a coherence and a quality.
 
     Args:
-      spreads: of `results.spreads`.
+      spreads: rows of `results.spreads`.
       coherence: the tag of the one.
       quality: the tag of the other.
 
@@ -299,7 +299,7 @@ def given_rows(evidence: Evidence, name: str, spec: Spec) -> list[Row]:
 def reachable_rows(
     evidence: Evidence, name: str, specs: Iterable[Spec], tag: str
 ) -> list[Row]:
-    """What real data reach, the mean over modalities: one row where it is known."""
+    """The mean over modalities that real data reach: one row where it is known."""
     prefix = f"{tag}/"
     for spec in specs:
         # The same for all members: classifiers are a data set's.
