@@ -1,21 +1,25 @@
-"""What stands below a figure: what it shows, of which runs, and what it lacks."""
+"""Captions of figures: their content, their runs, and the runs they lack."""
 
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
 from experiments import paper, plans, results, values
 from experiments.plans import Evidence, Spec
+from mmvae_jax.sweeps import Member
 
 PICTURES = ("9", "10")
-# How a run names that it uses the first modalities only, which figures show.
+# End of the data set's name in a run of the first modalities, which figures show.
 FIRST = re.compile(r"-first\d+$")
 HEADINGS = {
+    "tradeoff": "The trade-off",
     "matching": "Coherence without annotation",
     "theorem": "The theorem",
     "discrepancy": "Generative discrepancy",
@@ -40,6 +44,9 @@ SENTENCES = {
     "gradients, a learned prior), over β",
     "13": "MVAE with (MVAE+) and without the ELBOs of single modalities as further "
     "terms, over β",
+    "tradeoff": "Quality of unconditional samples, the mean over modalities, and ELBO "
+    "against coherence given all other modalities, each with its standard deviation; "
+    "better is up and to the right; markers grow with β",
     "matching": "Coherence as networks trained without labels see it (0: shuffled "
     "pairs, 1: real ones), against coherence as labels do; a point is a trained "
     "model at one β and seed; ρ is Spearman's rank correlation, with its bootstrap "
@@ -73,12 +80,12 @@ PAIRS = {
 
 
 def caption(evidence: Evidence, name: str, tags: Iterable[str] = ()) -> str:
-    """What a figure shows and what it was measured with, from the runs themselves.
+    """Content of a figure, and the setting of its runs, from the runs themselves.
 
     Args:
       evidence: the runs.
-      name: of the figure, as in plans.figure_specs.
-      tags: of the metrics shown.
+      name: name of the figure, as in plans.figure_specs.
+      tags: tags of the metrics shown.
 
     Returns:
       One paragraph.
@@ -136,7 +143,7 @@ def _machine(summary: Mapping[str, Any]) -> str:
 
 
 def _absences(evidence: Evidence, name: str, specs: Sequence[Spec]) -> list[str]:
-    """What a figure lacks, as sentences."""
+    """Runs and betas that a figure lacks, as sentences."""
     left_out = {
         spec.dataset: values.title(evidence, spec.dataset)
         for spec in specs
@@ -148,10 +155,8 @@ def _absences(evidence: Evidence, name: str, specs: Sequence[Spec]) -> list[str]
     lost, is_partial = [], False
     for spec in specs:
         groups = _finite_by_beta(evidence, name, spec)
-        gone = [
-            values.show_beta(beta) for beta, group in groups.items() if not any(group)
-        ]
-        is_partial |= any(any(group) and not all(group) for group in groups.values())
+        gone = [values.show_beta(beta) for beta in groups.index[~groups["any"]]]
+        is_partial |= bool((groups["any"] & ~groups["all"]).any())
         if gone:
             place = values.title(evidence, spec.dataset)
             lost.append(
@@ -173,31 +178,31 @@ def _absences(evidence: Evidence, name: str, specs: Sequence[Spec]) -> list[str]
     return sentences
 
 
-def _finite_by_beta(
-    evidence: Evidence, name: str, spec: Spec
-) -> dict[float, list[bool]]:
-    """beta -> whether its members are finite, of those that a figure shows."""
-    groups: dict[float, list[bool]] = {}
-    for member in values.members_of(evidence, spec):
-        if name in ("3", "11"):
-            settings = evidence.config.datasets[spec.dataset]
-            is_shown = member["beta"] == settings.beta_by_modalities
-        else:
-            is_shown = name not in PICTURES or values.is_pictured(
-                evidence, spec, member
-            )
-        if is_shown:
-            groups.setdefault(member["beta"], []).append(member["finite"])
-    return groups
+def _finite_by_beta(evidence: Evidence, name: str, spec: Spec) -> pd.DataFrame:
+    """Whether any and all members of a beta are finite, of those that a figure shows.
+
+    Returns:
+      The columns any and all, a row for each beta.
+    """
+    table = evidence.table
+    own = table[table["run"] == spec.folder].drop_duplicates([*Member._fields])
+    if name in ("3", "11"):
+        settings = evidence.config.datasets[spec.dataset]
+        own = own[own["beta"] == settings.beta_by_modalities]
+    elif name in PICTURES:
+        members = own.to_dict("records")
+        shown = [values.is_pictured(evidence, spec, member) for member in members]
+        own = own[np.array(shown, bool)]
+    return own.groupby("beta")["finite"].agg(["any", "all"])
 
 
 def finish(figure: Figure, text: str, size: float = 7.0) -> None:
     """Adds a caption below the panels, which keep their size.
 
     Args:
-      figure: of a `Drawing`; it grows by what the caption needs.
+      figure: figure of a `Drawing`; it grows by what the caption needs.
       text: any; wrapped to the width of the figure.
-      size: of the font, points.
+      size: size of the font, points.
     """
     width, height = figure.get_size_inches()
     margin, line = 0.1, 1.35 * size / 72

@@ -29,7 +29,7 @@ import tabulate
 from absl import flags
 
 from experiments import command, paper, plans, terminal, values
-from experiments.results import LABELS, RunRecord, Spread, by_beta, show
+from experiments.results import LABELS, RunRecord, show
 from mmvae_jax import writers
 from mmvae_jax.errors import UsageError
 from mmvae_jax.files import write_whole
@@ -45,11 +45,11 @@ class Point(NamedTuple):
     """A metric of a run at one beta, over its seeds.
 
     Attributes:
-      label: what is measured, for the text of the numbers.
-      beta: of the members.
+      label: name of the measurement, for the text of the numbers.
+      beta: beta of the members.
       mean: over the seeds that did not diverge.
       std: standard deviation (n - 1) over them.
-      num: how many they are.
+      num: number of these seeds.
     """
 
     label: str
@@ -60,11 +60,11 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What one verdict is about: a claim on a data set, for a model and a metric.
+    """Subject of one verdict: a claim on a data set, for a model and a metric.
 
     Attributes:
       evidence: the runs.
-      claim: of `paper.CLAIMS`.
+      claim: one of `paper.CLAIMS`.
       column: the data set.
       model: the model, or "".
       tag: the metric.
@@ -78,15 +78,15 @@ class Line(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a rule found.
+    """Result of a rule.
 
     Attributes:
       holds: whether the claim does.
-      points: the numbers it is made of.
+      points: the numbers that it is made of.
       difference: the number that should exceed zero; nan if there is no such one.
-      standard_error: of the difference.
+      standard_error: standard error of the difference.
       z: the difference in units of its standard error.
-      note: what else there is to say.
+      note: further remark.
     """
 
     holds: bool
@@ -105,14 +105,14 @@ class Verdict(NamedTuple):
       dataset: the data set's title at this scale.
       model: the model's label, or "all".
       tag: the metric.
-      rule: how it was judged, as text.
+      rule: rule by which it was judged, as text.
       scale: the name of the scale.
       holds: True, False, or None for what was not measured.
       difference: the number that should exceed zero, nan where there is none.
-      standard_error: of the difference.
+      standard_error: standard error of the difference.
       z: the difference in units of its standard error.
-      numbers: what was measured, or why it was not, as text.
-      points: what was measured.
+      numbers: the measurements as text, or why there are none.
+      points: the measurements.
     """
 
     claim: paper.Claim
@@ -134,11 +134,13 @@ class Verdict(NamedTuple):
         return WORDS[self.holds]
 
 
-def evaluate(evidence: plans.Evidence) -> list[Verdict]:
-    """The verdicts on all claims, in the order of the table."""
+def evaluate(
+    evidence: plans.Evidence, found: Sequence[paper.Claim] = paper.CLAIMS
+) -> list[Verdict]:
+    """The verdicts on some claims, in their order."""
     return [
         judge(Line(evidence, claim, column, model, tag))
-        for claim in paper.CLAIMS
+        for claim in found
         for column in claim.columns
         if column in plans.all_columns(evidence.config)
         for model in claim.models
@@ -154,14 +156,22 @@ def tags_of(
         return claim.tags
     fid, others = claim.tags
     specs = paper.specs_of(claim, evidence.config, column, model)
-    runs = [evidence.runs[spec] for spec in specs if spec in evidence.runs]
-    has_fid = bool(runs) and all(
-        tag in tags
-        for tag in fid
-        for run in runs
-        for tags in by_beta(run.summary).values()
-    )
-    return fid if has_fid else others
+    return fid if has_metrics(evidence, specs, fid) else others
+
+
+def has_metrics(
+    evidence: plans.Evidence, specs: Sequence[plans.Spec], tags: Sequence[str]
+) -> bool:
+    """Whether all of some runs that are there have all of some metrics.
+
+    A run has a metric if it has it at every beta at which a member is finite.
+    """
+    spreads = evidence.spreads
+    is_own = spreads["run"].isin([spec.folder for spec in specs])
+    own = spreads[is_own & (spreads["seeds"] > 0)]
+    num_known = own["mean"][own["tag"].isin(tags)].count()
+    places = own[["run", "beta"]].drop_duplicates()
+    return 0 < num_known == len(places) * len(tags)
 
 
 def judge(line: Line) -> Verdict:
@@ -230,34 +240,27 @@ def slope_terms(
     return list(zip(weights.tolist(), points, strict=True))
 
 
-def over_betas(summary: Mapping, tag: str, label: str) -> list[Point]:
-    """A metric of a summary at the betas that have it, smallest first."""
-    nums = Counter(m["beta"] for m in summary["members"] if m["finite"])
-    return [
-        Point(label, beta, *tags[tag], nums[beta])
-        for beta, tags in sorted(by_beta(summary).items())
-        if tag in tags
-    ]
-
-
 def points_of(line: Line, spec: plans.Spec, tag: str = "") -> list[Point]:
     """A metric of a run at all betas with two or more finite seeds, smallest first.
 
     Raises:
       NotMeasured: there is none.
     """
-    run, tag = line.evidence.runs[spec], tag or line.tag
-    if not by_beta(run.summary):
+    evidence, tag = line.evidence, tag or line.tag
+    own = evidence.spreads[evidence.spreads["run"] == spec.folder]
+    if len(own) and not own["seeds"].any():
         raise NotMeasured(f"all members of {spec.folder} diverged")
-    points = over_betas(run.summary, tag, _spec_label(line, spec))
-    if not points:
+    known = values.over_betas(evidence, spec, tag).dropna(subset="mean")
+    if known.empty:
         raise NotMeasured(f"no {tag} in {spec.folder}")
-    several = [point for point in points if point.num > 1]
-    if not several:
+    several = known[known["seeds"] > 1]
+    if several.empty:
         raise NotMeasured(
             f"one finite seed a beta in {spec.folder}: its standard error is unknown"
         )
-    return several
+    columns = several[["beta", "mean", "std", "seeds"]]
+    label = _spec_label(line, spec)
+    return [Point(label, *row) for row in columns.itertuples(index=False)]
 
 
 def best(line: Line, spec: plans.Spec, tag: str = "") -> Point:
@@ -342,7 +345,7 @@ def is_level(line: Line) -> Finding:
 
 
 def _within(line: Line, sides: Sequence[int]) -> Finding:
-    """HALF * (gap of the nearer mixture) - side * (gap of the model), the least one.
+    """PART_OF_GAP * (gap of the nearer mixture) - side * (gap of the model), the least.
 
     Gaps are to the target, positive where it is ahead. A mixture without a gap leaves
     nothing to be within.
@@ -354,8 +357,8 @@ def _within(line: Line, sides: Sequence[int]) -> Finding:
         _finding(
             [
                 (sign * side, model),
-                (sign * (paper.HALF - side), target),
-                (-sign * paper.HALF, nearer),
+                (sign * (paper.PART_OF_GAP - side), target),
+                (-sign * paper.PART_OF_GAP, nearer),
             ]
         )
         for side in sides
@@ -425,8 +428,8 @@ def collapses(line: Line) -> Finding:
     seen, seen_there = (_accuracy(line, spec) for spec in specs)
     if seen_there <= paper.CHANCE:
         raise NotMeasured(f"the classifiers of {specs[1].folder} guess")
-    # Of the coherence, what worse classifiers alone would leave.
-    part = paper.HALF * (seen - paper.CHANCE) / (seen_there - paper.CHANCE)
+    # The part of the coherence that worse classifiers alone would leave.
+    part = paper.PART_OF_GAP * (seen - paper.CHANCE) / (seen_there - paper.CHANCE)
     chance = Point("chance", math.nan, paper.CHANCE, 0.0, 1)
     found = _finding([(part, there), (-1, here), (1 - part, chance)])
     return found._replace(
@@ -437,13 +440,14 @@ def collapses(line: Line) -> Finding:
 
 def _accuracy(line: Line, spec: plans.Spec) -> float:
     """Mean accuracy of the classifiers of all modalities on real images."""
-    tags = next(iter(by_beta(line.evidence.runs[spec].summary).values()))
-    accuracies = [
-        s.mean for tag, s in tags.items() if tag.startswith(paper.ACCURACY + "/")
-    ]
-    if not accuracies:
+    spreads = line.evidence.spreads
+    own = spreads[(spreads["run"] == spec.folder) & (spreads["seeds"] > 0)]
+    # The same at every beta.
+    own = own[own["beta"] == own["beta"].iloc[0]].dropna(subset="mean")
+    own = own[own["tag"].str.startswith(f"{paper.ACCURACY}/")]
+    if own.empty:
         raise NotMeasured(f"no {paper.ACCURACY} in {spec.folder}")
-    return float(np.mean(accuracies))
+    return float(own["mean"].mean())
 
 
 def is_never_both(line: Line) -> Finding:
@@ -465,7 +469,7 @@ def is_never_both(line: Line) -> Finding:
         points = [quality, coherence._replace(label=f"{quality.label} coherence")]
         short = [_finding([(1, bound), (-1, coherence)], "short of coherence")]
         if z >= paper.THRESHOLD:
-            weights = {goal: 1 - paper.HALF, last: paper.HALF}
+            weights = {goal: 1 - paper.PART_OF_GAP, last: paper.PART_OF_GAP}
             # The model may be the last one itself.
             weights[quality] = weights.get(quality, 0) - 1
             terms = [(_sign(tag) * w, point) for point, w in weights.items()]
@@ -487,31 +491,27 @@ def is_never_both(line: Line) -> Finding:
 def _image_quality(line: Line) -> str:
     """The metric of the quality of images: FID where all runs have it."""
     (fid,), (swd,) = paper.IMAGE
-    runs = [line.evidence.runs[spec] for spec in _specs(line)]
-    tags = [tags for run in runs for tags in by_beta(run.summary).values()]
-    return fid if tags and all(fid in own for own in tags) else swd
+    return fid if has_metrics(line.evidence, _specs(line), (fid,)) else swd
 
 
 def _half_of_real(line: Line, spec: plans.Spec) -> Point:
     """A coherence half of the way from chance to what is read off real images."""
     chance, tag = paper.GIVEN_CAPTIONS[line.tag]
-    for tags in by_beta(line.evidence.runs[spec].summary).values():
-        if tag in tags:
-            half = chance + paper.HALF * (tags[tag].mean - chance)
-            return Point("half of real images", math.nan, half, 0.0, 1)
-    raise NotMeasured(f"no {tag} in {spec.folder}")
+    known = values.over_betas(line.evidence, spec, tag)["mean"].dropna()
+    if known.empty:
+        raise NotMeasured(f"no {tag} in {spec.folder}")
+    half = chance + paper.PART_OF_GAP * (known.iloc[0] - chance)
+    return Point("half of real images", math.nan, half, 0.0, 1)
 
 
 def nothing_is_annotated(line: Line) -> Finding:
     """Never judged; says what networks trained without labels see."""
     seen = []
     for model in line.claim.others:
-        run = line.evidence.runs.get(plans.Spec(line.column, model))
-        spreads = by_beta(run.summary) if run else {}
-        for beta, tags in sorted(spreads.items()):
-            if line.tag in tags:
-                value = show(tags[line.tag])
-                seen.append(f"{_label(model)} {value} (beta {beta:g})")
+        spec = plans.Spec(line.column, model)
+        known = values.over_betas(line.evidence, spec, line.tag).dropna(subset="mean")
+        for beta, *numbers in known[["beta", "mean", "std"]].itertuples(index=False):
+            seen.append(f"{_label(model)} {show(*numbers)} (beta {beta:g})")
     text = "not judged by a number: no labels say what is shared"
     if seen:
         text += (
@@ -643,12 +643,12 @@ JUDGES: dict[str, Callable[[Line], Finding]] = {
 
 
 def _label(model: str) -> str:
-    """What a model is called."""
+    """Name of a model."""
     return LABELS.get(model, model)
 
 
 def _spec_label(line: Line, spec: plans.Spec) -> str:
-    """What a run is called in a line: its model, and its data set if it is another."""
+    """Name of a run in a line: its model, and its data set if it is another."""
     label = _label(spec.model)
     if line.claim.reference:
         label += f" on {values.title(line.evidence, spec.dataset)}"
@@ -656,7 +656,7 @@ def _spec_label(line: Line, spec: plans.Spec) -> str:
 
 
 def rule_text(claim: paper.Claim) -> str:
-    """How a claim is judged."""
+    """The rule of a claim as text."""
     labels = [_label(model) for model in claim.others]
     return paper.RULES[claim.rule].format(
         others=("each of " if labels[1:] else "") + ", ".join(labels),
@@ -674,7 +674,7 @@ def _show(point: Point, line: Line) -> str:
     seeds = plans.settings(scale, line.column).get("seed", scale.seed)
     if point.num != len(seeds):
         parts.append(f"{point.num} seeds")
-    value = f"{point.label} {show(Spread(point.mean, point.std))}"
+    value = f"{point.label} {show(point.mean, point.std)}"
     return f"{value} ({', '.join(parts)})" if parts else value
 
 
@@ -691,7 +691,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
         group = list(group)
         rows = [
             [
-                # What fails is not overlooked.
+                # A failure is not overlooked.
                 verdict.word.upper() if verdict.holds is False else verdict.word,
                 verdict.dataset,
                 verdict.model,
@@ -713,7 +713,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
 
 
 def found_claims(evidence: plans.Evidence, verdicts: Sequence[Verdict]) -> dict:
-    """What claims.json holds: the verdicts and what they were made with."""
+    """Content of claims.json: the verdicts, and the runs they are about."""
     summaries = [run.summary for run in evidence.runs.values()]
     machines = dict.fromkeys(
         f"{s['device']}" + (f", {s['cpu_cores']} cores" if s.get("cpu_cores") else "")
@@ -757,7 +757,7 @@ def found_claims(evidence: plans.Evidence, verdicts: Sequence[Verdict]) -> dict:
 
 
 def markdown(found: Mapping) -> str:
-    """What claims.json holds as a page: a table with a row for each verdict."""
+    """Content of claims.json as a page: a table with a row for each verdict."""
     rows = [
         [
             f"{verdict['claim']} ({verdict['where']})",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments import captions, panels, paper, plans, values
@@ -20,6 +21,7 @@ from experiments.plans import Evidence, Spec
 from experiments.values import (
     ATTRIBUTES,
     COHERENCE,
+    ELBO,
     LIKELIHOOD,
     MATCHING,
     PROBE,
@@ -30,7 +32,7 @@ from experiments.values import (
 
 NUM_CONDITIONS = 10  # columns of the pictures of conditional samples
 NUM_PRIOR = 20  # columns of those of prior samples
-# Of pictures with captions, what is shown of their height.
+# Share of the height of pictures with captions that is shown.
 PART_OF_PRIOR = 0.5
 PART_OF_CONDITIONAL = 0.3
 
@@ -42,7 +44,7 @@ class Drawing(NamedTuple):
       figure: without its caption; `captions.finish` adds it.
       rows: one a plotted point, or none for pictures: the columns of
         `values.point_row`.
-      caption: of these runs.
+      caption: description of these runs.
     """
 
     figure: Figure
@@ -198,6 +200,29 @@ def draw_subsampling(evidence: Evidence) -> Drawing:
 
 
 @matplotlib.rc_context(STYLE)
+def draw_tradeoff(evidence: Evidence) -> Drawing:
+    """Quality and ELBO against coherence of the models of Figure 2."""
+    columns = evidence.config.columns
+    specs = plans.sweep(columns, plans.MODELS)
+    # The Frechet distance that stands beside it needs classifiers.
+    quality = values.quality_metrics(evidence, specs, is_mean=True)[-1]
+    grid = [
+        [
+            Front(
+                *("", COHERENCE, metric, plans.sweep([column], plans.MODELS), ()),
+                heading=values.title(evidence, column),
+                is_annotated=True,
+            )
+            for metric in (quality, ELBO)
+        ]
+        for column in columns
+    ]
+    figure, rows = panels.draw_fronts(evidence, "tradeoff", grid, (4.2, 3.2))
+    tags = [metric.tag for metric in (COHERENCE, quality, ELBO)]
+    return Drawing(figure, rows, captions.caption(evidence, "tradeoff", tags))
+
+
+@matplotlib.rc_context(STYLE)
 def draw_matching(evidence: Evidence) -> Drawing:
     """Annotation-free against labelled coherence, a point a trained model."""
     columns = evidence.config.columns
@@ -206,13 +231,13 @@ def draw_matching(evidence: Evidence) -> Drawing:
     for axis, column in zip(axes[0], columns, strict=True):
         specs = plans.sweep([column], plans.MODELS)
         pairs = {spec: values.coherence_pairs(evidence, spec) for spec in specs}
-        pairs = {spec: found for spec, found in pairs.items() if found}
+        pairs = {spec: found for spec, found in pairs.items() if len(found)}
         title = values.title(evidence, column)
         if pairs:
             panels.draw_pairs(axis, pairs)
             for spec, found in pairs.items():
                 rows += values.pair_rows(evidence, spec, found)
-            together = [pair for found in pairs.values() for pair in found]
+            together = pd.concat(pairs.values())
             agreement = values.agreement_rows(evidence, Spec(column, ""), together)
             rows += agreement
             title += "\n" + _show_agreement(*(row["mean"] for row in agreement))
@@ -298,6 +323,7 @@ DRAWINGS: dict[str, Callable[[Evidence], Drawing]] = {
     "11": draw_repeated_modalities,
     "12": draw_official,
     "13": draw_subsampling,
+    "tradeoff": draw_tradeoff,
     "matching": draw_matching,
     "family": draw_family,
     "inputs": draw_inputs,
@@ -349,7 +375,7 @@ def _draw_columns(
 
 
 def _conditional_pages(evidence: Evidence, column: str) -> list[Page]:
-    """What models generate of each modality of a pair given the other one."""
+    """Pictures of each modality of a pair given the other one."""
     names = values.modalities_of(evidence, column)[:2]
     return [
         Page(

@@ -4,16 +4,16 @@
     python -m experiments.figures --scale=paper --dry_run
 
 --figure is a number of the first paper (2, 3, 4, 6 to 13), "theorem", "discrepancy",
-"matching", "family" or "inputs", several of them with commas, or "all" (the default),
-which ends with the table of claims and report.html. --columns takes only some of the
-data sets, "shapes,cub" for instance. Figures are drawn from finished runs only: what
-is not there is a missing point. A stopped command continues where it was. --dry_run
-trains nothing, but prepares images with captions, whose vocabulary decides on the
-networks. --cluster=ray trains the runs as tasks of a Ray cluster (docs/scaling.md).
+"tradeoff", "matching", "family" or "inputs", several of them with commas, or "all"
+(the default), which ends with the table of claims and report.html. --columns takes
+only some of the data sets, "shapes,cub" for instance. Figures are drawn from finished
+runs only: what is not there is a missing point. A stopped command continues where it
+was. --dry_run trains nothing, but prepares images with captions, whose vocabulary
+decides on the networks. --cluster=ray trains the runs as tasks of a Ray cluster
+(docs/scaling.md).
 """
 
-import csv
-import io
+import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -21,32 +21,25 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import tabulate
 from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import (
-    captions,
     claims,
     cluster,
     command,
     datasets,
-    drawings,
-    panels,
+    gallery,
     plans,
     report,
-    results,
     run,
     terminal,
-    theorem,
-    values,
     workdirs,
 )
 from mmvae_jax import evaluate, models, sweeps, train, tuning
 from mmvae_jax.errors import UsageError
-from mmvae_jax.files import write_whole
 from mmvae_jax.types import TokenShape
 
 
@@ -223,7 +216,7 @@ def print_plan(directory: Path, configs: Mapping[plans.Spec, ConfigDict]) -> Non
 
 
 def _overhead(directory: Path, configs, missing) -> str:
-    """What finished runs took besides training, if there are any."""
+    """Time of the finished runs with all that comes on top of training, as text."""
     finished = {s: c for s, c in configs.items() if s not in missing}
     if not finished:
         return " (not measured yet)"
@@ -267,7 +260,7 @@ def train_missing(directory: Path, configs: Mapping[plans.Spec, ConfigDict]) -> 
     """
     missing = [spec for spec in configs if not is_finished(directory, spec)]
     costs = {spec: _bytes_seen(configs[spec]) for spec in missing}
-    # What every run takes whatever its size: compilation, evaluation, pictures.
+    # Every run takes this, whatever its size: compilation, evaluation, pictures.
     least = 0.1 * max(costs.values(), default=0.0)
     costs = {spec: cost + least for spec, cost in costs.items()}
     done, start = 0.0, time.perf_counter()
@@ -283,79 +276,6 @@ def train_missing(directory: Path, configs: Mapping[plans.Spec, ConfigDict]) -> 
         done += costs[spec]
         jax.clear_caches()  # of programs that no other run will call
     return 0
-
-
-def draw_theorem(evidence: plans.Evidence) -> drawings.Drawing:
-    """The models' bounds in training against their ceilings, on a known pmf."""
-    records = {
-        spec.model: record
-        for spec, record in evidence.runs.items()
-        if spec.dataset == "discrete"
-    }
-    figure, rows = theorem.draw_ceilings(records)
-    return drawings.Drawing(figure, rows, captions.caption(evidence, "theorem"))
-
-
-def draw_discrepancy(evidence: plans.Evidence) -> drawings.Drawing:
-    """Delta(X, S) over the number of modalities beside Figure 3's first column."""
-    dataset = evidence.config.columns[0]
-    rows = [
-        row
-        for row in drawings.DRAWINGS["3"](evidence).rows
-        if row["model"] in plans.MULTIMODAL
-        and row["dataset"] == evidence.config.datasets[dataset].title
-    ]
-    # The last is the sliced Wasserstein distance, unless there are FIDs.
-    metric = rows[-1]["metric"] if rows else values.SWD.tag
-    label = (values.FID if metric.startswith(values.FID.tag) else values.SWD).label
-    quality: dict[str, dict[int, results.Spread]] = {}
-    for row in rows:
-        if row["metric"] == metric:
-            spread = results.Spread(row["mean"], row["std"])
-            quality.setdefault(row["model"], {})[row["num_modalities"]] = spread
-    config = next(
-        record.config["data"]
-        for spec, record in evidence.runs.items()
-        if spec.dataset == dataset and not spec.is_repeated
-    )
-    figure, rows = theorem.draw_discrepancy(
-        quality, *theorem.polymnist_process(ConfigDict(config)), label
-    )
-    text = captions.caption(evidence, "discrepancy", [metric])
-    return drawings.Drawing(figure, rows, text)
-
-
-DRAWINGS = drawings.DRAWINGS | {
-    "theorem": draw_theorem,
-    "discrepancy": draw_discrepancy,
-}
-
-
-def draw(evidence: plans.Evidence, names: Sequence[str]) -> None:
-    """Writes figures/figure_N.{png,pdf,csv} of the figures in a plan's folder."""
-    folder = evidence.directory / "figures"
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        drawing = DRAWINGS[name](evidence)
-        captions.finish(drawing.figure, drawing.caption)
-        stem = f"figure_{name}"
-        with matplotlib.rc_context(panels.STYLE):
-            drawing.figure.savefig(folder / f"{stem}.png", dpi=130)
-            # Without the date, equal values are equal files.
-            undated = {"CreationDate": None}
-            drawing.figure.savefig(folder / f"{stem}.pdf", metadata=undated)
-        write_csv(folder / f"{stem}.csv", drawing.rows)
-        terminal.say(f"{folder / stem}.png, .pdf, .csv")
-
-
-def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
-    """Writes the plotted values, at once or not at all."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue())
 
 
 def _time(seconds: float) -> str:
@@ -390,7 +310,7 @@ def main() -> int:
     if flags.FLAGS.dry_run:
         print_plan(directory, configs)
         return 0
-    # What only looks at runs leaves nothing behind where there are none.
+    # A call that only draws leaves nothing behind where there are no runs.
     if flags.FLAGS.train or (directory / plans.PLAN).exists():
         plans.record(directory, name, scale)
     if flags.FLAGS.train:
@@ -407,8 +327,8 @@ def main() -> int:
             return code
     evidence = plans.read(directory)
     if columns is not None:
-        evidence = evidence._replace(config=shown)
-    draw(evidence, figures)
+        evidence = dataclasses.replace(evidence, config=shown)
+    gallery.draw(evidence, figures)
     if flags.FLAGS.figure == "all":
         claims.report(evidence)
         report.write(directory, directory / "report.html")
@@ -417,25 +337,17 @@ def main() -> int:
 
 
 FLAG_NAMES = (
-    "figure",
-    "scale",
-    "directory",
-    "dry_run",
-    "train",
-    "data_dir",
-    "digits_dir",
-    "backgrounds_dir",
-    "cub_dir",
-    "columns",
-    "cluster",
-    "address",
+    *("figure", "scale", "directory", "dry_run", "train", "columns"),
+    *("data_dir", "digits_dir", "backgrounds_dir", "cub_dir", "cluster", "address"),
 )
 
 
 def define_flags() -> None:
     """Defines FLAG_NAMES."""
     flags.DEFINE_string("figure", "all", "figures of the paper, or all")
-    flags.DEFINE_string("scale", "demo", "demo, cpu, paper, or a file like theirs")
+    flags.DEFINE_string(
+        "scale", "demo", f"{', '.join(plans.SCALES)}, or a file like theirs"
+    )
     flags.DEFINE_string("directory", "", "folder; default: runs/figures_SCALE")
     flags.DEFINE_bool("dry_run", False, "only say what would be trained, and its cost")
     flags.DEFINE_bool("train", True, "--notrain: draw what is there")

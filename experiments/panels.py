@@ -11,14 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import plans, results, values
+from experiments import paper, plans, results, values
 from experiments.plans import Evidence, Spec
-from experiments.values import COHERENCE, Metric, Pair, Row
+from experiments.values import COHERENCE, MATCHING, Metric, Row
 from mmvae_jax.errors import UsageError
 from mmvae_jax.sweeps import Member
 from mmvae_jax.writers import member_name
@@ -47,7 +48,7 @@ STYLE = {
 GREY = "0.55"
 LEVEL = {"color": "0.3", "linewidth": 0.8, "linestyle": ":"}
 AXIS_LABELS = {"beta": "β", "num_modalities": "number of modalities"}
-# Of the smallest and the largest beta, points squared.
+# Areas of the markers of the smallest and the largest beta, points squared.
 AREAS = (4.0, 30.0)
 # Opacity of what is there to be compared with.
 FAINT = 0.45
@@ -59,9 +60,9 @@ class Panel(NamedTuple):
 
     Attributes:
       title: above the panel.
-      metric: what is shown.
-      specs: of the runs.
-      modality: whose values they are; "" for those of all together.
+      metric: the quantity shown.
+      specs: the runs.
+      modality: the modality whose values they are; "" for those of all together.
       heading: above the label of the axis.
     """
 
@@ -78,10 +79,11 @@ class Front(NamedTuple):
     Attributes:
       title: above the panel.
       coherence: to the right.
-      quality: up is better, as it is in all fronts of this project.
-      specs: of the runs.
-      references: likewise, of runs that are there to be compared with.
+      quality: better is up, as it is in all fronts of this project.
+      specs: the runs.
+      references: runs that are there to be compared with.
       heading: above the label of the axis.
+      is_annotated: whether each point has its beta beside it.
     """
 
     title: str
@@ -90,14 +92,15 @@ class Front(NamedTuple):
     specs: Sequence[Spec]
     references: Sequence[Spec]
     heading: str
+    is_annotated: bool = False
 
 
 class Strips(NamedTuple):
     """A picture of samples, as runs write it.
 
     Attributes:
-      name: of its file, after the member's.
-      labels: what stands beside each of its rows.
+      name: name of its file, after the member's.
+      labels: text beside each of its rows.
     """
 
     name: str
@@ -108,10 +111,10 @@ class Page(NamedTuple):
     """A picture of samples with captions, as runs write it.
 
     Attributes:
-      spec: of the run.
-      name: of its file, after the member's.
-      title: what it shows.
-      part: how much of its height is shown, from above.
+      spec: the run.
+      name: name of its file, after the member's.
+      title: description of the picture.
+      part: share of its height that is shown, from above.
     """
 
     spec: Spec
@@ -187,9 +190,9 @@ def draw_grid(
 
     Args:
       evidence: the runs.
-      name: of the figure.
+      name: name of the figure.
       grid: rows of panels; a row may be shorter.
-      size: of a panel, inches.
+      size: width and height of a panel, inches.
       x: "beta" or "num_modalities".
       is_shared: whether the panels of a row have one axis of values.
       is_column: whether those of a column have one axis below and those of a row
@@ -209,7 +212,7 @@ def draw_grid(
     else:
         sharey = "row" if is_shared else False
         figure, axes = make_axes(len(grid), num_columns, width, height, sharey=sharey)
-    betas, numbers = _betas_of(evidence, grid), evidence.config.num_modalities
+    betas = _betas_of(evidence, grid)
 
     def neighbour(i: int, j: int) -> Panel | None:
         is_there = 0 <= i < len(grid) and j < len(grid[i])
@@ -221,13 +224,7 @@ def draw_grid(
             axis = axes[i, j]
             above, under = neighbour(i - 1, j), neighbour(i + 1, j)
             own = _kind(evidence, panel)
-            if x == "beta":
-                _set_beta_axis(axis, betas[own], width)
-                found = _draw_over_beta(axis, evidence, name, panel)
-            else:
-                axis.set_xticks(numbers)
-                axis.set_xlim(numbers[0] - 0.2, numbers[-1] + 0.2)
-                found = _draw_over_numbers(axis, evidence, name, panel)
+            found = _fill_panel(axis, evidence, name, panel, x, betas[own], width)
             rows += found
             if not found:
                 say(axis, NOT_MEASURED, keeps_ticks=is_shared)
@@ -248,6 +245,25 @@ def draw_grid(
         axis.set_axis_off()
     add_legend(figure, empty[0] if empty else None)
     return figure, rows
+
+
+def _fill_panel(
+    axis: Axes,
+    evidence: Evidence,
+    name: str,
+    panel: Panel,
+    x: str,
+    betas: Sequence[float],
+    width: float,
+) -> list[Row]:
+    """Draws the lines of a panel over x, with its ticks; returns the points."""
+    if x == "beta":
+        _set_beta_axis(axis, betas, width)
+        return _draw_over_beta(axis, evidence, name, panel)
+    numbers = evidence.config.num_modalities
+    axis.set_xticks(numbers)
+    axis.set_xlim(numbers[0] - 0.2, numbers[-1] + 0.2)
+    return _draw_over_numbers(axis, evidence, name, panel)
 
 
 def _kind(evidence: Evidence, panel: Panel) -> str:
@@ -275,99 +291,151 @@ def draw_fronts(
 ) -> tuple[Figure, list[Row]]:
     """Panels with quality against coherence, a line a run through its betas.
 
+    The panels of a row have one axis if they show one quality.
+
     Returns:
       (figure, rows), two rows for each plotted point but those of references.
     """
-    figure, axes = make_axes(len(grid), len(grid[0]), *size, sharey="row")
+    is_shared = all(len({front.quality for front in line}) == 1 for line in grid)
+    sharey = "row" if is_shared else False
+    figure, axes = make_axes(len(grid), len(grid[0]), *size, sharey=sharey)
     specs = [spec for line in grid for front in line for spec in front.specs]
     betas = values.betas_of(evidence, specs)
     # Each value once, whatever else it is drawn against.
     known: dict[tuple, Row] = {}
     for i, line in enumerate(grid):
-        is_measured = False
-        for axis, front in zip(axes[i], line, strict=True):
-            for spec in front.references:
-                _draw_front(axis, evidence, name, front, spec, betas, FAINT)
-            found = []
-            for spec in front.specs:
-                found += _draw_front(axis, evidence, name, front, spec, betas)
+        turned = set()
+        for j, (axis, front) in enumerate(zip(axes[i], line, strict=True)):
+            found = _fill_front(axis, evidence, name, front, betas)
             for row in found:
                 place = row["dataset"], row["model"], row["beta"], row["metric"]
                 known.setdefault(place, row)
-            is_measured |= bool(found)
-            if found:
-                axis.axvline(front.coherence.chance, **LEVEL, label="chance")
-            else:
-                say(axis, NOT_MEASURED, keeps_ticks=True)
-            axis.set_xlim(*front.coherence.limits)
             if i == 0:
                 axis.set_title(front.title)
             if i + 1 == len(grid):
                 axis.set_xlabel(front.coherence.label)
             else:
                 axis.tick_params(labelbottom=False)
-        label = _axis_label(line[0].quality, size[1], line[0].heading)
-        axes[i, 0].set_ylabel(label)
-        if is_measured:
-            axes[i, 0].invert_yaxis()  # of the whole row
+            if j == 0 or not is_shared:
+                axis.set_ylabel(_axis_label(front.quality, size[1], front.heading))
+            if found and front.quality.tag.startswith(paper.LOWER_IS_BETTER):
+                turned.add(axes[i, 0] if is_shared else axis)
+        for axis in turned:
+            axis.invert_yaxis()  # of the whole row where it is shared
     add_legend(figure)
     return figure, list(known.values())
 
 
-def _draw_front(
+def _fill_front(
+    axis: Axes, evidence: Evidence, name: str, front: Front, betas: Sequence[float]
+) -> list[Row]:
+    """Draws the lines of a front; returns the points of its runs."""
+    for spec in front.references:
+        _draw_run(axis, evidence, name, front, spec, betas, alpha=FAINT)
+    rows = [
+        row
+        for spec in front.specs
+        for row in _draw_run(axis, evidence, name, front, spec, betas)
+    ]
+    if rows:
+        axis.axvline(front.coherence.chance, **LEVEL, label="chance")
+    else:
+        say(axis, NOT_MEASURED, keeps_ticks=True)
+    axis.set_xlim(*front.coherence.limits)
+    return rows
+
+
+def _draw_run(
     axis: Axes,
     evidence: Evidence,
     name: str,
     front: Front,
     spec: Spec,
     betas: Sequence[float],
+    *,
     alpha: float = 1.0,
 ) -> list[Row]:
-    """Draws a line with markers that grow with beta; returns the points there are."""
-    pairs = [
-        pair
-        for pair in zip(
-            *(
-                values.beta_rows(evidence, name, spec, metric.tag)
-                for metric in (front.coherence, front.quality)
-            ),
-            strict=True,
-        )
-        if all(np.isfinite(row["mean"]) for row in pair)
-    ]
-    if not pairs:
+    """Draws the line of a run in a front; returns its points, two rows each."""
+    tags = front.coherence.tag, front.quality.tag
+    own = evidence.spreads[evidence.spreads["run"] == spec.folder]
+    points = values.front_of(own, *tags)
+    if points.empty:
         return []
-    (x, dx), (y, dy) = (
-        np.array([[row["mean"], row["std"]] for row in rows]).T
-        for rows in zip(*pairs, strict=True)
+    points = points.assign(setting=points["beta"].map(values.show_beta))
+    label, is_annotated = results.LABELS[spec.model], front.is_annotated
+    draw_front(
+        axis,
+        points,
+        spec.model,
+        label,
+        betas,
+        alpha=alpha,
+        is_annotated=is_annotated,
     )
-    colour = results.COLOURS[spec.model]
+    lines = [values.beta_rows(evidence, name, spec, tag) for tag in tags]
+    shown = set(points["beta"])
+    pairs = zip(
+        *([r for r in line if r["beta"] in shown] for line in lines), strict=True
+    )
+    return [row for pair in pairs for row in pair]
+
+
+def draw_front(
+    axis: Axes,
+    points: pd.DataFrame,
+    model: str,
+    label: str,
+    betas: Sequence[float],
+    *,
+    alpha: float = 1.0,
+    is_annotated: bool = False,
+) -> None:
+    """Draws quality against coherence: a line whose markers grow with beta.
+
+    Args:
+      axis: axis of the panel.
+      points: rows of `values.front_of` of one run; hollow where seeds diverged.
+      model: decides on the colour and the marker.
+      label: label of the line in the legend.
+      betas: betas of all lines of the panel, the smallest first.
+      alpha: opacity.
+      is_annotated: whether each point has its text, of the column "setting", beside it.
+    """
+    colour, marker = results.COLOURS.get(model, "0.2"), results.MARKERS.get(model, "o")
     axis.errorbar(
-        x,
-        y,
-        xerr=np.nan_to_num(dx),
-        yerr=np.nan_to_num(dy),
+        points["x"],
+        points["y"],
+        # One seed has no deviation.
+        xerr=points["dx"].fillna(0),
+        yerr=points["dy"].fillna(0),
         color=colour,
         alpha=alpha,
         linewidth=0.8,
         elinewidth=0.6,
     )
-    areas = np.linspace(*AREAS, len(betas))
+    areas = dict(zip(betas, np.linspace(*AREAS, len(betas)), strict=True))
     axis.scatter(
-        x,
-        y,
-        [areas[betas.index(row["beta"])] for row, _ in pairs],
-        ["white" if row["diverged"] else colour for row, _ in pairs],
-        marker=results.MARKERS.get(spec.model, "o"),
+        points["x"],
+        points["y"],
+        points["beta"].map(areas),
+        ["white" if num else colour for num in points["diverged"]],
+        marker=marker,
         edgecolors=colour,
         linewidths=0.6,
         alpha=alpha,
         zorder=3,
     )
     # For the legend, and nothing else.
-    axis.plot([], [], results.MARKERS.get(spec.model, "o"), color=colour, linestyle="-",
-              linewidth=0.8, label=results.LABELS[spec.model])  # fmt: skip
-    return [row for pair in pairs for row in pair]
+    axis.plot([], [], marker, color=colour, linestyle="-", linewidth=0.8, label=label)
+    for point in points.itertuples() if is_annotated else ():
+        axis.annotate(
+            f"β={point.setting}",
+            (point.x, point.y),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=7,
+            color=colour,
+        )
 
 
 def tags_of(grid: Iterable[Iterable[Panel]]) -> list[str]:
@@ -443,11 +511,11 @@ def draw_given(
     """Draws coherence over the number of given modalities; returns the points of specs.
 
     Args:
-      axis: of the panel.
+      axis: axis of the panel.
       evidence: the runs.
-      name: of the figure.
-      specs: of the runs, each at its best beta.
-      references: likewise, of runs that are there to be compared with.
+      name: name of the figure.
+      specs: the runs, each at its best beta.
+      references: runs at their best beta that are there to be compared with.
     """
     rows = []
     for spec in (*references, *specs):
@@ -517,13 +585,12 @@ def _draw_mean(
     axis.plot(x, mean, marker=marker, color=colour, label=label, alpha=alpha)
 
 
-def draw_pairs(axis: Axes, pairs: Mapping[Spec, Sequence[Pair]]) -> None:
+def draw_pairs(axis: Axes, pairs: Mapping[Spec, pd.DataFrame]) -> None:
     """Draws annotation-free over labelled coherence, and both levels of chance."""
     for spec, found in pairs.items():
-        _, x, y = zip(*found, strict=True)
         axis.plot(
-            x,
-            y,
+            found[COHERENCE.tag],
+            found[MATCHING.tag],
             results.MARKERS.get(spec.model, "o"),
             color=results.COLOURS[spec.model],
             label=results.LABELS[spec.model],
@@ -533,10 +600,9 @@ def draw_pairs(axis: Axes, pairs: Mapping[Spec, Sequence[Pair]]) -> None:
         )
     axis.axvline(COHERENCE.chance, **LEVEL)
     axis.axhline(0, **LEVEL, label="chance")
-    points = [pair[1:] for found in pairs.values() for pair in found]
-    x, y = zip(*points, strict=True)
-    axis.set_xlim(*_limits([*x, COHERENCE.chance]))
-    axis.set_ylim(*_limits([*y, 0.0]))
+    points = pd.concat(pairs.values())
+    axis.set_xlim(*_limits([*points[COHERENCE.tag], COHERENCE.chance]))
+    axis.set_ylim(*_limits([*points[MATCHING.tag], 0.0]))
 
 
 def _limits(shown: Sequence[float], least: float = 0.3) -> tuple[float, float]:
@@ -574,7 +640,7 @@ def _set_beta_axis(axis: Axes, betas: Sequence[float], width: float) -> None:
 
 def _axis_label(metric: Metric, height: float, heading: str) -> str:
     """A metric's label in as few lines as fit beside a panel of a height in inches."""
-    # What is in brackets stays on one line.
+    # Words in brackets stay on one line.
     name, bracket, rest = metric.label.partition("(")
     text = name + bracket + rest.replace(" ", "\N{NO-BREAK SPACE}")
     width = round(height * 72 / 4.6)
@@ -631,7 +697,7 @@ def draw_pictures(
       num_samples: in a row of a picture.
       num_columns: panels in a row.
       pages: below them.
-      num_pages: of those in a row.
+      num_pages: number of pages in a row.
     """
     lines = -(-len(models) // num_columns)  # a data set's
     most = max((len(picture.labels) for picture in strips.values()), default=0)

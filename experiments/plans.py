@@ -1,4 +1,4 @@
-"""What the paper's figures need: a scale, its runs, and which of them are there.
+"""Plans of the paper's figures: a scale, its runs, and those that are finished.
 
 A scale is a config of configs/scales/. The runs of all figures are functions of it:
 every run is a `Spec`, which names its folder and determines its config. A folder of
@@ -6,6 +6,7 @@ runs holds plan.json, the scale it was made with, so that runs of two scales are
 never taken for one.
 """
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -15,13 +16,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 from ml_collections import ConfigDict
 
 from experiments import results, workdirs
 from mmvae_jax import writers
 from mmvae_jax.errors import UsageError
 
-SCALES = ("demo", "cpu", "paper")
+SCALES = ("small", "demo", "cpu", "paper")
 PLAN = "plan.json"
 MODELS = ("unimodal", "mvae", "mmvae", "mopoe")
 MULTIMODAL = ("mvae", "mmvae", "mopoe")
@@ -62,7 +64,8 @@ class Spec(NamedTuple):
         return f"{dataset}/{self.model}{size}"
 
 
-class Evidence(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Evidence:
     """The finished runs of a plan: what figures and claims are made of.
 
     Attributes:
@@ -76,6 +79,18 @@ class Evidence(NamedTuple):
     scale: str
     config: ConfigDict
     runs: Mapping[Spec, results.RunRecord]
+
+    @functools.cached_property
+    def table(self) -> pd.DataFrame:
+        """The `results.long_table` of the runs, which are named by their folders."""
+        return results.long_table(
+            {spec.folder: run.summary for spec, run in self.runs.items()}
+        )
+
+    @functools.cached_property
+    def spreads(self) -> pd.DataFrame:
+        """The `results.spreads` of the table, by run, beta and tag."""
+        return results.spreads(self.table)
 
 
 def load_scale(name: str) -> tuple[str, ConfigDict]:
@@ -119,7 +134,7 @@ def all_columns(scale: ConfigDict) -> tuple[str, ...]:
 
 
 def settings(scale: ConfigDict, dataset: str) -> ConfigDict:
-    """What a scale says of a data set."""
+    """Settings of a data set in a scale."""
     if dataset == "discrete":
         return scale.discrete
     if "pairs" in scale and dataset in scale.pairs.datasets:
@@ -210,6 +225,7 @@ def figure_specs(scale: ConfigDict) -> dict[str, list[Spec]]:
             for spec in by_modalities(scale, is_repeated=False)
             if spec.dataset in first
         ],
+        "tradeoff": both,
         "matching": both if "matching" in scale.metrics else [],
         "family": family(scale),
         "inputs": [spec for spec in family(scale) if spec.model != "unimodal"],

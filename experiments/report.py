@@ -7,10 +7,7 @@ run, the verdicts of results.json, the figures, tables, samples, loss curves,
 environment and configs. It reads and never measures: what a run lacks is a dash.
 """
 
-import base64
 import datetime
-import glob
-import io
 import json
 import math
 import platform
@@ -21,28 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import matplotlib
-import numpy as np
+import pandas as pd
 from absl import flags
-from matplotlib import colors
-from matplotlib.figure import Figure
-from PIL import Image
 
-from experiments import command, terminal, workdirs
-from experiments.results import (
-    COLOURS,
-    LABELS,
-    MARKERS,
-    RunRecord,
-    Spread,
-    by_beta,
-    find_runs,
-    show,
-)
+from experiments import command, page_pictures, results, terminal, workdirs
+from experiments.results import LABELS, RunRecord, find_runs
 from mmvae_jax.errors import UsageError
 from mmvae_jax.files import write_whole
 from mmvae_jax.sweeps import Member
-from mmvae_jax.writers import member_name, read_metrics
+from mmvae_jax.writers import member_name
 
 TEMPLATE = "report.html.jinja"
 DASH = "–"
@@ -78,37 +62,16 @@ SIZE = re.compile(r"eval/coherence/size_(\d+)")
 ATTRIBUTE = re.compile(
     r"eval/attribute_coherence/(?!leave_one_out|size_1|joint)([^/]+)"
 )
-# Of real captions, what stands beside the generated ones'.
+# Measures of real captions, which stand beside those of generated ones.
 REAL_CAPTIONS = {
     "eval/captions/real/bleu": "BLEU (one against the others of its image)",
     "eval/captions/real/distinct_1": "distinct-1",
     "eval/captions/real/distinct_2": "distinct-2",
 }
-# Figures that come first, and what they show.
-FIGURES = {
-    "tradeoff": "Quality against coherence; mean and standard deviation over seeds.",
-    "samples": "Samples of the models side by side.",
-}
-# Of a curve.
-MAX_POINTS = 500
 # Beyond so many members the page shows one of each run, and is not too heavy for a
 # phone.
 MAX_MEMBERS = 100
-# Beyond so many runs in a front, their betas are not written beside the points.
-MAX_ANNOTATED = 6
-# The quality that the front is drawn with, the first that was measured.
-FRONT_QUALITY = ("eval/fid", "eval/swd", "eval/frechet_classifier")
-COHERENCE = "eval/coherence/leave_one_out"
-CURVES = {"train/elbo": "ELBO (nats)", "train/loss": "loss (nats)"}
-
-
-class Picture(NamedTuple):
-    """A picture as the page holds it: data URI, caption, pixels across, text in it."""
-
-    uri: str
-    caption: str
-    width: int
-    has_text: bool = False
+SETTING = ["learning_rate", "beta"]
 
 
 class Row(NamedTuple):
@@ -127,16 +90,20 @@ class Table(NamedTuple):
     rows: Sequence[Row]
 
 
-class Point(NamedTuple):
-    """The results of a run at one beta and learning rate, over its seeds."""
+class Points(NamedTuple):
+    """The results of some runs over their seeds.
 
-    model: str
-    dataset: str
-    label: str
-    colour: str
-    setting: str
-    seeds: str
-    tags: Mapping[str, Spread]
+    Attributes:
+      heads: a row for each run, learning rate and beta, which are its index: model,
+        dataset, label, colour, setting (the beta as text) and seeds (likewise).
+      spreads: `results.spreads` by run, learning rate, beta and tag.
+      cells: mean and standard deviation as text, a row as those of heads, a column
+        for each tag that some run has measured.
+    """
+
+    heads: pd.DataFrame
+    spreads: pd.DataFrame
+    cells: pd.DataFrame
 
 
 def write(directory: Path, out: Path) -> None:
@@ -155,17 +122,34 @@ def write(directory: Path, out: Path) -> None:
     write_whole(out, page, is_shared=True)
 
 
+def ordered_runs(directory: Path) -> list[RunRecord]:
+    """The finished runs in a directory, in the order of the models.
+
+    Raises:
+      UsageError: there is no run, or one cannot be read.
+    """
+    order = {model: k for k, model in enumerate(LABELS)}
+    return sorted(
+        find_runs(directory),
+        key=lambda run: order.get(run.summary["model"], len(order)),
+    )
+
+
+def points_in(directory: Path) -> Points:
+    """The results of the finished runs in a directory over their seeds."""
+    runs = ordered_runs(directory)
+    return points_of(runs, names(runs, directory))
+
+
 def render(directory: Path) -> str:
     """The page of the finished runs in a directory, as HTML.
 
     Raises:
       UsageError: there is no run, or one cannot be read.
     """
-    runs = find_runs(directory)
-    order = {model: k for k, model in enumerate(LABELS)}
-    runs.sort(key=lambda run: order.get(run.summary["model"], len(order)))
+    runs = ordered_runs(directory)
     labels = names(runs, directory)
-    points = [point for run in runs for point in run_points(run, labels)]
+    points = points_of(runs, labels)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -173,21 +157,21 @@ def render(directory: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    results = read_results(directory)
+    found = read_results(directory)
     num_members = sum(len(run.summary["members"]) for run in runs)
     return environment.get_template(TEMPLATE).render(
         title=directory.resolve().name,
         date=datetime.date.today().isoformat(),
         overview=overview(runs, labels),
-        results=results,
-        verdicts=verdicts(results),
-        figures=figures(directory),
-        fronts=draw_fronts(points),
+        results=found,
+        verdicts=verdicts(found),
+        figures=page_pictures.figures(directory),
+        fronts=page_pictures.draw_fronts(points.heads, points.spreads, METRICS),
         quality=quality(points),
         modalities=modality_tables(points),
         accuracy=classifier_accuracy(points),
         real_captions=real_captions(points),
-        curves=draw_curves(runs, labels),
+        curves=page_pictures.draw_curves(runs, labels),
         runs=[run_section(run, labels, num_members <= MAX_MEMBERS) for run in runs],
         versions={
             "Python": platform.python_version(),
@@ -197,7 +181,7 @@ def render(directory: Path) -> str:
 
 
 def names(runs: Sequence[RunRecord], directory: Path) -> dict[Path, str]:
-    """What each run is called: its model, and its folder where that is not enough."""
+    """Name of each run: its model, and its folder where that is not enough."""
     models = [run.summary["model"] for run in runs]
     labels = {}
     for run, model in zip(runs, models, strict=True):
@@ -208,33 +192,47 @@ def names(runs: Sequence[RunRecord], directory: Path) -> dict[Path, str]:
     return labels
 
 
-def run_points(run: RunRecord, labels: Mapping[Path, str]) -> list[Point]:
-    """The results of a run over its seeds, for each learning rate and beta."""
-    members = run.summary["members"]
-    rates = list(dict.fromkeys(member["learning_rate"] for member in members))
-    points = []
-    for rate in rates:
-        group = [member for member in members if member["learning_rate"] == rate]
-        results = by_beta({"members": group})
-        for beta in dict.fromkeys(member["beta"] for member in group):
-            finite = [member["finite"] for member in group if member["beta"] == beta]
-            points.append(
-                Point(
-                    run.summary["model"],
-                    run.summary["dataset"],
-                    labels[run.workdir],
-                    _colour(run),
-                    f"{beta:g}" + (f", lr {rate:g}" if len(rates) > 1 else ""),
-                    f"{sum(finite)}"
-                    + ("" if all(finite) else f" of {len(finite)} finite"),
-                    results.get(beta, {}),
-                )
-            )
-    return points
+def points_of(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Points:
+    """The results of some runs over their seeds, for each learning rate and beta."""
+    place = ["run", *SETTING]
+    summaries = {str(run.workdir): run.summary for run in runs}
+    members = pd.DataFrame(
+        [
+            {
+                **{"run": str(run.workdir), "label": labels[run.workdir]},
+                **{name: run.summary[name] for name in ("model", "dataset")},
+                **{"colour": page_pictures.colour_of(run), "finite": member["finite"]},
+                **{name: member[name] for name in SETTING},
+            }
+            for run in runs
+            for member in run.summary["members"]
+        ]
+    )
+    groups = members.groupby(place, sort=False)
+    heads = groups[["model", "dataset", "label", "colour"]].first()
+    num, size = groups["finite"].sum(), groups.size()
+    heads["seeds"] = [
+        f"{a}" + ("" if a == b else f" of {b} finite")
+        for a, b in zip(num, size, strict=True)
+    ]
+    rates = members.groupby("run")["learning_rate"].nunique()
+    heads["setting"] = [
+        f"{beta:g}" + (f", lr {rate:g}" if rates[run] > 1 else "")
+        for run, rate, beta in heads.index
+    ]
+    spreads = results.spreads(results.long_table(summaries), [*place, "tag"])
+    spreads = spreads.astype({"run": str, "tag": str})
+    known = spreads.dropna(subset="mean")
+    text = list(map(results.show, known["mean"], known["std"]))
+    cells = known.assign(text=text).pivot(index=place, columns="tag", values="text")
+    tags = known["tag"].unique()
+    return Points(
+        heads, spreads, cells.reindex(index=heads.index, columns=tags).fillna(DASH)
+    )
 
 
 def overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Table:
-    """What was run: a row a run."""
+    """The runs and their sizes: a row a run."""
     rows = []
     for run in runs:
         summary = run.summary
@@ -248,13 +246,13 @@ def overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Table:
             summary["device"],
             summary["dataset"],
         ]
-        rows.append(Row(labels[run.workdir], _colour(run), cells))
+        rows.append(Row(labels[run.workdir], page_pictures.colour_of(run), cells))
     header = ["members", "finite", "steps", "wall time", "device", "data set"]
     return Table("", header, rows)
 
 
 def read_results(directory: Path) -> dict:
-    """What claims.json or results.json holds; empty if neither is there.
+    """Content of claims.json or results.json; empty if neither is there.
 
     Raises:
       UsageError: it cannot be read.
@@ -264,15 +262,15 @@ def read_results(directory: Path) -> dict:
     if path is None:
         return {}
     try:
-        results = workdirs.read_json(path)
+        found = workdirs.read_json(path)
     except (OSError, UsageError) as error:
         raise UsageError(f"{path} cannot be read: {error}; move it away") from error
-    if not isinstance(results, dict):
+    if not isinstance(found, dict):
         raise UsageError(f"{path} holds no results of this project; move it away")
-    return results
+    return found
 
 
-def verdicts(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def verdicts(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Claim, "holds", "fails" or "not measured", and the numbers."""
     words = {True: "holds", False: "fails", None: "not measured"}
     try:
@@ -282,7 +280,7 @@ def verdicts(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
                 words[claim.get("holds")],
                 _unbroken(claim.get("numbers")) + _in_errors(claim),
             )
-            for claim in results.get("claims", [])
+            for claim in found.get("claims", [])
         ]
     except (AttributeError, KeyError, TypeError) as error:
         raise UsageError(
@@ -292,7 +290,7 @@ def verdicts(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _about(claim: Mapping[str, Any]) -> str:
-    """What a verdict of experiments.claims is about, besides its claim."""
+    """Data set, model and metric of a verdict of experiments.claims."""
     metric = str(claim.get("metric", "")).removeprefix("eval/")
     parts = [claim.get("dataset"), claim.get("model"), metric]
     known = [str(part) for part in parts if part]
@@ -305,155 +303,54 @@ def _in_errors(claim: Mapping[str, Any]) -> str:
     return "" if value is None else f"; difference {value:+.1f} SE"
 
 
-def figures(directory: Path) -> list[Picture]:
-    """The pictures in a directory, those of the demo first, then the numbered ones."""
-    order = {name: k for k, name in enumerate(FIGURES)}
-
-    def place(path: Path) -> tuple:
-        number = re.search(r"\d+", path.stem)
-        return (
-            order.get(path.stem, len(order)),
-            int(number[0]) if number else math.inf,
-            path.stem,
-        )
-
-    paths = [*directory.glob("*.png"), *directory.glob("figures/*.png")]
-    return [
-        picture(path, FIGURES.get(path.stem, path.stem.replace("_", " ").capitalize()))
-        for path in sorted(paths, key=place)
-    ]
-
-
-def draw_fronts(points: Sequence[Point]) -> list[Picture]:
-    """Quality against coherence with error bars, a panel a data set.
-
-    Models of one data set are comparable; those that a run with other modalities
-    or networks would add are in the tables.
-    """
-    pictures = []
-    for dataset in dict.fromkeys(point.dataset for point in points):
-        group = [p for p in points if p.dataset == dataset and COHERENCE in p.tags]
-        tag = next((t for t in FRONT_QUALITY if any(t in p.tags for p in group)), None)
-        group = [point for point in group if tag in point.tags]
-        if len(group) > 1:
-            pictures.append(_draw_front(dataset, group, tag))
-    return pictures
-
-
-def _draw_front(dataset: str, points: Sequence[Point], tag: str) -> Picture:
-    """One panel as SVG; better is up and to the right."""
-    labels = dict.fromkeys(point.label for point in points)
-    models = [next(p.model for p in points if p.label == label) for label in labels]
-    is_annotated = len(labels) <= MAX_ANNOTATED
-    height = 3.9 + (0 if is_annotated else 0.06 * len(labels))
-    with matplotlib.rc_context({"svg.hashsalt": "report", "font.size": 9}):
-        figure = Figure(figsize=(5.2, height), layout="constrained")
-        axis = figure.subplots()
-        for label, model in zip(labels, models, strict=True):
-            own = [point for point in points if point.label == label]
-            # Here, other data sets' runs of the model are not to be told from it.
-            is_only = models.count(model) == 1
-            x, y = ([p.tags[t] for p in own] for t in (COHERENCE, tag))
-            axis.errorbar(
-                [value.mean for value in x],
-                [value.mean for value in y],
-                xerr=np.nan_to_num([value.std for value in x]),
-                yerr=np.nan_to_num([value.std for value in y]),
-                color=own[0].colour,
-                label=LABELS.get(model, model) if is_only else label,
-                marker=MARKERS.get(model, "o"),
-                markersize=4,
-                linewidth=1.2 if is_annotated else 0.8,
-                capsize=2 if is_annotated else 0,
-            )
-            written = zip(own, x, y, strict=True) if is_annotated else ()
-            for point, a, b in written:
-                axis.annotate(
-                    f"β={point.setting}",
-                    (a.mean, b.mean),
-                    xytext=(4, 4),
-                    textcoords="offset points",
-                    fontsize=7,
-                    color=point.colour,
-                )
-        axis.set_xlim(0, 1)
-        axis.set_xlabel("leave-one-out coherence ↑")
-        axis.set_ylabel(METRICS[tag])
-        axis.invert_yaxis()
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        style = {"frameon": False, "fontsize": 8}
-        if is_annotated:
-            axis.legend(**style)
-        else:
-            figure.legend(loc="outside lower center", ncols=3, **style)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return Picture(_uri(buffer.getvalue(), "svg+xml"), dataset, 520)
-
-
-def quality(points: Sequence[Point]) -> Table:
+def quality(points: Points) -> Table:
     """Mean and standard deviation over seeds, a row for each model and beta."""
-    tags = [tag for tag in METRICS if any(tag in point.tags for point in points)]
-    header = ["β", "seeds", *(METRICS[tag] for tag in tags)]
-    rows = [
-        Row(
-            point.label,
-            point.colour,
-            [point.setting, point.seeds, *(_cell(point.tags.get(t)) for t in tags)],
-        )
-        for point in points
-    ]
-    return Table("", header, rows)
+    tags = {METRICS[tag]: tag for tag in METRICS if tag in points.cells}
+    return _by_column(points, "", tags, ["setting", "seeds"])
 
 
-def modality_tables(points: Sequence[Point]) -> list[Table]:
+def modality_tables(points: Points) -> list[Table]:
     """A table a metric, a column a modality; the last by size of the subset."""
-    tables = []
-    for prefix, title in PER_MODALITY.items():
-        tables.append(_by_column(points, title, _suffixes(points, prefix)))
-    sizes = sorted(
-        {int(m[1]) for p in points for tag in p.tags if (m := SIZE.fullmatch(tag))}
-    )
+    tables = [
+        _by_column(points, title, _suffixes(points, prefix))
+        for prefix, title in PER_MODALITY.items()
+    ]
+    sizes = sorted(int(m[1]) for t in points.cells if (m := SIZE.fullmatch(t)))
     tags = {f"{size} given": f"eval/coherence/size_{size}" for size in sizes}
     title = "Coherence ↑ by the number of modalities given"
     tables.append(_by_column(points, title, tags))
-    attributes = {
-        m[1]: tag for p in points for tag in p.tags if (m := ATTRIBUTE.fullmatch(tag))
-    }
+    attributes = {m[1]: t for t in points.cells if (m := ATTRIBUTE.fullmatch(t))}
     title = "Attribute coherence ↑ by attribute, mean over modalities"
     tables.append(_by_column(points, title, attributes))
     return [table for table in tables if table.header[1:]]
 
 
-def classifier_accuracy(points: Sequence[Point]) -> str:
+def classifier_accuracy(points: Points) -> str:
     """The accuracies on real data of what coherences are measured with."""
     kinds = ("eval/classifier_accuracy", "eval/attribute_accuracy")
     found = [item for kind in kinds for item in _suffixes(points, kind).items()]
     return ", ".join(f"{name} {_means(points, tag)}" for name, tag in found)
 
 
-def real_captions(points: Sequence[Point]) -> str:
-    """What the measures of generated captions are of real ones."""
-    found = {tag for point in points for tag in point.tags}
+def real_captions(points: Points) -> str:
+    """The measures of generated captions, taken of real ones."""
     return ", ".join(
         f"{name} {_means(points, tag)}"
         for tag, name in REAL_CAPTIONS.items()
-        if tag in found
+        if tag in points.cells
     )
 
 
-def _means(points: Sequence[Point], tag: str) -> str:
+def _means(points: Points, tag: str) -> str:
     """The different means of a tag."""
-    return " / ".join(
-        sorted({_single(p.tags[tag].mean) for p in points if tag in p.tags})
-    )
+    known = points.spreads[points.spreads["tag"] == tag]["mean"].dropna()
+    return " / ".join(sorted({_single(mean) for mean in known}))
 
 
 def run_section(
     run: RunRecord, labels: Mapping[Path, str], is_complete: bool
 ) -> dict[str, Any]:
-    """What the page shows of one run: members, samples (all or one), and config."""
+    """The part of the page on one run: members, samples (all or one), and config."""
     rows = run.summary["members"]
     members = [_member(row) for row in rows]
     tags = [
@@ -470,13 +367,15 @@ def run_section(
         is_shown = len(samples) == shown
         grids, text = [], ""
         if is_complete or is_shown:
-            text = member_captions(run, name)
+            text = page_pictures.member_captions(run, name)
             is_exact = is_shown and is_complete
-            grids = member_grids(run, name, lossless=is_exact, has_text=bool(text))
+            grids = page_pictures.member_grids(
+                run, name, lossless=is_exact, has_text=bool(text)
+            )
         samples.append((label, grids, text))
     return {
         "label": labels[run.workdir],
-        "colour": _colour(run),
+        "colour": page_pictures.colour_of(run),
         "members": Table("", ["finite", *(METRICS[tag] for tag in tags)], table_rows),
         "shown": [sample for sample in samples[shown:][:1] if sample[1]],
         "hidden": [
@@ -486,178 +385,39 @@ def run_section(
     }
 
 
-def member_captions(run: RunRecord, name: str) -> str:
-    """The captions among the samples of the member of that name; "" without any.
-
-    Raises:
-      UsageError: they cannot be read.
-    """
-    path = run.workdir / "samples" / f"{name}_captions.txt"
-    try:
-        return path.read_text(encoding="utf-8") if path.exists() else ""
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is not readable text: {error}") from error
-
-
-def member_grids(
-    run: RunRecord, name: str, lossless: bool, has_text: bool = False
-) -> list[Picture]:
-    """The sample grids of the member of that name, the unconditional ones first."""
-    pattern = glob.escape(f"{name}_") + "*.png"
-    paths = sorted(run.workdir.joinpath("samples").glob(pattern))
-    paths.sort(key=lambda path: not path.stem.endswith("_prior"))
-    grids = []
-    for path in paths:
-        caption, across = path.stem[len(name) + 1 :], 320
-        if caption == "prior":
-            # Twice as many images in a row.
-            caption, across = "unconditional", 640
-        elif "_given_" in caption:
-            caption = caption.replace("_given_", " given ")
-            caption += " (real, on the left)" if has_text else " (real, top row)"
-        grid = picture(path, caption, lossless)._replace(has_text=has_text)
-        # Whole multiples of small grids, so that pixels stay square.
-        scale = max(1, round(across / grid.width))
-        grids.append(grid._replace(width=grid.width * scale))
-    return grids
-
-
-def picture(path: Path, caption: str, lossless: bool = True) -> Picture:
-    """A picture file as a data URI; compressed as WebP where it need not be exact.
+def _by_column(
+    points: Points,
+    title: str,
+    tags: Mapping[str, str],
+    first: Sequence[str] = ("setting",),
+) -> Table:
+    """A row for each model and beta, a column for each of some tags.
 
     Args:
-      path: a PNG.
-      caption: what it shows.
-      lossless: whether the file goes in as it is.
-
-    Raises:
-      UsageError: it is not a picture.
+      points: the results of the runs.
+      title: title of the table.
+      tags: heading -> tag.
+      first: the columns of the points' heads that come first.
     """
-    try:
-        content, kind = path.read_bytes(), "png"
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            image.load()
-            width = image.width
-            if not lossless:
-                buffer = io.BytesIO()
-                image.convert("RGB").save(buffer, "WEBP", quality=75)
-                if buffer.tell() < len(content):
-                    content, kind = buffer.getvalue(), "webp"
-    except Exception as error:  # Pillow raises many kinds for a broken file.
-        raise UsageError(f"{path} is not a readable picture: {error}") from error
-    return Picture(_uri(content, kind), caption, width)
-
-
-def draw_curves(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> list[Picture]:
-    """The training of every run: a panel a run, a line a member."""
-    read = [(run, *read_curves(run)) for run in runs]
-    limits: dict[tuple, list[float]] = {}
-    for run, tag, lines in read:
-        values = [y for _, line in lines for y in line[1] if math.isfinite(y)]
-        # Panels of one data set and one quantity can be compared: one axis.
-        limits.setdefault((run.summary["dataset"], tag), []).extend(values)
-    return [
-        _draw_panel(
-            run, labels[run.workdir], tag, lines, limits[run.summary["dataset"], tag]
-        )
-        for run, tag, lines in read
-        if lines
-    ]
-
-
-def read_curves(run: RunRecord) -> tuple[str, list[tuple[Mapping, np.ndarray]]]:
-    """The tag that is drawn, and (member, float [2, N] steps and values) of each.
-
-    Raises:
-      UsageError: metrics.jsonl is not what a run writes.
-    """
-    path = run.workdir / "metrics.jsonl"
-    members = run.summary["members"]
-    try:
-        logged = [dict(line) for line in read_metrics(path)]
-        tag = next((t for t in CURVES if any(t in line for line in logged)), "")
-        points: list[list] = [[] for _ in members]
-        for line in logged:
-            if tag and tag in line:
-                value = math.nan if line[tag] is None else float(line[tag])
-                points[line["member"]].append((int(line["step"]), value))
-    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise UsageError(f"{path} is not the log of a run; move it away") from error
-    lines = [
-        # No more points than a panel can show.
-        (member, np.array(sorted(line)[:: 1 + len(line) // MAX_POINTS]).T)
-        for member, line in zip(members, points, strict=True)
-        if line
-    ]
-    return tag, lines
-
-
-def _draw_panel(
-    run: RunRecord, label: str, tag: str, lines: Sequence, values: Sequence[float]
-) -> Picture:
-    """One run's curves as SVG, darker for larger betas."""
-    betas = sorted({member["beta"] for member, _ in lines})
-    full = np.array(colors.to_rgb(_colour(run)))
-    with matplotlib.rc_context({"svg.hashsalt": "report", "font.size": 9}):
-        figure = Figure(figsize=(4.2, 2.9), layout="constrained")
-        axis = figure.subplots()
-        seen = set()
-        for member, (steps, curve) in lines:
-            rank = (betas.index(member["beta"]) + 1) / len(betas)
-            weight = 0.3 + 0.7 * rank
-            name = None if member["beta"] in seen else f"β = {member['beta']:g}"
-            seen.add(member["beta"])
-            axis.plot(
-                steps,
-                np.where(np.isfinite(curve), curve, np.nan),
-                color=weight * full + 1 - weight,
-                linewidth=1.2,
-                label=name,
-                marker="." if len(steps) == 1 else None,
-            )
-        axis.set_ylim(*_limits(values))
-        axis.set_xlabel("step")
-        axis.set_ylabel(CURVES[tag])
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        if len(betas) <= 8:
-            axis.legend(frameon=False, fontsize=8)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return Picture(_uri(buffer.getvalue(), "svg+xml"), label, 420)
-
-
-def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """An axis that holds all values, or 98 % of them where the rest would hide them."""
-    if not values:
-        return 0.0, 1.0
-    low, high = np.min(values), np.max(values)
-    inner_low, inner_high = np.percentile(values, [1, 99])
-    if high - low > 5 * (inner_high - inner_low) > 0:
-        low, high = inner_low, inner_high
-    margin = 0.05 * (high - low) or 1.0
-    return float(low - margin), float(high + margin)
-
-
-def _by_column(points: Sequence[Point], title: str, tags: Mapping[str, str]) -> Table:
-    """A row for each model and beta, a column for each of some tags."""
+    headings = {"setting": "β", "seeds": "seeds"}
+    texts = points.heads[[*first]].join(points.cells[[*tags.values()]])
     rows = [
-        Row(
-            point.label,
-            point.colour,
-            [point.setting, *(_cell(point.tags.get(tag)) for tag in tags.values())],
+        Row(label, colour, cells)
+        for label, colour, cells in zip(
+            points.heads["label"],
+            points.heads["colour"],
+            texts.to_numpy().tolist(),
+            strict=True,
         )
-        for point in points
     ]
-    return Table(title, ["β", *tags], rows)
+    return Table(title, [*(headings[name] for name in first), *tags], rows)
 
 
-def _suffixes(points: Sequence[Point], prefix: str) -> dict[str, str]:
+def _suffixes(points: Points, prefix: str) -> dict[str, str]:
     """Modality -> tag of all tags that are the prefix and a modality."""
     return {
         tag.removeprefix(f"{prefix}/"): tag
-        for point in points
-        for tag in point.tags
+        for tag in points.cells
         if tag.rpartition("/")[0] == prefix and not tag.endswith("/standard_error")
     }
 
@@ -678,19 +438,10 @@ def _shown_member(rows: Sequence[Mapping]) -> int:
     )
 
 
-def _colour(run: RunRecord) -> str:
-    """The model's colour as CSS."""
-    return colors.to_hex(COLOURS.get(run.summary["model"], "0.2"))
-
-
-def _cell(value: Spread | None) -> str:
-    """A spread as text; a dash for what was not measured or is no number."""
-    return DASH if value is None or not math.isfinite(value.mean) else show(value)
-
-
 def _single(value: float | None) -> str:
     """A number as text, with the digits of the tables of means."""
-    return DASH if value is None else _cell(Spread(float(value), math.nan))
+    is_known = value is not None and math.isfinite(value)
+    return results.show(float(value), math.nan) if is_known else DASH
 
 
 def _unbroken(numbers: str | None) -> str:
@@ -703,11 +454,6 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _uri(content: bytes, kind: str) -> str:
-    """A data URI."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def main() -> None:

@@ -3,15 +3,23 @@
 A run is a folder with summary.json and config.json, as `experiments.run` leaves it.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import scipy.stats
 
 from experiments import workdirs
 from mmvae_jax.errors import UsageError
+from mmvae_jax.sweeps import Member
+
+# The columns of the long table, and what its groups have in common if nothing else is
+# said.
+COLUMNS = ["run", "dataset", "model", *Member._fields, "finite", "tag", "value"]
+BY_BETA = ("run", "beta", "tag")
 
 # Names, colours and markers of the models, the same in every figure; in drawing order.
 LABELS = {
@@ -61,13 +69,6 @@ MARKERS = {  # "o" if not said otherwise
 }
 
 
-class Spread(NamedTuple):
-    """Mean and standard deviation (n - 1) over seeds; the latter nan for one seed."""
-
-    mean: float
-    std: float
-
-
 class RunRecord(NamedTuple):
     """A finished run.
 
@@ -115,49 +116,83 @@ def checked(run: RunRecord) -> RunRecord:
     return run
 
 
-def by_beta(summary: Mapping[str, Any]) -> dict[float, dict[str, Spread]]:
-    """Mean and spread over seeds of every metric: beta -> tag -> Spread.
+def long_table(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """The measured values of some runs, a row for each run, member and metric.
+
+    Args:
+      summaries: run -> the content of its summary.json.
+
+    Returns:
+      The columns COLUMNS, runs and tags in the order of their appearance. Each member
+      has a row for every tag of its run; a value that was not measured is nan.
+    """
+    rows = []
+    for run, summary in summaries.items():
+        members = summary["members"]
+        tags = dict.fromkeys(tag for member in members for tag in member["metrics"])
+        rows += [
+            (
+                *(run, summary["dataset"], summary["model"]),
+                *(member[field] for field in Member._fields),
+                *(member["finite"], tag, member["metrics"].get(tag)),
+            )
+            for member in members
+            for tag in tags
+        ]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    for column in ("run", "tag"):
+        order = list(dict.fromkeys(table[column]))
+        table[column] = pd.Categorical(table[column], order)
+    return table.astype({"finite": bool, "value": float})
+
+
+def spreads(table: pd.DataFrame, by: Sequence[str] = BY_BETA) -> pd.DataFrame:
+    """Mean and standard deviation over the members of a group.
 
     Members that diverged are left out: their last finite parameters say nothing
-    about their beta. A beta at which all did is missing.
+    about their beta.
+
+    Args:
+      table: of `long_table`.
+      by: the columns that a group has in common.
+
+    Returns:
+      The columns of `by`, in their order; mean and std (n - 1), nan where a member of
+      the group that did not diverge has no finite value, std also where there is only
+      one; seeds, the number of members averaged; diverged, that of those left out.
     """
-    groups: dict[float, list] = {}
-    for member in summary["members"]:
-        if member["finite"]:
-            groups.setdefault(member["beta"], []).append(member["metrics"])
-    return {
-        beta: {
-            tag: spread([metrics[tag] for metrics in group])
-            for tag in group[0]
-            if all(metrics.get(tag) is not None for metrics in group)
-        }
-        for beta, group in groups.items()
-    }
+    by = list(by)
+    groups = table.groupby(by, observed=True)
+    value = table["value"].where(table["finite"] & np.isfinite(table["value"]))
+    members = table.assign(value=value, place=groups.cumcount())
+    wide = members.pivot(index=by, columns="place", values="value")
+    seeds = groups["finite"].sum()
+    found = pd.DataFrame({"mean": wide.mean(axis=1), "std": wide.std(axis=1)})
+    found = found.where((seeds > 0) & (wide.count(axis=1) == seeds))
+    found = found.assign(seeds=seeds, diverged=groups.size() - seeds)
+    return found.reset_index()
 
 
-def spread(values: list[float]) -> Spread:
-    """Mean and standard deviation of some values."""
-    std = np.std(values, ddof=1) if len(values) > 1 else np.nan
-    return Spread(float(np.mean(values)), float(std))
+def show(mean: float, std: float) -> str:
+    """A mean and its standard deviation as text, with as many digits as they deserve.
 
-
-def show(value: Spread | None) -> str:
-    """A spread as text, with as many digits as it deserves."""
-    if value is None:
+    "-" stands for a mean that is nan; the deviation of one seed, nan, is left out.
+    """
+    if np.isnan(mean):
         return "-"
-    digits = 3 if abs(value.mean) < 10 else 1
-    if np.isnan(value.std):
-        return f"{value.mean:.{digits}f}"
-    return f"{value.mean:.{digits}f} ± {value.std:.{digits}f}"
+    digits = 3 if abs(mean) < 10 else 1
+    if np.isnan(std):
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 class Agreement(NamedTuple):
-    """Rank correlation of two measures over runs.
+    """Rank correlation of two measures over runs; nan where it is not defined.
 
     Attributes:
-      rho: Spearman's, in [-1, 1]; nan where it is not defined.
-      low: of its 95 % bootstrap interval.
-      high: likewise.
+      rho: Spearman's, in [-1, 1].
+      low: lower end of its 95 % bootstrap interval.
+      high: upper end of that interval.
     """
 
     rho: float
@@ -178,8 +213,8 @@ def rank_agreement(
       x: a measure, one value a run.
       y: another one of the same runs. A run in which one of them is not finite
         is left out.
-      seed: of the resampling.
-      num_resamples: how often.
+      seed: seed of the resampling.
+      num_resamples: number of resamples.
 
     Returns:
       The correlation and the 2.5 % and 97.5 % quantiles; all nan for fewer than
@@ -195,18 +230,22 @@ def rank_agreement(
     x, y = x[kept], y[kept]
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Agreement(np.nan, np.nan, np.nan)
-    rng = np.random.default_rng(seed)
-    rows = rng.integers(0, len(x), (num_resamples, len(x)))
-    # Resamples of a single value have no correlation; they are left out.
-    low, high = np.nanquantile(_spearman(x[rows], y[rows]), [0.025, 0.975])
-    return Agreement(float(_spearman(x, y)), float(low), float(high))
 
+    def rho(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        return scipy.stats.spearmanrho(x, y, axis=axis).statistic
 
-def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Rank correlations along the last axis; nan where one side is constant."""
-    x, y = (scipy.stats.rankdata(values, axis=-1) for values in (x, y))
-    x = x - x.mean(-1, keepdims=True)
-    y = y - y.mean(-1, keepdims=True)
-    norm = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
-    with np.errstate(invalid="ignore"):
-        return (x * y).sum(-1) / norm
+    with warnings.catch_warnings():
+        # Resamples of a single value have no correlation; they are left out.
+        warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+        resampled = scipy.stats.bootstrap(
+            (x, y),
+            rho,
+            n_resamples=num_resamples,
+            paired=True,
+            vectorized=True,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    return Agreement(float(rho(x, y)), float(low), float(high))

@@ -1,4 +1,4 @@
-"""What the theory says beside what was measured: ceilings, and the discrepancy.
+"""The theory beside measurements: ceilings, and the discrepancy.
 
 Functions of finished runs that return a figure and the plotted values. What the
 theorem allows and what it does not is in docs/theory.md: the bound of Eq. 4 on L_S is
@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from ml_collections import ConfigDict
 
 from experiments import datasets
-from experiments.results import COLOURS, LABELS, RunRecord, Spread, spread
+from experiments.results import COLOURS, LABELS, RunRecord
 from mmvae_jax import data, subsets, theory, writers
 from mmvae_jax.errors import UsageError
 
@@ -32,7 +33,7 @@ SHOWN_FROM = 0.1
 
 
 class Ceilings(NamedTuple):
-    """What one model cannot exceed on a known joint distribution; nats.
+    """Ceilings of one model on a known joint distribution; nats.
 
     Attributes:
       log_p: E[log p(x)] = -H(X), the ceiling of L_S that holds for every model.
@@ -292,8 +293,8 @@ def _ceiling_rows(
                 row["num_seeds"] = len(curve.elbo)
                 for term in ("elbo", "reconstruction"):
                     values = getattr(curve, term)[:, t]
-                    row[f"{term}_mean"] = float(values.mean())
-                    row[f"{term}_std"] = _or_none(spread(list(values)).std)
+                    std = float(values.std(ddof=1)) if len(values) > 1 else None
+                    row |= {f"{term}_mean": float(values.mean()), f"{term}_std": std}
                 row["expected_log_p"] = bounds[model].log_p
                 row["elbo_ceiling_eq_4"] = bounds[model].eq_4
                 row["reconstruction_ceiling"] = bounds[model].reconstruction
@@ -302,7 +303,7 @@ def _ceiling_rows(
 
 
 def draw_discrepancy(
-    quality: Mapping[str, Mapping[int, Spread]],
+    quality: pd.DataFrame,
     class_counts: np.ndarray,
     crop_counts: Sequence[int],
     quality_label: str = "quality",
@@ -310,45 +311,28 @@ def draw_discrepancy(
     """Delta(X, S) of PolyMNIST as a generating process beside a measured quality.
 
     Args:
-      quality: model -> number of modalities -> mean and spread over seeds.
+      quality: the columns model, num_modalities, mean and std, over seeds.
       class_counts: int [num_classes], digit images of each class.
       crop_counts: number of crop positions of each modality, in order; Delta is
         drawn for the first 1, 2, ... of them.
-      quality_label: what the quality is, with its unit or direction.
+      quality_label: name of the quality, with its unit or direction.
 
     Returns:
       (figure, rows), a row for each model and number of modalities: `discrepancy` in
       nats, mean and standard deviation of the quality; None where there is none.
     """
-    numbers = range(1, len(crop_counts) + 1)
-    discrepancies = {
-        model: {
-            num: abs(  # no -0.0
-                theory.polymnist_discrepancy(
-                    mixture(num), class_counts, list(crop_counts[:num])
-                )
-            )
-            for num in numbers
-        }
-        for model, mixture in MIXTURES.items()
-    }
+    discrepancies = _discrepancies(class_counts, crop_counts)
     figure, (left, right) = _panels(2)
-    for model, values in discrepancies.items():
-        left.plot(
-            list(values),
-            list(values.values()),
-            color=COLOURS[model],
-            marker="o",
-            markersize=4,
-            label=LABELS[model],
-        )
-    for model in [name for name in LABELS if name in quality]:
-        spreads = dict(sorted(quality[model].items()))
+    for model, own in discrepancies.groupby("model", sort=False):
+        style = {"color": COLOURS[model], "label": LABELS[model], "markersize": 4}
+        left.plot(own["num_modalities"], own["discrepancy"], "o-", **style)
+    quality = quality.sort_values("num_modalities")
+    for model in [name for name in LABELS if (quality["model"] == name).any()]:
+        own = quality[quality["model"] == model]
         right.errorbar(
-            list(spreads),
-            [value.mean for value in spreads.values()],
-            # One seed has no spread.
-            yerr=np.nan_to_num([value.std for value in spreads.values()]),
+            own["num_modalities"],
+            own["mean"],
+            yerr=own["std"].fillna(0),  # one seed has none
             color=COLOURS[model],
             marker="o",
             markersize=4,
@@ -364,26 +348,31 @@ def draw_discrepancy(
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=8)
-    rows = []
-    for model in [name for name in LABELS if name in {*discrepancies, *quality}]:
-        known, measured = discrepancies.get(model, {}), quality.get(model, {})
-        for num in sorted({*known, *measured}):
-            mean, std = measured.get(num, Spread(np.nan, np.nan))
-            rows.append(
-                {
-                    "model": model,
-                    "num_modalities": num,
-                    "discrepancy": known.get(num),
-                    "quality_mean": _or_none(mean),
-                    "quality_std": _or_none(std),
-                }
-            )
-    return figure, rows
+    measured = quality.rename(columns={"mean": "quality_mean", "std": "quality_std"})
+    rows = discrepancies.merge(measured, "outer", ["model", "num_modalities"])
+    order = rows["model"].map([*LABELS].index)
+    rows = rows.loc[order.sort_values(kind="stable").index].astype(object)
+    return figure, rows.where(rows.notna(), None).to_dict("records")
 
 
-def _or_none(value: float) -> float | None:
-    """A value, or None where it is nan: an empty cell."""
-    return None if np.isnan(value) else float(value)
+def _discrepancies(
+    class_counts: np.ndarray, crop_counts: Sequence[int]
+) -> pd.DataFrame:
+    """Delta(X, S) of each of MIXTURES for the first 1, 2, ... modalities; nats."""
+    rows = [
+        (
+            model,
+            num,
+            abs(  # no -0.0
+                theory.polymnist_discrepancy(
+                    mixture(num), class_counts, list(crop_counts[:num])
+                )
+            ),
+        )
+        for model, mixture in MIXTURES.items()
+        for num in range(1, len(crop_counts) + 1)
+    ]
+    return pd.DataFrame(rows, columns=["model", "num_modalities", "discrepancy"])
 
 
 def _panels(num: int) -> tuple[Figure, np.ndarray]:

@@ -4,30 +4,30 @@ They are those of summary.json, averaged over seeds. Nothing is invented: what i
 there is nan, or no row.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from experiments import plans, results
 from experiments.plans import Evidence, Spec
+from mmvae_jax.sweeps import Member
 
 NUM_CLASSES = 10
-# Of Shapes: attribute -> the chance of guessing one of its values.
+# Chance of guessing a value of an attribute of Shapes.
 CHANCES = {"colour": 1 / 8, "shape": 1 / 6}
 
 Row = dict[str, Any]
-# A member of summary.json, its labelled and its annotation-free coherence.
-Pair = tuple[Mapping[str, Any], float, float]
 
 
 class Metric(NamedTuple):
-    """What a panel shows.
+    """Quantity that a panel shows.
 
     Attributes:
-      tag: of summary.json, without the modality.
-      label: of the axis.
-      limits: of the axis; None where they are those of the values.
+      tag: tag of summary.json, without the modality.
+      label: label of the axis.
+      limits: limits of the axis; None where they are those of the values.
       chance: the value of guessing, drawn as a line.
       reachable: a tag whose values on real data are drawn as a line.
     """
@@ -64,9 +64,10 @@ PROBE = Metric(
     (0.0, 1.0),
     1 / NUM_CLASSES,
 )
+ELBO = Metric("eval/elbo", "ELBO (nats, higher is better)")
 LIKELIHOOD = Metric("eval/log_likelihood", "joint log-likelihood (nats)")
 MATCHING = Metric("eval/matching/leave_one_out", "annotation-free coherence")
-# Of both attributes and directions of a pair, and one by one.
+# Mean over both attributes and directions of a pair; `attribute_metric` has each.
 ATTRIBUTES = Metric(
     "eval/attribute_coherence/leave_one_out",
     "attribute coherence",
@@ -94,18 +95,24 @@ def quality_metrics(
 
     Args:
       evidence: the runs.
-      specs: of the runs; those that are missing or diverged have no say.
+      specs: the runs in question; those that are missing or diverged have no say.
       is_mean: whether the mean over modalities is needed, or the first one's value.
     """
     has_fid = []
+    finite = evidence.table[evidence.table["finite"]]
     for spec in specs:
-        members = members_of(evidence, spec)
-        names = _modality_names(members)
+        names = _modality_names(members_of(evidence, spec))
         tag = FID.tag if is_mean or not names else f"{FID.tag}/{names[0]}"
-        values = [m["metrics"].get(tag) for m in members if m["finite"]]
-        if values:
-            has_fid.append(any(value is not None for value in values))
+        own = finite[finite["run"] == spec.folder]
+        if len(own):
+            has_fid.append(own.loc[own["tag"] == tag, "value"].notna().any())
     return [FID] if has_fid and all(has_fid) else [FRECHET, SWD]
+
+
+def over_betas(evidence: Evidence, spec: Spec, tag: str) -> pd.DataFrame:
+    """The rows of `Evidence.spreads` of a run and a metric, the smallest beta first."""
+    spreads = evidence.spreads
+    return spreads[(spreads["run"] == spec.folder) & (spreads["tag"] == tag)]
 
 
 def members_of(evidence: Evidence, spec: Spec) -> list[Mapping[str, Any]]:
@@ -128,12 +135,10 @@ def shown_pairs(evidence: Evidence) -> list[str]:
 
 def is_measured(evidence: Evidence, dataset: str, tag: str) -> bool:
     """Whether any member of any run on a data set has a metric."""
-    return any(
-        member["metrics"].get(tag) is not None
-        for spec in evidence.runs
-        if spec.dataset == dataset
-        for member in members_of(evidence, spec)
-    )
+    folders = [spec.folder for spec in evidence.runs if spec.dataset == dataset]
+    table = evidence.table
+    own = table[(table["tag"] == tag) & table["run"].isin(folders)]
+    return bool(own["value"].notna().any())
 
 
 def betas_of(evidence: Evidence, specs: Iterable[Spec]) -> list[float]:
@@ -158,13 +163,13 @@ def modalities_of(evidence: Evidence, dataset: str) -> list[str]:
 
 
 def num_modalities(evidence: Evidence, spec: Spec) -> int:
-    """How many modalities a run has, or would have."""
+    """Number of modalities that a run has, or would have."""
     names = _modality_names(members_of(evidence, spec))
     return len(names) or spec.num_modalities or evidence.config.num_modalities[-1]
 
 
 def _modality_names(members: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Those that a run has metrics of, in their order."""
+    """Names of the modalities that a run has metrics of, in their order."""
     for kind in ("reconstruction", "swd", "frechet_classifier", "fid"):
         prefix = f"eval/{kind}/"
         for member in members:
@@ -175,13 +180,13 @@ def _modality_names(members: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def title(evidence: Evidence, dataset: str) -> str:
-    """What a data set is called at this scale."""
+    """Title of a data set at this scale."""
     settings = plans.settings(evidence.config, dataset)
     return settings.get("title", dataset)
 
 
 def description(evidence: Evidence) -> str:
-    """What the scale of the columns that are shown is."""
+    """Description of the scale of the columns that are shown."""
     config, parts = evidence.config, []
     if config.columns:
         parts.append(config.description)
@@ -205,9 +210,9 @@ def point_row(
 
     Args:
       evidence: the runs.
-      name: of the figure.
-      spec: of the run.
-      tag: of the metric, as in summary.json.
+      name: name of the figure.
+      spec: the run.
+      tag: tag of the metric, as in summary.json.
       **others: columns that differ from those of one member without a value. "" as
         the modality is all together; "seeds" were averaged, "diverged" left out.
 
@@ -235,38 +240,39 @@ def beta_rows(
 ) -> list[Row]:
     """One row for every beta of a run's sweep, nan where nothing was measured.
 
-    Members that diverged are left out, as `results.by_beta` does.
-
     Args:
       evidence: the runs.
-      name: of the figure.
-      spec: of the run, which may be missing: no rows.
+      name: name of the figure.
+      spec: the run; a run that is missing, or lacks the metric, has no rows.
       tag: without the modality.
       modality: "" for the value of all together.
     """
     tag = f"{tag}/{modality}" if modality else tag
-    groups: dict[float, list] = {}
-    for member in members_of(evidence, spec):
-        groups.setdefault(member["beta"], []).append(member)
-    rows = []
-    for beta, members in sorted(groups.items()):
-        values = [m["metrics"].get(tag) for m in members if m["finite"]]
-        is_complete = values and None not in values
-        spread = results.spread(values) if is_complete else None
-        rows.append(
-            point_row(
-                evidence,
-                name,
-                spec,
-                tag,
-                beta=beta,
-                modality=modality,
-                seeds=len(values),
-                diverged=len(members) - len(values),
-                **(spread._asdict() if spread else {}),
-            )
-        )
-    return rows
+    head = point_row(evidence, name, spec, tag, modality=modality)
+    found = over_betas(evidence, spec, tag).drop(columns=["run", "tag"])
+    return [head | row for row in found.to_dict("records")]
+
+
+def front_of(spreads: pd.DataFrame, coherence: str, quality: str) -> pd.DataFrame:
+    """The points of some runs that have both a coherence and a quality.
+
+    Args:
+      spreads: rows of `results.spreads`.
+      coherence: the tag of the one.
+      quality: the tag of the other.
+
+    Returns:
+      The columns by which the spreads are grouped but for the tag, and x, dx of the
+      coherence, y, dy of the quality, and diverged.
+    """
+    known = spreads.dropna(subset="mean")
+    x, y = (
+        known[known["tag"] == tag].drop(columns=["tag", "seeds"])
+        for tag in (coherence, quality)
+    )
+    x = x.rename(columns={"mean": "x", "std": "dx"})
+    y = y.rename(columns={"mean": "y", "std": "dy"})
+    return x.merge(y)
 
 
 def given_rows(evidence: Evidence, name: str, spec: Spec) -> list[Row]:
@@ -275,25 +281,25 @@ def given_rows(evidence: Evidence, name: str, spec: Spec) -> list[Row]:
     That is the one beta with the best mean over these numbers.
 
     Returns:
-      Rows as `beta_rows`, one a number, in the column "given" too; none where
-      nothing was measured.
+      Rows as `beta_rows`, one a number, in the column "given" too; none where one of
+      these numbers was not measured.
     """
-    by_beta: dict[float, list[Row]] = {}
-    for given in range(1, num_modalities(evidence, spec)):
-        tag = f"eval/coherence/size_{given}"
-        for row in beta_rows(evidence, name, spec, tag):
-            by_beta.setdefault(row["beta"], []).append({**row, "given": given})
-    means = {
-        beta: np.mean([row["mean"] for row in rows]) for beta, rows in by_beta.items()
-    }
-    known = [beta for beta, mean in means.items() if np.isfinite(mean)]
-    return by_beta[max(known, key=means.get)] if known else []
+    numbers = range(1, num_modalities(evidence, spec))
+    rows = [
+        row | {"given": given}
+        for given in numbers
+        for row in beta_rows(evidence, name, spec, f"eval/coherence/size_{given}")
+    ]
+    if len({row["given"] for row in rows}) < len(numbers) or not rows:
+        return []
+    means = pd.DataFrame(rows).groupby("beta")["mean"].mean(skipna=False).dropna()
+    return [row for row in rows if len(means) and row["beta"] == means.idxmax()]
 
 
 def reachable_rows(
     evidence: Evidence, name: str, specs: Iterable[Spec], tag: str
 ) -> list[Row]:
-    """What real data reach, the mean over modalities: one row where it is known."""
+    """The mean over modalities that real data reach: one row where it is known."""
     prefix = f"{tag}/"
     for spec in specs:
         # The same for all members: classifiers are a data set's.
@@ -311,38 +317,40 @@ def reachable_rows(
     return []
 
 
-def coherence_pairs(evidence: Evidence, spec: Spec) -> list[Pair]:
-    """Labelled and annotation-free coherence of the members that have both."""
-    tags = COHERENCE.tag, MATCHING.tag
-    pairs = [
-        (member, *(member["metrics"].get(tag) for tag in tags))
-        for member in members_of(evidence, spec)
-        if member["finite"]
-    ]
-    return [pair for pair in pairs if None not in pair]
+def coherence_pairs(evidence: Evidence, spec: Spec) -> pd.DataFrame:
+    """The members of a run that have both kinds of coherence.
+
+    Returns:
+      The columns beta, seed, and those of the tags of COHERENCE and MATCHING.
+    """
+    table = evidence.table
+    own = table[(table["run"] == spec.folder) & table["finite"]]
+    own = own.pivot(index=list(Member._fields), columns="tag", values="value")
+    pairs = own.reindex(columns=[COHERENCE.tag, MATCHING.tag]).dropna()
+    return pairs.reset_index().drop(columns="learning_rate")
 
 
-def pair_rows(evidence: Evidence, spec: Spec, pairs: Sequence[Pair]) -> list[Row]:
+def pair_rows(evidence: Evidence, spec: Spec, pairs: pd.DataFrame) -> list[Row]:
     """Two rows a point, its coordinates; and the agreement within a model."""
     rows = [
         point_row(
             evidence,
             "matching",
             spec,
-            metric.tag,
-            beta=member["beta"],
-            mean=value,
-            seed=member["seed"],
+            tag,
+            beta=pair["beta"],
+            mean=pair[tag],
+            seed=pair["seed"],
         )
-        for member, *coherences in pairs
-        for metric, value in zip((COHERENCE, MATCHING), coherences, strict=True)
+        for pair in pairs.to_dict("records")
+        for tag in (COHERENCE.tag, MATCHING.tag)
     ]
     return rows + agreement_rows(evidence, spec, pairs)
 
 
-def agreement_rows(evidence: Evidence, spec: Spec, pairs: Sequence[Pair]) -> list[Row]:
+def agreement_rows(evidence: Evidence, spec: Spec, pairs: pd.DataFrame) -> list[Row]:
     """Spearman's rho of a model, or of all (""), and the ends of its interval."""
-    _, x, y = zip(*pairs, strict=True)
+    x, y = pairs[COHERENCE.tag], pairs[MATCHING.tag]
     found = results.rank_agreement(x, y)
     rows = [
         point_row(

@@ -128,7 +128,8 @@ def write(
     """
     _, config = plans.load_scale(scale)
     config.update(changes or {})
-    for settings in config.pairs.datasets.values():
+    for column in plans.pair_columns(config):
+        settings = config.pairs.datasets[column]
         settings.seed = config.seed  # CUB's too, so that claims are judged
         if "metrics" in (changes or {}):
             settings.metrics = config.metrics

@@ -1,5 +1,6 @@
 """The paper's claims: each can hold, fail and be not measured; the command."""
 
+import dataclasses
 import json
 import math
 import runpy
@@ -118,7 +119,7 @@ def test_is_not_measured_if_any_needed_run_is_missing(everything, claim, column,
     for spec in specs_of(claim, column, model):
         runs = {s: run for s, run in everything.runs.items() if s != spec}
         for verdict in verdicts_on(
-            everything._replace(runs=runs), claim, column, model
+            dataclasses.replace(everything, runs=runs), claim, column, model
         ):
             assert verdict.holds is None
             assert spec.folder in verdict.numbers

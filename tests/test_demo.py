@@ -1,48 +1,72 @@
 """What `make demo` says of its runs (the runs themselves are `make demo`'s own)."""
 
+import json
+
+import evidence as made_up
 import pytest
 
-from experiments import demo
+from configs import polydigits
+from experiments import demo, gallery, page_pictures, paper, plans
+
+_, SCALE = plans.load_scale(demo.SCALE)
+SPECS = plans.sweep(SCALE.columns, plans.MODELS)
 
 
-def summary(values, finite=(True, True, True)):
-    """Three seeds at beta 1, of which every metric has these values, and worse at 9."""
-    tags = {claim.tag: claim.sign for claim in demo.CLAIMS}
-    return {
-        "members": [
-            {
-                "beta": beta,
-                "finite": is_finite,
-                "metrics": {tag: sign * (v - beta) for tag, sign in tags.items()},
-            }
-            for beta in (1.0, 9.0)
-            for v, is_finite in zip(values, finite, strict=True)
-        ]
-    }
+def write(directory, value=made_up.as_in_the_paper):
+    """Runs of the demo with made-up metrics, trained and drawn for `demo.make`."""
+    return made_up.write(directory, value, scale=demo.SCALE, specs=SPECS)
 
 
-def verdicts(better, worse):
-    """Of one claim; a higher value is better, by its sign."""
-    claim = demo.CLAIMS[0]
-    found = {model: summary((1.0, 2.0, 3.0)) for model in demo.MODELS}
-    found |= {claim.better: better, claim.worse: worse}
-    return demo.judge(found)[0]
+@pytest.fixture
+def make(monkeypatch):
+    """(directory) -> the exit code of a demo that has nothing left to train."""
+    monkeypatch.setattr(gallery, "draw", lambda evidence, names: None)
+    return lambda directory: demo.make(directory, demo.SCALE)
 
 
-@pytest.mark.parametrize(
-    ("values", "holds", "z"),
-    # Of a difference with standard error sqrt(2 / 3): 2.1, 1.7 and -2.1 of them.
-    [((2.7, 3.7, 4.7), True, 2.1), ((2.4, 3.4, 4.4), False, 1.7)]
-    + [((-0.7, 0.3, 1.3), False, -2.1)],
-)
-def test_a_claim_holds_from_two_standard_errors_on(values, holds, z):
-    _, found, numbers = verdicts(summary(values), summary((1.0, 2.0, 3.0)))
-    assert found is holds
-    assert numbers.endswith(f", {z:+.1f} SE")
+@pytest.mark.parametrize("model", plans.MODELS)
+def test_its_runs_are_those_of_the_config(model):
+    (column,) = SCALE.columns
+    config = plans.run_config(SCALE, plans.Spec(column, model), {})
+    assert config.to_dict() == polydigits.get_config(model).to_dict()
 
 
-def test_a_claim_of_one_seed_does_not_hold():
-    alone = summary((9.0, 9.0, 9.0), (True, False, False))
-    claim, holds, numbers = verdicts(alone, summary((1.0, 2.0, 3.0)))
-    assert claim == demo.CLAIMS[0] and not holds
-    assert numbers == "no beta at which two seeds are finite"
+def paper_with_elbos(spec, beta, tag):
+    """A value with which every claim of the demo holds."""
+    if tag == "eval/elbo":
+        return -1400.0 if spec.model in paper.MIXTURES else -1300.0
+    return made_up.as_in_the_paper(spec, beta, tag)
+
+
+def test_what_it_leaves(tmp_path, make, capsys):
+    directory = tmp_path / "demo"
+    found = write(directory, paper_with_elbos)
+    assert make(directory) == 0
+    results = json.loads((directory / "results.json").read_text())
+    means = results["mean_and_std_over_seeds"]
+    assert list(means) == list(plans.MODELS)
+    members = found.runs[SPECS[0]].summary["members"]
+    values = [m["metrics"]["eval/swd"] for m in members if m["beta"] == 1.0]
+    mean, std = means[SPECS[0].model]["1.0"]["eval/swd"]
+    assert mean == pytest.approx(sum(values) / len(values)) and std > 0
+    num = sum(len(claim.models) * len(claim.tags) for claim in paper.TRADEOFF)
+    assert [claim["holds"] for claim in results["claims"]] == [True] * num
+    out = capsys.readouterr().out
+    for claim in paper.TRADEOFF:
+        assert claim.text in out
+    page = (directory / "report.html").read_text()
+    assert paper.TRADEOFF[0].text in page
+
+
+def test_a_claim_that_fails_is_its_exit_code(tmp_path, make, capsys):
+    # The ELBOs of all models are equal.
+    write(tmp_path / "demo")
+    assert make(tmp_path / "demo") == 1
+    assert "FAILS" in capsys.readouterr().out
+
+
+def test_its_figures_are_drawn_by_the_figures_command(tmp_path):
+    found = write(tmp_path / "demo")
+    gallery.draw(found, demo.FIGURES)
+    captions = [figure.caption for figure in page_pictures.figures(tmp_path / "demo")]
+    assert captions == ["Figure tradeoff", "Figure 9", "Figure 10"]

@@ -1,6 +1,7 @@
 """The drawn figures: what they show are the summaries' numbers, and no others."""
 
 import ast
+import dataclasses
 import json
 import re
 import shutil
@@ -119,12 +120,12 @@ def with_changed_members(evidence, spec, change):
     for member in members:
         change(member)
     changed = record._replace(summary={**record.summary, "members": members})
-    return evidence._replace(runs={**evidence.runs, spec: changed})
+    return dataclasses.replace(evidence, runs={**evidence.runs, spec: changed})
 
 
 def without(evidence, *specs):
     runs = {spec: run for spec, run in evidence.runs.items() if spec not in specs}
-    return evidence._replace(runs=runs)
+    return dataclasses.replace(evidence, runs=runs)
 
 
 @pytest.fixture(scope="module")
@@ -408,7 +409,7 @@ def test_one_seed_has_no_band(evidence):
         kept = [member for member in members if member["seed"] == 0]
         record = evidence.runs[spec]
         record = record._replace(summary={**record.summary, "members": kept})
-        one = one._replace(runs={**one.runs, spec: record})
+        one = dataclasses.replace(one, runs={**one.runs, spec: record})
     drawing = drawings.draw_probe(one)
     for low, high in band_of(panels_of(drawing)[0], "mvae").values():
         assert low == high
@@ -418,7 +419,7 @@ def test_one_seed_has_no_band(evidence):
 
 @pytest.mark.parametrize("name", drawings.DRAWINGS)
 def test_nothing_measured_is_said_and_no_error(evidence, name):
-    drawing = drawings.DRAWINGS[name](evidence._replace(runs={}))
+    drawing = drawings.DRAWINGS[name](dataclasses.replace(evidence, runs={}))
     assert drawing.rows == []
     assert "None of its runs is there." in drawing.caption
     captions.finish(drawing.figure, drawing.caption)

@@ -416,7 +416,7 @@ def test_existing_files_are_left_as_they_are(places, results):
 
 @pytest.mark.parametrize(
     "module",
-    ["run", *(pytest.param(m, marks=pytest.mark.slow) for m in ("prepare", "demo"))],
+    ["run", pytest.param("prepare", marks=pytest.mark.slow)],
 )
 def test_a_wrong_field_of_the_default_config_is_one_line(module):
     done = subprocess.run(

@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import pytest
 
-from experiments import figures, plans
+from experiments import figures, gallery, plans
 from experiments.command import flags
 from mmvae_jax import models
 from mmvae_jax.errors import UsageError
@@ -260,7 +260,7 @@ def test_every_run_of_every_scale_has_a_config(name, tmp_path):
 @pytest.mark.parametrize("name", plans.SCALES)
 def test_every_planned_figure_is_drawn(name):
     _, scale = plans.load_scale(name)
-    assert plans.figure_specs(scale).keys() == figures.DRAWINGS.keys()
+    assert plans.figure_specs(scale).keys() == gallery.DRAWINGS.keys()
 
 
 def test_the_family_is_every_model_but_the_official_and_custom_ones():

@@ -163,7 +163,7 @@ def read_run(path):
     for name in ("config.json", "summary.json"):
         (path.parent / name).write_bytes(path.read_bytes())
     for run in results.find_runs(path.parent):
-        results.by_beta(run.summary)
+        results.spreads(results.long_table({"run": run.summary}))
         json.dumps(run.config)
 
 

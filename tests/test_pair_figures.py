@@ -1,5 +1,6 @@
 """Images with captions in plans, figures and claims."""
 
+import dataclasses
 import json
 
 import evidence as made_up
@@ -53,7 +54,7 @@ def evidence(tmp_path_factory):
 
 def without(evidence, *datasets):
     runs = {s: run for s, run in evidence.runs.items() if s.dataset not in datasets}
-    return evidence._replace(runs=runs)
+    return dataclasses.replace(evidence, runs=runs)
 
 
 def axes_called(drawing, start):
@@ -71,8 +72,10 @@ def plotted(axis, model):
 
 
 def means(evidence, spec, tag):
-    found = results.by_beta(evidence.runs[spec].summary)
-    return {beta: pytest.approx(tags[tag].mean) for beta, tags in found.items()}
+    groups = {}
+    for member in evidence.runs[spec].summary["members"]:
+        groups.setdefault(member["beta"], []).append(member["metrics"][tag])
+    return {beta: pytest.approx(np.mean(group)) for beta, group in groups.items()}
 
 
 def test_chances_are_those_of_the_data():
@@ -168,7 +171,9 @@ def test_a_missing_picture_is_said(evidence):
     runs = dict(evidence.runs)
     spec = Spec("shapes", "mvae")
     runs[spec] = runs[spec]._replace(workdir=runs[spec].workdir / "elsewhere")
-    drawing = drawings.draw_conditional_samples(evidence._replace(runs=runs))
+    drawing = drawings.draw_conditional_samples(
+        dataclasses.replace(evidence, runs=runs)
+    )
     said = [
         axis.get_title().partition("MVAE, ")[2].partition(",")[0]
         for axis in drawing.figure.axes
@@ -193,7 +198,7 @@ def test_pairs_without_runs_are_left_out_and_said(evidence, name):
 @pytest.mark.parametrize("name", WITH_PAIRS)
 @pytest.mark.parametrize("column", ("shapes", "cub"))
 def test_columns_alone(evidence, name, column):
-    chosen = evidence._replace(config=plans.with_columns(DEMO, [column]))
+    chosen = dataclasses.replace(evidence, config=plans.with_columns(DEMO, [column]))
     drawing = drawings.DRAWINGS[name](chosen)
     drawing.figure.canvas.draw()
     text = " ".join(axis.get_title() for axis in drawing.figure.axes)

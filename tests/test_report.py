@@ -14,8 +14,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import report
-from experiments.results import LABELS, Spread, find_runs
+from experiments import page_pictures, report
+from experiments.results import LABELS, find_runs
 from mmvae_jax.errors import UsageError
 
 HOSTILE = "<script>alert('x')</script> & \"q\""
@@ -166,7 +166,7 @@ def test_many_members_show_one_of_each_run(runs, monkeypatch):
 def test_figures_are_in_the_order_of_their_numbers(runs):
     for name in ("figure_10", "figure_2", "figure_theorem"):
         save_picture(runs / "figures" / f"{name}.png")
-    captions = [figure.caption for figure in report.figures(runs)]
+    captions = [figure.caption for figure in page_pictures.figures(runs)]
     assert captions[1:] == ["Figure 2", "Figure 10", "Figure theorem"]
 
 
@@ -187,39 +187,51 @@ def test_claims_json_is_preferred(runs):
     assert "MVAE is good" not in page.text
 
 
+def draw_fronts(directory):
+    points = report.points_in(directory)
+    return page_pictures.draw_fronts(points.heads, points.spreads, report.METRICS)
+
+
 def test_a_front_holds_what_can_be_compared(runs):
-    points = [
-        point
-        for record in find_runs(runs)
-        for point in report.run_points(record, {record.workdir: "x"})
-    ]
-    assert [front.caption for front in report.draw_fronts(points)] == ["polytest"]
-    others = [point._replace(dataset=f"{k}") for k, point in enumerate(points)]
-    assert report.draw_fronts(others) == []  # one point is no front
-    bare = [point._replace(tags={"eval/swd": Spread(1.0, 0.1)}) for point in points]
-    assert report.draw_fronts(bare) == []
+    points = report.points_in(runs)
+
+    def captions(heads, spreads):
+        fronts = page_pictures.draw_fronts(heads, spreads, report.METRICS)
+        return [front.caption for front in fronts]
+
+    assert captions(points.heads, points.spreads) == ["polytest"]
+    others = points.heads.assign(dataset=[f"{k}" for k in range(len(points.heads))])
+    # One point is no front, and neither is one measure.
+    assert captions(others, points.spreads) == []
+    bare = points.spreads[points.spreads["tag"] != page_pictures.COHERENCE]
+    assert captions(points.heads, bare) == []
 
 
-def test_a_front_of_many_models_is_readable(monkeypatch):
+def test_a_front_of_many_models_is_readable(tmp_path, monkeypatch):
     """Models are named without their folders, and betas only if there is room."""
     saved = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: saved.append(self))
-    tags = {report.COHERENCE: Spread(0.5, 0.1), "eval/swd": Spread(1.0, 0.1)}
-    point = report.Point("mvae", "d", "MVAE (d/mvae)", "k", "0.3", "3", tags)
-    models = list(LABELS)
-    for num in (report.MAX_ANNOTATED, report.MAX_ANNOTATED + 1):
-        report.draw_fronts(
-            [point._replace(model=m, label=f"{m} (d/{m})") for m in models[:num]]
-        )
+    models = list(LABELS)[: page_pictures.MAX_ANNOTATED + 1]
+    for num, model in enumerate(models, 1):
+        save_run(tmp_path / "d" / model, model, betas=(0.5,))
+        if num < page_pictures.MAX_ANNOTATED:
+            continue
+        draw_fronts(tmp_path)
         (axis,) = saved[-1].axes
-        assert len(axis.texts) == (num if num == report.MAX_ANNOTATED else 0)
+        assert len(axis.texts) == (num if num == page_pictures.MAX_ANNOTATED else 0)
         (legend,) = [axis.get_legend()] if axis.get_legend() else saved[-1].legends
         labels = [text.get_text() for text in legend.get_texts()]
-        assert labels == [LABELS[model] for model in models[:num]]
-    # Two runs of one model are told apart.
-    report.draw_fronts([point, point._replace(label="MVAE (e/mvae)")])
+        assert set(labels) == {LABELS[model] for model in models[:num]}
+
+
+def test_two_runs_of_one_model_are_told_apart(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: saved.append(self))
+    for name in ("d", "e"):
+        save_run(tmp_path / name)
+    draw_fronts(tmp_path)
     texts = saved[-1].axes[0].get_legend().get_texts()
-    assert [text.get_text() for text in texts] == ["MVAE (d/mvae)", "MVAE (e/mvae)"]
+    assert [text.get_text() for text in texts] == ["MVAE (d)", "MVAE (e)"]
 
 
 def test_the_page_stands_alone(runs):
@@ -263,7 +275,6 @@ def test_values_are_escaped(tmp_path):
     assert not re.search(r"<script|<b>|<i>", text)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")
 def test_what_is_no_number_is_a_dash(runs):
     def spoil(summary):
         first, second, third, fourth = summary["members"]
@@ -342,11 +353,11 @@ def test_curves_with_gaps_and_outliers(runs):
     lines[5]["train/elbo"] = -1e30
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"torn')
     (first, *_) = report.find_runs(runs)
-    tag, curves = report.read_curves(first)
+    tag, curves = page_pictures.read_curves(first)
     assert tag == "train/elbo" and len(curves) == 4
     steps, values = curves[0][1]
     assert list(steps) == [100, 600, 1200] and np.isnan(values[0])
-    assert len(report.draw_curves([first], {first.workdir: "x"})) == 1
+    assert len(page_pictures.draw_curves([first], {first.workdir: "x"})) == 1
 
 
 def test_long_curves_are_thinned(tmp_path):
@@ -354,28 +365,30 @@ def test_long_curves_are_thinned(tmp_path):
     lines = [{"step": k, "member": 0, "train/loss": float(k)} for k in range(5000)]
     log = tmp_path / "metrics.jsonl"
     log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    tag, [(_, curve)] = report.read_curves(report.find_runs(tmp_path)[0])
+    tag, [(_, curve)] = page_pictures.read_curves(find_runs(tmp_path)[0])
     assert tag == "train/loss" and 400 < curve.shape[1] <= 500
     assert (curve[0] == curve[1]).all()
 
 
 def test_an_axis_leaves_out_only_what_hides_the_rest():
-    low, high = report._limits([*range(100)])
+    low, high = page_pictures._limits([*range(100)])
     assert low < 0 and high > 99
-    low, high = report._limits([*range(1000), -1e30])
+    low, high = page_pictures._limits([*range(1000), -1e30])
     assert -200 < low and high < 1200
-    assert report._limits([]) == (0, 1)
-    low, high = report._limits([3.0, 3.0])
+    assert page_pictures._limits([]) == (0, 1)
+    low, high = page_pictures._limits([3.0, 3.0])
     assert low < 3 < high
 
 
 def test_pixels_survive(runs):
     """The member shown openly is byte for byte the file; the others may shrink."""
     path = runs / "first" / "samples" / "beta=2,seed=0_prior.png"
-    exact = report.picture(path, "")
+    exact = page_pictures.picture(path, "")
     assert exact.uri in report.render(runs)
-    assert report.picture(path, "", lossless=False).uri.startswith("data:image/webp")
-    assert len(report.picture(path, "", lossless=False).uri) < len(exact.uri)
+    assert page_pictures.picture(path, "", lossless=False).uri.startswith(
+        "data:image/webp"
+    )
+    assert len(page_pictures.picture(path, "", lossless=False).uri) < len(exact.uri)
 
 
 @pytest.mark.parametrize(

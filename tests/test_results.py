@@ -1,10 +1,72 @@
-"""Finished runs as data: the agreement of two measures."""
+"""Finished runs as data: their long table, and the agreement of two measures."""
 
 import numpy as np
 import pytest
 import scipy.stats
 
 from experiments import results
+
+
+def summary(members, model="mvae"):
+    """Members as (beta, seed, finite, metrics)."""
+    names = ("beta", "seed", "finite", "metrics")
+    rows = [dict(zip(names, m, strict=True)) | {"learning_rate": 0.1} for m in members]
+    return {"model": model, "dataset": "digits", "members": rows}
+
+
+MEMBERS = [
+    (1.0, 0, True, {"a": 2.0, "b": 1.0}),
+    (1.0, 1, True, {"a": 5.0, "b": None}),
+    (3.0, 0, True, {"a": 7.0}),
+    (3.0, 1, False, {"a": 1e9, "b": 3.0}),
+    (9.0, 0, False, {"a": 1e9, "b": 3.0}),
+]
+
+
+def test_the_long_table_has_a_row_for_each_member_and_metric():
+    table = results.long_table({"x": summary(MEMBERS), "y": summary(MEMBERS[:1])})
+    assert list(table.columns) == results.COLUMNS
+    assert list(table["run"]) == ["x"] * 10 + ["y"] * 2
+    assert list(table["tag"]) == ["a", "b"] * 6
+    first = table.iloc[0].to_dict()
+    assert first == {
+        **{"run": "x", "dataset": "digits", "model": "mvae", "beta": 1.0, "seed": 0},
+        **{"learning_rate": 0.1, "finite": True, "tag": "a", "value": 2.0},
+    }
+    assert np.isnan(table["value"]).sum() == 2  # not measured, or not there
+
+
+def test_spreads_leave_out_what_diverged_and_invent_nothing():
+    found = results.spreads(results.long_table({"x": summary(MEMBERS)}))
+    rows = {(row.beta, row.tag): list(row)[3:] for row in found.itertuples(index=False)}
+    assert rows[1.0, "a"] == [3.5, pytest.approx(np.std([2, 5], ddof=1)), 2, 0]
+    one, of_none = rows[3.0, "a"], [np.nan, np.nan]
+    assert one[0] == 7.0 and np.isnan(one[1]) and one[2:] == [1, 1]
+    np.testing.assert_equal(rows[1.0, "b"], [*of_none, 2, 0])  # one seed lacks it
+    np.testing.assert_equal(rows[3.0, "b"], [*of_none, 1, 1])
+    np.testing.assert_equal(rows[9.0, "a"], [*of_none, 0, 1])
+    assert len(rows) == 6
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_no_number_has_no_mean(value):
+    members = [(1.0, 0, True, {"a": value}), (1.0, 1, True, {"a": 1.0})]
+    found = results.spreads(results.long_table({"x": summary(members)}))
+    assert found[["mean", "std"]].isna().all(axis=None)
+
+
+def test_no_runs_have_an_empty_table():
+    table = results.long_table({})
+    assert table.empty and list(table.columns) == results.COLUMNS
+    assert results.spreads(table).empty
+
+
+def test_spreads_by_learning_rate():
+    members = summary(MEMBERS[:2])
+    members["members"][1]["learning_rate"] = 0.2
+    by = ["learning_rate", "beta", "tag"]
+    found = results.spreads(results.long_table({"x": members}), by)
+    assert list(found[found["tag"] == "a"]["mean"]) == [2.0, 5.0]
 
 
 def test_rank_agreement_is_spearmans_correlation():
@@ -14,22 +76,22 @@ def test_rank_agreement_is_spearmans_correlation():
     found = results.rank_agreement(x, y, seed=0)
     assert found.rho == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
     assert found.low < found.rho < found.high
-    reference = scipy.stats.bootstrap(
-        (x, y),
-        lambda x, y: scipy.stats.spearmanr(x, y).statistic,
-        n_resamples=1_000,
-        paired=True,
-        vectorized=False,
-        method="percentile",
-        random_state=1,
-    ).confidence_interval
+    rows = np.random.default_rng(1).integers(0, len(x), (1_000, len(x)))
+    rhos = [scipy.stats.spearmanr(x[row], y[row]).statistic for row in rows]
+    reference = np.quantile(rhos, [0.025, 0.975])
     assert found[1:] == pytest.approx(tuple(reference), abs=0.05)
+
+
+@pytest.mark.filterwarnings("error")
+def test_resamples_of_one_value_are_left_out():
+    found = results.rank_agreement([1, 2, 3], [1, 3, 2])
+    assert found.low == -1.0 and found.high == 1.0
 
 
 def test_rank_agreement_knows_ranks_only():
     x = np.array([0.1, 0.5, 0.2, 0.9, 0.3])
-    assert results.rank_agreement(x, np.exp(9 * x)) == (1.0, 1.0, 1.0)
-    assert results.rank_agreement(x, -(x**3)) == (-1.0, -1.0, -1.0)
+    assert results.rank_agreement(x, np.exp(9 * x)) == pytest.approx((1.0, 1.0, 1.0))
+    assert results.rank_agreement(x, -(x**3)) == pytest.approx((-1.0, -1.0, -1.0))
 
 
 def test_rank_agreement_depends_on_its_seed_alone():

@@ -5,12 +5,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from discrete import options, pmf
 
 from configs import discrete as config_file
 from experiments import datasets, theorem
-from experiments.results import RunRecord, Spread
+from experiments.results import RunRecord
 from mmvae_jax import models, subsets, sweeps, theory, train, writers
 from mmvae_jax.errors import UsageError
 
@@ -334,10 +335,13 @@ def test_runs_that_cannot_be_drawn_together(tmp_path):
 
 def test_discrepancy_beside_quality():
     counts, crops = np.array([3, 5, 8]), [20, 30, 40, 50]
-    quality = {
-        "unimodal": {4: Spread(1.0, 0.1)},
-        "mvae": {2: Spread(2.0, 0.2), 4: Spread(3.0, math.nan)},
-    }
+    columns = ["model", "num_modalities", "mean", "std"]
+    measured = [
+        ("unimodal", 4, 1.0, 0.1),
+        ("mvae", 4, 3.0, math.nan),
+        ("mvae", 2, 2.0, 0.2),
+    ]
+    quality = pd.DataFrame(measured, columns=columns)
     figure, rows = theorem.draw_discrepancy(quality, counts, crops, "distance")
     found = {(row["model"], row["num_modalities"]): row for row in rows}
     assert len(found) == len(rows) == 1 + 3 * 4
@@ -366,7 +370,7 @@ def test_discrepancy_beside_quality():
     assert len(left.lines) == 3 and right.get_ylabel() == "distance"
     assert len(right.containers) == 2
     # A figure without measurements is the closed form alone.
-    figure, rows = theorem.draw_discrepancy({}, counts, crops)
+    figure, rows = theorem.draw_discrepancy(quality[:0], counts, crops)
     assert len(rows) == 12 and not figure.axes[1].containers
 
 
