@@ -47,20 +47,26 @@ MAY_IMPORT = {
     "pictures": BASIS | {"data", "tokens"},
     "inception": BASIS,
     "inception_weights": BASIS,
-    "metrics": set(),
-    "metrics.inputs": BASIS | {"distributions", "data", "tokens"},
-    "metrics.fid": BASIS | {"data", "metrics.inputs", "metrics.frechet"},
-    "metrics.captions": BASIS | {"distributions", "data", "tokens", "metrics.inputs"},
-    "metrics.*": BASIS | {"distributions", "data", "metrics.inputs"},
+    "metrics.metric": BASIS | {"data"},
+    "metrics.inputs": BASIS | {"distributions", "data", "tokens", "metrics.metric"},
+    "metrics.fid": BASIS
+    | {"data", "metrics.inputs", "metrics.metric", "metrics.frechet"},
+    "metrics.captions": BASIS
+    | {"distributions", "data", "tokens", "metrics.inputs", "metrics.metric"},
+    "metrics.*": BASIS | {"distributions", "data", "metrics.inputs", "metrics.metric"},
+    "metrics": {"metrics.*"},
     "tuning": BASIS | {"sweeps", "meshes", "train"},
     "classifiers": BASIS
-    | {"networks", "data", "sweeps", "train", "tuning", "metrics.inputs"},
-    "readers": BASIS | {"data", "tokens", "train", "metrics.inputs", "classifiers"},
+    | {"networks", "data", "sweeps", "train", "tuning", "metrics.metric"},
+    "readers": BASIS | {"data", "tokens", "train", "metrics.metric", "classifiers"},
     "matchers": BASIS
-    | {"networks", "data", "sweeps", "train", "metrics.inputs", "classifiers"},
-    "evaluate": BASIS
-    | {"distributions", "data", "sweeps", "inception", "inception_weights", "pictures"}
+    | {"networks", "data", "sweeps", "train", "metrics.metric", "classifiers"},
+    "judges": BASIS | {"data", "train", "classifiers", "readers", "matchers"},
+    "needs": BASIS
+    | {"data", "inception", "inception_weights", "classifiers", "judges"}
     | {"metrics", "metrics.*"},
+    "evaluate": BASIS
+    | {"distributions", "data", "pictures", "needs", "metrics", "metrics.*"},
 }
 # library -> the modules of mmvae_jax that may know of it.
 KNOWN_BY = {

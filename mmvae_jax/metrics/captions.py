@@ -14,14 +14,13 @@ from sacrebleu.metrics import BLEU
 from mmvae_jax import tokens
 from mmvae_jax.data import Split
 from mmvae_jax.metrics.inputs import (
-    EvaluationData,
     batches,
-    captions_of,
     conditional_means,
     is_finite,
     prior_means,
     to_examples,
 )
+from mmvae_jax.metrics.metric import EvaluationData, captions_of
 from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
 
 References = tuple[tuple[str, ...], ...]
@@ -67,7 +66,7 @@ def captions(
     Raises:
       UsageError: no modality is a caption.
     """
-    names = captions_of(data, "captions")
+    names = captions_of(data.test, data.words, "captions")
     test = data.test.complete()
     whole = (data.whole_test or data.test).complete()
     per_modality: dict[str, dict[str, float]] = {}

@@ -5,7 +5,8 @@ from collections import defaultdict
 import jax
 import numpy as np
 
-from mmvae_jax.metrics.inputs import EvaluationData, batches
+from mmvae_jax.metrics.inputs import batches
+from mmvae_jax.metrics.metric import EvaluationData
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 

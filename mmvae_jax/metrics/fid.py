@@ -21,20 +21,14 @@ import jax
 import numpy as np
 
 from mmvae_jax.data import Split
-from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics.frechet import (
     Moments,
     frechet_distance,
     mean_and_covariance,
     update_moments,
 )
-from mmvae_jax.metrics.inputs import (
-    EvaluationData,
-    batches,
-    images_of,
-    prior_examples,
-    to_eight_bits,
-)
+from mmvae_jax.metrics.inputs import batches, prior_examples, to_eight_bits
+from mmvae_jax.metrics.metric import EvaluationData, inception_images_of
 from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
 
 # The widest layer of the network takes 5.5 MB an image.
@@ -76,14 +70,8 @@ def fid(
     """
     real_images = {
         name: data.test.modalities[name][data.test.is_observed(name)]
-        for name in images_of(data, "fid")
+        for name in inception_images_of(data.test, "fid")
     }
-    for name, images in real_images.items():
-        if images.ndim != 4 or images.shape[-1] not in (1, 3):
-            raise UsageError(
-                f"metric 'fid' needs images of 1 or 3 channels, {name} has the shape "
-                f"{images.shape[1:]}: leave it out of config.eval.metrics"
-            )
     num_samples = data.test.num_examples if num_samples is None else num_samples
     data = data._replace(batch_size=min(data.batch_size, MAX_BATCH))
     generated = defaultdict(Moments)

@@ -12,14 +12,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mmvae_jax.metrics.inputs import (
-    EvaluationData,
-    as_coarse,
-    batches,
-    observed_rows,
-    prior_examples,
-    require_classifiers,
-)
+from mmvae_jax.metrics.inputs import as_coarse, batches, observed_rows, prior_examples
+from mmvae_jax.metrics.metric import EvaluationData, require_classifiers
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 

@@ -19,7 +19,8 @@ from scipy.special import logsumexp
 
 from mmvae_jax import distributions
 from mmvae_jax.errors import UsageError
-from mmvae_jax.metrics.inputs import EvaluationData, batches, observed_subset
+from mmvae_jax.metrics.inputs import batches, observed_subset
+from mmvae_jax.metrics.metric import EvaluationData
 from mmvae_jax.types import (
     Batch,
     Distribution,

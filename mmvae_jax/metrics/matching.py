@@ -22,16 +22,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics.inputs import (
-    EvaluationData,
-    Matchers,
     batches,
     conditional_means,
     nan_if_not_finite,
     prior_means,
-    require_matchers,
     to_examples,
+)
+from mmvae_jax.metrics.metric import (
+    EvaluationData,
+    Matchers,
+    require_complete,
+    require_matchers,
 )
 from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
 
@@ -92,13 +94,8 @@ def matching(
     if len(modalities) == 1:
         return {}
     matchers = require_matchers(data, modalities, "matching")
-    data = data._replace(test=data.test.complete())
+    data = data._replace(test=require_complete(data.test, "matching"))
     num = data.test.num_examples
-    if num < 2:
-        raise UsageError(
-            "metric 'matching' needs at least two test examples with all modalities, "
-            f"got {num}"
-        )
     conditional_key, prior_key = jax.random.split(key)
     real = real_features(matchers, data, modalities)
     real_lifts, accuracies = {}, {}
