@@ -123,7 +123,7 @@ def sample_grids(
 def draw_samples(
     model: MultimodalVAE, params: Params, test: Split, key: PRNGKey
 ) -> pictures.Samples:
-    """What one member generates, to be shown.
+    """Generated examples of one member, to be shown.
 
     Args:
       model: from `compile_model`.
@@ -161,7 +161,7 @@ def draw_samples(
 def _one_of_each_class(test: Split, modality: str) -> np.ndarray:
     """Ten rows that have this modality: the first of each class, then what follows.
 
-    Of more than ten classes, ten that are evenly spaced.
+    If there are more than ten classes, ten that are evenly spaced.
     """
     there = np.flatnonzero(test.is_observed(modality))
     if not len(there):

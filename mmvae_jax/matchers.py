@@ -4,7 +4,7 @@ One network a modality maps images to features, and a scale for each pair of
 modalities makes their products into logits. All are trained together on the real
 training tuples: the tuple's own example is to be picked among those of the batch,
 in both directions (InfoNCE; van den Oord et al., 2018). No label is ever read.
-What they learn is whatever modalities share; on PolyMNIST that is the digit.
+They learn whatever modalities share; on PolyMNIST that is the digit.
 """
 
 import itertools

@@ -17,7 +17,7 @@ _OF_SEVERAL_MODALITIES = ("complete tuples", "matchers")
 
 
 class Setting(NamedTuple):
-    """What a run evaluates.
+    """Config and data of a run, of which needs are checked.
 
     Attributes:
       config: as of configs/base.py.
@@ -106,13 +106,13 @@ def _folder(name: str, need: str, data_dir: str) -> Path | None:
 
 
 def _check_labels(name: str, setting: Setting) -> None:
-    """Of both splits: probes are trained on one and tested on the other."""
+    """Labels of both splits: probes are trained on one and tested on the other."""
     for split in (setting.complete.train, setting.complete.test):
         metric.require_labels(split, name)
 
 
 def _check_attributes(name: str, setting: Setting) -> None:
-    """Of both splits, as labels."""
+    """Attributes of both splits."""
     for split in (setting.complete.train, setting.complete.test):
         metric.require_attributes(split, name)
 

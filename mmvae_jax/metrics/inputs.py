@@ -53,7 +53,7 @@ def batches(
 
 
 def observed_subset(model: MultimodalVAE, batch: Batch) -> np.ndarray:
-    """What is observed of a batch: bool [M, B], or [M] where nothing is missing."""
+    """Observed modalities of a batch: bool [M, B], or [M] where nothing is missing."""
     if OBSERVED in batch:
         return np.asarray(batch[OBSERVED]).T
     return np.ones(len(model.modalities), bool)
@@ -134,7 +134,7 @@ def to_examples(
 
     Images are clipped to [0, 1]: the mean of a Laplace or Gaussian likelihood may lie
     outside of it; an image may not, and the classifiers have never seen one that
-    does. Of tokens, whose mean is a probability for every word, the most probable;
+    does. The mean of tokens is a probability for every word: the most probable counts;
     after the first `<eos>` of a caption there is `<pad>`, as in real ones.
 
     Args:
@@ -170,7 +170,7 @@ def is_finite(mean: Array) -> Array:
 
 
 def nan_if_not_finite(real: np.ndarray, mean: Array, found: Array) -> Array:
-    """What a network makes of generated examples, nan where these are no examples.
+    """Outputs of a network for generated examples, nan where these are not finite.
 
     Args:
       real: examples of the modality, which tell its kind.
