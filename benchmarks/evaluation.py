@@ -23,7 +23,7 @@ from experiments import command
 from mmvae_jax import evaluate, networks
 from mmvae_jax.data import Split
 from mmvae_jax.metrics import coherence
-from mmvae_jax.metrics.inputs import Classifier, EvaluationData
+from mmvae_jax.metrics.metric import EvaluationData, Reader
 
 BATCH = 500
 
@@ -33,7 +33,7 @@ def random_classifiers(shapes):
     network = networks.make_classifier("conv", next(iter(shapes.values())), 10)
     variables = jax.jit(network.init)(jax.random.key(0), np.zeros((1, 28, 28, 3)))
     apply = jax.tree_util.Partial(jax.jit(network.apply), variables)
-    return dict.fromkeys(shapes, Classifier(apply, 0.1))
+    return dict.fromkeys(shapes, Reader(apply, 0.1))
 
 
 def main():

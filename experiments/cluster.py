@@ -178,11 +178,10 @@ def prepare_runs(folder: str, configs: Mapping[str, Any]) -> dict[str, int]:
             if asked in made:
                 continue
             made.add(asked)
-            metrics = evaluate.select_metrics(config.eval, config.data.data_dir)
+            evaluate.select_metrics(config.eval, config.data.data_dir)
             sweep = run.build(config, members, stop)
             try:
-                for get in (run.get_classifiers, run.get_matchers, run.get_readers):
-                    get(sweep, metrics)
+                run.get_judges(sweep, config.eval.metrics)
             except run.Stopped as stopped:
                 # No Exception, which is what Ray can hand over.
                 raise RuntimeError(f"stopped by signal {stopped}") from None

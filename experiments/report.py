@@ -25,38 +25,18 @@ from experiments import command, page_pictures, results, terminal, workdirs
 from experiments.results import LABELS, RunRecord, find_runs
 from mmvae_jax.errors import UsageError
 from mmvae_jax.files import write_whole
+from mmvae_jax.metrics import COLUMNS
+from mmvae_jax.metrics.metric import titled
 from mmvae_jax.sweeps import Member
 from mmvae_jax.writers import member_name
 
 TEMPLATE = "report.html.jinja"
 DASH = "–"
 # Tag -> heading; a column that no run has measured is left out.
-METRICS = {
-    "eval/coherence/leave_one_out": "coherence ↑",
-    "eval/coherence/joint": "joint coherence ↑",
-    "eval/attribute_coherence/leave_one_out": "attribute coherence ↑",
-    "eval/attribute_coherence/joint": "joint attribute coherence ↑",
-    "eval/matching/leave_one_out": "matching (no labels) ↑",
-    "eval/fid": "FID ↓",
-    "eval/frechet_classifier": "Fréchet (classifier) ↓",
-    "eval/swd": "SWD ↓",
-    "eval/elbo": "ELBO ↑",
-    "eval/kl": "KL",
-    "eval/log_likelihood": "log-likelihood ↑",
-    "eval/linear_probe": "linear probe ↑",
-    "eval/captions/bleu": "BLEU ↑",
-    "eval/captions/distinct_1": "distinct-1",
-    "eval/captions/distinct_2": "distinct-2",
-}
+METRICS = {t: titled(c) for t, c in COLUMNS.items() if not t.endswith("/*")}
 # Tag without its last part, the modality -> heading of a table.
 PER_MODALITY = {
-    "eval/coherence/leave_one_out": "Leave-one-out coherence ↑",
-    "eval/attribute_coherence/leave_one_out": "Attribute coherence ↑",
-    "eval/matching/leave_one_out": "Matching ↑, coherence without labels",
-    "eval/reconstruction": "Reconstruction ↑, log-likelihood in nats",
-    "eval/fid": "FID ↓",
-    "eval/frechet_classifier": "Fréchet distance on classifier features ↓",
-    "eval/swd": "Sliced Wasserstein distance ↓",
+    t.removesuffix("/*"): titled(c) for t, c in COLUMNS.items() if t.endswith("/*")
 }
 SIZE = re.compile(r"eval/coherence/size_(\d+)")
 ATTRIBUTE = re.compile(

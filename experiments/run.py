@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -32,22 +32,20 @@ from experiments import command, datasets, hosts, terminal, workdirs
 from experiments.command import Stopped
 from mmvae_jax import (
     checkpoints,
-    classifiers,
     data,
     evaluate,
-    matchers,
+    judges,
     meshes,
     models,
+    needs,
     pictures,
-    readers,
     sweeps,
     train,
     tuning,
     writers,
 )
 from mmvae_jax.errors import UsageError
-from mmvae_jax.metrics import inputs
-from mmvae_jax.metrics.inputs import EvaluationData, Matchers
+from mmvae_jax.metrics.metric import EvaluationData
 from mmvae_jax.types import Hyper, MultimodalVAE, PRNGKey
 
 
@@ -205,19 +203,10 @@ def build(config: Any, members: Sequence[sweeps.Member], stop: Signals) -> Sweep
     """Loads (and if need be prepares) the data and builds the model."""
     complete = hosts.in_turn(lambda: datasets.load(config.data))
     dataset = datasets.reduce(complete, config.data)
-    # What would fail only after training has begun is tried here.
-    if set(config.eval.metrics) & set(evaluate.NEEDS_CLASSIFIERS):
-        classifiers.make_networks(config, complete)
-    matchers.make_networks(config, complete)
-    if set(config.eval.metrics) & set(evaluate.NEEDS_READERS):
-        readers.check(config, complete)
-    if "captions" in config.eval.metrics:
-        given = EvaluationData(dataset.train, dataset.test, None, 1)
-        inputs.captions_of(given._replace(words=dataset.words), "captions")
-    for metric in (*evaluate.NEEDS_CLASSIFIERS, "linear_probe"):
-        if metric in config.eval.metrics:
-            for split in (complete.train, complete.test):
-                inputs.require_labels(split, metric)
+    for line in needs.check(
+        needs.Setting(config, dataset, complete, evaluated(dataset, config.eval))
+    ):
+        terminal.say(line)
     data.batch_indices(0, 0, 1, dataset.train.num_examples, config.train.batch_size)
     model = models.make_model(config, dataset.shapes())
     task = train.vae_task(model, config.train.clip_norm)
@@ -429,59 +418,53 @@ def make_evaluator(sweep: Sweep, metrics: dict[str, Callable], writer) -> Callab
     """A function (step, state) -> tag -> value of every member, also written."""
     config = sweep.config
     model = evaluate.compile_model(sweep.model)
-    test = evaluate.random_examples(
-        sweep.dataset.test, config.eval.num_examples, config.eval.seed
+    given = EvaluationData(
+        train=sweep.dataset.train,
+        test=evaluated(sweep.dataset, config.eval),
+        classifiers=None,
+        batch_size=config.eval.batch_size,
+        words=sweep.dataset.words,
+        whole_test=sweep.dataset.test,
     )
-    words = sweep.dataset.words
-    trained: list = []  # classifiers, matchers and readers, once there are any
-
-    def evaluator(step: int, state: train.TrainState) -> list[dict[str, float]]:
-        with sweep.stop.at_once():
-            return evaluate_all(step, state)
+    trained: dict[str, Any] = {}  # judges, once there are any
 
     def evaluate_all(step: int, state: train.TrainState) -> list[dict[str, float]]:
         if not trained:
-            found = (get_classifiers, get_matchers, get_readers)
-            trained.extend([get(sweep, metrics) for get in found])
-        given = EvaluationData(
-            train=sweep.dataset.train,
-            test=test,
-            classifiers=trained[0],
-            batch_size=config.eval.batch_size,
-            matchers=trained[1],
-            readers=trained[2],
-            words=words,
-            whole_test=sweep.dataset.test,
-        )
+            trained.update(get_judges(sweep, metrics))
+        data = given._replace(**trained)
         # The same draws for every member: differences are theirs alone.
         key = jax.random.fold_in(jax.random.key(config.eval.seed), step)
 
         def evaluate_one(params: Any, announce: Callable) -> Evaluated:
             values = evaluate.evaluate_member(
-                metrics, model, params, given, key, announce
+                metrics, model, params, data, key, announce
             )
-            samples = evaluate.draw_samples(model, params, test, key)
-            grids = pictures.draw_grids(samples, test, words)
+            samples = evaluate.draw_samples(model, params, data.test, key)
+            shown = (samples, data.test, data.words)
             return Evaluated(
-                values, grids, pictures.write_captions(samples, test, words)
+                values, pictures.draw_grids(*shown), pictures.write_captions(*shown)
             )
 
         name = f"evaluation at step {step}"
         found = evaluate_members(sweep, state, evaluate_one, len(metrics), name)
-        results = [one.values for one in found]
         if writer is not None:
-            for k, one in enumerate(found):
-                writer.write_images(step, k, one.grids)
-                if one.captions:
-                    writer.write_texts(step, k, {"captions": one.captions})
-            writer.write_scalars(step, results)
-        return results
+            write_evaluation(writer, step, found)
+        return [one.values for one in found]
+
+    def evaluator(step: int, state: train.TrainState) -> list[dict[str, float]]:
+        with sweep.stop.at_once():
+            return evaluate_all(step, state)
 
     return evaluator
 
 
+def evaluated(dataset: data.Dataset, config: Any) -> data.Split:
+    """The test examples that are evaluated; `config` is the field `eval`."""
+    return evaluate.random_examples(dataset.test, config.num_examples, config.seed)
+
+
 class Evaluated(NamedTuple):
-    """What the evaluation of a member found.
+    """Results of the evaluation of a member.
 
     Attributes:
       values: tag -> value.
@@ -492,6 +475,15 @@ class Evaluated(NamedTuple):
     values: dict[str, float]
     grids: dict[str, np.ndarray]
     captions: str
+
+
+def write_evaluation(writer: Any, step: int, found: Sequence[Evaluated]) -> None:
+    """Writes pictures, captions and values of all members."""
+    for k, one in enumerate(found):
+        writer.write_images(step, k, one.grids)
+        if one.captions:
+            writer.write_texts(step, k, {"captions": one.captions})
+    writer.write_scalars(step, [one.values for one in found])
 
 
 def evaluate_members(
@@ -511,7 +503,7 @@ def evaluate_members(
       name: of the progress bar.
 
     Returns:
-      What was found of all members, also in other processes.
+      The results of all members, also of those in other processes.
 
     Raises:
       Stopped: a signal arrived, here or there.
@@ -553,66 +545,28 @@ def evaluate_members(
     return [found[k] for k in range(num)]
 
 
-def get_classifiers(sweep: Sweep, metrics: dict[str, Callable]) -> dict | None:
-    """The digit classifiers, trained if need be; None if no metric asks for them.
+def get_judges(sweep: Sweep, metrics: Iterable[str]) -> dict[str, Any]:
+    """The judges that metrics need, found beside the data or trained.
+
+    Returns:
+      Fields of EvaluationData.
 
     Raises:
       Stopped: a signal arrived while they were trained.
     """
-    if not set(metrics) & set(evaluate.NEEDS_CLASSIFIERS):
-        return None
-    num_modalities = len(sweep.complete.train.modalities)
-    return _found_or_trained(
-        sweep,
-        classifiers.get_classifiers,
-        "classifiers",
-        sweep.config.classifier,
-        num_modalities,
-    )
+    kinds = needs.needed_judges(metrics, sweep.dataset)
 
+    @contextlib.contextmanager
+    def watched(name: str, settings: Any) -> Iterator[train.Events]:
+        with terminal.ProgressBar(
+            0, settings.num_steps, settings.batch_size, name
+        ) as bar:
+            yield train.Events(
+                progress=bar.update, is_stopping=lambda: bool(sweep.stop)
+            )
 
-def get_matchers(sweep: Sweep, metrics: dict[str, Callable]) -> Matchers | None:
-    """The matching networks, trained if need be; None if no metric asks for them.
-
-    Raises:
-      Stopped: a signal arrived while they were trained.
-    """
-    is_needed = set(metrics) & set(evaluate.NEEDS_MATCHERS)
-    if not is_needed or len(sweep.model.modalities) == 1:
-        return None
-    return _found_or_trained(
-        sweep, matchers.get_matchers, "matchers", sweep.config.matcher, 1
-    )
-
-
-def get_readers(sweep: Sweep, metrics: dict[str, Callable]) -> dict | None:
-    """What reads attributes, trained if need be; None if no metric asks for it.
-
-    Raises:
-      Stopped: a signal arrived while they were trained.
-    """
-    if not set(metrics) & set(evaluate.NEEDS_READERS):
-        return None
-    return _found_or_trained(
-        sweep, readers.get_readers, "classifiers", sweep.config.classifier, 1
-    )
-
-
-def _found_or_trained(
-    sweep: Sweep, get: Callable, name: str, settings: Any, num_at_once: int
-) -> Any:
-    """What `get` finds in the folder of that name beside the data, or trains."""
-    examples = settings.batch_size * num_at_once
-
-    def find() -> Any:
-        bar = terminal.ProgressBar(0, settings.num_steps, examples, name)
-        found = get(
-            sweep.config,
-            sweep.complete,
-            Path(sweep.config.data.data_dir).expanduser() / name,
-            train.Events(progress=bar.update, is_stopping=lambda: bool(sweep.stop)),
-        )
-        bar.close()
+    def find() -> dict[str, Any]:
+        found = judges.get_judges(kinds, sweep.config, sweep.complete, watched)
         if found is None:
             raise Stopped(sweep.stop[0])
         return found

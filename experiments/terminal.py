@@ -7,23 +7,7 @@ from typing import Any
 import tabulate
 from tqdm import tqdm
 
-# What the table shows of a member's metrics.
-COLUMNS = {
-    "eval/coherence/leave_one_out": "coherence",
-    "eval/coherence/joint": "joint coh.",
-    "eval/attribute_coherence/leave_one_out": "attributes",
-    "eval/attribute_coherence/joint": "joint attr.",
-    "eval/matching/leave_one_out": "matching",
-    "eval/fid": "FID",
-    "eval/frechet_classifier": "Frechet (clf)",
-    "eval/swd": "SWD",
-    "eval/elbo": "ELBO",
-    "eval/kl": "KL",
-    "eval/log_likelihood": "log-lik.",
-    "eval/linear_probe": "probe",
-    "eval/captions/bleu": "BLEU",
-    "eval/captions/distinct_2": "distinct-2",
-}
+from mmvae_jax.metrics import COLUMNS
 
 
 def say(text: str) -> None:
@@ -90,12 +74,17 @@ class ProgressBar:
 
 def print_table(summary: dict[str, Any]) -> None:
     """Prints one row a member: its hyper-parameters and its main results."""
+    columns = {
+        tag: column.short or column.heading
+        for tag, column in COLUMNS.items()
+        if not tag.endswith("/*")
+    }
     rows = [
         [member["beta"], member["seed"], "yes" if member["finite"] else "NO"]
-        + [member["metrics"].get(tag) for tag in COLUMNS]
+        + [member["metrics"].get(tag) for tag in columns]
         for member in summary["members"]
     ]
-    header = ["beta", "seed", "finite", *COLUMNS.values()]
+    header = ["beta", "seed", "finite", *columns.values()]
     kept = [
         i
         for i in range(len(header))

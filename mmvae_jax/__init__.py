@@ -28,10 +28,12 @@ writers        metrics.jsonl, TensorBoard, samples
 pictures       samples as pictures and text
 inception      the network behind FID
 inception_weights  its published weights: fetched, checked, read without PyTorch
-classifiers    the digit classifiers behind the coherences
-readers        what reads attributes off examples: parsers and classifiers
+metrics/       one file per metric, and the table of all of them
+classifiers    networks that tell which label or attribute an example shows
+readers        attributes read off examples: by parsers and classifiers
 matchers       networks that tell matching examples from others, without labels
-metrics/       one file per metric
+judges         all three: trained, or found where they are kept
+needs          what each metric needs of data and config, checked before training
 evaluate       runs the metrics of every member
 """
 

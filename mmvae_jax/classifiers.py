@@ -1,4 +1,4 @@
-"""The classifiers behind the coherences: one a modality, trained on real data.
+"""Classifiers behind the coherences: one a modality, trained on real data.
 
 They are trained by the same loop as the models, one sweep member a modality, and
 kept beside the data under a name made of the data's and the settings' hash.
@@ -20,7 +20,7 @@ from mmvae_jax import networks, sweeps, train, tuning
 from mmvae_jax.data import Dataset, is_image, scaled
 from mmvae_jax.errors import UsageError
 from mmvae_jax.files import write_whole
-from mmvae_jax.metrics.inputs import Classifier
+from mmvae_jax.metrics.metric import Reader, is_writable, require_labels
 from mmvae_jax.types import OBSERVED, Array, Batch, Params, PRNGKey
 
 _EVAL_BATCH = 1_000
@@ -28,7 +28,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class ClassifierHyper(NamedTuple):
-    """What differs between the members of a group of classifiers.
+    """Hyper-parameters of a group of G classifiers.
 
     Attributes:
       learning_rate: of Adam; float32 [G].
@@ -44,7 +44,7 @@ def get_classifiers(
     dataset: Dataset,
     directory: str,
     events: train.Events = train.Events(),  # noqa: B008 (a NamedTuple is immutable)
-) -> dict[str, Classifier] | None:
+) -> dict[str, Reader] | None:
     """The classifiers of all modalities, from `directory` or trained and put there.
 
     Args:
@@ -54,11 +54,11 @@ def get_classifiers(
       events: what the train loop calls.
 
     Returns:
-      modality -> metrics.inputs.Classifier, dropout off, `accuracy` on the whole
-      test split; None if `events.is_stopping` ended the training.
+      modality -> Reader of the label, dropout off, `accuracy` on the whole test split;
+      None if `events.is_stopping` ended the training.
 
     Raises:
-      UsageError: the network is unknown.
+      UsageError: the data have no labels.
     """
     groups = make_networks(config, dataset)
 
@@ -79,12 +79,28 @@ def get_classifiers(
         for modality in group:
             stored = trained[modality]
             bound = jax.tree_util.Partial(apply, stored["params"])
-            found[modality] = Classifier(bound, float(stored["accuracy"]))
+            found[modality] = Reader(bound, float(stored["accuracy"]))
     return found
 
 
-def make_networks(config: Any, dataset: Dataset) -> list[tuple[Any, list[str]]]:
+def check(config: Any, dataset: Dataset, metric: str = "coherence") -> None:
+    """Checks what would otherwise fail after training has begun.
+
+    Raises:
+      UsageError: the data have no labels, or examples do not fit the network.
+    """
+    make_networks(config, dataset, metric)
+
+
+def make_networks(
+    config: Any, dataset: Dataset, metric: str = "coherence"
+) -> list[tuple[Any, list[str]]]:
     """The Linen modules of the classifiers: one output a class of the labels.
+
+    Args:
+      config: with the fields `classifier` of configs/base.py.
+      dataset: the real data.
+      metric: name of the metric that needs them.
 
     Returns:
       Pairs of a module and the modalities of one shape that it is for.
@@ -92,17 +108,12 @@ def make_networks(config: Any, dataset: Dataset) -> list[tuple[Any, list[str]]]:
     Raises:
       UsageError: the network is unknown, or the data have no labels.
     """
-    if dataset.train.labels is None:
-        raise UsageError(
-            "the metrics coherence and frechet need labels, and the data have none: "
-            "leave them out of config.eval.metrics"
-        )
-    num_classes = int(dataset.train.labels.max()) + 1
+    num_classes = int(require_labels(dataset.train, metric).max()) + 1
     shapes = dataset.shapes()
     return [
         (
             networks.make_classifier(
-                network_for(config.classifier, dataset, group[0], "classifier"),
+                network_for(config, dataset, group[0], "classifier"),
                 shapes[group[0]],
                 num_classes,
             ),
@@ -112,18 +123,33 @@ def make_networks(config: Any, dataset: Dataset) -> list[tuple[Any, list[str]]]:
     ]
 
 
-def network_for(settings: Any, dataset: Dataset, modality: str, section: str) -> str:
+def check_network(config: Any, section: str) -> None:
+    """Checks the name of a judge's network.
+
+    Args:
+      config: as of configs/base.py.
+      section: of the config, `classifier` or `matcher`.
+
+    Raises:
+      UsageError: it is unknown.
+    """
+    name = config[section].network
+    if name not in networks.CLASSIFIERS:
+        raise UsageError(
+            f"unknown config.{section}.network {name!r}; choose one of "
+            f"{', '.join(networks.CLASSIFIERS)}"
+        )
+
+
+def network_for(config: Any, dataset: Dataset, modality: str, section: str) -> str:
     """The name of a modality's network: that of the config, but only for images.
 
     Raises:
       UsageError: the name is unknown.
     """
-    if settings.network not in networks.CLASSIFIERS:
-        raise UsageError(
-            f"unknown config.{section}.network {settings.network!r}; choose one of "
-            f"{', '.join(networks.CLASSIFIERS)}"
-        )
-    return settings.network if is_image(dataset.train.modalities[modality]) else "mlp"
+    check_network(config, section)
+    is_picture = is_image(dataset.train.modalities[modality])
+    return config[section].network if is_picture else "mlp"
 
 
 def classifier_task(network: Any, modalities: list[str], shape) -> train.Task:
@@ -225,17 +251,17 @@ def fit_members(
 def load_or_train(
     directory: str, dataset: Dataset, settings: Any, train_all: Callable
 ) -> dict | None:
-    """What was trained on these data with these settings, kept in a file.
+    """Parameters trained on these data with these settings, kept in a file.
 
     Args:
-      directory: where such files are kept.
+      directory: where such files are kept; where it cannot be written, none is.
       dataset: its fingerprint is one half of the file's name.
       settings: a section of a config, the other half.
       train_all: () -> a tree of dicts and arrays, or None if it was stopped; called
         where there is no file, or one that cannot be read.
 
     Returns:
-      What the file holds, or what has been trained; None if that was stopped.
+      The content of the file, or what has been trained; None if that was stopped.
     """
     described = json.dumps(settings.to_dict(), sort_keys=True)
     source = f"{dataset.fingerprint} {described}"
@@ -244,7 +270,7 @@ def load_or_train(
     trained = _load(path)
     if trained is None:
         trained = train_all()
-        if trained is not None:
+        if trained is not None and is_writable(path.parent):
             _save(path, trained)
     return trained
 
@@ -268,10 +294,10 @@ def _save(path: Path, trained: Mapping[str, Any]) -> None:
 
 
 def _load(path: Path) -> dict | None:
-    """What a file holds; None if there is none or it cannot be read."""
+    """The content of a file; None if there is none or it cannot be read."""
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
     digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:

@@ -7,52 +7,22 @@ for a run, since all members share them. Metrics themselves are plain functions.
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from mmvae_jax import inception, inception_weights, pictures
+from mmvae_jax import needs, pictures
 from mmvae_jax.data import Split, scaled
 from mmvae_jax.errors import UsageError
-from mmvae_jax.metrics import (
-    attributes,
-    captions,
-    coherence,
-    elbo,
-    frechet,
-    linear_probe,
-    log_likelihood,
-    matching,
-    swd,
-)
-from mmvae_jax.metrics.inputs import (
-    EvaluationData,
-    conditional_means,
-    prior_examples,
-    to_examples,
-)
+from mmvae_jax.metrics import METRICS
+from mmvae_jax.metrics.inputs import conditional_means, prior_examples, to_examples
+from mmvae_jax.metrics.metric import EvaluationData
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 NUM_PRIOR_SAMPLES = 20
 NUM_CONDITIONAL_DRAWS = 10
 
-METRICS = {
-    "elbo": elbo.elbo,
-    "coherence": coherence.coherence,
-    "attributes": attributes.attributes,
-    "matching": matching.matching,
-    "frechet": frechet.frechet,
-    "swd": swd.swd,
-    "log_likelihood": log_likelihood.log_likelihood,
-    "linear_probe": linear_probe.linear_probe,
-    "fid": frechet.fid,
-    "captions": captions.captions,
-}
-NEEDS_CLASSIFIERS = ("coherence", "frechet")
-NEEDS_MATCHERS = ("matching",)
-NEEDS_READERS = ("attributes",)
 PROPOSALS = ("joint", "mixture")  # of the log-likelihood
 
 
@@ -61,11 +31,13 @@ def select_metrics(config: Any, data_dir: str = "data") -> dict[str, Callable]:
 
     Args:
       config: the field `eval` of configs/base.py.
-      data_dir: where data sets are kept; FID keeps its weights and the moments of
-        real images there.
+      data_dir: where data sets are kept, and what metrics keep.
+
+    Returns:
+      name -> function (model, params, data, key) of tags and values.
 
     Raises:
-      UsageError: an unknown metric or proposal, or FID without its weights.
+      UsageError: an unknown metric or proposal, or a metric without its weights.
     """
     unknown = [name for name in config.metrics if name not in METRICS]
     if unknown:
@@ -78,20 +50,9 @@ def select_metrics(config: Any, data_dir: str = "data") -> dict[str, Callable]:
             f"unknown config.eval.proposal {config.proposal!r}; choose one of "
             f"{', '.join(PROPOSALS)}"
         )
-    options = {
-        "log_likelihood": {
-            "num_samples": config.importance_samples,
-            "proposal": config.proposal,
-        }
-    }
-    if "fid" in config.metrics:
-        weights = inception_weights.load(config.inception_weights, data_dir)
-        options["fid"] = {
-            "extractor": inception.make_extractor(inception.to_variables(weights)),
-            "cache_dir": Path(data_dir).expanduser() / "fid",
-        }
     return {
-        name: partial(METRICS[name], **options.get(name, {})) for name in config.metrics
+        name: partial(METRICS[name].compute, **needs.supplied(name, config, data_dir))
+        for name in config.metrics
     }
 
 
@@ -162,7 +123,7 @@ def sample_grids(
 def draw_samples(
     model: MultimodalVAE, params: Params, test: Split, key: PRNGKey
 ) -> pictures.Samples:
-    """What one member generates, to be shown.
+    """Generated examples of one member, to be shown.
 
     Args:
       model: from `compile_model`.
@@ -200,7 +161,7 @@ def draw_samples(
 def _one_of_each_class(test: Split, modality: str) -> np.ndarray:
     """Ten rows that have this modality: the first of each class, then what follows.
 
-    Of more than ten classes, ten that are evenly spaced.
+    If there are more than ten classes, ten that are evenly spaced.
     """
     there = np.flatnonzero(test.is_observed(modality))
     if not len(there):

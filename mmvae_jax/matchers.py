@@ -1,10 +1,10 @@
-"""The networks behind the matching: which examples belong together, without labels.
+"""Matchers: networks that tell which examples belong together, without labels.
 
 One network a modality maps images to features, and a scale for each pair of
 modalities makes their products into logits. All are trained together on the real
 training tuples: the tuple's own example is to be picked among those of the batch,
 in both directions (InfoNCE; van den Oord et al., 2018). No label is ever read.
-What they learn is whatever modalities share; on PolyMNIST that is the digit.
+They learn whatever modalities share; on PolyMNIST that is the digit.
 """
 
 import itertools
@@ -19,10 +19,11 @@ import optax
 from mmvae_jax import classifiers, networks, sweeps, train
 from mmvae_jax.data import Dataset, is_image, scaled
 from mmvae_jax.errors import UsageError
-from mmvae_jax.metrics.inputs import Matchers
+from mmvae_jax.metrics.metric import Matchers
 from mmvae_jax.types import Array, Batch, Params, PRNGKey
 
-# Of a pair before the first step; cosines lie in -1..1.
+# Logit scale (inverse temperature) of a pair of modalities before the first step; the
+# cosines that it multiplies lie in -1..1.
 _INITIAL_SCALE = 5.0
 
 
@@ -43,7 +44,7 @@ class Group(NamedTuple):
 
 
 class MatcherHyper(NamedTuple):
-    """What the train loop asks of a member; there is one.
+    """Hyper-parameters of the one member that is trained.
 
     Attributes:
       learning_rate: of Adam; float32 [1].
@@ -68,19 +69,14 @@ def get_matchers(
       events: what the train loop calls.
 
     Returns:
-      metrics.inputs.Matchers; None if `events.is_stopping` ended the
-      training.
+      Matchers; None if `events.is_stopping` ended the training.
 
     Raises:
-      UsageError: the network is unknown.
+      UsageError: the network is unknown, or no examples have all modalities.
     """
+    check(config, dataset)
     groups = make_networks(config, dataset)
     train_split = dataset.train.complete()
-    if train_split.num_examples < 2:
-        raise UsageError(
-            "metric 'matching' needs training examples with all modalities, got "
-            f"{train_split.num_examples}: leave it out of config.eval.metrics"
-        )
 
     def train_all() -> dict | None:
         params = classifiers.fit_members(
@@ -106,6 +102,21 @@ def get_matchers(
     return Matchers({m: embed[m] for m in dataset.train.modalities}, scale)
 
 
+def check(config: Any, dataset: Dataset, metric: str = "matching") -> None:
+    """Checks what would otherwise fail after training has begun.
+
+    Raises:
+      UsageError: the network is unknown, or no examples have all modalities.
+    """
+    make_networks(config, dataset)
+    num = dataset.train.complete().num_examples
+    if num < 2:
+        raise UsageError(
+            f"metric {metric!r} needs training examples with all modalities, got "
+            f"{num}: leave it out of config.eval.metrics"
+        )
+
+
 def make_networks(config: Any, dataset: Dataset) -> list[Group]:
     """The networks of the matchers: a classifier's, its outputs as features.
 
@@ -115,7 +126,7 @@ def make_networks(config: Any, dataset: Dataset) -> list[Group]:
     settings, shapes = config.matcher, dataset.shapes()
     groups = []
     for modalities in classifiers.groups_of_one_shape(dataset):
-        name = classifiers.network_for(settings, dataset, modalities[0], "matcher")
+        name = classifiers.network_for(config, dataset, modalities[0], "matcher")
         shape = shapes[modalities[0]]
         network = networks.make_classifier(name, shape, settings.feature_dim)
         is_images = is_image(dataset.train.modalities[modalities[0]])

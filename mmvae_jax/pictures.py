@@ -48,7 +48,7 @@ class Draws(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """What one member generates.
+    """Generated examples of one member.
 
     Attributes:
       prior: modality -> [N, ...], unconditional examples.
@@ -64,7 +64,7 @@ def draw_grids(samples: Samples, test: Split, words: Words) -> dict[str, np.ndar
 
     Args:
       samples: of one member.
-      test: what real examples are like.
+      test: real examples, which tell the kinds of modalities.
       words: modality of tokens -> the words by token; those without are left out.
 
     Returns:
@@ -97,7 +97,7 @@ def write_captions(samples: Samples, test: Split, words: Words) -> str:
 
     Args:
       samples: of one member.
-      test: what real examples are like.
+      test: real examples, which tell the kinds of modalities.
       words: modality of tokens -> the words by token.
 
     Returns:
@@ -143,7 +143,7 @@ def _real_captions(examples: Split, modality: str, words: Words) -> list[str]:
 
 
 def _draws_below(given: Draws, test: Split) -> np.ndarray:
-    """What is given as a row on top, if it can be shown, and a row a draw below."""
+    """A row of the examples given, if they can be shown, and a row a draw below."""
     is_shown = not is_tokens(given.examples.modalities[given.source])
     rows = [_row(_real_tiles(given, test))] if is_shown else []
     rows += [_row(_tiles(test.modalities[given.target], x)) for x in given.draws]
@@ -234,7 +234,7 @@ def _draws_beside(given: Draws, test: Split, words: Words) -> np.ndarray:
 
 
 def _lists(given: Draws, words: Words) -> list[list[tuple[str, tuple]]]:
-    """Of each example its own caption and those drawn, in their colours."""
+    """Each example's own caption and those drawn for it, in their colours."""
     real = _real_captions(given.examples, given.target, words)
     drawn = [_captions(x, words[given.target]) for x in given.draws]
     return [

@@ -1,4 +1,4 @@
-"""What reads attributes off examples, real or generated.
+"""Readers of attributes, of real and generated examples.
 
 Captions whose words name the values of an attribute are parsed; for all else a
 classifier an attribute is trained on real examples, as those of the labels are.
@@ -12,7 +12,7 @@ import numpy as np
 
 from mmvae_jax import classifiers, tokens, train
 from mmvae_jax.data import Dataset, Split
-from mmvae_jax.metrics.inputs import Classifier, Reader, require_attributes
+from mmvae_jax.metrics.metric import Reader, require_attributes
 from mmvae_jax.types import Array
 
 
@@ -31,36 +31,35 @@ def get_readers(
       events: what the train loop calls.
 
     Returns:
-      modality -> attribute -> metrics.inputs.Reader, with its accuracy on the whole
-      test split; None if `events.is_stopping` ended the training.
+      attribute -> modality -> Reader, with its accuracy on the whole test split; None
+      if `events.is_stopping` ended the training.
 
     Raises:
       UsageError: the data have no attributes, or the network is unknown.
     """
     check(config, dataset)
-    readers = {m: {} for m in dataset.train.modalities}
+    readers = {}
     for attribute in dataset.train.attributes:
-        for m in _parsed(dataset, attribute):
-            readers[m][attribute] = make_parser(dataset, m, attribute)
+        parsed = _parsed(dataset, attribute)
+        own = {m: make_parser(dataset, m, attribute) for m in parsed}
         labelled = label_by(dataset, attribute)
         if labelled.train.modalities:
             found = classifiers.get_classifiers(config, labelled, directory, events)
             if found is None:
                 return None
-            for m, classifier in found.items():
-                read = partial(predicted_values, classifier)
-                readers[m][attribute] = Reader(read, classifier.accuracy)
+            own |= found
+        readers[attribute] = own
     return readers
 
 
-def check(config: Any, dataset: Dataset) -> None:
-    """What would fail only after training has begun.
+def check(config: Any, dataset: Dataset, metric: str = "attributes") -> None:
+    """Checks what would otherwise fail after training has begun.
 
     Raises:
       UsageError: the data have no attributes, or the network is unknown.
     """
-    for attribute in require_attributes(dataset.train, "attributes"):
-        classifiers.make_networks(config, label_by(dataset, attribute))
+    for attribute in require_attributes(dataset.train, metric):
+        classifiers.make_networks(config, label_by(dataset, attribute), metric)
 
 
 def label_by(dataset: Dataset, attribute: str) -> Dataset:
@@ -84,7 +83,7 @@ def label_by(dataset: Dataset, attribute: str) -> Dataset:
 
 
 def make_parser(dataset: Dataset, modality: str, attribute: str) -> Reader:
-    """Reads an attribute off the words of captions."""
+    """The reader of an attribute off the words of captions."""
     read = partial(
         parse,
         words=dataset.words[modality],
@@ -94,7 +93,8 @@ def make_parser(dataset: Dataset, modality: str, attribute: str) -> Reader:
     rows = dataset.test.is_observed(modality)
     found = read(dataset.test.modalities[modality][rows])
     is_right = found == dataset.test.attributes[attribute][rows]
-    return Reader(read, float(is_right.mean()) if len(is_right) else float("nan"))
+    accuracy = float(is_right.mean()) if len(is_right) else float("nan")
+    return Reader(lambda rows: (rows, rows), accuracy, read)
 
 
 def parse(
@@ -103,7 +103,7 @@ def parse(
     meanings: Mapping[str, str],
     values: Sequence[str],
 ) -> np.ndarray:
-    """What captions say of one attribute.
+    """Values of one attribute that captions name.
 
     Args:
       captions: tokens [B, T].
@@ -120,13 +120,6 @@ def parse(
         value = tokens.read_attributes(text.split(), {"": meanings})[""]
         found.append(-1 if value is None else values.index(value))
     return np.array(found, int)
-
-
-def predicted_values(classifier: Classifier, examples: Array) -> np.ndarray:
-    """Most probable values, float [B]; nan where a logit is not finite."""
-    logits = np.asarray(classifier.apply(examples)[1])
-    is_finite = np.isfinite(logits).all(axis=-1)
-    return np.where(is_finite, logits.argmax(axis=-1), np.nan)
 
 
 def _parsed(dataset: Dataset, attribute: str) -> list[str]:

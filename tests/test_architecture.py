@@ -58,10 +58,13 @@ MAY_IMPORT = {
     | {"files", "networks", "data", "sweeps", "train", "tuning", "metrics.inputs"},
     "readers": BASIS | {"data", "tokens", "train", "metrics.inputs", "classifiers"},
     "matchers": BASIS
-    | {"networks", "data", "sweeps", "train", "metrics.inputs", "classifiers"},
-    "evaluate": BASIS
-    | {"distributions", "data", "sweeps", "inception", "inception_weights", "pictures"}
+    | {"networks", "data", "sweeps", "train", "metrics.metric", "classifiers"},
+    "judges": BASIS | {"data", "train", "classifiers", "readers", "matchers"},
+    "needs": BASIS
+    | {"data", "inception", "inception_weights", "classifiers", "judges"}
     | {"metrics", "metrics.*"},
+    "evaluate": BASIS
+    | {"distributions", "data", "pictures", "needs", "metrics", "metrics.*"},
 }
 # library -> the modules of mmvae_jax that may know of it.
 KNOWN_BY = {

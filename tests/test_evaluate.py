@@ -9,7 +9,7 @@ from mmvae_jax import evaluate, models
 from mmvae_jax.data import Split
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics import log_likelihood
-from mmvae_jax.metrics.inputs import EvaluationData
+from mmvae_jax.metrics.metric import EvaluationData
 
 pytest_plugins = ("run_fixtures",)
 pytestmark = pytest.mark.usefixtures("cache")
@@ -60,7 +60,7 @@ def test_options_reach_the_log_likelihood():
     ("changes", "message"),
     [
         ({"metrics": ("elbo", "psnr")}, "unknown metric 'psnr' in config.eval.metrics"),
-        ({"metrics": ("ELBO",)}, "choose from elbo, coherence"),
+        ({"metrics": ("ELBO",)}, "choose from coherence, "),
         ({"proposal": "prior"}, "unknown config.eval.proposal 'prior'"),
     ],
 )

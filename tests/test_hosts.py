@@ -43,8 +43,7 @@ terminal.ProgressBar.update = update_and_stop
 # The same while a member is evaluated, or classifiers are trained; says when.
 EVALUATED = """
 import os, signal, sys, threading, time
-from experiments import run
-from mmvae_jax import evaluate
+from mmvae_jax import classifiers, evaluate
 once = threading.Lock()
 def stopping(do):
     def stop_and_do(*arguments, **options):
@@ -57,7 +56,7 @@ def stopping(do):
 """
 PLACES = {
     "evaluation": "evaluate.evaluate_member",
-    "classifiers": "run.classifiers.get_classifiers",
+    "classifiers": "classifiers.fit_members",
 }
 
 # A disk that fails for one process, after both have read their parts.

@@ -1,14 +1,11 @@
 """The networks behind the matching: they learn what is shared, and no label."""
 
-from types import SimpleNamespace
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import run
 from mmvae_jax import classifiers, matchers, networks, train
 from mmvae_jax.data import Dataset, Split
 from mmvae_jax.errors import UsageError
@@ -237,38 +234,3 @@ def test_info_nce():
     classes = np.arange(400) % 4
     same = jnp.log(1e-9 + 4.0 * (classes[:, None] == classes))
     assert np.log(400) - matchers.info_nce(same) == pytest.approx(np.log(4), abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("metrics", "modalities", "is_trained"),
-    [
-        (("coherence", "matching"), ("m0", "m1"), True),
-        (("coherence",), ("m0", "m1"), False),
-        (("matching",), ("m0",), False),
-    ],
-)
-def test_runs_train_them_if_asked(
-    metrics, modalities, is_trained, config, monkeypatch, tmp_path
-):
-    calls = []
-
-    def get_matchers(config, dataset, directory, events):
-        calls.append((dataset, directory))
-        return "trained"
-
-    monkeypatch.setattr(matchers, "get_matchers", get_matchers)
-    changed = config.copy_and_resolve_references()
-    changed.data.data_dir = str(tmp_path)
-    sweep = SimpleNamespace(
-        config=changed,
-        complete="data",
-        model=SimpleNamespace(modalities=modalities),
-        stop=[15],
-    )
-    found = run.get_matchers(sweep, dict.fromkeys(metrics))
-    assert found == ("trained" if is_trained else None)
-    assert calls == [("data", tmp_path / "matchers")] * is_trained
-    monkeypatch.setattr(matchers, "get_matchers", lambda *arguments: None)
-    if is_trained:
-        with pytest.raises(run.Stopped):
-            run.get_matchers(sweep, dict.fromkeys(metrics))

@@ -1,4 +1,4 @@
-"""What generated captions are like: how varied, and how close to those of people.
+"""Generated captions: how varied they are, and how close to those of people.
 
 Neither needs a language model, and neither knows what a caption is about.
 """
@@ -14,14 +14,13 @@ from sacrebleu.metrics import BLEU
 from mmvae_jax import tokens
 from mmvae_jax.data import Split
 from mmvae_jax.metrics.inputs import (
-    EvaluationData,
     batches,
-    captions_of,
     conditional_means,
     is_finite,
     prior_means,
     to_examples,
 )
+from mmvae_jax.metrics.metric import EvaluationData, captions_of
 from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
 
 References = tuple[tuple[str, ...], ...]
@@ -67,29 +66,17 @@ def captions(
     Raises:
       UsageError: no modality is a caption.
     """
-    names = captions_of(data, "captions")
+    names = captions_of(data.test, data.words, "captions")
     test = data.test.complete()
     whole = (data.whole_test or data.test).complete()
-    per_modality: dict[str, dict[str, float]] = {}
+    per_modality = {}
     for index, name in enumerate(names):
         own_key = jax.random.fold_in(key, index)
-        conditional_key, prior_key = jax.random.split(own_key)
         rows, references = references_of(test, whole, name, data.words[name])
-        found = {}
-        if len(model.modalities) > 1:
-            given = data._replace(test=test.take(rows))
-            texts = given_others(model, params, given, name, conditional_key)
-            found |= {"bleu": bleu(texts, references), **statistics(texts)}
         num = len(rows) if num_prior_samples is None else num_prior_samples
-        texts = from_prior(model, params, data, name, prior_key, num)
-        found |= {f"prior/{tag}": value for tag, value in statistics(texts).items()}
-        texts = [own[0] for own in references]
-        found |= {f"real/{tag}": value for tag, value in statistics(texts).items()}
-        several = [own for own in references if len(own) > 1]
-        if several:
-            others = tuple(own[1:] for own in several)
-            found["real/bleu"] = bleu([own[0] for own in several], others)
-        per_modality[name] = found
+        given = data._replace(test=test.take(rows))
+        found = _generated(model, params, given, name, references, own_key, num)
+        per_modality[name] = found | _real(references)
     tags = {
         f"captions/{tag}/{name}": value
         for name, found in per_modality.items()
@@ -99,6 +86,36 @@ def captions(
         values = [found[tag] for found in per_modality.values() if tag in found]
         tags[f"captions/{tag}"] = float(np.mean(values))
     return tags
+
+
+def _generated(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    name: str,
+    references: References,
+    key: PRNGKey,
+    num: int,
+) -> dict[str, float]:
+    """Values of generated captions: one a test example, and `num` prior samples."""
+    conditional_key, prior_key = jax.random.split(key)
+    found = {}
+    if len(model.modalities) > 1:
+        texts = given_others(model, params, data, name, conditional_key)
+        found |= {"bleu": bleu(texts, references), **statistics(texts)}
+    texts = from_prior(model, params, data, name, prior_key, num)
+    return found | {f"prior/{tag}": value for tag, value in statistics(texts).items()}
+
+
+def _real(references: References) -> dict[str, float]:
+    """Values of real captions: the first of each image against its others."""
+    texts = [own[0] for own in references]
+    found = {f"real/{tag}": value for tag, value in statistics(texts).items()}
+    several = [own for own in references if len(own) > 1]
+    if several:
+        others = tuple(own[1:] for own in several)
+        found["real/bleu"] = bleu([own[0] for own in several], others)
+    return found
 
 
 def references_of(
@@ -131,7 +148,7 @@ def references_of(
 
 
 def _others(split: Split, name: str) -> Iterator[bytes]:
-    """What tells examples apart by all but their captions, one digest a row."""
+    """Digests of all but the captions, one a row: equal where images are the same."""
     others = [x for m, x in split.modalities.items() if m != name]
     for row in range(split.num_examples):
         digest = hashlib.blake2b(digest_size=16)
@@ -228,7 +245,7 @@ def bleu(texts: Sequence[str] | None, references: References) -> float:
 
 @functools.lru_cache(maxsize=4)
 def _scorer(references: References) -> BLEU:
-    """What counts the words of references once for all members of a sweep."""
+    """BLEU of captions with these references, their words counted once a sweep."""
     num = max(len(own) for own in references)
     streams = [
         [own[i] if i < len(own) else None for own in references] for i in range(num)

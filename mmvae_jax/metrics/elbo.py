@@ -5,7 +5,8 @@ from collections import defaultdict
 import jax
 import numpy as np
 
-from mmvae_jax.metrics.inputs import EvaluationData, batches
+from mmvae_jax.metrics.inputs import batches
+from mmvae_jax.metrics.metric import EvaluationData
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 
@@ -15,7 +16,7 @@ def elbo(
     """Test-set means of the bound at beta = 1 and of its terms.
 
     Daunhawer et al. (2022), Eq. (2). Auxiliary terms of the training objective
-    are left out: they are no part of a bound on log p(X). Of an importance-weighted
+    are left out: they are no part of a bound on log p(X). For an importance-weighted
     objective it is the single-sample bound.
 
     Args:

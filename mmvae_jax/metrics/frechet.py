@@ -25,15 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax.data import Split
-from mmvae_jax.errors import UsageError
 from mmvae_jax.files import write_whole
-from mmvae_jax.metrics.inputs import (
-    Classifier,
+from mmvae_jax.metrics.inputs import as_coarse, batches, prior_examples
+from mmvae_jax.metrics.metric import (
     EvaluationData,
-    as_coarse,
-    batches,
-    images_of,
-    prior_examples,
+    Reader,
+    inception_images_of,
     require_classifiers,
 )
 from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
@@ -127,13 +124,8 @@ def fid(
     Raises:
       UsageError: no modality is of images, or of other images than these.
     """
-    images = {m: _observed(data.test, m) for m in images_of(data, "fid")}
-    for name, x in images.items():
-        if x.ndim != 4 or x.shape[-1] not in (1, 3):
-            raise UsageError(
-                f"metric 'fid' needs images of 1 or 3 channels, {name} has the shape "
-                f"{x.shape[1:]}: leave it out of config.eval.metrics"
-            )
+    names = inception_images_of(data.test, "fid")
+    images = {m: _observed(data.test, m) for m in names}
     data = data._replace(batch_size=min(data.batch_size, MAX_BATCH))
     real = {
         m: _kept_moments(extractor, x, data.batch_size, cache_dir)
@@ -144,7 +136,7 @@ def fid(
     return _distances("fid", real, generated)
 
 
-def _last_layer(classifier: Classifier, examples: Array) -> Array:
+def _last_layer(classifier: Reader, examples: Array) -> Array:
     """Features [B, F] that a classifier computes its logits from."""
     return classifier.apply(examples)[0]
 

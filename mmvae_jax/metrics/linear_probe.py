@@ -8,12 +8,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from mmvae_jax.data import Split
-from mmvae_jax.metrics.inputs import (
-    EvaluationData,
-    batches,
-    observed_subset,
-    require_labels,
-)
+from mmvae_jax.metrics.inputs import batches, observed_subset
+from mmvae_jax.metrics.metric import EvaluationData, require_labels
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 

@@ -19,7 +19,8 @@ from scipy.special import logsumexp
 
 from mmvae_jax import distributions
 from mmvae_jax.errors import UsageError
-from mmvae_jax.metrics.inputs import EvaluationData, batches, observed_subset
+from mmvae_jax.metrics.inputs import batches, observed_subset
+from mmvae_jax.metrics.metric import EvaluationData
 from mmvae_jax.types import (
     Batch,
     Distribution,
@@ -45,7 +46,8 @@ def log_likelihood(
     """Mean over test examples of the importance-weighted estimate of log p(X).
 
     Burda et al. (2016), Eq. (8): log (1/L) sum_l p(X|z_l) p(z_l) / q(z_l), a lower
-    bound in expectation that tightens with L. Of what is observed of an example.
+    bound in expectation that tightens with L. Only the
+    observed modalities of an example count.
 
     Args:
       model: for one sweep member.

@@ -22,16 +22,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics.inputs import (
-    EvaluationData,
-    Matchers,
     batches,
     conditional_means,
     nan_if_not_finite,
     prior_means,
-    require_matchers,
     to_examples,
+)
+from mmvae_jax.metrics.metric import (
+    EvaluationData,
+    Matchers,
+    require_complete,
+    require_matchers,
 )
 from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
 
@@ -77,7 +79,7 @@ def matching(
       matching/joint, prior samples, mean over ordered pairs; as the labelled joint
       coherence, it does not mind if all samples are of one class, and unlike it, it
       takes samples that are blurred alike for matching ones.
-      What the networks are worth, on real test examples:
+      The worth of the networks, on real test examples:
       matching/accuracy, the mean over modalities of the next;
       matching/accuracy/m0, how often the partner of an example of m0 is preferred
       to a random example, in [0, 1], chance 0.5, mean over the other modalities;
@@ -92,24 +94,18 @@ def matching(
     if len(modalities) == 1:
         return {}
     matchers = require_matchers(data, modalities, "matching")
-    data = data._replace(test=data.test.complete())
+    data = data._replace(test=require_complete(data.test, "matching"))
     num = data.test.num_examples
-    if num < 2:
-        raise UsageError(
-            "metric 'matching' needs at least two test examples with all modalities, "
-            f"got {num}"
-        )
     conditional_key, prior_key = jax.random.split(key)
     real = real_features(matchers, data, modalities)
-    real_lifts, accuracies = {}, {}
-    for x, y in _ordered_pairs(modalities):
-        real_lifts[x, y], accuracies[x, y] = pair_statistics(
-            real[x], real[y], matchers.scale[x, y]
-        )
+    statistics = {
+        (x, y): pair_statistics(real[x], real[y], matchers.scale[x, y])
+        for x, y in _ordered_pairs(modalities)
+    }
 
     def score(x: str, y: str, y_features: np.ndarray) -> float:
         lifts, _ = pair_statistics(real[x], y_features, matchers.scale[x, y])
-        return calibrate(lifts, real_lifts[x, y])
+        return calibrate(lifts, statistics[x, y][0])
 
     generated = conditional_features(model, params, data, matchers, conditional_key)
     conditional = {
@@ -120,18 +116,30 @@ def matching(
     prior = prior_features(model, params, data, matchers, prior_key, num_prior_samples)
     joint = [
         calibrate(joint_lifts(prior[x], prior[y], real[x], matchers.scale[x, y]), lifts)
-        for (x, y), lifts in real_lifts.items()
+        for (x, y), (lifts, _) in statistics.items()
     ]
-    accuracy = {
-        y: float(np.mean([accuracies[x, y].mean() for x in modalities if x != y]))
-        for y in modalities
-    }
     return {
         **summarise(conditional, modalities),
         "matching/joint": float(np.mean(joint)),
+        **_worth(statistics, modalities),
+    }
+
+
+def _worth(
+    statistics: Mapping[Pair, tuple[np.ndarray, np.ndarray]],
+    modalities: tuple[str, ...],
+) -> dict[str, float]:
+    """Accuracy and lift of the networks: `pair_statistics` of real pairs, averaged."""
+    wins = {pair: own.mean() for pair, (_, own) in statistics.items()}
+    accuracy = {
+        y: float(np.mean([wins[x, y] for x in modalities if x != y]))
+        for y in modalities
+    }
+    lifts = [lifts.mean() for lifts, _ in statistics.values()]
+    return {
         **{f"matching/accuracy/{y}": value for y, value in accuracy.items()},
         "matching/accuracy": float(np.mean(list(accuracy.values()))),
-        "matching/lift": float(np.mean([v.mean() for v in real_lifts.values()])),
+        "matching/lift": float(np.mean(lifts)),
     }
 
 

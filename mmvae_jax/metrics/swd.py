@@ -11,12 +11,8 @@ import numpy as np
 
 from mmvae_jax.data import scaled
 from mmvae_jax.errors import UsageError
-from mmvae_jax.metrics.inputs import (
-    EvaluationData,
-    images_of,
-    prior_examples,
-    to_eight_bits,
-)
+from mmvae_jax.metrics.inputs import prior_examples, to_eight_bits
+from mmvae_jax.metrics.metric import EvaluationData, images_of
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 PATCH_SIZE = 7
@@ -57,7 +53,7 @@ def swd(
       1e3 as usual; lower is better; nan where a parameter is not finite.
 
     Raises:
-      UsageError: `normalisation` is unknown.
+      UsageError: `normalisation` is unknown, or no modality is of images.
     """
     if normalisation not in NORMALISATIONS:
         raise UsageError(
@@ -65,7 +61,7 @@ def swd(
             f"{', '.join(NORMALISATIONS)}"
         )
     row_key, prior_key, patch_key = jax.random.split(key, 3)
-    modalities = images_of(data, "swd")
+    modalities = images_of(data.test, "swd")
     num_test = data.test.num_examples
     num = min(num_images, num_test)
     rows = np.asarray(jax.random.choice(row_key, num_test, (num,), replace=False))

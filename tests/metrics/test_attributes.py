@@ -9,8 +9,8 @@ from toy_models import toy_model
 from mmvae_jax import readers
 from mmvae_jax.data import Split
 from mmvae_jax.errors import UsageError
-from mmvae_jax.metrics import attributes
-from mmvae_jax.metrics.inputs import EvaluationData, Reader
+from mmvae_jax.metrics import coherence
+from mmvae_jax.metrics.metric import EvaluationData, Reader
 from mmvae_jax.tokens import SPECIALS, encode
 from mmvae_jax.types import Gaussian
 
@@ -38,14 +38,14 @@ def reads_pixels(attribute, accuracy):
         value = np.round(np.asarray(images)[:, 0, 0, 0] * 255)
         return value // 50 if attribute == "shape" else value % 50 // 10
 
-    return Reader(read, accuracy)
+    return Reader(lambda images: (images, images), accuracy, read)
 
 
 def parser(attribute):
     def read(rows):
         return readers.parse(rows, WORDS, MEANINGS[attribute], VALUES[attribute])
 
-    return Reader(read, 1.0)
+    return Reader(lambda rows: (rows, rows), 1.0, read)
 
 
 def make_data(observed=None, batch_size=16):
@@ -58,10 +58,10 @@ def make_data(observed=None, batch_size=16):
         attributes={"shape": shape, "colour": colour},
     )
     found = {
-        m: {a: reads_pixels(a, 0.9 + i / 10) for i, a in enumerate(VALUES)}
-        for m in ("image", "sketch")
+        a: {m: reads_pixels(a, 0.9 + i / 10) for m in ("image", "sketch")}
+        | {"caption": parser(a)}
+        for i, a in enumerate(VALUES)
     }
-    found["caption"] = {a: parser(a) for a in VALUES}
     return EvaluationData(None, split, None, batch_size, readers=found)
 
 
@@ -120,7 +120,7 @@ def _code(x):
 
 
 def measure(model, data, params=0.0):
-    return attributes.attributes(model, params, data, jax.random.key(0))
+    return coherence.attributes(model, params, data, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from toy_models import toy_model
 from mmvae_jax.data import Split
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics import captions
-from mmvae_jax.metrics.inputs import EvaluationData
+from mmvae_jax.metrics.metric import EvaluationData
 from mmvae_jax.tokens import SPECIALS, encode
 from mmvae_jax.types import Gaussian
 

@@ -13,7 +13,7 @@ from toy_models import (
 )
 
 from mmvae_jax.metrics import coherence
-from mmvae_jax.metrics.inputs import EvaluationData
+from mmvae_jax.metrics.metric import EvaluationData
 from mmvae_jax.types import Gaussian
 
 MODALITIES = ("m0", "m1", "m2")
@@ -65,6 +65,19 @@ def data():
     return EvaluationData(None, toy_split(images, LABELS), classifiers, 16)
 
 
+def conditional_table(model, data):
+    """(subset, target) -> fraction of the label, of every subset."""
+    return coherence.conditional_coherence(
+        model,
+        0.0,
+        data,
+        {"label": data.classifiers},
+        {"label": data.test.labels},
+        coherence.non_empty_subsets(MODALITIES),
+        jax.random.key(0),
+    )["label"]
+
+
 @pytest.fixture(scope="module")
 def tags(data):
     return coherence.coherence(copying_model(), 0.0, data, jax.random.key(0))
@@ -106,10 +119,11 @@ def test_all_tags_and_no_others(tags):
 
 def test_joint_is_the_rate_of_agreement(data):
     # All agree if and only if the prior draws class 0.
-    value = coherence.joint_coherence(
-        copying_model(), None, data, jax.random.key(1), 4000
+    readers = {"label": data.classifiers}
+    found = coherence.joint_coherence(
+        copying_model(), None, data, readers, jax.random.key(1), 4000
     )
-    assert value == pytest.approx(1 / NUM_CLASSES, abs=0.025)
+    assert found["label"] == pytest.approx(1 / NUM_CLASSES, abs=0.025)
 
 
 def test_subsets_in_order_of_size():
@@ -126,7 +140,7 @@ def test_subsets_in_order_of_size():
 
 def test_latents_are_sampled_not_means(data):
     model = copying_model(log_variance=2 * np.log(60 / 255))
-    table = coherence.conditional_coherence(model, 0.0, data, jax.random.key(0))
+    table = conditional_table(model, data)
     assert table[("m0",), "m0"] < 0.7
     assert table[("m1",), "m0"] > 0.0
 
@@ -140,7 +154,7 @@ def test_each_batch_is_encoded_once(data):
         return model.encode(*args)
 
     counting = model._replace(encode=encode)
-    coherence.conditional_coherence(counting, 0.0, data, jax.random.key(0))
+    conditional_table(counting, data)
     assert len(calls) == 3
 
 
@@ -179,14 +193,10 @@ def test_only_what_is_observed_is_conditioned_on(data):
     observed[::2, 0] = False
     labels = np.where(observed[:, 0], LABELS, (LABELS + 2) % NUM_CLASSES)
     test = toy_split(data.test.modalities, labels)._replace(observed=observed)
-    table = coherence.conditional_coherence(
-        copying_model(), 0.0, data._replace(test=test), jax.random.key(0)
-    )
+    table = conditional_table(copying_model(), data._replace(test=test))
     assert table[("m0",), "m0"] == 1 and table[("m0", "m1"), "m1"] == 1
     assert table[("m2",), "m0"] == pytest.approx(observed[:, 0].mean())
     observed[:, 1] = False
-    table = coherence.conditional_coherence(
-        copying_model(), 0.0, data._replace(test=test), jax.random.key(0)
-    )
+    table = conditional_table(copying_model(), data._replace(test=test))
     assert np.isnan(table[("m1",), "m0"]) and np.isnan(table[("m0", "m1"), "m0"])
     assert table[("m0", "m2"), "m0"] == 1

@@ -7,10 +7,10 @@ import pytest
 from toy_models import replaying_model, toy_split
 
 from configs import base
-from mmvae_jax import evaluate, inception
+from mmvae_jax import evaluate, inception, inception_weights
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics import frechet
-from mmvae_jax.metrics.inputs import EvaluationData
+from mmvae_jax.metrics.metric import EvaluationData
 
 MODALITIES = ("m0", "m1")
 IMAGES = np.random.default_rng(0).integers(50, 200, (120, 2, 2, 3), dtype=np.uint8)
@@ -116,7 +116,7 @@ def test_fid_runs_only_where_a_config_names_it_and_has_the_weights(tmp_path):
 def test_the_runner_wires_weights_network_and_cache(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(
-        evaluate.inception_weights, "load", lambda *where: read.append(where) or "state"
+        inception_weights, "load", lambda *where: read.append(where) or "state"
     )
     monkeypatch.setattr(inception, "to_variables", lambda state: (state, "variables"))
     monkeypatch.setattr(inception, "make_extractor", lambda variables: Pixels())

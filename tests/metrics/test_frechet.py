@@ -6,7 +6,7 @@ import scipy.linalg
 from toy_models import label_classifier, replaying_model, toy_split
 
 from mmvae_jax.metrics import frechet
-from mmvae_jax.metrics.inputs import EvaluationData
+from mmvae_jax.metrics.metric import EvaluationData
 
 IMAGES = np.random.default_rng(0).integers(0, 120, (30, 2, 2, 1), dtype=np.uint8)
 MODALITIES = ("m0", "m1")

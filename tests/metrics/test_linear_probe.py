@@ -7,7 +7,7 @@ import pytest
 from toy_models import label_images, toy_model, toy_split
 
 from mmvae_jax.metrics import linear_probe
-from mmvae_jax.metrics.inputs import EvaluationData
+from mmvae_jax.metrics.metric import EvaluationData
 from mmvae_jax.types import Gaussian
 
 

@@ -8,7 +8,7 @@ from toy_models import NUM_CLASSES, label_images, toy_model, toy_split
 
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics import matching
-from mmvae_jax.metrics.inputs import EvaluationData, Matchers
+from mmvae_jax.metrics.metric import EvaluationData, Matchers
 from mmvae_jax.types import Gaussian
 
 MODALITIES = ("m0", "m1", "m2")

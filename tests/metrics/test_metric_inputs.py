@@ -4,7 +4,7 @@ import pytest
 from toy_models import label_classifier, toy_model, toy_split
 
 from mmvae_jax.errors import UsageError
-from mmvae_jax.metrics import inputs
+from mmvae_jax.metrics import inputs, metric
 from mmvae_jax.tokens import SPECIALS
 
 
@@ -30,7 +30,7 @@ def test_prior_images_are_clipped_counted_and_all_different():
         decode=lambda params, z: {"m0": params * z},
     )
     split = toy_split({"m0": np.zeros((1, 1), np.uint8)}, [0])
-    data = inputs.EvaluationData(split, split, None, 4)
+    data = metric.EvaluationData(split, split, None, 4)
     seen = list(inputs.prior_examples(model, 10.0, data, jax.random.key(0), 10))
     assert [count for _, count in seen] == [4, 4, 2]
     values = np.concatenate([images["m0"] for images, _ in seen])
@@ -49,9 +49,9 @@ def test_eight_bits_round_to_the_nearest_level():
 
 @pytest.mark.parametrize("classifiers", [None, {"m0": label_classifier()}])
 def test_a_missing_classifier_is_named(classifiers):
-    data = inputs.EvaluationData(None, None, classifiers, 4)
+    data = metric.EvaluationData(None, None, classifiers, 4)
     with pytest.raises(UsageError, match="coherence.*m1"):
-        inputs.require_classifiers(data, ("m0", "m1"), "coherence")
+        metric.require_classifiers(data, ("m0", "m1"), "coherence")
 
 
 def test_what_is_not_finite_is_seen_in_tokens_too():
@@ -75,10 +75,9 @@ def test_captions_are_tokens_with_words():
     split = toy_split(
         {"m0": np.zeros((1, 2), np.uint8), "m1": np.zeros((1, 2), np.int32)}, [0]
     )
-    data = inputs.EvaluationData(split, split, None, 4, words={"m1": ("a",)})
-    assert inputs.captions_of(data, "captions") == ("m1",)
+    assert metric.captions_of(split, {"m1": ("a",)}, "captions") == ("m1",)
     with pytest.raises(UsageError, match="'captions' is of captions"):
-        inputs.captions_of(data._replace(words={}), "captions")
+        metric.captions_of(split, {}, "captions")
 
 
 def test_generated_captions_end_as_real_ones_do():

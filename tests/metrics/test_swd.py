@@ -6,7 +6,7 @@ from toy_models import replaying_model, toy_split
 
 from mmvae_jax.errors import UsageError
 from mmvae_jax.metrics import swd
-from mmvae_jax.metrics.inputs import EvaluationData
+from mmvae_jax.metrics.metric import EvaluationData
 
 
 def textures(num, seed=0, size=16):

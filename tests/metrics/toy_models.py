@@ -8,7 +8,7 @@ import numpy as np
 import scipy.stats
 
 from mmvae_jax.data import Split
-from mmvae_jax.metrics.inputs import Classifier, EvaluationData
+from mmvae_jax.metrics.metric import EvaluationData, Reader
 from mmvae_jax.types import Gaussian, MultimodalVAE, ObjectiveTerms
 
 NUM_CLASSES = 5
@@ -137,7 +137,7 @@ def label_classifier(accuracy=0.9):
         )
         return values, -(distance**2)
 
-    return Classifier(apply, accuracy)
+    return Reader(apply, accuracy)
 
 
 def replaying_model(modalities, images, change=lambda x: x):
