@@ -9,7 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-from experiments import paper, plans, results, values
+from experiments import paper, plans, values
+from experiments.names import model_label
 from experiments.plans import Evidence, Spec
 
 PICTURES = ("9", "10")
@@ -155,7 +156,7 @@ def _absences(evidence: Evidence, name: str, specs: Sequence[Spec]) -> list[str]
         if gone:
             place = values.title(evidence, spec.dataset)
             lost.append(
-                f"{results.LABELS[spec.model]} on {place} at β = {', '.join(gone)}"
+                f"{model_label(spec.model)} on {place} at β = {', '.join(gone)}"
             )
     sentences = []
     if left_out:

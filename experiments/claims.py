@@ -29,7 +29,8 @@ import tabulate
 from absl import flags
 
 from experiments import command, paper, plans, terminal, values
-from experiments.results import LABELS, RunRecord, Spread, by_beta, show
+from experiments.names import model_label
+from experiments.results import RunRecord, Spread, by_beta, show
 from mmvae_jax import writers
 from mmvae_jax.errors import UsageError
 
@@ -643,7 +644,7 @@ JUDGES: dict[str, Callable[[Line], Finding]] = {
 
 def _label(model: str) -> str:
     """What a model is called."""
-    return LABELS.get(model, model)
+    return model_label(model)
 
 
 def _spec_label(line: Line, spec: plans.Spec) -> str:

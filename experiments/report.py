@@ -30,10 +30,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments import command, terminal, workdirs
+from experiments.names import model_colour, model_label, model_marker, model_rank
 from experiments.results import (
-    COLOURS,
-    LABELS,
-    MARKERS,
     RunRecord,
     Spread,
     by_beta,
@@ -167,8 +165,7 @@ def render(directory: Path) -> str:
       UsageError: there is no run, or one cannot be read.
     """
     runs = find_runs(directory)
-    order = {model: k for k, model in enumerate(LABELS)}
-    runs.sort(key=lambda run: order.get(run.summary["model"], len(order)))
+    runs.sort(key=lambda run: model_rank(run.summary["model"]))
     labels = names(runs, directory)
     points = [point for run in runs for point in run_points(run, labels)]
     environment = jinja2.Environment(
@@ -206,7 +203,7 @@ def names(runs: Sequence[RunRecord], directory: Path) -> dict[Path, str]:
     models = [run.summary["model"] for run in runs]
     labels = {}
     for run, model in zip(runs, models, strict=True):
-        label = LABELS.get(model, str(model))
+        label = model_label(model)
         if models.count(model) > 1:
             label += f" ({run.workdir.relative_to(directory)})"
         labels[run.workdir] = label
@@ -365,8 +362,8 @@ def _draw_front(dataset: str, points: Sequence[Point], tag: str) -> Picture:
                 xerr=np.nan_to_num([value.std for value in x]),
                 yerr=np.nan_to_num([value.std for value in y]),
                 color=own[0].colour,
-                label=LABELS.get(model, model) if is_only else label,
-                marker=MARKERS.get(model, "o"),
+                label=model_label(model) if is_only else label,
+                marker=model_marker(model),
                 markersize=4,
                 linewidth=1.2 if is_annotated else 0.8,
                 capsize=2 if is_annotated else 0,
@@ -685,7 +682,7 @@ def _shown_member(rows: Sequence[Mapping]) -> int:
 
 def _colour(run: RunRecord) -> str:
     """The model's colour as CSS."""
-    return colors.to_hex(COLOURS.get(run.summary["model"], "0.2"))
+    return colors.to_hex(model_colour(run.summary["model"]))
 
 
 def _cell(value: Spread | None) -> str:

@@ -14,17 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments import prepare
-from experiments.results import COLOURS, LABELS, RunRecord, Spread, spread
-from mmvae_jax import subsets, theory, writers
+from experiments import plans, prepare
+from experiments.names import model_colour, model_label, model_rank
+from experiments.results import RunRecord, Spread, spread
+from mmvae_jax import theory, writers
 from mmvae_jax.errors import UsageError
+from mmvae_jax.models import MODELS
 
 # The models of the theorem, and their subsets of M modalities.
-MIXTURES = {
-    "mvae": subsets.full_set,
-    "mmvae": subsets.unimodal_subsets,
-    "mopoe": subsets.powerset,
-}
+MIXTURES = {name: MODELS[name].build.keywords["mixture"] for name in plans.MULTIMODAL}
 PANEL_SIZE = (4.3, 3.4)  # inches
 # Ceilings are seen where training is done: its first tenth does not set the axis.
 SHOWN_FROM = 0.1
@@ -186,11 +184,18 @@ def _common_pmf(records: Mapping[str, RunRecord]) -> np.ndarray:
 def _draw_curve(axis: Axes, model: str, steps: np.ndarray, values: np.ndarray) -> None:
     """Mean and, of more than one seed, a band of one standard deviation."""
     mean = values.mean(axis=0)
-    axis.plot(steps, mean, color=COLOURS[model], linewidth=1.4, label=LABELS[model])
+    axis.plot(
+        steps, mean, color=model_colour(model), linewidth=1.4, label=model_label(model)
+    )
     if len(values) > 1:
         std = values.std(axis=0, ddof=1)
         axis.fill_between(
-            steps, mean - std, mean + std, color=COLOURS[model], alpha=0.25, linewidth=0
+            steps,
+            mean - std,
+            mean + std,
+            color=model_colour(model),
+            alpha=0.25,
+            linewidth=0,
         )
 
 
@@ -206,10 +211,10 @@ def _draw_bounds(axis: Axes, term: str, bounds: Mapping[str, Ceilings]) -> None:
             continue  # that is E[log p(x)]
         axis.axhline(
             value,
-            color=COLOURS[model],
+            color=model_colour(model),
             linestyle=(0, (5, 3)) if term == "elbo" else (0, (1.5, 1.5)),
             linewidth=1.1,
-            label=f"{LABELS[model]}: {kind}",
+            label=f"{model_label(model)}: {kind}",
         )
 
 
@@ -281,23 +286,23 @@ def draw_discrepancy(
         left.plot(
             list(values),
             list(values.values()),
-            color=COLOURS[model],
+            color=model_colour(model),
             marker="o",
             markersize=4,
-            label=LABELS[model],
+            label=model_label(model),
         )
-    for model in [name for name in LABELS if name in quality]:
+    for model in sorted(quality, key=model_rank):
         spreads = dict(sorted(quality[model].items()))
         right.errorbar(
             list(spreads),
             [value.mean for value in spreads.values()],
             # One seed has no spread.
             yerr=np.nan_to_num([value.std for value in spreads.values()]),
-            color=COLOURS[model],
+            color=model_colour(model),
             marker="o",
             markersize=4,
             capsize=2,
-            label=LABELS[model],
+            label=model_label(model),
         )
     left.set_title("Δ(X, S), closed form")
     left.set_ylabel("nats")
@@ -309,7 +314,7 @@ def draw_discrepancy(
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=8)
     rows = []
-    for model in [name for name in LABELS if name in {*discrepancies, *quality}]:
+    for model in sorted({*discrepancies, *quality}, key=model_rank):
         known, measured = discrepancies.get(model, {}), quality.get(model, {})
         for num in sorted({*known, *measured}):
             mean, std = measured.get(num, Spread(np.nan, np.nan))
