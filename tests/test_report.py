@@ -15,8 +15,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments import report
-from experiments.results import LABELS, Spread, find_runs
+from experiments.names import model_label
+from experiments.results import Spread, find_runs
 from mmvae_jax.errors import UsageError
+from mmvae_jax.models import MODELS
 
 HOSTILE = "<script>alert('x')</script> & \"q\""
 ROOT = Path(__file__).parents[1]
@@ -206,7 +208,7 @@ def test_a_front_of_many_models_is_readable(monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: saved.append(self))
     tags = {report.COHERENCE: Spread(0.5, 0.1), "eval/swd": Spread(1.0, 0.1)}
     point = report.Point("mvae", "d", "MVAE (d/mvae)", "k", "0.3", "3", tags)
-    models = list(LABELS)
+    models = list(MODELS)
     for num in (report.MAX_ANNOTATED, report.MAX_ANNOTATED + 1):
         report.draw_fronts(
             [point._replace(model=m, label=f"{m} (d/{m})") for m in models[:num]]
@@ -215,7 +217,7 @@ def test_a_front_of_many_models_is_readable(monkeypatch):
         assert len(axis.texts) == (num if num == report.MAX_ANNOTATED else 0)
         (legend,) = [axis.get_legend()] if axis.get_legend() else saved[-1].legends
         labels = [text.get_text() for text in legend.get_texts()]
-        assert labels == [LABELS[model] for model in models[:num]]
+        assert labels == [model_label(model) for model in models[:num]]
     # Two runs of one model are told apart.
     report.draw_fronts([point, point._replace(label="MVAE (e/mvae)")])
     texts = saved[-1].axes[0].get_legend().get_texts()
