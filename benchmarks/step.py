@@ -35,10 +35,9 @@ TOLERANCE = 1e-4
 def configure(name):
     """The config of a model, and the beta and factor at which its peer has its loss."""
     config = polymnist.get_config(name)
-    config.model.prior_expert = "released"
-    config.model.crmvae = "released"
-    config.model.mvtcae_alpha = 5 / 6
-    config.model.jmvae_alpha = 0.1
+    released = {"prior_expert": "released", "weights": "released"}
+    options = config.model.options
+    options.update({name: x for name, x in released.items() if name in options})
     return config, peer.MODELS[name][1]["beta"]
 
 

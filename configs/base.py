@@ -1,10 +1,13 @@
 """Every field of a config, with its unit and the paper's value.
 
 The other configs start from `get_config` and change what differs. Override a
-field on the command line, for instance ``--config.sweep.beta="(0.3,1.,3.)"``.
+field on the command line, for instance ``--config.sweep.beta="(0.3,1.,3.)"`` or
+``--config.model.options.alpha=0.5``.
 """
 
 from ml_collections import ConfigDict
+
+from mmvae_jax import models
 
 
 def get_config() -> ConfigDict:
@@ -13,57 +16,12 @@ def get_config() -> ConfigDict:
         dict(
             model=dict(
                 name="mopoe",  # one of mmvae_jax.models.MODELS
-                latent_dim=512,  # D; the unimodal VAEs get D // M each
-                # Where the prior is one of the product's experts: "paper" (MVAE, and
-                # products of DMVAE), "released" (MoPoE's full subset too), "always",
-                # "never".
-                prior_expert="paper",
-                subsets=(),  # custom: tuples of modality indices, ((0,), (0, 1))
-                subset_weights=(),  # custom: omega_A, summing to 1; () = uniform
-                # Of mmvae_official, unimodal_official and mmvae_plus only; the
-                # posteriors of all others are Gaussian, their prior is N(0, I).
-                posterior="laplace",  # and prior: laplace, gaussian
-                # Its scales, which sum to D; of mmvae_plus, whose prior is fixed,
-                # those of the auxiliary priors.
-                learned_prior=True,
-                # Of mmvae_plus, dmvae, contrastive, whose latent_dim is the shared
-                # vector: latent dimensions of each modality; 0 = latent_dim.
-                # Palumbo et al. (2023): 32 shared, 32 of each.
-                private_dim=0,
-                # What is generated unconditionally has private vectors of its "own" for
-                # each modality, or one that is "shared" by all.
-                private_draw="own",
-                # What ties the unimodal posteriors of coordination-based models to
-                # the joint one; docs/models.md has the equations.
-                jmvae_alpha=0.1,  # jmvae_kl, >= 0: Suzuki et al. (2016)
-                mvtcae_alpha=5 / 6,  # in [0, 1]: Hwang et al. (2021), beta 2.5, M = 5
-                crmvae="documented",  # or "released": the code's factor of beta, 2
-                telbo="stopped",  # gradients of decoders in unimodal ELBOs, or "joint"
-                # mmjsd: whether prior samples are decoded too, as released.
-                mmjsd_decode_prior=True,
-                # mmvm, in [0, 1]: weight of N(0, I) against the data-dependent prior.
-                # Constant; the released code anneals it from 1 to 0 over 150k steps.
-                mmvm_alpha=0.0,
-                # contrastive: variance of the shared code in (0, 1), where its prior,
-                # a mixture of so many Gaussians, begins with 1; and the weight (>= 0)
-                # of finding the code again in what is generated.
-                code_variance=0.1,
-                code_components=50,
-                consistency=1.0,
-            ),
-            objective=dict(
-                # How the expectation over subsets is taken: one decoding per
-                # example, the batch balanced over subsets ("stratified") or not
-                # ("random"); or one decoding per example and subset ("exact").
-                subset_estimator="stratified",
-                # Of mmvae_official, unimodal_official, mmvae_plus: K samples of every
-                # modality's posterior; the mean over modalities outside of the
-                # logarithm, as released ("loose"), or inside ("tight"); the estimator
-                # of the gradient, "dreg" as released or "iwae". Shi et al. (2019): K
-                # of 30 and 50.
-                num_samples=10,
-                form="loose",
-                estimator="dreg",
+                # D; the unimodal VAEs get D // M each, and of models with private
+                # vectors (mmvae_plus, dmvae, contrastive) it is that of the shared one.
+                latent_dim=512,
+                # What this model alone reads, with its defaults: beside its builder in
+                # mmvae_jax/models/; filled in by `parse_arg`.
+                options=ConfigDict(),
             ),
             # What holds for every modality ...
             modality=dict(
@@ -171,16 +129,19 @@ def get_config() -> ConfigDict:
 def parse_arg(config: ConfigDict, arg: str) -> ConfigDict:
     """Applies the part of ``--config=file.py:arg``: "model" or "model,network=name".
 
+    The options of the model are those that it reads, at their defaults.
+
     Raises:
       ValueError: an unknown or misspelt part.
     """
-    name, *options = [part.strip() for part in (arg or config.model.name).split(",")]
+    name, *rest = [part.strip() for part in (arg or config.model.name).split(",")]
     config.model.name = name
-    for option in options:
-        key, _, value = option.partition("=")
+    config.model.options = ConfigDict(models.default_options(name))
+    for part in rest:
+        key, _, value = part.partition("=")
         if key != "network" or not value:
             raise ValueError(
-                f"unknown config argument {option!r}; write model or "
+                f"unknown config argument {part!r}; write model or "
                 "model,network=name, for instance mopoe,network=resnet"
             )
         if value != config.modality.network:

@@ -33,26 +33,26 @@ COLUMNS = (
 )
 # Two encoders a modality: fewer hidden units, for as many parameters.
 _CONTRASTIVE = {
-    "model.name": "contrastive",
     "model.latent_dim": 16,
-    "model.private_dim": 8,
+    "model.options.private_dim": 8,
     "modality.network_options.widths": (96,),
     "sweep.beta": (1.0,),
 }
 _LAYERED = {"modality.network": "layered"}
+# Run -> what differs from the config of its model, the first word of its name.
 _CHANGES = {
     "contrastive_layered": _CONTRASTIVE | _LAYERED,
     "contrastive_layered_no_consistency": _CONTRASTIVE
     | _LAYERED
-    | {"model.consistency": 0.0},
-    "crmvae_layered": {"model.name": "crmvae"} | _LAYERED,
-    "mmvm_layered": {"model.name": "mmvm"} | _LAYERED,
-    "mopoe_layered": {"model.name": "mopoe"} | _LAYERED,
-    "mvae_layered": {"model.name": "mvae"} | _LAYERED,
+    | {"model.options.consistency": 0.0},
+    "crmvae_layered": _LAYERED,
+    "mmvm_layered": _LAYERED,
+    "mopoe_layered": _LAYERED,
+    "mvae_layered": _LAYERED,
     "contrastive": _CONTRASTIVE,
-    "contrastive_no_consistency": _CONTRASTIVE | {"model.consistency": 0.0},
-    "crmvae": {"model.name": "crmvae"},
-    "mmvm": {"model.name": "mmvm"},
+    "contrastive_no_consistency": _CONTRASTIVE | {"model.options.consistency": 0.0},
+    "crmvae": {},
+    "mmvm": {},
 }
 
 
@@ -62,7 +62,8 @@ def configs(places: Mapping[str, str]) -> dict[str, ConfigDict]:
     scale.beta, scale.metrics = (0.3,), METRICS
     found = {}
     for name, changes in _CHANGES.items():
-        config = plans.run_config(scale, plans.Spec("translated", "crmvae"), places)
+        spec = plans.Spec("translated", name.partition("_")[0])
+        config = plans.run_config(scale, spec, places)
         config.update_from_flattened_dict(changes)
         found[name] = config
     return found

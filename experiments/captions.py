@@ -11,7 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-from experiments import paper, plans, results, values
+from experiments import paper, plans, values
+from experiments.names import model_label
 from experiments.plans import Evidence, Spec
 from mmvae_jax.sweeps import Member
 
@@ -160,7 +161,7 @@ def _absences(evidence: Evidence, name: str, specs: Sequence[Spec]) -> list[str]
         if gone:
             place = values.title(evidence, spec.dataset)
             lost.append(
-                f"{results.LABELS[spec.model]} on {place} at β = {', '.join(gone)}"
+                f"{model_label(spec.model)} on {place} at β = {', '.join(gone)}"
             )
     sentences = []
     if left_out:

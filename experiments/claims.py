@@ -29,7 +29,8 @@ import tabulate
 from absl import flags
 
 from experiments import command, paper, plans, terminal, values
-from experiments.results import LABELS, RunRecord, show
+from experiments.names import model_label
+from experiments.results import RunRecord, show
 from mmvae_jax import writers
 from mmvae_jax.errors import UsageError
 from mmvae_jax.files import write_whole
@@ -644,7 +645,7 @@ JUDGES: dict[str, Callable[[Line], Finding]] = {
 
 def _label(model: str) -> str:
     """Name of a model."""
-    return LABELS.get(model, model)
+    return model_label(model)
 
 
 def _spec_label(line: Line, spec: plans.Spec) -> str:

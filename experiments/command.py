@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from mmvae_jax import models
 from mmvae_jax.errors import UsageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -61,7 +63,28 @@ def define_config(default: str) -> None:
         )
     # Without --config, overrides are applied to the default at once.
     except Exception as error:
-        sys.exit(_report(error, 2))
+        sys.exit(_report(_unread_option(sys.argv, default) or error, 2))
+
+
+def _unread_option(argv: list[str], default: str) -> str | None:
+    """The line for an option that the model of --config does not read, if there is one.
+
+    What ml_collections says of it has no names of those that the model reads.
+    """
+    prefix = "--config.model.options."
+    fields = [x.removeprefix(prefix) for x in argv if x.startswith(prefix)]
+    if not fields:
+        return None
+    files = [x.partition("=")[2] for x in argv if x.startswith("--config=")]
+    file, _, argument = (files or [default])[-1].partition(":")
+    try:
+        get_config = runpy.run_path(file)["get_config"]
+        model = (get_config(argument) if argument else get_config()).model
+        unread = [x.partition("=")[0] for x in fields]
+        unread = [x for x in unread if x not in model.options]
+        return models.unread(model.name, unread[0]) if unread else None
+    except Exception:  # it is something else that is wrong
+        return None
 
 
 def require_fields(config: ConfigDict, like: ConfigDict) -> None:
@@ -78,8 +101,8 @@ def require_fields(config: ConfigDict, like: ConfigDict) -> None:
         if isinstance(value, ConfigDict):
             if not isinstance(config[name], ConfigDict):
                 raise UsageError(f"the config's {name!r} is no section of fields")
-            # Their options are those of each network and data set.
-            if name not in ("network_options", "data"):
+            # Their options are those of each network, model and data set.
+            if name not in ("network_options", "options", "data"):
                 require_fields(config[name], value)
 
 
@@ -180,7 +203,7 @@ def _parse(argv: list[str], argument: str = "") -> list[str]:
             )
     # A config file is a program and may raise anything.
     except Exception as error:
-        sys.exit(_report(error, 2))
+        sys.exit(_report(_unread_option(argv, "") or error, 2))
     except SystemExit:
         if any(flag.lstrip("-").startswith(("help", "?")) for flag in argv[1:]):
             raise

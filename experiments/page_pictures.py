@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments import panels, values
-from experiments.results import COLOURS, LABELS, RunRecord
+from experiments.names import model_colour, model_label
+from experiments.results import RunRecord
 from mmvae_jax.errors import UsageError
 from mmvae_jax.writers import read_metrics
 
@@ -42,7 +43,7 @@ class Picture(NamedTuple):
 
 def colour_of(run: RunRecord) -> str:
     """The model's colour as CSS."""
-    return colors.to_hex(COLOURS.get(run.summary["model"], "0.2"))
+    return colors.to_hex(model_colour(run.summary["model"]))
 
 
 def figures(directory: Path) -> list[Picture]:
@@ -103,7 +104,7 @@ def _draw_front(dataset: str, points: pd.DataFrame, label: str) -> Picture:
             model, name = own[["model", "label"]].iloc[0]
             # Here, other data sets' runs of the model are not to be told from it.
             if (runs["model"] == model).sum() == 1:
-                name = LABELS.get(model, model)
+                name = model_label(model)
             panels.draw_front(axis, own, model, name, betas, is_annotated=is_annotated)
         axis.set_xlim(0, 1)
         axis.set_xlabel("leave-one-out coherence ↑")

@@ -1,7 +1,7 @@
 """Panels of figures: their grid, axes, lines, legend, and pictures of samples.
 
 A band is one standard deviation, and a panel without values says so. Colours and
-names of models are those of `experiments.results`.
+names of models are those of `experiments.names`.
 """
 
 import itertools
@@ -17,10 +17,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import paper, plans, results, values
+from experiments import paper, plans, values
+from experiments.names import model_colour, model_label, model_marker
 from experiments.plans import Evidence, Spec
 from experiments.values import COHERENCE, MATCHING, Metric, Row
 from mmvae_jax.errors import UsageError
+from mmvae_jax.models import MODELS
 from mmvae_jax.sweeps import Member
 from mmvae_jax.writers import member_name
 
@@ -362,7 +364,7 @@ def _draw_run(
     if points.empty:
         return []
     points = points.assign(setting=points["beta"].map(values.show_beta))
-    label, is_annotated = results.LABELS[spec.model], front.is_annotated
+    label, is_annotated = model_label(spec.model), front.is_annotated
     draw_front(
         axis,
         points,
@@ -401,7 +403,7 @@ def draw_front(
       alpha: opacity.
       is_annotated: whether each point has its text, of the column "setting", beside it.
     """
-    colour, marker = results.COLOURS.get(model, "0.2"), results.MARKERS.get(model, "o")
+    colour, marker = model_colour(model), model_marker(model)
     axis.errorbar(
         points["x"],
         points["y"],
@@ -537,7 +539,7 @@ def draw_published(axis: Axes, lines: Mapping[str, Sequence[float]]) -> None:
     """Draws coherences of models given one, two, ... modalities, as published."""
     for model, line in lines.items():
         x, y = np.arange(1, len(line) + 1), np.array(line)
-        _draw_mean(axis, x, y, np.nan, model, results.MARKERS.get(model, "o"))
+        _draw_mean(axis, x, y, np.nan, model, model_marker(model))
     axis.axhline(COHERENCE.chance, **LEVEL, label="chance")
 
 
@@ -555,7 +557,7 @@ def _draw_line(
         np.array([row[column] for row in rows], float)
         for column in (x, "mean", "std", "diverged")
     )
-    marker = results.MARKERS.get(model, "o")
+    marker = model_marker(model)
     _draw_mean(axis, places, mean, std, model, marker, alpha)
     is_partial = np.isfinite(mean) & (diverged > 0)
     if is_partial.any():
@@ -563,7 +565,7 @@ def _draw_line(
             places[is_partial],
             mean[is_partial],
             marker,
-            color=results.COLOURS[model],
+            color=model_colour(model),
             markerfacecolor="white",
         )
     return present
@@ -579,9 +581,9 @@ def _draw_mean(
     alpha: float = 1.0,
 ) -> None:
     """Draws a line and a band in a model's colour; one seed has no band."""
-    colour, std = results.COLOURS[model], np.nan_to_num(std)
+    colour, std = model_colour(model), np.nan_to_num(std)
     axis.fill_between(x, mean - std, mean + std, color=colour, alpha=0.2 * alpha, lw=0)
-    label = results.LABELS[model]
+    label = model_label(model)
     axis.plot(x, mean, marker=marker, color=colour, label=label, alpha=alpha)
 
 
@@ -591,9 +593,9 @@ def draw_pairs(axis: Axes, pairs: Mapping[Spec, pd.DataFrame]) -> None:
         axis.plot(
             found[COHERENCE.tag],
             found[MATCHING.tag],
-            results.MARKERS.get(spec.model, "o"),
-            color=results.COLOURS[spec.model],
-            label=results.LABELS[spec.model],
+            model_marker(spec.model),
+            color=model_colour(spec.model),
+            label=model_label(spec.model),
             alpha=0.75,
             markeredgewidth=0,
             markersize=4.5,
@@ -666,7 +668,7 @@ def add_legend(figure: Figure, place: Axes | None = None) -> None:
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    order = list(results.LABELS.values())
+    order = [model.label for model in MODELS.values()]
     labels = sorted(found, key=lambda x: order.index(x) if x in order else len(order))
     if not labels:
         return
@@ -718,7 +720,7 @@ def draw_pictures(
         for k, model in enumerate(models):
             axis = axes[i * lines + k // num_columns, k % num_columns]
             parts = [
-                f"({next(letters, '…')}) {results.LABELS[model]}",
+                f"({next(letters, '…')}) {model_label(model)}",
                 f"{values.title(evidence, dataset)}, β = {values.show_beta(beta)}",
             ]
             axis.set_title((", " if num_columns == 2 else ",\n").join(parts), size=8)
@@ -758,7 +760,7 @@ def _show_pages(
     for axis, page, found, mark in zip(axes, pages, read, marks, strict=False):
         settings = plans.settings(evidence.config, page.spec.dataset)
         axis.set_title(
-            f"{mark}{results.LABELS[page.spec.model]}, {settings.title}, β = "
+            f"{mark}{model_label(page.spec.model)}, {settings.title}, β = "
             f"{values.show_beta(settings.beta_of_samples)}: {page.title}",
             size=8,
         )

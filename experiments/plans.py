@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 from ml_collections import ConfigDict
 
-from experiments import results, workdirs
-from mmvae_jax import writers
+from experiments import old_configs, results, workdirs
+from mmvae_jax import models, writers
 from mmvae_jax.errors import UsageError
 
 SCALES = ("small", "demo", "cpu", "paper")
@@ -31,11 +31,8 @@ OFFICIAL = ("unimodal_official", "mmvae_official")
 # The models of the figures "family" and "inputs" by their kinds, a panel each, and
 # those that are in every panel.
 KINDS = {
-    "products, mixtures": (
-        *("unimodal", "mvae", "mvae_plus", "mmvae", "mopoe", "mmjsd"),
-    ),
-    "coordination-based": ("mvtcae", "crmvae", "jmvae_kl", "telbo", "jmvae"),
-    "private vectors, MMVM": ("mmvae_plus", "dmvae", "mmvm"),
+    kind: tuple(name for name, model in models.MODELS.items() if model.kind == kind)
+    for kind in (models.MIXTURE, models.COORDINATED, models.PRIVATE)
 }
 REFERENCES = ("unimodal", "mvae", "mopoe")
 
@@ -332,6 +329,8 @@ def record(directory: Path, scale: str, config: ConfigDict) -> None:
         found = workdirs.read_json(path)
         if not isinstance(found, dict):
             raise UsageError(f"{path} is not a plan of this project; move it away")
+        if "config" in found:
+            found["config"] = old_configs.upgraded_scale(found["config"])
         if _is_older(found, wanted):
             writers.write_json(path, wanted)
         elif found != wanted:
@@ -376,7 +375,8 @@ def read(directory: Path) -> Evidence:
         )
     plan = workdirs.read_json(path)
     try:
-        scale, config = plan["scale"], ConfigDict(plan["config"])
+        scale = plan["scale"]
+        config = ConfigDict(old_configs.upgraded_scale(plan["config"]))
         specs = all_specs(config, figure_specs(config))
     except (AttributeError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not a plan of this project: {error}") from error
@@ -385,7 +385,7 @@ def read(directory: Path) -> Evidence:
         folder = directory / spec.folder
         summary = workdirs.read_summary(folder)
         if summary is not None:
-            found = workdirs.read_json(folder / "config.json")
+            found = old_configs.upgraded(workdirs.read_json(folder / "config.json"))
             _check_scale(folder, spec, config, found)
             record = results.RunRecord(folder, found, summary)
             runs[spec] = results.checked(record)

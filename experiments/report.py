@@ -22,7 +22,8 @@ import pandas as pd
 from absl import flags
 
 from experiments import command, page_pictures, results, terminal, workdirs
-from experiments.results import LABELS, RunRecord, find_runs
+from experiments.names import model_label, model_rank
+from experiments.results import RunRecord, find_runs
 from mmvae_jax.errors import UsageError
 from mmvae_jax.files import write_whole
 from mmvae_jax.metrics import COLUMNS
@@ -108,10 +109,8 @@ def ordered_runs(directory: Path) -> list[RunRecord]:
     Raises:
       UsageError: there is no run, or one cannot be read.
     """
-    order = {model: k for k, model in enumerate(LABELS)}
     return sorted(
-        find_runs(directory),
-        key=lambda run: order.get(run.summary["model"], len(order)),
+        find_runs(directory), key=lambda run: model_rank(run.summary["model"])
     )
 
 
@@ -165,7 +164,7 @@ def names(runs: Sequence[RunRecord], directory: Path) -> dict[Path, str]:
     models = [run.summary["model"] for run in runs]
     labels = {}
     for run, model in zip(runs, models, strict=True):
-        label = LABELS.get(model, str(model))
+        label = model_label(model)
         if models.count(model) > 1:
             label += f" ({run.workdir.relative_to(directory)})"
         labels[run.workdir] = label

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from experiments import workdirs
+from experiments import old_configs, workdirs
 from mmvae_jax.errors import UsageError
 from mmvae_jax.sweeps import Member
 
@@ -20,53 +20,6 @@ from mmvae_jax.sweeps import Member
 # said.
 COLUMNS = ["run", "dataset", "model", *Member._fields, "finite", "tag", "value"]
 BY_BETA = ("run", "beta", "tag")
-
-# Names, colours and markers of the models, the same in every figure; in drawing order.
-LABELS = {
-    "unimodal": "unimodal VAEs",
-    "mvae": "MVAE",
-    "mvae_plus": "MVAE+",
-    "mmvae": "MMVAE",
-    "mopoe": "MoPoE-VAE",
-    "mmvae_official": "MMVAE (official)",
-    "unimodal_official": "unimodal VAEs (official)",
-    "mmvae_plus": "MMVAE+",
-    "dmvae": "DMVAE",
-    "jmvae": "JMVAE",
-    "jmvae_kl": "JMVAE-kl",
-    "telbo": "TELBO",
-    "mvtcae": "MVTCAE",
-    "crmvae": "CRMVAE",
-    "mmjsd": "mmJSD",
-    "mmvm": "MMVM",
-    "contrastive": "contrastive code",
-    "custom": "custom subsets",
-}
-COLOURS = {
-    "unimodal": "0.45",
-    "mvae": "C0",
-    "mvae_plus": "C9",
-    "mmvae": "C1",
-    "mopoe": "C2",
-    "mmvae_official": "C3",
-    "unimodal_official": "0.65",
-    "mmvae_plus": "C5",
-    "dmvae": "C6",
-    "jmvae": "#9ecae1",
-    "jmvae_kl": "#08306b",
-    "telbo": "#98df8a",
-    "mvtcae": "C8",
-    "crmvae": "k",
-    "mmjsd": "#fdae6b",
-    "mmvm": "#006d5b",
-    "contrastive": "#e7298a",
-    "custom": "C4",
-}
-MARKERS = {  # "o" if not said otherwise
-    **{"unimodal": "D", "mvae_plus": "P", "mmvae": "s", "mopoe": "^", "mmjsd": "h"},
-    **{"mvtcae": "v", "crmvae": "*", "jmvae": "H", "jmvae_kl": "<", "telbo": ">"},
-    **{"mmvae_plus": "p", "dmvae": "d", "mmvm": "X"},
-}
 
 
 class RunRecord(NamedTuple):
@@ -92,7 +45,9 @@ def find_runs(directory: Path) -> list[RunRecord]:
     runs = []
     for path in sorted(directory.rglob("summary.json")):
         try:
-            config = workdirs.read_json(path.parent / "config.json")
+            config = old_configs.upgraded(
+                workdirs.read_json(path.parent / "config.json")
+            )
             summary = workdirs.read_json(path)
         except (OSError, UsageError) as error:
             raise UsageError(f"{path.parent} is not a readable run: {error}") from error

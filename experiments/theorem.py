@@ -16,17 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from ml_collections import ConfigDict
 
-from experiments import datasets
-from experiments.results import COLOURS, LABELS, RunRecord
-from mmvae_jax import data, subsets, theory, writers
+from experiments import datasets, plans
+from experiments.names import model_colour, model_label, model_rank
+from experiments.results import RunRecord
+from mmvae_jax import data, theory, writers
 from mmvae_jax.errors import UsageError
+from mmvae_jax.models import MODELS
 
 # The models of the theorem, and their subsets of M modalities.
-MIXTURES = {
-    "mvae": subsets.full_set,
-    "mmvae": subsets.unimodal_subsets,
-    "mopoe": subsets.powerset,
-}
+MIXTURES = {name: MODELS[name].build.keywords["mixture"] for name in plans.MULTIMODAL}
 PANEL_SIZE = (4.3, 3.4)  # inches
 # Ceilings are seen where training is done: its first tenth does not set the axis.
 SHOWN_FROM = 0.1
@@ -243,11 +241,18 @@ def _common_pmf(records: Mapping[str, RunRecord]) -> np.ndarray:
 def _draw_curve(axis: Axes, model: str, steps: np.ndarray, values: np.ndarray) -> None:
     """Mean and, of more than one seed, a band of one standard deviation."""
     mean = values.mean(axis=0)
-    axis.plot(steps, mean, color=COLOURS[model], linewidth=1.4, label=LABELS[model])
+    axis.plot(
+        steps, mean, color=model_colour(model), linewidth=1.4, label=model_label(model)
+    )
     if len(values) > 1:
         std = values.std(axis=0, ddof=1)
         axis.fill_between(
-            steps, mean - std, mean + std, color=COLOURS[model], alpha=0.25, linewidth=0
+            steps,
+            mean - std,
+            mean + std,
+            color=model_colour(model),
+            alpha=0.25,
+            linewidth=0,
         )
 
 
@@ -263,10 +268,10 @@ def _draw_bounds(axis: Axes, term: str, bounds: Mapping[str, Ceilings]) -> None:
             continue  # that is E[log p(x)]
         axis.axhline(
             value,
-            color=COLOURS[model],
+            color=model_colour(model),
             linestyle=(0, (5, 3)) if term == "elbo" else (0, (1.5, 1.5)),
             linewidth=1.1,
-            label=f"{LABELS[model]}: {kind}",
+            label=f"{model_label(model)}: {kind}",
         )
 
 
@@ -324,20 +329,24 @@ def draw_discrepancy(
     discrepancies = _discrepancies(class_counts, crop_counts)
     figure, (left, right) = _panels(2)
     for model, own in discrepancies.groupby("model", sort=False):
-        style = {"color": COLOURS[model], "label": LABELS[model], "markersize": 4}
+        style = {
+            "color": model_colour(model),
+            "label": model_label(model),
+            "markersize": 4,
+        }
         left.plot(own["num_modalities"], own["discrepancy"], "o-", **style)
     quality = quality.sort_values("num_modalities")
-    for model in [name for name in LABELS if (quality["model"] == name).any()]:
+    for model in sorted(set(quality["model"]), key=model_rank):
         own = quality[quality["model"] == model]
         right.errorbar(
             own["num_modalities"],
             own["mean"],
             yerr=own["std"].fillna(0),  # one seed has none
-            color=COLOURS[model],
+            color=model_colour(model),
             marker="o",
             markersize=4,
             capsize=2,
-            label=LABELS[model],
+            label=model_label(model),
         )
     left.set_title("Δ(X, S), closed form")
     left.set_ylabel("nats")
@@ -350,7 +359,7 @@ def draw_discrepancy(
             axis.legend(frameon=False, fontsize=8)
     measured = quality.rename(columns={"mean": "quality_mean", "std": "quality_std"})
     rows = discrepancies.merge(measured, "outer", ["model", "num_modalities"])
-    order = rows["model"].map([*LABELS].index)
+    order = rows["model"].map(model_rank)
     rows = rows.loc[order.sort_values(kind="stable").index].astype(object)
     return figure, rows.where(rows.notna(), None).to_dict("records")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments import old_configs
 from mmvae_jax import writers
 from mmvae_jax.errors import UsageError
 from mmvae_jax.meshes import Layout
@@ -52,7 +53,7 @@ def claimed(workdir: Path, config: Any) -> Iterator[None]:
                 "another --workdir"
             ) from error
         if path.exists():
-            compare(workdir, config, read_json(path))
+            compare(workdir, config, old_configs.upgraded(read_json(path)))
         yield
 
 

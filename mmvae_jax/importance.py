@@ -100,14 +100,14 @@ def importance_weighted(
         return sum(log_likelihood.values()) - beta * kl, (log_likelihood, kl)
 
     z = distributions.sample(experts, key, (num_samples,))
-    value, (log_likelihood, kl) = _weighted_loss(
+    value, (log_likelihood, kl) = weighted_loss(
         log_weights, z, experts, uniform, form, estimator
     )
     zeros = jnp.zeros_like(kl)
     return value, ObjectiveTerms(log_likelihood, kl, zeros, zeros)
 
 
-def _weighted_loss(
+def weighted_loss(
     log_weights: Callable[[Array, Distribution], tuple[Array, Any]],
     z: Array,
     experts: Distribution,
@@ -198,100 +198,6 @@ def unimodal_importance_weighted(
     kl = sum(own.kl for own in terms)
     zeros = jnp.zeros_like(kl)
     return sum(losses), ObjectiveTerms(log_likelihood, kl, zeros, zeros)
-
-
-def private_importance_weighted(
-    experts: Distribution,
-    batch: Batch,
-    key: PRNGKey,
-    beta: Array,
-    *,
-    shared_dim: int,
-    prior: Distribution,
-    auxiliary_priors: Distribution,
-    log_likelihoods: LogLikelihoods,
-    num_samples: int,
-    form: str = "loose",
-    estimator: str = "dreg",
-) -> tuple[Array, ObjectiveTerms]:
-    """The objective of MMVAE+, Palumbo et al. (2023), as released.
-
-    Every expert is q_m(z|x_m) q_m(w|x_m), of a shared and a private latent vector.
-    With K samples z_mk, w_mk of it and w~_n ~ r_n(w) of auxiliary priors,
-
-        log w_mk = log p(x_m|z, w_m) + sum_{n != m} log p(x_n|z, w~_n)
-            + beta (log p(z) + log p(w_m) - log (1/M) sum_j q_j(z|x_j)
-                    - log q_m(w_m|x_m)),
-
-    and it is (1/M) sum_m log (1/K) sum_k w_mk, the mean over modalities outside of
-    the logarithm ("loose"). For K = 1 it is their ELBO. What modality m says of the
-    others goes through z alone: their own w is never decoded with its z.
-
-    Both estimators are those of `importance_weighted`: in "dreg", the densities of
-    z and w_m have constant parameters, and the gradients that reach z_mk and w_mk
-    are weighted once more. (The first release meant to do so and does neither: its
-    log q keeps the encoders' parameters.) r_n is in no density of the objective; it
-    learns through its samples, by the plain derivative.
-
-    Because r_n is in no density, the objective is a bound on log p(X) only where
-    r_n = p. The terms returned are of a bound everywhere: w~_n is counted as a
-    sample of a proposal r_n, log r_n(w~_n) - log p(w~_n) is part of `kl`, and
-    `auxiliary_kl` takes it away again. Hence the loss for K = 1 is `loss` of the
-    terms.
-
-    Args:
-      experts: fields [M, B, d + e], shared dimensions first.
-      batch: modality -> [B, ...].
-      key: random key.
-      beta: float [].
-      shared_dim: d.
-      prior: p(z) p(w), fields [d + e].
-      auxiliary_priors: r_n(w), fields [M, e].
-      log_likelihoods: modality -> function ([z, w] [N, d + e], x_n) -> [N].
-      num_samples: K.
-      form: one of FORMS; "tight", log 1/(MK) sum_mk w_mk, is nobody's published.
-      estimator: one of ESTIMATORS.
-
-    Returns:
-      The loss [], and ObjectiveTerms, fields [B], of the single-sample bound (beta
-      and K are 1 in it), averaged over the M K samples.
-    """
-    num_modalities = len(log_likelihoods)
-    observed = observed_of(batch, num_modalities)
-    uniform = posteriors.uniform_weights(observed)
-    own_key, auxiliary_key = jax.random.split(key)
-    samples = distributions.sample(experts, own_key, (num_samples,))
-    # One w~ for every sample, example, and pair of modalities: [K, M, B, M, e].
-    auxiliary = distributions.sample(
-        auxiliary_priors, auxiliary_key, samples.shape[:-1]
-    )
-    private_prior = distributions.split(prior, shared_dim)[1]
-    is_other = ~jnp.eye(num_modalities, dtype=bool)[:, None]
-    excess = distributions.log_prob(auxiliary_priors, auxiliary)
-    excess -= distributions.log_prob(private_prior, auxiliary)
-    excess = jnp.sum(jnp.where(is_other & observed.T, excess, 0.0), axis=-1)
-
-    def log_weights(z: Array, experts: Distribution) -> tuple[Array, Any]:
-        """log w, log-likelihoods, log q - log p, log r - log p: all [K, M, B]."""
-        shared, private = distributions.split(z, shared_dim)
-        log_likelihood = {}
-        for n, (m, f) in enumerate(log_likelihoods.items()):
-            w = jnp.where(is_other[..., n, None], auxiliary[..., n, :], private)
-            log_likelihood[m] = fold_samples(f, distributions.join(shared, w), batch[m])
-        log_likelihood = observed_terms(log_likelihood, observed)
-        shared_experts, private_experts = distributions.split(experts, shared_dim)
-        kl = posteriors.mixture_log_prob(shared_experts, uniform, shared)
-        kl += distributions.log_prob(private_experts, private)
-        kl -= distributions.log_prob(prior, z)
-        value = sum(log_likelihood.values()) - beta * kl
-        return value, (log_likelihood, kl, excess)
-
-    value, (log_likelihood, kl, excess) = _weighted_loss(
-        log_weights, samples, experts, uniform, form, estimator
-    )
-    return value, ObjectiveTerms(
-        log_likelihood, kl + excess, jnp.zeros_like(kl), -excess
-    )
 
 
 @jax.custom_vjp

@@ -135,7 +135,7 @@ def subset_elbo(
             experts, given.masks[-1], given.prior_expert[-1]
         )
         kl += given.weights[-1] * distributions.kl_to_standard_gaussian(rest)
-    log_likelihood = _mixture_log_likelihood(
+    log_likelihood = mixture_log_likelihood(
         lambda: posteriors.observed_mixture(experts, mixture, observed)[0],
         partial(posteriors.chosen_products, experts, given),
         given.weights,
@@ -148,7 +148,7 @@ def subset_elbo(
     return ObjectiveTerms(log_likelihood, kl, zeros, zeros)
 
 
-def _mixture_log_likelihood(
+def mixture_log_likelihood(
     all_components: Callable[[], Gaussian],
     chosen_components: Callable[[Array], Gaussian],
     weights: Array,
@@ -170,7 +170,7 @@ def _mixture_log_likelihood(
     """
     if estimator not in SUBSET_ESTIMATORS:
         raise UsageError(
-            f"unknown config.objective.subset_estimator {estimator!r}; choose one of "
+            f"unknown estimator of subsets {estimator!r}; choose one of "
             f"{', '.join(SUBSET_ESTIMATORS)}"
         )
     subset_key, noise_key = jax.random.split(key)
@@ -223,15 +223,15 @@ def subsampled_elbo(
     joint = subset_elbo(
         experts, batch, joint_key, mixture=mixture, log_likelihoods=log_likelihoods
     )
-    components = _single_posteriors(experts, bool(mixture.prior_expert.all()))
+    components = single_posteriors(experts, bool(mixture.prior_expert.all()))
     z = distributions.sample(components, unimodal_key)
     observed = observed_of(batch, len(log_likelihoods))
-    gains = observed_terms(_own_terms(z, batch, log_likelihoods), observed)
+    gains = observed_terms(own_terms(z, batch, log_likelihoods), observed)
     kl = observed_sum(distributions.kl_to_standard_gaussian(components), observed)
     return joint._replace(auxiliary_log_likelihood=sum(gains.values()), auxiliary_kl=kl)
 
 
-def _single_posteriors(experts: Gaussian, is_with_prior: bool) -> Gaussian:
+def single_posteriors(experts: Gaussian, is_with_prior: bool) -> Gaussian:
     """The M unimodal posteriors: the experts, or their products with the prior."""
     num_modalities = experts.mean.shape[0]
     singles = SubsetMixture(
@@ -242,123 +242,11 @@ def _single_posteriors(experts: Gaussian, is_with_prior: bool) -> Gaussian:
     return posteriors.subset_posteriors(experts, singles)
 
 
-def _own_terms(
+def own_terms(
     z: Array, batch: Batch, log_likelihoods: LogLikelihoods
 ) -> dict[str, Array]:
     """modality -> log p(x_m|z_m) [B], each modality from its row of z [M, B, D]."""
     return {m: f(z[i], batch[m]) for i, (m, f) in enumerate(log_likelihoods.items())}
-
-
-def coordinated_elbo(
-    joint: Gaussian,
-    experts: Gaussian | None,
-    batch: Batch,
-    key: PRNGKey,
-    *,
-    log_likelihoods: LogLikelihoods,
-    unimodal_log_likelihoods: LogLikelihoods | None = None,
-    is_coordinated: bool = True,
-) -> ObjectiveTerms:
-    """The terms of which every coordination-based objective is a weighted sum.
-
-    With q_J = q(z|X), of whatever kind, and q_m = q(z|x_m):
-
-        log_likelihood            E_{q_J} log p(x_m|z), a term a modality
-        kl                        KL(q_J || p)
-        auxiliary_log_likelihood  sum_m E_{q_m} log p(x_m|z)
-        auxiliary_kl              sum_m KL(q_J || q_m), or sum_m KL(q_m || p)
-
-    The first two are the ELBO of q_J, a bound on log p(X) whatever the others do;
-    `models.coordination` holds the weights of the published objectives.
-
-    Args:
-      joint: q_J, fields [B, D], given whatever is observed of each example.
-      experts: q_m, fields [M, B, D]; None if there are none, for no auxiliary KL.
-      batch: modality -> [B, ...].
-      key: random key.
-      log_likelihoods: one function a modality (module docstring).
-      unimodal_log_likelihoods: what reconstructs a modality from its own expert,
-        likewise; None: nothing does.
-      is_coordinated: whether auxiliary_kl is that of q_J from the experts, and not
-        that of the experts from the prior (TELBO).
-
-    Returns:
-      ObjectiveTerms, fields [B].
-    """
-    joint_key, unimodal_key = jax.random.split(key)
-    observed = observed_of(batch, len(log_likelihoods))
-    z = distributions.sample(joint, joint_key)
-    values = {m: f(z, batch[m]) for m, f in log_likelihoods.items()}
-    log_likelihood = observed_terms(values, observed)
-    kl = distributions.kl_to_standard_gaussian(joint)
-    gain = auxiliary_kl = jnp.zeros_like(kl)
-    if unimodal_log_likelihoods is not None:
-        z = distributions.sample(experts, unimodal_key)
-        own = _own_terms(z, batch, unimodal_log_likelihoods)
-        gain = sum(observed_terms(own, observed).values())
-    if experts is not None:
-        divergences = (
-            distributions.gaussian_kl(joint, experts)
-            if is_coordinated
-            else distributions.kl_to_standard_gaussian(experts)
-        )
-        auxiliary_kl = observed_sum(divergences, observed)
-    return ObjectiveTerms(log_likelihood, kl, gain, auxiliary_kl)
-
-
-def jensen_shannon_elbo(
-    experts: Gaussian,
-    batch: Batch,
-    key: PRNGKey,
-    *,
-    log_likelihoods: LogLikelihoods,
-    decode_prior: bool = True,
-    estimator: str = "stratified",
-) -> ObjectiveTerms:
-    """The terms of mmJSD with its dynamic prior (Sutter et al., 2020).
-
-    Its loss has, in place of a KL to the prior, the Jensen-Shannon divergence
-
-        sum_k w_k KL(q_k || f),   f proportional to prod_k q_k^{w_k},
-
-    of the M experts and the prior N(0, I), all w_k = 1 / (M + 1). It is
-    `auxiliary_kl` here, and `kl` the KL term of the mixture that is decoded, so
-    that `elbo` is a bound on log p(X): MMVAE's, with the prior as a component or not.
-
-    Args:
-      experts: fields [M, B, D].
-      batch: modality -> [B, ...].
-      key: random key.
-      log_likelihoods: one function a modality (module docstring).
-      decode_prior: whether the prior is a component of the mixture that is decoded,
-        as released: one example in M + 1 is then reconstructed from noise.
-      estimator: of the expectation over components, as for `subset_elbo`.
-
-    Returns:
-      ObjectiveTerms, fields [B].
-    """
-    observed = observed_of(batch, len(log_likelihoods))
-    prior = jax.tree.map(lambda field: jnp.zeros_like(field[:1]), experts)
-    components = jax.tree.map(lambda *rows: jnp.concatenate(rows), experts, prior)
-    is_component = jnp.concatenate([observed, jnp.ones_like(observed[:1])])
-    uniform = posteriors.uniform_weights(is_component)
-    dynamic_prior = posteriors.geometric_mean(components, uniform)
-    divergences = distributions.gaussian_kl(components, dynamic_prior)
-    divergence = jnp.sum(uniform * divergences, axis=0)
-    decoded, weights = components, uniform
-    if not decode_prior:
-        decoded, weights = experts, posteriors.uniform_weights(observed)
-    log_likelihood = _mixture_log_likelihood(
-        lambda: decoded,
-        partial(posteriors.gather_components, decoded),
-        weights,
-        batch,
-        key,
-        log_likelihoods,
-        estimator,
-    )
-    kl = jnp.sum(weights * distributions.kl_to_standard_gaussian(decoded), axis=0)
-    return ObjectiveTerms(log_likelihood, kl, jnp.zeros_like(kl), divergence)
 
 
 def unimodal_elbos(
@@ -383,104 +271,10 @@ def unimodal_elbos(
     """
     z = distributions.sample(experts, key)
     observed = observed_of(batch, len(log_likelihoods))
-    log_likelihood = observed_terms(_own_terms(z, batch, log_likelihoods), observed)
+    log_likelihood = observed_terms(own_terms(z, batch, log_likelihoods), observed)
     kl = observed_sum(distributions.kl_to_standard_gaussian(experts), observed)
     zeros = jnp.zeros_like(kl)
     return ObjectiveTerms(log_likelihood, kl, zeros, zeros)
-
-
-def mixture_prior_elbos(
-    experts: Gaussian,
-    batch: Batch,
-    key: PRNGKey,
-    *,
-    log_likelihoods: LogLikelihoods,
-) -> ObjectiveTerms:
-    """M VAEs and what ties them: the data-dependent MMVM prior (Sutter et al., 2024).
-
-    The prior of every z_m is the mixture (1/M) sum_n q(z_m|x_n). As released, its KL
-    is bounded from above by convexity: `auxiliary_kl` is
-
-        sum_m (1/M) sum_n KL(q_m || q_n)  >=  sum_m KL(q_m || (1/M) sum_n q_n).
-
-    Args:
-      experts: fields [M, B, D], q(z_m|x_m), of one size for all.
-      batch: modality -> [B, ...].
-      key: random key.
-      log_likelihoods: modality -> function (z_m [B, D], x_m) -> [B].
-
-    Returns:
-      ObjectiveTerms: the bound of `unimodal_elbos` (a prior that knows the data
-      bounds nothing), and the divergence from that prior.
-    """
-    terms = unimodal_elbos(experts, batch, key, log_likelihoods=log_likelihoods)
-    pairs = distributions.gaussian_kl(
-        jax.tree.map(lambda field: field[:, None], experts),
-        jax.tree.map(lambda field: field[None], experts),
-    )
-    observed = observed_of(batch, len(log_likelihoods))
-    is_pair = observed[:, None] & observed[None]
-    total = jnp.sum(jnp.where(is_pair, pairs, 0.0), axis=(0, 1))
-    return terms._replace(auxiliary_kl=posteriors.share_of_each(observed) * total)
-
-
-def private_shared_elbos(
-    experts: Gaussian,
-    batch: Batch,
-    key: PRNGKey,
-    *,
-    joint: Gaussian,
-    shared_dim: int,
-    is_single_with_prior: bool,
-    log_likelihoods: LogLikelihoods,
-) -> ObjectiveTerms:
-    """The objective of DMVAE, Lee & Pavlovic (2021): an ELBO for every source of z.
-
-    Every modality has a private latent vector w_m beside the shared z. The sum of
-
-        E [sum_m log p(x_m|z, w_m)] - KL(q(z|x_A)||p(z)) - sum_m KL(q_m(w|x_m)||p(w))
-
-    over the subsets A that z may be inferred from: all modalities (a product of
-    experts), and every modality alone. Each is a bound on log p(X), in which every
-    modality is decoded with its own w_m ~ q_m(w|x_m); one sample of it serves all,
-    as released. The bound of all modalities is `elbo` of the terms, the others are
-    auxiliary.
-
-    Args:
-      experts: fields [M, B, d + e], q_m(z|x_m) q_m(w|x_m), shared dimensions first.
-      batch: modality -> [B, ...].
-      key: random key.
-      joint: q(z|X), fields [B, d], given whatever is observed of each example.
-      shared_dim: d.
-      is_single_with_prior: whether q(z|x_m) is the expert's product with the prior.
-      log_likelihoods: modality -> function ([z, w] [N, d + e], x_m) -> [N].
-
-    Returns:
-      ObjectiveTerms, fields [B].
-    """
-    shared_key, private_key = jax.random.split(key)
-    shared, private = distributions.split(experts, shared_dim)
-    observed = observed_of(batch, len(log_likelihoods))
-    singles = _single_posteriors(shared, is_single_with_prior)
-    components = jax.tree.map(
-        lambda row, rows: jnp.concatenate([row[None], rows]), joint, singles
-    )
-    z = distributions.sample(components, shared_key)
-    w = distributions.sample(private, private_key)
-    values = {}
-    for i, (m, f) in enumerate(log_likelihoods.items()):
-        own = jnp.broadcast_to(w[i], (len(z), *w[i].shape))
-        values[m] = fold_samples(f, distributions.join(z, own), batch[m])
-    values = observed_terms(values, observed)
-    kl = distributions.kl_to_standard_gaussian(components)
-    kl += observed_sum(distributions.kl_to_standard_gaussian(private), observed)
-    gains = [observed_sum(x[1:], observed) for x in values.values()]
-    return ObjectiveTerms(
-        log_likelihood={m: x[0] for m, x in values.items()},
-        kl=kl[0],
-        auxiliary_log_likelihood=sum(gains),
-        auxiliary_kl=observed_sum(kl[1:], observed),
-    )
 
 
 def fold_samples(

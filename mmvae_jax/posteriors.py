@@ -108,33 +108,46 @@ def uniform_weights(observed: Array) -> Array:
     return jnp.where(observed, share_of_each(observed), 0.0)
 
 
-def available_subsets(mixture: SubsetMixture, observed: Array) -> SubsetMixture:
-    """The mixture over the subsets that are observed completely.
+def available_subsets(
+    mixture: SubsetMixture, observed: Array, *, is_exact_preferred: bool = False
+) -> SubsetMixture:
+    """The mixture over the subsets of which everything is observed.
 
     Weights are renormalised over them. Where there is none, the posterior is the
-    product of the observed experts, with the prior as an expert if the mixture has it
+    product of what is observed, with the prior as an expert if the mixture has it
     anywhere (MVAE).
+
+    The papers define the posterior of any subset A of the inputs for every model. With
+    `is_exact_preferred` one rule covers them: if A is a subset of the mixture, its
+    product (MoPoE-VAE); otherwise the mixture over the subsets inside A (MMVAE);
+    otherwise, if there is none, the product over A (MVAE).
 
     Args:
       mixture: S subsets of M modalities, not traced.
-      observed: bool [M], [M, 1] or [M, B]; an array of numpy is known while tracing.
+      observed: bool [M], [M, 1] or [M, B], not empty; an array of numpy is known while
+        tracing.
+      is_exact_preferred: whether a subset that is all that is observed is alone.
 
     Returns:
-      A mixture with masks [S, M, 1 or B], and weights [S, 1 or B] that sum to 1. The
-      observed modalities are one subset more if those of the mixture may all be
+      A mixture with masks [S, M, 1 or B], and weights [S, 1 or B] that sum to 1. There
+      is one subset more, of what is observed, if those of the mixture may all be
       unavailable.
     """
     masks = mixture.masks[:, :, None]
     weights = jnp.asarray(mixture.weights)[:, None]
-    if isinstance(observed, np.ndarray) and observed.all():
+    is_complete = isinstance(observed, np.ndarray) and observed.all()
+    if is_complete and not is_exact_preferred:
         return SubsetMixture(masks, weights, mixture.prior_expert)
-    observed = append_axes(observed, 2)
+    observed = append_axes(jnp.asarray(observed), 2)
     is_available = jnp.all(masks <= observed, axis=1)
+    if is_exact_preferred:
+        is_exact = jnp.all(masks == observed, axis=1) & (weights > 0)
+        is_available = jnp.where(jnp.any(is_exact, axis=0), is_exact, is_available)
     kept = jnp.where(is_available, weights, 0.0)
     total = jnp.sum(kept, axis=0)
     is_any = total > 0
     renormalised = kept / jnp.where(is_any, total, 1.0)
-    # If all are available, the weights keep their bits.
+    # Where all are available, the weights have the bits that they are given with.
     weights = jnp.where(jnp.all(is_available, axis=0), weights, renormalised)
     has_singles = (mixture.masks.sum(axis=1) == 1) & (mixture.weights > 0)
     if mixture.masks[has_singles].any(axis=0).all():
@@ -170,44 +183,6 @@ def observed_mixture(
             lambda field, own: jnp.concatenate([field, own[None]]), components, rest
         )
     return components, given.weights
-
-
-def conditional_mixture(mixture: SubsetMixture, observed: Array) -> SubsetMixture:
-    """The mixture a trained model uses when only some modalities are observed.
-
-    The papers define the posterior of any subset A of the inputs for every
-    model; one rule covers them: if A is a subset of the mixture, its product
-    (MoPoE-VAE); otherwise the mixture over the components inside A, their
-    weights renormalised (MMVAE); otherwise, if there is none, the product over
-    A, with the prior as an expert if the mixture has it anywhere (MVAE).
-
-    Args:
-      mixture: S subsets of M modalities.
-      observed: A, bool [M], or [M, B] for each example; not empty; may be traced.
-
-    Returns:
-      A mixture of S + 1 subsets (the last one is A), as traced arrays; its masks
-      are [S + 1, M, B or 1], its weights [S + 1, B or 1].
-    """
-    observed = append_axes(jnp.asarray(observed, bool), 2)
-    masks = jnp.asarray(mixture.masks)[:, :, None]
-    weights = jnp.asarray(mixture.weights)[:, None]
-    is_observed = jnp.all(masks == observed, axis=1) & (weights > 0)
-    is_inside = jnp.all(masks <= observed, axis=1)
-    chosen = jnp.where(jnp.any(is_observed, axis=0), is_observed, is_inside)
-    kept = jnp.where(chosen, weights, 0.0)
-    total = jnp.sum(kept, axis=0)
-    any_kept = total > 0
-    kept = kept / jnp.where(any_kept, total, 1.0)
-    rest = jnp.where(any_kept, 0.0, 1.0)
-    masks = jnp.broadcast_to(masks, (*masks.shape[:2], observed.shape[1]))
-    return SubsetMixture(
-        masks=jnp.concatenate([masks, observed[None]]),
-        weights=jnp.concatenate([kept, rest[None]]),
-        prior_expert=jnp.append(
-            jnp.asarray(mixture.prior_expert), bool(mixture.prior_expert.any())
-        ),
-    )
 
 
 def subset_posteriors(experts: Gaussian, mixture: SubsetMixture) -> Gaussian:
@@ -487,7 +462,7 @@ def posterior_component(
     Args:
       key: random key.
       experts: fields [M, B, D].
-      mixture: result of `conditional_mixture`.
+      mixture: result of `available_subsets`.
 
     Returns:
       Gaussian with fields [B, D].
@@ -504,7 +479,7 @@ def chosen_products(
 
     Args:
       experts: fields [M, B, D].
-      mixture: as `conditional_mixture` or `available_subsets` return it, masks
+      mixture: as `available_subsets` returns it, masks
         [S, M, 1 or B].
       indices: int32 [B].
 

@@ -131,7 +131,8 @@ def custom_subsets(
     """
     if not len(subsets):
         raise UsageError(
-            "model 'custom' needs config.model.subsets, for instance ((0,), (0, 1))"
+            "no subsets are given; name the modalities of each, for instance "
+            "((0,), (0, 1))"
         )
     masks = np.zeros((len(subsets), num_modalities), bool)
     for row, subset in zip(masks, subsets, strict=True):
@@ -139,8 +140,8 @@ def custom_subsets(
         for index in indices:
             if not 0 <= index < num_modalities:
                 raise UsageError(
-                    f"config.model.subsets: no modality {index} in {tuple(indices)}; "
-                    f"there are {num_modalities}, counted from 0"
+                    f"no modality {index} for subset {tuple(indices)}; there are "
+                    f"{num_modalities}, counted from 0"
                 )
             row[index] = True
     flags = {"paper": np.zeros(len(masks), bool), "released": masks.all(axis=1)}
@@ -172,7 +173,7 @@ def _prior_flags(
     """
     if choice not in PRIOR_EXPERT_CHOICES:
         raise UsageError(
-            f"unknown config.model.prior_expert {choice!r}; choose one of "
+            f"unknown prior_expert {choice!r}; choose one of "
             f"{', '.join(PRIOR_EXPERT_CHOICES)}"
         )
     if choice in flags:

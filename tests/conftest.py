@@ -20,11 +20,11 @@ hypothesis.settings.load_profile("fixed")
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """(model name, fields of config.model) -> a config with small dense networks."""
+    """(model name, latent_dim, options) -> a config with small dense networks."""
 
-    def build(name, **model):
-        config = base.get_config()
-        config.model.update({"name": name, "latent_dim": 6, **model})
+    def build(name, latent_dim=6, **options):
+        config = base.parse_arg(base.get_config(), name)
+        config.model.update({"latent_dim": latent_dim, "options": options})
         config.modality.network = "mlp"
         config.modality.network_options.widths = (8,)
         return config

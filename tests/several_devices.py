@@ -57,8 +57,8 @@ def regression():
 def vae(task):
     """A model with the smallest networks: "mopoe", "mopoe conv", "mopoe missing"."""
     name, _, kind = task.partition(" ")
-    config = base.get_config()
-    config.model.update({"name": name, "latent_dim": 6})
+    config = base.parse_arg(base.get_config(), name)
+    config.model.latent_dim = 6
     config.modality.network = "mlp"
     config.modality.network_options.widths = (7,)
     shapes = SHAPES
@@ -66,7 +66,8 @@ def vae(task):
         config.modality.network = "conv"
         config.modality.network_options = {"channels": (2, 3)}
         shapes = dict.fromkeys(SHAPES, (8, 8, 1))
-    config.objective.num_samples = 2
+    if "num_samples" in config.model.options:
+        config.model.options.num_samples = 2
     rng = np.random.default_rng(0)
     data = {
         m: rng.integers(0, 256, (100, *shape), dtype=np.uint8)

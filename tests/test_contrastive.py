@@ -244,14 +244,15 @@ def test_the_consistency_teaches_decoders_only(tiny_config, tiny_images):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("code_variance", 0.0, "config.model.code_variance must be in (0, 1), got 0.0"),
-        ("code_components", 0, "config.model.code_components must be >= 1, got 0"),
-        ("consistency", -1.0, "config.model.consistency must be >= 0, got -1.0"),
+        ("code_variance", 0.0, "{} must be in (0, 1), got 0.0"),
+        ("code_components", 0, "{} must be >= 1, got 0"),
+        ("consistency", -1.0, "{} must be >= 0, got -1.0"),
     ],
 )
 def test_errors_of_configs(field, value, message, tiny_config):
     config = tiny_config("contrastive", **{field: value})
-    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+    message = re.escape(message.format(f"config.model.options.{field}"))
+    with pytest.raises(UsageError, match=f"^{message}$"):
         models.make_model(config, SHAPES)
 
 

@@ -11,9 +11,9 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from configs import base
 from mmvae_jax import distributions, models, objectives, posteriors
 from mmvae_jax.errors import UsageError
+from mmvae_jax.models import coordination, jensen_shannon, mixtures, mmvm
 from mmvae_jax.objectives import TermWeights
 from mmvae_jax.types import Gaussian
 
@@ -32,10 +32,9 @@ BATCH = {m: np.float32(RNG.normal(size=(B, 3))) for m in MODALITIES}
 
 @pytest.fixture(scope="module")
 def make(tiny_config):
-    def build(name, shapes=SHAPES, estimator="stratified", **model):
-        config = tiny_config(name, **{"latent_dim": D} | model)
+    def build(name, shapes=SHAPES, latent_dim=D, **options):
+        config = tiny_config(name, latent_dim, **options)
         config.modality.network_options.widths = ()
-        config.objective.subset_estimator = estimator
         return models.make_model(config, shapes)
 
     return build
@@ -123,15 +122,15 @@ def published_loss(name, options, beta, own, cross):
     if name == "jmvae":
         value = -joint + beta * prior
     elif name == "jmvae_kl":
-        alpha = options.get("jmvae_alpha", 0.1)
+        alpha = options.get("alpha", 0.1)
         value = -joint + beta * (prior + alpha * coordination)
     elif name == "telbo":
         value = -joint + beta * prior - alone + beta * cross["unimodal_prior"]
     elif name == "mvtcae":
-        alpha = options.get("mvtcae_alpha", 5 / 6)
+        alpha = options.get("alpha", 5 / 6)
         bottlenecks = (1 - alpha) * prior + alpha / M * coordination
         value = -(M - alpha) / M * joint + beta * bottlenecks
-    elif options.get("crmvae") == "released":
+    elif options.get("weights") == "released":
         value = -(joint + alone) / 2 + beta * (prior + coordination)
     else:
         weight = 1 / (M + 1)
@@ -142,13 +141,13 @@ def published_loss(name, options, beta, own, cross):
 CASES = [
     ("jmvae", {}),
     ("jmvae_kl", {}),
-    ("jmvae_kl", {"jmvae_alpha": 2.0}),
+    ("jmvae_kl", {"alpha": 2.0}),
     ("telbo", {}),
-    ("telbo", {"telbo": "joint"}),
+    ("telbo", {"decoder_gradients": "joint"}),
     ("mvtcae", {}),
-    ("mvtcae", {"mvtcae_alpha": 0.2}),
+    ("mvtcae", {"alpha": 0.2}),
     ("crmvae", {}),
-    ("crmvae", {"crmvae": "released"}),
+    ("crmvae", {"weights": "released"}),
 ]
 
 
@@ -273,7 +272,7 @@ def linear_decoders():
 def coordinated(experts, key=KEY, **options):
     """The objective with the product of the experts and the decoders of this file."""
     joint = posteriors.product_of_experts(experts, jnp.ones(M, bool), False)
-    return objectives.coordinated_elbo(
+    return coordination.coordinated_elbo(
         joint,
         experts,
         BATCH,
@@ -284,22 +283,22 @@ def coordinated(experts, key=KEY, **options):
     )
 
 
-def jensen_shannon(experts, key=KEY, **options):
-    return objectives.jensen_shannon_elbo(
+def mmjsd_terms(experts, key=KEY, **options):
+    return jensen_shannon.jensen_shannon_elbo(
         experts, BATCH, key, log_likelihoods=linear_decoders(), **options
     )
 
 
 def mixture_prior(experts, key=KEY):
-    return objectives.mixture_prior_elbos(
+    return mmvm.mixture_prior_elbos(
         experts, BATCH, key, log_likelihoods=linear_decoders()
     )
 
 
 BOUNDS = {
     "coordination": coordinated,
-    "mmjsd": jensen_shannon,
-    "mmjsd, prior not decoded": lambda *args: jensen_shannon(*args, decode_prior=False),
+    "mmjsd": mmjsd_terms,
+    "mmjsd, prior not decoded": lambda *args: mmjsd_terms(*args, decode_prior=False),
     "mmvm": mixture_prior,
 }
 
@@ -350,11 +349,11 @@ def vae_loss(model, params, batch, beta):
     ("name", "options", "factor", "effective_beta"),
     [
         ("mvtcae", {}, 1 / 6, 1.0),
-        ("mvtcae", {"mvtcae_alpha": 0.0}, 1.0, 1.0),
+        ("mvtcae", {"alpha": 0.0}, 1.0, 1.0),
         # Both of its reconstructions are the same one, but its divergence is not.
         ("crmvae", {}, 1.0, 0.5),
-        ("crmvae", {"crmvae": "released"}, 1.0, 1.0),
-        ("mmvm", {"mmvm_alpha": 1.0}, 1.0, 1.0),
+        ("crmvae", {"weights": "released"}, 1.0, 1.0),
+        ("mmvm", {"alpha": 1.0}, 1.0, 1.0),
         ("mmvm", {}, 1.0, 0.0),  # nothing is left of its prior
     ],
 )
@@ -375,18 +374,18 @@ def losses(batch, beta, *described):
 
 
 def test_coefficients_lead_to_the_neighbours(make, batch, without_noise):
-    kl, plain = make("jmvae_kl", jmvae_alpha=0.0), make("jmvae")
+    kl, plain = make("jmvae_kl", alpha=0.0), make("jmvae")
     assert len(set(losses(batch, 2.0, kl, plain))) == 1
     # MVTCAE without coordination is MVAE without the prior expert.
-    mvtcae, mvae = make("mvtcae", mvtcae_alpha=0.0), make("mvae", prior_expert="never")
+    mvtcae, mvae = make("mvtcae", alpha=0.0), make("mvae", prior_expert="never")
     first, second = losses(batch, 2.0, mvtcae, mvae)
     assert first == pytest.approx(second, rel=1e-6)
     # The released CRMVAE is the documented one with twice its beta.
-    released, documented = make("crmvae", crmvae="released"), make("crmvae")
+    released, documented = make("crmvae", weights="released"), make("crmvae")
     (first,), (second,) = losses(batch, 1.5, released), losses(batch, 3.0, documented)
     assert first * 2 / (M + 1) == pytest.approx(second, rel=1e-6)
     # MMVM with the standard prior alone are VAEs side by side.
-    tied, unimodal = make("mmvm", mmvm_alpha=1.0), make("unimodal", latent_dim=M * D)
+    tied, unimodal = make("mmvm", alpha=1.0), make("unimodal", latent_dim=M * D)
     first, second = losses(batch, 2.0, tied, unimodal)
     assert first == pytest.approx(second, rel=1e-6)
 
@@ -394,7 +393,7 @@ def test_coefficients_lead_to_the_neighbours(make, batch, without_noise):
 def test_what_agrees_is_not_pulled_together():
     one = row(EXPERTS, 0)
     same = Gaussian(*(jnp.stack(M * [field]) for field in one))
-    terms = objectives.coordinated_elbo(
+    terms = coordination.coordinated_elbo(
         one, same, BATCH, KEY, log_likelihoods=linear_decoders()
     )
     assert not terms.auxiliary_kl.any()
@@ -404,8 +403,8 @@ def test_what_agrees_is_not_pulled_together():
     assert_close(coordinated(same).auxiliary_kl, np.full(B, expected))
     # ... and mmJSD compares with the prior too.
     standard = Gaussian(*(jnp.zeros((M, B, D)) for _ in range(2)))
-    assert_close(jensen_shannon(standard).auxiliary_kl, np.zeros(B), atol=1e-6)
-    assert (jensen_shannon(same).auxiliary_kl > 0.01).all()
+    assert_close(mmjsd_terms(standard).auxiliary_kl, np.zeros(B), atol=1e-6)
+    assert (mmjsd_terms(same).auxiliary_kl > 0.01).all()
 
 
 # TELBO
@@ -437,7 +436,7 @@ def unimodal_gradient(model, params, batch):
 
 def test_stopped_gradients_are_two_stages_at_once(make, batch):
     """Joint encoder and decoders learn as in JMVAE, unimodal encoders as in VAEs."""
-    stopped, whole = make("telbo"), make("telbo", telbo="joint")
+    stopped, whole = make("telbo"), make("telbo", decoder_gradients="joint")
     params = params_of(stopped)
     found, other, joint, expected = jax.jit(
         lambda params: (
@@ -470,7 +469,7 @@ def dynamic_prior64(components):
 
 @pytest.mark.parametrize("decode_prior", [True, False])
 def test_mmjsd_is_that_of_brute_force(decode_prior, make, batch, drawn):
-    model = make("mmjsd", estimator="exact", mmjsd_decode_prior=decode_prior)
+    model = make("mmjsd", subset_estimator="exact", decode_prior=decode_prior)
     params, beta = params_of(model), 2.5
     rows = float64(model.encode(params, batch))
     prior = np.zeros((1, B, D))
@@ -493,7 +492,7 @@ def test_which_components_mmjsd_decodes(make, batch, drawn):
     """One for each example; prior and experts have equal shares."""
     for decode_prior in (True, False):
         drawn.clear()
-        model = make("mmjsd", mmjsd_decode_prior=decode_prior)
+        model = make("mmjsd", decode_prior=decode_prior)
         params = params_of(model)
         experts = float64(model.encode(params, batch))
         model.objective(params, batch, KEY, 1.0)
@@ -534,7 +533,7 @@ def test_the_dynamic_prior_is_a_normalised_geometric_mean():
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25])
 def test_mmvm_is_that_of_brute_force(alpha, make, batch, drawn):
-    model, beta = make("mmvm", mmvm_alpha=alpha), 2.5
+    model, beta = make("mmvm", alpha=alpha), 2.5
     params = params_of(model)
     loss, terms = model.objective(params, batch, KEY, jnp.float32(beta))
     ((experts, z),) = drawn
@@ -588,30 +587,29 @@ def test_mmvm_generates_what_is_absent_from_what_is_observed(make, batch):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
+    ("name", "field", "value", "message"),
     [
-        ("jmvae_alpha", -0.1, "config.model.jmvae_alpha must be >= 0, got -0.1"),
-        (
-            "mvtcae_alpha",
-            1.5,
-            "config.model.mvtcae_alpha must be in [0, 1], got 1.5",
-        ),
-        ("mmvm_alpha", -1.0, "config.model.mmvm_alpha must be in [0, 1], got -1.0"),
+        ("jmvae_kl", "alpha", -0.1, "{} must be >= 0, got -0.1"),
+        ("mvtcae", "alpha", 1.5, "{} must be in [0, 1], got 1.5"),
+        ("mmvm", "alpha", -1.0, "{} must be in [0, 1], got -1.0"),
         (
             "crmvae",
+            "weights",
             "code",
-            "unknown config.model.crmvae 'code'; choose one of documented, released",
+            "unknown {} 'code'; choose one of documented, released",
         ),
         (
             "telbo",
+            "decoder_gradients",
             "staged",
-            "unknown config.model.telbo 'staged'; choose one of stopped, joint",
+            "unknown {} 'staged'; choose one of stopped, joint",
         ),
     ],
 )
-def test_errors_of_configs(field, value, message, make):
-    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
-        make("mvtcae", **{field: value})
+def test_errors_of_configs(name, field, value, message, make):
+    message = re.escape(message.format(f"config.model.options.{field}"))
+    with pytest.raises(UsageError, match=f"^{message}$"):
+        make(name, **{field: value})
 
 
 @pytest.mark.parametrize(
@@ -619,16 +617,15 @@ def test_errors_of_configs(field, value, message, make):
     [
         ("MVTCAE", {}, 2.5, 0.5, 0.5),
         ("CRMVAE", {}, 2.5, 2.5, 2.5),
-        ("CRMVAE", {"crmvae": "released"}, 0.1, 0.2, 0.2),
+        ("CRMVAE", {"weights": "released"}, 0.1, 0.2, 0.2),
         ("JMVAE_KL", {}, 1.0, 1.0, 0.1),
         ("JMVAE", {}, 1.0, 1.0, 0.0),
     ],
 )
 def test_effective_betas_of_published_values(kind, options, beta, prior, coordination):
-    """Those of docs/models.md, with five modalities and the defaults of the config."""
-    config = base.get_config()
-    config.model.update(options)
-    weights = getattr(models.coordination, kind).weights(config.model, 5)
+    """Those of docs/models.md, with five modalities and the default options."""
+    given = models.default_options(kind.lower()) | options
+    weights = getattr(models.coordination, kind).weights(given, 5)
     assert beta * weights.kl / weights.log_likelihood == pytest.approx(prior)
     found = beta * weights.auxiliary_kl / weights.log_likelihood
     assert found == pytest.approx(coordination)
@@ -637,7 +634,15 @@ def test_effective_betas_of_published_values(kind, options, beta, prior, coordin
 def test_every_model_is_in_the_tables():
     text = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
     equations, betas, *_ = text.split("## ")
+    named = []
     for part in (equations, betas):
         rows = [line.split("|")[1] for line in part.splitlines() if line[:3] == "| `"]
-        named = set(re.findall(r"`(\w+)`", " ".join(rows)))
-        assert named == set(models.MODELS)
+        named.append(set(re.findall(r"`(\w+)`", " ".join(rows))))
+    assert named[0] == set(models.MODELS)
+    # The beta of a set of subsets is that of Eq. 2.
+    plain = [name for name in models.MODELS if is_of_subsets(name)]
+    assert set(models.MODELS) - set(plain) <= named[1] <= set(models.MODELS)
+
+
+def is_of_subsets(name):
+    return models.MODELS[name].options is mixtures.OPTIONS

@@ -366,7 +366,7 @@ def test_every_model_is_finite(name, num, num_examples, tiny_config):
     shapes = {f"m{i}": (2, 2, 1) for i in range(num)}
     config = tiny_config(name, latent_dim=8)
     if name == "custom":
-        config.model.subsets = ((0,), tuple(range(num))) if num > 1 else ((0,),)
+        config.model.options.subsets = ((0,), tuple(range(num))) if num > 1 else ((0,),)
     model = models.make_model(config, shapes)
     task = train.vae_task(model)
     structure = jax.eval_shape(model.init, jax.random.key(0))

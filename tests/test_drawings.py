@@ -14,9 +14,11 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from experiments import captions, drawings, panels, paper, plans, results
+from experiments.names import model_colour, model_label
 from experiments.plans import Spec
 from experiments.values import show_beta
 from mmvae_jax import writers
+from mmvae_jax.models import MODELS
 from mmvae_jax.sweeps import Member
 
 COHERENCE = "eval/coherence/leave_one_out"
@@ -145,13 +147,13 @@ def agreement(monkeypatch):
 
 
 def line_of(axis, model):
-    lines = [x for x in axis.get_lines() if x.get_label() == results.LABELS[model]]
+    lines = [x for x in axis.get_lines() if x.get_label() == model_label(model)]
     return lines[0] if lines else None
 
 
 def band_of(axis, model):
     """beta -> (lower, upper) end of the band around a model's line."""
-    wanted = to_hex(results.COLOURS[model])
+    wanted = to_hex(model_colour(model))
     (band,) = (x for x in axis.collections if to_hex(x.get_facecolor()[0]) == wanted)
     ends = {}
     for path in band.get_paths():
@@ -357,8 +359,8 @@ def test_ablations_show_their_models(evidence):
             is_coherence = axis.get_ylabel() == "leave-one-out coherence"
             shown = coherent if is_coherence else models
             lines = {x.get_label() for x in axis.get_lines()}
-            assert lines & set(results.LABELS.values()) == {
-                results.LABELS[model] for model in shown
+            assert lines & {model.label for model in MODELS.values()} == {
+                model_label(model) for model in shown
             }
 
 
@@ -454,7 +456,7 @@ def test_pictures_are_those_of_the_runs(evidence, name, picture, models):
         pixels = np.asarray(image.get_array())
         assert (pixels == colour_of(spec, picture)).all()
         title = axis.get_title()
-        assert results.LABELS[spec.model] in title and "β = 0.3" in title
+        assert model_label(spec.model) in title and "β = 0.3" in title
         assert evidence.config.datasets[spec.dataset].title in title
         labels = [label.get_text() for label in axis.get_yticklabels()]
         expected = {"9": ["1", "2", "3"], "10": ["2", "1"]}[name]
@@ -509,7 +511,7 @@ FRONTS = [  # the quality of a row of fronts, the coherence of a block of column
 
 def fronts_of(axis, model, is_faint):
     """The lines of a model in a front, each as (x, y) in order of beta."""
-    wanted = to_hex(results.COLOURS[model])
+    wanted = to_hex(model_colour(model))
     found = [
         container.lines[0]
         for container in axis.containers
@@ -541,8 +543,9 @@ def test_fronts_are_quality_against_coherence(evidence):
                     assert not lines
         low, high = axis.get_ylim()
         assert low > high  # better is up
-    # Of each data set: two coherences and two qualities of 14 models at six betas.
-    assert len(drawing.rows) == 2 * 4 * 14 * 6
+    # Of each data set: two coherences and two qualities of all models at all betas.
+    num_models = sum(len(models) for models in plans.KINDS.values())
+    assert len(drawing.rows) == 2 * 4 * num_models * len(evidence.config.beta)
     (row,) = rows_of(
         drawing, dataset="PolyDigits", model="crmvae", metric="eval/swd", beta=0.3
     )
@@ -561,7 +564,7 @@ def test_markers_of_fronts_grow_with_beta_and_are_hollow_where_seeds_diverged(ev
     changed = with_changed_members(evidence, spec, diverge)
     drawing = drawings.draw_family(changed)
     axis = panels_of(drawing)[1]  # coordination-based models
-    wanted = to_hex(results.COLOURS["crmvae"])
+    wanted = to_hex(model_colour("crmvae"))
     (markers,) = (
         points
         for points in axis.collections

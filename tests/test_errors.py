@@ -19,6 +19,7 @@ from experiments import datasets
 
 pytest_plugins = ("run_fixtures",)
 
+OFFICIAL = "--config=configs/smoke.py:mmvae_official --config.model.options"
 ARRAYS = "--config=configs/arrays.py --config.data.path="
 DIGITS = (
     "--config.data.digits=mnist --config.data.image_size=16 --config.data.digits_dir="
@@ -50,33 +51,49 @@ USAGE = {
     "--config=configs/polymnist.py:mopeo": "unknown model 'mopeo'.*unimodal.*mopoe",
     "--config.model.latent_dim=0": "latent_dim must be >= 1, got 0",
     "--config=configs/smoke.py:unimodal --config.model.latent_dim=1": "latent_dim = 1",
-    "--config.model.prior_expert=some": "prior_expert 'some'",
-    "--config.objective.subset_estimator=all": "subset_estimator 'all'",
-    "--config.objective.num_samples=0": "objective.num_samples must be >= 1, got 0",
-    "--config.objective.form=loos": "objective.form 'loos'; choose .*loose, tight",
-    "--config.objective.estimator=stl": "objective.estimator 'stl'.*dreg, iwae",
-    "--config.model.posterior=normal": "model.posterior 'normal'.*laplace, gaussian",
+    "--config.model.options.prior_expert=some": "options.prior_expert 'some'",
+    "--config.model.options.subset_estimator=all": "subset_estimator 'all'",
+    f"{OFFICIAL}.num_samples=0": "options.num_samples must be >= 1, got 0",
+    f"{OFFICIAL}.form=loos": "options.form 'loos'; choose .*loose, tight",
+    f"{OFFICIAL}.estimator=stl": "options.estimator 'stl'.*dreg, iwae",
+    f"{OFFICIAL}.posterior=normal": "posterior 'normal'.*laplace, gaussian",
+    # An option of another model, the model alone, and a misspelt option.
+    "--config.model.options.alpha=0.5": (
+        "alpha is no option of the model 'mopoe', which reads prior_expert, subset_"
+    ),
+    "--config=configs/smoke.py:telbo --config.model.options.alpha=1.": (
+        "options.alpha is no option of the model 'telbo', which reads decoder_grad"
+    ),
+    "--config.model.name=mvtcae": "'mvtcae', which reads alpha; .*=FILE.py:mvtcae$",
+    "--config.model.options.prior_exper=paper": "prior_exper is no option of .*mopoe",
+    "--config=configs/smoke.py:mvtcae --config.model.options.alpha=2.": (
+        r"config.model.options.alpha must be in \[0, 1\], got 2.0"
+    ),
     "--config.modality.network=vit": "unknown network 'vit'.*mlp",
     "--config.modality.network=transformer": "'transformer' is for tokens, got shape",
     "--config.modality.network=conv": "network 'conv'.*widths",
     "--config.modality.likelihood=categorical": "'categorical' of m0: tokens have",
     "--config.modality.network_options.widths=(0,)": "layers need >= 1 unit",
-    "--config.model.subsets=((0,),)": "are for the model 'custom', not for",
+    "--config.model.options.subsets=((0,),)": "subsets is no option of .*'mopoe'",
     "--config.sweep.beta=('a',)": "sweep.beta",
     "--config.data.digits_dir=somewhere": "digits_dir is for .*but that is .sklearn",
     "--config.modality.likelihood=poisson": "unknown likelihood 'poisson'.*laplace",
     "--config.modality.likelihood_scale=0.": "scale must be > 0, got 0",
     # Subsets and weights.
-    "--config=configs/smoke.py:custom": "needs config.model.subsets",
-    "--config=configs/smoke.py:custom --config.model.subsets=((0,),(0,1)) "
-    "--config.model.subset_weights=(0.5,0.6)": "sum to 1, got .0.5, 0.6.",
-    "--config=configs/smoke.py:custom --config.model.subsets=((0,),(0,1)) "
-    "--config.model.subset_weights=(1.5,-0.5)": ">= 0",
-    "--config=configs/smoke.py:custom --config.model.subsets=((0,),())": "1 is empty",
-    "--config=configs/smoke.py:custom --config.model.subsets=((0,),(2,))": (
+    "--config=configs/smoke.py:custom": "no subsets are given",
+    "--config=configs/smoke.py:custom --config.model.options.subsets=((0,),(0,1)) "
+    "--config.model.options.subset_weights=(0.5,0.6)": "sum to 1, got .0.5, 0.6.",
+    "--config=configs/smoke.py:custom --config.model.options.subsets=((0,),(0,1)) "
+    "--config.model.options.subset_weights=(1.5,-0.5)": ">= 0",
+    "--config=configs/smoke.py:custom --config.model.options.subsets=((0,),())": (
+        "1 is empty"
+    ),
+    "--config=configs/smoke.py:custom --config.model.options.subsets=((0,),(2,))": (
         "no modality 2"
     ),
-    "--config=configs/smoke.py:custom --config.model.subsets=((0,),(0,))": "twice",
+    "--config=configs/smoke.py:custom --config.model.options.subsets=((0,),(0,))": (
+        "twice"
+    ),
     # The sweep.
     "--config.sweep.beta=(-1.,)": "sweep.beta must be >= 0 and finite, got -1",
     "--config.sweep.beta=(1e999,)": "sweep.beta must be >= 0 and finite, got inf",

@@ -1,5 +1,6 @@
 import itertools
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,9 @@ SHAPES = {"m0": (2, 2, 1), "m1": (2, 2, 1), "m2": (2, 2, 1)}
 M, B, D = 3, 4, 6
 UNIMODAL = ("unimodal", "unimodal_official")
 OFFICIAL = ("mmvae_official", "unimodal_official", "mmvae_plus")  # Laplace
-PRIVATE = (
-    "mmvae_plus",
-    "dmvae",
-    "contrastive",
-)  # D shared dimensions and D of each modality
+# Models with D shared dimensions and D of each modality.
+PRIVATE = [name for name, x in models.MODELS.items() if "private_dim" in x.options]
+WITH_NETWORK = ("jmvae", "jmvae_kl", "telbo")  # for the joint posterior
 APART = (*UNIMODAL, "mmvm")  # no encoder has a part in another modality's bound
 KEY = jax.random.key(0)
 SUBSETS = [
@@ -90,6 +89,15 @@ def evaluated(request, make):
     return request.param, model, everything
 
 
+def num_components(name):
+    """Components of the posterior given all M modalities."""
+    keywords = getattr(models.MODELS[name].build, "keywords", {})
+    if "mixture" in keywords:
+        return len(keywords["mixture"](M).weights)
+    is_of_experts = name in ("mmvae_official", "mmvae_plus", "mmjsd", "custom")
+    return M if is_of_experts else 1
+
+
 def test_the_functions_of_every_model(evaluated, batch):
     name, model, everything = evaluated
     total_dim = (1 + M) * D if name in PRIVATE else M * D if name == "mmvm" else D
@@ -110,8 +118,7 @@ def test_the_functions_of_every_model(evaluated, batch):
     assert results["experts"].mean.shape == (num_rows, B, own_dim)
     assert results["posterior"].mean.shape == (B, total_dim)
     components, weights = results["mixture"]
-    num_subsets = {"mmvae": 3, "mmvae_official": 3, "mopoe": 7, "custom": 3}
-    num_subsets = (num_subsets | {"mmvae_plus": 3, "mmjsd": 3}).get(name, 1)
+    num_subsets = num_components(name)
     assert {field.shape for field in components} == {(num_subsets, B, total_dim)}
     assert weights.shape == (num_subsets, 1) and weights.sum() == pytest.approx(1)
     for m, shape in SHAPES.items():
@@ -241,11 +248,85 @@ def test_models_with_one_modality_have_the_same_objective(make, batch):
     np.testing.assert_allclose(kls[0], kls[1], rtol=1e-6)
 
 
+def narrow(params):
+    """Parameters with which the encoders' log-variances are -20: no noise is left."""
+
+    def change(path, x):
+        names = [str(getattr(key, "key", "")) for key in path]
+        if "log_variance" not in names:
+            return x
+        return np.full_like(x, -1e3 if names[-1] == "bias" else 0.0)
+
+    return jax.tree_util.tree_map_with_path(change, params)
+
+
+# Options with which no draw is left once posteriors are narrow.
+WITHOUT_DRAWS = {
+    "subset_estimator": "exact",
+    "posterior": "gaussian",
+    "num_samples": 1,
+    "consistency": 0.0,
+}
+
+
+def options_of(name, given):
+    return {x: given[x] for x in models.MODELS[name].options if x in given}
+
+
+def each_model(*others):
+    """All models but some, of which the fast ones are always tested."""
+    return [
+        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+        for name in models.MODELS
+        if name not in others
+    ]
+
+
+# Of others the latent vectors or the priors are not those of one VAE.
+@pytest.mark.parametrize("name", each_model(*OFFICIAL, *PRIVATE, *WITH_NETWORK))
+def test_with_one_modality_the_bound_is_that_of_the_vae(name, make, batch):
+    shapes, one = {"m0": SHAPES["m0"]}, {"m0": batch["m0"]}
+    alone = {"prior_expert": "never", "decode_prior": False, "subsets": ((0,),)}
+    options = WITHOUT_DRAWS | alone | {"subset_weights": ()}
+    model = make(name, shapes, **options_of(name, options))
+    vae = make("unimodal", shapes)
+    params = narrow(params_of(vae))
+    found, expected = (
+        jax.jit(each.objective)(params, one, KEY, 1.0)[1] for each in (model, vae)
+    )
+    np.testing.assert_allclose(found.kl, expected.kl, rtol=1e-5)
+    np.testing.assert_allclose(
+        found.log_likelihood["m0"], expected.log_likelihood["m0"], rtol=2e-3
+    )
+
+
+# A joint network reads modalities in their order, subsets of `custom` name them by it,
+# and the reconstructions across modalities of MMVAE+ are random.
+@pytest.mark.parametrize("name", each_model(*WITH_NETWORK, "custom", "mmvae_plus"))
+def test_the_order_of_modalities_does_not_matter(name, make, batch):
+    order = [2, 0, 1]
+    shapes = {list(SHAPES)[i]: SHAPES[list(SHAPES)[i]] for i in order}
+    options = options_of(name, WITHOUT_DRAWS)
+    params = narrow(params_of(make(name, **options)))
+    other = dict(params)
+    if name == "unimodal_official":  # whose prior has a row a modality
+        other["prior"] = params["prior"][np.array(order)]
+    loss, terms = jax.jit(make(name, **options).objective)(params, batch, KEY, 1.5)
+    shuffled = make(name, shapes, **options).objective
+    found, other_terms = jax.jit(shuffled)(other, batch, KEY, 1.5)
+    assert float(found) == pytest.approx(float(loss), rel=2e-3)
+    np.testing.assert_allclose(other_terms.kl, terms.kl, rtol=1e-3)
+    for m in SHAPES:
+        np.testing.assert_allclose(
+            other_terms.log_likelihood[m], terms.log_likelihood[m], rtol=2e-3
+        )
+
+
 def test_what_the_config_says_reaches_the_objective(tiny_config, make, batch):
     config = tiny_config("mopoe")
     jaxprs = set()
     for estimator in objectives.SUBSET_ESTIMATORS:
-        config.objective.subset_estimator = estimator
+        config.model.options.subset_estimator = estimator
         model = models.make_model(config, SHAPES)
         params = params_of(model)
         jaxprs.add(str(jax.make_jaxpr(model.objective)(params, batch, KEY, 1.0)))
@@ -291,8 +372,8 @@ def set_field(path, value):
     ("name", "change", "message"),
     [
         (
-            "moe",
-            set_field("model.latent_dim", 4),
+            "mopoe",
+            set_field("model.name", "moe"),
             "unknown model 'moe' in config.model.name; choose one of "
             + ", ".join(models.MODELS),
         ),
@@ -304,8 +385,7 @@ def set_field(path, value):
         (
             "unimodal",
             set_field("model.latent_dim", 2),
-            "config.model.latent_dim = 2 leaves no latent dimension for each of 3 "
-            "unimodal VAEs",
+            "latent_dim = 2 leaves no latent dimension for each of 3 unimodal VAEs",
         ),
         (
             "mopoe",
@@ -314,20 +394,34 @@ def set_field(path, value):
         ),
         (
             "mopoe",
-            set_field("objective.subset_estimator", "all"),
-            "unknown config.objective.subset_estimator 'all'; choose one of "
+            set_field("model.options.subset_estimator", "all"),
+            "unknown config.model.options.subset_estimator 'all'; choose one of "
             "stratified, random, exact",
         ),
         (
             "mvae",
-            set_field("model.prior_expert", "no"),
-            "unknown config.model.prior_expert 'no'; choose one of paper, released, "
-            "always, never",
+            set_field("model.options.prior_expert", "no"),
+            "unknown config.model.options.prior_expert 'no'; choose one of paper, "
+            "released, always, never",
         ),
         (
             "custom",
             set_field("model.latent_dim", 4),
-            "model 'custom' needs config.model.subsets, for instance ((0,), (0, 1))",
+            "no subsets are given; name the modalities of each, for instance "
+            "((0,), (0, 1))",
+        ),
+        (
+            "mvtcae",
+            set_field("model.options.prior_expert", "always"),
+            "config.model.options.prior_expert is no option of the model 'mvtcae', "
+            "which reads alpha; a model is chosen, with its options, by "
+            "--config=FILE.py:mvtcae",
+        ),
+        (
+            "jmvae",
+            set_field("model.options.alpha", 1.0),
+            "config.model.options.alpha is no option of the model 'jmvae', which reads "
+            "none; a model is chosen, with its options, by --config=FILE.py:jmvae",
         ),
         (
             "mvae",
@@ -441,3 +535,29 @@ def test_another_network_drops_the_options_of_the_former():
     config = polydigits.get_config("mopoe,network=conv")
     assert config.modality.network == "conv"
     assert not config.modality.network_options
+
+
+def test_every_model_has_what_others_ask_for():
+    labels = [model.label for model in models.MODELS.values()]
+    assert len(set(labels)) == len(labels)
+    keys = {}  # BibTeX key -> authors and year
+    for model in models.MODELS.values():
+        keys.setdefault(model.citation.key, set()).add(model.citation.text)
+        assert model.citation.text
+        for option in model.options.values():
+            assert option.rule(option.default)
+    assert all(len(texts) == 1 for key, texts in keys.items() if key)
+
+
+def test_documents_cite_what_the_table_does():
+    root = Path(__file__).parents[1]
+    equations, *_ = (root / "docs/models.md").read_text().split("## ")
+    readme = (root / "README.md").read_text()
+    table, *_ = readme.partition("| name | joint posterior ")[2].split("\n\n")
+    assert table
+    for part in (equations, table):
+        lines = [line for line in part.splitlines() if line.startswith("| `")]
+        for line in lines:
+            first, *_, source = line.strip("| ").split(" | ")
+            for name in re.findall(r"`(\w+)`", first):
+                assert models.MODELS[name].citation.text in source, name

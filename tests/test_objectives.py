@@ -282,8 +282,7 @@ def test_the_elbo_ignores_beta_and_what_is_no_part_of_the_bound():
 
 def test_unknown_estimator():
     message = (
-        "unknown config.objective.subset_estimator 'all'; choose one of "
-        "stratified, random, exact"
+        "unknown estimator of subsets 'all'; choose one of stratified, random, exact"
     )
     with pytest.raises(UsageError, match=message):
         objectives.subset_elbo(

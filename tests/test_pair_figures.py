@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from shapes import captions as shape_captions
 
-from experiments import claims, drawings, figures, paper, plans, results, values
+from experiments import claims, drawings, figures, paper, plans, values
+from experiments.names import model_label
 from experiments.plans import Spec
 from mmvae_jax import writers
 from mmvae_jax.errors import UsageError
@@ -66,7 +67,7 @@ def axes_called(drawing, start):
 
 
 def plotted(axis, model):
-    label = results.LABELS[model]
+    label = model_label(model)
     (line,) = [x for x in axis.get_lines() if x.get_label() == label]
     return dict(zip(*line.get_data(), strict=True))
 
@@ -161,7 +162,7 @@ def test_pictures_with_captions_are_pages(evidence, name, kinds, models):
         ]
         wanted = [(kind, model) for kind in kinds for model in models]
         for axis, (kind, model) in zip(pages, wanted, strict=True):
-            assert results.LABELS[model] in axis.get_title()
+            assert model_label(model) in axis.get_title()
             pixels = np.asarray(axis.get_images()[0].get_array())
             assert (pixels[0] == picture_of(kind)[0, 0]).all()
     assert "some of them" in drawing.caption

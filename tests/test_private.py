@@ -18,12 +18,9 @@ from mmvae_jax import (
     objectives,
     posteriors,
     subsets,
-    sweeps,
-    train,
 )
 from mmvae_jax.errors import UsageError
-from mmvae_jax.models import private
-from mmvae_jax.sweeps import Member
+from mmvae_jax.models import dmvae, mmvae_plus
 from mmvae_jax.types import Gaussian, Laplace
 
 M, B, D, E, F, K = 3, 4, 2, 3, 3, 5  # D shared dimensions, E private ones
@@ -101,7 +98,7 @@ def weighted(experts, key=KEY, beta=1.0, modalities=MODALITIES, **options):
         "num_samples": K,
     }
     batch = {m: BATCH[m] for m in modalities}
-    return importance.private_importance_weighted(
+    return mmvae_plus.private_importance_weighted(
         experts, batch, key, beta, **defaults | options
     )
 
@@ -304,7 +301,7 @@ def test_the_terms_are_a_bound_and_the_objective_is_one_for_equal_priors():
 
     @compiled
     def values(auxiliary):
-        loss, terms = importance.private_importance_weighted(
+        loss, terms = mmvae_plus.private_importance_weighted(
             experts,
             x,
             KEY,
@@ -384,7 +381,7 @@ def elbos(experts, key=KEY, modalities=MODALITIES, prior=(True, False), **option
         "log_likelihoods": decoders({m: LOADINGS[m] for m in modalities}),
     }
     batch = {m: BATCH[m] for m in modalities}
-    return objectives.private_shared_elbos(experts, batch, key, **defaults | options)
+    return dmvae.private_shared_elbos(experts, batch, key, **defaults | options)
 
 
 def product(b, chosen, with_prior):
@@ -442,7 +439,7 @@ def test_samples_of_dmvae_are_of_the_product_the_experts_and_the_private_posteri
     def draw():
         seen = {}
         experts = Gaussian(*tiled)
-        objectives.private_shared_elbos(
+        dmvae.private_shared_elbos(
             experts,
             {m: np.tile(x, (num, 1)) for m, x in BATCH.items()},
             KEY,
@@ -534,8 +531,8 @@ SHAPES = {m: (2, 2, 1) for m in MODALITIES}
 NAMES = ("mmvae_plus", "dmvae")
 
 
-def make(tiny_config, name, **model):
-    config = tiny_config(name, **{"latent_dim": D, "private_dim": E} | model)
+def make(tiny_config, name, **options):
+    config = tiny_config(name, D, **{"private_dim": E} | options)
     return models.make_model(config, SHAPES)
 
 
@@ -623,7 +620,7 @@ def test_a_modality_is_decoded_from_the_shared_and_its_own_vector(built, tiny_im
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("draw", private.PRIVATE_DRAWS)
+@pytest.mark.parametrize("draw", ("own", "shared"))
 def test_unconditional_draws(name, draw, tiny_config):
     model = make(tiny_config, name, private_draw=draw)
     params = params_of(model)
@@ -683,9 +680,9 @@ def test_the_config_reaches_the_objective_of_mmvae_plus(tiny_config):
     jaxprs = [objective()]
     changes = {"num_samples": 3, "estimator": "iwae", "form": "tight"}
     for field, value in changes.items():
-        config.objective[field] = value
+        config.model.options[field] = value
         jaxprs.append(objective())
-    config.model.posterior = "gaussian"
+    config.model.options.posterior = "gaussian"
     jaxprs.append(objective())
     assert len(set(jaxprs)) == 5
 
@@ -728,66 +725,25 @@ def test_as_many_private_dimensions_as_shared_ones_by_default(tiny_config):
 @pytest.mark.parametrize(
     ("name", "field", "value", "message"),
     [
-        ("dmvae", "private_dim", -1, "config.model.private_dim must be >= 0, got -1"),
+        ("dmvae", "private_dim", -1, "{} must be >= 0, got -1"),
         (
             "mopoe",
             "private_dim",
             2,
-            "config.model.private_dim is for the models mmvae_plus, dmvae, "
-            "contrastive, not for 'mopoe'",
+            "{} is no option of the model 'mopoe', which reads prior_expert, "
+            "subset_estimator; a model is chosen, with its options, by "
+            "--config=FILE.py:mopoe",
         ),
         (
             "mmvae_plus",
             "private_draw",
             "one",
-            "unknown config.model.private_draw 'one'; choose one of own, shared",
+            "unknown {} 'one'; choose one of own, shared",
         ),
     ],
 )
 def test_errors_of_configs(name, field, value, message, tiny_config):
     config = tiny_config(name, **{field: value})
-    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+    message = re.escape(message.format(f"config.model.options.{field}"))
+    with pytest.raises(UsageError, match=f"^{message}$"):
         models.make_model(config, SHAPES)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_a_member_of_a_sweep_is_its_solo_run(name, tiny_config, tiny_images):
-    config = tiny_config(name, latent_dim=2)
-    config.modality.network_options.widths = ()
-    config.objective.num_samples = 2
-    shapes = {m: SHAPES[m] for m in MODALITIES[:2]}
-    model = models.make_model(config, shapes)
-    params = params_of(model)
-
-    def init(key):  # compiles faster than the model's own
-        factor = 1 + 0.1 * jax.random.normal(key)
-        return jax.tree.map(lambda x: factor * x, params)
-
-    task = train.vae_task(model)._replace(init=init)
-    data = tiny_images(shapes, 8)
-
-    def steps(hyper, key, data):
-        return jax.lax.fori_loop(
-            0,
-            5,
-            lambda _, state: train.train_step(task, state, hyper, key, data),
-            train.init_state(task, hyper, key, data),
-        )
-
-    def fit(members):
-        hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
-        run = compiled(sweeps.map_members(steps, "map", num_shared=1))
-        return run(hyper, keys, data)
-
-    members = [Member(1.0, 1e-3, 0), Member(4.0, 3e-3, 1)]
-    together = fit(members)
-    assert together.finite.all() and together.step.tolist() == [5, 5]
-    for k in range(2):
-        solo = sweeps.member(fit(members[k : k + 1]), 0)
-        jax.tree.map(np.testing.assert_array_equal, sweeps.member(together, k), solo)
-        other = sweeps.member(together, 1 - k)
-        moved = jax.tree.map(
-            lambda a, b: np.abs(a - b).max(), solo.params, other.params
-        )
-        assert min(jax.tree.leaves(moved)) > 1e-4

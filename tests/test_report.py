@@ -15,8 +15,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments import page_pictures, report
-from experiments.results import LABELS, find_runs
+from experiments.names import model_label
+from experiments.results import find_runs
 from mmvae_jax.errors import UsageError
+from mmvae_jax.models import MODELS
 
 HOSTILE = "<script>alert('x')</script> & \"q\""
 ROOT = Path(__file__).parents[1]
@@ -211,7 +213,7 @@ def test_a_front_of_many_models_is_readable(tmp_path, monkeypatch):
     """Models are named without their folders, and betas only if there is room."""
     saved = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: saved.append(self))
-    models = list(LABELS)[: page_pictures.MAX_ANNOTATED + 1]
+    models = list(MODELS)[: page_pictures.MAX_ANNOTATED + 1]
     for num, model in enumerate(models, 1):
         save_run(tmp_path / "d" / model, model, betas=(0.5,))
         if num < page_pictures.MAX_ANNOTATED:
@@ -221,7 +223,7 @@ def test_a_front_of_many_models_is_readable(tmp_path, monkeypatch):
         assert len(axis.texts) == (num if num == page_pictures.MAX_ANNOTATED else 0)
         (legend,) = [axis.get_legend()] if axis.get_legend() else saved[-1].legends
         labels = [text.get_text() for text in legend.get_texts()]
-        assert set(labels) == {LABELS[model] for model in models[:num]}
+        assert set(labels) == {model_label(model) for model in models[:num]}
 
 
 def test_two_runs_of_one_model_are_told_apart(tmp_path, monkeypatch):

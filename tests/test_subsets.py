@@ -92,16 +92,18 @@ def test_a_custom_subset_of_one_may_be_a_bare_index():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "model 'custom' needs config.model.subsets, for instance ((0,), (0, 1))"),
+        (
+            (),
+            "no subsets are given; name the modalities of each, for instance "
+            "((0,), (0, 1))",
+        ),
         (
             (((0, 3),),),
-            "config.model.subsets: no modality 3 in (0, 3); there are 3, "
-            "counted from 0",
+            "no modality 3 for subset (0, 3); there are 3, counted from 0",
         ),
         (
             (((-1,),),),
-            "config.model.subsets: no modality -1 in (-1,); there are 3, "
-            "counted from 0",
+            "no modality -1 for subset (-1,); there are 3, counted from 0",
         ),
         ((((0,), ()),), "subset 1 is empty"),
         (
@@ -126,7 +128,7 @@ def test_a_custom_subset_of_one_may_be_a_bare_index():
         ),
         (
             (((0,),), (), "sometimes"),
-            "unknown config.model.prior_expert 'sometimes'; choose one of "
+            "unknown prior_expert 'sometimes'; choose one of "
             "paper, released, always, never",
         ),
     ],
@@ -138,7 +140,7 @@ def test_errors_of_custom_subsets(arguments, message):
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_unknown_prior_expert(name):
-    with pytest.raises(UsageError, match="unknown config.model.prior_expert 'yes'"):
+    with pytest.raises(UsageError, match="unknown prior_expert 'yes'"):
         FAMILY[name](2, "yes")
 
 

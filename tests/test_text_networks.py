@@ -235,7 +235,8 @@ def losses(config_of):
     @functools.cache
     def build(name, image=1.0, caption=1.0):
         config = config_of(name, image, caption)
-        config.objective.num_samples = 1
+        if "num_samples" in config.model.options:
+            config.model.options.num_samples = 1
         model = models.make_model(config, SHAPES)
         params = jax.jit(model.init)(KEY)
         batch = {

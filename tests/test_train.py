@@ -96,6 +96,8 @@ def regression():
 
 def small_vae(name, tiny_config, tiny_images):
     config = tiny_config(name, latent_dim=2)
+    if name == "custom":
+        config.model.options.subsets = ((0,), (0, 1))
     config.modality.network_options.widths = ()
     model = models.make_model(config, SHAPES)
     rng = np.random.default_rng(0)
@@ -116,24 +118,12 @@ def vae(tiny_config, tiny_images):
     return small_vae("mmvae", tiny_config, tiny_images)
 
 
-FAST = ("mmvae",)
-SLOW = (
-    "mmvae_official",
-    "unimodal_official",
-    "jmvae",
-    "jmvae_kl",
-    "telbo",
-    "mvtcae",
-    "crmvae",
-    "mmjsd",
-    "mmvm",
-    "contrastive",
-)
-
-
 @pytest.fixture(
     scope="module",
-    params=[*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
+    params=[
+        name if name == "mmvae" else pytest.param(name, marks=pytest.mark.slow)
+        for name in models.MODELS
+    ],
 )
 def any_vae(request, vae, tiny_config, tiny_images):
     if request.param == "mmvae":

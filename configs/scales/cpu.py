@@ -32,9 +32,9 @@ def get_config():
         eval=dict(num_examples=2_000),
     )
     scale.changes = changes
-    scale.official.changes = dict(objective=dict(num_samples=3))
+    scale.official.changes = dict(model=dict(options=dict(num_samples=3)))
     for model in scale.models.values():
-        model.model = dict(latent_dim=24, private_dim=24)
+        model.model.update(latent_dim=24, options=dict(private_dim=24))
     scale.pairs.description = (
         "pairs of images and captions: Shapes of 32 x 32 pixels, small convolutions "
         "and Transformers, 10 epochs; CUB, if any, a third of an epoch"

@@ -68,17 +68,19 @@ def get_config() -> ConfigDict:
             # ... and in those of Figure 12: K samples and M M K decodings a step.
             official=dict(
                 num_modalities=3,
-                changes=dict(objective=dict(num_samples=5)),
+                changes=dict(model=dict(options=dict(num_samples=5))),
             ),
             # ... and in those of a model with private vectors: as many latent
             # dimensions in all as the others; one sample, as in the published runs,
             # and the gradient that is unbiased for any beta.
             models=dict(
                 mmvae_plus=dict(
-                    model=dict(latent_dim=10, private_dim=10),
-                    objective=dict(num_samples=1, estimator="iwae"),
+                    model=dict(
+                        latent_dim=10,
+                        options=dict(private_dim=10, num_samples=1, estimator="iwae"),
+                    ),
                 ),
-                dmvae=dict(model=dict(latent_dim=10, private_dim=10)),
+                dmvae=dict(model=dict(latent_dim=10, options=dict(private_dim=10))),
             ),
             # The known distribution on which the theorem is drawn.
             discrete=dict(config="discrete", changes=dict()),

@@ -28,11 +28,13 @@ def get_config():
     # states no number of its own.
     scale.official = dict(
         num_modalities=5,
-        changes=dict(objective=dict(num_samples=30), train=dict(batch_size=128)),
+        changes=dict(
+            model=dict(options=dict(num_samples=30)), train=dict(batch_size=128)
+        ),
     )
     # 32 shared and 32 private dimensions, as Palumbo et al. (2023).
     for model in scale.models.values():
-        model.model = dict(latent_dim=32, private_dim=32)
+        model.model.update(latent_dim=32, options=dict(private_dim=32))
     scale.pairs.description = "CUB at paper scale"
     scale.pairs.columns = ("cub",)
     scale.pairs.datasets = dict(

@@ -1,76 +1,258 @@
 """A model is a NamedTuple of pure functions, built from a config.
 
-To add a model of the family, write its subsets in `subsets.py` and one line in
-MODELS; for another objective, write it in `objectives.py` and a builder in a file
-here. `parts` holds what builders share.
+MODELS holds everything about a model that anyone else asks for. To add one that is a
+set of subsets, write its function in `subsets.py` and its row here; with an objective
+of its own, write a file with its equation, options and builder beside the others.
+`parts` holds what builders share.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from mmvae_jax import importance, objectives, subsets
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax import subsets
 from mmvae_jax.errors import UsageError
-from mmvae_jax.models import coordination, parts
-from mmvae_jax.models.contrastive import contrastive_model
+from mmvae_jax.models import (
+    contrastive,
+    coordination,
+    dmvae,
+    jensen_shannon,
+    mixtures,
+    mmvae_plus,
+    mmvm,
+    official,
+    parts,
+)
 from mmvae_jax.models.coordination import coordination_model
-from mmvae_jax.models.jensen_shannon import jensen_shannon_model
-from mmvae_jax.models.mixtures import custom_model, mixture_model
-from mmvae_jax.models.mmvm import mixture_prior_model
-from mmvae_jax.models.official import POSTERIORS, official_mixture_model
-from mmvae_jax.models.private import PRIVATE_DRAWS, dmvae_model, mmvae_plus_model
+from mmvae_jax.models.mixtures import mixture_model
+from mmvae_jax.models.options import Options, mistakes
 from mmvae_jax.models.unimodal import unimodal_model
-from mmvae_jax.types import Array, Batch, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import Array, Batch, Distribution, MultimodalVAE, Params, PRNGKey
 
+
+class Citation(NamedTuple):
+    """Source of a model.
+
+    Attributes:
+      key: of its BibTeX entry; "" where nothing is published.
+      text: as documents have it, authors and year.
+    """
+
+    key: str
+    text: str
+
+
+class Model(NamedTuple):
+    """Everything about a model that anyone else asks for.
+
+    Attributes:
+      build: (config, shapes, options) -> MultimodalVAE, for `make_model`.
+      label: its name in figures and tables.
+      kind: what figures group it by. Those of the first three kinds below are in the
+        figures of the family, a panel for each kind.
+      options: name -> Option, what the model reads of config.model.options.
+      citation: its source.
+    """
+
+    build: Callable[..., MultimodalVAE]
+    label: str
+    kind: str
+    options: Options
+    citation: Citation
+
+
+MIXTURE = "products, mixtures"
+COORDINATED = "coordination-based"
+PRIVATE = "private vectors, MMVM"
+OFFICIAL = "importance-weighted, as released"
+OTHER = "other"
+
+_DAUNHAWER = Citation("daunhawer2022limitations", "Daunhawer et al. (2022)")
+_SHI = Citation("shi2019variational", "Shi et al. (2019)")
+_SUZUKI = Citation("suzuki2016joint", "Suzuki et al. (2016)")
+
+# In the order in which they are listed and drawn.
 MODELS = {
-    "unimodal": unimodal_model,
-    "mvae": partial(mixture_model, mixture=subsets.full_set),
-    "mvae_plus": partial(mixture_model, mixture=subsets.full_set, is_subsampled=True),
-    "mmvae": partial(mixture_model, mixture=subsets.unimodal_subsets),
-    "mopoe": partial(mixture_model, mixture=subsets.powerset),
-    "mmvae_official": official_mixture_model,
-    "unimodal_official": partial(unimodal_model, is_official=True),
-    "mmvae_plus": mmvae_plus_model,
-    "dmvae": dmvae_model,
-    "jmvae": partial(coordination_model, kind=coordination.JMVAE),
-    "jmvae_kl": partial(coordination_model, kind=coordination.JMVAE_KL),
-    "telbo": partial(coordination_model, kind=coordination.TELBO),
-    "mvtcae": partial(coordination_model, kind=coordination.MVTCAE),
-    "crmvae": partial(coordination_model, kind=coordination.CRMVAE),
-    "mmjsd": jensen_shannon_model,
-    "mmvm": mixture_prior_model,
-    "contrastive": contrastive_model,
-    "custom": custom_model,
+    "unimodal": Model(
+        unimodal_model,
+        "unimodal VAEs",
+        MIXTURE,
+        {},
+        Citation("kingma2014auto", "Kingma & Welling (2014)"),
+    ),
+    "mvae": Model(
+        partial(mixture_model, mixture=subsets.full_set),
+        "MVAE",
+        MIXTURE,
+        mixtures.OPTIONS,
+        Citation("wu2018multimodal", "Wu & Goodman (2018)"),
+    ),
+    "mvae_plus": Model(
+        partial(mixture_model, mixture=subsets.full_set, is_subsampled=True),
+        "MVAE+",
+        MIXTURE,
+        mixtures.SUBSAMPLED_OPTIONS,
+        _DAUNHAWER,
+    ),
+    "mmvae": Model(
+        partial(mixture_model, mixture=subsets.unimodal_subsets),
+        "MMVAE",
+        MIXTURE,
+        mixtures.OPTIONS,
+        _SHI,
+    ),
+    "mopoe": Model(
+        partial(mixture_model, mixture=subsets.powerset),
+        "MoPoE-VAE",
+        MIXTURE,
+        mixtures.OPTIONS,
+        Citation("sutter2021generalized", "Sutter et al. (2021)"),
+    ),
+    "mmvae_official": Model(
+        official.official_mixture_model,
+        "MMVAE (official)",
+        OFFICIAL,
+        official.OPTIONS,
+        _SHI,
+    ),
+    "unimodal_official": Model(
+        partial(unimodal_model, is_official=True),
+        "unimodal VAEs (official)",
+        OFFICIAL,
+        official.UNIMODAL_OPTIONS,
+        _DAUNHAWER,
+    ),
+    "mmvae_plus": Model(
+        mmvae_plus.mmvae_plus_model,
+        "MMVAE+",
+        PRIVATE,
+        mmvae_plus.OPTIONS,
+        Citation("palumbo2023mmvae", "Palumbo et al. (2023)"),
+    ),
+    "dmvae": Model(
+        dmvae.dmvae_model,
+        "DMVAE",
+        PRIVATE,
+        dmvae.OPTIONS,
+        Citation("lee2021private", "Lee & Pavlovic (2021)"),
+    ),
+    "mvtcae": Model(
+        partial(coordination_model, kind=coordination.MVTCAE),
+        "MVTCAE",
+        COORDINATED,
+        coordination.MVTCAE.options,
+        Citation("hwang2021multi", "Hwang et al. (2021)"),
+    ),
+    "crmvae": Model(
+        partial(coordination_model, kind=coordination.CRMVAE),
+        "CRMVAE",
+        COORDINATED,
+        coordination.CRMVAE.options,
+        Citation("suzuki2023mitigating", "Suzuki & Matsuo (2023)"),
+    ),
+    "jmvae_kl": Model(
+        partial(coordination_model, kind=coordination.JMVAE_KL),
+        "JMVAE-kl",
+        COORDINATED,
+        coordination.JMVAE_KL.options,
+        _SUZUKI,
+    ),
+    "telbo": Model(
+        partial(coordination_model, kind=coordination.TELBO),
+        "TELBO",
+        COORDINATED,
+        coordination.TELBO.options,
+        Citation("vedantam2018generative", "Vedantam et al. (2018)"),
+    ),
+    "jmvae": Model(
+        partial(coordination_model, kind=coordination.JMVAE),
+        "JMVAE",
+        COORDINATED,
+        coordination.JMVAE.options,
+        _SUZUKI,
+    ),
+    "mmjsd": Model(
+        jensen_shannon.jensen_shannon_model,
+        "mmJSD",
+        MIXTURE,
+        jensen_shannon.OPTIONS,
+        Citation("sutter2020multimodal", "Sutter et al. (2020)"),
+    ),
+    "mmvm": Model(
+        mmvm.mixture_prior_model,
+        "MMVM",
+        PRIVATE,
+        mmvm.OPTIONS,
+        Citation("sutter2024unity", "Sutter et al. (2024)"),
+    ),
+    "contrastive": Model(
+        contrastive.contrastive_model,
+        "contrastive code",
+        OTHER,
+        contrastive.OPTIONS,
+        Citation("", "this project"),
+    ),
+    "custom": Model(
+        mixtures.custom_model,
+        "custom subsets",
+        OTHER,
+        mixtures.CUSTOM_OPTIONS,
+        _DAUNHAWER,
+    ),
 }
-PRIVATE = ("mmvae_plus", "dmvae", "contrastive")
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """All options that a model reads, with their defaults.
+
+    Raises:
+      UsageError: there is no such model.
+    """
+    if name not in MODELS:
+        raise UsageError(
+            f"unknown model {name!r} in config.model.name; choose one of "
+            f"{', '.join(MODELS)}"
+        )
+    return {field: option.default for field, option in MODELS[name].options.items()}
 
 
 def check(config: Any) -> None:
     """Checks what can be said of a model before there are any data.
 
     Raises:
-      UsageError: the model or one of its options is unknown.
+      UsageError: the model is unknown, or one of its options is unknown or not allowed.
     """
-    name = config.model.name
-    if name not in MODELS:
-        raise UsageError(
-            f"unknown model {name!r} in config.model.name; choose one of "
-            f"{', '.join(MODELS)}"
-        )
+    name, given = config.model.name, config.model.options
+    read = default_options(name)
     if config.model.latent_dim < 1:
         raise UsageError(
             f"config.model.latent_dim must be >= 1, got {config.model.latent_dim}"
         )
-    _check_choices(config, name)
+    for field in given:
+        if field not in read:
+            raise UsageError(unread(name, field))
+    for mistake in mistakes(MODELS[name].options, given, "config.model.options"):
+        raise UsageError(mistake)
+
+
+def unread(name: str, field: str) -> str:
+    """The line for an option that a model does not read."""
+    return (
+        f"config.model.options.{field} is no option of the model {name!r}, which reads "
+        f"{', '.join(MODELS[name].options) or 'none'}; a model is chosen, with its "
+        f"options, by --config=FILE.py:{name}"
+    )
 
 
 def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> MultimodalVAE:
     """The model that a config describes.
 
     Args:
-      config: with the fields `model`, `objective`, `modality` and `modalities` of
-        configs/base.py.
+      config: with the fields `model`, `modality` and `modalities` of configs/base.py;
+        options that it does not give have their defaults.
       shapes: modality -> shape of one example, in the order of the M axis.
 
     Raises:
@@ -78,20 +260,32 @@ def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Multimodal
     """
     check(config)
     name = config.model.name
-    for modality, options in config.modalities.items():
+    for modality, own in config.modalities.items():
         if modality not in shapes:
             raise UsageError(
                 f"config.modalities names {modality}, but the data have "
                 f"{', '.join(shapes)}"
             )
-        unknown = sorted(set(options) - set(config.modality))
+        unknown = sorted(set(own) - set(config.modality))
         if unknown:
             raise UsageError(
                 f"config.modalities.{modality} has no field {unknown[0]!r}; choose "
                 f"from {', '.join(config.modality)}"
             )
     weights = parts.likelihood_weights(config, shapes)
-    return _with_missing(_in_nats(MODELS[name](config, shapes), weights))
+    options = default_options(name) | dict(config.model.options.items())
+    model = MODELS[name].build(config, shapes, options)
+    if model.mixture_posterior is None:
+        model = model._replace(mixture_posterior=partial(_only_component, model))
+    return _with_missing(_in_nats(model, weights))
+
+
+def _only_component(
+    model: MultimodalVAE, params: Params, experts: Distribution, subset: Array
+) -> tuple[Distribution, Array]:
+    """`mixture_posterior` of a model whose posterior is no mixture."""
+    joint = model.posterior(params, experts, subset, None)  # which draws nothing
+    return jax.tree.map(lambda field: field[None], joint), jnp.ones((1, 1))
 
 
 def _in_nats(model: MultimodalVAE, weights: Mapping[str, float]) -> MultimodalVAE:
@@ -116,63 +310,3 @@ def _with_missing(model: MultimodalVAE) -> MultimodalVAE:
             params, z, clean(batch)
         ),
     )
-
-
-def _check_choices(config: Any, name: str) -> None:
-    """Checks the choices that some models never look at, for all of them."""
-    for section, field, choices in (
-        ("objective", "subset_estimator", objectives.SUBSET_ESTIMATORS),
-        ("objective", "form", importance.FORMS),
-        ("objective", "estimator", importance.ESTIMATORS),
-        ("model", "prior_expert", subsets.PRIOR_EXPERT_CHOICES),
-        ("model", "posterior", POSTERIORS),
-        ("model", "crmvae", coordination.CRMVAE_FORMS),
-        ("model", "telbo", coordination.TELBO_MODES),
-        ("model", "private_draw", PRIVATE_DRAWS),
-    ):
-        value = config[section][field]
-        if value not in choices:
-            raise UsageError(
-                f"unknown config.{section}.{field} {value!r}; choose one of "
-                f"{', '.join(choices)}"
-            )
-    for field, high in (
-        ("jmvae_alpha", math.inf),
-        ("mvtcae_alpha", 1.0),
-        ("mmvm_alpha", 1.0),
-        ("consistency", math.inf),
-    ):
-        if not 0 <= config.model[field] <= high:
-            limits = ">= 0" if high == math.inf else f"in [0, {high:g}]"
-            raise UsageError(
-                f"config.model.{field} must be {limits}, got {config.model[field]}"
-            )
-    if not 0 < config.model.code_variance < 1:
-        raise UsageError(
-            "config.model.code_variance must be in (0, 1), got "
-            f"{config.model.code_variance}"
-        )
-    if config.model.code_components < 1:
-        raise UsageError(
-            "config.model.code_components must be >= 1, got "
-            f"{config.model.code_components}"
-        )
-    if config.objective.num_samples < 1:
-        raise UsageError(
-            "config.objective.num_samples must be >= 1, got "
-            f"{config.objective.num_samples}"
-        )
-    private_dim = config.model.private_dim
-    if private_dim < 0:
-        raise UsageError(f"config.model.private_dim must be >= 0, got {private_dim}")
-    if private_dim and name not in PRIVATE:
-        raise UsageError(
-            f"config.model.private_dim is for the models {', '.join(PRIVATE)}, not "
-            f"for {name!r}"
-        )
-    is_listed = len(config.model.subsets) or len(config.model.subset_weights)
-    if is_listed and name != "custom":
-        raise UsageError(
-            f"config.model.subsets and .subset_weights are for the model 'custom', "
-            f"not for {name!r}"
-        )

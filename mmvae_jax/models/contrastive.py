@@ -14,14 +14,16 @@ import numpy as np
 
 from mmvae_jax import distributions, objectives, posteriors
 from mmvae_jax.errors import UsageError
+from mmvae_jax.models.options import Option, number
 from mmvae_jax.models.parts import (
+    PRIVATE_OPTIONS,
     decode,
     encode,
     log_likelihoods,
     make_networks,
+    private_model,
     standard_latents,
 )
-from mmvae_jax.models.private import dimensions, private_model
 from mmvae_jax.types import (
     Array,
     Batch,
@@ -33,17 +35,25 @@ from mmvae_jax.types import (
     TokenShape,
 )
 
-# Of a pair before the first step; cosines lie in -1..1.
+# Initial logit scale t of a pair of modalities; cosines lie in -1..1.
 _INITIAL_SCALE = 5.0
+
+OPTIONS = PRIVATE_OPTIONS | {
+    # Variance of the shared code, where its prior begins with 1.
+    "code_variance": Option(0.1, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}"),
+    "code_components": number(50, 1),  # Gaussians in the prior of the code
+    # Weight of finding the code again in what is generated.
+    "consistency": number(1.0, 0),
+}
 
 
 def contrastive_model(
-    config: Any, shapes: Mapping[str, tuple[int, ...]]
+    config: Any, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
 ) -> MultimodalVAE:
     """A contrastive code s shared by all modalities, a private w_m for each.
 
     The code e_m of a modality is a unit vector, and that of a subset the direction of
-    the sum of its codes; with v = config.model.code_variance and d dimensions,
+    the sum of its codes; with v = code_variance and d dimensions,
 
         q(s|x_A) = N(sqrt(d (1 - v)) e_A, v I),   e_A = sum_{m in A} e_m / |...|,
 
@@ -60,13 +70,14 @@ def contrastive_model(
     bound on log p(X) for beta = 1; no gradient of them reaches the encoders of the
     code, so that a private vector has to pay for what the code says for nothing.
     Line 3 learns the code, which can hold only what modalities share. Line 4, of
-    weight lambda = config.model.consistency, bounds from below how much the generated
+    weight lambda = consistency, bounds from below how much the generated
     image says of the code when the private vector comes from the prior; its encoder
     is a constant. The decoders alone learn from it.
 
     Args:
-      config: as for `make_model`; model.latent_dim is d, model.private_dim of w_m.
+      config: as for `make_model`; model.latent_dim is d.
       shapes: modality -> shape of one example; two modalities or more.
+      options: those of OPTIONS.
 
     Raises:
       UsageError: a modality is of tokens: what is generated of it cannot be encoded.
@@ -76,9 +87,9 @@ def contrastive_model(
             raise UsageError(
                 f"model 'contrastive' is for images and vectors, and {m} is of tokens"
             )
-    size, private_size = dimensions(config)
-    variance, weight = config.model.code_variance, config.model.consistency
-    num_components = config.model.code_components
+    size = config.model.latent_dim
+    private_size = options["private_dim"] or size
+    variance, num_components = options["code_variance"], options["code_components"]
     nets = make_networks(config, shapes, size, private_size)
     radius, log_variance = math.sqrt(size * (1 - variance)), math.log(variance)
     # Around 1/2, contrast may never leave its first plateau.
@@ -102,10 +113,6 @@ def contrastive_model(
         observed = posteriors.append_axes(jnp.asarray(subset), 3)
         return around(_unit(jnp.sum(jnp.where(observed, shared.mean, 0.0), axis=0)))
 
-    def shared_components(shared: Gaussian, observed: Array) -> tuple[Gaussian, Array]:
-        joint = shared_posterior(None, shared, observed)
-        return jax.tree.map(lambda field: field[None], joint), jnp.ones((1, 1))
-
     def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
         shared, private = distributions.split(encode_all(params, batch), size)
         terms = contrastive_terms(
@@ -118,7 +125,7 @@ def contrastive_model(
             log_likelihoods=log_likelihoods(nets, params),
             encode_generated=lambda z: encode_generated(params, z),
             scale=jnp.exp(params["log_scale"]),
-            consistency=weight,
+            consistency=options["consistency"],
         )
         return objectives.loss(terms, beta), terms
 
@@ -131,7 +138,7 @@ def contrastive_model(
         return codes.mean
 
     latents = standard_latents((size + len(shapes) * private_size,))
-    base = private_model(config, nets, latents, shared_posterior, shared_components)
+    base = private_model(nets, latents, size, options["private_draw"], shared_posterior)
 
     def init(key: PRNGKey) -> Params:
         own_key, prior_key = jax.random.split(key)

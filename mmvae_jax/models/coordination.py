@@ -2,7 +2,7 @@
 
 JMVAE, JMVAE-kl, TELBO, MVTCAE and CRMVAE train a joint posterior q_J and tie the
 unimodal ones q_m to it. What they maximise are weighted sums of the same terms
-(`objectives.coordinated_elbo`), the KL terms times beta:
+(`coordinated_elbo`), the KL terms times beta:
 
     a E_{q_J} log p(X|z) - b KL(q_J||p) + c sum_m E_{q_m} log p(x_m|z)
       - d sum_m KL(q_J||q_m)
@@ -27,8 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmvae_jax import objectives, posteriors
+from mmvae_jax import distributions, objectives, posteriors
 from mmvae_jax.models.joint_encoder import make_joint_encoder
+from mmvae_jax.models.options import Options, number, one_of
 from mmvae_jax.models.parts import (
     Networks,
     assemble,
@@ -38,10 +39,15 @@ from mmvae_jax.models.parts import (
     standard_latents,
 )
 from mmvae_jax.objectives import TermWeights
-from mmvae_jax.types import Array, Batch, Gaussian, MultimodalVAE, Params, PRNGKey
-
-CRMVAE_FORMS = ("documented", "released")
-TELBO_MODES = ("stopped", "joint")
+from mmvae_jax.types import (
+    Array,
+    Batch,
+    Gaussian,
+    MultimodalVAE,
+    ObjectiveTerms,
+    Params,
+    PRNGKey,
+)
 
 
 class Inference(NamedTuple):
@@ -147,26 +153,28 @@ class Coordination(NamedTuple):
     """What tells the members of the family from each other.
 
     Attributes:
-      weights: (config.model, M) -> the weights a, b, c, d of the terms.
+      weights: (options, M) -> the weights a, b, c, d of the terms.
       inference: networks -> Inference.
+      options: what the model reads.
       is_reconstructing: whether modalities are reconstructed from their own experts.
       is_coordinated: whether d is of KL(q_J||q_m), and not of KL(q_m||p).
     """
 
-    weights: Callable[[Any, int], TermWeights]
+    weights: Callable[[Mapping[str, Any], int], TermWeights]
     inference: Callable[[Networks], Inference]
+    options: Options = {}
     is_reconstructing: bool = False
     is_coordinated: bool = True
 
 
-def _mvtcae_weights(options: Any, num: int) -> TermWeights:
-    alpha = options.mvtcae_alpha
+def _mvtcae_weights(options: Mapping[str, Any], num: int) -> TermWeights:
+    alpha = options["alpha"]
     return TermWeights((num - alpha) / num, 1 - alpha, 0.0, alpha / num)
 
 
-def _crmvae_weights(options: Any, num: int) -> TermWeights:
+def _crmvae_weights(options: Mapping[str, Any], num: int) -> TermWeights:
     """Up to a positive factor the released code is (1/2, 1, 1/2, 1)."""
-    if options.crmvae == "released":
+    if options["weights"] == "released":
         return TermWeights(0.5, 1.0, 0.5, 1.0)
     return TermWeights(*4 * [1 / (num + 1)])
 
@@ -175,17 +183,31 @@ JMVAE = Coordination(
     lambda options, num: TermWeights(1.0, 1.0, 0.0, 0.0), zeroing_inference
 )
 JMVAE_KL = Coordination(
-    lambda options, num: TermWeights(1.0, 1.0, 0.0, options.jmvae_alpha),
+    lambda options, num: TermWeights(1.0, 1.0, 0.0, options["alpha"]),
     network_inference,
+    {"alpha": number(0.1, 0)},  # Suzuki et al. (2016)
 )
 TELBO = Coordination(
     lambda options, num: TermWeights(),
     network_inference,
+    # Whether the gradients of the unimodal ELBOs stop at the decoders, or train the
+    # decoders too ("joint").
+    {"decoder_gradients": one_of("stopped", "joint")},
     is_reconstructing=True,
     is_coordinated=False,
 )
-MVTCAE = Coordination(_mvtcae_weights, product_inference)
-CRMVAE = Coordination(_crmvae_weights, product_inference, is_reconstructing=True)
+MVTCAE = Coordination(
+    _mvtcae_weights,
+    product_inference,
+    {"alpha": number(5 / 6, 0, 1)},  # Hwang et al. (2021): beta 2.5, M = 5
+)
+CRMVAE = Coordination(
+    _crmvae_weights,
+    product_inference,
+    # "released": the code's, a factor of beta of 2.
+    {"weights": one_of("documented", "released")},
+    is_reconstructing=True,
+)
 
 
 def _by_number(
@@ -201,7 +223,11 @@ def _by_number(
 
 
 def coordination_model(
-    config: Any, shapes: Mapping[str, tuple[int, ...]], *, kind: Coordination
+    config: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    options: Mapping[str, Any],
+    *,
+    kind: Coordination,
 ) -> MultimodalVAE:
     """A coordination-based model, by its weights and its kind of joint posterior.
 
@@ -210,7 +236,7 @@ def coordination_model(
 
     TELBO fits its unimodal encoders to decoders that are constants for them. Vedantam
     et al. do so in a second stage; here it is done at once with stopped gradients
-    (config.model.telbo = "stopped"). No parameter is then in both parts: joint
+    (decoder_gradients = "stopped"). No parameter is then in both parts: joint
     encoder and decoders take the steps of the first stage alone, and the unimodal
     encoders follow them. With "joint" the decoders learn from the unimodal ELBOs too.
     The released code of MultiVae has another KL of the unimodal posteriors, with the
@@ -219,13 +245,14 @@ def coordination_model(
     Args:
       config: as for `make_model`.
       shapes: modality -> shape of one example.
+      options: those of the member.
       kind: a member of the family.
     """
     nets = make_networks(config, shapes, config.model.latent_dim)
-    weights_of = _by_number(partial(kind.weights, config.model), len(shapes))
+    weights_of = _by_number(partial(kind.weights, options), len(shapes))
     inference = kind.inference(nets)
     base = assemble(nets, standard_latents((config.model.latent_dim,)))
-    is_stopped = kind is TELBO and config.model.telbo == "stopped"
+    is_stopped = options.get("decoder_gradients") == "stopped"
 
     def init(key: PRNGKey) -> Params:
         own_key, joint_key = jax.random.split(key)
@@ -236,7 +263,7 @@ def coordination_model(
         observed = objectives.observed_of(batch, len(shapes))
         constant = jax.lax.stop_gradient(params) if is_stopped else params
         unimodal_decoders = log_likelihoods(nets, constant)
-        terms = objectives.coordinated_elbo(
+        terms = coordinated_elbo(
             inference.posterior(params, experts, observed),
             inference.unimodal(experts),
             batch,
@@ -256,16 +283,66 @@ def coordination_model(
         del key  # not a mixture
         return inference.posterior(params, experts, subset)
 
-    def mixture_posterior(
-        params: Params, experts: Gaussian, observed: Array
-    ) -> tuple[Gaussian, Array]:
-        joint = inference.posterior(params, experts, observed)
-        return jax.tree.map(lambda field: field[None], joint), jnp.ones((1, 1))
-
     return base._replace(
         init=init,
         objective=objective,
         encode=inference.encode,
         posterior=posterior,
-        mixture_posterior=mixture_posterior,
     )
+
+
+def coordinated_elbo(
+    joint: Gaussian,
+    experts: Gaussian | None,
+    batch: Batch,
+    key: PRNGKey,
+    *,
+    log_likelihoods: objectives.LogLikelihoods,
+    unimodal_log_likelihoods: objectives.LogLikelihoods | None = None,
+    is_coordinated: bool = True,
+) -> ObjectiveTerms:
+    """The terms of which every coordination-based objective is a weighted sum.
+
+    With q_J = q(z|X), of whatever kind, and q_m = q(z|x_m):
+
+        log_likelihood            E_{q_J} log p(x_m|z), a term a modality
+        kl                        KL(q_J || p)
+        auxiliary_log_likelihood  sum_m E_{q_m} log p(x_m|z)
+        auxiliary_kl              sum_m KL(q_J || q_m), or sum_m KL(q_m || p)
+
+    The first two are the ELBO of q_J, a bound on log p(X) whatever the others do;
+    the module docstring holds the weights of the published objectives.
+
+    Args:
+      joint: q_J, fields [B, D], given whatever is observed of each example.
+      experts: q_m, fields [M, B, D]; None if there are none, for no auxiliary KL.
+      batch: modality -> [B, ...].
+      key: random key.
+      log_likelihoods: one function a modality (`objectives`).
+      unimodal_log_likelihoods: what reconstructs a modality from its own expert,
+        likewise; None: nothing does.
+      is_coordinated: whether auxiliary_kl is that of q_J from the experts, and not
+        that of the experts from the prior (TELBO).
+
+    Returns:
+      ObjectiveTerms, fields [B].
+    """
+    joint_key, unimodal_key = jax.random.split(key)
+    observed = objectives.observed_of(batch, len(log_likelihoods))
+    z = distributions.sample(joint, joint_key)
+    values = {m: f(z, batch[m]) for m, f in log_likelihoods.items()}
+    log_likelihood = objectives.observed_terms(values, observed)
+    kl = distributions.kl_to_standard_gaussian(joint)
+    gain = auxiliary_kl = jnp.zeros_like(kl)
+    if unimodal_log_likelihoods is not None:
+        z = distributions.sample(experts, unimodal_key)
+        own = objectives.own_terms(z, batch, unimodal_log_likelihoods)
+        gain = sum(objectives.observed_terms(own, observed).values())
+    if experts is not None:
+        divergences = (
+            distributions.gaussian_kl(joint, experts)
+            if is_coordinated
+            else distributions.kl_to_standard_gaussian(experts)
+        )
+        auxiliary_kl = objectives.observed_sum(divergences, observed)
+    return ObjectiveTerms(log_likelihood, kl, gain, auxiliary_kl)

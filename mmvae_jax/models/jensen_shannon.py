@@ -1,9 +1,15 @@
 """mmJSD: a Jensen-Shannon divergence with a dynamic prior."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from mmvae_jax import objectives, posteriors
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax import distributions, objectives, posteriors
+from mmvae_jax.models.mixtures import SUBSET_ESTIMATOR
+from mmvae_jax.models.options import Option
 from mmvae_jax.models.parts import (
     assemble,
     encode,
@@ -12,14 +18,27 @@ from mmvae_jax.models.parts import (
     standard_latents,
 )
 from mmvae_jax.objectives import TermWeights
-from mmvae_jax.types import Array, Batch, Gaussian, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import (
+    Array,
+    Batch,
+    Gaussian,
+    MultimodalVAE,
+    ObjectiveTerms,
+    Params,
+    PRNGKey,
+)
 
 # The divergence from the dynamic prior stands where the KL to the prior would.
 WEIGHTS = TermWeights(kl=0.0)
 
+OPTIONS = {
+    "subset_estimator": SUBSET_ESTIMATOR,  # of the expectation over components
+    "decode_prior": Option(True),  # whether prior samples are decoded too, as released
+}
+
 
 def jensen_shannon_model(
-    config: Any, shapes: Mapping[str, tuple[int, ...]]
+    config: Any, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
 ) -> MultimodalVAE:
     """mmJSD without modality-specific subspaces (Sutter et al., 2020).
 
@@ -27,21 +46,20 @@ def jensen_shannon_model(
     prior, a component of the training objective, is none of it.
 
     Args:
-      config: as for `make_model`; model.mmjsd_decode_prior.
+      config: as for `make_model`.
       shapes: modality -> shape of one example.
+      options: those of OPTIONS.
     """
     nets = make_networks(config, shapes, config.model.latent_dim)
-    decode_prior = config.model.mmjsd_decode_prior
-    estimator = config.objective.subset_estimator
 
     def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
-        terms = objectives.jensen_shannon_elbo(
+        terms = jensen_shannon_elbo(
             encode(nets, params, batch),
             batch,
             key,
             log_likelihoods=log_likelihoods(nets, params),
-            decode_prior=decode_prior,
-            estimator=estimator,
+            decode_prior=options["decode_prior"],
+            estimator=options["subset_estimator"],
         )
         return objectives.loss(terms, beta, WEIGHTS), terms
 
@@ -60,3 +78,58 @@ def jensen_shannon_model(
     return assemble(nets, standard_latents((config.model.latent_dim,)))._replace(
         objective=objective, posterior=posterior, mixture_posterior=mixture_posterior
     )
+
+
+def jensen_shannon_elbo(
+    experts: Gaussian,
+    batch: Batch,
+    key: PRNGKey,
+    *,
+    log_likelihoods: objectives.LogLikelihoods,
+    decode_prior: bool = True,
+    estimator: str = "stratified",
+) -> ObjectiveTerms:
+    """The terms of mmJSD with its dynamic prior (Sutter et al., 2020).
+
+    Its loss has, in place of a KL to the prior, the Jensen-Shannon divergence
+
+        sum_k w_k KL(q_k || f),   f proportional to prod_k q_k^{w_k},
+
+    of the M experts and the prior N(0, I), all w_k = 1 / (M + 1). It is
+    `auxiliary_kl` here, and `kl` the KL term of the mixture that is decoded, so
+    that `elbo` is a bound on log p(X): MMVAE's, with the prior as a component or not.
+
+    Args:
+      experts: fields [M, B, D].
+      batch: modality -> [B, ...].
+      key: random key.
+      log_likelihoods: one function a modality (`objectives`).
+      decode_prior: whether the prior is a component of the mixture that is decoded,
+        as released: one example in M + 1 is then reconstructed from noise.
+      estimator: of the expectation over components, as for `subset_elbo`.
+
+    Returns:
+      ObjectiveTerms, fields [B].
+    """
+    observed = objectives.observed_of(batch, len(log_likelihoods))
+    prior = jax.tree.map(lambda field: jnp.zeros_like(field[:1]), experts)
+    components = jax.tree.map(lambda *rows: jnp.concatenate(rows), experts, prior)
+    is_component = jnp.concatenate([observed, jnp.ones_like(observed[:1])])
+    uniform = posteriors.uniform_weights(is_component)
+    dynamic_prior = posteriors.geometric_mean(components, uniform)
+    divergences = distributions.gaussian_kl(components, dynamic_prior)
+    divergence = jnp.sum(uniform * divergences, axis=0)
+    decoded, weights = components, uniform
+    if not decode_prior:
+        decoded, weights = experts, posteriors.uniform_weights(observed)
+    log_likelihood = objectives.mixture_log_likelihood(
+        lambda: decoded,
+        partial(posteriors.gather_components, decoded),
+        weights,
+        batch,
+        key,
+        log_likelihoods,
+        estimator,
+    )
+    kl = jnp.sum(weights * distributions.kl_to_standard_gaussian(decoded), axis=0)
+    return ObjectiveTerms(log_likelihood, kl, jnp.zeros_like(kl), divergence)

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from mmvae_jax import objectives, posteriors, subsets
+from mmvae_jax.models.options import Option, one_of
 from mmvae_jax.models.parts import (
     assemble,
     encode,
@@ -15,10 +16,26 @@ from mmvae_jax.models.parts import (
 from mmvae_jax.subsets import SubsetMixture
 from mmvae_jax.types import Array, Batch, Gaussian, MultimodalVAE, Params, PRNGKey
 
+# Where the prior is one of the product's experts: "paper" (MVAE), "released" (MoPoE's
+# full subset too), "always", "never".
+PRIOR_EXPERT = one_of(*subsets.PRIOR_EXPERT_CHOICES)
+# How the expectation over subsets is taken: one decoding per example, the batch
+# balanced over subsets ("stratified") or not ("random"); or one decoding per example
+# and subset ("exact").
+SUBSET_ESTIMATOR = one_of(*objectives.SUBSET_ESTIMATORS)
+
+OPTIONS = {"prior_expert": PRIOR_EXPERT, "subset_estimator": SUBSET_ESTIMATOR}
+SUBSAMPLED_OPTIONS = {"prior_expert": PRIOR_EXPERT}
+CUSTOM_OPTIONS = OPTIONS | {
+    "subsets": Option(()),  # tuples of modality indices, ((0,), (0, 1))
+    "subset_weights": Option(()),  # omega_A, summing to 1; () = uniform
+}
+
 
 def mixture_model(
     config: Any,
     shapes: Mapping[str, tuple[int, ...]],
+    options: Mapping[str, Any],
     *,
     mixture: Callable[[int, str], SubsetMixture],
     is_subsampled: bool = False,
@@ -28,17 +45,16 @@ def mixture_model(
     Args:
       config: as for `make_model`.
       shapes: modality -> shape of one example.
+      options: those of OPTIONS; of SUBSAMPLED_OPTIONS for MVAE+.
       mixture: (M, prior_expert choice) -> the model's subsets and weights.
       is_subsampled: whether the unimodal ELBOs are added (MVAE+).
     """
     nets = make_networks(config, shapes, config.model.latent_dim)
-    subset_mixture = mixture(len(shapes), config.model.prior_expert)
+    subset_mixture = mixture(len(shapes), options["prior_expert"])
     bound = (
         objectives.subsampled_elbo
         if is_subsampled
-        else partial(
-            objectives.subset_elbo, estimator=config.objective.subset_estimator
-        )
+        else partial(objectives.subset_elbo, estimator=options["subset_estimator"])
     )
 
     def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
@@ -55,7 +71,9 @@ def mixture_model(
         params: Params, experts: Gaussian, subset: Array, key: PRNGKey
     ) -> Gaussian:
         del params
-        given = posteriors.conditional_mixture(subset_mixture, subset)
+        given = posteriors.available_subsets(
+            subset_mixture, subset, is_exact_preferred=True
+        )
         return posteriors.posterior_component(key, experts, given)
 
     def mixture_posterior(
@@ -69,15 +87,17 @@ def mixture_model(
     )
 
 
-def custom_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> MultimodalVAE:
-    """Any set of subsets and weights: config.model.subsets, .subset_weights."""
+def custom_model(
+    config: Any, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
+) -> MultimodalVAE:
+    """Mixture over any subsets with any weights, the options of CUSTOM_OPTIONS."""
 
     def mixture(num_modalities: int, prior_expert: str) -> SubsetMixture:
         return subsets.custom_subsets(
             num_modalities,
-            config.model.subsets,
-            config.model.subset_weights,
+            options["subsets"],
+            options["subset_weights"],
             prior_expert,
         )
 
-    return mixture_model(config, shapes, mixture=mixture)
+    return mixture_model(config, shapes, options, mixture=mixture)

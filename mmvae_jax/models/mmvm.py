@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmvae_jax import objectives, posteriors
+from mmvae_jax import distributions, objectives, posteriors
+from mmvae_jax.models.options import number
 from mmvae_jax.models.parts import (
     assemble,
     encode,
@@ -16,11 +17,25 @@ from mmvae_jax.models.parts import (
     standard_latents,
 )
 from mmvae_jax.objectives import TermWeights
-from mmvae_jax.types import Array, Batch, Gaussian, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import (
+    Array,
+    Batch,
+    Gaussian,
+    MultimodalVAE,
+    ObjectiveTerms,
+    Params,
+    PRNGKey,
+)
+
+OPTIONS = {
+    # Weight of N(0, I) against the data-dependent prior. Constant; the released code
+    # anneals it from 1 to 0 over 150k steps.
+    "alpha": number(0.0, 0, 1),
+}
 
 
 def mixture_prior_model(
-    config: Any, shapes: Mapping[str, tuple[int, ...]]
+    config: Any, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
 ) -> MultimodalVAE:
     """MMVM: M VAEs of D latent dimensions each, tied by their prior.
 
@@ -31,7 +46,7 @@ def mixture_prior_model(
         sum_m -E_{q_m} log p(x_m|z_m) + beta {(1 - a) / M sum_mn KL(q_m || q_n)
                                               + a sum_m KL(q_m || N(0, I))},
 
-    a = config.model.mmvm_alpha: 0 is the paper's objective, 1 unimodal VAEs. The
+    a the option alpha: 0 is the paper's objective, 1 unimodal VAEs. The
     released code anneals it from 1 to 0 over the first 150,000 steps; here it is
     constant, since an objective does not know the step.
 
@@ -51,8 +66,9 @@ def mixture_prior_model(
     Args:
       config: as for `make_model`; model.latent_dim is D.
       shapes: modality -> shape of one example.
+      options: those of OPTIONS.
     """
-    size, alpha = config.model.latent_dim, config.model.mmvm_alpha
+    size, alpha = config.model.latent_dim, options["alpha"]
     nets = make_networks(config, shapes, size)
     weights = TermWeights(kl=alpha, auxiliary_kl=1 - alpha)
 
@@ -60,7 +76,7 @@ def mixture_prior_model(
         return {m: z[..., i * size : (i + 1) * size] for i, m in enumerate(shapes)}
 
     def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
-        terms = objectives.mixture_prior_elbos(
+        terms = mixture_prior_elbos(
             encode(nets, params, batch),
             batch,
             key,
@@ -97,3 +113,40 @@ def mixture_prior_model(
 def _end_to_end(rows: Gaussian) -> Gaussian:
     """Fields [M, B, D] -> [B, M D]."""
     return jax.tree.map(lambda field: jnp.concatenate(list(field), -1), rows)
+
+
+def mixture_prior_elbos(
+    experts: Gaussian,
+    batch: Batch,
+    key: PRNGKey,
+    *,
+    log_likelihoods: objectives.LogLikelihoods,
+) -> ObjectiveTerms:
+    """M VAEs and what ties them: the data-dependent MMVM prior (Sutter et al., 2024).
+
+    The prior of every z_m is the mixture (1/M) sum_n q(z_m|x_n). As released, its KL
+    is bounded from above by convexity: `auxiliary_kl` is
+
+        sum_m (1/M) sum_n KL(q_m || q_n)  >=  sum_m KL(q_m || (1/M) sum_n q_n).
+
+    Args:
+      experts: fields [M, B, D], q(z_m|x_m), of one size for all.
+      batch: modality -> [B, ...].
+      key: random key.
+      log_likelihoods: modality -> function (z_m [B, D], x_m) -> [B].
+
+    Returns:
+      ObjectiveTerms: the bound of `unimodal_elbos` (a prior that knows the data
+      bounds nothing), and the divergence from that prior.
+    """
+    terms = objectives.unimodal_elbos(
+        experts, batch, key, log_likelihoods=log_likelihoods
+    )
+    pairs = distributions.gaussian_kl(
+        jax.tree.map(lambda field: field[:, None], experts),
+        jax.tree.map(lambda field: field[None], experts),
+    )
+    observed = objectives.observed_of(batch, len(log_likelihoods))
+    is_pair = observed[:, None] & observed[None]
+    total = jnp.sum(jnp.where(is_pair, pairs, 0.0), axis=(0, 1))
+    return terms._replace(auxiliary_kl=posteriors.share_of_each(observed) * total)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmvae_jax import importance, posteriors
+from mmvae_jax.models.options import Option, number, one_of
 from mmvae_jax.models.parts import (
     Latents,
     assemble,
@@ -26,21 +27,41 @@ from mmvae_jax.types import (
     PRNGKey,
 )
 
-POSTERIORS = ("laplace", "gaussian")
+OPTIONS = {
+    "posterior": one_of(
+        "laplace", "gaussian"
+    ),  # family of the posteriors and the prior
+    # Whether the scales of the prior, which sum to D, are learned.
+    "learned_prior": Option(True),
+    # K samples of every modality's posterior. Shi et al. (2019): 30 and 50.
+    "num_samples": number(10, 1),
+    # The mean over modalities is outside of the logarithm, as released ("loose"), or
+    # inside ("tight").
+    "form": one_of(*importance.FORMS),
+    # Of the gradient: "dreg" as released, or "iwae".
+    "estimator": one_of(*importance.ESTIMATORS),
+}
+# A mean over one modality is in and outside of the logarithm the same.
+UNIMODAL_OPTIONS = {name: OPTIONS[name] for name in OPTIONS if name != "form"}
 
 
 def official_mixture_model(
-    config: Any, shapes: Mapping[str, tuple[int, ...]]
+    config: Any, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
 ) -> MultimodalVAE:
     """The MMVAE with the official implementation, Shi et al. (2019).
 
     A mixture of Laplace experts, a prior with learned scales, an importance-weighted
     objective (Daunhawer et al., 2022, App. C.2 and Fig. 12). Networks, likelihoods
     and Adam are those of all other models.
+
+    Args:
+      config: as for `make_model`.
+      shapes: modality -> shape of one example.
+      options: those of OPTIONS.
     """
     nets = make_networks(config, shapes, config.model.latent_dim)
-    latents = official_latents(config, (config.model.latent_dim,))
-    options = importance_weighting(config) | {"form": config.objective.form}
+    shape = (config.model.latent_dim,)
+    latents = official_latents(shape, options["posterior"], options["learned_prior"])
 
     def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
         return importance.importance_weighted(
@@ -50,7 +71,9 @@ def official_mixture_model(
             beta,
             prior=latents.prior(params),
             log_likelihoods=log_likelihoods(nets, params),
-            **options,
+            num_samples=options["num_samples"],
+            form=options["form"],
+            estimator=options["estimator"],
         )
 
     def posterior(
@@ -70,7 +93,7 @@ def official_mixture_model(
     )
 
 
-def official_latents(config: Any, shape: tuple[int, ...]) -> Latents:
+def official_latents(shape: tuple[int, ...], family: str, is_learned: bool) -> Latents:
     """Experts and prior as Shi et al. (2019) released them.
 
     Laplace experts whose scales are D times a softmax of what the encoder emits,
@@ -79,11 +102,11 @@ def official_latents(config: Any, shape: tuple[int, ...]) -> Latents:
     its whole latent space. What encoders emit is softly bounded to +-20.
 
     Args:
-      config: its fields model.posterior ("gaussian": experts as all other models
-        have them, and the same prior but normal) and model.learned_prior.
       shape: of the prior's fields; the last axis is D.
+      family: "laplace", or "gaussian": experts as all other models have them, and the
+        same prior but normal.
+      is_learned: whether the prior has parameters.
     """
-    family, is_learned = config.model.posterior, config.model.learned_prior
 
     def prior(params: Params) -> Distribution:
         logits = params["prior"] if is_learned else jnp.zeros(shape)
@@ -96,7 +119,7 @@ def official_latents(config: Any, shape: tuple[int, ...]) -> Latents:
 
 
 def experts_of(emitted: Gaussian, family: str) -> Distribution:
-    """What encoders emit as experts of one of POSTERIORS; a Gaussian is left as is."""
+    """Experts of a family from what encoders emit; a Gaussian is left as is."""
     if family == "gaussian":
         return emitted
     log_scale = _softmax_log_scale(emitted.log_variance)
@@ -104,7 +127,7 @@ def experts_of(emitted: Gaussian, family: str) -> Distribution:
 
 
 def centred(logits: Array, family: str) -> Distribution:
-    """One of POSTERIORS with mean 0 and scales D softmax(logits), logits [..., D]."""
+    """Distribution of mean 0 and scales D softmax(logits), logits [..., D]."""
     log_scale, mean = _softmax_log_scale(logits), jnp.zeros(logits.shape)
     if family == "gaussian":
         return Gaussian(mean, 2 * log_scale)
@@ -114,11 +137,3 @@ def centred(logits: Array, family: str) -> Distribution:
 def _softmax_log_scale(logits: Array) -> Array:
     """Logarithm of scales that sum to D, of logits [..., D]."""
     return jax.nn.log_softmax(logits) + math.log(logits.shape[-1])
-
-
-def importance_weighting(config: Any) -> dict[str, Any]:
-    """What both importance-weighted objectives take from the config."""
-    return {
-        "num_samples": config.objective.num_samples,
-        "estimator": config.objective.estimator,
-    }

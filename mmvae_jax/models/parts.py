@@ -12,6 +12,7 @@ import numpy as np
 from mmvae_jax import distributions, networks, objectives, posteriors
 from mmvae_jax.distributions import Likelihood
 from mmvae_jax.errors import UsageError
+from mmvae_jax.models.options import number, one_of
 from mmvae_jax.types import (
     OBSERVED,
     Array,
@@ -24,6 +25,16 @@ from mmvae_jax.types import (
     PRNGKey,
     TokenShape,
 )
+
+# Of models whose latent_dim is that of a vector that all modalities share.
+PRIVATE_OPTIONS = {
+    # Latent dimensions of each modality; 0 = latent_dim. Palumbo et al. (2023): 32 of
+    # each, 32 shared.
+    "private_dim": number(0, 0),
+    # What is generated unconditionally has private vectors of its "own" for each
+    # modality, or one that is "shared" by all.
+    "private_draw": one_of("own", "shared"),
+}
 
 
 class Networks(NamedTuple):
@@ -279,4 +290,84 @@ def assemble(
         convolutions=networks.convolution_forms(
             *nets.encoders.values(), *nets.decoders.values()
         ),
+    )
+
+
+def private_model(
+    nets: Networks,
+    latents: Latents,
+    shared_dim: int,
+    private_draw: str,
+    shared_posterior: Callable[[PRNGKey, Distribution, Array], Distribution],
+    shared_components: Callable[..., tuple[Distribution, Array]] | None = None,
+) -> MultimodalVAE:
+    """Model with a latent vector for each modality beside the shared one, no objective.
+
+    Its latent vector is z = [shared, w_1, ..., w_M] end to end, and modality m is
+    decoded from [shared, w_m]. So whatever is computed for a model with one latent
+    vector is computed for these. What is generated of a modality that is not observed
+    has w_m from its prior p(w). The linear probe sees the w_m too: it is not a probe of
+    the shared vector alone.
+
+    Args:
+      nets: of all modalities, their experts being [shared, w_m].
+      latents: experts, and the prior of the whole latent vector.
+      shared_dim: d.
+      private_draw: PRIVATE_OPTIONS.
+      shared_posterior: (key, shared experts [M, B, d], subset) -> [B, d].
+      shared_components: (shared experts, subset) -> [S, B, d], the components of
+        the shared posterior, and their weights [S, 1 or B]; None: it is no mixture.
+    """
+    split = partial(distributions.split, size=shared_dim)
+    num_modalities = len(nets.shapes)
+    private_dim = nets.latent_dim - shared_dim
+
+    def parts_of(z: Array) -> dict[str, Array]:
+        shared, private = split(z)
+        own = jnp.split(private, num_modalities, axis=-1)
+        pairs = zip(nets.shapes, own, strict=True)
+        return {m: distributions.join(shared, w) for m, w in pairs}
+
+    def private_posterior(
+        params: Params, private: Distribution, subset: Array
+    ) -> Distribution:
+        _, prior = split(latents.prior(params))
+        prior = jax.tree.map(lambda field: field.reshape(-1, private_dim), prior)
+        return own_or_prior(private, prior, subset)
+
+    def posterior(
+        params: Params, experts: Distribution, subset: Array, key: PRNGKey
+    ) -> Distribution:
+        shared, private = split(experts)
+        return distributions.join(
+            shared_posterior(key, shared, subset),
+            private_posterior(params, private, subset),
+        )
+
+    def mixture_posterior(
+        params: Params, experts: Distribution, observed: Array
+    ) -> tuple[Distribution, Array]:
+        shared, private = split(experts)
+        components, weights = shared_components(shared, observed)
+        own = private_posterior(params, private, observed)
+        num = len(components.mean)
+        own = jax.tree.map(
+            lambda field: jnp.broadcast_to(field, (num, *field.shape)), own
+        )
+        return distributions.join(components, own), weights
+
+    model = assemble(nets, latents, parts_of)
+
+    def sample_prior(params: Params, key: PRNGKey, num: int) -> Array:
+        z = model.sample_prior(params, key, num)
+        if private_draw == "own":
+            return z
+        shared, private = split(z)
+        repeated = jnp.tile(private[:, :private_dim], (1, num_modalities))
+        return distributions.join(shared, repeated)
+
+    return model._replace(
+        posterior=posterior,
+        mixture_posterior=mixture_posterior if shared_components else None,
+        sample_prior=sample_prior,
     )

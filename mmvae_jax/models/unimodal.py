@@ -1,15 +1,11 @@
 """Unimodal VAEs side by side: the baseline without multimodal learning."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from mmvae_jax import importance, objectives
 from mmvae_jax.errors import UsageError
-from mmvae_jax.models.official import importance_weighting, official_latents
+from mmvae_jax.models.official import official_latents
 from mmvae_jax.models.parts import (
     assemble,
     encode,
@@ -22,7 +18,11 @@ from mmvae_jax.types import Array, Batch, Distribution, MultimodalVAE, Params, P
 
 
 def unimodal_model(
-    config: Any, shapes: Mapping[str, tuple[int, ...]], *, is_official: bool = False
+    config: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    options: Mapping[str, Any],
+    *,
+    is_official: bool = False,
 ) -> MultimodalVAE:
     """M unimodal VAEs of D // M latent dimensions each, side by side.
 
@@ -34,20 +34,24 @@ def unimodal_model(
     Args:
       config: as for `make_model`.
       shapes: modality -> shape of one example.
+      options: none, or those of `official.UNIMODAL_OPTIONS`.
       is_official: whether objective, posteriors and prior are those of the official
         MMVAE (the baseline of the paper's Figure 12).
     """
-    size = config.model.latent_dim // len(shapes)
+    latent_dim = config.model.latent_dim
+    size = latent_dim // len(shapes)
     if size < 1:
         raise UsageError(
-            f"config.model.latent_dim = {config.model.latent_dim} leaves no latent "
-            f"dimension for each of {len(shapes)} unimodal VAEs"
+            f"latent_dim = {latent_dim} leaves no latent dimension for each of "
+            f"{len(shapes)} unimodal VAEs"
         )
     nets = make_networks(config, shapes, size)
-    make_latents = (
-        partial(official_latents, config) if is_official else standard_latents
+    shape = (len(shapes), size)
+    latents = (
+        official_latents(shape, options["posterior"], options["learned_prior"])
+        if is_official
+        else standard_latents(shape)
     )
-    latents = make_latents((len(shapes), size))
 
     def split(z: Array) -> dict[str, Array]:
         return {m: z[..., i * size : (i + 1) * size] for i, m in enumerate(shapes)}
@@ -63,7 +67,8 @@ def unimodal_model(
                 beta,
                 prior=latents.prior(params),
                 log_likelihoods=decoders,
-                **importance_weighting(config),
+                num_samples=options["num_samples"],
+                estimator=options["estimator"],
             )
         terms = objectives.unimodal_elbos(experts, batch, key, log_likelihoods=decoders)
         return objectives.loss(terms, beta), terms
@@ -74,12 +79,6 @@ def unimodal_model(
         del key  # not a mixture
         return own_or_prior(experts, latents.prior(params), subset)
 
-    def mixture_posterior(
-        params: Params, experts: Distribution, observed: Array
-    ) -> tuple[Distribution, Array]:
-        joint = posterior(params, experts, observed, None)
-        return jax.tree.map(lambda field: field[None], joint), jnp.ones((1, 1))
-
     return assemble(nets, latents, split)._replace(
-        objective=objective, posterior=posterior, mixture_posterior=mixture_posterior
+        objective=objective, posterior=posterior
     )

@@ -24,11 +24,12 @@ NUM_EXAMPLES, BATCH, NUM_STEPS = 96, 24, 20
 
 def train_one(name):
     """tag -> its mean over the steps, of each member."""
-    config = base.get_config()
-    config.model.update({"name": name, "latent_dim": 6})
+    config = base.parse_arg(base.get_config(), name)
+    config.model.latent_dim = 6
     config.modality.network = "mlp"
     config.modality.network_options.widths = (12,)
-    config.objective.num_samples = 2
+    if "num_samples" in config.model.options:
+        config.model.options.num_samples = 2
     rng = np.random.default_rng(0)
     # Bright and dark halves, in every modality of an example alike, and noise.
     tone = rng.integers(0, 2, (NUM_EXAMPLES, 1, 1, 1)) * 120

@@ -1,0 +1,85 @@
+"""Configs of runs that were started before models had options of their own.
+
+Then config.model and config.objective had the settings of all models side by side, and
+a model ignored those that it did not read.
+"""
+
+from typing import Any
+
+from mmvae_jax import models
+
+# Option -> what it was called: for the models named, or else for all that read it.
+_FORMER = {
+    "alpha": {
+        "jmvae_kl": "jmvae_alpha",
+        "mvtcae": "mvtcae_alpha",
+        "mmvm": "mmvm_alpha",
+    },
+    "weights": {"crmvae": "crmvae"},
+    "decoder_gradients": {"telbo": "telbo"},
+    "decode_prior": {"mmjsd": "mmjsd_decode_prior"},
+}
+
+
+def upgraded(config: Any) -> Any:
+    """A config.json as it would be written today.
+
+    Args:
+      config: the content of any config.json, or of any other file.
+
+    Returns:
+      The same without config.objective, and with config.model.options, those settings
+      that the model reads; what is no config of that time is returned as it is.
+    """
+    section = config.get("model") if isinstance(config, dict) else None
+    name = section.get("name") if isinstance(section, dict) else None
+    is_known = isinstance(name, str) and name in models.MODELS
+    if not is_known or "options" in section:
+        return config
+    kept = {field: x for field, x in config.items() if field != "objective"}
+    return kept | {"model": _with_options(name, section, config.get("objective"))}
+
+
+def upgraded_scale(scale: Any) -> Any:
+    """The scale in a plan.json as it would be written today.
+
+    What it changes for one model alone has the settings of `upgraded`; so has what it
+    changes for those of Figure 12, under names that have not changed.
+    """
+    try:
+        changes, by_model = scale["official"]["changes"], scale["models"]
+        official = _upgraded_change("mmvae_official", changes)
+        others = {name: _upgraded_change(name, own) for name, own in by_model.items()}
+    except (AttributeError, KeyError, TypeError):
+        return scale
+    return scale | {
+        "official": scale["official"] | {"changes": official},
+        "models": others,
+    }
+
+
+def _upgraded_change(name: str, change: dict[str, Any]) -> dict[str, Any]:
+    """What a scale changes for a model, by the fields of today."""
+    section = change.get("model", {})
+    if name not in models.MODELS or "options" in section:
+        return change
+    kept = {field: x for field, x in change.items() if field != "objective"}
+    section = _with_options(name, section, change.get("objective"))
+    if not section["options"]:
+        del section["options"]
+    return kept | ({"model": section} if section else {})
+
+
+def _with_options(name: str, section: dict[str, Any], objective: Any) -> dict[str, Any]:
+    """config.model of today from config.model and config.objective of that time."""
+    objective = objective if isinstance(objective, dict) else {}
+    given = objective | section
+    former = {
+        option: _FORMER.get(option, {}).get(name, option)
+        for option in models.MODELS[name].options
+    }
+    options = {
+        option: given[field] for option, field in former.items() if field in given
+    }
+    common = {x: section[x] for x in ("name", "latent_dim") if x in section}
+    return common | {"options": options}

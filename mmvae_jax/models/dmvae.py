@@ -1,0 +1,145 @@
+"""DMVAE: a product of experts, a private latent vector for every modality."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax import distributions, objectives, posteriors
+from mmvae_jax.models.mixtures import PRIOR_EXPERT
+from mmvae_jax.models.parts import (
+    PRIVATE_OPTIONS,
+    encode,
+    log_likelihoods,
+    make_networks,
+    private_model,
+    standard_latents,
+)
+from mmvae_jax.types import (
+    Array,
+    Batch,
+    Gaussian,
+    MultimodalVAE,
+    ObjectiveTerms,
+    Params,
+    PRNGKey,
+)
+
+# By default the prior is an expert of products, but not of a single modality.
+OPTIONS = {"prior_expert": PRIOR_EXPERT} | PRIVATE_OPTIONS
+
+
+def dmvae_model(
+    config: Any, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
+) -> MultimodalVAE:
+    """DMVAE of Lee & Pavlovic (2021), the equation in `private_shared_elbos`.
+
+    Gaussian posteriors, and N(0, I) for z and all w_m. One encoder a modality, whose
+    outputs are divided among z and w_m, as released. Given a subset, z is of the
+    product of the observed experts, with the prior as one of them (for a single
+    modality: without it; prior_expert "always" and "never" are the other choices).
+
+    The released code of two modalities differs: it counts KL(q(z|x_A)||p(z)) once for
+    every modality decoded from it, so M times, where a bound on log p(X) has it once,
+    and its last version leaves out what is reconstructed from the product.
+    Likelihoods have no weights here.
+
+    Args:
+      config: as for `make_model`; model.latent_dim is that of z.
+      shapes: modality -> shape of one example.
+      options: those of OPTIONS.
+    """
+    shared_dim = config.model.latent_dim
+    private_dim = options["private_dim"] or shared_dim
+    nets = make_networks(config, shapes, shared_dim + private_dim)
+    latents = standard_latents((shared_dim + len(shapes) * private_dim,))
+    choice = options["prior_expert"]
+    is_with_prior = choice != "never"
+    is_single_with_prior = choice == "always"
+
+    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+        experts = encode(nets, params, batch)
+        observed = objectives.observed_of(batch, len(shapes))
+        shared, _ = distributions.split(experts, shared_dim)
+        terms = private_shared_elbos(
+            experts,
+            batch,
+            key,
+            joint=shared_posterior(None, shared, observed),
+            shared_dim=shared_dim,
+            is_single_with_prior=is_single_with_prior,
+            log_likelihoods=log_likelihoods(nets, params),
+        )
+        return objectives.loss(terms, beta), terms
+
+    def shared_posterior(key: PRNGKey, shared: Gaussian, subset: Array) -> Gaussian:
+        del key  # not a mixture
+        is_single = jnp.sum(jnp.asarray(subset), axis=0) == 1
+        prior_expert = jnp.where(is_single, is_single_with_prior, is_with_prior)
+        return posteriors.product_of_experts(shared, subset, prior_expert)
+
+    return private_model(
+        nets, latents, shared_dim, options["private_draw"], shared_posterior
+    )._replace(objective=objective)
+
+
+def private_shared_elbos(
+    experts: Gaussian,
+    batch: Batch,
+    key: PRNGKey,
+    *,
+    joint: Gaussian,
+    shared_dim: int,
+    is_single_with_prior: bool,
+    log_likelihoods: objectives.LogLikelihoods,
+) -> ObjectiveTerms:
+    """The objective of DMVAE, Lee & Pavlovic (2021): an ELBO for every source of z.
+
+    Every modality has a private latent vector w_m beside the shared z. The sum of
+
+        E [sum_m log p(x_m|z, w_m)] - KL(q(z|x_A)||p(z)) - sum_m KL(q_m(w|x_m)||p(w))
+
+    over the subsets A that z may be inferred from: all modalities (a product of
+    experts), and every modality alone. Each is a bound on log p(X), in which every
+    modality is decoded with its own w_m ~ q_m(w|x_m); one sample of it serves all,
+    as released. The bound of all modalities is `elbo` of the terms, the others are
+    auxiliary.
+
+    Args:
+      experts: fields [M, B, d + e], q_m(z|x_m) q_m(w|x_m), shared dimensions first.
+      batch: modality -> [B, ...].
+      key: random key.
+      joint: q(z|X), fields [B, d], given whatever is observed of each example.
+      shared_dim: d.
+      is_single_with_prior: whether q(z|x_m) is the expert's product with the prior.
+      log_likelihoods: modality -> function ([z, w] [N, d + e], x_m) -> [N].
+
+    Returns:
+      ObjectiveTerms, fields [B].
+    """
+    shared_key, private_key = jax.random.split(key)
+    shared, private = distributions.split(experts, shared_dim)
+    observed = objectives.observed_of(batch, len(log_likelihoods))
+    singles = objectives.single_posteriors(shared, is_single_with_prior)
+    components = jax.tree.map(
+        lambda row, rows: jnp.concatenate([row[None], rows]), joint, singles
+    )
+    z = distributions.sample(components, shared_key)
+    w = distributions.sample(private, private_key)
+    values = {}
+    for i, (m, f) in enumerate(log_likelihoods.items()):
+        own = jnp.broadcast_to(w[i], (len(z), *w[i].shape))
+        values[m] = objectives.fold_samples(f, distributions.join(z, own), batch[m])
+    values = objectives.observed_terms(values, observed)
+    kl = distributions.kl_to_standard_gaussian(components)
+    kl += objectives.observed_sum(
+        distributions.kl_to_standard_gaussian(private), observed
+    )
+    gains = [objectives.observed_sum(x[1:], observed) for x in values.values()]
+    return ObjectiveTerms(
+        log_likelihood={m: x[0] for m, x in values.items()},
+        kl=kl[0],
+        auxiliary_log_likelihood=sum(gains),
+        auxiliary_kl=objectives.observed_sum(kl[1:], observed),
+    )

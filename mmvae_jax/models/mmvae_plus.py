@@ -1,0 +1,206 @@
+"""MMVAE+: a mixture of experts of a shared and of private latent vectors.
+
+Importance-weighted, with auxiliary priors for what is reconstructed across modalities.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax import distributions, importance, objectives, posteriors
+from mmvae_jax.models import official
+from mmvae_jax.models.parts import (
+    PRIVATE_OPTIONS,
+    Latents,
+    encode,
+    log_likelihoods,
+    make_networks,
+    private_model,
+)
+from mmvae_jax.types import (
+    Array,
+    Batch,
+    Distribution,
+    Gaussian,
+    MultimodalVAE,
+    ObjectiveTerms,
+    Params,
+    PRNGKey,
+)
+
+# The prior is fixed: learned_prior is whether the scales of the auxiliary priors, which
+# sum to their dimension, are learned.
+OPTIONS = official.OPTIONS | PRIVATE_OPTIONS
+
+
+def mmvae_plus_model(
+    config: Any, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
+) -> MultimodalVAE:
+    """MMVAE+ of Palumbo et al. (2023), the equation in `private_importance_weighted`.
+
+    Two disjoint encoders a modality, for z and for w; p(z) and p(w) with scale 1;
+    auxiliary priors r_n of mean 0 for what is reconstructed across modalities, in
+    training only. Given a subset, z is of the mixture of the observed experts.
+    Networks, likelihoods and Adam are those of all other models.
+
+    Args:
+      config: as for `make_model`; model.latent_dim is that of z.
+      shapes: modality -> shape of one example.
+      options: those of OPTIONS; posterior is "laplace" (scales d times a softmax, of z
+        and of w apart, as for the official MMVAE) or "gaussian". Without learned_prior
+        r_n is p(w).
+    """
+    shared_dim = config.model.latent_dim
+    private_dim = options["private_dim"] or shared_dim
+    nets = make_networks(config, shapes, shared_dim, private_dim)
+    family, is_learned = options["posterior"], options["learned_prior"]
+    auxiliary_shape = (len(shapes), private_dim)
+
+    def experts(emitted: Gaussian) -> Distribution:
+        parts = distributions.split(emitted, shared_dim)
+        return distributions.join(
+            *(official.experts_of(part, family) for part in parts)
+        )
+
+    def init() -> dict[str, Array]:
+        return {"auxiliary_priors": jnp.zeros(auxiliary_shape)} if is_learned else {}
+
+    def prior(params: Params) -> Distribution:
+        del params  # it is fixed
+        return official.centred(jnp.zeros(shape), family)
+
+    shape = (shared_dim + len(shapes) * private_dim,)
+    latents = Latents(shape, experts, init, prior)
+
+    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+        logits = (
+            params["auxiliary_priors"] if is_learned else jnp.zeros(auxiliary_shape)
+        )
+        # p(w) is the same for all modalities.
+        own, _ = distributions.split(prior(params), shared_dim + private_dim)
+        return private_importance_weighted(
+            experts(encode(nets, params, batch)),
+            batch,
+            key,
+            beta,
+            shared_dim=shared_dim,
+            prior=own,
+            auxiliary_priors=official.centred(logits, family),
+            log_likelihoods=log_likelihoods(nets, params),
+            num_samples=options["num_samples"],
+            form=options["form"],
+            estimator=options["estimator"],
+        )
+
+    def shared_components(
+        shared: Distribution, observed: Array
+    ) -> tuple[Distribution, Array]:
+        return shared, posteriors.uniform_weights(posteriors.append_axes(observed, 2))
+
+    return private_model(
+        nets,
+        latents,
+        shared_dim,
+        options["private_draw"],
+        posteriors.expert_component,
+        shared_components,
+    )._replace(objective=objective)
+
+
+def private_importance_weighted(
+    experts: Distribution,
+    batch: Batch,
+    key: PRNGKey,
+    beta: Array,
+    *,
+    shared_dim: int,
+    prior: Distribution,
+    auxiliary_priors: Distribution,
+    log_likelihoods: objectives.LogLikelihoods,
+    num_samples: int,
+    form: str = "loose",
+    estimator: str = "dreg",
+) -> tuple[Array, ObjectiveTerms]:
+    """The objective of MMVAE+, Palumbo et al. (2023), as released.
+
+    Every expert is q_m(z|x_m) q_m(w|x_m), of a shared and a private latent vector.
+    With K samples z_mk, w_mk of it and w~_n ~ r_n(w) of auxiliary priors,
+
+        log w_mk = log p(x_m|z, w_m) + sum_{n != m} log p(x_n|z, w~_n)
+            + beta (log p(z) + log p(w_m) - log (1/M) sum_j q_j(z|x_j)
+                    - log q_m(w_m|x_m)),
+
+    and it is (1/M) sum_m log (1/K) sum_k w_mk, the mean over modalities outside of
+    the logarithm ("loose"). For K = 1 it is their ELBO. What modality m says of the
+    others goes through z alone: their own w is never decoded with its z.
+
+    Both estimators are those of `importance.importance_weighted`: in "dreg", the
+    densities of z and w_m have constant parameters, and the gradients that reach z_mk
+    and w_mk are weighted once more. (The first release meant to do so and does
+    neither: its log q keeps the encoders' parameters.) r_n is in no density of the
+    objective; it learns through its samples, by the plain derivative.
+
+    Because r_n is in no density, the objective is a bound on log p(X) only where
+    r_n = p. The terms returned are of a bound everywhere: w~_n is counted as a
+    sample of a proposal r_n, log r_n(w~_n) - log p(w~_n) is part of `kl`, and
+    `auxiliary_kl` takes it away again. Hence the loss for K = 1 is `loss` of the
+    terms.
+
+    Args:
+      experts: fields [M, B, d + e], shared dimensions first.
+      batch: modality -> [B, ...].
+      key: random key.
+      beta: float [].
+      shared_dim: d.
+      prior: p(z) p(w), fields [d + e].
+      auxiliary_priors: r_n(w), fields [M, e].
+      log_likelihoods: modality -> function ([z, w] [N, d + e], x_n) -> [N].
+      num_samples: K.
+      form: one of `importance.FORMS`; "tight", log 1/(MK) sum_mk w_mk, is nobody's
+        published.
+      estimator: one of `importance.ESTIMATORS`.
+
+    Returns:
+      The loss [], and ObjectiveTerms, fields [B], of the single-sample bound (beta
+      and K are 1 in it), averaged over the M K samples.
+    """
+    num_modalities = len(log_likelihoods)
+    observed = objectives.observed_of(batch, num_modalities)
+    uniform = posteriors.uniform_weights(observed)
+    own_key, auxiliary_key = jax.random.split(key)
+    samples = distributions.sample(experts, own_key, (num_samples,))
+    # One w~ for every sample, example, and pair of modalities: [K, M, B, M, e].
+    auxiliary = distributions.sample(
+        auxiliary_priors, auxiliary_key, samples.shape[:-1]
+    )
+    private_prior = distributions.split(prior, shared_dim)[1]
+    is_other = ~jnp.eye(num_modalities, dtype=bool)[:, None]
+    excess = distributions.log_prob(auxiliary_priors, auxiliary)
+    excess -= distributions.log_prob(private_prior, auxiliary)
+    excess = jnp.sum(jnp.where(is_other & observed.T, excess, 0.0), axis=-1)
+
+    def log_weights(z: Array, experts: Distribution) -> tuple[Array, Any]:
+        """log w, log-likelihoods, log q - log p, log r - log p: all [K, M, B]."""
+        shared, private = distributions.split(z, shared_dim)
+        log_likelihood = {}
+        for n, (m, f) in enumerate(log_likelihoods.items()):
+            w = jnp.where(is_other[..., n, None], auxiliary[..., n, :], private)
+            log_likelihood[m] = objectives.fold_samples(
+                f, distributions.join(shared, w), batch[m]
+            )
+        log_likelihood = objectives.observed_terms(log_likelihood, observed)
+        shared_experts, private_experts = distributions.split(experts, shared_dim)
+        kl = posteriors.mixture_log_prob(shared_experts, uniform, shared)
+        kl += distributions.log_prob(private_experts, private)
+        kl -= distributions.log_prob(prior, z)
+        value = sum(log_likelihood.values()) - beta * kl
+        return value, (log_likelihood, kl, excess)
+
+    value, (log_likelihood, kl, excess) = importance.weighted_loss(
+        log_weights, samples, experts, uniform, form, estimator
+    )
+    return value, ObjectiveTerms(
+        log_likelihood, kl + excess, jnp.zeros_like(kl), -excess
+    )
