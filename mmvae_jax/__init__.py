@@ -11,12 +11,13 @@ distributions  log-densities, KL divergences and sampling
 subsets        a model of the family as data: subset masks and weights
 theory         entropies and the generative discrepancy of a known joint pmf
 posteriors     products and mixtures of Gaussian experts
-objectives     one function per objective, terms in nats
-importance     those with beta inside of a logarithm
+objectives     terms in nats and the loss; Eq. 2, Eq. 84, the unimodal ELBOs
+importance     the objective with beta inside of a logarithm
 layers         how a convolution is executed
 text_networks  Linen layers for captions
 networks       Linen encoders, decoders and classifiers
-models/        a model: a NamedTuple of pure functions; one file per kind
+models/        a model: a NamedTuple of pure functions; a file has its own equation,
+               options and builder, and one table says everything of all of them
 data           prepared data sets, what is missing of them, batches
 arrays         your own data, from a .npz file
 sweeps         the member axis of a sweep

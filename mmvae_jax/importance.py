@@ -1,4 +1,4 @@
-"""Importance-weighted objectives: MMVAE and MMVAE+ as they were released.
+"""Importance-weighted objective of the MMVAE as it was released.
 
 beta is inside of the logarithm here, so that each returns its loss with its terms.
 """

@@ -1,9 +1,11 @@
-"""One function per objective: experts in, named terms per example out, in nats.
+"""Objectives: experts in, named terms per example out, in nats.
+
+Those that several models share; that of one model alone is in its file in `models`.
 
 Each function takes `log_likelihoods`, modality -> function (z [N, D], x [N, ...])
 -> [N], the decoder followed by its likelihood. beta appears only in `loss`, which
-weights the terms, and in the importance-weighted objectives (`importance`), where
-it is inside of the logarithm.
+weights the terms, and in the importance-weighted objectives (`importance` and
+`models.mmvae_plus`), where it is inside of the logarithm.
 
 Of an example that misses modalities (`batch[OBSERVED]`), every objective is the one
 of the modalities that are there: their terms alone, products of their experts,
@@ -78,7 +80,7 @@ def elbo(terms: ObjectiveTerms) -> Array:
 
 
 def observed_of(batch: Batch, num_modalities: int) -> Array:
-    """What is observed of a batch: bool [M, B], or [M, 1] where nothing is missing."""
+    """Observed modalities of a batch: bool [M, B], or [M, 1] if nothing is missing."""
     if OBSERVED in batch:
         return batch[OBSERVED].T
     return np.ones((num_modalities, 1), bool)

@@ -150,7 +150,7 @@ def zeroing_inference(nets: Networks) -> Inference:
 
 
 class Coordination(NamedTuple):
-    """What tells the members of the family from each other.
+    """Member of the family: its weights, its joint posterior, its options.
 
     Attributes:
       weights: (options, M) -> the weights a, b, c, d of the terms.

@@ -94,19 +94,24 @@ def mmvae_plus_model(
             estimator=options["estimator"],
         )
 
-    def shared_components(
-        shared: Distribution, observed: Array
-    ) -> tuple[Distribution, Array]:
-        return shared, posteriors.uniform_weights(posteriors.append_axes(observed, 2))
+    model = private_model(
+        nets, latents, shared_dim, options["private_draw"], posteriors.expert_component
+    )
 
-    return private_model(
-        nets,
-        latents,
-        shared_dim,
-        options["private_draw"],
-        posteriors.expert_component,
-        shared_components,
-    )._replace(objective=objective)
+    def mixture_posterior(
+        params: Params, experts: Distribution, observed: Array
+    ) -> tuple[Distribution, Array]:
+        # Which component is drawn matters to the shared part alone.
+        drawn = model.posterior(params, experts, observed, jax.random.key(0))
+        shared, _ = distributions.split(experts, shared_dim)
+        _, private = distributions.split(drawn, shared_dim)
+        own = jax.tree.map(
+            lambda field: jnp.broadcast_to(field, (len(shapes), *field.shape)), private
+        )
+        weights = posteriors.uniform_weights(posteriors.append_axes(observed, 2))
+        return distributions.join(shared, own), weights
+
+    return model._replace(objective=objective, mixture_posterior=mixture_posterior)
 
 
 def private_importance_weighted(

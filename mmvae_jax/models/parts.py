@@ -1,4 +1,4 @@
-"""What models are put together from: networks, latents, and shared functions."""
+"""Parts of models: networks, latents, and functions that several models share."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -97,7 +97,7 @@ def make_networks(
 
 
 def _options(config: Any, modality: str) -> dict[str, Any]:
-    """What holds for one modality: config.modality, refined by config.modalities."""
+    """Settings of one modality: config.modality, refined by config.modalities."""
     own = config.modalities.get(modality, {})
     options = dict(config.modality.items()) | dict(own.items())
     if "network" in own and "network_options" not in own:
@@ -152,7 +152,7 @@ def standard_latents(shape: tuple[int, ...]) -> Latents:
 
 
 def encode(nets: Networks, params: Params, batch: Batch) -> Gaussian:
-    """What the encoders of all modalities emit, fields [M, B, D].
+    """Emitted means and log-variances of all modalities, fields [M, B, D].
 
     Where a modality is missing, zeros: no gradient, and nothing that overflows.
     """
@@ -197,7 +197,7 @@ def log_likelihood(
 def log_likelihoods(
     nets: Networks, params: Params
 ) -> dict[str, Callable[[Array, Array], Array]]:
-    """What objectives decode with: modality -> function (z [N, D], x [N, ...]) -> [N].
+    """Decoders of an objective: modality -> function (z [N, D], x [N, ...]) -> [N].
 
     It is log p(x|z) times the modality's weight in the loss, wherever an objective has
     it: in all terms of a sum, or inside of a logarithm. `models.make_model` divides
@@ -260,7 +260,7 @@ def assemble(
         }
 
     def prior(params: Params) -> Distribution:
-        """Of the whole latent vector, fields [D]."""
+        """Prior of the whole latent vector, fields [D]."""
         return jax.tree.map(lambda field: field.reshape(-1), latents.prior(params))
 
     def log_likelihood_of(params: Params, z: Array, batch: Batch) -> dict[str, Array]:
@@ -299,24 +299,20 @@ def private_model(
     shared_dim: int,
     private_draw: str,
     shared_posterior: Callable[[PRNGKey, Distribution, Array], Distribution],
-    shared_components: Callable[..., tuple[Distribution, Array]] | None = None,
 ) -> MultimodalVAE:
     """Model with a latent vector for each modality beside the shared one, no objective.
 
     Its latent vector is z = [shared, w_1, ..., w_M] end to end, and modality m is
-    decoded from [shared, w_m]. So whatever is computed for a model with one latent
-    vector is computed for these. What is generated of a modality that is not observed
-    has w_m from its prior p(w). The linear probe sees the w_m too: it is not a probe of
-    the shared vector alone.
+    decoded from [shared, w_m]. A modality that is not observed is generated with w_m
+    from its prior p(w). The linear probe sees the w_m too: it is not a probe of the
+    shared vector alone.
 
     Args:
-      nets: of all modalities, their experts being [shared, w_m].
+      nets: networks of all modalities, whose experts are [shared, w_m].
       latents: experts, and the prior of the whole latent vector.
-      shared_dim: d.
-      private_draw: PRIVATE_OPTIONS.
+      shared_dim: d, dimensions of the shared vector.
+      private_draw: one of the option's choices (PRIVATE_OPTIONS).
       shared_posterior: (key, shared experts [M, B, d], subset) -> [B, d].
-      shared_components: (shared experts, subset) -> [S, B, d], the components of
-        the shared posterior, and their weights [S, 1 or B]; None: it is no mixture.
     """
     split = partial(distributions.split, size=shared_dim)
     num_modalities = len(nets.shapes)
@@ -344,18 +340,6 @@ def private_model(
             private_posterior(params, private, subset),
         )
 
-    def mixture_posterior(
-        params: Params, experts: Distribution, observed: Array
-    ) -> tuple[Distribution, Array]:
-        shared, private = split(experts)
-        components, weights = shared_components(shared, observed)
-        own = private_posterior(params, private, observed)
-        num = len(components.mean)
-        own = jax.tree.map(
-            lambda field: jnp.broadcast_to(field, (num, *field.shape)), own
-        )
-        return distributions.join(components, own), weights
-
     model = assemble(nets, latents, parts_of)
 
     def sample_prior(params: Params, key: PRNGKey, num: int) -> Array:
@@ -366,8 +350,4 @@ def private_model(
         repeated = jnp.tile(private[:, :private_dim], (1, num_modalities))
         return distributions.join(shared, repeated)
 
-    return model._replace(
-        posterior=posterior,
-        mixture_posterior=mixture_posterior if shared_components else None,
-        sample_prior=sample_prior,
-    )
+    return model._replace(posterior=posterior, sample_prior=sample_prior)
