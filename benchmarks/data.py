@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 from tabulate import tabulate
 
 from benchmarks import reports
-from experiments import datasets
-from mmvae_jax import data
+from experiments.running import datasets
+from mmvae_jax.data import batches, prepared
 
 COUNTS = {"train": 60_000, "t10k": 10_000}
 
@@ -66,13 +66,13 @@ def measure(data_dir, digits_dir, translate_scale):
         }
     )
     prepare_time, directory = seconds(datasets.prepare, config)
-    load_time, dataset = seconds(data.load, directory)
+    load_time, dataset = seconds(prepared.load, directory)
     put_time, _ = seconds(
         lambda: jax.block_until_ready(jax.device_put(dataset.train.leaves()))
     )
     num_steps = 10 * (dataset.train.num_examples // 256)
     batch_time, _ = seconds(
-        data.batch_indices, 0, 0, num_steps, dataset.train.num_examples, 256
+        batches.batch_indices, 0, 0, num_steps, dataset.train.num_examples, 256
     )
     memory = sum(images.nbytes for images in dataset.train.modalities.values())
     return {

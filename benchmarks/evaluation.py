@@ -19,11 +19,12 @@ import numpy as np
 from tabulate import tabulate
 
 from benchmarks import peer, reports, step
-from experiments import command
-from mmvae_jax import evaluate, networks
-from mmvae_jax.data import Split
-from mmvae_jax.metrics import coherence
-from mmvae_jax.metrics.metric import EvaluationData, Reader
+from experiments.running import command
+from mmvae_jax import networks
+from mmvae_jax.data.dataset import Split
+from mmvae_jax.evaluation import evaluate
+from mmvae_jax.evaluation.metric import EvaluationData, Reader
+from mmvae_jax.evaluation.metrics import coherence
 
 BATCH = 500
 

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from benchmarks import reports, sweep
-from experiments import command
-from mmvae_jax import sweeps
+from experiments.running import command
+from mmvae_jax.training import sweep as sweep_module
 
 MODALITIES = (1, 2, 3, 4, 5)
 MEMBERS = (1, 2, 4, 8)
@@ -32,7 +32,7 @@ def configure(setting, model, modalities, members, batch):
     config.train.batch_size = batch
     config.sweep.beta = tuple(0.5 * (k + 1) for k in range(members))
     config.sweep.seed = (0,)
-    return config, sweeps.grid(config.sweep)
+    return config, sweep_module.grid(config.sweep)
 
 
 def points(batch):

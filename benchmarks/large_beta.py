@@ -21,17 +21,15 @@ from tabulate import tabulate
 
 from benchmarks import reports
 from configs import polydigits
-from experiments import datasets
-from mmvae_jax import (
-    data,
-    distributions,
-    models,
-    networks,
-    posteriors,
-    sweeps,
-    train,
-    tuning,
-)
+from experiments.running import datasets
+from mmvae_jax import models
+from mmvae_jax.data import prepared
+from mmvae_jax.data.dataset import scaled
+from mmvae_jax.mathematics import distributions, posteriors, subset_kl
+from mmvae_jax.networks import vectors
+from mmvae_jax.training import loop, mapping, sweep
+from mmvae_jax.training.execution import compile_steps, init_states
+from mmvae_jax.training.step import vae_task
 from mmvae_jax.types import Gaussian
 
 FREE = 1e6  # a bound that does nothing
@@ -48,7 +46,7 @@ def published_product(experts, mask, prior_expert):
 
 
 def published_kl(experts, mixture, weights):
-    """`posteriors.mixture_kl` by the published product."""
+    """`subset_kl.mixture_kl` by the published product."""
     components = jax.vmap(published_product, in_axes=(None, 0, 0))(
         experts, jnp.asarray(mixture.masks), jnp.asarray(mixture.prior_expert)
     )
@@ -60,8 +58,8 @@ def published_form():
     """Models made within compute as the released code does, without a bound."""
     with (
         mock.patch.object(posteriors, "product_of_experts", published_product),
-        mock.patch.object(posteriors, "mixture_kl", published_kl),
-        mock.patch.object(networks, "LOG_VARIANCE_BOUND", FREE),
+        mock.patch.object(subset_kl, "mixture_kl", published_kl),
+        mock.patch.object(vectors, "LOG_VARIANCE_BOUND", FREE),
     ):
         yield
 
@@ -70,10 +68,10 @@ def train_members(config, dataset):
     """Rows: beta, seed, divergence, largest raw log-variance on test examples."""
     images = dataset.train.modalities
     model = models.make_model(config, {m: x.shape[1:] for m, x in images.items()})
-    task = train.vae_task(model)
-    members = sweeps.grid(config.sweep)
-    hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
-    execution = tuning.choose_execution(
+    task = vae_task(model)
+    members = sweep.grid(config.sweep)
+    hyper, keys = sweep.stack_hyper(members), sweep.stack_keys(members)
+    execution = mapping.choose_execution(
         "auto", 0, task.convolutions, jax.default_backend()
     )
     batch = {m: x[: config.train.batch_size] for m, x in images.items()}
@@ -83,9 +81,9 @@ def train_members(config, dataset):
         for k in np.flatnonzero(~finite):
             diverged.setdefault(int(k), step)
 
-    state = train.fit(
-        train.compile_steps(task, execution),
-        train.init_states(task, hyper, keys, batch),
+    state = loop.fit(
+        compile_steps(task, execution),
+        init_states(task, hyper, keys, batch),
         hyper,
         keys,
         jax.device_put(images),
@@ -93,14 +91,14 @@ def train_members(config, dataset):
         batch_size=config.train.batch_size,
         data_seed=0,
         execution=execution,
-        events=train.Events(log_every_steps=50, log=log),
+        events=loop.Events(log_every_steps=50, log=log),
     )
-    test = {m: data.scaled(x) for m, x in dataset.test.modalities.items()}
+    test = {m: scaled(x) for m, x in dataset.test.modalities.items()}
     rows = []
     for k, member in enumerate(members):
-        bounded = model.encode(sweeps.member(state.params, k), test).log_variance
-        share = np.asarray(bounded, np.float64) / networks.LOG_VARIANCE_BOUND
-        raw = networks.LOG_VARIANCE_BOUND * np.arctanh(np.clip(share, -1, 1 - 1e-7))
+        bounded = model.encode(sweep.member(state.params, k), test).log_variance
+        share = np.asarray(bounded, np.float64) / vectors.LOG_VARIANCE_BOUND
+        raw = vectors.LOG_VARIANCE_BOUND * np.arctanh(np.clip(share, -1, 1 - 1e-7))
         rows.append(
             {
                 "beta": member.beta,
@@ -120,7 +118,7 @@ def main():
     config = polydigits.get_config("mvae")
     config.sweep.beta = (9.0, 32.0)
     config.train.num_steps = options.steps
-    dataset = data.load(datasets.prepare(config.data))
+    dataset = prepared.load(datasets.prepare(config.data))
     with published_form():
         published = train_members(config, dataset)
     rows = [{"form": "published", **row} for row in published]

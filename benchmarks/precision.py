@@ -22,9 +22,18 @@ from tabulate import tabulate
 
 from benchmarks import reports
 from configs import polydigits
-from experiments import command, datasets
-from mmvae_jax import data, models, sweeps, train, tuning
+from experiments.running import command, datasets
+from mmvae_jax import models
+from mmvae_jax.data import prepared
 from mmvae_jax.errors import UsageError
+from mmvae_jax.training import loop, mapping, sweep
+from mmvae_jax.training.execution import (
+    PRECISIONS,
+    compile_steps,
+    init_states,
+    matmul_precision,
+)
+from mmvae_jax.training.step import vae_task
 
 # Bits of exponent and mantissa that a factor is rounded to.
 BITS = {"tensorfloat32": (8, 10), "bfloat16": (8, 7)}
@@ -59,7 +68,7 @@ def rounding_products(bits):
 def is_available(precision):
     """Whether the backend has matrix products of this precision."""
     try:
-        train.matmul_precision(precision, jax.default_backend())
+        matmul_precision(precision, jax.default_backend())
     except UsageError:
         return False
     return True
@@ -68,15 +77,15 @@ def is_available(precision):
 def train_in(precision, config, dataset, members):
     """(seconds a step, loss of each member over the last tenth of the steps)."""
     images = dataset.train.modalities
-    task = train.vae_task(models.make_model(config, dataset.shapes()))
-    hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
+    task = vae_task(models.make_model(config, dataset.shapes()))
+    hyper, keys = sweep.stack_hyper(members), sweep.stack_keys(members)
     batch = {m: x[: config.train.batch_size] for m, x in images.items()}
-    execution = tuning.choose_execution(
+    execution = mapping.choose_execution(
         "auto", 0, task.convolutions, jax.default_backend()
     )._replace(precision=precision)
     num_steps, logged = config.train.num_steps, []
-    program = train.compile_steps(task, execution)
-    state = train.init_states(task, hyper, keys, batch)
+    program = compile_steps(task, execution)
+    state = init_states(task, hyper, keys, batch)
     examples = jax.device_put(images)
     marks = []
 
@@ -84,7 +93,7 @@ def train_in(precision, config, dataset, members):
         logged.append(metrics["train/loss"])
         marks.append(time.perf_counter())
 
-    train.fit(
+    loop.fit(
         program,
         state,
         hyper,
@@ -94,7 +103,7 @@ def train_in(precision, config, dataset, members):
         batch_size=config.train.batch_size,
         data_seed=0,
         execution=execution,
-        events=train.Events(num_steps // 10, log),
+        events=loop.Events(num_steps // 10, log),
     )
     # The first tenth compiles.
     return (marks[-1] - marks[0]) / (num_steps - num_steps // 10), logged[-1]
@@ -112,10 +121,10 @@ def main():
     config.sweep.beta = (1.0,)
     config.sweep.seed = tuple(range(options.seeds))
     config.train.num_steps = options.steps
-    dataset = data.load(datasets.prepare(config.data))
-    members = sweeps.grid(config.sweep)
+    dataset = prepared.load(datasets.prepare(config.data))
+    members = sweep.grid(config.sweep)
     found = {}
-    for name in sorted(train.PRECISIONS, key=lambda name: name != "float32"):
+    for name in sorted(PRECISIONS, key=lambda name: name != "float32"):
         if is_available(name):
             found[name] = train_in(name, config, dataset, members)
             continue

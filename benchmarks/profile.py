@@ -22,8 +22,8 @@ import numpy as np
 from tabulate import tabulate
 
 from benchmarks import peer, reports, step
-from experiments import command
-from mmvae_jax import layers
+from experiments.running import command
+from mmvae_jax.networks import layers
 
 
 def trace(function):

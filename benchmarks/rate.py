@@ -17,14 +17,15 @@ from pathlib import Path
 import jax
 from tabulate import tabulate
 
-from benchmarks import reports, sweep
-from experiments import command
-from mmvae_jax import sweeps, train
+from benchmarks import reports
+from benchmarks.sweep import build
+from experiments.running import command
+from mmvae_jax.training import execution, sweep
 
 
 def matrix_rate(precision, size):
     """Operations a second of a product of two matrices [size, size]."""
-    name = train.matmul_precision(precision, jax.default_backend())
+    name = execution.matmul_precision(precision, jax.default_backend())
     a = jax.random.normal(jax.random.key(0), (size, size))
 
     @jax.jit
@@ -44,7 +45,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="translated_polymnist")
     parser.add_argument("--model", default="mopoe")
-    parser.add_argument("--precision", choices=train.PRECISIONS, default="default")
+    parser.add_argument("--precision", choices=execution.PRECISIONS, default="default")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--size", type=int, help="of the matrices")
@@ -54,8 +55,8 @@ def main():
     config = importlib.import_module(f"configs.{options.config}").get_config(
         options.model
     )
-    members = [sweeps.Member(1.0, 5e-4, 0)]
-    advance = sweep.build(config, members, "auto", options.precision)
+    members = [sweep.Member(1.0, 5e-4, 0)]
+    advance = build(config, members, "auto", options.precision)
     operations = advance.operations()
     size = options.size or (2_048 if jax.default_backend() == "cpu" else 8_192)
     advance(options.steps)  # compiles

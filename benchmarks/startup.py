@@ -43,14 +43,14 @@ config = module.get_config(argument)
 config.data.update(json.loads(sys.argv[2]))
 command.keep_programs()
 command.keep_memory()
-sweep = run.build(config, sweeps.grid(config.sweep), [])
+sweep = build.build(config, sweep.grid(config.sweep), [])
 mark("data and model")
-prepared = run.prepare_program(sweep, Path(sys.argv[3]))
+prepared = session.prepare_program(sweep, Path(sys.argv[3]))
 jax.block_until_ready(prepared.state)
 mark("initial parameters")
 data = jax.block_until_ready(jax.device_put(prepared.data))
 mark("data to the device")
-state = train.fit(
+state = loop.fit(
     prepared.program, prepared.state, sweep.hyper, sweep.keys, data,
     num_steps=1, batch_size=config.train.batch_size, data_seed=0,
     execution=prepared.execution,

@@ -21,8 +21,9 @@ from tabulate import tabulate
 
 from benchmarks import peer, reports
 from configs import polymnist
-from experiments import command
-from mmvae_jax import models, sweeps, train, tuning
+from experiments.running import command
+from mmvae_jax import models
+from mmvae_jax.training import execution, loop, mapping, step, sweep
 
 NUM_EXAMPLES = 2_000
 BATCH = 256
@@ -51,17 +52,17 @@ class Ours:
         self.shapes = {m: x.shape[1:] for m, x in images.items()}
         self.config = config
         self.model = models.make_model(config, self.shapes)
-        task = train.vae_task(self.model)
-        members = [sweeps.Member(beta, 5e-4, 0)]
-        self.hyper, self.keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
+        task = step.vae_task(self.model)
+        members = [sweep.Member(beta, 5e-4, 0)]
+        self.hyper, self.keys = sweep.stack_hyper(members), sweep.stack_keys(members)
         batch = {m: x[:BATCH] for m, x in images.items()}
-        self.execution = tuning.choose_execution(
+        self.execution = mapping.choose_execution(
             "auto", 0, task.convolutions, jax.default_backend()
         )
-        self.program = train.compile_steps(task, self.execution)
+        self.program = execution.compile_steps(task, self.execution)
         self.data = jax.device_put(images)
-        self.state = train.init_states(task, self.hyper, self.keys, batch)
-        self.params = jax.device_get(sweeps.member(self.state.params, 0))
+        self.state = execution.init_states(task, self.hyper, self.keys, batch)
+        self.params = jax.device_get(sweep.member(self.state.params, 0))
         self.num_parameters = sum(x.size for x in jax.tree.leaves(self.params))
 
     def loss(self, params, rows):
@@ -81,7 +82,7 @@ class Ours:
     def steps(self, num):
         """`num` steps of the loop that users run."""
         start = int(self.state.step[0])
-        self.state = train.fit(
+        self.state = loop.fit(
             self.program,
             self.state,
             self.hyper,

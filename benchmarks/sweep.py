@@ -20,8 +20,11 @@ from tabulate import tabulate
 
 from benchmarks import reports
 from configs import polydigits, polymnist
-from experiments import command
-from mmvae_jax import models, sweeps, train, tuning
+from experiments.running import command
+from mmvae_jax import models
+from mmvae_jax.training import loop, step, sweep
+from mmvae_jax.training.execution import compile_steps, init_states
+from mmvae_jax.training.mapping import choose_execution, peak_bytes
 
 SETTINGS = {"polydigits": polydigits, "polymnist": polymnist}
 NUM_EXAMPLES = 2_000
@@ -38,22 +41,22 @@ def build(config, members, mapping, precision="default"):
             for m, shape in shapes.items()
         }
     )
-    task = train.vae_task(models.make_model(config, shapes))
-    hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
+    task = step.vae_task(models.make_model(config, shapes))
+    hyper, keys = sweep.stack_hyper(members), sweep.stack_keys(members)
     batch = {m: x[: config.train.batch_size] for m, x in data.items()}
-    execution = tuning.choose_execution(
+    execution = choose_execution(
         mapping,
         config.train.steps_per_call,
         task.convolutions,
         jax.default_backend(),
     )._replace(precision=precision)
-    program = train.compile_steps(task, execution)
-    state = train.init_states(task, hyper, keys, batch)
+    program = compile_steps(task, execution)
+    state = init_states(task, hyper, keys, batch)
 
     def advance(num):
         nonlocal state
         start = time.perf_counter()
-        state = train.fit(
+        state = loop.fit(
             program,
             state,
             hyper,
@@ -72,12 +75,12 @@ def build(config, members, mapping, precision="default"):
         size = config.train.batch_size
         rows = np.zeros((execution.steps_per_call, size), np.int32)
         lowered = program.lower(state, hyper, keys, data, rows, 1)
-        whole = tuning.peak_bytes(lowered.compile())
+        whole = peak_bytes(lowered.compile())
         return (whole - sum(x.nbytes for x in data.values())) / 1e6
 
     def operations():
         """Of one step: of a loop of steps XLA would count one turn."""
-        once = train.compile_steps(task, execution._replace(steps_per_call=1))
+        once = compile_steps(task, execution._replace(steps_per_call=1))
         rows = np.zeros((1, config.train.batch_size), np.int32)
         # Before it is compiled: a GPU's program hides its products in libraries.
         return once.lower(state, hyper, keys, data, rows, 1).cost_analysis()["flops"]
@@ -95,7 +98,7 @@ def main():
     parser.add_argument("--members", type=int, default=6)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--mappings", nargs="+", default=["auto", *sweeps.MAPPINGS])
+    parser.add_argument("--mappings", nargs="+", default=["auto", *sweep.MAPPINGS])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     command.keep_memory()
@@ -108,7 +111,7 @@ def measure(options):
     config = SETTINGS[options.setting].get_config(options.arg)
     config.sweep.beta = tuple(0.5 * (k + 1) for k in range(options.members))
     config.sweep.seed = (0,)
-    members = sweeps.grid(config.sweep)
+    members = sweep.grid(config.sweep)
     single = build(config, members[:1], "auto")
     ways = {name: build(config, members, name) for name in options.mappings}
     first = {name: way(1) for name, way in {"single": single, **ways}.items()}

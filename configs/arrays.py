@@ -1,4 +1,4 @@
-"""Your own data: a .npz file with one array a modality (`mmvae_jax.arrays`).
+"""Your own data: a .npz file with one array a modality (`mmvae_jax.data.arrays`).
 
     python -m experiments.run --config=configs/arrays.py:mopoe --config.data.path=F.npz
 

@@ -16,24 +16,22 @@ from pathlib import Path
 import tabulate
 from absl import flags
 
-from experiments import (
-    claims,
-    command,
-    figures,
-    gallery,
-    paper,
-    plans,
-    report,
-    terminal,
-)
-from mmvae_jax.writers import write_json
+from experiments import figures
+from experiments.drawing import gallery
+from experiments.drawing.page import points_in, quality, write
+from experiments.judging import paper
+from experiments.judging import verdicts as verdicts_module
+from experiments.judging.verdicts import Verdict, evaluate, found_claims
+from experiments.plans import plan
+from experiments.running import command, terminal
+from mmvae_jax.training.log import write_json
 
 SCALE = "small"
 FIGURES = ("tradeoff", "9", "10")
 
 
 def found_results(
-    evidence: plans.Evidence, verdicts: Sequence[claims.Verdict], minutes: float
+    evidence: plan.Evidence, verdicts: Sequence[Verdict], minutes: float
 ) -> dict:
     """Content of results.json: the numbers, and how they were measured."""
     spreads = evidence.spreads.dropna(subset="mean")
@@ -44,7 +42,7 @@ def found_results(
             betas = means.setdefault(spec.model, {}).setdefault(str(row["beta"]), {})
             betas[row["tag"]] = [row["mean"], row["std"]]
     summary = next(iter(evidence.runs.values())).summary
-    return claims.found_claims(evidence, verdicts) | {
+    return found_claims(evidence, verdicts) | {
         "command": "make demo",
         "minutes": round(minutes, 1),
         # Linux counts in kibibytes.
@@ -58,7 +56,7 @@ def found_results(
 
 def print_results(directory: Path) -> None:
     """Prints quality and coherence of each model and beta."""
-    table = report.quality(report.points_in(directory))
+    table = quality(points_in(directory))
     rows = [[row.label, *row.cells] for row in table.rows]
     header = ["model", *table.header]
     terminal.say("\nmean ± standard deviation over seeds")
@@ -76,24 +74,24 @@ def make(directory: Path, name: str) -> int:
       0 if all claims hold, 1 if one does not, 128 + n after signal n.
     """
     start = time.perf_counter()
-    name, scale = plans.load_scale(name)
-    specs = plans.sweep(scale.columns, plans.MODELS)
+    name, scale = plan.load_scale(name)
+    specs = plan.sweep(scale.columns, plan.MODELS)
     configs = figures.checked_configs(scale, specs, {})
-    plans.record(directory, name, scale)
+    plan.record(directory, name, scale)
     code = figures.train_missing(directory, configs)
     if code:
         return code
-    evidence = plans.read(directory)
+    evidence = plan.read(directory)
     gallery.draw(evidence, FIGURES)
-    verdicts = claims.evaluate(evidence, paper.TRADEOFF)
+    verdicts = evaluate(evidence, paper.TRADEOFF)
     minutes = (time.perf_counter() - start) / 60
     if not (directory / "results.json").exists():  # a later call trains nothing
         found = found_results(evidence, verdicts, minutes)
         write_json(directory / "results.json", found)
     page = directory / "report.html"
-    report.write(directory, page)
+    write(directory, page)
     print_results(directory)
-    terminal.say(f"\n{claims.table(verdicts)}")
+    terminal.say(f"\n{verdicts_module.table(verdicts)}")
     terminal.say(
         f"\n{minutes:.1f} minutes. Everything on one page: {page}\n"
         f"The figures are in {directory / 'figures'}; every run's own files are in "

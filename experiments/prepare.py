@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import command, datasets
+from experiments.running import command, datasets
 
 
 def main() -> None:

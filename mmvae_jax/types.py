@@ -94,7 +94,7 @@ class Hyper(NamedTuple):
 class ObjectiveTerms(NamedTuple):
     """The terms of an objective, per example, in nats, never weighted.
 
-    The loss applies beta and a model's own weights (`objectives.TermWeights`). The
+    The loss applies beta and a model's own weights (`elbo.TermWeights`). The
     weights between modalities (config.modality.likelihood_weight) are in one term,
     `auxiliary_log_likelihood`, a sum over modalities that only the loss uses.
 

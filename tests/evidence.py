@@ -3,8 +3,9 @@
 import json
 import math
 
-from experiments import plans, workdirs
-from mmvae_jax import writers
+from experiments.plans import plan
+from experiments.running import workdirs
+from mmvae_jax.training import log
 
 # Metric -> tags, {m} for every modality.
 TAGS = {
@@ -126,26 +127,26 @@ def write(
       losses: of every member when first and last logged.
       noise: seeds differ from the mean by that part of it, times -1, 0, 1, ...
     """
-    _, config = plans.load_scale(scale)
+    _, config = plan.load_scale(scale)
     config.update(changes or {})
-    for column in plans.pair_columns(config):
+    for column in plan.pair_columns(config):
         settings = config.pairs.datasets[column]
         settings.seed = config.seed  # CUB's too, so that claims are judged
         if "metrics" in (changes or {}):
             settings.metrics = config.metrics
-    plans.record(directory, scale, config)
+    plan.record(directory, scale, config)
     if specs is None:
-        specs = plans.all_specs(config, plans.figure_specs(config))
+        specs = plan.all_specs(config, plan.figure_specs(config))
     for spec in specs:
         _write_run(directory / spec.folder, config, spec, value, is_finite, noise)
         _write_log(directory / spec.folder, losses)
-    return plans.read(directory)
+    return plan.read(directory)
 
 
 def _write_run(folder, scale, spec, value, is_finite, noise):
-    config = plans.run_config(scale, spec, {})
+    config = plan.run_config(scale, spec, {})
     num = config.data.use_modalities or config.data.num_modalities
-    is_pair = spec.dataset in plans.pair_columns(scale)
+    is_pair = spec.dataset in plan.pair_columns(scale)
     modalities = PAIR if is_pair else [f"m{i}" for i in range(num)]
     tags = [
         f"eval/{name}"
@@ -173,7 +174,7 @@ def _write_run(folder, scale, spec, value, is_finite, noise):
                 }
             )
     folder.mkdir(parents=True, exist_ok=True)
-    writers.write_json(folder / "config.json", workdirs.resolved(config))
+    log.write_json(folder / "config.json", workdirs.resolved(config))
     summary = {
         "model": spec.model,
         "dataset": f"{spec.dataset}-made-up",
@@ -183,7 +184,7 @@ def _write_run(folder, scale, spec, value, is_finite, noise):
         "cpu_cores": 2,
         "members": members,
     }
-    writers.write_json(folder / "summary.json", summary)
+    log.write_json(folder / "summary.json", summary)
 
 
 def _write_log(folder, losses):

@@ -17,8 +17,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import smoke
-from experiments import datasets, run
-from mmvae_jax import data
+from experiments.running import datasets, session
+from mmvae_jax.data import prepared
+from mmvae_jax.training import execution as execution_module
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE_OPTIONS = {
@@ -141,7 +142,7 @@ def smoke_config(data_dir):
 
 @pytest.fixture(scope="session")
 def dataset(smoke_config):
-    return data.load(datasets.prepare(smoke_config().data))
+    return prepared.load(datasets.prepare(smoke_config().data))
 
 
 class Server:
@@ -197,14 +198,14 @@ def finished(smoke_config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     programs = []
     with pytest.MonkeyPatch.context() as patch:
-        compile_steps = run.train.compile_steps
+        compile_steps = execution_module.compile_steps
 
         def counting(task, execution):
             program = compile_steps(task, execution)
             programs.append(program)
             return program
 
-        patch.setattr(run.train, "compile_steps", counting)
+        patch.setattr(execution_module, "compile_steps", counting)
         code, stdout = _run_here(config, workdir)
     assert code == 0
     sizes = [program._cache_size() for program in programs]
@@ -222,7 +223,7 @@ def _run_here(config, workdir):
     output = io.StringIO()
     try:
         with contextlib.redirect_stdout(output):
-            code = run.train_and_evaluate(config, workdir)
+            code = session.train_and_evaluate(config, workdir)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -17,7 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from mmvae_jax import meshes, models, sweeps, train
+from mmvae_jax import models
+from mmvae_jax.training import devices, loop, sweep
+from mmvae_jax.training.execution import Execution, compile_steps, init_states
+from mmvae_jax.training.step import Task, vae_task
 from mmvae_jax.types import OBSERVED
 
 # A multiple of 11, as is each device's part; no other axis of anything is.
@@ -25,7 +28,7 @@ BATCH = 88
 K, NUM_STEPS, STEPS_PER_CALL = 8, 20, 5
 SHAPES = {"m0": (2, 2, 1), "m1": (2, 2, 1), "m2": (2, 2, 1)}
 MEMBERS = [
-    sweeps.Member(beta, rate, seed)
+    sweep.Member(beta, rate, seed)
     for beta in (0.5, 2.0)
     for rate in (1e-3, 3e-3)
     for seed in (0, 1)
@@ -51,7 +54,7 @@ def regression():
 
     rng = np.random.default_rng(1)
     data = {"x": rng.integers(0, 256, (100, 3), dtype=np.uint8)}
-    return train.Task(init, loss), data
+    return Task(init, loss), data
 
 
 def vae(task):
@@ -76,29 +79,27 @@ def vae(task):
     if kind == "missing":
         data[OBSERVED] = rng.integers(0, 2, (100, len(shapes))).astype(bool)
         data[OBSERVED][:, 0] = True
-    return train.vae_task(models.make_model(config, shapes)), data
+    return vae_task(models.make_model(config, shapes)), data
 
 
 def train_on(task, data, mapping, layout, members=MEMBERS):
     """The last state, what was logged, and the collectives of the program."""
     mapping, _, at_once = mapping.partition(" ")
-    execution = train.Execution(
-        mapping, STEPS_PER_CALL, "float32", layout, int(at_once or 0)
-    )
-    hyper, keys = sweeps.stack_hyper(members), sweeps.stack_keys(members)
-    program = train.compile_steps(task, execution)
+    execution = Execution(mapping, STEPS_PER_CALL, "float32", layout, int(at_once or 0))
+    hyper, keys = sweep.stack_hyper(members), sweep.stack_keys(members)
+    program = compile_steps(task, execution)
     first = {m: x[:BATCH] for m, x in data.items()}
-    state = train.init_states(task, hyper, keys, first, layout)
+    state = init_states(task, hyper, keys, first, layout)
     arguments = (
         state,
-        *meshes.put_members((hyper, keys), layout),
-        meshes.put_shared(data, layout),
+        *devices.put_members((hyper, keys), layout),
+        devices.put_shared(data, layout),
         np.zeros((STEPS_PER_CALL, BATCH), np.int32),
         1,
     )
     found = COLLECTIVE.findall(program.lower(*arguments).compile().as_text())
     logged = []
-    state = train.fit(
+    state = loop.fit(
         program,
         state,
         hyper,
@@ -108,7 +109,7 @@ def train_on(task, data, mapping, layout, members=MEMBERS):
         batch_size=BATCH,
         data_seed=3,
         execution=execution,
-        events=train.Events(
+        events=loop.Events(
             8, lambda step, metrics, finite: logged.append((step, metrics, finite))
         ),
     )

@@ -1,10 +1,13 @@
 """Who may import what, and what does not exist."""
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from experiments.drawing import architecture
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "mmvae_jax"
@@ -14,69 +17,15 @@ SOURCES = {
     for path in (ROOT / folder).rglob("*.py")
 }
 LIBRARY = sorted(name for name in SOURCES if name.startswith(PACKAGE))
-
-# module of mmvae_jax -> what it may import from mmvae_jax, mathematics first.
-BASIS = {"errors", "types"}
-MAY_IMPORT = {
-    "": set(),
-    "types": set(),
-    "errors": set(),
-    "files": set(),
-    "tokens": {"types"},
-    "distributions": BASIS | {"tokens"},
-    "subsets": BASIS,
-    "posteriors": BASIS | {"distributions", "subsets", "meshes"},
-    "objectives": BASIS | {"distributions", "subsets", "posteriors"},
-    "importance": BASIS | {"distributions", "posteriors", "objectives"},
-    "theory": BASIS | {"distributions", "subsets", "posteriors"},
-    "layers": BASIS,
-    "text_networks": BASIS | {"layers", "tokens"},
-    "networks": BASIS | {"layers", "text_networks"},
-    "models.options": set(),
-    "models.parts": BASIS
-    | {"distributions", "posteriors", "objectives", "networks", "models.options"},
-    "models.joint_encoder": BASIS | {"networks", "models.parts"},
-    "models.*": BASIS
-    | {"distributions", "subsets", "posteriors", "objectives", "importance"}
-    | {"models.*"},
-    "models": BASIS | {"subsets", "objectives", "importance", "models.*"},
-    "data": BASIS,
-    "arrays": BASIS | {"data"},
-    "sweeps": BASIS,
-    "meshes": BASIS,
-    "train": BASIS | {"objectives", "data", "sweeps", "meshes"},
-    "checkpoints": BASIS,
-    "writers": BASIS | {"files", "sweeps"},
-    "pictures": BASIS | {"data", "tokens"},
-    "inception": BASIS,
-    "inception_weights": BASIS | {"files"},
-    "metrics": set(),
-    "metrics.inputs": BASIS | {"distributions", "data", "tokens"},
-    "metrics.frechet": BASIS | {"files", "data", "metrics.inputs"},
-    "metrics.captions": BASIS | {"distributions", "data", "tokens", "metrics.inputs"},
-    "metrics.*": BASIS | {"distributions", "data", "metrics.inputs"},
-    "tuning": BASIS | {"sweeps", "meshes", "train"},
-    "classifiers": BASIS
-    | {"files", "networks", "data", "sweeps", "train", "tuning", "metrics.inputs"},
-    "readers": BASIS | {"data", "tokens", "train", "metrics.inputs", "classifiers"},
-    "matchers": BASIS
-    | {"networks", "data", "sweeps", "train", "metrics.metric", "classifiers"},
-    "judges": BASIS | {"data", "train", "classifiers", "readers", "matchers"},
-    "needs": BASIS
-    | {"data", "inception", "inception_weights", "classifiers", "judges"}
-    | {"metrics", "metrics.*"},
-    "evaluate": BASIS
-    | {"distributions", "data", "pictures", "needs", "metrics", "metrics.*"},
-}
+BASIS = {"types", "errors", "tokens", "files"}
 # library -> the modules of mmvae_jax that may know of it.
 KNOWN_BY = {
-    "tensorflow_datasets": {"data"},
-    "orbax": {"checkpoints"},
-    "tensorboardX": {"writers"},
-    "sacrebleu": {"metrics.captions"},
-    "PIL": {"writers", "pictures"},
-    "flax": {"layers", "text_networks", "networks", "inception", "classifiers"},
-    "flax.linen": {"layers", "text_networks", "networks", "inception"},
+    "tensorflow_datasets": {"data.prepared"},
+    "orbax": {"training.checkpoints"},
+    "tensorboardX": {"training.log"},
+    "sacrebleu": {"evaluation.metrics.captions"},
+    "PIL": {"training.log", "evaluation.pictures"},
+    "flax.linen": {"networks"},
     "ml_collections": set(),
     "absl": set(),
     "clu": set(),
@@ -112,71 +61,59 @@ def is_within(name, package):
     return name == package or name.startswith(package + ".")
 
 
-def local(name):
-    """mmvae_jax.metrics.elbo -> metrics.elbo."""
-    return name.removeprefix(PACKAGE).removeprefix(".").removesuffix("__init__")
+def import_rule():
+    """Room -> the rooms it may import from, as mmvae_jax/__init__.py says."""
+    text = ast.get_docstring(tree(f"{PACKAGE}.__init__"))
+    rows = re.findall(r"^(\w+) +<-(.*)$", text, re.MULTILINE)
+    return {room: set(others.split()) for room, others in rows}
 
 
-def module_of(imported):
-    """The module that a dotted name belongs to, or None outside of mmvae_jax."""
-    if not is_within(imported, PACKAGE):
-        return None
-    parts = imported.split(".")
-    while parts and ".".join(parts) not in SOURCES:
-        parts.pop()
-        if ".".join([*parts, "__init__"]) in SOURCES:
-            break
-    return local(".".join(parts))
+def rooms_of(folder):
+    return {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
 
 
-def allowed(module):
-    if module in MAY_IMPORT:
-        return MAY_IMPORT[module]
-    folder = module.partition(".")[0]
-    assert f"{folder}.*" in MAY_IMPORT, f"add {module} to the table MAY_IMPORT"
-    return MAY_IMPORT[f"{folder}.*"]
+def test_the_rule_has_a_row_for_every_room_and_no_cycle():
+    below = import_rule()
+    assert below.keys() == rooms_of(PACKAGE)
+    assert all(others <= below.keys() for others in below.values())
+    while leaves := {room for room, others in below.items() if not others}:
+        below = {r: others - leaves for r, others in below.items() if r not in leaves}
+    assert not below
+    files = {path.stem for path in (ROOT / PACKAGE).glob("*.py")}
+    assert files - {"__init__"} == BASIS
 
 
 @pytest.mark.parametrize("name", LIBRARY)
-def test_modules_import_only_what_is_below_them(name):
-    module = local(name).removesuffix(".")
+def test_rooms_import_only_what_the_rule_allows(name):
+    room = name.split(".")[1]
+    allowed = (
+        BASIS if room in BASIS else BASIS | {room} | import_rule().get(room, set())
+    )
     for imported in imports(name):
-        below = module_of(imported)
-        if below is not None:
-            folder = f"{below.partition('.')[0]}.*"
-            is_in_folder = "." in below and folder in allowed(module)
-            assert below in allowed(module) or is_in_folder, f"{name}: {imported}"
+        if is_within(imported, PACKAGE):
+            assert imported.split(".")[1] in allowed, f"{name}: {imported}"
+
+
+def test_rooms_of_experiments_do_not_import_commands():
+    rooms = rooms_of("experiments")
+    for name in SOURCES:
+        parts = name.split(".")
+        if parts[0] == "experiments" and parts[1] in rooms:
+            for imported in imports(name):
+                if is_within(imported, "experiments"):
+                    assert imported.split(".")[1] in rooms, f"{name}: {imported}"
 
 
 @pytest.mark.parametrize("library", KNOWN_BY)
 def test_libraries_are_known_in_one_place(library):
     users = {
-        local(name)
+        name.removeprefix(f"{PACKAGE}.")
         for name in LIBRARY
         if any(is_within(imported, library) for imported in imports(name))
     }
-    assert users <= KNOWN_BY[library]
-
-
-def test_the_table_has_no_cycle_and_names_real_libraries():
-    below = {
-        m: {x if x in MAY_IMPORT else "metrics.*" for x in imported if x != m}
-        for m, imported in MAY_IMPORT.items()
-    }
-    while leaves := {m for m, imported in below.items() if not imported}:
-        below = {m: x - leaves for m, x in below.items() if m not in leaves}
-    assert not below
-    for library in (
-        "tensorflow_datasets",
-        "orbax",
-        "tensorboardX",
-        "sacrebleu",
-        "flax.linen",
-    ):
-        present = {m for m in KNOWN_BY[library] if f"{PACKAGE}.{m}" in SOURCES}
-        for module in present:
-            names = imports(f"{PACKAGE}.{module}")
-            assert any(is_within(imported, library) for imported in names)
+    known = KNOWN_BY[library]
+    assert all(any(is_within(user, place) for place in known) for user in users)
+    assert all(any(is_within(user, place) for user in users) for place in known)
 
 
 def test_data_sets_and_configs_stand_alone():
@@ -187,11 +124,12 @@ def test_data_sets_and_configs_stand_alone():
         elif not name.startswith("configs."):
             continue
         for imported in imports(name):
-            # Defaults of a model's options stand beside its builder.
-            if name.startswith("configs.") and imported == f"{PACKAGE}.models":
-                continue
             # Captions are written and read by the same functions.
-            if name.startswith("datasets.") and module_of(imported) == "tokens":
+            is_tokens = is_within(imported, f"{PACKAGE}.tokens")
+            if name.startswith("datasets.") and is_tokens:
+                continue
+            # Options of a model have their defaults beside its builder.
+            if name.startswith("configs.") and is_within(imported, f"{PACKAGE}.models"):
                 continue
             assert not any(is_within(imported, other) for other in outside), name
 
@@ -221,15 +159,20 @@ def test_what_does_not_exist():
                 assert called not in ("print", "jax.config.update"), name
 
 
-def test_the_docstring_lists_every_module():
-    listed = ast.get_docstring(tree(f"{PACKAGE}.__init__"))
-    words = {line.split()[0] for line in listed.splitlines() if line.strip()}
-    for path in (ROOT / PACKAGE).glob("*.py"):
-        assert path.stem == "__init__" or path.stem in words, path.stem
-
-
-def test_the_wheel_holds_every_package():
+def test_the_wheel_holds_every_room():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packages = project["tool"]["setuptools"]["packages"]
-    found = {path.parent.relative_to(ROOT) for path in ROOT.glob(f"{PACKAGE}/**/*.py")}
-    assert sorted(packages) == sorted(".".join(path.parts) for path in found)
+    found = project["tool"]["setuptools"]["packages"]["find"]
+    assert found == {"include": [f"{PACKAGE}*"]}
+    for path in (ROOT / PACKAGE).rglob("*.py"):
+        assert (path.parent / "__init__.py").exists(), path
+
+
+def test_the_picture_of_the_rooms_shows_the_imports(tmp_path):
+    counted = architecture.count_imports(ROOT)
+    assert counted["models", "mathematics"] > 10
+    assert all(number > 0 for number in counted.values())
+    for room, others in import_rule().items():
+        drawn = {below for above, below in counted if above == room}
+        assert drawn - {"basis"} <= others
+    path = architecture.draw(ROOT, tmp_path / "rooms.png")
+    assert path.read_bytes().startswith(b"\x89PNG")

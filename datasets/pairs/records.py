@@ -1,4 +1,4 @@
-"""Records of images with captions, as `mmvae_jax.data.load` joins them.
+"""Records of images with captions, as `mmvae_jax.data.prepared.load` joins them.
 
 A record is a block of examples: `image` uint8 [n, H, W, 3], `caption` int32 [n, T],
 `label` int32 [n] and `attribute/NAME` int32 [n]. The metadata hold

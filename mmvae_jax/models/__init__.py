@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mmvae_jax import subsets
 from mmvae_jax.errors import UsageError
+from mmvae_jax.mathematics import subsets
 from mmvae_jax.models import (
     contrastive,
     coordination,

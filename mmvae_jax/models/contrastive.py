@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmvae_jax import distributions, objectives, posteriors
 from mmvae_jax.errors import UsageError
+from mmvae_jax.mathematics import distributions, elbo, posteriors
+from mmvae_jax.models import parts
 from mmvae_jax.models.options import Option, number
 from mmvae_jax.models.parts import (
     PRIVATE_OPTIONS,
     decode,
     encode,
-    log_likelihoods,
     make_networks,
     private_model,
     standard_latents,
@@ -117,17 +117,17 @@ def contrastive_model(
         shared, private = distributions.split(encode_all(params, batch), size)
         terms = contrastive_terms(
             shared,
-            shared_posterior(None, shared, objectives.observed_of(batch, len(shapes))),
+            shared_posterior(None, shared, elbo.observed_of(batch, len(shapes))),
             private,
             batch,
             key,
             log_code_prior=lambda s: log_mixture_prob(params["code_prior"], s),
-            log_likelihoods=log_likelihoods(nets, params),
+            log_likelihoods=parts.log_likelihoods(nets, params),
             encode_generated=lambda z: encode_generated(params, z),
             scale=jnp.exp(params["log_scale"]),
             consistency=options["consistency"],
         )
-        return objectives.loss(terms, beta), terms
+        return elbo.loss(terms, beta), terms
 
     def encode_generated(params: Params, z: Mapping[str, Array]) -> Array:
         """Codes [M, B, d] of what is decoded, the encoders being constants."""
@@ -183,7 +183,7 @@ def contrastive_terms(
     key: PRNGKey,
     *,
     log_code_prior: Callable[[Array], Array],
-    log_likelihoods: objectives.LogLikelihoods,
+    log_likelihoods: elbo.LogLikelihoods,
     encode_generated: Callable[[Mapping[str, Array]], Array],
     scale: Array,
     consistency: float,
@@ -212,16 +212,14 @@ def contrastive_terms(
     joint = jax.lax.stop_gradient(joint)
     s = distributions.sample(joint, code_key)
     w = distributions.sample(private, private_key)
-    observed = objectives.observed_of(batch, len(log_likelihoods))
+    observed = elbo.observed_of(batch, len(log_likelihoods))
     values = {
         m: f(distributions.join(s, w[i]), batch[m])
         for i, (m, f) in enumerate(log_likelihoods.items())
     }
-    log_likelihood = objectives.observed_terms(values, observed)
+    log_likelihood = elbo.observed_terms(values, observed)
     kl = distributions.log_prob(joint, s) - log_code_prior(s)
-    kl += objectives.observed_sum(
-        distributions.kl_to_standard_gaussian(private), observed
-    )
+    kl += elbo.observed_sum(distributions.kl_to_standard_gaussian(private), observed)
     gain = contrast(codes, scale, observed)
     if consistency:
         w = jax.random.normal(prior_key, w.shape, w.dtype)
@@ -231,7 +229,7 @@ def contrastive_terms(
             )
         )
         logits = jax.lax.stop_gradient(scale) * (generated @ joint_codes.T)
-        gain += consistency * objectives.observed_sum(_log_match(logits), observed)
+        gain += consistency * elbo.observed_sum(_log_match(logits), observed)
     return ObjectiveTerms(log_likelihood, kl, gain, jnp.zeros_like(kl))
 
 

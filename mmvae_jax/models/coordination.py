@@ -27,18 +27,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmvae_jax import distributions, objectives, posteriors
+from mmvae_jax.mathematics import distributions, elbo, posteriors
+from mmvae_jax.mathematics.elbo import TermWeights
+from mmvae_jax.models import parts
 from mmvae_jax.models.joint_encoder import make_joint_encoder
 from mmvae_jax.models.options import Options, number, one_of
 from mmvae_jax.models.parts import (
     Networks,
     assemble,
     encode,
-    log_likelihoods,
     make_networks,
     standard_latents,
 )
-from mmvae_jax.objectives import TermWeights
 from mmvae_jax.types import (
     Array,
     Batch,
@@ -260,22 +260,22 @@ def coordination_model(
 
     def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
         experts = inference.encode(params, batch)
-        observed = objectives.observed_of(batch, len(shapes))
+        observed = elbo.observed_of(batch, len(shapes))
         constant = jax.lax.stop_gradient(params) if is_stopped else params
-        unimodal_decoders = log_likelihoods(nets, constant)
+        unimodal_decoders = parts.log_likelihoods(nets, constant)
         terms = coordinated_elbo(
             inference.posterior(params, experts, observed),
             inference.unimodal(experts),
             batch,
             key,
-            log_likelihoods=log_likelihoods(nets, params),
+            log_likelihoods=parts.log_likelihoods(nets, params),
             unimodal_log_likelihoods=(
                 unimodal_decoders if kind.is_reconstructing else None
             ),
             is_coordinated=kind.is_coordinated,
         )
         weights = weights_of(jnp.sum(observed, axis=0))
-        return objectives.loss(terms, beta, weights), terms
+        return elbo.loss(terms, beta, weights), terms
 
     def posterior(
         params: Params, experts: Gaussian, subset: Array, key: PRNGKey
@@ -297,8 +297,8 @@ def coordinated_elbo(
     batch: Batch,
     key: PRNGKey,
     *,
-    log_likelihoods: objectives.LogLikelihoods,
-    unimodal_log_likelihoods: objectives.LogLikelihoods | None = None,
+    log_likelihoods: elbo.LogLikelihoods,
+    unimodal_log_likelihoods: elbo.LogLikelihoods | None = None,
     is_coordinated: bool = True,
 ) -> ObjectiveTerms:
     """The terms of which every coordination-based objective is a weighted sum.
@@ -328,21 +328,21 @@ def coordinated_elbo(
       ObjectiveTerms, fields [B].
     """
     joint_key, unimodal_key = jax.random.split(key)
-    observed = objectives.observed_of(batch, len(log_likelihoods))
+    observed = elbo.observed_of(batch, len(log_likelihoods))
     z = distributions.sample(joint, joint_key)
     values = {m: f(z, batch[m]) for m, f in log_likelihoods.items()}
-    log_likelihood = objectives.observed_terms(values, observed)
+    log_likelihood = elbo.observed_terms(values, observed)
     kl = distributions.kl_to_standard_gaussian(joint)
     gain = auxiliary_kl = jnp.zeros_like(kl)
     if unimodal_log_likelihoods is not None:
         z = distributions.sample(experts, unimodal_key)
-        own = objectives.own_terms(z, batch, unimodal_log_likelihoods)
-        gain = sum(objectives.observed_terms(own, observed).values())
+        own = elbo.own_terms(z, batch, unimodal_log_likelihoods)
+        gain = sum(elbo.observed_terms(own, observed).values())
     if experts is not None:
         divergences = (
             distributions.gaussian_kl(joint, experts)
             if is_coordinated
             else distributions.kl_to_standard_gaussian(experts)
         )
-        auxiliary_kl = objectives.observed_sum(divergences, observed)
+        auxiliary_kl = elbo.observed_sum(divergences, observed)
     return ObjectiveTerms(log_likelihood, kl, gain, auxiliary_kl)

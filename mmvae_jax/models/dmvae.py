@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmvae_jax import distributions, objectives, posteriors
+from mmvae_jax.mathematics import distributions, elbo, posteriors
+from mmvae_jax.models import parts
 from mmvae_jax.models.mixtures import PRIOR_EXPERT
 from mmvae_jax.models.parts import (
     PRIVATE_OPTIONS,
     encode,
-    log_likelihoods,
     make_networks,
     private_model,
     standard_latents,
@@ -60,7 +60,7 @@ def dmvae_model(
 
     def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
         experts = encode(nets, params, batch)
-        observed = objectives.observed_of(batch, len(shapes))
+        observed = elbo.observed_of(batch, len(shapes))
         shared, _ = distributions.split(experts, shared_dim)
         terms = private_shared_elbos(
             experts,
@@ -69,9 +69,9 @@ def dmvae_model(
             joint=shared_posterior(None, shared, observed),
             shared_dim=shared_dim,
             is_single_with_prior=is_single_with_prior,
-            log_likelihoods=log_likelihoods(nets, params),
+            log_likelihoods=parts.log_likelihoods(nets, params),
         )
-        return objectives.loss(terms, beta), terms
+        return elbo.loss(terms, beta), terms
 
     def shared_posterior(key: PRNGKey, shared: Gaussian, subset: Array) -> Gaussian:
         del key  # not a mixture
@@ -92,7 +92,7 @@ def private_shared_elbos(
     joint: Gaussian,
     shared_dim: int,
     is_single_with_prior: bool,
-    log_likelihoods: objectives.LogLikelihoods,
+    log_likelihoods: elbo.LogLikelihoods,
 ) -> ObjectiveTerms:
     """The objective of DMVAE, Lee & Pavlovic (2021): an ELBO for every source of z.
 
@@ -120,8 +120,8 @@ def private_shared_elbos(
     """
     shared_key, private_key = jax.random.split(key)
     shared, private = distributions.split(experts, shared_dim)
-    observed = objectives.observed_of(batch, len(log_likelihoods))
-    singles = objectives.single_posteriors(shared, is_single_with_prior)
+    observed = elbo.observed_of(batch, len(log_likelihoods))
+    singles = elbo.single_posteriors(shared, is_single_with_prior)
     components = jax.tree.map(
         lambda row, rows: jnp.concatenate([row[None], rows]), joint, singles
     )
@@ -130,16 +130,14 @@ def private_shared_elbos(
     values = {}
     for i, (m, f) in enumerate(log_likelihoods.items()):
         own = jnp.broadcast_to(w[i], (len(z), *w[i].shape))
-        values[m] = objectives.fold_samples(f, distributions.join(z, own), batch[m])
-    values = objectives.observed_terms(values, observed)
+        values[m] = elbo.fold_samples(f, distributions.join(z, own), batch[m])
+    values = elbo.observed_terms(values, observed)
     kl = distributions.kl_to_standard_gaussian(components)
-    kl += objectives.observed_sum(
-        distributions.kl_to_standard_gaussian(private), observed
-    )
-    gains = [objectives.observed_sum(x[1:], observed) for x in values.values()]
+    kl += elbo.observed_sum(distributions.kl_to_standard_gaussian(private), observed)
+    gains = [elbo.observed_sum(x[1:], observed) for x in values.values()]
     return ObjectiveTerms(
         log_likelihood={m: x[0] for m, x in values.items()},
         kl=kl[0],
         auxiliary_log_likelihood=sum(gains),
-        auxiliary_kl=objectives.observed_sum(kl[1:], observed),
+        auxiliary_kl=elbo.observed_sum(kl[1:], observed),
     )

@@ -7,17 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmvae_jax import distributions, objectives, posteriors
+from mmvae_jax.mathematics import distributions, elbo, posteriors
+from mmvae_jax.mathematics.components import expert_component, gather_components
+from mmvae_jax.mathematics.elbo import TermWeights
+from mmvae_jax.models import parts
 from mmvae_jax.models.mixtures import SUBSET_ESTIMATOR
 from mmvae_jax.models.options import Option
-from mmvae_jax.models.parts import (
-    assemble,
-    encode,
-    log_likelihoods,
-    make_networks,
-    standard_latents,
-)
-from mmvae_jax.objectives import TermWeights
+from mmvae_jax.models.parts import assemble, encode, make_networks, standard_latents
 from mmvae_jax.types import (
     Array,
     Batch,
@@ -57,17 +53,17 @@ def jensen_shannon_model(
             encode(nets, params, batch),
             batch,
             key,
-            log_likelihoods=log_likelihoods(nets, params),
+            log_likelihoods=parts.log_likelihoods(nets, params),
             decode_prior=options["decode_prior"],
             estimator=options["subset_estimator"],
         )
-        return objectives.loss(terms, beta, WEIGHTS), terms
+        return elbo.loss(terms, beta, WEIGHTS), terms
 
     def posterior(
         params: Params, experts: Gaussian, subset: Array, key: PRNGKey
     ) -> Gaussian:
         del params
-        return posteriors.expert_component(key, experts, subset)
+        return expert_component(key, experts, subset)
 
     def mixture_posterior(
         params: Params, experts: Gaussian, observed: Array
@@ -85,7 +81,7 @@ def jensen_shannon_elbo(
     batch: Batch,
     key: PRNGKey,
     *,
-    log_likelihoods: objectives.LogLikelihoods,
+    log_likelihoods: elbo.LogLikelihoods,
     decode_prior: bool = True,
     estimator: str = "stratified",
 ) -> ObjectiveTerms:
@@ -111,7 +107,7 @@ def jensen_shannon_elbo(
     Returns:
       ObjectiveTerms, fields [B].
     """
-    observed = objectives.observed_of(batch, len(log_likelihoods))
+    observed = elbo.observed_of(batch, len(log_likelihoods))
     prior = jax.tree.map(lambda field: jnp.zeros_like(field[:1]), experts)
     components = jax.tree.map(lambda *rows: jnp.concatenate(rows), experts, prior)
     is_component = jnp.concatenate([observed, jnp.ones_like(observed[:1])])
@@ -122,9 +118,9 @@ def jensen_shannon_elbo(
     decoded, weights = components, uniform
     if not decode_prior:
         decoded, weights = experts, posteriors.uniform_weights(observed)
-    log_likelihood = objectives.mixture_log_likelihood(
+    log_likelihood = elbo.mixture_log_likelihood(
         lambda: decoded,
-        partial(posteriors.gather_components, decoded),
+        partial(gather_components, decoded),
         weights,
         batch,
         key,

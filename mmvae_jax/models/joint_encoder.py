@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mmvae_jax import networks
 from mmvae_jax.models.parts import Networks, encode
+from mmvae_jax.networks import vectors
 from mmvae_jax.types import Array, Batch, Gaussian, Params, PRNGKey
 
 
@@ -37,7 +38,7 @@ def make_joint_encoder(nets: Networks) -> JointEncoder:
     unimodal encoders, so that the joint ELBO and what is fitted to it have no
     parameters in common but the decoders'.
     """
-    head = networks.GaussianHead(nets.latent_dim)
+    head = vectors.GaussianHead(nets.latent_dim)
     names = tuple(nets.shapes)
 
     def zeros() -> dict[str, Array]:

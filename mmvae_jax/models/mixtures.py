@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from mmvae_jax import objectives, posteriors, subsets
+from mmvae_jax.mathematics import components, elbo, posteriors, subsets
+from mmvae_jax.mathematics.subsets import SubsetMixture
 from mmvae_jax.models.options import Option, one_of
 from mmvae_jax.models.parts import (
     assemble,
@@ -13,7 +14,6 @@ from mmvae_jax.models.parts import (
     make_networks,
     standard_latents,
 )
-from mmvae_jax.subsets import SubsetMixture
 from mmvae_jax.types import Array, Batch, Gaussian, MultimodalVAE, Params, PRNGKey
 
 # Where the prior is one of the product's experts: "paper" (MVAE), "released" (MoPoE's
@@ -22,7 +22,7 @@ PRIOR_EXPERT = one_of(*subsets.PRIOR_EXPERT_CHOICES)
 # How the expectation over subsets is taken: one decoding per example, the batch
 # balanced over subsets ("stratified") or not ("random"); or one decoding per example
 # and subset ("exact").
-SUBSET_ESTIMATOR = one_of(*objectives.SUBSET_ESTIMATORS)
+SUBSET_ESTIMATOR = one_of(*elbo.SUBSET_ESTIMATORS)
 
 OPTIONS = {"prior_expert": PRIOR_EXPERT, "subset_estimator": SUBSET_ESTIMATOR}
 SUBSAMPLED_OPTIONS = {"prior_expert": PRIOR_EXPERT}
@@ -52,9 +52,9 @@ def mixture_model(
     nets = make_networks(config, shapes, config.model.latent_dim)
     subset_mixture = mixture(len(shapes), options["prior_expert"])
     bound = (
-        objectives.subsampled_elbo
+        elbo.subsampled_elbo
         if is_subsampled
-        else partial(objectives.subset_elbo, estimator=options["subset_estimator"])
+        else partial(elbo.subset_elbo, estimator=options["subset_estimator"])
     )
 
     def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
@@ -65,7 +65,7 @@ def mixture_model(
             mixture=subset_mixture,
             log_likelihoods=log_likelihoods(nets, params),
         )
-        return objectives.loss(terms, beta), terms
+        return elbo.loss(terms, beta), terms
 
     def posterior(
         params: Params, experts: Gaussian, subset: Array, key: PRNGKey
@@ -74,7 +74,7 @@ def mixture_model(
         given = posteriors.available_subsets(
             subset_mixture, subset, is_exact_preferred=True
         )
-        return posteriors.posterior_component(key, experts, given)
+        return components.posterior_component(key, experts, given)
 
     def mixture_posterior(
         params: Params, experts: Gaussian, observed: Array

@@ -9,13 +9,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmvae_jax import distributions, importance, objectives, posteriors
+from mmvae_jax.mathematics import (
+    components,
+    distributions,
+    elbo,
+    importance,
+    posteriors,
+)
 from mmvae_jax.models import official
+from mmvae_jax.models import parts as parts_module
 from mmvae_jax.models.parts import (
     PRIVATE_OPTIONS,
     Latents,
     encode,
-    log_likelihoods,
     make_networks,
     private_model,
 )
@@ -88,14 +94,14 @@ def mmvae_plus_model(
             shared_dim=shared_dim,
             prior=own,
             auxiliary_priors=official.centred(logits, family),
-            log_likelihoods=log_likelihoods(nets, params),
+            log_likelihoods=parts_module.log_likelihoods(nets, params),
             num_samples=options["num_samples"],
             form=options["form"],
             estimator=options["estimator"],
         )
 
     model = private_model(
-        nets, latents, shared_dim, options["private_draw"], posteriors.expert_component
+        nets, latents, shared_dim, options["private_draw"], components.expert_component
     )
 
     def mixture_posterior(
@@ -123,7 +129,7 @@ def private_importance_weighted(
     shared_dim: int,
     prior: Distribution,
     auxiliary_priors: Distribution,
-    log_likelihoods: objectives.LogLikelihoods,
+    log_likelihoods: elbo.LogLikelihoods,
     num_samples: int,
     form: str = "loose",
     estimator: str = "dreg",
@@ -172,7 +178,7 @@ def private_importance_weighted(
       and K are 1 in it), averaged over the M K samples.
     """
     num_modalities = len(log_likelihoods)
-    observed = objectives.observed_of(batch, num_modalities)
+    observed = elbo.observed_of(batch, num_modalities)
     uniform = posteriors.uniform_weights(observed)
     own_key, auxiliary_key = jax.random.split(key)
     samples = distributions.sample(experts, own_key, (num_samples,))
@@ -192,10 +198,10 @@ def private_importance_weighted(
         log_likelihood = {}
         for n, (m, f) in enumerate(log_likelihoods.items()):
             w = jnp.where(is_other[..., n, None], auxiliary[..., n, :], private)
-            log_likelihood[m] = objectives.fold_samples(
+            log_likelihood[m] = elbo.fold_samples(
                 f, distributions.join(shared, w), batch[m]
             )
-        log_likelihood = objectives.observed_terms(log_likelihood, observed)
+        log_likelihood = elbo.observed_terms(log_likelihood, observed)
         shared_experts, private_experts = distributions.split(experts, shared_dim)
         kl = posteriors.mixture_log_prob(shared_experts, uniform, shared)
         kl += distributions.log_prob(private_experts, private)

@@ -7,16 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmvae_jax import distributions, objectives, posteriors
+from mmvae_jax.mathematics import components, distributions, elbo, posteriors
+from mmvae_jax.mathematics.elbo import TermWeights
+from mmvae_jax.models import parts
 from mmvae_jax.models.options import number
-from mmvae_jax.models.parts import (
-    assemble,
-    encode,
-    log_likelihoods,
-    make_networks,
-    standard_latents,
-)
-from mmvae_jax.objectives import TermWeights
+from mmvae_jax.models.parts import assemble, encode, make_networks, standard_latents
 from mmvae_jax.types import (
     Array,
     Batch,
@@ -80,16 +75,16 @@ def mixture_prior_model(
             encode(nets, params, batch),
             batch,
             key,
-            log_likelihoods=log_likelihoods(nets, params),
+            log_likelihoods=parts.log_likelihoods(nets, params),
         )
-        return objectives.loss(terms, beta, weights), terms
+        return elbo.loss(terms, beta, weights), terms
 
     def posterior(
         params: Params, experts: Gaussian, subset: Array, key: PRNGKey
     ) -> Gaussian:
         del params
         observed = posteriors.append_axes(jnp.asarray(subset), 3)
-        other = posteriors.expert_component(key, experts, subset)
+        other = components.expert_component(key, experts, subset)
         kept = jax.tree.map(
             lambda own, field: jnp.where(observed, own, field), experts, other
         )
@@ -120,7 +115,7 @@ def mixture_prior_elbos(
     batch: Batch,
     key: PRNGKey,
     *,
-    log_likelihoods: objectives.LogLikelihoods,
+    log_likelihoods: elbo.LogLikelihoods,
 ) -> ObjectiveTerms:
     """M VAEs and what ties them: the data-dependent MMVM prior (Sutter et al., 2024).
 
@@ -139,14 +134,12 @@ def mixture_prior_elbos(
       ObjectiveTerms: the bound of `unimodal_elbos` (a prior that knows the data
       bounds nothing), and the divergence from that prior.
     """
-    terms = objectives.unimodal_elbos(
-        experts, batch, key, log_likelihoods=log_likelihoods
-    )
+    terms = elbo.unimodal_elbos(experts, batch, key, log_likelihoods=log_likelihoods)
     pairs = distributions.gaussian_kl(
         jax.tree.map(lambda field: field[:, None], experts),
         jax.tree.map(lambda field: field[None], experts),
     )
-    observed = objectives.observed_of(batch, len(log_likelihoods))
+    observed = elbo.observed_of(batch, len(log_likelihoods))
     is_pair = observed[:, None] & observed[None]
     total = jnp.sum(jnp.where(is_pair, pairs, 0.0), axis=(0, 1))
     return terms._replace(auxiliary_kl=posteriors.share_of_each(observed) * total)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmvae_jax import importance, posteriors
+from mmvae_jax.mathematics import components, importance, posteriors
 from mmvae_jax.models.options import Option, number, one_of
 from mmvae_jax.models.parts import (
     Latents,
@@ -80,7 +80,7 @@ def official_mixture_model(
         params: Params, experts: Distribution, subset: Array, key: PRNGKey
     ) -> Distribution:
         del params
-        return posteriors.expert_component(key, experts, subset)
+        return components.expert_component(key, experts, subset)
 
     def mixture_posterior(
         params: Params, experts: Distribution, observed: Array

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmvae_jax import distributions, networks, objectives, posteriors
-from mmvae_jax.distributions import Likelihood
+from mmvae_jax import networks
 from mmvae_jax.errors import UsageError
+from mmvae_jax.mathematics import distributions, elbo, posteriors
+from mmvae_jax.mathematics.distributions import Likelihood
 from mmvae_jax.models.options import number, one_of
+from mmvae_jax.networks import vectors
 from mmvae_jax.types import (
     OBSERVED,
     Array,
@@ -85,7 +87,7 @@ def make_networks(
             private, _ = networks.make_networks(
                 options["network"], shape, private_dim, **options["network_options"]
             )
-            encoders[modality] = networks.PairedEncoder(encoders[modality], private)
+            encoders[modality] = vectors.PairedEncoder(encoders[modality], private)
         likelihoods[modality] = distributions.make_likelihood(
             options["likelihood"],
             options["likelihood_scale"],
@@ -268,8 +270,8 @@ def assemble(
         values = {
             m: log_likelihood(nets, params, m, own[m], batch[m]) for m in nets.shapes
         }
-        observed = objectives.observed_of(batch, len(values))
-        return objectives.observed_terms(values, observed)
+        observed = elbo.observed_of(batch, len(values))
+        return elbo.observed_terms(values, observed)
 
     return MultimodalVAE(
         modalities=tuple(nets.shapes),

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmvae_jax import importance, objectives
 from mmvae_jax.errors import UsageError
+from mmvae_jax.mathematics import elbo, importance
 from mmvae_jax.models.official import official_latents
 from mmvae_jax.models.parts import (
     assemble,
@@ -70,8 +70,8 @@ def unimodal_model(
                 num_samples=options["num_samples"],
                 estimator=options["estimator"],
             )
-        terms = objectives.unimodal_elbos(experts, batch, key, log_likelihoods=decoders)
-        return objectives.loss(terms, beta), terms
+        terms = elbo.unimodal_elbos(experts, batch, key, log_likelihoods=decoders)
+        return elbo.loss(terms, beta), terms
 
     def posterior(
         params: Params, experts: Distribution, subset: Array, key: PRNGKey

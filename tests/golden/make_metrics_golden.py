@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from configs import base
-from mmvae_jax import evaluate, models
-from mmvae_jax.data import Split
-from mmvae_jax.metrics.metric import EvaluationData, Matchers, Reader
+from mmvae_jax import models
+from mmvae_jax.data.dataset import Split
+from mmvae_jax.evaluation import evaluate
+from mmvae_jax.evaluation.metric import EvaluationData, Matchers, Reader
 
 PATH = Path(__file__).with_name("metrics.json")
 SHAPES = {"m0": (8, 8, 3), "m1": (8, 8, 1), "m2": (8, 8, 3)}

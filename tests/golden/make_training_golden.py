@@ -13,12 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from configs import base
-from mmvae_jax import models, sweeps, train
+from mmvae_jax import models
+from mmvae_jax.training import loop, sweep
+from mmvae_jax.training.execution import Execution, compile_steps, init_states
+from mmvae_jax.training.step import vae_task
 
 PATH = Path(__file__).with_name("training.json")
 NAMES = tuple(name for name in models.MODELS if name != "custom")
 SHAPES = {"m0": (6, 6, 1), "m1": (6, 6, 1), "m2": (6, 6, 3)}
-MEMBERS = [sweeps.Member(0.5, 1e-3, 0), sweeps.Member(2.5, 3e-3, 1)]
+MEMBERS = [sweep.Member(0.5, 1e-3, 0), sweep.Member(2.5, 3e-3, 1)]
 NUM_EXAMPLES, BATCH, NUM_STEPS = 96, 24, 20
 
 
@@ -37,9 +40,9 @@ def train_one(name):
         m: (tone + rng.integers(0, 120, (NUM_EXAMPLES, *shape))).astype(np.uint8)
         for m, shape in SHAPES.items()
     }
-    task = train.vae_task(models.make_model(config, SHAPES))
-    hyper, keys = sweeps.stack_hyper(MEMBERS), sweeps.stack_keys(MEMBERS)
-    execution = train.Execution("map", NUM_STEPS)
+    task = vae_task(models.make_model(config, SHAPES))
+    hyper, keys = sweep.stack_hyper(MEMBERS), sweep.stack_keys(MEMBERS)
+    execution = Execution("map", NUM_STEPS)
     batch = {m: x[:BATCH] for m, x in data.items()}
     found = {}
 
@@ -47,9 +50,9 @@ def train_one(name):
         assert step == NUM_STEPS and finite.all()
         found.update({tag: values.tolist() for tag, values in metrics.items()})
 
-    train.fit(
-        train.compile_steps(task, execution),
-        train.init_states(task, hyper, keys, batch),
+    loop.fit(
+        compile_steps(task, execution),
+        init_states(task, hyper, keys, batch),
         hyper,
         keys,
         data,
@@ -57,7 +60,7 @@ def train_one(name):
         batch_size=BATCH,
         data_seed=0,
         execution=execution,
-        events=train.Events(NUM_STEPS, log),
+        events=loop.Events(NUM_STEPS, log),
     )
     return found
 

@@ -1,0 +1,429 @@
+"""The page of results: one HTML file."""
+
+import datetime
+import json
+import math
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import pandas as pd
+
+from experiments.drawing import page_pictures
+from experiments.plans import runs as runs_module
+from experiments.plans.names import model_label, model_rank
+from experiments.plans.runs import RunRecord, find_runs, long_table, show
+from experiments.running import workdirs
+from mmvae_jax.errors import UsageError
+from mmvae_jax.evaluation.metric import titled
+from mmvae_jax.evaluation.metrics import COLUMNS
+from mmvae_jax.files import write_whole
+from mmvae_jax.training.log import member_name
+from mmvae_jax.training.sweep import Member
+
+TEMPLATE = "report.html.jinja"
+DASH = "–"
+# Tag -> heading; a column that no run has measured is left out.
+METRICS = {t: titled(c) for t, c in COLUMNS.items() if not t.endswith("/*")}
+# Tag without its last part, the modality -> heading of a table.
+PER_MODALITY = {
+    t.removesuffix("/*"): titled(c) for t, c in COLUMNS.items() if t.endswith("/*")
+}
+SIZE = re.compile(r"eval/coherence/size_(\d+)")
+ATTRIBUTE = re.compile(
+    r"eval/attribute_coherence/(?!leave_one_out|size_1|joint)([^/]+)"
+)
+# Measures of real captions, which stand beside those of generated ones.
+REAL_CAPTIONS = {
+    "eval/captions/real/bleu": "BLEU (one against the others of its image)",
+    "eval/captions/real/distinct_1": "distinct-1",
+    "eval/captions/real/distinct_2": "distinct-2",
+}
+# Beyond so many members the page shows one of each run, and is not too heavy for a
+# phone.
+MAX_MEMBERS = 100
+SETTING = ["learning_rate", "beta"]
+
+
+class Row(NamedTuple):
+    """A row of a table: whose it is, the colour of the model, and the cells."""
+
+    label: str
+    colour: str
+    cells: Sequence[str]
+
+
+class Table(NamedTuple):
+    """A table: its title if it needs one, the headings of its cells, its rows."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Row]
+
+
+class Points(NamedTuple):
+    """The results of some runs over their seeds.
+
+    Attributes:
+      heads: a row for each run, learning rate and beta, which are its index: model,
+        dataset, label, colour, setting (the beta as text) and seeds (likewise).
+      spreads: `runs.spreads` by run, learning rate, beta and tag.
+      cells: mean and standard deviation as text, a row as those of heads, a column
+        for each tag that some run has measured.
+    """
+
+    heads: pd.DataFrame
+    spreads: pd.DataFrame
+    cells: pd.DataFrame
+
+
+def write(directory: Path, out: Path) -> None:
+    """Writes the page of the runs in a directory, at once or not at all.
+
+    Raises:
+      UsageError: there is no run, one cannot be read, or `out` is a folder.
+    """
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name a file")
+    page = render(directory)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"--out {out} is below a file; choose another") from error
+    write_whole(out, page, is_shared=True)
+
+
+def ordered_runs(directory: Path) -> list[RunRecord]:
+    """The finished runs in a directory, in the order of the models.
+
+    Raises:
+      UsageError: there is no run, or one cannot be read.
+    """
+    return sorted(
+        find_runs(directory), key=lambda run: model_rank(run.summary["model"])
+    )
+
+
+def points_in(directory: Path) -> Points:
+    """The results of the finished runs in a directory over their seeds."""
+    runs = ordered_runs(directory)
+    return points_of(runs, names(runs, directory))
+
+
+def render(directory: Path) -> str:
+    """The page of the finished runs in a directory, as HTML.
+
+    Raises:
+      UsageError: there is no run, or one cannot be read.
+    """
+    runs = ordered_runs(directory)
+    labels = names(runs, directory)
+    points = points_of(runs, labels)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found = read_results(directory)
+    num_members = sum(len(run.summary["members"]) for run in runs)
+    return environment.get_template(TEMPLATE).render(
+        title=directory.resolve().name,
+        date=datetime.date.today().isoformat(),
+        overview=overview(runs, labels),
+        results=found,
+        verdicts=verdicts(found),
+        figures=page_pictures.figures(directory),
+        fronts=page_pictures.draw_fronts(points.heads, points.spreads, METRICS),
+        quality=quality(points),
+        modalities=modality_tables(points),
+        accuracy=classifier_accuracy(points),
+        real_captions=real_captions(points),
+        curves=page_pictures.draw_curves(runs, labels),
+        runs=[run_section(run, labels, num_members <= MAX_MEMBERS) for run in runs],
+        versions={
+            "Python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("jax", "flax", "numpy")},
+        },
+    )
+
+
+def names(runs: Sequence[RunRecord], directory: Path) -> dict[Path, str]:
+    """Name of each run: its model, and its folder where that is not enough."""
+    models = [run.summary["model"] for run in runs]
+    labels = {}
+    for run, model in zip(runs, models, strict=True):
+        label = model_label(model)
+        if models.count(model) > 1:
+            label += f" ({run.workdir.relative_to(directory)})"
+        labels[run.workdir] = label
+    return labels
+
+
+def points_of(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Points:
+    """The results of some runs over their seeds, for each learning rate and beta."""
+    place = ["run", *SETTING]
+    summaries = {str(run.workdir): run.summary for run in runs}
+    members = pd.DataFrame(
+        [
+            {
+                **{"run": str(run.workdir), "label": labels[run.workdir]},
+                **{name: run.summary[name] for name in ("model", "dataset")},
+                **{"colour": page_pictures.colour_of(run), "finite": member["finite"]},
+                **{name: member[name] for name in SETTING},
+            }
+            for run in runs
+            for member in run.summary["members"]
+        ]
+    )
+    groups = members.groupby(place, sort=False)
+    heads = groups[["model", "dataset", "label", "colour"]].first()
+    num, size = groups["finite"].sum(), groups.size()
+    heads["seeds"] = [
+        f"{a}" + ("" if a == b else f" of {b} finite")
+        for a, b in zip(num, size, strict=True)
+    ]
+    rates = members.groupby("run")["learning_rate"].nunique()
+    heads["setting"] = [
+        f"{beta:g}" + (f", lr {rate:g}" if rates[run] > 1 else "")
+        for run, rate, beta in heads.index
+    ]
+    spreads = runs_module.spreads(long_table(summaries), [*place, "tag"])
+    spreads = spreads.astype({"run": str, "tag": str})
+    known = spreads.dropna(subset="mean")
+    text = list(map(show, known["mean"], known["std"]))
+    cells = known.assign(text=text).pivot(index=place, columns="tag", values="text")
+    tags = known["tag"].unique()
+    return Points(
+        heads, spreads, cells.reindex(index=heads.index, columns=tags).fillna(DASH)
+    )
+
+
+def overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Table:
+    """The runs and their sizes: a row a run."""
+    rows = []
+    for run in runs:
+        summary = run.summary
+        seconds = summary.get("wall_seconds")
+        finite = sum(bool(member["finite"]) for member in summary["members"])
+        cells = [
+            f"{len(summary['members'])}",
+            f"{finite}",
+            f"{summary['num_steps']:,}",
+            DASH if seconds is None else _duration(seconds),
+            summary["device"],
+            summary["dataset"],
+        ]
+        rows.append(Row(labels[run.workdir], page_pictures.colour_of(run), cells))
+    header = ["members", "finite", "steps", "wall time", "device", "data set"]
+    return Table("", header, rows)
+
+
+def read_results(directory: Path) -> dict:
+    """Content of claims.json or results.json; empty if neither is there.
+
+    Raises:
+      UsageError: it cannot be read.
+    """
+    paths = [directory / name for name in ("claims.json", "results.json")]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        return {}
+    try:
+        found = workdirs.read_json(path)
+    except (OSError, UsageError) as error:
+        raise UsageError(f"{path} cannot be read: {error}; move it away") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} holds no results of this project; move it away")
+    return found
+
+
+def verdicts(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Claim, "holds", "fails" or "not measured", and the numbers."""
+    words = {True: "holds", False: "fails", None: "not measured"}
+    try:
+        return [
+            (
+                claim["claim"] + _about(claim),
+                words[claim.get("holds")],
+                _unbroken(claim.get("numbers")) + _in_errors(claim),
+            )
+            for claim in found.get("claims", [])
+        ]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UsageError(
+            "claims.json or results.json holds claims that are not this project's; "
+            "move it away"
+        ) from error
+
+
+def _about(claim: Mapping[str, Any]) -> str:
+    """Data set, model and metric of a verdict of experiments.claims."""
+    metric = str(claim.get("metric", "")).removeprefix("eval/")
+    parts = [claim.get("dataset"), claim.get("model"), metric]
+    known = [str(part) for part in parts if part]
+    return f" ({', '.join(known)})" if known else ""
+
+
+def _in_errors(claim: Mapping[str, Any]) -> str:
+    """The difference in units of its standard error, where there is one."""
+    value = claim.get("difference_in_standard_errors")
+    return "" if value is None else f"; difference {value:+.1f} SE"
+
+
+def quality(points: Points) -> Table:
+    """Mean and standard deviation over seeds, a row for each model and beta."""
+    tags = {METRICS[tag]: tag for tag in METRICS if tag in points.cells}
+    return _by_column(points, "", tags, ["setting", "seeds"])
+
+
+def modality_tables(points: Points) -> list[Table]:
+    """A table a metric, a column a modality; the last by size of the subset."""
+    tables = [
+        _by_column(points, title, _suffixes(points, prefix))
+        for prefix, title in PER_MODALITY.items()
+    ]
+    sizes = sorted(int(m[1]) for t in points.cells if (m := SIZE.fullmatch(t)))
+    tags = {f"{size} given": f"eval/coherence/size_{size}" for size in sizes}
+    title = "Coherence ↑ by the number of modalities given"
+    tables.append(_by_column(points, title, tags))
+    attributes = {m[1]: t for t in points.cells if (m := ATTRIBUTE.fullmatch(t))}
+    title = "Attribute coherence ↑ by attribute, mean over modalities"
+    tables.append(_by_column(points, title, attributes))
+    return [table for table in tables if table.header[1:]]
+
+
+def classifier_accuracy(points: Points) -> str:
+    """The accuracies on real data of what coherences are measured with."""
+    kinds = ("eval/classifier_accuracy", "eval/attribute_accuracy")
+    found = [item for kind in kinds for item in _suffixes(points, kind).items()]
+    return ", ".join(f"{name} {_means(points, tag)}" for name, tag in found)
+
+
+def real_captions(points: Points) -> str:
+    """The measures of generated captions, taken of real ones."""
+    return ", ".join(
+        f"{name} {_means(points, tag)}"
+        for tag, name in REAL_CAPTIONS.items()
+        if tag in points.cells
+    )
+
+
+def _means(points: Points, tag: str) -> str:
+    """The different means of a tag."""
+    known = points.spreads[points.spreads["tag"] == tag]["mean"].dropna()
+    return " / ".join(sorted({_single(mean) for mean in known}))
+
+
+def run_section(
+    run: RunRecord, labels: Mapping[Path, str], is_complete: bool
+) -> dict[str, Any]:
+    """The part of the page on one run: members, samples (all or one), and config."""
+    rows = run.summary["members"]
+    members = [_member(row) for row in rows]
+    tags = [
+        t for t in METRICS if any(row["metrics"].get(t) is not None for row in rows)
+    ]
+    shown = _shown_member(rows)
+    table_rows, samples = [], []
+    for row, member in zip(rows, members, strict=True):
+        name = member_name(member, members)
+        finite = "yes" if row["finite"] else "NO"
+        cells = [_single(row["metrics"].get(tag)) for tag in tags]
+        label = name.replace("beta", "β").replace("=", " = ").replace(",", ", ")
+        table_rows.append(Row(label, "", [finite, *cells]))
+        is_shown = len(samples) == shown
+        grids, text = [], ""
+        if is_complete or is_shown:
+            text = page_pictures.member_captions(run, name)
+            is_exact = is_shown and is_complete
+            grids = page_pictures.member_grids(
+                run, name, lossless=is_exact, has_text=bool(text)
+            )
+        samples.append((label, grids, text))
+    return {
+        "label": labels[run.workdir],
+        "colour": page_pictures.colour_of(run),
+        "members": Table("", ["finite", *(METRICS[tag] for tag in tags)], table_rows),
+        "shown": [sample for sample in samples[shown:][:1] if sample[1]],
+        "hidden": [
+            sample for k, sample in enumerate(samples) if sample[1] and k != shown
+        ],
+        "config": json.dumps(run.config, indent=2, ensure_ascii=False),
+    }
+
+
+def _by_column(
+    points: Points,
+    title: str,
+    tags: Mapping[str, str],
+    first: Sequence[str] = ("setting",),
+) -> Table:
+    """A row for each model and beta, a column for each of some tags.
+
+    Args:
+      points: the results of the runs.
+      title: title of the table.
+      tags: heading -> tag.
+      first: the columns of the points' heads that come first.
+    """
+    headings = {"setting": "β", "seeds": "seeds"}
+    texts = points.heads[[*first]].join(points.cells[[*tags.values()]])
+    rows = [
+        Row(label, colour, cells)
+        for label, colour, cells in zip(
+            points.heads["label"],
+            points.heads["colour"],
+            texts.to_numpy().tolist(),
+            strict=True,
+        )
+    ]
+    return Table(title, [*(headings[name] for name in first), *tags], rows)
+
+
+def _suffixes(points: Points, prefix: str) -> dict[str, str]:
+    """Modality -> tag of all tags that are the prefix and a modality."""
+    return {
+        tag.removeprefix(f"{prefix}/"): tag
+        for tag in points.cells
+        if tag.rpartition("/")[0] == prefix and not tag.endswith("/standard_error")
+    }
+
+
+def _member(row: Mapping[str, Any]) -> Member:
+    """The hyper-parameters in a row of summary.json."""
+    return Member(float(row["beta"]), float(row["learning_rate"]), int(row["seed"]))
+
+
+def _shown_member(rows: Sequence[Mapping]) -> int:
+    """The member shown openly: the middle beta's first, a finite one if there is."""
+    betas = sorted({row["beta"] for row in rows if row["finite"]})
+    if not betas:
+        return 0
+    middle = betas[len(betas) // 2]
+    return next(
+        k for k, row in enumerate(rows) if row["finite"] and row["beta"] == middle
+    )
+
+
+def _single(value: float | None) -> str:
+    """A number as text, with the digits of the tables of means."""
+    is_known = value is not None and math.isfinite(value)
+    return show(float(value), math.nan) if is_known else DASH
+
+
+def _unbroken(numbers: str | None) -> str:
+    """Numbers as text in which a mean and its deviation stay on one line."""
+    return str(numbers or DASH).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as text."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,284 @@
+"""Pictures of the page of `experiments.report`, as data URIs: the page stands alone."""
+
+import base64
+import glob
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import colors
+from matplotlib.figure import Figure
+from PIL import Image
+
+from experiments.drawing import panels
+from experiments.plans import tables
+from experiments.plans.names import model_colour, model_label
+from experiments.plans.runs import RunRecord
+from mmvae_jax.errors import UsageError
+from mmvae_jax.training.log import read_metrics
+
+# Points drawn per curve at most.
+MAX_POINTS = 500
+# Runs of a front beyond which the betas are not written beside the points.
+MAX_ANNOTATED = 6
+# Qualities that a front is drawn with: the first that was measured.
+FRONT_QUALITY = ("eval/fid", "eval/swd", "eval/frechet_classifier")
+COHERENCE = "eval/coherence/leave_one_out"
+CURVES = {"train/elbo": "ELBO (nats)", "train/loss": "loss (nats)"}
+
+
+class Picture(NamedTuple):
+    """A picture as the page holds it: data URI, caption, pixels across, text in it."""
+
+    uri: str
+    caption: str
+    width: int
+    has_text: bool = False
+
+
+def colour_of(run: RunRecord) -> str:
+    """The model's colour as CSS."""
+    return colors.to_hex(model_colour(run.summary["model"]))
+
+
+def figures(directory: Path) -> list[Picture]:
+    """The pictures in a directory, the trade-off first, then the numbered ones."""
+
+    def place(path: Path) -> tuple:
+        number = re.search(r"\d+", path.stem)
+        return (
+            not path.stem.endswith("tradeoff"),
+            int(number[0]) if number else math.inf,
+            path.stem,
+        )
+
+    paths = [*directory.glob("*.png"), *directory.glob("figures/*.png")]
+    return [
+        picture(path, path.stem.replace("_", " ").capitalize())
+        for path in sorted(paths, key=place)
+    ]
+
+
+def draw_fronts(
+    heads: pd.DataFrame, spreads: pd.DataFrame, headings: Mapping[str, str]
+) -> list[Picture]:
+    """Quality against coherence with error bars, a panel a data set.
+
+    Models of one data set are comparable; those that a run with other modalities
+    or networks would add are in the tables.
+
+    Args:
+      heads: the runs, learning rates and betas, which are its index: model, dataset,
+        label and setting.
+      spreads: `runs.spreads` by these and tag.
+      headings: tag -> label of the axis.
+    """
+    pictures = []
+    for dataset, own in heads.groupby("dataset", sort=False):
+        for tag in FRONT_QUALITY:
+            front = tables.front_of(spreads, COHERENCE, tag)
+            # In the order of the runs.
+            front = own.reset_index().merge(front)
+            if len(front):
+                break
+        if len(front) > 1:
+            pictures.append(_draw_front(dataset, front, headings[tag]))
+    return pictures
+
+
+def _draw_front(dataset: str, points: pd.DataFrame, label: str) -> Picture:
+    """One panel as SVG; better is up and to the right."""
+    betas = sorted(points["beta"].unique())
+    runs = points.drop_duplicates("run")
+    is_annotated = len(runs) <= MAX_ANNOTATED
+    height = 3.9 + (0 if is_annotated else 0.06 * len(runs))
+    with matplotlib.rc_context({"svg.hashsalt": "report", "font.size": 9}):
+        figure = Figure(figsize=(5.2, height), layout="constrained")
+        axis = figure.subplots()
+        for _, own in points.groupby("run", sort=False):
+            model, name = own[["model", "label"]].iloc[0]
+            # Here, other data sets' runs of the model are not to be told from it.
+            if (runs["model"] == model).sum() == 1:
+                name = model_label(model)
+            panels.draw_front(axis, own, model, name, betas, is_annotated=is_annotated)
+        axis.set_xlim(0, 1)
+        axis.set_xlabel("leave-one-out coherence ↑")
+        axis.set_ylabel(label)
+        axis.invert_yaxis()
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        style = {"frameon": False, "fontsize": 8}
+        if is_annotated:
+            axis.legend(**style)
+        else:
+            figure.legend(loc="outside lower center", ncols=3, **style)
+        return Picture(_svg(figure), dataset, 520)
+
+
+def member_captions(run: RunRecord, name: str) -> str:
+    """The captions among the samples of the member of that name; "" without any.
+
+    Raises:
+      UsageError: they cannot be read.
+    """
+    path = run.workdir / "samples" / f"{name}_captions.txt"
+    try:
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not readable text: {error}") from error
+
+
+def member_grids(
+    run: RunRecord, name: str, lossless: bool, has_text: bool = False
+) -> list[Picture]:
+    """The sample grids of the member of that name, the unconditional ones first."""
+    pattern = glob.escape(f"{name}_") + "*.png"
+    paths = sorted(run.workdir.joinpath("samples").glob(pattern))
+    paths.sort(key=lambda path: not path.stem.endswith("_prior"))
+    grids = []
+    for path in paths:
+        caption, across = path.stem[len(name) + 1 :], 320
+        if caption == "prior":
+            # Twice as many images in a row.
+            caption, across = "unconditional", 640
+        elif "_given_" in caption:
+            caption = caption.replace("_given_", " given ")
+            caption += " (real, on the left)" if has_text else " (real, top row)"
+        grid = picture(path, caption, lossless)._replace(has_text=has_text)
+        # Whole multiples of small grids, so that pixels stay square.
+        scale = max(1, round(across / grid.width))
+        grids.append(grid._replace(width=grid.width * scale))
+    return grids
+
+
+def picture(path: Path, caption: str, lossless: bool = True) -> Picture:
+    """A picture file as a data URI; compressed as WebP where it need not be exact.
+
+    Args:
+      path: a PNG.
+      caption: its description.
+      lossless: whether the file goes in as it is.
+
+    Raises:
+      UsageError: it is not a picture.
+    """
+    try:
+        content, kind = path.read_bytes(), "png"
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            image.load()
+            width = image.width
+            if not lossless:
+                buffer = io.BytesIO()
+                image.convert("RGB").save(buffer, "WEBP", quality=75)
+                if buffer.tell() < len(content):
+                    content, kind = buffer.getvalue(), "webp"
+    except Exception as error:  # Pillow raises many kinds for a broken file.
+        raise UsageError(f"{path} is not a readable picture: {error}") from error
+    return Picture(_uri(content, kind), caption, width)
+
+
+def draw_curves(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> list[Picture]:
+    """The training of every run: a panel a run, a line a member."""
+    read = [(run, *read_curves(run)) for run in runs]
+    limits: dict[tuple, list[float]] = {}
+    for run, tag, lines in read:
+        shown = [y for _, line in lines for y in line[1] if math.isfinite(y)]
+        # Panels of one data set and one quantity can be compared: one axis.
+        limits.setdefault((run.summary["dataset"], tag), []).extend(shown)
+    return [
+        _draw_panel(
+            run, labels[run.workdir], tag, lines, limits[run.summary["dataset"], tag]
+        )
+        for run, tag, lines in read
+        if lines
+    ]
+
+
+def read_curves(run: RunRecord) -> tuple[str, list[tuple[Mapping, np.ndarray]]]:
+    """The tag that is drawn, and (member, float [2, N] steps and values) of each.
+
+    Raises:
+      UsageError: metrics.jsonl is not what a run writes.
+    """
+    path = run.workdir / "metrics.jsonl"
+    members = run.summary["members"]
+    try:
+        logged = [dict(line) for line in read_metrics(path)]
+        tag = next((t for t in CURVES if any(t in line for line in logged)), "")
+        points: list[list] = [[] for _ in members]
+        for line in logged:
+            if tag and tag in line:
+                value = math.nan if line[tag] is None else float(line[tag])
+                points[line["member"]].append((int(line["step"]), value))
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise UsageError(f"{path} is not the log of a run; move it away") from error
+    lines = [
+        # No more points than a panel can show.
+        (member, np.array(sorted(line)[:: 1 + len(line) // MAX_POINTS]).T)
+        for member, line in zip(members, points, strict=True)
+        if line
+    ]
+    return tag, lines
+
+
+def _draw_panel(
+    run: RunRecord, label: str, tag: str, lines: Sequence, values: Sequence[float]
+) -> Picture:
+    """One run's curves as SVG, darker for larger betas."""
+    betas = sorted({member["beta"] for member, _ in lines})
+    full = np.array(colors.to_rgb(colour_of(run)))
+    with matplotlib.rc_context({"svg.hashsalt": "report", "font.size": 9}):
+        figure = Figure(figsize=(4.2, 2.9), layout="constrained")
+        axis = figure.subplots()
+        seen = set()
+        for member, (steps, curve) in lines:
+            rank = (betas.index(member["beta"]) + 1) / len(betas)
+            weight = 0.3 + 0.7 * rank
+            name = None if member["beta"] in seen else f"β = {member['beta']:g}"
+            seen.add(member["beta"])
+            axis.plot(
+                steps,
+                np.where(np.isfinite(curve), curve, np.nan),
+                color=weight * full + 1 - weight,
+                linewidth=1.2,
+                label=name,
+                marker="." if len(steps) == 1 else None,
+            )
+        axis.set_ylim(*_limits(values))
+        axis.set_xlabel("step")
+        axis.set_ylabel(CURVES[tag])
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(betas) <= 8:
+            axis.legend(frameon=False, fontsize=8)
+        return Picture(_svg(figure), label, 420)
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """An axis that holds all values, or 98 % of them where the rest would hide them."""
+    if not values:
+        return 0.0, 1.0
+    low, high = np.min(values), np.max(values)
+    inner_low, inner_high = np.percentile(values, [1, 99])
+    if high - low > 5 * (inner_high - inner_low) > 0:
+        low, high = inner_low, inner_high
+    margin = 0.05 * (high - low) or 1.0
+    return float(low - margin), float(high + margin)
+
+
+def _svg(figure: Figure) -> str:
+    """A figure as a data URI; without the date, equal figures are equal."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return _uri(buffer.getvalue(), "svg+xml")
+
+
+def _uri(content: bytes, kind: str) -> str:
+    """A data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,93 @@
+"""Differences of means in standard errors."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.plans import plan
+
+
+class NotMeasured(Exception):
+    """The runs do not say; its text is why."""
+
+
+class Point(NamedTuple):
+    """A metric of a run at one beta, over its seeds.
+
+    Attributes:
+      label: name of the measurement, for the text of the numbers.
+      beta: beta of the members.
+      mean: over the seeds that did not diverge.
+      std: standard deviation (n - 1) over them.
+      num: number of these seeds.
+    """
+
+    label: str
+    beta: float
+    mean: float
+    std: float
+    num: int
+
+
+class Finding(NamedTuple):
+    """Result of a rule.
+
+    Attributes:
+      holds: whether the claim does.
+      points: the numbers that it is made of.
+      difference: the number that should exceed zero; nan if there is no such one.
+      standard_error: standard error of the difference.
+      z: the difference in units of its standard error.
+      note: further remark.
+    """
+
+    holds: bool
+    points: Sequence[Point]
+    difference: float = math.nan
+    standard_error: float = math.nan
+    z: float = math.nan
+    note: str = ""
+
+
+def has_metrics(
+    evidence: plan.Evidence, specs: Sequence[plan.Spec], tags: Sequence[str]
+) -> bool:
+    """Whether all of some runs that are there have all of some metrics.
+
+    A run has a metric if it has it at every beta at which a member is finite.
+    """
+    spreads = evidence.spreads
+    is_own = spreads["run"].isin([spec.folder for spec in specs])
+    own = spreads[is_own & (spreads["seeds"] > 0)]
+    num_known = own["mean"][own["tag"].isin(tags)].count()
+    places = own[["run", "beta"]].drop_duplicates()
+    return 0 < num_known == len(places) * len(tags)
+
+
+def combine(terms: Iterable[tuple[float, Point]]) -> tuple[float, float, float]:
+    """A sum of coefficients times means, its standard error, and their quotient.
+
+    Args:
+      terms: (coefficient, point), of independent points; none twice.
+
+    Returns:
+      (difference, standard error, z). Where nothing varies, z is infinite, or zero
+      for a difference of zero.
+    """
+    terms = list(terms)
+    value = math.fsum(c * point.mean for c, point in terms)
+    error = math.sqrt(math.fsum(c**2 * p.std**2 / p.num for c, p in terms))
+    if error > 0:
+        return value, error, value / error
+    return value, error, math.copysign(math.inf, value) if value else 0.0
+
+
+def slope_terms(
+    positions: Sequence[float], points: Sequence[Point], sign: float = 1.0
+) -> list[tuple[float, Point]]:
+    """The least-squares slope of points over positions as terms of `combine`."""
+    centred = np.asarray(positions, np.float64) - np.mean(positions)
+    weights = sign * centred / (centred @ centred)
+    return list(zip(weights.tolist(), points, strict=True))

@@ -1,0 +1,245 @@
+"""Verdicts on all claims, as a table."""
+
+import contextlib
+import datetime
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import tabulate
+
+from experiments.judging import paper, rules, statistics
+from experiments.plans import plan, tables
+from experiments.plans.runs import show
+
+WORDS = {True: "holds", False: "fails", None: "not measured"}
+
+
+class Verdict(NamedTuple):
+    """A claim's verdict on one data set, for one model and metric.
+
+    Attributes:
+      claim: the claim.
+      dataset: the data set's title at this scale.
+      model: the model's label, or "all".
+      tag: the metric.
+      rule: rule by which it was judged, as text.
+      scale: the name of the scale.
+      holds: True, False, or None for what was not measured.
+      difference: the number that should exceed zero, nan where there is none.
+      standard_error: standard error of the difference.
+      z: the difference in units of its standard error.
+      numbers: the measurements as text, or why there are none.
+      points: the measurements.
+    """
+
+    claim: paper.Claim
+    dataset: str
+    model: str
+    tag: str
+    rule: str
+    scale: str
+    holds: bool | None
+    difference: float
+    standard_error: float
+    z: float
+    numbers: str
+    points: Sequence[statistics.Point]
+
+    @property
+    def word(self) -> str:
+        """The verdict in words, one of WORDS."""
+        return WORDS[self.holds]
+
+
+def evaluate(
+    evidence: plan.Evidence, found: Sequence[paper.Claim] = paper.CLAIMS
+) -> list[Verdict]:
+    """The verdicts on some claims, in their order."""
+    return [
+        judge(rules.Line(evidence, claim, column, model, tag))
+        for claim in found
+        for column in claim.columns
+        if column in plan.all_columns(evidence.config)
+        for model in claim.models
+        for tag in tags_of(evidence, claim, column, model)
+    ]
+
+
+def tags_of(
+    evidence: plan.Evidence, claim: paper.Claim, column: str, model: str
+) -> Sequence[str]:
+    """The metrics of a claim: FID where all runs have it, or what stands in for it."""
+    if claim.tags not in (paper.FIRST, paper.MEAN, paper.IMAGE):
+        return claim.tags
+    fid, others = claim.tags
+    specs = paper.specs_of(claim, evidence.config, column, model)
+    return fid if statistics.has_metrics(evidence, specs, fid) else others
+
+
+def judge(line: rules.Line) -> Verdict:
+    """The verdict on one line."""
+    evidence, claim = line.evidence, line.claim
+    rule, text = rules.JUDGES[claim.rule], rule_text(claim)
+    try:
+        _require(line)
+        found = rule(line)
+        numbers = "; ".join(_show(point, line) for point in found.points)
+        numbers = "; ".join(part for part in (numbers, found.note) if part)
+    except statistics.NotMeasured as reason:
+        found, numbers = statistics.Finding(None, ()), str(reason)
+    return Verdict(
+        claim,
+        tables.title(evidence, line.column),
+        rules.label_of(line.model) if line.model else "all",
+        line.tag,
+        text,
+        evidence.scale,
+        found.holds,
+        found.difference,
+        found.standard_error,
+        found.z,
+        numbers,
+        found.points,
+    )
+
+
+def _require(line: rules.Line) -> None:
+    """Raises NotMeasured if a run that the line needs is not there."""
+    specs = paper.specs_of(line.claim, line.evidence.config, line.column, line.model)
+    missing = [spec.folder for spec in specs if spec not in line.evidence.runs]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise statistics.NotMeasured(f"no run {missing[0]}{more}")
+
+
+def rule_text(claim: paper.Claim) -> str:
+    """The rule of a claim as text."""
+    labels = [rules.label_of(model) for model in claim.others]
+    return paper.RULES[claim.rule].format(
+        others=("each of " if labels[1:] else "") + ", ".join(labels),
+        target=labels[0] if labels else "",
+        nearest=("the nearer one of " if labels[2:] else "") + " and ".join(labels[1:]),
+    )
+
+
+def _show(point: statistics.Point, line: rules.Line) -> str:
+    """A point as text: its beta if it was chosen, its seeds if some are missing."""
+    parts = []
+    if not line.claim.is_by_modalities:
+        parts.append(f"beta {point.beta:g}")
+    scale = line.evidence.config
+    seeds = plan.settings(scale, line.column).get("seed", scale.seed)
+    if point.num != len(seeds):
+        parts.append(f"{point.num} seeds")
+    value = f"{point.label} {show(point.mean, point.std)}"
+    return f"{value} ({', '.join(parts)})" if parts else value
+
+
+def _number(value: float, form: str) -> str:
+    """A number as text; a dash where there is none."""
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts as text: a table for each claim."""
+    header = ["", "data set", "model", "metric", "difference", "SE", "in SE", "numbers"]
+    parts = []
+    for claim, group in itertools.groupby(verdicts, key=lambda v: v.claim):
+        group = list(group)
+        rows = [
+            [
+                # A failure is not overlooked.
+                verdict.word.upper() if verdict.holds is False else verdict.word,
+                verdict.dataset,
+                verdict.model,
+                verdict.tag.removeprefix("eval/"),
+                _number(verdict.difference, ".4g"),
+                _number(verdict.standard_error, ".2g"),
+                _number(verdict.z, "+.1f"),
+                verdict.numbers,
+            ]
+            for verdict in group
+        ]
+        parts.append(
+            f"{claim.text} ({claim.where})\n  holds if: {group[0].rule}\n"
+            + tabulate.tabulate(
+                rows, header, disable_numparse=True, maxcolwidths=[*[None] * 7, 64]
+            )
+        )
+    return "\n\n".join(parts)
+
+
+def found_claims(evidence: plan.Evidence, verdicts: Sequence[Verdict]) -> dict:
+    """Content of claims.json: the verdicts, and the runs they are about."""
+    summaries = [run.summary for run in evidence.runs.values()]
+    machines = dict.fromkeys(
+        f"{s['device']}" + (f", {s['cpu_cores']} cores" if s.get("cpu_cores") else "")
+        for s in summaries
+    )
+    directory = evidence.directory
+    with contextlib.suppress(ValueError):  # it is elsewhere
+        directory = directory.absolute().relative_to(Path.cwd())
+    return {
+        "command": f"python -m experiments.claims {directory}",
+        "date": datetime.date.today().isoformat(),
+        "scale": evidence.scale,
+        "description": tables.description(evidence),
+        "machine": "; ".join(machines),
+        "versions": {name: metadata.version(name) for name in ("jax", "flax", "numpy")},
+        "datasets": list(dict.fromkeys(s["dataset"] for s in summaries)),
+        "seeds": list(evidence.config.seed),
+        "runs": len(summaries),
+        "minutes_of_runs": round(sum(s["wall_seconds"] for s in summaries) / 60, 1),
+        "threshold_in_standard_errors": paper.THRESHOLD,
+        "claims": [
+            {
+                "name": verdict.claim.name,
+                "claim": verdict.claim.text,
+                "where": verdict.claim.where,
+                "dataset": verdict.dataset,
+                "model": verdict.model,
+                "metric": verdict.tag,
+                "rule": verdict.rule,
+                "holds": verdict.holds,
+                "verdict": verdict.word,
+                "difference": verdict.difference,
+                "standard_error": verdict.standard_error,
+                "difference_in_standard_errors": verdict.z,
+                "numbers": verdict.numbers,
+                "points": [point._asdict() for point in verdict.points],
+            }
+            for verdict in verdicts
+        ],
+    }
+
+
+def markdown(found: Mapping) -> str:
+    """Content of claims.json as a page: a table with a row for each verdict."""
+    rows = [
+        [
+            f"{verdict['claim']} ({verdict['where']})",
+            f"{verdict['dataset']}, {verdict['model']}",
+            verdict["metric"].removeprefix("eval/"),
+            f"**{verdict['verdict']}**",
+            _number(verdict["difference_in_standard_errors"], "+.1f"),
+            verdict["numbers"],
+        ]
+        for verdict in found["claims"]
+    ]
+    header = ["claim", "on", "metric", "verdict", "in SE", "numbers"]
+    return (
+        f"# The papers' claims: {found['description']}\n\n"
+        f"`{found['command']}` on {found['date']}; {found['runs']} runs, "
+        f"{found['minutes_of_runs']} minutes on {found['machine']}; seeds "
+        f"{', '.join(map(str, found['seeds']))}. In SE: the difference that the claim "
+        "has positive, in units of its standard error; it holds from "
+        f"{found['threshold_in_standard_errors']:g} on, by the rules in "
+        "`experiments/judging/paper.py`. No correction is made for the number of verdicts or "
+        "for the choice of the best beta.\n\n"
+        + tabulate.tabulate(rows, header, tablefmt="github", disable_numparse=True)
+        + "\n"
+    )

@@ -1,0 +1,1 @@
+"""Plans of many runs, their cost, and the table of their results."""

@@ -1,0 +1,367 @@
+"""The values that figures show: metrics, and a figure's points as rows of its table.
+
+They are those of summary.json, averaged over seeds. Nothing is invented: what is not
+there is nan, or no row.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from experiments.plans import plan, runs
+from experiments.plans.plan import Evidence, Spec
+from mmvae_jax.training.sweep import Member
+
+NUM_CLASSES = 10
+# Chance of guessing a value of an attribute of Shapes.
+CHANCES = {"colour": 1 / 8, "shape": 1 / 6}
+
+Row = dict[str, Any]
+
+
+class Metric(NamedTuple):
+    """Quantity that a panel shows.
+
+    Attributes:
+      tag: tag of summary.json, without the modality.
+      label: label of the axis.
+      limits: limits of the axis; None where they are those of the values.
+      chance: the value of guessing, drawn as a line.
+      reachable: a tag whose values on real data are drawn as a line.
+    """
+
+    tag: str
+    label: str
+    limits: tuple[float, float] | None = None
+    chance: float | None = None
+    reachable: str = ""
+
+
+FID = Metric("eval/fid", "FID (lower is better)")
+FRECHET = Metric(
+    "eval/frechet_classifier",
+    "Fréchet distance, classifier features (lower is better)",
+)
+SWD = Metric("eval/swd", "sliced Wasserstein distance (lower is better)")
+COHERENCE = Metric(
+    "eval/coherence/leave_one_out",
+    "leave-one-out coherence",
+    (0.0, 1.0),
+    1 / NUM_CLASSES,
+    "eval/classifier_accuracy",
+)
+SINGLE = Metric(
+    "eval/coherence/size_1",
+    "coherence given one",
+    (0.0, 1.0),
+    1 / NUM_CLASSES,
+)
+PROBE = Metric(
+    "eval/linear_probe",
+    "accuracy of a linear classifier",
+    (0.0, 1.0),
+    1 / NUM_CLASSES,
+)
+ELBO = Metric("eval/elbo", "ELBO (nats, higher is better)")
+LIKELIHOOD = Metric("eval/log_likelihood", "joint log-likelihood (nats)")
+MATCHING = Metric("eval/matching/leave_one_out", "annotation-free coherence")
+# Mean over both attributes and directions of a pair; `attribute_metric` has each.
+ATTRIBUTES = Metric(
+    "eval/attribute_coherence/leave_one_out",
+    "attribute coherence",
+    (0.0, 1.0),
+    sum(CHANCES.values()) / len(CHANCES),
+    "eval/attribute_accuracy",
+)
+
+
+def attribute_metric(attribute: str, target: str, source: str) -> Metric:
+    """The coherence of one attribute in one direction."""
+    return Metric(
+        f"eval/attribute_coherence/{attribute}/{target}_given_{source}",
+        ATTRIBUTES.label,
+        ATTRIBUTES.limits,
+        CHANCES[attribute],
+        f"{ATTRIBUTES.reachable}/{attribute}/{target}",
+    )
+
+
+def quality_metrics(
+    evidence: Evidence, specs: Iterable[Spec], *, is_mean: bool
+) -> list[Metric]:
+    """FID where every run has it, otherwise what stands in for it.
+
+    Args:
+      evidence: the runs.
+      specs: the runs in question; those that are missing or diverged have no say.
+      is_mean: whether the mean over modalities is needed, or the first one's value.
+    """
+    has_fid = []
+    finite = evidence.table[evidence.table["finite"]]
+    for spec in specs:
+        names = _modality_names(members_of(evidence, spec))
+        tag = FID.tag if is_mean or not names else f"{FID.tag}/{names[0]}"
+        own = finite[finite["run"] == spec.folder]
+        if len(own):
+            has_fid.append(own.loc[own["tag"] == tag, "value"].notna().any())
+    return [FID] if has_fid and all(has_fid) else [FRECHET, SWD]
+
+
+def over_betas(evidence: Evidence, spec: Spec, tag: str) -> pd.DataFrame:
+    """The rows of `Evidence.spreads` of a run and a metric, the smallest beta first."""
+    spreads = evidence.spreads
+    return spreads[(spreads["run"] == spec.folder) & (spreads["tag"] == tag)]
+
+
+def members_of(evidence: Evidence, spec: Spec) -> list[Mapping[str, Any]]:
+    """The members of a run, as in summary.json; none where there is no run."""
+    record = evidence.runs.get(spec)
+    return record.summary["members"] if record else []
+
+
+def shown_pairs(evidence: Evidence) -> list[str]:
+    """The columns of images with captions that have a run; all, if there are no others.
+
+    A column without runs is left out: who has no photographs needs no empty panels.
+    """
+    columns = plan.pair_columns(evidence.config)
+    if not evidence.config.columns:
+        return list(columns)
+    found = {spec.dataset for spec in evidence.runs}
+    return [column for column in columns if column in found]
+
+
+def is_measured(evidence: Evidence, dataset: str, tag: str) -> bool:
+    """Whether any member of any run on a data set has a metric."""
+    folders = [spec.folder for spec in evidence.runs if spec.dataset == dataset]
+    table = evidence.table
+    own = table[(table["tag"] == tag) & table["run"].isin(folders)]
+    return bool(own["value"].notna().any())
+
+
+def betas_of(evidence: Evidence, specs: Iterable[Spec]) -> list[float]:
+    """Every beta of some runs' sweeps; the scale's, if there is no run."""
+    found = {m["beta"] for spec in specs for m in members_of(evidence, spec)}
+    return sorted(found or evidence.config.beta)
+
+
+def is_pictured(evidence: Evidence, spec: Spec, member: Mapping[str, Any]) -> bool:
+    """Whether a member of a run is the one whose samples are shown."""
+    settings = plan.settings(evidence.config, spec.dataset)
+    seed = settings.get("seed", evidence.config.seed)[0]
+    return member["beta"] == settings.beta_of_samples and member["seed"] == seed
+
+
+def modalities_of(evidence: Evidence, dataset: str) -> list[str]:
+    """The names of a data set's modalities, as the runs know them."""
+    specs = [spec for spec in evidence.runs if spec.dataset == dataset]
+    known = [_modality_names(members_of(evidence, spec)) for spec in specs]
+    names = max(known, key=len, default=[])
+    return names or [f"m{i}" for i in range(evidence.config.num_modalities[-1])]
+
+
+def num_modalities(evidence: Evidence, spec: Spec) -> int:
+    """Number of modalities that a run has, or would have."""
+    names = _modality_names(members_of(evidence, spec))
+    return len(names) or spec.num_modalities or evidence.config.num_modalities[-1]
+
+
+def _modality_names(members: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of the modalities that a run has metrics of, in their order."""
+    for kind in ("reconstruction", "swd", "frechet_classifier", "fid"):
+        prefix = f"eval/{kind}/"
+        for member in members:
+            tags = [tag for tag in member["metrics"] if tag.startswith(prefix)]
+            if tags:
+                return [tag.removeprefix(prefix) for tag in tags]
+    return []
+
+
+def title(evidence: Evidence, dataset: str) -> str:
+    """Title of a data set at this scale."""
+    settings = plan.settings(evidence.config, dataset)
+    return settings.get("title", dataset)
+
+
+def description(evidence: Evidence) -> str:
+    """Description of the scale of the columns that are shown."""
+    config, parts = evidence.config, []
+    if config.columns:
+        parts.append(config.description)
+    if shown_pairs(evidence):
+        parts.append(config.pairs.description)
+    return "; ".join(parts)
+
+
+def show_beta(beta: float) -> str:
+    """A beta as short as the paper writes it: 3e-4, 0.3, 9."""
+    if 0 < beta < 0.01:
+        mantissa, exponent = f"{beta:e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{beta:g}"
+
+
+def point_row(
+    evidence: Evidence, name: str, spec: Spec, tag: str, **others: Any
+) -> Row:
+    """A plotted point as a row of the table of its figure.
+
+    Args:
+      evidence: the runs.
+      name: name of the figure.
+      spec: the run.
+      tag: tag of the metric, as in summary.json.
+      **others: columns that differ from those of one member without a value. "" as
+        the modality is all together; "seeds" were averaged, "diverged" left out.
+
+    Returns:
+      Plain numbers and strings.
+    """
+    row = {
+        "figure": name,
+        "dataset": title(evidence, spec.dataset),
+        "model": spec.model,
+        "beta": np.nan,
+        "num_modalities": num_modalities(evidence, spec),
+        "modality": "",
+        "metric": tag,
+        "mean": np.nan,
+        "std": np.nan,
+        "seeds": 1,
+        "diverged": 0,
+    }
+    return row | others
+
+
+def beta_rows(
+    evidence: Evidence, name: str, spec: Spec, tag: str, modality: str = ""
+) -> list[Row]:
+    """One row for every beta of a run's sweep, nan where nothing was measured.
+
+    Args:
+      evidence: the runs.
+      name: name of the figure.
+      spec: the run; a run that is missing, or lacks the metric, has no rows.
+      tag: without the modality.
+      modality: "" for the value of all together.
+    """
+    tag = f"{tag}/{modality}" if modality else tag
+    head = point_row(evidence, name, spec, tag, modality=modality)
+    found = over_betas(evidence, spec, tag).drop(columns=["run", "tag"])
+    return [head | row for row in found.to_dict("records")]
+
+
+def front_of(spreads: pd.DataFrame, coherence: str, quality: str) -> pd.DataFrame:
+    """The points of some runs that have both a coherence and a quality.
+
+    Args:
+      spreads: rows of `runs.spreads`.
+      coherence: the tag of the one.
+      quality: the tag of the other.
+
+    Returns:
+      The columns by which the spreads are grouped but for the tag, and x, dx of the
+      coherence, y, dy of the quality, and diverged.
+    """
+    known = spreads.dropna(subset="mean")
+    x, y = (
+        known[known["tag"] == tag].drop(columns=["tag", "seeds"])
+        for tag in (coherence, quality)
+    )
+    x = x.rename(columns={"mean": "x", "std": "dx"})
+    y = y.rename(columns={"mean": "y", "std": "dy"})
+    return x.merge(y)
+
+
+def given_rows(evidence: Evidence, name: str, spec: Spec) -> list[Row]:
+    """Coherence by the number of given modalities, at the best beta of a run.
+
+    That is the one beta with the best mean over these numbers.
+
+    Returns:
+      Rows as `beta_rows`, one a number, in the column "given" too; none where one of
+      these numbers was not measured.
+    """
+    numbers = range(1, num_modalities(evidence, spec))
+    rows = [
+        row | {"given": given}
+        for given in numbers
+        for row in beta_rows(evidence, name, spec, f"eval/coherence/size_{given}")
+    ]
+    if len({row["given"] for row in rows}) < len(numbers) or not rows:
+        return []
+    means = pd.DataFrame(rows).groupby("beta")["mean"].mean(skipna=False).dropna()
+    return [row for row in rows if len(means) and row["beta"] == means.idxmax()]
+
+
+def reachable_rows(
+    evidence: Evidence, name: str, specs: Iterable[Spec], tag: str
+) -> list[Row]:
+    """The mean over modalities that real data reach: one row where it is known."""
+    prefix = f"{tag}/"
+    for spec in specs:
+        # The same for all members: classifiers are a data set's.
+        for member in members_of(evidence, spec):
+            found = member["metrics"].items()
+            values = [
+                x
+                for t, x in found
+                if (t == tag or t.startswith(prefix)) and x is not None
+            ]
+            if values:
+                mean = float(np.mean(values))
+                row = point_row(evidence, name, spec, tag, mean=mean)
+                return [{**row, "model": "real data"}]
+    return []
+
+
+def coherence_pairs(evidence: Evidence, spec: Spec) -> pd.DataFrame:
+    """The members of a run that have both kinds of coherence.
+
+    Returns:
+      The columns beta, seed, and those of the tags of COHERENCE and MATCHING.
+    """
+    table = evidence.table
+    own = table[(table["run"] == spec.folder) & table["finite"]]
+    own = own.pivot(index=list(Member._fields), columns="tag", values="value")
+    pairs = own.reindex(columns=[COHERENCE.tag, MATCHING.tag]).dropna()
+    return pairs.reset_index().drop(columns="learning_rate")
+
+
+def pair_rows(evidence: Evidence, spec: Spec, pairs: pd.DataFrame) -> list[Row]:
+    """Two rows a point, its coordinates; and the agreement within a model."""
+    rows = [
+        point_row(
+            evidence,
+            "matching",
+            spec,
+            tag,
+            beta=pair["beta"],
+            mean=pair[tag],
+            seed=pair["seed"],
+        )
+        for pair in pairs.to_dict("records")
+        for tag in (COHERENCE.tag, MATCHING.tag)
+    ]
+    return rows + agreement_rows(evidence, spec, pairs)
+
+
+def agreement_rows(evidence: Evidence, spec: Spec, pairs: pd.DataFrame) -> list[Row]:
+    """Spearman's rho of a model, or of all (""), and the ends of its interval."""
+    x, y = pairs[COHERENCE.tag], pairs[MATCHING.tag]
+    found = runs.rank_agreement(x, y)
+    rows = [
+        point_row(
+            evidence,
+            "matching",
+            spec,
+            f"spearman{part}",
+            mean=value,
+            seeds=len(pairs),
+            seed="",
+        )
+        for part, value in zip(("", "/low", "/high"), found, strict=True)
+    ]
+    return [{**row, "model": spec.model or "all"} for row in rows]

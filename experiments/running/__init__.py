@@ -1,0 +1,1 @@
+"""One run: its data, working directory, signals and evaluation."""

@@ -1,0 +1,348 @@
+"""The data set that a config names: found, prepared, loaded and reduced.
+
+A data set is a folder `datasets/NAME` with two modules that are found by their names:
+`options.py` has the dataclass `Options`, whose fields are read from config.data, and
+`NAME_dataset_builder.py` the TFDS class `Builder` (README.md, "Add your own"). The
+name "arrays" means a file of the user's own arrays, `mmvae_jax.data.arrays`.
+
+`datasets/` is a source root, put on the path here and nowhere else, so that a library
+of that name is never shadowed.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import importlib
+import inspect
+import io
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import logging
+from ml_collections import ConfigDict
+
+from configs import base
+from mmvae_jax.data import arrays, prepared
+from mmvae_jax.data.dataset import Dataset
+from mmvae_jax.data.reduce import first_modalities, with_missing
+from mmvae_jax.errors import UsageError
+from mmvae_jax.types import TokenShape
+
+DATASETS = Path(__file__).resolve().parents[1] / "datasets"
+ARRAYS = "arrays"
+# Metadata of every prepared data set, see `mmvae_jax.data.dataset`.
+_METADATA = ("modalities", "num_examples", "fingerprint")
+_GUIDE = 'README.md, "Add your own", lists what a data set needs'
+
+
+def prepare(data_config: ConfigDict) -> Path:
+    """Prepares a data set unless that has been done.
+
+    A data set is written to a folder of another name that is renamed when all is
+    written, so an interrupted preparation is never taken for a finished one. A lock
+    makes a second process wait for the first.
+
+    Args:
+      data_config: `config.data`: `name`, `data_dir` and the options of the data set;
+        see datasets/<name>/README.md.
+
+    Returns:
+      Path of the prepared data, for `mmvae_jax.data.prepared.load`.
+
+    Raises:
+      UsageError: an option or an input file that cannot be used.
+    """
+    root = _root(data_config)
+    with _quiet(), _one_line():
+        builder = _builder(data_config)
+        directory = Path(builder.data_dir)
+        if directory.exists():
+            return directory
+        try:
+            with _locked(directory.parent):
+                if not directory.exists():
+                    _build(builder, root)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # no mistake of the user's
+            raise UsageError(
+                f"cannot prepare data in {root} ({error}): check config.data.data_dir"
+            ) from error
+    return directory
+
+
+def load(data_config: ConfigDict) -> Dataset:
+    """Loads the whole data set of a config, which is prepared if need be.
+
+    Args:
+      data_config: `config.data`; of name "arrays": the user's own files.
+
+    Returns:
+      Dataset.
+
+    Raises:
+      UsageError: as `prepare`; or a file that cannot be used.
+    """
+    if data_config.name != ARRAYS:
+        return prepared.load(prepare(data_config))
+    fields = option_names(ARRAYS)
+    _check_fields(data_config, fields)
+    return arrays.load(**{field: data_config[field] for field in fields})
+
+
+def reduce(dataset: Dataset, data_config: ConfigDict) -> Dataset:
+    """The part of a data set that is trained and evaluated on.
+
+    Args:
+      dataset: as `load` returned it.
+      data_config: `config.data`: `use_modalities`, `missing`, `missing_test`, `seed`.
+
+    Raises:
+      UsageError: as `reduce.first_modalities` and `reduce.with_missing`.
+    """
+    reduced = first_modalities(dataset, data_config.use_modalities)
+    return with_missing(
+        reduced, data_config.missing, data_config.missing_test, data_config.seed
+    )
+
+
+def shapes(data_config: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """Modality -> shape of one example; a TokenShape where it is tokens.
+
+    Only data with tokens are prepared for it: their vocabulary is not known before.
+
+    Raises:
+      UsageError: as `prepare`.
+    """
+    if data_config.name == ARRAYS:
+        return load(data_config).shapes()
+
+    def describe() -> Any:
+        with _quiet():
+            return _builder(data_config).info
+
+    info = describe()
+    if "words" in info.metadata:
+        prepare(data_config)
+        info = describe()
+    words = info.metadata.get("words", {})
+    # TFDS keeps the features in no order, the metadata do.
+    found = {m: info.features[m].shape[1:] for m in info.metadata["modalities"]}
+    return {
+        m: TokenShape(*shape, len(words[m])) if m in words else tuple(shape)
+        for m, shape in found.items()
+    }
+
+
+def names() -> list[str]:
+    """The values of config.data.name that are known, sorted."""
+    return sorted(
+        [*(path.parent.name for path in DATASETS.glob("*/options.py")), ARRAYS]
+    )
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """The fields of config.data that one data set is made of.
+
+    Raises:
+      UsageError: there is no such data set, or it has no `Options`.
+    """
+    if name == ARRAYS:
+        return tuple(inspect.signature(arrays.load).parameters)
+    inherited = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)}
+    own = dataclasses.fields(_options_class(name))
+    return tuple(field.name for field in own if field.name not in inherited)
+
+
+def options_of(data_config: Mapping[str, Any]) -> Any:
+    """The `Options` of a data set with the values of a config, checked.
+
+    Args:
+      data_config: `config.data`, or a mapping with the same fields.
+
+    Raises:
+      UsageError: a field is missing, or has a value that cannot be used.
+    """
+    name = data_config["name"]
+    make_options = _options_class(name)
+    fields = option_names(name)
+    _require_fields(data_config, fields)
+    with _one_line():
+        options = make_options(**{field: data_config[field] for field in fields})
+    if not options.name:
+        raise UsageError(
+            f"{DATASETS / name / 'options.py'}: Options sets no name that tells its "
+            f"values apart; {_GUIDE}"
+        )
+    return options
+
+
+def _require_fields(data_config: Mapping[str, Any], fields: tuple[str, ...]) -> None:
+    """Refuses a config that lacks options of its data set."""
+    name = data_config["name"]
+    missing = [field for field in fields if field not in data_config]
+    if missing:
+        raise UsageError(
+            f"config.data.name={name!r} needs config.data.{missing[0]}; start from "
+            f"configs/{name}.py"
+        )
+
+
+def _check_fields(data_config: ConfigDict, fields: tuple[str, ...]) -> None:
+    """Refuses a config that lacks an option, or has a field that nothing reads.
+
+    The fields of configs/base.py are in every config, whatever its data set reads.
+    """
+    _require_fields(data_config, fields)
+    unknown = set(data_config) - set(fields) - set(base.get_config().data)
+    if unknown:
+        raise UsageError(
+            f"config.data.{min(unknown)} is not read by the data set "
+            f"{data_config.name!r}, whose options are {', '.join(fields)}"
+        )
+
+
+def _options_class(name: str) -> Any:
+    """The class of a data set's options."""
+    made = _attribute(name, "options", "Options")
+    is_made = dataclasses.is_dataclass(made) and "__dataclass_fields__" in vars(made)
+    if not is_made or not issubclass(made, tfds.core.BuilderConfig):
+        raise UsageError(
+            f"{DATASETS / name / 'options.py'}: Options must be a dataclass that "
+            f"extends tfds.core.BuilderConfig; {_GUIDE}"
+        )
+    return made
+
+
+def _builder(data_config: ConfigDict) -> Any:
+    """The TFDS builder of a data set."""
+    name = data_config.name
+    options = options_of(data_config)
+    _check_fields(data_config, option_names(name))
+    make_builder = _attribute(name, f"{name}_dataset_builder", "Builder")
+    root = _root(data_config)
+    try:
+        builder = make_builder(
+            config=options, data_dir=root, file_format="array_record"
+        )
+        metadata = builder.info.metadata or {}
+    except Exception as error:
+        directory = root / name / options.name
+        if not directory.exists():
+            raise
+        # Prepared data are read at once, and damage shows as many kinds of exception.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"the data set in {directory} is damaged ({reason[:200]}): delete the "
+            "folder, and it is prepared again"
+        ) from error
+    for key in _METADATA:
+        if key not in metadata:
+            raise UsageError(
+                f"{_file_of(builder)}: the metadata have no {key!r}; {_GUIDE}"
+            )
+    return builder
+
+
+def _attribute(name: str, module: str, attribute: str) -> Any:
+    """A class of a data set, from the module that has it by convention.
+
+    Args:
+      name: `config.data.name`.
+      module: name of the module in the folder of the data set.
+      attribute: name of the class.
+
+    Raises:
+      UsageError: there is no such folder, module or class.
+    """
+    folder = DATASETS / name
+    if not name.isidentifier() or not folder.is_dir():
+        raise UsageError(
+            f"config.data.name={name!r} is unknown; available: {', '.join(names())}"
+        )
+    file = folder / f"{module}.py"
+    if not file.is_file():
+        raise UsageError(f"{file} is missing: {_GUIDE}")
+    # A folder without __init__.py gives way to any other module of its name.
+    paths = getattr(_import(name), "__path__", ())
+    if folder not in (Path(path).resolve() for path in paths):
+        raise UsageError(
+            f"{folder} has the name of another Python module: rename the data set"
+        )
+    found = _import(f"{name}.{module}")
+    if not hasattr(found, attribute):
+        raise UsageError(f"{file} has no class {attribute}: {_GUIDE}")
+    return getattr(found, attribute)
+
+
+def _import(module: str) -> ModuleType:
+    """A module of datasets/, which is put on the path for it."""
+    if str(DATASETS) not in sys.path:
+        sys.path.insert(0, str(DATASETS))
+    return importlib.import_module(module)
+
+
+def _build(builder: Any, root: Path) -> None:
+    """Removes what killed preparations left, then writes the data set."""
+    directory = Path(builder.data_dir)
+    for leftover in directory.parent.glob(f"incomplete.*_{directory.name}"):
+        shutil.rmtree(leftover)
+    print(f"preparing {directory}", file=sys.stderr, flush=True)
+    builder.download_and_prepare(download_dir=root / "downloads")
+    metadata = builder.info.metadata
+    if not metadata["fingerprint"] or set(metadata["num_examples"]) != set(
+        builder.info.splits
+    ):
+        shutil.rmtree(directory)
+        raise UsageError(
+            f"{_file_of(builder)}: the fingerprint, or the num_examples of a split, "
+            f"are not in the metadata; {_GUIDE}"
+        )
+
+
+def _file_of(builder: Any) -> str:
+    """The file of a builder, for messages."""
+    return inspect.getfile(type(builder))
+
+
+def _root(data_config: ConfigDict) -> Path:
+    """The folder of all prepared data."""
+    return Path(data_config.data_dir).expanduser().resolve()
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Turns the exception of the data sets into that of the entry points."""
+    try:
+        yield
+    except _import("dataset_errors").DatasetError as error:
+        raise UsageError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder; the system frees it when the process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what TFDS prints and logs; our own bar goes to standard error."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        tfds.enable_progress_bar()

@@ -1,0 +1,173 @@
+"""Evaluation of all members of a sweep."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.running import build, processes, terminal
+from experiments.running.command import Stopped
+from mmvae_jax.evaluation import evaluate, judges, needs, pictures
+from mmvae_jax.evaluation.metric import EvaluationData
+from mmvae_jax.evaluation.samples import draw_samples
+from mmvae_jax.training import devices, loop
+from mmvae_jax.training.step import TrainState
+
+
+def make_evaluator(
+    sweep: build.Sweep, metrics: dict[str, Callable], writer
+) -> Callable:
+    """A function (step, state) -> tag -> value of every member, also written."""
+    config = sweep.config
+    model = evaluate.compile_model(sweep.model)
+    given = EvaluationData(
+        train=sweep.dataset.train,
+        test=build.evaluated(sweep.dataset, config.eval),
+        classifiers=None,
+        batch_size=config.eval.batch_size,
+        words=sweep.dataset.words,
+        whole_test=sweep.dataset.test,
+    )
+    trained: dict[str, Any] = {}  # judges, once there are any
+
+    def evaluate_all(step: int, state: TrainState) -> list[dict[str, float]]:
+        if not trained:
+            trained.update(get_judges(sweep, metrics))
+        data = given._replace(**trained)
+        # The same draws for every member: differences are theirs alone.
+        key = jax.random.fold_in(jax.random.key(config.eval.seed), step)
+
+        def evaluate_one(params: Any, announce: Callable) -> Evaluated:
+            values = evaluate.evaluate_member(
+                metrics, model, params, data, key, announce
+            )
+            samples = draw_samples(model, params, data.test, key)
+            shown = (samples, data.test, data.words)
+            return Evaluated(
+                values, pictures.draw_grids(*shown), pictures.write_captions(*shown)
+            )
+
+        name = f"evaluation at step {step}"
+        found = evaluate_members(sweep, state, evaluate_one, len(metrics), name)
+        if writer is not None:
+            write_evaluation(writer, step, found)
+        return [one.values for one in found]
+
+    def evaluator(step: int, state: TrainState) -> list[dict[str, float]]:
+        with sweep.stop.at_once():
+            return evaluate_all(step, state)
+
+    return evaluator
+
+
+class Evaluated(NamedTuple):
+    """Results of the evaluation of a member.
+
+    Attributes:
+      values: tag -> value.
+      grids: name -> uint8 [H, W, C], pictures of samples.
+      captions: samples in words; "" if there are none.
+    """
+
+    values: dict[str, float]
+    grids: dict[str, np.ndarray]
+    captions: str
+
+
+def write_evaluation(writer: Any, step: int, found: Sequence[Evaluated]) -> None:
+    """Writes pictures, captions and values of all members."""
+    for k, one in enumerate(found):
+        writer.write_images(step, k, one.grids)
+        if one.captions:
+            writer.write_texts(step, k, {"captions": one.captions})
+    writer.write_scalars(step, [one.values for one in found])
+
+
+def evaluate_members(
+    sweep: build.Sweep,
+    state: TrainState,
+    evaluate_one: Callable,
+    num_metrics: int,
+    name: str,
+) -> list[Evaluated]:
+    """Evaluates every member on one device that holds it, all devices at a time.
+
+    Args:
+      sweep: the run.
+      state: of all members.
+      evaluate_one: (params, announce: name of a metric -> None) -> Evaluated.
+      num_metrics: how often it announces one.
+      name: of the progress bar.
+
+    Returns:
+      The results of all members, also of those in other processes.
+
+    Raises:
+      Stopped: a signal arrived, here or there.
+    """
+    num, layout = len(sweep.members), sweep.execution.layout
+    shares: dict[Any, list[int]] = {}  # device of this process -> members
+    for k in range(num):
+        device = devices.member_device(k, num, layout)
+        if device is None or device.process_index == jax.process_index():
+            shares.setdefault(device, []).append(k)
+    total = sum(len(share) for share in shares.values()) * num_metrics
+    own: dict[int, Evaluated] | None = {}
+    with terminal.steps(total, name) as bar:
+
+        def announce(metric: str) -> None:
+            if sweep.stop:
+                raise Stopped(sweep.stop[0])
+            bar.set_postfix_str(metric)
+            bar.update()
+
+        def evaluate_share(device: Any) -> None:
+            with jax.default_device(device):
+                for k in shares[device]:
+                    params = devices.member_on(state.params, k, device)
+                    own[k] = evaluate_one(params, announce)
+
+        try:
+            if len(shares) == 1:
+                evaluate_share(*shares)
+            else:
+                with ThreadPoolExecutor(len(shares)) as pool:
+                    list(pool.map(evaluate_share, shares))
+        except Stopped:
+            own = None
+    everyone = processes.exchange((own, sweep.stop[:1]))
+    if any(part is None for part, _ in everyone):
+        raise Stopped(next(itertools.chain(*(stop for _, stop in everyone))))
+    found = {k: one for part, _ in everyone for k, one in part.items()}
+    return [found[k] for k in range(num)]
+
+
+def get_judges(sweep: build.Sweep, metrics: Iterable[str]) -> dict[str, Any]:
+    """The judges that metrics need, found beside the data or trained.
+
+    Returns:
+      Fields of EvaluationData.
+
+    Raises:
+      Stopped: a signal arrived while they were trained.
+    """
+    kinds = needs.needed_judges(metrics, sweep.dataset)
+
+    @contextlib.contextmanager
+    def watched(name: str, settings: Any) -> Iterator[loop.Events]:
+        with terminal.ProgressBar(
+            0, settings.num_steps, settings.batch_size, name
+        ) as bar:
+            yield loop.Events(progress=bar.update, is_stopping=lambda: bool(sweep.stop))
+
+    def find() -> dict[str, Any]:
+        found = judges.get_judges(kinds, sweep.config, sweep.complete, watched)
+        if found is None:
+            raise Stopped(sweep.stop[0])
+        return found
+
+    return processes.in_turn(find)

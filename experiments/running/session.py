@@ -1,0 +1,239 @@
+"""One run from data to summary: training, evaluation, checkpoints, resume."""
+
+import contextlib
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.running import build, processes, signals, terminal, workdirs
+from experiments.running.command import Stopped
+from experiments.running.evaluator import make_evaluator
+from mmvae_jax.evaluation import evaluate
+from mmvae_jax.training import checkpoints, devices, loop
+from mmvae_jax.training.log import RunWriter, member_name, write_json
+from mmvae_jax.training.mapping import Prepared, prepare
+from mmvae_jax.training.step import TrainState
+from mmvae_jax.training.sweep import grid
+
+
+def train_and_evaluate(config: Any, workdir: Path) -> int:
+    """One run: data, training, evaluation, and everything it leaves in `workdir`.
+
+    Args:
+      config: as of configs/base.py.
+      workdir: folder of the run; created, or taken up again.
+
+    Returns:
+      The exit code: 0, or 1 if all members diverged, or 128 + n after signal n.
+
+    Raises:
+      UsageError: a mistake in the config, the data or the working directory.
+    """
+    members = grid(config.sweep)
+    metrics = evaluate.select_metrics(config.eval, config.data.data_dir)
+    build.check(config)
+    with contextlib.ExitStack() as stack:
+        processes.first_does(
+            lambda: stack.enter_context(workdirs.claimed(workdir, config))
+        )
+        summary = processes.first_does(lambda: workdirs.read_summary(workdir))
+        if summary is not None:
+            terminal.say(f"{workdir} is finished; its results:")
+        else:
+            start = time.perf_counter()
+            with signals.caught_signals() as stop:
+                try:
+                    with stop.at_once():
+                        sweep = build.build(config, members, stop)
+                        processes.first_does(lambda: workdirs.record(workdir, config))
+                        prepared = prepare_program(sweep, workdir)
+                        sweep = sweep._replace(execution=prepared.execution)
+                    results, finite = run(sweep, prepared, metrics, workdir)
+                    seconds = time.perf_counter() - start
+                    summary = summarise(sweep, results, finite, seconds)
+                    write = partial(write_json, workdir / "summary.json", summary)
+                    processes.first_does(write)
+                    for number in stop[:1]:  # while it was written
+                        raise Stopped(number)
+                except Stopped as stopped:
+                    (number,) = stopped.args
+                    name = signal.Signals(number).name
+                    terminal.say(f"{name}: saved; the same command continues this run")
+                    return 128 + number
+        terminal.print_table(summary)
+        terminal.say(f"metrics, samples and checkpoints are in {workdir}")
+        return 0 if any(member["finite"] for member in summary["members"]) else 1
+
+
+def prepare_program(sweep: build.Sweep, workdir: Path) -> Prepared:
+    """The program of a run and its first states; says what is not by the rule.
+
+    Raises:
+      UsageError: the members do not fit the memory of a device.
+    """
+    execution = sweep.execution
+    device = jax.devices()[0].device_kind
+    mapping = workdirs.earlier_mapping(workdir, device, execution.layout)
+    if mapping not in (None, execution.mapping):
+        execution = execution._replace(mapping=mapping)
+        terminal.say(f"mapped by {mapping}, as execution.json of this run has it")
+    prepared = prepare(
+        sweep.task,
+        execution,
+        sweep.hyper,
+        sweep.keys,
+        sweep.dataset.train.leaves(),
+        batch_size=sweep.config.train.batch_size,
+    )
+    if prepared.execution.members_at_once != execution.members_at_once:
+        terminal.say(
+            f"the memory of the device holds {prepared.execution.members_at_once} "
+            "members at once: they are trained in such chunks"
+        )
+    return prepared
+
+
+def run(
+    sweep: build.Sweep,
+    prepared: Prepared,
+    metrics: dict[str, Callable],
+    workdir: Path,
+) -> tuple[list[dict[str, float]], np.ndarray]:
+    """Trains from the last checkpoint, or from the start, and evaluates.
+
+    Returns:
+      (tag -> value of every member at the last step, finite bool [K]).
+
+    Raises:
+      Stopped: a signal arrived.
+    """
+    settings, layout = sweep.config.train, sweep.execution.layout
+    state = prepared.state
+    with contextlib.ExitStack() as stack:
+        num_kept = settings.checkpoints_kept
+        saved = checkpoints.open_checkpoints(workdir / "checkpoints", num_kept)
+        stack.callback(checkpoints.close, saved)
+        step = 0
+        restored = checkpoints.restore(saved, state, num_kept)
+        if restored is not None:
+            step, state = restored
+            terminal.say(f"resuming {workdir} at step {step}")
+        writer = None
+        if processes.is_first():
+            writer = RunWriter(workdir, sweep.members, step)
+            stack.callback(writer.close)
+            if step == 0:
+                writer.write_hparams(sweep.config.to_dict())
+        evaluator = make_evaluator(sweep, metrics, writer)
+        finite = np.array(devices.gather(state.finite, layout))
+        is_due = settings.eval_every_steps and step % settings.eval_every_steps == 0
+        if 0 < step < settings.num_steps and is_due:
+            evaluator(step, state)
+        bar = stack.enter_context(
+            terminal.ProgressBar(
+                step, settings.num_steps, settings.batch_size * len(sweep.members)
+            )
+        )
+        state = loop.fit(
+            prepared.program,
+            state,
+            sweep.hyper,
+            sweep.keys,
+            prepared.data,
+            num_steps=settings.num_steps,
+            batch_size=settings.batch_size,
+            data_seed=settings.data_seed,
+            execution=sweep.execution,
+            events=make_events(sweep, writer, bar, saved, evaluator, finite),
+        )
+        bar.close()
+        step = int(devices.first(state.step))
+        checkpoints.save(saved, step, state)
+        for number in itertools.chain(*processes.exchange(sweep.stop[:1])):
+            raise Stopped(number)
+        results = evaluator(step, state)
+        return results, np.asarray(devices.gather(state.finite, layout))
+
+
+def make_events(
+    sweep: build.Sweep, writer, bar, saved, evaluator, finite: np.ndarray
+) -> loop.Events:
+    """What the train loop calls: the log, the progress bar, checkpoints, metrics.
+
+    `writer` is None in all processes but the first; `finite`, bool [K], is False for
+    members that an earlier start has reported.
+    """
+    reported = set(np.flatnonzero(~finite).tolist())
+    if not finite.any():
+        sweep.is_over.set()
+
+    def log(step: int, metrics: dict, finite: np.ndarray) -> None:
+        scalars = [
+            {tag: float(values[k]) for tag, values in metrics.items()}
+            | {"train/finite": bool(finite[k])}
+            for k in range(len(sweep.members))
+        ]
+        if writer is not None:
+            writer.write_scalars(step, scalars)
+        bar.losses = [values["train/loss"] for values in scalars]
+        for k in np.flatnonzero(~finite):
+            if k not in reported:
+                reported.add(int(k))
+                name = member_name(sweep.members[k], sweep.members)
+                terminal.say(
+                    f"member {k} ({name}) has diverged by step {step}: its last finite "
+                    "parameters are kept, the other members go on"
+                )
+        if not finite.any() and not sweep.is_over.is_set():
+            sweep.is_over.set()
+            terminal.say(f"all members have diverged by step {step}: training ends")
+
+    settings = sweep.config.train
+
+    def evaluate_between(step: int, state: TrainState) -> None:
+        # Stopped within an evaluation: the loop ends by itself, and what it has
+        # reached is saved. The evaluation is taken up by the resumed run.
+        if step < settings.num_steps:
+            checkpoints.save(saved, step, state)  # an evaluation may take long
+            with contextlib.suppress(Stopped):
+                evaluator(step, state)
+
+    return loop.Events(
+        log_every_steps=settings.log_every_steps,
+        log=log,
+        eval_every_steps=settings.eval_every_steps,
+        evaluate=evaluate_between,
+        save_every_steps=settings.checkpoint_every_steps,
+        save=lambda step, state: checkpoints.save(saved, step, state),
+        progress=bar.update,
+        is_stopping=lambda: bool(sweep.stop) or sweep.is_over.is_set(),
+    )
+
+
+def summarise(
+    sweep: build.Sweep, results: list[dict], finite: np.ndarray, seconds: float
+) -> dict:
+    """The content of summary.json."""
+    return {
+        "model": sweep.config.model.name,
+        "dataset": sweep.dataset.name,
+        "num_steps": sweep.config.train.num_steps,
+        "wall_seconds": round(seconds, 1),
+        "device": jax.devices()[0].device_kind,
+        "cpu_cores": os.cpu_count(),
+        "execution": sweep.execution._asdict(),
+        "members": [
+            {**member._asdict(), "finite": bool(is_finite), "metrics": values}
+            for member, is_finite, values in zip(
+                sweep.members, finite, results, strict=True
+            )
+        ],
+    }

@@ -1,0 +1,62 @@
+"""Signals that stop a run: SIGINT and SIGTERM."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from experiments.running import terminal
+from experiments.running.command import Stopped
+
+
+class Signals(list):
+    """The numbers of the signals received so far; not empty means stop.
+
+    Attributes:
+      is_at_once: whether a signal raises Stopped where it arrives.
+    """
+
+    is_at_once = False
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """For what may take long while there is nothing that is not saved.
+
+        One of several processes waits for the moment when all of them stop.
+
+        Raises:
+          Stopped: a signal arrives, or has arrived.
+        """
+        self.is_at_once = jax.process_count() == 1
+        try:
+            if self and self.is_at_once:
+                raise Stopped(self[0])
+            yield
+        finally:
+            self.is_at_once = False
+
+
+@contextlib.contextmanager
+def caught_signals() -> Iterator[Signals]:
+    """Collects SIGINT and SIGTERM in the list given; a second one ends at once."""
+    received = Signals()
+
+    def handle(number: int, frame: Any) -> None:
+        del frame
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        # A signal may come while a line is printed, and two at a time cannot be.
+        with contextlib.suppress(RuntimeError):
+            terminal.say(f"{signal.Signals(number).name}: saving, then stopping")
+        if received.is_at_once:
+            raise Stopped(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

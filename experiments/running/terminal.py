@@ -1,0 +1,111 @@
+"""What a run says on the terminal: lines, a progress bar, and a table."""
+
+import math
+import sys
+from typing import Any
+
+import tabulate
+from tqdm import tqdm
+
+from mmvae_jax.evaluation.metrics import COLUMNS
+
+
+def say(text: str) -> None:
+    """Prints one line without tearing a progress bar."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def steps(num: int, name: str) -> tqdm:
+    """A progress bar of `num` steps that vanishes at its end."""
+    return tqdm(total=num, desc=name, leave=False, mininterval=_interval())
+
+
+class ProgressBar:
+    """Steps done, time left, examples per second, and the members' losses.
+
+    Attributes:
+      losses: the members' latest losses, in nats; set by whoever logs them.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        num_steps: int,
+        examples_per_step: int,
+        name: str = "training",
+    ):
+        """A bar that starts at `step` and appears with its first move."""
+        self.losses: list[float] = []
+        self._examples_per_step = examples_per_step
+        self._bar = tqdm(
+            total=num_steps,
+            initial=step,
+            unit="step",
+            desc=name,
+            delay=1e-9,
+            mininterval=_interval(),
+        )
+
+    def update(self, step: int, seconds_per_step: float) -> None:
+        """Moves the bar; called after every call of the compiled program."""
+        examples = self._examples_per_step / max(seconds_per_step, 1e-9)
+        losses = " ".join(f"{loss:.4g}" for loss in self.losses[:6])
+        if len(self.losses) > 6:
+            losses += " ..."
+        self._bar.set_postfix_str(
+            f"{examples:.0f} examples/s" + (f", losses {losses}" if losses else ""),
+            refresh=False,
+        )
+        self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        self._bar.close()
+
+    def __enter__(self):
+        """The bar itself."""
+        return self
+
+    def __exit__(self, *exception):
+        """Closes the bar."""
+        self.close()
+
+
+def print_table(summary: dict[str, Any]) -> None:
+    """Prints one row a member: its hyper-parameters and its main results."""
+    columns = {
+        tag: column.short or column.heading
+        for tag, column in COLUMNS.items()
+        if not tag.endswith("/*")
+    }
+    rows = [
+        [member["beta"], member["seed"], "yes" if member["finite"] else "NO"]
+        + [member["metrics"].get(tag) for tag in columns]
+        for member in summary["members"]
+    ]
+    header = ["beta", "seed", "finite", *columns.values()]
+    kept = [
+        i
+        for i in range(len(header))
+        if any(row[i] is not None and not _is_nan(row[i]) for row in rows)
+    ]
+    say(
+        f"{summary['model']} on {summary['dataset']}, {summary['num_steps']} steps\n"
+        + tabulate.tabulate(
+            [[row[i] for i in kept] for row in rows],
+            [header[i] for i in kept],
+            floatfmt=".4g",
+            missingval="-",
+        )
+    )
+
+
+def _is_nan(value: Any) -> bool:
+    """Whether a value is a float and not a number."""
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _interval() -> float:
+    """Seconds between two drawings of a bar: few lines where it is not a terminal."""
+    return 0.2 if sys.stderr.isatty() else 10.0

@@ -1,0 +1,194 @@
+"""The working directory of a run: one run, one config, one process at a time."""
+
+import contextlib
+import fcntl
+import json
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.running import old_configs
+from mmvae_jax.errors import UsageError
+from mmvae_jax.training import log
+from mmvae_jax.training.devices import Layout
+from mmvae_jax.training.sweep import MAPPINGS, Member
+
+MAX_JSON_BYTES = 64 << 20
+_REPR = reprlib.Repr()
+_REPR.maxlist = _REPR.maxother = _REPR.maxlong = 100
+
+# What a run that was killed before it had its config.json may have left.
+_BEFORE_CONFIG = (".lock", "config.partial")
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, config: Any) -> Iterator[None]:
+    """Makes a working directory this run's own while the context lasts.
+
+    Args:
+      workdir: created if it is not there.
+      config: compared with the config.json that is there.
+
+    Raises:
+      UsageError: the directory holds another config or other files, is used by
+        another process, or cannot be created.
+    """
+    path = workdir / "config.json"
+    if workdir.is_dir() and not path.exists():
+        if any(item.name not in _BEFORE_CONFIG for item in workdir.iterdir()):
+            raise UsageError(
+                f"{workdir} holds files that are no run; choose another --workdir"
+            )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"--workdir {workdir} is not a folder") from error
+    with open(workdir / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"another process is running in {workdir}; wait for it, or choose "
+                "another --workdir"
+            ) from error
+        if path.exists():
+            compare(workdir, config, old_configs.upgraded(read_json(path)))
+        yield
+
+
+def record(workdir: Path, config: Any) -> None:
+    """Writes config.json, once everything it describes has been found to exist."""
+    path = workdir / "config.json"
+    if not path.exists():
+        log.write_json(path, resolved(config))
+
+
+def earlier_mapping(workdir: Path, device: str, layout: Layout) -> str | None:
+    """The mapping of members that an earlier version chose for this run, or None.
+
+    Earlier versions tried the mappings and kept the fastest in execution.json. Another
+    mapping has other bits, so that such a run has to be continued with the same.
+
+    Args:
+      workdir: the run's.
+      device: kind of its devices; a choice on others does not count.
+      layout: numbers of its devices, likewise.
+
+    Raises:
+      UsageError: the file is none of those versions'.
+    """
+    path = workdir / "execution.json"
+    if not path.exists():
+        return None
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("mapping") not in MAPPINGS:
+        raise UsageError(
+            f"{path} is not what this project writes; remove it, and the mapping of "
+            "members is chosen by the device and the network"
+        )
+    is_from_here = [found.get("device"), found.get("layout")] == [device, list(layout)]
+    return found["mapping"] if is_from_here else None
+
+
+def read_summary(workdir: Path) -> dict | None:
+    """What summary.json holds, or None while the run is not finished."""
+    path = workdir / "summary.json"
+    if not path.exists():
+        return None
+    summary = read_json(path)
+    if not is_summary(summary):
+        raise UsageError(
+            f"{path} is not the summary this project writes; choose another --workdir, "
+            "or move the file away"
+        )
+    return summary
+
+
+def is_summary(summary: Any) -> bool:
+    """Whether this is what summary.json holds: experiments.run writes it."""
+    try:
+        numbers = [summary["num_steps"], summary.get("wall_seconds") or 0]
+        texts = [summary["model"], summary["dataset"], summary["device"]]
+        marks = []
+        for member in summary["members"]:
+            numbers += [member[field] for field in Member._fields]
+            numbers += [x for x in member["metrics"].values() if x is not None]
+            marks.append(member["finite"])
+    except (AttributeError, KeyError, TypeError):
+        return False
+    return (
+        all(isinstance(number, (int, float)) for number in numbers)
+        and all(isinstance(text, str) for text in texts)
+        and all(isinstance(mark, bool) for mark in marks)
+        and len(marks) > 0
+    )
+
+
+def resolved(config: Any) -> dict:
+    """A config as JSON has it: tuples are lists."""
+    return json.loads(json.dumps(log.jsonable(config.to_dict())))
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file that this project wrote, of at most MAX_JSON_BYTES."""
+    try:
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise ValueError(f"{size} bytes, {MAX_JSON_BYTES} is the limit")
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError, IsADirectoryError) as error:
+        raise UsageError(
+            f"{path} is not the JSON this project writes ({error}); choose another "
+            "--workdir, or move the file away"
+        ) from error
+
+
+def compare(
+    workdir: Path, config: Any, found: Any, *, is_finished: bool = False
+) -> None:
+    """Refuses a directory whose run was started with another config.
+
+    Args:
+      workdir: the directory, for the message.
+      config: the one asked for.
+      found: what config.json holds.
+      is_finished: a run that is only read may lack fields that came later.
+
+    Raises:
+      UsageError: they differ.
+    """
+    ours, theirs = _flatten(resolved(config)), _flatten(found)
+    names = ours.keys() & theirs.keys() if is_finished else ours.keys() | theirs.keys()
+    differing = sorted(
+        name
+        # A run may be continued on other devices.
+        for name in names - {"config.train.mesh"}
+        if name not in ours or name not in theirs or ours[name] != theirs[name]
+    )
+    if differing:
+        name = differing[0]  # cut in the message: what is read may be anything
+        more = f" (and {len(differing) - 1} more fields)" if len(differing) > 1 else ""
+        raise UsageError(
+            f"{workdir} holds a run with another config: {_show(name)} is "
+            f"{_show(theirs.get(name, 'absent'))} there and "
+            f"{_show(ours.get(name, 'absent'))} here{more}; choose another --workdir"
+        )
+
+
+def _flatten(tree: Any, prefix: str = "config") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    left = [(prefix, tree)]
+    while left:  # what is read may be nested as deep as functions can call
+        name, value = left.pop()
+        if isinstance(value, dict):
+            left += [(f"{name}.{key}", item) for key, item in value.items()]
+        else:
+            flat[name] = value
+    return flat
+
+
+def _show(value: Any) -> str:
+    """A value as a part of a line, however long it is."""
+    text = value if isinstance(value, str) else _REPR.repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,1 @@
+"""Data sets in memory: loading, reducing, and batches."""

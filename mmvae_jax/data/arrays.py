@@ -1,0 +1,250 @@
+"""Your own data: a .npz file of arrays.
+
+One array a modality, by its name and in the order of the file: images uint8 [N, H, W]
+or [N, H, W, C], vectors (of any shape) float [N, ...], sequences of tokens int [N, T].
+Beside them there may be `labels` int [N], `observed` bool [N, M] (what is there of each
+example; the rest may hold anything, NaN too), and for tokens of a modality NAME their
+vocabulary `NAME_words`, an array of strings. The network "transformer" and
+`count_padding=False` take token 2 for the end of a text (`tokens.SPECIALS`): for them
+your words begin with those.
+"""
+
+import hashlib
+import math
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from mmvae_jax.data.dataset import Dataset, Split
+from mmvae_jax.errors import UsageError
+from mmvae_jax.types import OBSERVED
+
+# Refuses decompression bombs before anything is unpacked.
+MAX_BYTES = 16 << 30
+LABELS = "labels"
+WORDS = "_words"
+
+
+def load(
+    path: str, test_path: str = "", test_fraction: float = 0.2, seed: int = 0
+) -> Dataset:
+    """Reads a data set from one or two files.
+
+    Args:
+      path: path of the .npz file of training examples.
+      test_path: path of the file of test examples; "": they are taken from `path`.
+      test_fraction: share of `path` that becomes test examples then, in (0, 1).
+      seed: seed of their choice.
+
+    Returns:
+      Dataset.
+
+    Raises:
+      UsageError: a file is missing or damaged, unpacks to more than MAX_BYTES, or an
+        array in it does not fit.
+    """
+    if not path:
+        raise UsageError("config.data.path is empty: give the .npz file of your arrays")
+    train, words = _read(path)
+    if test_path:
+        test, test_words = _read(test_path)
+        _check_alike(train, test, path, test_path)
+        for m, own in words.items():
+            if any(a != b for a, b in zip(own, test_words[m], strict=False)):
+                raise UsageError(
+                    f"{path} and {test_path} number the words of {m} differently: one "
+                    f"{m}{WORDS} must begin with the other"
+                )
+        words = {m: max(own, test_words[m], key=len) for m, own in words.items()}
+    else:
+        train, test = _divide(train, test_fraction, seed, path)
+    digest = hashlib.sha256()
+    for split in (train, test):
+        arrays = split.leaves() | {LABELS: split.labels}
+        for name, array in arrays.items():
+            if array is not None:
+                digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+                digest.update(np.ascontiguousarray(array).data)
+    return Dataset(train, test, digest.hexdigest(), Path(path).stem, words)
+
+
+def _read(path: str | Path) -> tuple[Split, dict[str, tuple[str, ...]]]:
+    """The Split and the vocabularies of one file."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UsageError(f"no file {path} (config.data.path, config.data.test_path)")
+    arrays = _read_npz(path)
+    for name, x in arrays.items():
+        if name.endswith(WORDS) and (x.ndim != 1 or x.dtype.kind != "U"):
+            raise UsageError(f"{path}: {name} must be strings [V], got {x.dtype}")
+    words = {
+        name.removesuffix(WORDS): tuple(arrays.pop(name).tolist())
+        for name in list(arrays)
+        if name.endswith(WORDS)
+    }
+    labels, observed = arrays.pop(LABELS, None), arrays.pop(OBSERVED, None)
+    if not arrays:
+        raise UsageError(f"{path} holds no modality: one array each, examples first")
+    lengths = {name: len(x) if x.ndim else 0 for name, x in arrays.items()}
+    num = min(lengths.values())
+    if num < 1 or num < max(lengths.values()):
+        counts = ", ".join(f"{n} of {m}" for m, n in lengths.items())
+        raise UsageError(f"{path}: modalities need equally many examples, got {counts}")
+    observed = _observed(path, observed, (num, len(arrays)))
+    masks = np.ones((num, len(arrays)), bool) if observed is None else observed
+    modalities = {
+        name: _modality(f"{path}: {name}", x, mask)
+        for (name, x), mask in zip(arrays.items(), masks.T, strict=True)
+    }
+    vocabularies = {}
+    for name, x in modalities.items():
+        if x.dtype == np.int32:
+            own = words.pop(name, tuple(str(i) for i in range(x.max() + 1)))
+            if x.max() >= len(own):
+                raise UsageError(
+                    f"{path}: {name} has the token {x.max()}, and {name}{WORDS} only "
+                    f"{len(own)} words"
+                )
+            vocabularies[name] = own
+    if words:
+        name = next(iter(words))
+        raise UsageError(f"{path}: {name}{WORDS} is of no modality of tokens")
+    return Split(modalities, _labels(path, labels, num), observed), vocabularies
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of one file; refuses files that unpack to more than they say."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            size = sum(entry.file_size for entry in entries)
+            if size > MAX_BYTES:
+                raise ValueError(f"unpacks to {size} bytes, {MAX_BYTES} is the limit")
+            for entry in entries:
+                # With the other methods a few bytes unpack to gigabytes at once.
+                if entry.compress_type not in (
+                    zipfile.ZIP_STORED,
+                    zipfile.ZIP_DEFLATED,
+                ):
+                    raise ValueError(f"{entry.filename} is packed in an unknown way")
+                with archive.open(entry) as member:
+                    _check_header(entry, member)
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # NumPy and zipfile raise many kinds.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{path} is not a .npz file of arrays ({reason})") from error
+
+
+def _check_header(entry: zipfile.ZipInfo, member: IO[bytes]) -> None:
+    """Raises ValueError where an array says that it is larger than its entry."""
+    version = np.lib.format.read_magic(member)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    shape, _, dtype = read(member)
+    if math.prod(shape) * dtype.itemsize > entry.file_size or min(shape, default=0) < 0:
+        raise ValueError(f"{entry.filename} holds less than its header says")
+
+
+def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """One modality in the type of its kind, with zeros where it is missing."""
+    if x.dtype == np.uint8:
+        if x.ndim not in (3, 4):
+            raise UsageError(
+                f"{where} is uint8 {x.shape}: images are [N, H, W] or [N, H, W, C], "
+                "vectors are float, tokens int32"
+            )
+        x = x[..., None] if x.ndim == 3 else x
+    elif np.issubdtype(x.dtype, np.floating):
+        if x.ndim < 2:
+            raise UsageError(f"{where} has shape {x.shape}: vectors are [N, F]")
+        if not np.isfinite(x[mask]).all():
+            raise UsageError(
+                f"{where} holds NaN or infinity: where data are missing, say so in "
+                f"the array {OBSERVED!r}"
+            )
+        x = x.astype(np.float32)
+    elif np.issubdtype(x.dtype, np.integer):
+        if x.ndim != 2:
+            raise UsageError(f"{where} has shape {x.shape}: tokens are int [N, T]")
+        if (x[mask] < 0).any():
+            raise UsageError(f"{where}: tokens are numbered from 0, got {x.min()}")
+        if (x[mask] > np.iinfo(np.int32).max).any():
+            raise UsageError(f"{where}: token {x.max()} is beyond int32")
+        x = x.astype(np.int32)
+    else:
+        raise UsageError(
+            f"{where} is {x.dtype}: images are uint8, vectors float, tokens int"
+        )
+    if 0 in x.shape:
+        raise UsageError(f"{where} is empty: shape {x.shape}")
+    if not mask.all():
+        x = x.copy()
+        x[~mask] = 0
+    return x
+
+
+def _observed(
+    path: Path, observed: np.ndarray | None, shape: tuple[int, int]
+) -> np.ndarray | None:
+    """The checked mask, None where nothing is missing."""
+    if observed is None:
+        return None
+    if observed.dtype != bool or observed.shape != shape:
+        raise UsageError(
+            f"{path}: {OBSERVED} must be bool {shape}, one column a modality, got "
+            f"{observed.dtype} {observed.shape}"
+        )
+    empty = np.flatnonzero(~observed.any(axis=1))
+    if len(empty):
+        raise UsageError(f"{path}: example {empty[0]} has no modality that is observed")
+    return None if observed.all() else observed
+
+
+def _labels(path: Path, labels: np.ndarray | None, num: int) -> np.ndarray | None:
+    """The checked labels as int32, or None."""
+    if labels is None:
+        return None
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (num,):
+        raise UsageError(
+            f"{path}: {LABELS} must be integers ({num},), got {labels.dtype} "
+            f"{labels.shape}"
+        )
+    if labels.min() < 0 or labels.max() >= 1_000_000:
+        raise UsageError(
+            f"{path}: {LABELS} are classes 0, 1, ..., got {labels.min()} to "
+            f"{labels.max()}"
+        )
+    return labels.astype(np.int32)
+
+
+def _divide(split: Split, fraction: float, seed: int, path: str) -> tuple[Split, Split]:
+    """Training and test examples of one file."""
+    if not 0 < fraction < 1:
+        raise UsageError(f"config.data.test_fraction must be in (0, 1), got {fraction}")
+    num_test = round(fraction * split.num_examples)
+    if not 0 < num_test < split.num_examples:
+        raise UsageError(
+            f"{path}: {split.num_examples} examples cannot be divided into training "
+            f"and test examples with config.data.test_fraction={fraction}"
+        )
+    order = np.random.default_rng(seed).permutation(split.num_examples)
+    return split.take(np.sort(order[num_test:])), split.take(np.sort(order[:num_test]))
+
+
+def _check_alike(train: Split, test: Split, path: str, test_path: str) -> None:
+    """Checks that two files hold the same modalities."""
+    kinds = [
+        [(m, x.dtype, x.shape[1:]) for m, x in split.modalities.items()]
+        for split in (train, test)
+    ]
+    if kinds[0] != kinds[1]:
+        own, other = (
+            ", ".join(f"{m} {dtype}{list(shape)}" for m, dtype, shape in kind)
+            for kind in kinds
+        )
+        raise UsageError(f"{path} holds {own}, but {test_path} holds {other}")

@@ -1,0 +1,131 @@
+"""Prepared data in memory, and the order in which training sees them.
+
+A modality is of one of three kinds, told by its type: images are uint8, vectors (of any
+shape) float32, sequences of tokens int32.
+
+A prepared data set is a TFDS folder in the array_record format whose records are
+blocks of examples: one feature [n, ...] a modality, `label` and `attribute/NAME` [n]
+where there are any; its metadata hold `modalities` (names in order), `num_examples`
+(split -> int) and `fingerprint`, and where there are tokens or attributes `words`,
+`attributes` and `meanings` (as `Dataset` has them).
+
+Batches are a pure function of seed and step, so a resumed run needs no iterator state.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from mmvae_jax.types import OBSERVED, Array, TokenShape
+
+LABEL = "label"
+ATTRIBUTE = "attribute/"  # and its name
+
+
+class Split(NamedTuple):
+    """The examples of one split; row i of every field is example i.
+
+    Attributes:
+      modalities: name -> images uint8 [N, H, W, C] of values 0..255, vectors float32
+        [N, ...], or tokens int32 [N, T]; in order.
+      labels: int32 [N], or None.
+      observed: bool [N, M], at least one True a row; None: nothing is missing.
+      attributes: name -> int32 [N], further labels of the examples.
+    """
+
+    modalities: dict[str, np.ndarray]
+    labels: np.ndarray | None = None
+    observed: np.ndarray | None = None
+    attributes: Mapping[str, np.ndarray] = MappingProxyType({})
+
+    @property
+    def num_examples(self) -> int:
+        """N, the number of examples."""
+        return len(next(iter(self.modalities.values())))
+
+    def is_observed(self, modality: str) -> np.ndarray:
+        """The examples that have a modality, as a mask bool [N]."""
+        if self.observed is None:
+            return np.ones(self.num_examples, bool)
+        return self.observed[:, list(self.modalities).index(modality)]
+
+    def take(self, rows: np.ndarray) -> "Split":
+        """The examples of these rows."""
+        return Split(
+            {m: x[rows] for m, x in self.modalities.items()},
+            None if self.labels is None else self.labels[rows],
+            None if self.observed is None else self.observed[rows],
+            {name: x[rows] for name, x in self.attributes.items()},
+        )
+
+    def complete(self) -> "Split":
+        """The examples that have all modalities."""
+        if self.observed is None:
+            return self
+        return self.take(np.flatnonzero(self.observed.all(axis=1)))._replace(
+            observed=None
+        )
+
+    def leaves(self) -> dict[str, np.ndarray]:
+        """Arrays that batches are gathered from: modalities, and `observed` if any."""
+        observed = {} if self.observed is None else {OBSERVED: self.observed}
+        return dict(self.modalities) | observed
+
+
+class Dataset(NamedTuple):
+    """A prepared data set.
+
+    Attributes:
+      train: Split.
+      test: Split.
+      fingerprint: sha256 of all examples, in hexadecimal.
+      name: name of the data set and its options.
+      words: modality of tokens -> its vocabulary, the word of every token.
+      attributes: name -> the names of its values.
+      meanings: modality of tokens -> attribute -> word -> the value that it names.
+    """
+
+    train: Split
+    test: Split
+    fingerprint: str
+    name: str
+    words: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    attributes: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    meanings: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType({})
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Modality -> shape of one example; a TokenShape where it is tokens."""
+        return {
+            m: TokenShape(x.shape[1], len(self.words[m]))
+            if is_tokens(x)
+            else x.shape[1:]
+            for m, x in self.train.modalities.items()
+        }
+
+
+def is_image(x: Array | np.ndarray) -> bool:
+    """Whether examples [N, ...] are images."""
+    return x.dtype == np.uint8
+
+
+def is_tokens(x: Array | np.ndarray) -> bool:
+    """Whether examples [N, ...] are sequences of tokens."""
+    return np.issubdtype(x.dtype, np.integer) and not is_image(x)
+
+
+def scaled(x: Array) -> Array:
+    """Images from bytes to [0, 1]; everything else as it is.
+
+    For use inside a compiled step, after the batch has been gathered: the whole
+    training split would grow fourfold as floats.
+
+    Args:
+      x: uint8 [...], values 0..255; or anything else.
+
+    Returns:
+      float32 [...], values in [0, 1]; or what was given.
+    """
+    return x.astype(jnp.float32) / 255 if is_image(x) else x

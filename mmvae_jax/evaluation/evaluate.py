@@ -1,0 +1,106 @@
+"""Runs the metrics of a sweep's members, and draws their samples.
+
+The one place where the functions of a model are compiled for evaluation: once
+for a run, since all members share them. Metrics themselves are plain functions.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmvae_jax.data.dataset import Split
+from mmvae_jax.errors import UsageError
+from mmvae_jax.evaluation import needs
+from mmvae_jax.evaluation.metric import EvaluationData
+from mmvae_jax.evaluation.metrics import METRICS
+from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
+
+PROPOSALS = ("joint", "mixture")  # of the log-likelihood
+
+
+def select_metrics(config: Any, data_dir: str = "data") -> dict[str, Callable]:
+    """The metrics that a config asks for, with their options.
+
+    Args:
+      config: the field `eval` of configs/base.py.
+      data_dir: where data sets are kept, and what metrics keep.
+
+    Returns:
+      name -> function (model, params, data, key) of tags and values.
+
+    Raises:
+      UsageError: an unknown metric or proposal, or a metric without its weights.
+    """
+    unknown = [name for name in config.metrics if name not in METRICS]
+    if unknown:
+        raise UsageError(
+            f"unknown metric {unknown[0]!r} in config.eval.metrics; choose from "
+            f"{', '.join(METRICS)}"
+        )
+    if config.proposal not in PROPOSALS:
+        raise UsageError(
+            f"unknown config.eval.proposal {config.proposal!r}; choose one of "
+            f"{', '.join(PROPOSALS)}"
+        )
+    return {
+        name: partial(METRICS[name].compute, **needs.supplied(name, config, data_dir))
+        for name in config.metrics
+    }
+
+
+def compile_model(model: MultimodalVAE) -> MultimodalVAE:
+    """The model with its functions jitted, for metrics and samples."""
+    return model._replace(
+        objective=jax.jit(model.objective),
+        encode=jax.jit(model.encode),
+        posterior=jax.jit(model.posterior),
+        mixture_posterior=jax.jit(model.mixture_posterior),
+        decode=jax.jit(model.decode),
+        log_likelihood=jax.jit(model.log_likelihood),
+        sample_prior=jax.jit(model.sample_prior, static_argnums=2),
+        log_prior=jax.jit(model.log_prior),
+    )
+
+
+def random_examples(split: Split, num: int, seed: int) -> Split:
+    """`num` random examples of a split (0: all of them), the same for one seed."""
+    total = split.num_examples
+    if num == 0 or num >= total:
+        return split
+    return split.take(np.sort(np.random.default_rng(seed).permutation(total)[:num]))
+
+
+def evaluate_member(
+    metrics: Mapping[str, Callable],
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    announce: Callable[[str], None] = lambda name: None,
+) -> dict[str, float]:
+    """All metrics of one member.
+
+    Args:
+      metrics: from `select_metrics`.
+      model: from `compile_model`.
+      params: of the member.
+      data: what the metrics are computed with.
+      key: of the member and step; every metric folds its own from it by its
+        name, so that its draws do not depend on which others are computed.
+      announce: called with the name of every metric before it is computed.
+
+    Returns:
+      tag -> value, tags with the prefix "eval/".
+    """
+    values = {}
+    for name, metric in metrics.items():
+        announce(name)
+        found = metric(
+            model, params, data, jax.random.fold_in(key, zlib.crc32(name.encode()))
+        )
+        values |= {f"eval/{tag}": float(value) for tag, value in found.items()}
+    return values

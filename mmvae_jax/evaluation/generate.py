@@ -1,0 +1,195 @@
+"""How metrics walk over data, and what a model generates for them.
+
+Metrics loop over batches on the host with constant shapes, so that each compiled
+function compiles once. They sum in float64 numpy, because tens of thousands of float32
+terms lose digits.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmvae_jax.data.dataset import Split, is_image, is_tokens, scaled
+from mmvae_jax.evaluation.metric import EvaluationData
+from mmvae_jax.mathematics import distributions
+from mmvae_jax.tokens import PAD, SPECIALS, until_eos
+from mmvae_jax.types import (
+    OBSERVED,
+    Array,
+    Batch,
+    Distribution,
+    MultimodalVAE,
+    Params,
+    PRNGKey,
+)
+
+
+def batches(
+    split: Split, batch_size: int
+) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """Batches of a split in order, all of the same size.
+
+    The last one is filled up with examples from the start of the split, so that
+    compiled functions see a single shape; only its first rows count.
+
+    Args:
+      split: N examples.
+      batch_size: B.
+
+    Yields:
+      (modality -> [B, ...], images float32 in [0, 1], and OBSERVED -> bool [B, M] if
+      anything is missing; number of rows that count).
+    """
+    num = split.num_examples
+    for start in range(0, num, batch_size):
+        rows = np.arange(start, start + batch_size) % num
+        yield (
+            {name: scaled(x[rows]) for name, x in split.leaves().items()},
+            min(batch_size, num - start),
+        )
+
+
+def observed_subset(model: MultimodalVAE, batch: Batch) -> np.ndarray:
+    """Observed modalities of a batch: bool [M, B], or [M] where nothing is missing."""
+    if OBSERVED in batch:
+        return np.asarray(batch[OBSERVED]).T
+    return np.ones(len(model.modalities), bool)
+
+
+def observed_rows(
+    batch: Batch, modalities: tuple[str, ...], num_valid: int
+) -> dict[str, np.ndarray]:
+    """Modality -> in which of the rows that count it is there, bool [num_valid]."""
+    shape = (num_valid, len(modalities))
+    observed = np.asarray(batch.get(OBSERVED, np.ones(shape, bool)))[:num_valid]
+    return dict(zip(modalities, observed.T, strict=True))
+
+
+def conditional_means(
+    model: MultimodalVAE,
+    params: Params,
+    experts: Distribution,
+    subset: Collection[str],
+    keys: Sequence[PRNGKey],
+) -> dict[str, Array]:
+    """Likelihood means of all modalities given some, one draw for each example.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      experts: of its encoder.
+      subset: names of the modalities that are given.
+      keys: of the posterior's component and of the sample from it.
+
+    Returns:
+      Modality -> [B, ...].
+    """
+    mask = np.array([m in subset for m in model.modalities])
+    posterior = model.posterior(params, experts, mask, keys[0])
+    return model.decode(params, distributions.sample(posterior, keys[1]))
+
+
+def prior_examples(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    num: int,
+) -> Iterator[tuple[dict[str, Array], int]]:
+    """Generated examples of all modalities from prior samples.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: what real examples are like, and the batch size B of every call; the rows
+        beyond `num` do not count.
+      key: of the prior samples.
+      num: how many examples in all.
+
+    Yields:
+      (modality -> [B, ...] as of `to_examples`, number of rows that count).
+    """
+    for decoded, num_valid in prior_means(model, params, data.batch_size, key, num):
+        yield to_examples(data.test, decoded, data.words), num_valid
+
+
+def prior_means(
+    model: MultimodalVAE, params: Params, batch_size: int, key: PRNGKey, num: int
+) -> Iterator[tuple[Mapping[str, Array], int]]:
+    """As `prior_examples`, but the likelihood means: of tokens, probabilities."""
+    for index, start in enumerate(range(0, num, batch_size)):
+        z = model.sample_prior(params, jax.random.fold_in(key, index), batch_size)
+        yield model.decode(params, z), min(batch_size, num - start)
+
+
+def to_examples(
+    split: Split,
+    decoded: Mapping[str, Array],
+    words: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> dict[str, Array]:
+    """Likelihood means as examples of the kinds that a split has.
+
+    Images are clipped to [0, 1]: the mean of a Laplace or Gaussian likelihood may lie
+    outside of it; an image may not, and the classifiers have never seen one that
+    does. The mean of tokens is a probability for every word: the most probable counts;
+    after the first `<eos>` of a caption there is `<pad>`, as in real ones.
+
+    Args:
+      split: real examples.
+      decoded: modality -> likelihood means [B, ...].
+      words: modality of tokens -> its vocabulary, which tells captions from others.
+
+    Returns:
+      modality -> [B, ...].
+    """
+
+    def example(m: str, mean: Array) -> Array:
+        real = split.modalities[m]
+        if is_image(real):
+            return jnp.clip(mean, 0.0, 1.0)
+        if not is_tokens(real):
+            return mean
+        most_probable = jnp.argmax(mean, axis=-1)
+        if tuple(words.get(m, ()))[: len(SPECIALS)] != SPECIALS:
+            return most_probable
+        return jnp.where(until_eos(most_probable), most_probable, PAD)
+
+    return {m: example(m, mean) for m, mean in decoded.items()}
+
+
+@jax.jit
+def is_finite(mean: Array) -> Array:
+    """Which likelihood means [B, ...] are finite, bool [B].
+
+    Most probable tokens would not tell: the argmax over nan is a token.
+    """
+    return jnp.isfinite(mean).reshape(len(mean), -1).all(axis=1)
+
+
+def nan_if_not_finite(real: np.ndarray, mean: Array, found: Array) -> Array:
+    """Outputs of a network for generated examples, nan where these are not finite.
+
+    Args:
+      real: examples of the modality, which tell its kind.
+      mean: [B, ...], that of the likelihood.
+      found: [B, F], outputs of the network.
+
+    Returns:
+      `found`; of tokens nan where the mean is not finite. Images show it themselves.
+    """
+    if not is_tokens(real):
+        return found
+    return jnp.where(is_finite(mean)[:, None], found, jnp.nan)
+
+
+def as_coarse(real: np.ndarray, generated: Array) -> Array:
+    """Generated examples as coarse as real ones: images rounded to 8 bits."""
+    return to_eight_bits(generated) if is_image(real) else generated
+
+
+def to_eight_bits(images: Array) -> Array:
+    """Images in [0, 1] rounded to the 256 levels that real ones have."""
+    return jnp.round(images * 255.0) / 255.0

@@ -1,0 +1,307 @@
+"""A metric as data: its function, what it needs, and the columns that show it.
+
+The function is ``compute(model, params, data, key, **options) -> dict`` of tags
+(without the ``eval/`` prefix) and Python floats; ``METRICS`` in this package lists
+them. The functions of `model` arrive compiled, for one sweep member. Parameters that
+are not finite are a result, not an error: metrics return nan.
+
+The ``require_*`` functions say in one line what data lack. They are called before a
+run trains (mmvae_jax.evaluation.needs), and by the metrics, which may be used without a run.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from mmvae_jax.data.dataset import Split, is_image, is_tokens
+from mmvae_jax.errors import UsageError
+from mmvae_jax.types import Array
+
+HIGHER, LOWER = "higher", "lower"  # values that are better
+_ARROWS = {HIGHER: " ↑", LOWER: " ↓", "": ""}
+
+
+class Column(NamedTuple):
+    """A value of a metric as tables, reports and figures show it.
+
+    Attributes:
+      tag: as the metric returns it, without ``eval/``; "/*" at the end stands for a
+        modality, and the column for a table of its own with a column a modality.
+      heading: of the column, or the title of that table.
+      better: HIGHER, LOWER, or "" where neither is.
+      unit: of the values; "" for fractions and what has none.
+      limits: of an axis; None: those of the values.
+      chance: value of guessing; None where the data decide on it.
+      reachable: tag whose mean over "/*" real data reach; "" where there is none.
+      short: heading on a terminal; "": `heading`.
+    """
+
+    tag: str
+    heading: str
+    better: str = ""
+    unit: str = ""
+    limits: tuple[float, float] | None = None
+    chance: float | None = None
+    reachable: str = ""
+    short: str = ""
+
+
+class Metric(NamedTuple):
+    """All that is known of a metric outside of its file.
+
+    Attributes:
+      compute: the function, see above.
+      needs: keys of `mmvae_jax.evaluation.needs.NEEDS`, each checked before training.
+      columns: in which its values are shown, the main ones.
+      options: argument of `compute` -> field of config.eval that it is given.
+    """
+
+    compute: Callable[..., dict[str, float]]
+    needs: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+    options: Mapping[str, str] = MappingProxyType({})
+
+
+class Reader(NamedTuple):
+    """A judge that tells which value of an attribute an example shows.
+
+    A label is an attribute. Readers of captions parse them, those of all else are
+    classifiers, trained on real training examples.
+
+    Attributes:
+      apply: examples [B, ...], images in [0, 1] -> (features [B, F], outputs
+        [B, ...]), of classifiers the logits [B, num_values]. Dropout must be off: the
+        published evaluation code left it on, which lowers what it measures.
+      accuracy: fraction in [0, 1] of real test examples that it reads correctly.
+      read: outputs, on the host -> [B], indices of values; -1 where an example shows
+        none, nan where the outputs are not finite. None: `most_probable`.
+    """
+
+    apply: Callable[[Array], tuple[Array, Array]]
+    accuracy: float
+    read: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+class Matchers(NamedTuple):
+    """Networks that tell how well examples of two modalities match.
+
+    x of one modality and y of another match by the product of their features times
+    the scale of the pair, in nats: up to a constant, the log of how much likelier
+    they are to occur together than apart. They were trained without labels.
+
+    Attributes:
+      embed: modality -> function of examples [B, ...], images in [0, 1], to
+        features [B, F] of length one. Dropout must be off.
+      scale: (modality, modality) -> scale >= 0 of that pair, for both orders.
+    """
+
+    embed: Mapping[str, Callable[[Array], Array]]
+    scale: Mapping[tuple[str, str], float]
+
+
+class EvaluationData(NamedTuple):
+    """The examples and networks that metrics are computed with.
+
+    Attributes:
+      train: the training split.
+      test: the test split.
+      classifiers: modality -> Reader of the label; None where no metric needs them.
+      batch_size: B, of every call to a function of the model.
+      matchers: of all pairs of modalities; None where no metric needs them.
+      readers: attribute -> modality -> Reader; None where no metric needs them.
+      words: modality of tokens -> its vocabulary, the word of every token.
+      whole_test: the test split of which `test` is a part; None where it is whole.
+    """
+
+    train: Split
+    test: Split
+    classifiers: Mapping[str, Reader] | None
+    batch_size: int
+    matchers: Matchers | None = None
+    readers: Mapping[str, Mapping[str, Reader]] | None = None
+    words: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    whole_test: Split | None = None
+
+
+def titled(column: Column) -> str:
+    """The heading with an arrow up or down, towards better values."""
+    return column.heading + _ARROWS[column.better]
+
+
+def most_probable(logits: np.ndarray) -> np.ndarray:
+    """Most probable values, float [B]; nan where a logit is not finite.
+
+    An argmax over nan is value 0, which would pass off a diverged model as one
+    that guesses.
+
+    Args:
+      logits: float [B, num_values].
+    """
+    finite = np.isfinite(logits).all(axis=-1)
+    return np.where(finite, logits.argmax(axis=-1), np.nan)
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be written in a folder, or in one made there.
+
+    It leaves nothing behind: a folder that does not exist is not made.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return True
+    except OSError:
+        return False
+
+
+def images_of(split: Split, metric: str) -> tuple[str, ...]:
+    """The modalities of a split that are images.
+
+    Raises:
+      UsageError: there is none.
+    """
+    names = tuple(m for m, x in split.modalities.items() if is_image(x))
+    if not names:
+        raise UsageError(f"metric {metric!r} is of images, and no modality is one")
+    return names
+
+
+def inception_images_of(split: Split, metric: str) -> tuple[str, ...]:
+    """The modalities of a split that are images, all of 1 or 3 channels.
+
+    Raises:
+      UsageError: there is none, or one has other channels.
+    """
+    names = images_of(split, metric)
+    for name in names:
+        shape = split.modalities[name].shape[1:]
+        if len(shape) != 3 or shape[-1] not in (1, 3):
+            raise UsageError(
+                f"metric {metric!r} needs images of 1 or 3 channels, {name} has the "
+                f"shape {shape}: leave it out of config.eval.metrics"
+            )
+    return names
+
+
+def captions_of(
+    split: Split, words: Mapping[str, Sequence[str]], metric: str
+) -> tuple[str, ...]:
+    """The modalities of a split that are tokens of which the words are known.
+
+    Raises:
+      UsageError: there is none.
+    """
+    names = tuple(m for m, x in split.modalities.items() if is_tokens(x) and m in words)
+    if not names:
+        raise UsageError(
+            f"metric {metric!r} is of captions, and no modality is one: leave it out "
+            "of config.eval.metrics"
+        )
+    return names
+
+
+def require_labels(split: Split, metric: str) -> np.ndarray:
+    """The labels of a split.
+
+    Raises:
+      UsageError: there are none.
+    """
+    if split.labels is None:
+        raise UsageError(
+            f"metric {metric!r} needs labels, and the data have none: leave it out of "
+            "config.eval.metrics"
+        )
+    return split.labels
+
+
+def require_attributes(split: Split, metric: str) -> tuple[str, ...]:
+    """The names of the attributes of a split.
+
+    Raises:
+      UsageError: there are none.
+    """
+    if not split.attributes:
+        raise UsageError(
+            f"metric {metric!r} needs attributes, and the data have none: leave it out "
+            "of config.eval.metrics"
+        )
+    return tuple(split.attributes)
+
+
+def require_complete(test: Split, metric: str) -> Split:
+    """The test examples that have all modalities.
+
+    Raises:
+      UsageError: there are fewer than two.
+    """
+    complete = test.complete()
+    if complete.num_examples < 2:
+        raise UsageError(
+            f"metric {metric!r} needs at least two test examples with all modalities, "
+            f"got {complete.num_examples}"
+        )
+    return complete
+
+
+def require_classifiers(
+    data: EvaluationData, modalities: Sequence[str], metric: str
+) -> Mapping[str, Reader]:
+    """The classifiers of `data`.
+
+    Raises:
+      UsageError: one is missing.
+    """
+    classifiers = data.classifiers or {}
+    missing = [name for name in modalities if name not in classifiers]
+    if missing:
+        raise UsageError(
+            f"metric {metric!r} needs a classifier for every modality, none for "
+            f"{', '.join(missing)}: train them, or leave the metric out"
+        )
+    return classifiers
+
+
+def require_matchers(
+    data: EvaluationData, modalities: Sequence[str], metric: str
+) -> Matchers:
+    """The matchers of `data`.
+
+    Raises:
+      UsageError: there are none, or one is missing.
+    """
+    embed = data.matchers.embed if data.matchers is not None else {}
+    missing = [name for name in modalities if name not in embed]
+    if missing:
+        raise UsageError(
+            f"metric {metric!r} needs a matching network for every modality, none for "
+            f"{', '.join(missing)}: train them, or leave the metric out"
+        )
+    return data.matchers
+
+
+def require_readers(
+    data: EvaluationData, modalities: Sequence[str], metric: str
+) -> Mapping[str, Mapping[str, Reader]]:
+    """The readers of `data`.
+
+    Raises:
+      UsageError: there is no attribute, or one cannot be read off a modality.
+    """
+    attributes = require_attributes(data.test, metric)
+    readers = data.readers or {}
+    missing = [
+        f"{attribute} of {m}"
+        for m in modalities
+        for attribute in attributes
+        if m not in readers.get(attribute, {})
+    ]
+    if missing:
+        raise UsageError(
+            f"metric {metric!r} needs a reader for every attribute of every modality, "
+            f"none for {', '.join(missing)}: train them, or leave the metric out"
+        )
+    return readers

@@ -1,0 +1,133 @@
+"""The metrics: one file each, and the one table of them.
+
+All that others ask of a metric is read off `METRICS`: which judges are trained for it,
+what data it is refused on, and where its values are shown (`COLUMNS`). Tables show the
+columns in this order.
+"""
+
+from functools import partial
+
+from mmvae_jax.evaluation.metric import HIGHER, LOWER, Column, Metric
+from mmvae_jax.evaluation.metrics import (
+    captions,
+    coherence,
+    elbo,
+    frechet,
+    linear_probe,
+    log_likelihood,
+    matching,
+    swd,
+)
+
+_CLASSIFIERS, _READERS = "classifier_accuracy", "attribute_accuracy"
+_fraction = partial(Column, limits=(0.0, 1.0))
+_accuracy = partial(_fraction, better=HIGHER)
+_distance = partial(Column, better=LOWER)
+_likelihood = partial(Column, better=HIGHER, unit="nats")
+
+METRICS = {
+    "coherence": Metric(
+        coherence.coherence,
+        needs=("labels", "classifiers"),
+        columns=(
+            _accuracy("coherence/leave_one_out", "coherence", reachable=_CLASSIFIERS),
+            _accuracy("coherence/joint", "joint coherence", short="joint coh."),
+            _accuracy("coherence/leave_one_out/*", "Leave-one-out coherence"),
+        ),
+    ),
+    "attributes": Metric(
+        coherence.attributes,
+        needs=("attributes", "readers"),
+        columns=(
+            _accuracy(
+                "attribute_coherence/leave_one_out",
+                "attribute coherence",
+                reachable=_READERS,
+                short="attributes",
+            ),
+            _accuracy(
+                "attribute_coherence/joint",
+                "joint attribute coherence",
+                short="joint attr.",
+            ),
+            _accuracy("attribute_coherence/leave_one_out/*", "Attribute coherence"),
+        ),
+    ),
+    "matching": Metric(
+        matching.matching,
+        needs=("complete tuples", "matchers"),
+        columns=(
+            Column(
+                "matching/leave_one_out",
+                "matching (no labels)",
+                HIGHER,
+                chance=0.0,
+                short="matching",
+            ),
+            Column(
+                "matching/leave_one_out/*",
+                "Matching (coherence without labels)",
+                HIGHER,
+                chance=0.0,
+            ),
+        ),
+    ),
+    "fid": Metric(
+        frechet.fid,
+        needs=("images of 1 or 3 channels", "weights", "cache"),
+        columns=(_distance("fid", "FID"), _distance("fid/*", "FID")),
+    ),
+    "frechet": Metric(
+        frechet.frechet,
+        needs=("labels", "classifiers"),
+        columns=(
+            _distance(
+                "frechet_classifier", "Fréchet (classifier)", short="Frechet (clf)"
+            ),
+            _distance(
+                "frechet_classifier/*", "Fréchet distance on classifier features"
+            ),
+        ),
+    ),
+    "swd": Metric(
+        swd.swd,
+        needs=("images",),
+        columns=(
+            _distance("swd", "SWD", unit="1e-3"),
+            _distance("swd/*", "Sliced Wasserstein distance", unit="1e-3"),
+        ),
+    ),
+    "elbo": Metric(
+        elbo.elbo,
+        columns=(
+            _likelihood("elbo", "ELBO"),
+            Column("kl", "KL", unit="nats"),
+            _likelihood("reconstruction/*", "Reconstruction (log-likelihood in nats)"),
+        ),
+    ),
+    "log_likelihood": Metric(
+        log_likelihood.log_likelihood,
+        columns=(_likelihood("log_likelihood", "log-likelihood", short="log-lik."),),
+        options={"num_samples": "importance_samples", "proposal": "proposal"},
+    ),
+    "linear_probe": Metric(
+        linear_probe.linear_probe,
+        needs=("labels",),
+        columns=(_accuracy("linear_probe", "linear probe", short="probe"),),
+    ),
+    "captions": Metric(
+        captions.captions,
+        needs=("captions",),
+        columns=(
+            Column("captions/bleu", "BLEU", HIGHER, limits=(0.0, 100.0)),
+            _fraction("captions/distinct_1", "distinct-1"),
+            _fraction("captions/distinct_2", "distinct-2"),
+        ),
+    ),
+}
+# Tag as in summary.json -> its column.
+COLUMNS = {
+    f"eval/{column.tag}": column
+    for metric in METRICS.values()
+    for column in metric.columns
+}

@@ -1,0 +1,253 @@
+"""Generated captions: how varied they are, and how close to those of people.
+
+Neither needs a language model, and neither knows what a caption is about.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from sacrebleu.metrics import BLEU
+
+from mmvae_jax import tokens
+from mmvae_jax.data.dataset import Split
+from mmvae_jax.evaluation.generate import (
+    batches,
+    conditional_means,
+    is_finite,
+    prior_means,
+    to_examples,
+)
+from mmvae_jax.evaluation.metric import EvaluationData, captions_of
+from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
+
+References = tuple[tuple[str, ...], ...]
+
+
+def captions(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    *,
+    num_prior_samples: int | None = None,
+) -> dict[str, float]:
+    """BLEU, distinct-n and length of generated captions, and of real ones.
+
+    A caption is generated for every different image of the test examples that have all
+    modalities: z ~ q(z|x_A) with A all other modalities, one draw. Its references are
+    all captions of test examples with the very same image. Where an image has but one,
+    BLEU is low by construction: of captions with a random wording it says little more
+    than that templates are met.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: test split, and the words of its tokens.
+      key: of the posterior and prior samples.
+      num_prior_samples: how many captions are drawn unconditionally; None: as many as
+        there are different images, which distinct-n depends on.
+
+    Returns:
+      Means over captions' modalities, and with /m0 at the end each one's (nan where a
+      parameter is not finite):
+      captions/bleu, corpus BLEU-4 in 0..100 (Papineni et al., 2002), not smoothed;
+      captions/distinct_1 and captions/distinct_2, of all words and pairs of successive
+      words the share that differ (Li et al., 2016), in [0, 1];
+      captions/words, their mean number;
+      captions/prior/distinct_1, .../distinct_2, .../words, of prior samples;
+      captions/real/distinct_1, .../distinct_2, .../words, of one real caption an image,
+      the first; captions/real/bleu, of those against the image's others, one fewer
+      than generated ones have; without it where no image has another.
+      With one modality, only the last two groups.
+
+    Raises:
+      UsageError: no modality is a caption.
+    """
+    names = captions_of(data.test, data.words, "captions")
+    test = data.test.complete()
+    whole = (data.whole_test or data.test).complete()
+    per_modality = {}
+    for index, name in enumerate(names):
+        own_key = jax.random.fold_in(key, index)
+        rows, references = references_of(test, whole, name, data.words[name])
+        num = len(rows) if num_prior_samples is None else num_prior_samples
+        given = data._replace(test=test.take(rows))
+        found = _generated(model, params, given, name, references, own_key, num)
+        per_modality[name] = found | _real(references)
+    tags = {
+        f"captions/{tag}/{name}": value
+        for name, found in per_modality.items()
+        for tag, value in found.items()
+    }
+    for tag in dict.fromkeys(t for found in per_modality.values() for t in found):
+        values = [found[tag] for found in per_modality.values() if tag in found]
+        tags[f"captions/{tag}"] = float(np.mean(values))
+    return tags
+
+
+def _generated(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    name: str,
+    references: References,
+    key: PRNGKey,
+    num: int,
+) -> dict[str, float]:
+    """Values of generated captions: one a test example, and `num` prior samples."""
+    conditional_key, prior_key = jax.random.split(key)
+    found = {}
+    if len(model.modalities) > 1:
+        texts = given_others(model, params, data, name, conditional_key)
+        found |= {"bleu": bleu(texts, references), **statistics(texts)}
+    texts = from_prior(model, params, data, name, prior_key, num)
+    return found | {f"prior/{tag}": value for tag, value in statistics(texts).items()}
+
+
+def _real(references: References) -> dict[str, float]:
+    """Values of real captions: the first of each image against its others."""
+    texts = [own[0] for own in references]
+    found = {f"real/{tag}": value for tag, value in statistics(texts).items()}
+    several = [own for own in references if len(own) > 1]
+    if several:
+        others = tuple(own[1:] for own in several)
+        found["real/bleu"] = bleu([own[0] for own in several], others)
+    return found
+
+
+def references_of(
+    test: Split, whole: Split, name: str, words: Sequence[str]
+) -> tuple[np.ndarray, References]:
+    """The captions of every different image, or whatever the other modalities are.
+
+    Args:
+      test: complete.
+      whole: complete; the split of which `test` is a part.
+      name: of the captions' modality.
+      words: by token.
+
+    Returns:
+      The row in `test` of each image's first example, in order, and the captions of
+      that image in all of `whole`.
+    """
+    if list(test.modalities) == [name]:
+        alone = [(tokens.decode(row, words),) for row in test.modalities[name]]
+        return np.arange(len(alone)), tuple(alone)
+    rows: dict[bytes, int] = {}
+    for row, image in enumerate(_others(test, name)):
+        rows.setdefault(image, row)
+    found: dict[bytes, list[str]] = {image: [] for image in rows}
+    captions = whole.modalities[name]
+    for row, image in enumerate(_others(whole, name)):
+        if image in found:
+            found[image].append(tokens.decode(captions[row], words))
+    return np.array(list(rows.values()), int), tuple(map(tuple, found.values()))
+
+
+def _others(split: Split, name: str) -> Iterator[bytes]:
+    """Digests of all but the captions, one a row: equal where images are the same."""
+    others = [x for m, x in split.modalities.items() if m != name]
+    for row in range(split.num_examples):
+        digest = hashlib.blake2b(digest_size=16)
+        for x in others:
+            digest.update(np.ascontiguousarray(x[row]))
+        yield digest.digest()
+
+
+def given_others(
+    model: MultimodalVAE, params: Params, data: EvaluationData, name: str, key: PRNGKey
+) -> list[str] | None:
+    """A caption for every test example; None if the model is not finite."""
+    texts: list[str] = []
+    others = [m for m in model.modalities if m != name]
+    for batch, num_valid in batches(data.test, data.batch_size):
+        key, *own_keys = jax.random.split(key, 3)
+        experts = model.encode(params, batch)
+        decoded = conditional_means(model, params, experts, others, own_keys)
+        found = _texts(data, name, decoded[name], num_valid)
+        if found is None:
+            return None
+        texts += found
+    return texts
+
+
+def from_prior(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    name: str,
+    key: PRNGKey,
+    num: int,
+) -> list[str] | None:
+    """`num` captions of prior samples; None if the model is not finite."""
+    texts: list[str] = []
+    for decoded, num_valid in prior_means(model, params, data.batch_size, key, num):
+        found = _texts(data, name, decoded[name], num_valid)
+        if found is None:
+            return None
+        texts += found
+    return texts
+
+
+def _texts(
+    data: EvaluationData, name: str, mean: Array, num_valid: int
+) -> list[str] | None:
+    """Probabilities of words as captions; None if they are not finite."""
+    mean = mean[:num_valid]
+    if not np.asarray(is_finite(mean)).all():
+        return None
+    rows = np.asarray(to_examples(data.test, {name: mean}, data.words)[name])
+    return [tokens.decode(row, data.words[name]) for row in rows]
+
+
+def statistics(texts: Sequence[str] | None) -> dict[str, float]:
+    """distinct_1, distinct_2 and words of captions; nan where there are none."""
+    if not texts:
+        return dict.fromkeys(("distinct_1", "distinct_2", "words"), float("nan"))
+    return {
+        "distinct_1": distinct(texts, 1),
+        "distinct_2": distinct(texts, 2),
+        "words": float(np.mean([len(text.split()) for text in texts])),
+    }
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """The share of different ones among all runs of n words of all captions.
+
+    Args:
+      texts: captions.
+      n: at least 1.
+
+    Returns:
+      In (0, 1], the lower the more captions there are; nan where none has n words.
+    """
+    runs = []
+    for text in texts:
+        words = text.split()
+        runs += zip(*(words[i:] for i in range(n)), strict=False)
+    return len(set(runs)) / len(runs) if runs else float("nan")
+
+
+def bleu(texts: Sequence[str] | None, references: References) -> float:
+    """Corpus BLEU-4 of captions, by whole words, in 0..100.
+
+    Args:
+      texts: N captions; None: nan.
+      references: of each, one or more.
+    """
+    if not texts:
+        return float("nan")
+    return float(_scorer(references).corpus_score(list(texts), None).score)
+
+
+@functools.lru_cache(maxsize=4)
+def _scorer(references: References) -> BLEU:
+    """BLEU of captions with these references, their words counted once a sweep."""
+    num = max(len(own) for own in references)
+    streams = [
+        [own[i] if i < len(own) else None for own in references] for i in range(num)
+    ]
+    return BLEU(tokenize="none", smooth_method="none", force=True, references=streams)

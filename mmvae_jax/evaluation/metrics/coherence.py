@@ -1,0 +1,338 @@
+"""Generative coherence: do generated modalities show the label of the others?
+
+Daunhawer et al. (2022), App. C.1, after Sutter et al. (2021). Classifiers are
+evaluated without dropout and on images clipped to [0, 1]; the published code
+does neither, which may lower its values.
+
+A label is one attribute of an example. Where more is known of what modalities share
+(shape, colour), coherence is measured attribute by attribute, on captions as on
+images: captions are parsed, and all other modalities are classified. A caption that
+does not name an attribute, or names two values of it, is wrong.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from mmvae_jax.evaluation.generate import (
+    batches,
+    conditional_means,
+    is_finite,
+    observed_rows,
+    prior_means,
+    to_examples,
+)
+from mmvae_jax.evaluation.metric import (
+    EvaluationData,
+    Reader,
+    most_probable,
+    require_classifiers,
+    require_labels,
+    require_readers,
+)
+from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
+
+Subset = tuple[str, ...]
+# (subset, target) -> fraction.
+Table = dict[tuple[Subset, str], float]
+# attribute -> modality -> Reader.
+Readers = Mapping[str, Mapping[str, Reader]]
+
+LABEL = "label"  # the attribute of data that have one
+
+
+def coherence(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    *,
+    num_prior_samples: int | None = None,
+) -> dict[str, float]:
+    """Conditional coherence of every subset and target, and joint coherence.
+
+    Conditional: z ~ q(z|x_A), one draw per test example of which all of x_A is
+    observed, the likelihood means of all modalities classified; the fraction whose
+    class is the label.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: test split, and classifiers for all modalities.
+      key: of the posterior and prior samples.
+      num_prior_samples: of the joint coherence; None: as many as test examples.
+
+    Returns:
+      Fractions in [0, 1] (nan where a parameter is not finite):
+      coherence/leave_one_out, the mean over targets of the next;
+      coherence/leave_one_out/m0, of m0 given all other modalities;
+      coherence/size_1, ..., mean over subsets of that size and targets outside;
+      coherence/joint, prior samples on which all classifiers agree;
+      coherence/subset/m0+m2/m1, of m1 given m0 and m2, for all pairs;
+      classifier_accuracy/m0, on real test images: what m0 can reach.
+      With one modality, only the last two: the others compare modalities.
+
+    Raises:
+      UsageError: there are no labels, or a modality has no classifier.
+    """
+    modalities = model.modalities
+    labels = {LABEL: require_labels(data.test, "coherence")}
+    readers = {LABEL: require_classifiers(data, modalities, "coherence")}
+    subsets = non_empty_subsets(modalities)
+    conditional_key, prior_key = jax.random.split(key)
+    table = conditional_coherence(
+        model, params, data, readers, labels, subsets, conditional_key
+    )[LABEL]
+    tags = {}
+    if len(modalities) > 1:
+        num = data.test.num_examples if num_prior_samples is None else num_prior_samples
+        tags |= _averages(table, modalities)
+        joint = joint_coherence(model, params, data, readers, prior_key, num)
+        tags["coherence/joint"] = joint[LABEL]
+    for (subset, target), value in table.items():
+        tags[f"coherence/subset/{'+'.join(subset)}/{target}"] = value
+    for name in modalities:
+        tags[f"classifier_accuracy/{name}"] = float(readers[LABEL][name].accuracy)
+    return tags
+
+
+def attributes(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    *,
+    num_prior_samples: int | None = None,
+) -> dict[str, float]:
+    """Conditional and joint coherence of every attribute.
+
+    As `coherence`, with the value that is read in place of the class, for subsets of
+    one modality and of all but one.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: test split with attributes, and readers for all modalities.
+      key: of the posterior and prior samples.
+      num_prior_samples: of the joint coherence; None: as many as test examples.
+
+    Returns:
+      Fractions in [0, 1] (nan where a parameter is not finite):
+      attribute_coherence/shape/m0_given_m1, ..., for every attribute, subset, target;
+      attribute_coherence/shape/joint, prior samples of which all modalities show the
+      same value;
+      attribute_coherence/shape, of one modality given all others, mean over targets;
+      and as means over attributes: attribute_coherence/leave_one_out, of the last;
+      attribute_coherence/leave_one_out/m0, of m0 given all others;
+      attribute_coherence/size_1, of one modality given one other;
+      attribute_coherence/reconstruction/m0, of m0 given itself;
+      attribute_coherence/joint.
+      attribute_accuracy/shape/m0 and, as the mean, attribute_accuracy/m0: of the
+      readers on real test examples, what m0 can reach.
+      With one modality, only its reconstruction and accuracy.
+
+    Raises:
+      UsageError: the data have no attributes, or one cannot be read.
+    """
+    modalities = model.modalities
+    readers = require_readers(data, modalities, "attributes")
+    readers = {a: readers[a] for a in data.test.attributes}
+    subsets = [(m,) for m in modalities]
+    subsets += [_others(m, modalities) for m in modalities if len(modalities) > 1]
+    subsets = list(dict.fromkeys(subsets))  # of two modalities, they are the same
+    conditional_key, prior_key = jax.random.split(key)
+    tables = conditional_coherence(
+        model, params, data, readers, data.test.attributes, subsets, conditional_key
+    )
+    tags = _attribute_averages(tables, modalities)
+    if len(modalities) > 1:
+        num = data.test.num_examples if num_prior_samples is None else num_prior_samples
+        joint = joint_coherence(model, params, data, readers, prior_key, num)
+        tags |= {f"attribute_coherence/{a}/joint": v for a, v in joint.items()}
+        tags["attribute_coherence/joint"] = _mean(joint.values())
+    for m in modalities:
+        accuracies = {a: float(own[m].accuracy) for a, own in readers.items()}
+        for a, accuracy in accuracies.items():
+            tags[f"attribute_accuracy/{a}/{m}"] = accuracy
+        tags[f"attribute_accuracy/{m}"] = _mean(accuracies.values())
+    return tags
+
+
+def non_empty_subsets(modalities: tuple[str, ...]) -> list[Subset]:
+    """All 2^M - 1 non-empty subsets, by size, then in the order of modalities."""
+    sizes = range(1, len(modalities) + 1)
+    return [s for size in sizes for s in itertools.combinations(modalities, size)]
+
+
+def conditional_coherence(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    readers: Readers,
+    truth: Mapping[str, np.ndarray],
+    subsets: Sequence[Subset],
+    key: PRNGKey,
+) -> dict[str, Table]:
+    """How often what is generated given each subset shows the example's values.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: test split of N examples.
+      readers: attribute -> modality -> Reader.
+      truth: attribute -> values of the test examples, [N].
+      subsets: of modalities that are given.
+      key: of the posterior samples.
+
+    Returns:
+      attribute -> (subset, target) -> fraction in [0, 1], for all targets, those
+      within the subset included; nan where no example has all of the subset.
+    """
+    totals = {
+        a: {(s, m): 0.0 for s in subsets for m in model.modalities} for a in readers
+    }
+    counts = dict.fromkeys(subsets, 0)
+    start = 0
+    for batch, num_valid in batches(data.test, data.batch_size):
+        experts = model.encode(params, batch)
+        outputs = {}
+        for subset in subsets:
+            key, *own_keys = jax.random.split(key, 3)
+            decoded = conditional_means(model, params, experts, subset, own_keys)
+            outputs[subset] = _outputs(data, readers, decoded)
+        rows = slice(start, start + num_valid)
+        start += num_valid
+        observed = observed_rows(batch, model.modalities, num_valid)
+        # Fetched once per batch: a transfer per pair would wait for the device
+        # (2^M - 1) M times.
+        for subset, found in jax.device_get(outputs).items():
+            given = np.all([observed[m] for m in subset], axis=0)
+            counts[subset] += int(given.sum())
+            for (a, target), values in _values(readers, found, num_valid).items():
+                is_right = np.where(np.isnan(values), np.nan, values == truth[a][rows])
+                totals[a][subset, target] += is_right[given].sum()
+    return {
+        a: {
+            pair: float(total / counts[pair[0]]) if counts[pair[0]] else float("nan")
+            for pair, total in own.items()
+        }
+        for a, own in totals.items()
+    }
+
+
+def joint_coherence(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    readers: Readers,
+    key: PRNGKey,
+    num_samples: int,
+) -> dict[str, float]:
+    """How often prior samples show one value in all modalities.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: what real examples are like, and the batch size.
+      readers: attribute -> modality -> Reader.
+      key: of the prior samples.
+      num_samples: how many.
+
+    Returns:
+      attribute -> fraction in [0, 1].
+    """
+    totals = dict.fromkeys(readers, 0.0)
+    means = prior_means(model, params, data.batch_size, key, num_samples)
+    for decoded, num_valid in means:
+        found = jax.device_get(_outputs(data, readers, decoded))
+        read = _values(readers, found, num_valid)
+        for a in readers:
+            values = np.stack([read[a, m] for m in model.modalities])
+            agree = ((values == values[0]) & (values >= 0)).all(axis=0)
+            totals[a] += np.where(np.isnan(values).any(axis=0), np.nan, agree).sum()
+    return {a: float(total / num_samples) for a, total in totals.items()}
+
+
+def _outputs(
+    data: EvaluationData, readers: Readers, decoded: Mapping[str, Array]
+) -> dict[str, tuple[Array, dict[str, Array]]]:
+    """Modality -> which means are finite, and attribute -> outputs of its reader."""
+    examples = to_examples(data.test, decoded, data.words)
+    return {
+        m: (
+            is_finite(decoded[m]),
+            {a: own[m].apply(x)[1] for a, own in readers.items()},
+        )
+        for m, x in examples.items()
+    }
+
+
+def _values(
+    readers: Readers,
+    outputs: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]],
+    num_valid: int,
+) -> dict[tuple[str, str], np.ndarray]:
+    """(attribute, modality) -> values read, [num_valid]; nan what is not finite."""
+    found = {}
+    for m, (finite, own) in outputs.items():
+        for a, array in own.items():
+            read = readers[a][m].read or most_probable
+            values = read(array[:num_valid])
+            found[a, m] = np.where(finite[:num_valid], values, np.nan)
+    return found
+
+
+def _averages(table: Table, modalities: tuple[str, ...]) -> dict[str, float]:
+    """Averages that papers report: coherence/leave_one_out and coherence/size_1, ..."""
+    tags = {
+        f"coherence/leave_one_out/{m}": table[_others(m, modalities), m]
+        for m in modalities
+    }
+    tags["coherence/leave_one_out"] = _mean(tags.values())
+    for size in range(1, len(modalities)):
+        tags[f"coherence/size_{size}"] = _mean(_of_size(table, size))
+    return tags
+
+
+def _attribute_averages(
+    tables: Mapping[str, Table], modalities: tuple[str, ...]
+) -> dict[str, float]:
+    """All tags of `attributes` that are conditional."""
+    tags = {
+        f"attribute_coherence/{a}/{target}_given_{'+'.join(subset)}": value
+        for a, table in tables.items()
+        for (subset, target), value in table.items()
+    }
+
+    def mean(chosen: Sequence[str], pairs: Sequence[tuple[Subset, str]]) -> float:
+        return _mean([tables[a][pair] for a in chosen for pair in pairs])
+
+    for m in modalities:
+        tags[f"attribute_coherence/reconstruction/{m}"] = mean(tables, [((m,), m)])
+    if len(modalities) > 1:
+        left_out = [(_others(m, modalities), m) for m in modalities]
+        for pair in left_out:
+            tags[f"attribute_coherence/leave_one_out/{pair[1]}"] = mean(tables, [pair])
+        for a in tables:
+            tags[f"attribute_coherence/{a}"] = mean((a,), left_out)
+        tags["attribute_coherence/leave_one_out"] = mean(tables, left_out)
+        single = [value for table in tables.values() for value in _of_size(table, 1)]
+        tags["attribute_coherence/size_1"] = _mean(single)
+    return tags
+
+
+def _of_size(table: Table, size: int) -> list[float]:
+    """Fractions of all subsets of a size and targets outside of them."""
+    return [v for (s, target), v in table.items() if len(s) == size and target not in s]
+
+
+def _others(target: str, modalities: tuple[str, ...]) -> Subset:
+    """All modalities but one."""
+    return tuple(m for m in modalities if m != target)
+
+
+def _mean(values) -> float:
+    """Their mean."""
+    return float(np.mean(list(values)))

@@ -1,0 +1,326 @@
+"""Matching: generative coherence without labels.
+
+Daunhawer et al. (2022), Sec. 6, ask for measures of coherence that need no
+annotation. Here matching networks, trained on real tuples alone
+(mmvae_jax.evaluation.judges.matchers), stand in for the classifiers. They are shown an example of one
+modality with N examples of another, its partner among them, and say how probable
+each is to be the partner. The lift is N times the probability of the right one: 1,
+exactly, on average over all ways to shuffle the pairs, whatever the examples are.
+Scores are lifts on the scale where shuffled pairs have 0 and real test pairs 1.
+
+So what a model generates regardless of what it is given scores 0, be it blurred or
+always the same; pairs of prior samples are scored among real examples. Scores are
+not clipped: they are below 0 where pairs match worse than at random, and above 1
+where generated examples are more typical than real ones. With classes as all that
+modalities share, the score is the labelled coherence corrected for chance and for
+the errors of the networks.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmvae_jax.evaluation.generate import (
+    batches,
+    conditional_means,
+    nan_if_not_finite,
+    prior_means,
+    to_examples,
+)
+from mmvae_jax.evaluation.metric import (
+    EvaluationData,
+    Matchers,
+    require_complete,
+    require_matchers,
+)
+from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
+
+Subset = tuple[str, ...]
+Pair = tuple[str, str]
+Features = dict[str, np.ndarray]
+
+_ROWS_AT_ONCE = 500
+# By how many standard errors, and how much, the lift of real pairs must exceed 1:
+# closer to it, scores would be noise divided by noise.
+MIN_STANDARD_ERRORS = 3.0
+MIN_EXCESS = 0.01
+
+
+def matching(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    *,
+    num_prior_samples: int | None = None,
+) -> dict[str, float]:
+    """How well generated modalities match those they were generated from.
+
+    Conditional: z ~ q(z|x_A), one draw per test example, the likelihood means of
+    the modalities outside of A matched with the real x_n, n in A. Of test examples
+    that have all modalities.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: test split, and matchers for all modalities.
+      key: of the posterior and prior samples.
+      num_prior_samples: of the joint matching; None: as many as test examples.
+
+    Returns:
+      Scores, 0 for shuffled and 1 for real pairs, not clipped (nan where a
+      parameter is not finite, or where the networks cannot tell real pairs from
+      shuffled ones):
+      matching/leave_one_out, the mean over targets of the next;
+      matching/leave_one_out/m0, of m0 given all others, mean over these;
+      matching/size_1, of one modality given one other, mean over ordered pairs;
+      matching/joint, prior samples, mean over ordered pairs; as the labelled joint
+      coherence, it does not mind if all samples are of one class, and unlike it, it
+      takes samples that are blurred alike for matching ones.
+      The worth of the networks, on real test examples:
+      matching/accuracy, the mean over modalities of the next;
+      matching/accuracy/m0, how often the partner of an example of m0 is preferred
+      to a random example, in [0, 1], chance 0.5, mean over the other modalities;
+      matching/lift, mean over ordered pairs: at most K for modalities that share
+      no more than one of K equally frequent classes.
+      With one modality nothing: there is nothing to match.
+
+    Raises:
+      UsageError: a modality has no matcher, or there is but one test example.
+    """
+    modalities = model.modalities
+    if len(modalities) == 1:
+        return {}
+    matchers = require_matchers(data, modalities, "matching")
+    data = data._replace(test=require_complete(data.test, "matching"))
+    num = data.test.num_examples
+    conditional_key, prior_key = jax.random.split(key)
+    real = real_features(matchers, data, modalities)
+    statistics = {
+        (x, y): pair_statistics(real[x], real[y], matchers.scale[x, y])
+        for x, y in _ordered_pairs(modalities)
+    }
+
+    def score(x: str, y: str, y_features: np.ndarray) -> float:
+        lifts, _ = pair_statistics(real[x], y_features, matchers.scale[x, y])
+        return calibrate(lifts, statistics[x, y][0])
+
+    generated = conditional_features(model, params, data, matchers, conditional_key)
+    conditional = {
+        (subset, target): float(np.mean([score(n, target, features) for n in subset]))
+        for (subset, target), features in generated.items()
+    }
+    num_prior_samples = num if num_prior_samples is None else num_prior_samples
+    prior = prior_features(model, params, data, matchers, prior_key, num_prior_samples)
+    joint = [
+        calibrate(joint_lifts(prior[x], prior[y], real[x], matchers.scale[x, y]), lifts)
+        for (x, y), (lifts, _) in statistics.items()
+    ]
+    return {
+        **summarise(conditional, modalities),
+        "matching/joint": float(np.mean(joint)),
+        **_worth(statistics, modalities),
+    }
+
+
+def _worth(
+    statistics: Mapping[Pair, tuple[np.ndarray, np.ndarray]],
+    modalities: tuple[str, ...],
+) -> dict[str, float]:
+    """Accuracy and lift of the networks: `pair_statistics` of real pairs, averaged."""
+    wins = {pair: own.mean() for pair, (_, own) in statistics.items()}
+    accuracy = {
+        y: float(np.mean([wins[x, y] for x in modalities if x != y]))
+        for y in modalities
+    }
+    lifts = [lifts.mean() for lifts, _ in statistics.values()]
+    return {
+        **{f"matching/accuracy/{y}": value for y, value in accuracy.items()},
+        "matching/accuracy": float(np.mean(list(accuracy.values()))),
+        "matching/lift": float(np.mean(lifts)),
+    }
+
+
+def pair_statistics(
+    x: np.ndarray, y: np.ndarray, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """How well x_i is found for y_i among all of x.
+
+    Args:
+      x: features [N, F] of one modality, of length one.
+      y: likewise of another, row i the partner of row i.
+      scale: of the pair of modalities.
+
+    Returns:
+      lifts, float64 [N], N times the probability of x_i: in [0, N], 1 on average
+      over all shuffles of x, for every y_i; and float64 [N], the fraction of the
+      others that x_i is preferred to, ties counting half. nan where y_i is.
+    """
+    parts = []
+    for start in range(0, len(y), _ROWS_AT_ONCE):
+        part = y[start : start + _ROWS_AT_ONCE]
+        rows = np.arange(start, start + len(part))
+        parts.append(jax.device_get(_row_statistics(x, part, rows, scale)))
+    lifts, wins = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return lifts.astype(np.float64), wins.astype(np.float64)
+
+
+def joint_lifts(
+    x: np.ndarray, y: np.ndarray, real: np.ndarray, scale: float
+) -> np.ndarray:
+    """How well x_i, which is generated too, is found for y_i among real examples.
+
+    Among generated ones, samples that all are of one class would match no better
+    than when they are shuffled.
+
+    Args:
+      x: features [P, F] of generated examples of one modality, of length one.
+      y: likewise of another, row i the partner of row i.
+      real: features [N, F] of real examples of the modality of x.
+      scale: of the pair of modalities.
+
+    Returns:
+      float64 [P], N + 1 times the probability of x_i.
+    """
+    parts = []
+    for start in range(0, len(y), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        parts.append(jax.device_get(_joint_lifts(x[part], y[part], real, scale)))
+    return np.concatenate(parts).astype(np.float64)
+
+
+@jax.jit
+def _row_statistics(
+    x: Array, y: Array, rows: Array, scale: float
+) -> tuple[Array, Array]:
+    """`pair_statistics` of some rows of y, whose partners are these rows of x."""
+    logits = scale * y @ x.T
+    own = jnp.take_along_axis(logits, rows[:, None], axis=1)
+    log_sum = jax.nn.logsumexp(logits, axis=1)
+    lifts = len(x) * jnp.exp(own[:, 0] - log_sum)
+    # The partner ties with itself, which is not counted.
+    wins = jnp.sum(logits < own, axis=1) + 0.5 * (jnp.sum(logits == own, axis=1) - 1)
+    return lifts, jnp.where(jnp.isnan(log_sum), jnp.nan, wins / (len(x) - 1))
+
+
+@jax.jit
+def _joint_lifts(x: Array, y: Array, real: Array, scale: float) -> Array:
+    """`joint_lifts` of some rows."""
+    own = scale * jnp.sum(x * y, axis=1, keepdims=True)
+    logits = jnp.concatenate([own, scale * y @ real.T], axis=1)
+    return (len(real) + 1) * jax.nn.softmax(logits, axis=1)[:, 0]
+
+
+def calibrate(lifts: np.ndarray, real_lifts: np.ndarray) -> float:
+    """The mean lift on the scale of shuffled (0) and real pairs (1).
+
+    Args:
+      lifts: [N], of generated pairs.
+      real_lifts: [N], of real test pairs of the same modalities.
+
+    Returns:
+      A score, at most slightly above 1; nan if real pairs are not matched better
+      than shuffled ones.
+    """
+    excess = real_lifts.mean() - 1.0
+    error = real_lifts.std() / np.sqrt(len(real_lifts))
+    if not excess > max(MIN_STANDARD_ERRORS * error, MIN_EXCESS):
+        return float("nan")
+    return float((lifts.mean() - 1.0) / excess)
+
+
+def real_features(
+    matchers: Matchers, data: EvaluationData, modalities: tuple[str, ...]
+) -> Features:
+    """Features of all real test examples: modality -> [N, F]."""
+    parts = {name: [] for name in modalities}
+    for batch, num_valid in batches(data.test, data.batch_size):
+        found = jax.device_get({m: matchers.embed[m](batch[m]) for m in modalities})
+        for name, features in found.items():
+            parts[name].append(features[:num_valid])
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def prior_features(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    matchers: Matchers,
+    key: PRNGKey,
+    num: int,
+) -> Features:
+    """Features of `num` prior samples: modality -> [num, F]."""
+    parts = {name: [] for name in model.modalities}
+    for decoded, num_valid in prior_means(model, params, data.batch_size, key, num):
+        found = jax.device_get(_embed(data, matchers, decoded, model.modalities))
+        for name, features in found.items():
+            parts[name].append(features[:num_valid])
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def conditional_features(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    matchers: Matchers,
+    key: PRNGKey,
+) -> dict[tuple[Subset, str], np.ndarray]:
+    """Features of what is generated from one modality, and from all but one.
+
+    Returns:
+      (subset, target) -> [N, F], targets outside of the subset.
+    """
+    modalities = model.modalities
+    subsets = [(name,) for name in modalities]
+    subsets += [tuple(m for m in modalities if m != name) for name in modalities]
+    subsets = list(dict.fromkeys(subsets))  # of two modalities, they are the same
+    parts = {(s, m): [] for s in subsets for m in modalities if m not in s}
+    for batch, num_valid in batches(data.test, data.batch_size):
+        experts = model.encode(params, batch)
+        found = {}
+        for subset in subsets:
+            key, *own_keys = jax.random.split(key, 3)
+            decoded = conditional_means(model, params, experts, subset, own_keys)
+            outside = [m for m in modalities if m not in subset]
+            features = _embed(data, matchers, decoded, outside)
+            found |= {(subset, target): x for target, x in features.items()}
+        for pair, features in jax.device_get(found).items():
+            parts[pair].append(features[:num_valid])
+    return {pair: np.concatenate(arrays) for pair, arrays in parts.items()}
+
+
+def _embed(
+    data: EvaluationData,
+    matchers: Matchers,
+    decoded: Mapping[str, Array],
+    modalities: Sequence[str],
+) -> dict[str, Array]:
+    """Features of some modalities' likelihood means; nan what is not finite."""
+    examples = to_examples(data.test, decoded, data.words)
+    return {
+        m: nan_if_not_finite(
+            data.test.modalities[m], decoded[m], matchers.embed[m](examples[m])
+        )
+        for m in modalities
+    }
+
+
+def summarise(
+    table: Mapping[tuple[Subset, str], float], modalities: tuple[str, ...]
+) -> dict[str, float]:
+    """The averages that are reported: tags leave_one_out and size_1."""
+    tags = {}
+    for target in modalities:
+        others = tuple(name for name in modalities if name != target)
+        tags[f"matching/leave_one_out/{target}"] = table[others, target]
+    tags["matching/leave_one_out"] = float(np.mean(list(tags.values())))
+    single = [value for (subset, _), value in table.items() if len(subset) == 1]
+    tags["matching/size_1"] = float(np.mean(single))
+    return tags
+
+
+def _ordered_pairs(modalities: tuple[str, ...]) -> list[Pair]:
+    """All M (M - 1) ordered pairs."""
+    return [(x, y) for y in modalities for x in modalities if x != y]

@@ -1,0 +1,144 @@
+"""Needs of metrics: each is checked, or supplied, before anything is trained.
+
+`METRICS` says what each metric needs; nothing else names a metric.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmvae_jax.data.dataset import Dataset, Split
+from mmvae_jax.evaluation import judges, metric
+from mmvae_jax.evaluation.judges import classifiers, inception_weights
+from mmvae_jax.evaluation.metrics import METRICS
+from mmvae_jax.networks import inception
+
+# Needs of metrics that compare modalities, which a single one is not compared by.
+_OF_SEVERAL_MODALITIES = ("complete tuples", "matchers")
+
+
+class Setting(NamedTuple):
+    """Config and data of a run, of which needs are checked.
+
+    Attributes:
+      config: as of configs/base.py.
+      dataset: the modalities that are used.
+      complete: the same with all modalities, on which judges are trained.
+      test: those of its test examples that are evaluated.
+    """
+
+    config: Any
+    dataset: Dataset
+    complete: Dataset
+    test: Split
+
+
+def check(setting: Setting) -> list[str]:
+    """Refuses metrics that cannot be computed, before anything is trained.
+
+    Returns:
+      Lines to be said: folders that cannot be written, where nothing will be kept.
+
+    Raises:
+      UsageError: a need of a metric is not met, or a judge's network is unknown.
+    """
+    for kind in judges.KINDS.values():
+        classifiers.check_network(setting.config, kind.section)
+    notes = {}
+    for name, needs in needed(setting.config.eval.metrics, setting.dataset).items():
+        for need in needs:
+            if need in NEEDS:
+                NEEDS[need](name, setting)
+            folder = _folder(name, need, setting.config.data.data_dir)
+            if folder is not None and not metric.is_writable(folder):
+                notes[folder] = (
+                    f"{folder} cannot be written: what the metric {name!r} keeps there "
+                    "is not kept, and made again by every run"
+                )
+    return list(notes.values())
+
+
+def needed(names: Iterable[str], dataset: Dataset) -> dict[str, tuple[str, ...]]:
+    """Metric -> its needs, without those that a single modality does not have."""
+    is_single = len(dataset.train.modalities) == 1
+    left_out = _OF_SEVERAL_MODALITIES if is_single else ()
+    return {
+        name: tuple(need for need in METRICS[name].needs if need not in left_out)
+        for name in names
+    }
+
+
+def needed_judges(names: Iterable[str], dataset: Dataset) -> list[str]:
+    """The kinds of judges that metrics need, keys of `judges.KINDS`."""
+    asked = {need for own in needed(names, dataset).values() for need in own}
+    return [kind for kind in judges.KINDS if kind in asked]
+
+
+def supplied(name: str, config: Any, data_dir: str) -> dict[str, Any]:
+    """The arguments of a metric's function that come from its needs and the config.
+
+    Args:
+      name: of the metric.
+      config: the field `eval` of configs/base.py.
+      data_dir: where data sets are kept, and what metrics keep.
+
+    Raises:
+      UsageError: there are no weights.
+    """
+    own = METRICS[name]
+    options = {argument: config[field] for argument, field in own.options.items()}
+    if "weights" in own.needs:
+        weights = inception_weights.load(config.inception_weights, data_dir)
+        variables = inception.to_variables(weights)
+        options["extractor"] = inception.make_extractor(variables)
+    if "cache" in own.needs:
+        folder = _folder(name, "cache", data_dir)
+        options["cache_dir"] = folder if metric.is_writable(folder) else None
+    return options
+
+
+def _folder(name: str, need: str, data_dir: str) -> Path | None:
+    """The folder of what is kept for a need of a metric; None where nothing is."""
+    if need == "cache":
+        return Path(data_dir).expanduser() / name
+    if need in judges.KINDS:
+        return Path(data_dir).expanduser() / judges.KINDS[need].folder
+    return None
+
+
+def _check_labels(name: str, setting: Setting) -> None:
+    """Labels of both splits: probes are trained on one and tested on the other."""
+    for split in (setting.complete.train, setting.complete.test):
+        metric.require_labels(split, name)
+
+
+def _check_attributes(name: str, setting: Setting) -> None:
+    """Attributes of both splits."""
+    for split in (setting.complete.train, setting.complete.test):
+        metric.require_attributes(split, name)
+
+
+def _check_judge(kind: str, name: str, setting: Setting) -> None:
+    """Whether judges of a kind can be trained."""
+    judges.KINDS[kind].check(setting.config, setting.complete, name)
+
+
+# Need -> function of a metric's name and a Setting that raises UsageError where it is
+# not met. Others are supplied (`supplied`).
+NEEDS: dict[str, Callable[[str, Setting], Any]] = {
+    "labels": _check_labels,
+    "attributes": _check_attributes,
+    "captions": lambda name, setting: metric.captions_of(
+        setting.test, setting.dataset.words, name
+    ),
+    "images": lambda name, setting: metric.images_of(setting.test, name),
+    "images of 1 or 3 channels": lambda name, setting: metric.inception_images_of(
+        setting.test, name
+    ),
+    "complete tuples": lambda name, setting: metric.require_complete(
+        setting.test, name
+    ),
+    **{kind: partial(_check_judge, kind) for kind in judges.KINDS},
+}
+SUPPLIED = ("weights", "cache")

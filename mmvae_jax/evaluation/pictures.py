@@ -1,0 +1,313 @@
+"""Samples of one member as pictures and, where there are captions, as text.
+
+Images are shown as they are, vectors as squares of grey values, row by row, from the
+least (black) to the largest value of the test examples, and captions as words, up to
+the first `<eos>`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import einops
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mmvae_jax import tokens
+from mmvae_jax.data.dataset import Split, is_image, is_tokens
+from mmvae_jax.types import Array
+
+Words = Mapping[str, Sequence[str]]
+
+_FONT_PIXELS = 13
+_LINE = 17  # pixels from one line of text to the next
+_TEXT_WIDTH = 250  # of a caption beside its images
+_LIST_WIDTH = 620  # of captions below each other
+_PAGE_WIDTH = 1_000  # of two columns of such, else there is one
+_INDENT = "   "  # of wrapped lines
+_TILE = 64  # an image beside captions is at least two thirds of that wide
+_GAP = 8
+_INK, _REAL = (20, 20, 20), (0, 70, 160)
+MISSING = "(missing)"
+
+
+class Draws(NamedTuple):
+    """Draws of one modality given another.
+
+    Attributes:
+      target: what is generated.
+      source: what is given.
+      examples: N real examples, of which `source` is given.
+      draws: of each draw, examples of the target, [N, ...] of its kind.
+    """
+
+    target: str
+    source: str
+    examples: Split
+    draws: Sequence[Array]
+
+
+class Samples(NamedTuple):
+    """Generated examples of one member.
+
+    Attributes:
+      prior: modality -> [N, ...], unconditional examples.
+      conditional: of every modality given another.
+    """
+
+    prior: Mapping[str, Array]
+    conditional: Sequence[Draws]
+
+
+def draw_grids(samples: Samples, test: Split, words: Words) -> dict[str, np.ndarray]:
+    """Pictures of samples (the paper's Figures 9 and 10, and 4 for captions).
+
+    Args:
+      samples: of one member.
+      test: real examples, which tell the kinds of modalities.
+      words: modality of tokens -> the words by token; those without are left out.
+
+    Returns:
+      name -> uint8 [H, W, C]. "prior": a row of samples for each modality.
+      "m0_given_m1" and so on: what is given on top, and a row a draw below. Where there
+      are captions, "prior" has them beside their images, and what is given is on the
+      left, with its draws beside it.
+    """
+    texts = [m for m, x in test.modalities.items() if is_tokens(x) and m in words]
+    shown = [m for m, x in test.modalities.items() if not is_tokens(x)]
+    grids = {}
+    if texts:
+        grids["prior"] = _captioned_prior(samples.prior, test, shown, words)
+    elif shown:
+        rows = [_row(_tiles(test.modalities[m], samples.prior[m])) for m in shown]
+        grids["prior"] = _stack(rows)
+    for given in samples.conditional:
+        if given.target not in shown + texts:
+            continue
+        name = f"{given.target}_given_{given.source}"
+        if texts and given.source in shown + texts:
+            grids[name] = _draws_beside(given, test, words)
+        elif not texts:
+            grids[name] = _draws_below(given, test)
+    return grids
+
+
+def write_captions(samples: Samples, test: Split, words: Words) -> str:
+    """The captions of samples, and those that samples are given, as plain text.
+
+    Args:
+      samples: of one member.
+      test: real examples, which tell the kinds of modalities.
+      words: modality of tokens -> the words by token.
+
+    Returns:
+      Lines; "" where there are no captions.
+    """
+    texts = [m for m, x in test.modalities.items() if is_tokens(x) and m in words]
+    lines = []
+    for m in texts:
+        lines += [f"{m}, unconditional", ""]
+        drawn = _captions(samples.prior[m], words[m])
+        lines += [f"{k}. {text}" for k, text in enumerate(drawn, 1)] + [""]
+    for given in samples.conditional:
+        if given.target in texts:
+            lines += [f"{given.target} given {given.source}", ""]
+            real = _real_captions(given.examples, given.target, words)
+            drawn = [_captions(x, words[given.target]) for x in given.draws]
+            for k, text in enumerate(real):
+                lines += [f"{k + 1}. real: {text}"]
+                lines += [f"   - {own[k]}" for own in drawn]
+            lines += [""]
+        elif given.source in texts:
+            lines += [f"{given.target} given {given.source}: what is given", ""]
+            real = _real_captions(given.examples, given.source, words)
+            lines += [f"{k}. {text}" for k, text in enumerate(real, 1)] + [""]
+    return "\n".join(lines)
+
+
+def _captions(rows: Array, words: Sequence[str]) -> list[str]:
+    """Tokens [N, T] as text."""
+    return [tokens.decode(row, words) for row in np.asarray(rows)]
+
+
+def _real_captions(examples: Split, modality: str, words: Words) -> list[str]:
+    """Those of real examples, or a word where they are missing."""
+    found = _captions(examples.modalities[modality], words[modality])
+    is_there = examples.is_observed(modality)
+    return [
+        text if there else MISSING for text, there in zip(found, is_there, strict=True)
+    ]
+
+
+# ---- without captions
+
+
+def _draws_below(given: Draws, test: Split) -> np.ndarray:
+    """A row of the examples given, if they can be shown, and a row a draw below."""
+    is_shown = not is_tokens(given.examples.modalities[given.source])
+    rows = [_row(_real_tiles(given, test))] if is_shown else []
+    rows += [_row(_tiles(test.modalities[given.target], x)) for x in given.draws]
+    return _stack(rows)
+
+
+def _real_tiles(given: Draws, test: Split) -> np.ndarray:
+    """The examples that are given, as tiles."""
+    real = given.examples.modalities[given.source]
+    values = real / np.float32(255) if is_image(real) else real
+    return _tiles(test.modalities[given.source], values)
+
+
+def _tiles(real: np.ndarray, examples: Array) -> np.ndarray:
+    """Examples [N, ...] of the kind of `real` as pictures: uint8 [N, H, W, C]."""
+    examples = np.nan_to_num(np.asarray(examples, np.float32))
+    if not is_image(real):
+        low, high = np.min(real), np.max(real)
+        grey = np.clip((examples - low) / max(high - low, 1e-9), 0.0, 1.0)
+        grey = grey.reshape(len(grey), -1)
+        side = math.ceil(math.sqrt(grey.shape[1]))
+        grey = np.pad(grey, ((0, 0), (0, side**2 - grey.shape[1])))
+        tiles = np.kron(grey.reshape(-1, side, side), np.ones((1, 4, 4)))
+        # A white edge tells one example from the next.
+        examples = np.pad(tiles, ((0, 0), (0, 1), (0, 1)), constant_values=1.0)
+        examples = examples[..., None]
+    return np.round(examples * 255).astype(np.uint8)
+
+
+def _row(tiles: np.ndarray) -> np.ndarray:
+    """Tiles side by side, uint8 [H, N W, C]."""
+    return einops.rearrange(tiles, "n h w c -> h (n w) c")
+
+
+def _stack(rows: Sequence[np.ndarray], blank: int = 0) -> np.ndarray:
+    """Rows [h, w, c] below each other: narrow ones filled up, grey among colours."""
+    width = max(row.shape[1] for row in rows)
+    channels = max(row.shape[2] for row in rows)
+    return np.concatenate(
+        [
+            np.pad(
+                np.broadcast_to(row, (*row.shape[:2], channels)),
+                ((0, 0), (0, width - row.shape[1]), (0, 0)),
+                constant_values=blank,
+            )
+            for row in rows
+        ]
+    )
+
+
+# ---- with captions: on white, and enlarged so that text fits beside images
+
+
+def _captioned_prior(
+    prior: Mapping[str, Array], test: Split, shown: Sequence[str], words: Words
+) -> np.ndarray:
+    """Samples in two columns, each its images and then its captions."""
+    columns = [_large(_tiles(test.modalities[m], prior[m])) for m in shown]
+    texts = [_captions(prior[m], words[m]) for m in prior if m in words]
+    lines = [[(text, _INK) for text in own] for own in zip(*texts, strict=True)]
+    written = _texts(lines, _TEXT_WIDTH)
+    cells = [_beside(parts) for parts in zip(*columns, written, strict=True)]
+    return _on_white(_in_columns(cells, 2))
+
+
+def _draws_beside(given: Draws, test: Split, words: Words) -> np.ndarray:
+    """A row for each example: what is given on the left, then its draws."""
+    is_list = given.target in words
+    if given.source in words:
+        real = _real_captions(given.examples, given.source, words)
+        left = _texts([[(text, _REAL)] for text in real], _TEXT_WIDTH)
+    else:
+        left = list(_large(_real_tiles(given, test), 2 if is_list else 1))
+    if is_list:
+        right = _texts(_lists(given, words), _LIST_WIDTH)
+    else:
+        real = test.modalities[given.target]
+        drawn = np.stack([_large(_tiles(real, x)) for x in given.draws], axis=1)
+        right = [_row(tiles) for tiles in drawn]
+    what = f"{len(given.draws)} draws of {given.target} given it"
+    head = [
+        *_texts([[(given.source, _REAL)]], left[0].shape[1], is_tight=False),
+        *_texts([[(what, _INK)]], right[0].shape[1], is_tight=False),
+    ]
+    rows = [_beside(pair) for pair in zip(left, right, strict=True)]
+    num = 2 if is_list and 2 * rows[0].shape[1] <= _PAGE_WIDTH else 1
+    return _on_white([_beside([_beside(head)] * num), *_in_columns(rows, num)])
+
+
+def _lists(given: Draws, words: Words) -> list[list[tuple[str, tuple]]]:
+    """Each example's own caption and those drawn for it, in their colours."""
+    real = _real_captions(given.examples, given.target, words)
+    drawn = [_captions(x, words[given.target]) for x in given.draws]
+    return [
+        [(f"real: {text}", _REAL), *((own[k], _INK) for own in drawn)]
+        for k, text in enumerate(real)
+    ]
+
+
+def _large(tiles: np.ndarray, times: int = 1) -> np.ndarray:
+    """Tiles [N, H, W, C] in whole multiples of their size, in colours."""
+    scale = times * max(1, round(_TILE / tiles.shape[1]))
+    tiles = einops.repeat(tiles, "n h w c -> n (h s) (w z) c", s=scale, z=scale)
+    return np.broadcast_to(tiles, (*tiles.shape[:3], 3))
+
+
+def _texts(
+    blocks: Sequence[Sequence[tuple[str, tuple]]], width: int, is_tight: bool = True
+) -> list[np.ndarray]:
+    """Blocks of lines of text, each a picture: uint8 [H, W, 3].
+
+    Args:
+      blocks: of each, its lines and their colours.
+      width: to which lines are wrapped, in pixels.
+      is_tight: whether all are only as wide as the longest line.
+    """
+    font = ImageFont.load_default(_FONT_PIXELS)
+    wrapped = [
+        [(part, ink) for text, ink in lines for part in _wrap(text, font, width)]
+        for lines in blocks
+    ]
+    if is_tight:
+        lengths = [font.getlength(part) for lines in wrapped for part, _ in lines]
+        width = math.ceil(max(lengths)) + 1
+    pictures = []
+    for lines in wrapped:
+        picture = Image.new("RGB", (width, _LINE * len(lines)), "white")
+        canvas = ImageDraw.Draw(picture)
+        for k, (part, ink) in enumerate(lines):
+            canvas.text((0, k * _LINE), part, fill=ink, font=font)
+        pictures.append(np.asarray(picture))
+    return pictures
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """A text in as few lines of so many pixels as its words allow."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(_INDENT + word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _beside(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures [h, w, 3] side by side on white, a gap after each."""
+    height = max(part.shape[0] for part in parts)
+    return np.concatenate([_padded(x, height - len(x), _GAP) for x in parts], axis=1)
+
+
+def _in_columns(rows: Sequence[np.ndarray], num: int) -> list[np.ndarray]:
+    """Rows of one width in this many columns, read one column after the other."""
+    length = math.ceil(len(rows) / num)
+    return [_beside(rows[k::length]) for k in range(length)]
+
+
+def _on_white(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows below each other with gaps and an edge."""
+    whole = _stack([_padded(row, _GAP, 0) for row in rows], blank=255)
+    return np.pad(whole, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255)
+
+
+def _padded(picture: np.ndarray, below: int, right: int) -> np.ndarray:
+    """A picture with white below and to the right."""
+    return np.pad(picture, ((0, below), (0, right), (0, 0)), constant_values=255)

@@ -1,0 +1,1 @@
+"""The mathematics of multimodal VAEs: arrays in, arrays out."""

@@ -1,0 +1,218 @@
+"""Importance-weighted objective of the MMVAE as it was released.
+
+beta is inside of the logarithm here, so that each returns its loss with its terms.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax.mathematics import distributions, posteriors
+from mmvae_jax.mathematics.elbo import (
+    LogLikelihoods,
+    fold_samples,
+    observed_of,
+    observed_terms,
+)
+from mmvae_jax.types import (
+    OBSERVED,
+    Array,
+    Batch,
+    Distribution,
+    ObjectiveTerms,
+    PRNGKey,
+)
+
+FORMS = ("loose", "tight")
+ESTIMATORS = ("dreg", "iwae")
+
+
+def importance_weighted(
+    experts: Distribution,
+    batch: Batch,
+    key: PRNGKey,
+    beta: Array,
+    *,
+    prior: Distribution,
+    log_likelihoods: LogLikelihoods,
+    num_samples: int,
+    form: str = "loose",
+    estimator: str = "dreg",
+) -> tuple[Array, ObjectiveTerms]:
+    """The objective of the official MMVAE of Shi et al. (2019).
+
+    With K samples z_mk ~ q_m(z|x_m) of every expert and
+
+        log w = sum_n log p(x_n|z) + beta (log p(z) - log (1/M) sum_j q_j(z|x_j)),
+
+    it is (1/M) sum_m log (1/K) sum_k w_mk ("loose", as released) or
+    log 1/(MK) sum_mk w_mk ("tight"). The denominator is the density of the whole
+    mixture, not of the component that the sample is from. The published code has
+    no beta, and Daunhawer et al. (2022), who vary it in Fig. 12, do not say where
+    they put it; it stands here where MMVAE+ and MultiVae have it. Unless it is 1,
+    only the terms are those of a bound on log p(X).
+
+    The loss has one value for both estimators of its gradient. "iwae" is its
+    derivative, unbiased. "dreg" is the doubly reparameterised one of Tucker et al.
+    (2018) as the official code applies it: the encoders' parameters are constants
+    in log q, and the gradient that reaches z is multiplied by the normalised
+    weight once more. For decoders and prior both are equal. For the encoders
+    "dreg" has less variance, none where the posterior is exact, and the
+    expectation of "iwae" where beta = 1 and either M = 1, or the form is loose
+    and K = 1, or all experts agree. Elsewhere it is biased: the identity behind
+    it is about samples of the density in the denominator, and z_mk are samples
+    of one of its components; and with beta the factor of the identity would be
+    1 - beta (1 - weight).
+
+    Args:
+      experts: fields [M, B, D].
+      batch: modality -> [B, ...].
+      key: random key.
+      beta: float [].
+      prior: p(z), fields [D].
+      log_likelihoods: one function a modality (module docstring), called for all
+        M K samples at once. "dreg" calls it again with the same values, for XLA to
+        merge.
+      num_samples: K.
+      form: one of FORMS.
+      estimator: one of ESTIMATORS.
+
+    Returns:
+      The loss [], and ObjectiveTerms, fields [B], of the single-sample bound (beta
+      and K are 1 in it), averaged over the M K samples.
+    """
+    observed = observed_of(batch, len(log_likelihoods))
+    uniform = posteriors.uniform_weights(observed)
+    # Finite also where nothing is observed, and all shares are 0.
+    density_weights = jnp.where(jnp.any(observed, axis=0), uniform, 1.0)
+
+    def log_weights(z: Array, experts: Distribution) -> tuple[Array, Any]:
+        """log w, log-likelihoods, log q - log p: all [K, M, B]."""
+        log_likelihood = {
+            m: fold_samples(f, z, batch[m]) for m, f in log_likelihoods.items()
+        }
+        log_likelihood = observed_terms(log_likelihood, observed)
+        log_q = posteriors.mixture_log_prob(experts, density_weights, z)
+        kl = log_q - distributions.log_prob(prior, z)
+        return sum(log_likelihood.values()) - beta * kl, (log_likelihood, kl)
+
+    z = distributions.sample(experts, key, (num_samples,))
+    value, (log_likelihood, kl) = weighted_loss(
+        log_weights, z, experts, uniform, form, estimator
+    )
+    zeros = jnp.zeros_like(kl)
+    return value, ObjectiveTerms(log_likelihood, kl, zeros, zeros)
+
+
+def weighted_loss(
+    log_weights: Callable[[Array, Distribution], tuple[Array, Any]],
+    z: Array,
+    experts: Distribution,
+    shares: Array,
+    form: str,
+    estimator: str,
+) -> tuple[Array, Any]:
+    """The loss of samples and their weights, in one of FORMS and of ESTIMATORS.
+
+    Args:
+      log_weights: (z, experts) -> log w [K, M, B], and other values of that shape.
+      z: [K, M, B, D], samples of the experts.
+      experts: fields [M, B, D].
+      shares: [M, 1 or B], of the experts: equal for those observed, summing to 1.
+      form: one of FORMS.
+      estimator: one of ESTIMATORS.
+
+    Returns:
+      The loss [], and the means [B] of the other values over the samples of all
+      observed experts.
+    """
+    values, others = log_weights(z, experts)
+    axes, logits = (0,), values
+    if form == "tight":
+        # The mean over experts is inside of the logarithm.
+        is_used = shares > 0
+        log_shares = jnp.log(jnp.where(is_used, shares, 1.0))
+        axes, logits = (0, 1), jnp.where(is_used, values + log_shares, -jnp.inf)
+    bound = jax.nn.logsumexp(logits, axes) - math.log(len(values))
+    if estimator == "dreg":
+        normalised = jax.lax.stop_gradient(jax.nn.softmax(logits, axes))
+        scaled = scale_gradient(z, normalised[..., None])
+        again, _ = log_weights(scaled, jax.lax.stop_gradient(experts))
+        surrogate = jnp.sum(normalised * again, axes)
+        # The value of the bound, the gradient of the surrogate.
+        bound = jax.lax.stop_gradient(bound - surrogate) + surrogate
+
+    def mean_over_experts(x: Array) -> Array:
+        return jnp.sum(shares * x, axis=0)
+
+    if form == "loose":
+        bound = mean_over_experts(bound)
+    means = jax.tree.map(lambda x: mean_over_experts(jnp.mean(x, axis=0)), others)
+    return -jnp.mean(bound), means
+
+
+def unimodal_importance_weighted(
+    experts: Distribution,
+    batch: Batch,
+    key: PRNGKey,
+    beta: Array,
+    *,
+    prior: Distribution,
+    log_likelihoods: LogLikelihoods,
+    **options: Any,
+) -> tuple[Array, ObjectiveTerms]:
+    """M independent VAEs, each with an `importance_weighted` objective of its own.
+
+    Args:
+      experts: fields [M, B, d], q(z_m|x_m); d is the latent size of one VAE.
+      batch: modality -> [B, ...].
+      key: random key.
+      beta: float [].
+      prior: fields [M, d], the prior of every VAE.
+      log_likelihoods: modality -> function (z_m [N, d], x_m) -> [N].
+      **options: num_samples and estimator of `importance_weighted`, whose two forms
+        are one for a single modality.
+
+    Returns:
+      The sums over the M VAEs of their losses [] and terms, fields [B].
+    """
+    keys = jax.random.split(key, len(log_likelihoods))
+    observed = observed_of(batch, len(log_likelihoods))
+    losses, terms = [], []
+    for i, (modality, log_likelihood) in enumerate(log_likelihoods.items()):
+        own_loss, own_terms = importance_weighted(
+            jax.tree.map(lambda field, i=i: field[i : i + 1], experts),
+            {modality: batch[modality], OBSERVED: observed[i : i + 1].T},
+            keys[i],
+            beta,
+            prior=jax.tree.map(lambda field, i=i: field[i], prior),
+            log_likelihoods={modality: log_likelihood},
+            **options,
+        )
+        losses.append(own_loss)
+        terms.append(own_terms)
+    log_likelihood = {m: x for own in terms for m, x in own.log_likelihood.items()}
+    kl = sum(own.kl for own in terms)
+    zeros = jnp.zeros_like(kl)
+    return sum(losses), ObjectiveTerms(log_likelihood, kl, zeros, zeros)
+
+
+@jax.custom_vjp
+def scale_gradient(z: Array, scale: Array) -> Array:
+    """z itself, whose gradient is multiplied by `scale` (broadcast, a constant)."""
+    del scale
+    return z
+
+
+def _scale_gradient_forward(z: Array, scale: Array) -> tuple[Array, Array]:
+    return z, scale
+
+
+def _scale_gradient_backward(scale: Array, gradient: Array) -> tuple[Array, Array]:
+    return gradient * scale, jnp.zeros_like(scale)
+
+
+scale_gradient.defvjp(_scale_gradient_forward, _scale_gradient_backward)

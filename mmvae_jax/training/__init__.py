@@ -1,0 +1,1 @@
+"""The train step, the train loop, sweeps, devices, checkpoints and the log."""

@@ -1,0 +1,308 @@
+"""Devices: where the members of a sweep, and the examples of a batch, are.
+
+A layout is a pair: the number of devices over which the members are spread, and of
+those over which the examples of each batch are. Members need nothing of one another, so
+the first axis costs no communication; along the second, gradients are summed at every
+step. Both are axes of a mesh of JAX, but they are applied differently (`shard_members`,
+`take_batch`):
+
+"sweep"  by shard_map, so that members are mapped within a device as they would be
+         without a mesh, whether one by one or all at once.
+"data"   by constraints on the batch that XLA's partitioner carries on. A loss remains
+         a function of the whole batch and of one key: draws and means over the batch
+         do not depend on the layout.
+
+On one device, layout (1, 1), nothing is applied at all.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mmvae_jax.errors import UsageError
+from mmvae_jax.types import Array, Batch
+
+Layout = tuple[int, int]
+
+SWEEP, DATA = "sweep", "data"
+ONE_DEVICE: Layout = (1, 1)
+
+
+def choose_layout(
+    wanted: Layout,
+    num_members: int,
+    batch_size: int,
+    num_devices: int,
+    num_processes: int = 1,
+) -> Layout:
+    """The layout of a sweep that uses most devices, and most of them for members.
+
+    Args:
+      wanted: config.train.mesh; 0 for automatic, each of the two.
+      num_members: K.
+      batch_size: B.
+      num_devices: number of devices of all processes together.
+      num_processes: number of processes; several may leave no device out.
+
+    Returns:
+      (devices along "sweep", a divisor of K; devices along "data", one of B).
+
+    Raises:
+      UsageError: nothing fits what is wanted.
+    """
+    if len(wanted) != 2 or min(wanted) < 0:
+        raise UsageError(
+            "config.train.mesh must be two numbers >= 0, devices for the members and "
+            f"devices for a batch (0: automatic), got {tuple(wanted)}"
+        )
+    asked = f"config.train.mesh={tuple(wanted)}"
+    over_members, over_batch = (max(number, 1) for number in wanted)
+    if over_members * over_batch > num_devices:
+        raise UsageError(
+            f"{asked} asks for {over_members * over_batch} devices, there are "
+            f"{num_devices}"
+        )
+    if num_members % over_members:
+        raise UsageError(
+            f"{asked}: {num_members} members cannot be divided evenly over "
+            f"{over_members} devices"
+        )
+    if batch_size % over_batch:
+        raise UsageError(
+            f"{asked}: config.train.batch_size={batch_size} cannot be divided evenly "
+            f"over {over_batch} devices"
+        )
+    fitting = [
+        (members, batch)
+        for members in range(1, num_devices + 1)
+        for batch in range(1, num_devices // members + 1)
+        if num_members % members == 0
+        and batch_size % batch == 0
+        and wanted[0] in (0, members)
+        and wanted[1] in (0, batch)
+    ]
+    layout = max(fitting, key=lambda pair: (pair[0] * pair[1], pair[0]))
+    if num_processes > 1 and layout[0] * layout[1] < num_devices:
+        raise UsageError(
+            f"{asked}: {num_members} members and batches of {batch_size} fit "
+            f"{layout[0]} x {layout[1]} devices, but {num_processes} processes must "
+            f"use all of their {num_devices}: change the sweep, the batch size or the "
+            "number of devices"
+        )
+    return layout
+
+
+@functools.cache
+def _make_mesh(layout: Layout) -> Mesh:
+    """The mesh of a layout, of the first devices; those of one host along "data"."""
+    devices = jax.devices()[: layout[0] * layout[1]]
+    # Auto: the partitioner places arrays, and programs are written for one device.
+    return jax.make_mesh(
+        layout, (SWEEP, DATA), axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
+
+
+def _sharding(layout: Layout, *spec: str | None) -> NamedSharding:
+    """The sharding of an array whose leading axes are those of the mesh."""
+    return NamedSharding(_make_mesh(layout), PartitionSpec(*spec))
+
+
+def shard_members(fn: Callable, layout: Layout, num_shared: int) -> Callable:
+    """Puts a function of all members on a mesh, where each device maps its own.
+
+    Args:
+      fn: result of `sweep.map_members`: its outputs and arguments, but for the last
+        `num_shared`, have a leading axis of K.
+      layout: the numbers of devices.
+      num_shared: number of trailing arguments that all members share.
+
+    Returns:
+      A function like `fn`; where the members are not spread, it uses the axis "data"
+      of the mesh alone.
+    """
+    if layout == ONE_DEVICE:
+        return fn
+
+    def on_mesh(*args):
+        with jax.sharding.use_abstract_mesh(_make_mesh(layout).abstract_mesh):
+            return fn(*args)
+
+    if layout[0] == 1:
+        return on_mesh
+
+    def sharded(*args):
+        own = (PartitionSpec(SWEEP),) * (len(args) - num_shared)
+        return jax.shard_map(
+            fn,
+            mesh=_make_mesh(layout),
+            in_specs=own + (PartitionSpec(),) * num_shared,
+            out_specs=PartitionSpec(SWEEP),
+            axis_names={SWEEP},  # "data" is left to the partitioner
+            check_vma=False,
+        )(*args)
+
+    return sharded
+
+
+def jit_options(layout: Layout) -> dict[str, Any]:
+    """Options of `jax.jit` for a program whose outputs have an axis of K."""
+    return {} if layout == ONE_DEVICE else {"out_shardings": _sharding(layout, SWEEP)}
+
+
+def take_batch(data: Batch, rows: Array, layout: Layout) -> Batch:
+    """The examples of a batch; each device gathers its own from data that all have.
+
+    Args:
+      data: modality -> [num_examples, ...].
+      rows: int32 [B].
+      layout: the numbers of devices.
+
+    Returns:
+      modality -> [B, ...].
+    """
+    if layout[1] == 1:
+        return jax.tree.map(lambda leaf: leaf[rows], data)
+    split = functools.partial(
+        jax.lax.with_sharding_constraint, shardings=PartitionSpec(DATA)
+    )
+    rows = split(rows)
+    return jax.tree.map(lambda leaf: split(leaf[rows]), data)
+
+
+def put_members(tree: Any, layout: Layout) -> Any:
+    """Arrays with a leading axis of K, each device's members on it."""
+    if layout == ONE_DEVICE:
+        return tree
+    return jax.tree.map(lambda leaf: _put(leaf, _sharding(layout, SWEEP)), tree)
+
+
+def put_shared(tree: Any, layout: Layout) -> Any:
+    """Arrays that all members share, whole on every device."""
+    if layout == ONE_DEVICE:
+        return jax.device_put(tree)
+    return jax.tree.map(lambda leaf: _put(leaf, _sharding(layout)), tree)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> Array:
+    """An array that every process holds, on the devices of a mesh."""
+    if isinstance(leaf, Array) and leaf.sharding == sharding:
+        return leaf
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    values = np.asarray(leaf)
+    # Every device takes its part: no process sees the devices of the others.
+    return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
+
+
+def stack_members(make: Callable[[int], Any], num: int, layout: Layout) -> Any:
+    """Makes members one after the other, and puts them where they belong.
+
+    Args:
+      make: index of a member -> its tree of arrays.
+      num: K.
+      layout: the numbers of devices; a process makes only the members that its own
+        devices hold.
+
+    Returns:
+      The tree, leaves [K, ...].
+    """
+    if layout == ONE_DEVICE:
+        made = [make(k) for k in range(num)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+    sharding = _sharding(layout, SWEEP)
+    spans = sharding.addressable_devices_indices_map((num,)).values()
+    held = sorted({k for (span,) in spans for k in range(num)[span]})
+    made = {k: jax.device_get(make(k)) for k in held}
+
+    def stack(*leaves: np.ndarray) -> Array:
+        of = dict(zip(held, leaves, strict=True))
+        return jax.make_array_from_callback(
+            (num, *np.shape(leaves[0])),
+            sharding,
+            lambda index: np.stack([of[k] for k in range(num)[index[0]]]),
+        )
+
+    return jax.tree.map(stack, *made.values())
+
+
+def member_device(k: int, num: int, layout: Layout) -> jax.Device | None:
+    """The device that evaluates member k of `num`, one that holds it.
+
+    None on a layout of one device, where JAX decides.
+    """
+    if layout == ONE_DEVICE:
+        return None
+    a_device = num // layout[0]  # members
+    row, place = divmod(k, a_device)
+    return _make_mesh(layout).devices[row, place % layout[1]]
+
+
+def member_on(tree: Any, k: int, device: jax.Device | None) -> Any:
+    """Member k of a tree with leaves [K, ...], on a device that holds it.
+
+    Args:
+      tree: result of `stack_members`, or of a program of it.
+      k: index of the member.
+      device: result of `member_device`, a device of this process.
+
+    Returns:
+      The tree, leaves [...].
+    """
+    if device is None:
+        return jax.tree.map(lambda leaf: leaf[k], tree)
+
+    def take(leaf: Array) -> Array:
+        (shard,) = (s for s in leaf.addressable_shards if s.device == device)
+        return shard.data[k - (shard.index[0].start or 0)]
+
+    return jax.tree.map(take, tree)
+
+
+@functools.cache
+def _copier(layout: Layout) -> Callable:
+    """A program that copies a tree to all devices, whole."""
+    copy = functools.partial(jax.tree.map, jnp.copy)
+    return jax.jit(copy, out_shardings=_sharding(layout))
+
+
+def gather(tree: Any, layout: Layout) -> Any:
+    """A copy of small arrays [K] that every process can read, say to log them."""
+    if layout == ONE_DEVICE:
+        return jax.tree.map(jnp.copy, tree)
+    return _copier(layout)(tree)
+
+
+def first(x: Array) -> Any:
+    """An element of an array [K] whose elements are all equal, as NumPy has it."""
+    return np.asarray(x.addressable_shards[0].data)[0]
+
+
+def agree(is_stopping: bool, longest: int, layout: Layout) -> tuple[bool, int]:
+    """Agrees on the next call: processes that differ would wait for ever.
+
+    Args:
+      is_stopping: whether this process wants to stop.
+      longest: number of steps that it would take in a call.
+      layout: the numbers of devices.
+
+    Returns:
+      (whether any of them wants to stop, the fewest steps any would take).
+    """
+    if layout == ONE_DEVICE or jax.process_count() == 1:
+        return is_stopping, longest
+    wishes = multihost_utils.process_allgather(np.array([is_stopping, longest]))
+    return bool(wishes[:, 0].any()), int(wishes[:, 1].min())
+
+
+def describe(layout: Layout, num_devices: int) -> str:
+    """A layout in words: "4 devices: 4 x 1", "4 of 8 devices: 2 x 2"."""
+    used = layout[0] * layout[1]
+    of = "" if used == num_devices else f" of {num_devices}"
+    return f"{used}{of} devices: {layout[0]} x {layout[1]}"

@@ -1,0 +1,121 @@
+"""How steps and members are executed: mapping, steps a call, precision."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax.errors import UsageError
+from mmvae_jax.training import devices, step, sweep
+from mmvae_jax.types import Batch, PRNGKey
+
+# Steps of one call of the compiled program at most.
+MAX_STEPS_PER_CALL = 256
+# config.train.precision -> backend -> JAX's name; "default" is the device's own:
+# float32 on CPUs, which know no other, TF32 on recent GPUs, bfloat16 on TPUs. The
+# algorithms of GPUs are named, because there JAX's "bfloat16" is TF32.
+_MATMUL_PRECISIONS = {
+    "default": {},
+    "float32": {"cpu": "float32", "gpu": "float32", "tpu": "float32"},
+    "tensorfloat32": {"gpu": "TF32_TF32_F32"},
+    "bfloat16": {"gpu": "BF16_BF16_F32", "tpu": "bfloat16"},
+}
+PRECISIONS = tuple(_MATMUL_PRECISIONS)
+
+
+def matmul_precision(precision: str, backend: str) -> str | None:
+    """The argument of `jax.default_matmul_precision` for one of PRECISIONS.
+
+    Raises:
+      UsageError: it is none of PRECISIONS, or the backend ("cpu", "gpu" or "tpu") has
+        no matrix products of that kind, and would compute others without a word.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(
+            f"unknown config.train.precision {precision!r}; choose one of "
+            f"{', '.join(PRECISIONS)}"
+        )
+    of_backend = _MATMUL_PRECISIONS[precision]
+    if precision != "default" and backend not in of_backend:
+        raise UsageError(
+            f"config.train.precision={precision!r}: a {backend} computes no matrix "
+            "products of that kind; leave it 'default'"
+        )
+    return of_backend.get(backend)
+
+
+class Execution(NamedTuple):
+    """How steps and members are executed, and on which devices.
+
+    Attributes:
+      mapping: one of `sweep.MAPPINGS`, for the members on a device.
+      steps_per_call: the most steps one call may take; 1 means without a loop.
+      precision: one of PRECISIONS, for the networks' matrix products.
+      layout: numbers of devices over which members and batches are spread.
+      members_at_once: members in parallel by "vmap" on a device, a divisor of their
+        number there; 0 = all.
+    """
+
+    mapping: str
+    steps_per_call: int
+    precision: str = "default"
+    layout: devices.Layout = devices.ONE_DEVICE
+    members_at_once: int = 0
+
+
+def compile_steps(task: step.Task, execution: Execution) -> Callable:
+    """The compiled program of a sweep: `num` steps of all members in one call.
+
+    One trace serves every number of steps, since the number is an argument.
+
+    Returns:
+      (state [K], hyper [K], keys [K], data, indices [N, B], num []) ->
+      (state [K], step [K]); data: modality -> [num_examples, ...]. `state` is
+      donated; the second output is there to be waited for. On several devices, state,
+      hyper, keys and data are expected where `meshes` puts them.
+    """
+    layout = execution.layout
+
+    def steps(state, hyper, key, data, indices, num):
+        def body(i, state):
+            batch = devices.take_batch(data, indices[i], layout)
+            return step.train_step(task, state, hyper, key, batch)
+
+        if execution.steps_per_call == 1:
+            state = body(0, state)
+        else:
+            state = jax.lax.fori_loop(0, num, body, state)
+        return state, jnp.copy(state.step)
+
+    def precisely(*args):
+        # It holds while this is traced, for all products that name no precision of
+        # their own (products of experts do).
+        precision = matmul_precision(execution.precision, jax.default_backend())
+        with jax.default_matmul_precision(precision):
+            return steps(*args)
+
+    mapped = sweep.map_members(
+        precisely, execution.mapping, 3, execution.members_at_once
+    )
+    sharded = devices.shard_members(mapped, layout, num_shared=3)
+    return jax.jit(sharded, donate_argnums=0, **devices.jit_options(layout))
+
+
+def init_states(
+    task: step.Task,
+    hyper: Any,
+    keys: PRNGKey,
+    batch: Batch,
+    layout: devices.Layout = devices.ONE_DEVICE,
+) -> step.TrainState:
+    """The states of all members before the first step, fields [K, ...].
+
+    Members are initialised one after the other, so that a member's parameters
+    have the bits of its solo run.
+    """
+    init = jax.jit(partial(step.init_state, task))
+    return devices.stack_members(
+        lambda k: init(sweep.member(hyper, k), keys[k], batch), len(keys), layout
+    )

@@ -1,0 +1,169 @@
+"""Files that a run writes besides checkpoints: metrics.jsonl, TensorBoard, samples.
+
+The methods are those of clu's MetricWriter, with the member as one more
+argument. metrics.jsonl is what everything else reads: one line per logged step
+and member.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorboardX
+from PIL import Image
+
+from mmvae_jax.errors import UsageError
+from mmvae_jax.files import write_whole
+from mmvae_jax.training.sweep import Member
+
+
+class RunWriter:
+    """Writes the metrics and samples of all members of a run.
+
+    Attributes:
+      workdir: the folder of the run.
+      members: the members of the sweep.
+    """
+
+    def __init__(self, workdir: Path, members: Sequence[Member], step: int):
+        """Opens the files of a run that continues at `step` (0 = a new run).
+
+        Lines that an interrupted run logged beyond `step` are dropped, and so are
+        evaluations of `step` itself: they will be logged again.
+        """
+        self.workdir = workdir
+        self.members = members
+        self._path = workdir / "metrics.jsonl"
+        _drop_lines_to_come(self._path, step)
+        self._file = open(self._path, "a")  # noqa: SIM115 (closed by close())
+        self._boards = [
+            tensorboardX.SummaryWriter(
+                str(workdir / "tensorboard" / member_name(member, members)),
+                purge_step=step + 1 if step else None,
+            )
+            for member in members
+        ]
+
+    def write_scalars(self, step: int, scalars: Sequence[Mapping[str, float]]) -> None:
+        """Writes tag -> value of every member at a step, at once and to the disk."""
+        lines = []
+        for k, (member, values) in enumerate(zip(self.members, scalars, strict=True)):
+            head = {"step": step, "member": k, **member._asdict()}
+            lines.append(json.dumps(jsonable({**head, **values}), allow_nan=False))
+            for tag, value in values.items():
+                self._boards[k].add_scalar(tag, value, step)
+        self._file.write("".join(line + "\n" for line in lines))
+        self.flush()
+
+    def write_images(self, step: int, k: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes name -> uint8 [H, W, C] of member k as PNG and to TensorBoard."""
+        folder = self.workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        prefix = member_name(self.members[k], self.members)
+        for name, image in images.items():
+            squeezed = image[..., 0] if image.shape[-1] == 1 else image
+            Image.fromarray(squeezed).save(folder / f"{prefix}_{name}.png")
+            self._boards[k].add_image(name, image, step, dataformats="HWC")
+
+    def write_texts(self, step: int, k: int, texts: Mapping[str, str]) -> None:
+        """Writes name -> lines of member k as a text file and to TensorBoard."""
+        folder = self.workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        prefix = member_name(self.members[k], self.members)
+        for name, text in texts.items():
+            (folder / f"{prefix}_{name}.txt").write_text(text, encoding="utf-8")
+            # TensorBoard reads Markdown, in which "<eos>" would vanish.
+            self._boards[k].add_text(name, f"```\n{text}\n```", step)
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Writes the resolved config as text to TensorBoard."""
+        text = json.dumps(hparams, indent=2)
+        for board in self._boards:
+            board.add_text("config", f"```json\n{text}\n```")
+
+    def flush(self) -> None:
+        """Puts everything written so far on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes all files."""
+        self.flush()
+        self._file.close()
+        for board in self._boards:
+            board.close()
+
+
+def member_name(member: Member, members: Sequence[Member]) -> str:
+    """A file name for a member: the hyper-parameters that name it in its sweep."""
+    name = f"beta={_short(member.beta)},seed={member.seed}"
+    if len({other.learning_rate for other in members}) > 1:
+        name += f",learning_rate={_short(member.learning_rate)}"
+    return name
+
+
+def _short(value: float) -> str:
+    """A number in six digits, or in all of its digits where six change it."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, up to one that is torn.
+
+    Raises:
+      UsageError: a whole line is not one of such a log.
+    """
+    if not path.exists():
+        return []
+    lines: list[dict[str, Any]] = []
+    for text in path.read_bytes().splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise UsageError(
+                f"{path}: line {len(lines) + 1} is not of the log of a run; move the "
+                "file away"
+            )
+        lines.append(line)
+    return lines
+
+
+def jsonable(value: Any) -> Any:
+    """A value as JSON allows it: plain numbers, None for what is not finite."""
+    if isinstance(value, Mapping):
+        return {key: jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file at once or not at all."""
+    text = json.dumps(jsonable(value), indent=2, allow_nan=False)
+    write_whole(path, text + "\n")
+
+
+def _drop_lines_to_come(path: Path, step: int) -> None:
+    """Drops the lines of a metrics.jsonl that a run continued at `step` logs again."""
+    if not path.exists():
+        return
+    kept = [
+        line
+        for line in read_metrics(path)
+        # The log of a step is complete before its checkpoint, an evaluation may
+        # have been cut off between two members.
+        if line["step"] < step
+        or (line["step"] == step and not any(t.startswith("eval/") for t in line))
+    ]
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -1,0 +1,189 @@
+"""The train step, its compiled form, and the only train loop, in this order.
+
+Step: `train_step` is pure and knows one member. Execution: `compile_steps` is the one
+place where jit, vmap, map, loops over steps and several devices are applied to it.
+Loop: `fit` calls what was compiled, for sweeps, resumed runs and classifiers alike.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmvae_jax.data.batches import batch_indices
+from mmvae_jax.training import devices
+from mmvae_jax.training.execution import MAX_STEPS_PER_CALL, Execution
+from mmvae_jax.training.step import TrainState
+from mmvae_jax.types import Array, PRNGKey
+
+# Time that a call is meant to take at most, so that a signal is answered soon.
+TARGET_SECONDS_PER_CALL = 2.0
+
+
+class Events(NamedTuple):
+    """Functions that a loop calls, and how often; 0 steps = never.
+
+    Attributes:
+      log_every_steps: steps between two calls of `log`; the last step is logged too.
+      log: (step, metrics: tag -> float [K], finite: bool [K]) -> None; means over
+        the steps since the last call. Called in order, one call late.
+      eval_every_steps: steps between two calls of `evaluate`.
+      evaluate: (step, state) -> None.
+      save_every_steps: steps between two calls of `save`.
+      save: (step, state) -> None; must copy what it keeps, the state is donated.
+      progress: (step, seconds a step) -> None, after every call.
+      is_stopping: () -> bool; True ends the loop after the call in flight.
+    """
+
+    log_every_steps: int = 0
+    log: Callable = lambda step, metrics, finite: None
+    eval_every_steps: int = 0
+    evaluate: Callable = lambda step, state: None
+    save_every_steps: int = 0
+    save: Callable = lambda step, state: None
+    progress: Callable = lambda step, seconds: None
+    is_stopping: Callable[[], bool] = lambda: False
+
+    def steps_to_boundary(self, step: int) -> int:
+        """Steps from `step` to the next one at which something is called."""
+        periods = (self.log_every_steps, self.eval_every_steps, self.save_every_steps)
+        return min([p - step % p for p in periods if p], default=MAX_STEPS_PER_CALL)
+
+
+class _Call(NamedTuple):
+    """A call of the compiled program that may still be running."""
+
+    step: int
+    num: int
+    done: Array
+    totals: tuple | None
+
+
+class _Clock:
+    """Waits for calls, times them, and says how long the next one may be."""
+
+    def __init__(self, execution: Execution, events: Events):
+        self.longest = 1  # steps that the next call may take
+        self.call: _Call | None = None  # in flight
+        self._execution, self._events = execution, events
+        self._last_done = time.perf_counter()
+
+    def finish_if_done(self) -> None:
+        """Reports the call in flight if it is done, as it is on CPUs by its return."""
+        if self.call is not None and self.call.done.is_ready():
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for the call in flight, if there is one, and reports it."""
+        call, self.call = self.call, None
+        if call is None:
+            return
+        jax.block_until_ready(call.done)
+        now = time.perf_counter()
+        seconds, self._last_done = (now - self._last_done) / call.num, now
+        if call.totals is not None:
+            self._events.log(call.step, *_means(*call.totals))
+        self._events.progress(call.step, seconds)
+        wanted = int(TARGET_SECONDS_PER_CALL / max(seconds, 1e-9))
+        most = self._execution.steps_per_call
+        self.longest = max(1, min(most, wanted, 4 * call.num))
+
+    def restart(self) -> None:
+        """Leaves out of the time what was done since the last call."""
+        self._last_done = time.perf_counter()
+
+
+def fit(
+    program: Callable,
+    state: TrainState,
+    hyper: Any,
+    keys: PRNGKey,
+    data: Mapping[str, Array],
+    *,
+    num_steps: int,
+    batch_size: int,
+    data_seed: int,
+    execution: Execution,
+    events: Events = Events(),  # noqa: B008 (a NamedTuple is immutable)
+) -> TrainState:
+    """Trains all members up to step `num_steps`: the only train loop.
+
+    The order of the data is a pure function of (data_seed, step), so a state is all
+    that a resumed run needs. The number of steps in a call adapts to their time, which
+    changes no bit of the result. The next call is dispatched before the last one is
+    waited for, so an accelerator is never idle in between.
+
+    Args:
+      program: result of `compile_steps`.
+      state: fields [K, ...]; donated.
+      hyper: fields [K].
+      keys: key [K].
+      data: modality -> [num_examples, ...]; put on the devices.
+      num_steps: the step at which to stop.
+      batch_size: examples a step.
+      data_seed: seed of the order of the data.
+      execution: as given to `compile_steps`.
+      events: functions called in between, by all processes in the same order.
+
+    Returns:
+      The state after `num_steps` steps, or earlier if `is_stopping` said so.
+
+    Raises:
+      UsageError: batch_size is larger than the data.
+    """
+    layout = execution.layout
+    hyper, keys = devices.put_members((hyper, keys), layout)
+    data = devices.put_shared(data, layout)
+    num_examples = jax.tree.leaves(data)[0].shape[0]
+    step = int(devices.first(state.step))
+    clock = _Clock(execution, events)
+    while step < num_steps:
+        clock.finish_if_done()
+        is_stopping, longest = devices.agree(
+            events.is_stopping(), clock.longest, layout
+        )
+        if is_stopping:
+            break
+        num = min(longest, num_steps - step, events.steps_to_boundary(step))
+        indices = np.zeros((execution.steps_per_call, batch_size), np.int32)
+        indices[:num] = batch_indices(data_seed, step, num, num_examples, batch_size)
+        state, done = program(state, hyper, keys, data, indices, num)
+        step += num
+        clock.finish()  # of the call before
+        totals, every = None, events.log_every_steps
+        if _is_at(step, every) or (every and step == num_steps):
+            state, totals = _take_totals(state, layout)
+        clock.call = _Call(step, num, done, totals)
+        is_save = _is_at(step, events.save_every_steps)
+        is_eval = _is_at(step, events.eval_every_steps)
+        if is_save or is_eval:
+            clock.finish()
+            if is_save:  # first, since an evaluation may take long
+                events.save(step, state)
+            if is_eval:
+                events.evaluate(step, state)
+            clock.restart()
+    clock.finish()
+    return state
+
+
+def _is_at(step: int, period: int) -> bool:
+    """Whether something that happens every `period` steps (0: never) happens now."""
+    return period > 0 and step % period == 0
+
+
+def _take_totals(state: TrainState, layout: devices.Layout) -> tuple[TrainState, tuple]:
+    """Takes the sums of the metrics out of a state and sets them to zero."""
+    # Copies, since the next call is given what stays in the state.
+    taken = devices.gather((state.totals, state.num_logged, state.finite), layout)
+    zeros = jax.tree.map(jnp.zeros_like, (state.totals, state.num_logged))
+    return state._replace(totals=zeros[0], num_logged=zeros[1]), taken
+
+
+def _means(totals, num, finite) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Means over the logged steps: tag -> float [K], and finite [K]."""
+    totals, num, finite = jax.device_get((totals, num, finite))
+    return {tag: total / num for tag, total in totals.items()}, finite

@@ -1,0 +1,196 @@
+"""How a sweep is executed: by rule, and within the device's memory.
+
+The rule knows which mapping of members is fast on which backend. Members that do not
+fit the device's memory at once are taken in chunks.
+"""
+
+import os
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mmvae_jax.errors import UsageError
+from mmvae_jax.training import devices, sweep
+from mmvae_jax.training.execution import (
+    MAX_STEPS_PER_CALL,
+    Execution,
+    compile_steps,
+    init_states,
+)
+from mmvae_jax.training.step import Task, TrainState
+from mmvae_jax.types import Batch, PRNGKey
+
+
+def choose_execution(
+    mapping: str, steps_per_call: int, convolutions: Collection[str], backend: str
+) -> Execution:
+    """The one decision on how members are mapped and steps are grouped.
+
+    On CPUs the gradients of XLA's convolutions in their kernels are about 30 times
+    slower inside a loop than outside; everything else is fastest there one member
+    after the other, and on accelerators all members at once.
+
+    Args:
+      mapping: "auto" or one of `sweep.MAPPINGS`.
+      steps_per_call: 0 for automatic.
+      convolutions: `Task.convolutions` of the members.
+      backend: "cpu", "gpu" or "tpu".
+
+    Raises:
+      UsageError: the mapping is unknown.
+    """
+    if mapping not in ("auto", *sweep.MAPPINGS):
+        raise UsageError(
+            f"unknown config.train.mapping {mapping!r}; choose one of "
+            f"{', '.join(('auto', *sweep.MAPPINGS))}"
+        )
+    is_cpu = backend == "cpu"
+    is_slow_in_loops = is_cpu and "lax" in convolutions
+    if mapping == "auto":
+        mapping = ("unroll" if is_slow_in_loops else "map") if is_cpu else "vmap"
+    if steps_per_call == 0:
+        steps_per_call = 1 if is_slow_in_loops else MAX_STEPS_PER_CALL
+    return Execution(mapping, steps_per_call)
+
+
+def require_precision(
+    precision: str, convolutions: Collection[str], backend: str
+) -> None:
+    """Checks that networks can be computed in config.train.precision.
+
+    JAX has no algorithm for convolutions on GPUs, only for matrix products: XLA's
+    convolutions would be computed in another precision than "bfloat16".
+
+    Args:
+      precision: one of `execution.PRECISIONS`.
+      convolutions: `Task.convolutions` of the members.
+      backend: "cpu", "gpu" or "tpu".
+
+    Raises:
+      UsageError: they cannot.
+    """
+    is_refused = precision == "bfloat16" and backend == "gpu"
+    if is_refused and not {"lax", "mixed"}.isdisjoint(convolutions):
+        raise UsageError(
+            "config.train.precision='bfloat16' is of matrix products, and this network "
+            "has convolutions, which a GPU would compute in TF32: choose "
+            "'tensorfloat32' or 'default'"
+        )
+
+
+class Prepared(NamedTuple):
+    """The parts that a run starts with.
+
+    Attributes:
+      program: result of `execution.compile_steps`, or the same already compiled.
+      execution: the one chosen.
+      state: states of all members before the first step, fields [K, ...].
+      data: as given, or on the devices if the program was compiled for them there.
+    """
+
+    program: Callable
+    execution: Execution
+    state: TrainState
+    data: Batch
+
+
+def prepare(
+    task: Task,
+    execution: Execution,
+    hyper: Any,
+    keys: PRNGKey,
+    data: Batch,
+    *,
+    batch_size: int,
+    memory: int | None = None,
+) -> Prepared:
+    """The program of a sweep, and the states that it starts from.
+
+    Members that are mapped at once are compiled here, in chunks if need be; those one
+    after the other need the least memory that there is, and are not checked.
+
+    Args:
+      task: the training of one member.
+      execution: result of `choose_execution`.
+      hyper: fields [K].
+      keys: key [K].
+      data: name -> [N, ...], in host memory.
+      batch_size: B.
+      memory: bytes of a device; None for the device's own.
+
+    Raises:
+      UsageError: the members do not fit the memory even one at a time.
+    """
+    first = {name: leaf[:batch_size] for name, leaf in data.items()}
+    layout = execution.layout
+    state = init_states(task, hyper, keys, first, layout)
+    if execution.mapping != "vmap":
+        return Prepared(compile_steps(task, execution), execution, state, data)
+    data = devices.put_shared(data, layout)
+    rows = np.zeros((execution.steps_per_call, batch_size), np.int32)
+    arguments = (state, *devices.put_members((hyper, keys), layout), data, rows)
+    program, execution = _compile_within(task, execution, arguments, memory)
+    return Prepared(program, execution, state, data)
+
+
+def _compile_within(
+    task: Task, execution: Execution, arguments: tuple, memory: int | None
+) -> tuple[Callable, Execution]:
+    """Compiles the steps of a sweep by "vmap" so that they fit a device's memory.
+
+    Args:
+      task: the training of one member.
+      execution: its `members_at_once` is lowered if need be, unless it is given.
+      arguments: those of the program, but for the number of steps.
+      memory: bytes; None for the device's own.
+
+    Returns:
+      (the compiled program, the execution).
+
+    Raises:
+      UsageError: nothing fits.
+    """
+    memory = device_memory() if memory is None else memory
+    num = len(arguments[0].step) // execution.layout[0]
+    is_given = execution.members_at_once > 0
+    while True:
+        program = compile_steps(task, execution)
+        compiled = program.lower(*arguments, 1).compile()
+        needed = peak_bytes(compiled)
+        if needed <= memory:
+            return compiled, execution
+        at_once = execution.members_at_once or num
+        if is_given or at_once == 1:
+            raise UsageError(
+                f"training {num} members on a device needs {needed / 2**30:.2f} GiB, "
+                f"even {at_once} at a time, and it has {memory / 2**30:.2f} GiB; take "
+                "fewer members, or smaller batches or networks"
+            )
+        # Memory beside the arguments is in proportion to the members.
+        extra = compiled.memory_analysis().temp_size_in_bytes
+        left = max(memory - (needed - extra), 0)
+        most = min(at_once - 1, at_once * left // max(extra, 1))
+        at_once = max([c for c in range(1, most + 1) if num % c == 0], default=1)
+        execution = execution._replace(members_at_once=at_once)
+
+
+def peak_bytes(compiled: Any) -> int:
+    """Peak memory of a compiled program on a device, in bytes; 0 if XLA says none."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return 0
+    return (
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        + found.temp_size_in_bytes
+        - found.alias_size_in_bytes  # outputs written over arguments
+    )
+
+
+def device_memory() -> int:
+    """Memory of a device in bytes; for a CPU that of the machine."""
+    of_device = jax.local_devices()[0].memory_stats() or {}
+    of_machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return of_device.get("bytes_limit", of_machine)

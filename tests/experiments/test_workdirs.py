@@ -1,0 +1,110 @@
+"""The working directory: one config, one process, nothing overwritten."""
+
+import json
+
+import pytest
+
+from configs import smoke
+from experiments.running import workdirs
+from mmvae_jax.errors import UsageError
+
+
+def claim(workdir, config):
+    with workdirs.claimed(workdir, config):
+        workdirs.record(workdir, config)
+
+
+def test_a_new_folder(tmp_path):
+    workdir = tmp_path / "a" / "b"
+    claim(workdir, smoke.get_config())
+    assert {path.name for path in workdir.iterdir()} == {".lock", "config.json"}
+
+
+def test_the_same_config_again(tmp_path):
+    claim(tmp_path / "run", smoke.get_config())
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    claim(tmp_path / "run", smoke.get_config())
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_a_folder_that_failed_before_its_config_was_written(tmp_path):
+    with pytest.raises(UsageError, match="later"):
+        with workdirs.claimed(tmp_path / "run", smoke.get_config()):
+            raise UsageError("later")
+    claim(tmp_path / "run", smoke.get_config())
+
+
+def test_a_process_killed_while_it_wrote_its_config(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.partial").write_text('{"model": ')
+    claim(tmp_path / "run", smoke.get_config())
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {".lock", "config.json"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("sweep.beta", (0.5,), r"config.sweep.beta is \[0.0, 1.0, 9.0\] there and"),
+        ("train.num_steps", 25, "config.train.num_steps is 24 there and 25 here"),
+        ("data.repeated", True, "config.data.repeated is False there and True here"),
+    ],
+)
+def test_another_config(field, value, message, tmp_path):
+    claim(tmp_path / "run", smoke.get_config())
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    other = smoke.get_config()
+    other.update_from_flattened_dict({field: value})
+    with pytest.raises(UsageError, match=message):
+        claim(tmp_path / "run", other)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_a_field_that_is_not_there(tmp_path):
+    claim(tmp_path / "run", smoke.get_config())
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    del config["eval"]["proposal"]
+    path.write_text(json.dumps(config))
+    message = "config.eval.proposal is absent there and joint here"
+    with pytest.raises(UsageError, match=message):
+        claim(tmp_path / "run", smoke.get_config())
+
+
+def test_one_process_at_a_time(tmp_path):
+    with workdirs.claimed(tmp_path / "run", smoke.get_config()):
+        with pytest.raises(UsageError, match="another process is running in"):
+            claim(tmp_path / "run", smoke.get_config())
+    claim(tmp_path / "run", smoke.get_config())
+
+
+@pytest.mark.parametrize("content", ["", "{", "\x00", '{"model": NaN'])
+def test_corrupt_files(content, tmp_path):
+    claim(tmp_path / "run", smoke.get_config())
+    for name in ("config.json", "summary.json"):
+        (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(UsageError, match="config.json is not the JSON"):
+        claim(tmp_path / "run", smoke.get_config())
+    with pytest.raises(UsageError, match="summary.json is not the JSON"):
+        workdirs.read_summary(tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "3", '{"members": []}', "null"])
+def test_a_summary_of_something_else(content, tmp_path):
+    (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(UsageError, match="not the summary this project writes"):
+        workdirs.read_summary(tmp_path)
+
+
+def test_no_summary(tmp_path):
+    assert workdirs.read_summary(tmp_path) is None
+
+
+def test_foreign_files_and_no_folder(tmp_path):
+    (tmp_path / "thesis.tex").write_text("kept")
+    with pytest.raises(UsageError, match="holds files that are no run"):
+        claim(tmp_path, smoke.get_config())
+    for path in (tmp_path / "thesis.tex", tmp_path / "thesis.tex" / "run"):
+        with pytest.raises(UsageError, match="is not a folder"):
+            claim(path, smoke.get_config())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

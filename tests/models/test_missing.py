@@ -1,0 +1,252 @@
+"""Examples of which modalities are missing: every model learns from what is there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmvae_jax import models
+from mmvae_jax.mathematics import posteriors, subsets
+from mmvae_jax.mathematics.components import random_components, stratified_components
+from mmvae_jax.types import OBSERVED, Gaussian
+
+SHAPES = {"m0": (2, 2, 1), "m1": (3,), "m2": (2, 2, 1)}
+M, B = 3, 6
+KEY = jax.random.key(3)
+CUSTOM = {"subsets": ((0,), (0, 1), (1, 2)), "subset_weights": (0.25, 0.25, 0.5)}
+PATTERNS = np.array(
+    [[1, 1, 1], [1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [0, 1, 0]], bool
+)
+# What they infer from some modalities is another network, or an input of zeros, so
+# that they are no smaller model of the same kind.
+FAST = ("mopoe", "mmvae_plus")
+WITH_NETWORK = ("jmvae", "jmvae_kl", "telbo")
+WEIGHTED = ("mmvae_official", "unimodal_official", "mmvae_plus")
+
+
+def make(tiny_config, name, shapes=SHAPES, latent_dim=6, **options):
+    """A model, with those of the options that it reads."""
+    options = {"num_samples": 2} | CUSTOM | options
+    read = {x: options[x] for x in models.MODELS[name].options if x in options}
+    return models.make_model(tiny_config(name, latent_dim, **read), shapes)
+
+
+def params_of(model):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: np.float32(rng.uniform(-1, 1, x.shape) / np.sqrt(x.shape[0])),
+        jax.eval_shape(model.init, KEY),
+    )
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(1)
+    return {m: rng.random((B, *shape), np.float32) for m, shape in SHAPES.items()}
+
+
+def spoilt(batch, value):
+    """The batch with `value` in place of what is missing."""
+    rows = {
+        m: PATTERNS[:, i].reshape(B, *[1] * (x.ndim - 1))
+        for i, (m, x) in enumerate(batch.items())
+    }
+    return {m: np.where(rows[m], x, np.float32(value)) for m, x in batch.items()}
+
+
+EVERY = [
+    name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+    for name in models.MODELS
+]
+
+
+@pytest.fixture(scope="module", params=EVERY)
+def built(request, tiny_config):
+    """A model: name, parameters, and batch -> ((loss, terms), gradient)."""
+    model = make(tiny_config, request.param)
+    gradient = jax.jit(jax.value_and_grad(model.objective, has_aux=True))
+    params = params_of(model)
+    return request.param, lambda batch: gradient(params, batch, KEY, 1.5)
+
+
+def test_missing_data_have_no_influence_and_complete_data_the_plain_loss(built, batch):
+    name, differentiate = built
+    (loss, terms), gradient = differentiate(batch)
+    (masked_loss, masked_terms), masked_gradient = differentiate(
+        batch | {OBSERVED: np.ones((B, M), bool)}
+    )
+    assert loss == masked_loss
+    # XLA may round what else it computes of two programs differently.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        (terms, gradient),
+        (masked_terms, masked_gradient),
+    )
+    missing = {OBSERVED: PATTERNS}
+    results = [differentiate(spoilt(batch, v) | missing) for v in (0.3, np.nan)]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    (masked_loss, masked_terms), _ = results[0]
+    assert loss != masked_loss
+    for i, values in enumerate(masked_terms.log_likelihood.values()):
+        np.testing.assert_array_equal(values != 0, PATTERNS[:, i])
+    # One that nobody has gets no gradient.
+    observed = {OBSERVED: np.tile([True, False, True], (B, 1))}
+    _, gradient = differentiate(batch | observed)
+    for part in ("encoders", "decoders"):
+        sizes = {
+            m: max(np.abs(x).max() for x in jax.tree.leaves(own))
+            for m, own in gradient.get(part, {}).items()
+        }
+        if sizes:
+            assert sizes["m1"] == 0 and sizes["m0"] > 0, (name, part)
+
+
+def narrow(params):
+    """Parameters with which the encoders' log-variances are -20."""
+
+    def change(path, x):
+        names = [str(getattr(key, "key", "")) for key in path]
+        if "log_variance" not in names:
+            return x
+        return np.full_like(x, -1e3 if names[-1] == "bias" else 0.0)
+
+    return jax.tree_util.tree_map_with_path(change, params)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted(set(models.MODELS) - {*WITH_NETWORK, "custom"})
+    ],
+)
+def test_an_example_is_one_of_a_model_of_what_is_observed(name, tiny_config, batch):
+    # The reconstructions across modalities of MMVAE+ are random.
+    kept = ("m2",) if name == "mmvae_plus" else ("m0", "m2")
+    dims = {"unimodal": 2, "unimodal_official": 2}.get(name)
+    options = {"posterior": "gaussian", "consistency": 0.0}
+    if name == "mmvm":
+        options["alpha"] = 0.3
+    large = make(tiny_config, name, latent_dim=dims * M if dims else 4, **options)
+    small_shapes = {m: SHAPES[m] for m in kept}
+    small = make(
+        tiny_config,
+        name,
+        small_shapes,
+        latent_dim=dims * len(kept) if dims else 4,
+        **options,
+    )
+    params = narrow(params_of(large))
+    own = {
+        part: {m: x[m] for m in kept} if part in ("encoders", "decoders") else x
+        for part, x in params.items()
+    }
+    rows = np.isin(list(SHAPES), kept)
+    if name in ("mmvae_plus", "unimodal_official"):
+        prior = {"mmvae_plus": "auxiliary_priors"}.get(name, "prior")
+        own[prior] = own[prior][rows]
+    observed = {OBSERVED: np.tile(rows, (B, 1))}
+    # What an example draws depends on the number of components.
+    mixture = models.MODELS[name].options.get("subset_estimator")
+    is_mixture = mixture is not None and name != "mvae"
+    complete = {m: batch[m] for m in kept}
+    loss, terms = jax.jit(large.objective)(params, batch | observed, KEY, 1.5)
+    expected, own_terms = jax.jit(small.objective)(own, complete, KEY, 1.5)
+    if not is_mixture:
+        for m in kept:
+            np.testing.assert_allclose(
+                terms.log_likelihood[m], own_terms.log_likelihood[m], rtol=2e-3
+            )
+    if name not in WEIGHTED:  # whose KL terms are estimates
+        np.testing.assert_allclose(terms.kl, own_terms.kl, rtol=1e-5)
+        np.testing.assert_allclose(terms.auxiliary_kl, own_terms.auxiliary_kl, 1e-5)
+        if not is_mixture:
+            assert float(loss) == pytest.approx(float(expected), rel=2e-3)
+
+
+@pytest.mark.parametrize("name", ["mmvae", "mopoe", "mmjsd"])
+def test_mixtures_decode_only_what_can_be_inferred(name, tiny_config, batch):
+    options = {"decode_prior": False, "subset_estimator": "exact"}
+    large = make(tiny_config, name, **options)
+    small = make(tiny_config, name, {m: SHAPES[m] for m in ("m0", "m2")}, **options)
+    params = narrow(params_of(large))
+    own = {part: {m: x[m] for m in ("m0", "m2")} for part, x in params.items()}
+    observed = {OBSERVED: np.tile([True, False, True], (B, 1))}
+    complete = {m: batch[m] for m in ("m0", "m2")}
+    loss, terms = jax.jit(large.objective)(params, batch | observed, KEY, 1.5)
+    expected, own_terms = jax.jit(small.objective)(own, complete, KEY, 1.5)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-3)
+    for m in ("m0", "m2"):
+        np.testing.assert_allclose(
+            terms.log_likelihood[m], own_terms.log_likelihood[m], rtol=1e-3
+        )
+
+
+def test_joint_networks_are_for_complete_examples(tiny_config, batch):
+    model = make(tiny_config, "jmvae_kl")
+    params = params_of(model)
+    clean = spoilt(batch, 0.0) | {OBSERVED: PATTERNS}
+    experts = model.encode(params, clean)
+    _, terms = model.objective(params, clean, KEY, 1.0)
+    network = jax.tree.map(lambda field: field[M], experts)
+    rest = jax.tree.map(lambda field: field[:M], experts)
+    product = posteriors.product_of_experts(rest, PATTERNS.T, False)
+    for b, pattern in enumerate(PATTERNS):
+        q = network if pattern.all() else product
+        mean, log_variance = np.float64(q.mean[b]), np.float64(q.log_variance[b])
+        kl = 0.5 * (mean**2 + np.exp(log_variance) - 1 - log_variance).sum()
+        assert terms.kl[b] == pytest.approx(kl, rel=1e-5)
+
+
+@pytest.mark.parametrize("mixture", ["full_set", "custom"])
+def test_weights_are_renormalised_over_what_is_available(mixture):
+    rng = np.random.default_rng(0)
+    experts = Gaussian(*np.float32(rng.normal(size=(2, M, B, 2))))
+    family = (
+        subsets.full_set(M)
+        if mixture == "full_set"
+        else subsets.custom_subsets(M, CUSTOM["subsets"], CUSTOM["subset_weights"])
+    )
+    components, weights = jax.jit(
+        lambda observed: posteriors.observed_mixture(experts, family, observed)
+    )(PATTERNS.T)
+    expected = {
+        # The last one is the product of what is observed.
+        "full_set": [[1, 0], [0, 1], [0, 1], [0, 1], [0, 1], [0, 1]],
+        "custom": [
+            [0.25, 0.25, 0.5, 0],
+            [1, 0, 0, 0],
+            [0, 0, 1, 0],
+            [0, 0, 0, 1],
+            [1, 0, 0, 0],
+            [0, 0, 0, 1],
+        ],
+    }[mixture]
+    np.testing.assert_array_equal(weights.T, np.float32(expected))
+    own = posteriors.product_of_experts(experts, PATTERNS.T, mixture == "full_set")
+    np.testing.assert_allclose(components.mean[-1], own.mean, rtol=1e-6)
+
+
+def test_posteriors_are_those_of_each_example(tiny_config, batch):
+    for name in ("mopoe", "jmvae_kl", "mmvm", "dmvae"):
+        model = make(tiny_config, name)
+        params = params_of(model)
+        experts = model.encode(params, batch)
+        q = model.posterior(params, experts, PATTERNS.T, KEY)
+        for b, pattern in enumerate(PATTERNS):
+            if name == "mmvm" and not pattern.all():
+                continue  # which expert stands in for a missing one is drawn
+            own = model.posterior(params, experts, pattern, KEY)
+            np.testing.assert_allclose(q.mean[b], own.mean[b], rtol=1e-5, atol=1e-6)
+
+
+def test_stratified_draws_follow_the_weights_of_each_example():
+    weights = np.tile(np.float32([[0.5, 0, 0.25], [0.5, 1, 0.75]]), 40)
+    for draw in (stratified_components, random_components):
+        drawn = np.array(
+            [draw(jax.random.key(i), jnp.asarray(weights), 120) for i in range(50)]
+        )
+        shares = drawn.reshape(-1, 3).mean(0)
+        np.testing.assert_allclose(shares, weights[1, :3], atol=0.03)
+        assert (drawn.reshape(-1, 3)[:, 1] == 1).all()

@@ -1,0 +1,163 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmvae_jax import networks
+from mmvae_jax.errors import UsageError
+from mmvae_jax.networks import images, vectors
+from mmvae_jax.types import TokenShape
+
+KEY = jax.random.key(0)
+IMAGE = (28, 28, 3)
+
+
+def shapes_of(module, *shape):
+    """(output, parameters) as shapes, nothing computed."""
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    return jax.eval_shape(module.init_with_output, KEY, x)
+
+
+def num_parameters(module, *shape):
+    _, params = shapes_of(module, *shape)
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    ("network", "encoder_size", "decoder_size"),
+    [("conv", 1_667_648, 1_143_747), ("resnet", 13_516_224, 7_104_963)],
+)
+def test_parameter_counts_of_the_published_networks(
+    network, encoder_size, decoder_size
+):
+    encoder, decoder = networks.make_networks(network, IMAGE, 512)
+    assert num_parameters(encoder, *IMAGE) == encoder_size
+    assert num_parameters(decoder, 512) == decoder_size
+
+
+def test_parameter_counts_of_the_resnet_trunk_and_the_classifiers():
+    encoder, _ = networks.make_networks("resnet", IMAGE, 512)
+    heads = 2 * (256 * 7 * 7 + 1) * 512
+    assert num_parameters(encoder, *IMAGE) - heads == 670_144
+    assert num_parameters(images.ConvClassifier(10), *IMAGE) == 130_568
+    trunk_and_dense = 670_144 + (256 * 7 * 7 + 1) * 10
+    assert num_parameters(images.ResNetClassifier(10), *IMAGE) == trunk_and_dense
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        ("conv", {"channels": (2, 3, 4)}),
+        ("resnet", {"width": 2, "max_width": 4}),
+        ("mlp", {"widths": (4,)}),
+    ],
+)
+def test_square_images_of_any_size_round_trip(network, options):
+    sizes = {"conv": range(8, 65), "resnet": range(8, 65, 3), "mlp": (8, 13)}
+    for size in sizes[network]:
+        shape = (size, size, 3)
+        encoder, decoder = networks.make_networks(network, shape, 5, **options)
+        q, _ = shapes_of(encoder, *shape)
+        assert q.mean.shape == q.log_variance.shape == (2, 5)
+        x, _ = shapes_of(decoder, 5)
+        assert x.shape == (2, *shape)
+
+
+def test_classifiers_take_any_square_image():
+    for size in (8, 15, 28, 33):
+        for name, classifier in networks.CLASSIFIERS.items():
+            (features, logits), _ = shapes_of(classifier(7), size, size, 1)
+            assert logits.shape == (2, 7) and features.ndim == 2
+            assert name != "conv" or features.shape == (2, 128)
+
+
+def test_dense_networks_take_any_shape():
+    encoder, decoder = networks.make_networks("mlp", (3, 5), 4, widths=(8, 6))
+    q, _ = shapes_of(encoder, 3, 5)
+    assert q.mean.shape == (2, 4)
+    # The decoder mirrors the encoder's widths.
+    kernels = sorted(
+        leaf.shape
+        for leaf in jax.tree.leaves(shapes_of(decoder, 4)[1])
+        if leaf.ndim > 1
+    )
+    assert kernels == [(4, 6), (6, 8), (8, 15)]
+    assert shapes_of(decoder, 4)[0].shape == (2, 3, 5)
+
+
+def test_log_variances_are_softly_bounded():
+    head = vectors.GaussianHead(1)
+    params = head.init(KEY, jnp.zeros((1, 1)))
+    params = jax.tree.map(lambda leaf: jnp.full_like(leaf, leaf.ndim == 2), params)
+    raw = np.float32([-1e6, -100, -5, -1, 0, 1, 5, 100, 1e6])
+    q = head.apply(params, raw[:, None])
+    np.testing.assert_array_equal(q.mean[:, 0], raw)
+    log_variance = np.asarray(q.log_variance)[:, 0]
+    assert (np.abs(log_variance) <= 20).all()
+    np.testing.assert_allclose(log_variance[[0, -1]], [-20, 20])
+    assert (np.diff(log_variance[1:-1]) > 0).all()
+    inside = np.abs(raw) <= 5
+    np.testing.assert_allclose(log_variance[inside], raw[inside], rtol=0.021)
+
+
+def test_dropout_is_off_unless_training():
+    classifier = images.ConvClassifier(3)
+    x = jnp.float32(np.random.default_rng(0).uniform(size=(4, 8, 8, 3)))
+    params = jax.jit(classifier.init)(KEY, x)
+    features, logits = jax.jit(classifier.apply)(params, x)
+    dense = params["params"]["Dense_1"]
+    np.testing.assert_allclose(
+        logits, features @ dense["kernel"] + dense["bias"], rtol=1e-5, atol=1e-6
+    )
+
+    @jax.jit
+    def train(key):
+        return classifier.apply(
+            params,
+            x,
+            is_training=True,
+            rngs={"dropout": key},
+            capture_intermediates=lambda module, _: type(module).__name__ == "Dropout",
+        )
+
+    (_, first), captured = train(jax.random.key(0))
+    (_, second), _ = train(jax.random.key(1))
+    assert not np.allclose(first, second)
+    # Behind the convolutions it drops whole feature maps.
+    maps = np.asarray(captured["intermediates"]["Dropout_0"]["__call__"][0])
+    zeros = (maps == 0).mean((1, 2))
+    assert set(np.unique(zeros)) == {0.0, 1.0} and 0.2 < zeros.mean() < 0.8
+
+
+def test_the_resnet_classifier_has_no_dropout():
+    classifier = images.ResNetClassifier(3)
+    x = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+    params = jax.eval_shape(classifier.init, KEY, x)
+    jaxprs = [
+        str(jax.make_jaxpr(lambda p, x, t=t: classifier.apply(p, x, t))(params, x))
+        for t in (False, True)
+    ]
+    assert jaxprs[0] == jaxprs[1]
+
+
+def test_unknown_network():
+    message = "unknown network 'vit'; choose one of conv, resnet, mlp, layered"
+    with pytest.raises(UsageError, match=message):
+        networks.make_networks("vit", IMAGE, 4)
+
+
+@pytest.mark.parametrize("network", networks.NETWORKS)
+def test_unknown_option(network):
+    shape = IMAGE if network in networks.FOR_IMAGES else TokenShape(4, 5)
+    with pytest.raises(UsageError, match=f"network '{network}': .*'height'"):
+        networks.make_networks(network, shape, 4, height=3)
+
+
+@pytest.mark.parametrize("network", ["conv", "resnet"])
+@pytest.mark.parametrize("shape", [(8, 9, 3), (8, 8), (64,)])
+def test_images_are_square(network, shape):
+    message = f"network '{network}' needs square images, got shape {shape}"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        networks.make_networks(network, shape, 4)
