@@ -4,8 +4,8 @@
 
 Three modalities of 1 x 4 pixels, two bits of a shared class and two of their own:
 E[log p(x)], the generative discrepancy and every entropy are known exactly
-(`mmvae_jax.mathematics.theory`, docs/theory.md), and `experiments.drawing.theorem` draws the training of
-mvae, mmvae and mopoe against them.
+(`mmvae_jax.mathematics.theory`, docs/theory.md), and `experiments.drawing.theorem`
+draws the training of mvae, mmvae and mopoe against them.
 """
 
 from configs import base

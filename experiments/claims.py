@@ -2,11 +2,10 @@
 
     python -m experiments.claims runs/figures_demo
 
-Judges every claim of `experiments.judging.paper` on the finished runs of a plan's folder:
-"holds", "fails" or "not measured", with the numbers, the difference in units of its
-standard error, and the scale; prints a table a claim, and writes DIR/claims.json and
-DIR/claims.md. A
-claim that fails is a result, and the exit code is 0.
+Judges every claim of `experiments.judging.paper` on the finished runs of a plan's
+folder: "holds", "fails" or "not measured", with the numbers, the difference in units of
+its standard error, and the scale; prints a table a claim, and writes DIR/claims.json
+and DIR/claims.md. A claim that fails is a result, and the exit code is 0.
 
 Means and standard deviations s are over the n seeds of a beta that did not diverge.
 Differences and slopes are sums of c_i mean_i over models or betas, their standard

@@ -1,9 +1,10 @@
 """Multimodal variational autoencoders in JAX, as data plus pure functions.
 
-types, errors, tokens and files are the basis: array aliases and NamedTuples with the
-legend of axis letters, the one exception that users see as a single line, captions as
-integers, files that are written whole or not at all. Everything else is in a room. A room imports from itself, from the basis, and from the
-rooms on its right (tests/test_architecture.py reads these rows):
+The basis is types (array aliases, NamedTuples, the legend of axis letters), errors (the
+one exception that users see as a single line), tokens (captions as integers) and files
+(written whole or not at all). Everything else is in a room. A room imports from itself,
+from the basis, and from the rooms on its right (tests/test_architecture.py reads these
+rows):
 
 mathematics  <-
 networks     <-

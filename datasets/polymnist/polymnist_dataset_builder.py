@@ -21,9 +21,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     """PolyMNIST (Sutter et al., 2021), Translated-PolyMNIST, repeated modalities.
 
     One record holds a block of up to 1,000 examples, features [n, H, W, 3] and
-    labels [n], which `mmvae_jax.data.prepared.load` joins. With one example a record, the
-    usual way, the files of 60,000 + 10,000 examples were 2.2 times as large (records
-    are compressed one by one) and took 1.5 times as long to write and to read.
+    labels [n], which `mmvae_jax.data.prepared.load` joins. With one example a record,
+    the usual way, the files of 60,000 + 10,000 examples were 2.2 times as large
+    (records are compressed one by one) and took 1.5 times as long to write and to read.
 
     The metadata hold the names of the `modalities` in order, `num_examples` of each
     split, and a `fingerprint`: the sha256 over all images and labels, that tells

@@ -3,8 +3,8 @@
 Nothing here trains, and nothing is invented: a run, a beta or a metric that is not
 there is a gap, and a panel without any says so. The layout is the paper's (one
 column a data set, a point the mean over seeds, a band one standard deviation). What
-is shown is in `experiments.plans.tables`, how in `experiments.drawing.panels`, and what stands
-below in `experiments.drawing.figure_captions`.
+is shown is in `experiments.plans.tables`, how in `experiments.drawing.panels`, and what
+stands below in `experiments.drawing.figure_captions`.
 """
 
 from collections.abc import Callable, Sequence

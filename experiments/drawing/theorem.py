@@ -62,7 +62,7 @@ class Curve(NamedTuple):
 
 
 def discrete_pmf(data_config: Mapping[str, Any]) -> np.ndarray:
-    """The joint pmf of the data set "discrete", as `mmvae_jax.mathematics.theory` takes it.
+    """The joint pmf of the data set "discrete", as `mathematics.theory` takes it.
 
     Args:
       data_config: `config.data`; with `use_modalities`, the pmf of the first ones.

@@ -238,8 +238,8 @@ def markdown(found: Mapping) -> str:
         f"{', '.join(map(str, found['seeds']))}. In SE: the difference that the claim "
         "has positive, in units of its standard error; it holds from "
         f"{found['threshold_in_standard_errors']:g} on, by the rules in "
-        "`experiments/judging/paper.py`. No correction is made for the number of verdicts or "
-        "for the choice of the best beta.\n\n"
+        "`experiments/judging/paper.py`. No correction is made for the number of "
+        "verdicts or for the choice of the best beta.\n\n"
         + tabulate.tabulate(rows, header, tablefmt="github", disable_numparse=True)
         + "\n"
     )

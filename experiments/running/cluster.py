@@ -37,7 +37,7 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation import evaluate
 from mmvae_jax.training.sweep import grid
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # How often a run is taken up again whose worker died; each time at its checkpoint.
 MAX_RETRIES = 10
 CPUS_PER_RUN = 1

@@ -34,7 +34,7 @@ from mmvae_jax.data.reduce import first_modalities, with_missing
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import TokenShape
 
-DATASETS = Path(__file__).resolve().parents[1] / "datasets"
+DATASETS = Path(__file__).resolve().parents[2] / "datasets"
 ARRAYS = "arrays"
 # Metadata of every prepared data set, see `mmvae_jax.data.dataset`.
 _METADATA = ("modalities", "num_examples", "fingerprint")

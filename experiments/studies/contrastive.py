@@ -1,6 +1,7 @@
 """A shared code learned by contrast against coordination, on translated digits.
 
-    python -m experiments.studies.contrastive --directory=runs/better --out=results/better.csv
+    python -m experiments.studies.contrastive --directory=runs/better \\
+        --out=results/better.csv
 
 Trains what is not there yet, evaluates it, and writes a line for each run: means and
 standard deviations over three seeds. The data, the steps and the batches are those of

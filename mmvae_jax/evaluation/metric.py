@@ -6,7 +6,8 @@ them. The functions of `model` arrive compiled, for one sweep member. Parameters
 are not finite are a result, not an error: metrics return nan.
 
 The ``require_*`` functions say in one line what data lack. They are called before a
-run trains (mmvae_jax.evaluation.needs), and by the metrics, which may be used without a run.
+run trains (mmvae_jax.evaluation.needs), and by the metrics, which may be used without a
+run.
 """
 
 import tempfile

@@ -75,7 +75,7 @@ def test_it_trains_and_is_reported(tree, call):
 
 def test_it_is_in_the_figure_of_the_family(call):
     program = (
-        "from experiments import names, plans; "
+        "from experiments.plans import names, plan; "
         "spec = plan.Spec('polymnist', 'up_to_pairs'); "
         "assert spec in plan.family(plan.load_scale('demo')[1]); "
         "colours = [names.model_colour(x) for x in sum(plan.KINDS.values(), ())]; "
