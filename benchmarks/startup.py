@@ -32,8 +32,8 @@ def mark(name):
 import importlib.util
 from pathlib import Path
 import jax
-from experiments import command, run
-from mmvae_jax import sweeps, train
+from experiments.running import build, command, session, signals
+from mmvae_jax.training import loop, sweep
 mark("imports")
 path, argument = sys.argv[1].split(":")
 spec = importlib.util.spec_from_file_location("config", path)
@@ -43,15 +43,15 @@ config = module.get_config(argument)
 config.data.update(json.loads(sys.argv[2]))
 command.keep_programs()
 command.keep_memory()
-sweep = build.build(config, sweep.grid(config.sweep), [])
+built = build.build(config, sweep.grid(config.sweep), signals.Signals())
 mark("data and model")
-prepared = session.prepare_program(sweep, Path(sys.argv[3]))
+prepared = session.prepare_program(built, Path(sys.argv[3]))
 jax.block_until_ready(prepared.state)
 mark("initial parameters")
 data = jax.block_until_ready(jax.device_put(prepared.data))
 mark("data to the device")
 state = loop.fit(
-    prepared.program, prepared.state, sweep.hyper, sweep.keys, data,
+    prepared.program, prepared.state, built.hyper, built.keys, data,
     num_steps=1, batch_size=config.train.batch_size, data_seed=0,
     execution=prepared.execution,
 )
