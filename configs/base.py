@@ -8,6 +8,7 @@ field on the command line, for instance ``--config.sweep.beta="(0.3,1.,3.)"`` or
 from ml_collections import ConfigDict
 
 from mmvae_jax import models
+from mmvae_jax.errors import fields_of
 
 
 def get_config() -> ConfigDict:
@@ -136,7 +137,8 @@ def parse_arg(config: ConfigDict, arg: str) -> ConfigDict:
     """
     name, *rest = [part.strip() for part in (arg or config.model.name).split(",")]
     config.model.name = name
-    config.model.options = ConfigDict(models.default_options(name))
+    with fields_of("config.model"):
+        config.model.options = ConfigDict(models.default_options(name))
     for part in rest:
         key, _, value = part.partition("=")
         if key != "network" or not value:

@@ -26,10 +26,8 @@ from experiments import claims
 from experiments.drawing import gallery, page
 from experiments.plans import plan
 from experiments.plans.cost import bytes_seen, duration, print_plan
-from experiments.running import build, cluster, command, session, terminal
+from experiments.running import checks, cluster, command, session, terminal
 from mmvae_jax.errors import UsageError
-from mmvae_jax.evaluation import evaluate
-from mmvae_jax.training import sweep
 
 
 def names_of(
@@ -65,9 +63,7 @@ def checked_configs(
     """
     configs = {spec: plan.run_config(scale, spec, places) for spec in specs}
     for config in configs.values():
-        build.check(config)
-        sweep.grid(config.sweep)
-        evaluate.select_metrics(config.eval, config.data.data_dir)
+        checks.check(config)
     return configs
 
 

@@ -1,6 +1,5 @@
 """A sweep, built from its config before the first step."""
 
-import math
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,14 +7,12 @@ from typing import Any, NamedTuple
 import jax
 from clu import parameter_overview
 
-from experiments.running import datasets, processes, signals, terminal
+from experiments.running import checks, datasets, processes, signals, terminal
 from mmvae_jax import models
-from mmvae_jax.data import batches
 from mmvae_jax.data.dataset import Dataset, Split
-from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation import evaluate, needs
 from mmvae_jax.training import devices, mapping, step, sweep
-from mmvae_jax.training.execution import Execution, matmul_precision
+from mmvae_jax.training.execution import Execution
 from mmvae_jax.types import Hyper, MultimodalVAE, PRNGKey
 
 
@@ -50,113 +47,69 @@ class Sweep(NamedTuple):
     is_over: threading.Event
 
 
-def check(config: Any) -> None:
-    """Checks what the types of the fields do not say, before data are prepared.
+def build(config: Any, members: Sequence[sweep.Member], stop: signals.Signals) -> Sweep:
+    """Loads (and if need be prepares) the data and builds the model.
 
     Raises:
-      UsageError: an unknown model, or a number out of its range.
+      UsageError: as `datasets.load`, `models.make_model`, `checks.check_with_data`.
     """
-    models.check(config)
-    least = {
-        "train": {
-            "num_steps": 1,
-            "batch_size": 1,
-            "data_seed": 0,
-            "log_every_steps": 1,
-            "eval_every_steps": 0,
-            "checkpoint_every_steps": 1,
-            "checkpoints_kept": 1,
-            "steps_per_call": 0,
-            "members_at_once": 0,
-        },
-        "classifier": {"num_steps": 1, "batch_size": 1, "seed": 0},
-        "matcher": {"feature_dim": 1, "num_steps": 1, "batch_size": 2, "seed": 0},
-        "eval": {
-            "batch_size": 1,
-            "num_examples": 0,
-            "importance_samples": 1,
-            "seed": 0,
-        },
-    }
-    matmul_precision(config.train.precision, jax.default_backend())
-    if config.data.get("seed", 0) < 0:
-        raise UsageError(f"config.data.seed must be >= 0, got {config.data.seed}")
-    clip_norm = config.train.clip_norm
-    if not 0 <= clip_norm < math.inf:
-        raise UsageError(f"config.train.clip_norm must be >= 0, got {clip_norm}")
-    for section, fields in least.items():
-        for field, bound in fields.items():
-            if config[section][field] < bound:
-                raise UsageError(
-                    f"config.{section}.{field} must be >= {bound}, "
-                    f"got {config[section][field]}"
-                )
-
-
-def build(config: Any, members: Sequence[sweep.Member], stop: signals.Signals) -> Sweep:
-    """Loads (and if need be prepares) the data and builds the model."""
     complete = processes.in_turn(lambda: datasets.load(config.data))
     dataset = datasets.reduce(complete, config.data)
-    for line in needs.check(
-        needs.Setting(config, dataset, complete, evaluated(dataset, config.eval))
-    ):
-        terminal.say(line)
-    batches.batch_indices(0, 0, 1, dataset.train.num_examples, config.train.batch_size)
     model = models.make_model(config, dataset.shapes())
     task = step.vae_task(model, config.train.clip_norm)
-    hyper = sweep.stack_hyper(members)
-    execution = mapping.choose_execution(
-        config.train.mapping,
-        config.train.steps_per_call,
-        task.convolutions,
-        jax.default_backend(),
-    )
-    mapping.require_precision(
-        config.train.precision, task.convolutions, jax.default_backend()
-    )
-    num_devices = jax.device_count()
-    layout = devices.choose_layout(
-        tuple(config.train.mesh),
-        len(members),
-        config.train.batch_size,
-        num_devices,
-        jax.process_count(),
-    )
-    at_once, on_device = config.train.members_at_once, len(members) // layout[0]
-    if at_once and on_device % at_once:
-        raise UsageError(
-            f"config.train.members_at_once={at_once} must divide the {on_device} "
-            "members of a device evenly"
-        )
-    execution = execution._replace(
-        precision=config.train.precision, layout=layout, members_at_once=at_once
-    )
-    size = parameter_overview.count_parameters(
-        jax.eval_shape(model.init, jax.random.key(0))
-    )
-    terminal.say(
-        f"{config.model.name} on {dataset.name}: {dataset.train.num_examples} "
-        f"examples, {len(model.modalities)} modalities, {size:,} parameters, "
-        f"{len(members)} members on {device_name(layout)}, mapped by "
-        f"{execution.mapping}, up to {execution.steps_per_call} steps a call"
-    )
-    return Sweep(
+    setting = needs.Setting(config, dataset, complete, evaluated(dataset, config.eval))
+    for line in checks.check_with_data(checks.Run(setting, task, len(members))):
+        terminal.say(line)
+    found = Sweep(
         config=config,
         members=members,
         dataset=dataset,
         complete=complete,
         model=model,
         task=task,
-        hyper=hyper,
+        hyper=sweep.stack_hyper(members),
         keys=sweep.stack_keys(members),
-        execution=execution,
+        execution=_execution(config, task, len(members)),
         stop=stop,
         is_over=threading.Event(),
     )
+    terminal.say(_described(found))
+    return found
 
 
-def device_name(layout: devices.Layout) -> str:
-    """What a run runs on: "cpu", or "4 devices: 4 x 1 (cpu)"."""
+def _execution(config: Any, task: step.Task, num_members: int) -> Execution:
+    """How members and steps are executed here; the config has been checked."""
+    settings = config.train
+    execution = mapping.choose_execution(
+        settings.mapping,
+        settings.steps_per_call,
+        task.convolutions,
+        jax.default_backend(),
+    )
+    return execution._replace(
+        precision=settings.precision,
+        layout=checks.layout_of(config, num_members),
+        members_at_once=settings.members_at_once,
+    )
+
+
+def _described(found: Sweep) -> str:
+    """One line on a sweep: model, data, size and execution."""
+    size = parameter_overview.count_parameters(
+        jax.eval_shape(found.model.init, jax.random.key(0))
+    )
+    execution = found.execution
+    return (
+        f"{found.config.model.name} on {found.dataset.name}: "
+        f"{found.dataset.train.num_examples} examples, "
+        f"{len(found.model.modalities)} modalities, {size:,} parameters, "
+        f"{len(found.members)} members on {_device_name(execution.layout)}, mapped by "
+        f"{execution.mapping}, up to {execution.steps_per_call} steps a call"
+    )
+
+
+def _device_name(layout: devices.Layout) -> str:
+    """Devices of a run in words: "cpu", or "4 devices: 4 x 1 (cpu)"."""
     kind = jax.devices()[0].device_kind
     if jax.device_count() == 1:
         return kind

@@ -25,6 +25,7 @@ from clu import parameter_overview
 
 from experiments.running import (
     build,
+    checks,
     command,
     datasets,
     evaluator,
@@ -34,7 +35,6 @@ from experiments.running import (
 )
 from mmvae_jax import models
 from mmvae_jax.errors import UsageError
-from mmvae_jax.evaluation import evaluate
 from mmvae_jax.training.sweep import grid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,7 +188,7 @@ def prepare_runs(folder: str, configs: Mapping[str, Any]) -> dict[str, int]:
             if asked in made:
                 continue
             made.add(asked)
-            evaluate.select_metrics(config.eval, config.data.data_dir)
+            checks.check(config)
             sweep = build.build(config, members, stop)
             try:
                 evaluator.get_judges(sweep, config.eval.metrics)

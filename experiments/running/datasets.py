@@ -31,7 +31,7 @@ from configs import base
 from mmvae_jax.data import arrays, prepared
 from mmvae_jax.data.dataset import Dataset
 from mmvae_jax.data.reduce import first_modalities, with_missing
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import UsageError, fields_of
 from mmvae_jax.types import TokenShape
 
 DATASETS = Path(__file__).resolve().parents[2] / "datasets"
@@ -93,7 +93,8 @@ def load(data_config: ConfigDict) -> Dataset:
         return prepared.load(prepare(data_config))
     fields = option_names(ARRAYS)
     _check_fields(data_config, fields)
-    return arrays.load(**{field: data_config[field] for field in fields})
+    with fields_of("config.data"):
+        return arrays.load(**{field: data_config[field] for field in fields})
 
 
 def reduce(dataset: Dataset, data_config: ConfigDict) -> Dataset:
@@ -106,10 +107,11 @@ def reduce(dataset: Dataset, data_config: ConfigDict) -> Dataset:
     Raises:
       UsageError: as `reduce.first_modalities` and `reduce.with_missing`.
     """
-    reduced = first_modalities(dataset, data_config.use_modalities)
-    return with_missing(
-        reduced, data_config.missing, data_config.missing_test, data_config.seed
-    )
+    with fields_of("config.data"):
+        reduced = first_modalities(dataset, data_config.use_modalities)
+        return with_missing(
+            reduced, data_config.missing, data_config.missing_test, data_config.seed
+        )
 
 
 def shapes(data_config: ConfigDict) -> dict[str, tuple[int, ...]]:

@@ -13,10 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.running import build, processes, signals, terminal, workdirs
+from experiments.running import build, checks, processes, signals, terminal, workdirs
 from experiments.running.command import Stopped
 from experiments.running.evaluator import make_evaluator
-from mmvae_jax.evaluation import evaluate
 from mmvae_jax.training import checkpoints, devices, loop
 from mmvae_jax.training.log import RunWriter, member_name, write_json
 from mmvae_jax.training.mapping import Prepared, prepare
@@ -37,9 +36,8 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
     Raises:
       UsageError: a mistake in the config, the data or the working directory.
     """
+    metrics = checks.check(config)
     members = grid(config.sweep)
-    metrics = evaluate.select_metrics(config.eval, config.data.data_dir)
-    build.check(config)
     with contextlib.ExitStack() as stack:
         processes.first_does(
             lambda: stack.enter_context(workdirs.claimed(workdir, config))

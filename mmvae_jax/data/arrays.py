@@ -18,7 +18,7 @@ from typing import IO
 import numpy as np
 
 from mmvae_jax.data.dataset import Dataset, Split
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.types import OBSERVED
 
 # Refuses decompression bombs before anything is unpacked.
@@ -46,7 +46,7 @@ def load(
         array in it does not fit.
     """
     if not path:
-        raise UsageError("config.data.path is empty: give the .npz file of your arrays")
+        raise ArgumentError("{path} is empty: give the .npz file of your arrays")
     train, words = _read(path)
     if test_path:
         test, test_words = _read(test_path)
@@ -74,7 +74,7 @@ def _read(path: str | Path) -> tuple[Split, dict[str, tuple[str, ...]]]:
     """The Split and the vocabularies of one file."""
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UsageError(f"no file {path} (config.data.path, config.data.test_path)")
+        raise ArgumentError("no file {} ({path}, {test_path})", path)
     arrays = _read_npz(path)
     for name, x in arrays.items():
         if name.endswith(WORDS) and (x.ndim != 1 or x.dtype.kind != "U"):
@@ -225,12 +225,15 @@ def _labels(path: Path, labels: np.ndarray | None, num: int) -> np.ndarray | Non
 def _divide(split: Split, fraction: float, seed: int, path: str) -> tuple[Split, Split]:
     """Training and test examples of one file."""
     if not 0 < fraction < 1:
-        raise UsageError(f"config.data.test_fraction must be in (0, 1), got {fraction}")
+        raise ArgumentError("{test_fraction} must be in (0, 1), got {}", fraction)
     num_test = round(fraction * split.num_examples)
     if not 0 < num_test < split.num_examples:
-        raise UsageError(
-            f"{path}: {split.num_examples} examples cannot be divided into training "
-            f"and test examples with config.data.test_fraction={fraction}"
+        raise ArgumentError(
+            "{}: {} examples cannot be divided into training and test examples with "
+            "{test_fraction}={}",
+            path,
+            split.num_examples,
+            fraction,
         )
     order = np.random.default_rng(seed).permutation(split.num_examples)
     return split.take(np.sort(order[num_test:])), split.take(np.sort(order[:num_test]))

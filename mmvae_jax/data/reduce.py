@@ -5,28 +5,30 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmvae_jax.data.dataset import Dataset, Split
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import ArgumentError
 
 
-def first_modalities(dataset: Dataset, num: int) -> Dataset:
+def first_modalities(dataset: Dataset, use_modalities: int) -> Dataset:
     """A data set reduced to its first modalities, to study the effect of their number.
 
     Args:
       dataset: Dataset.
-      num: number of modalities that are kept; 0 for all of them.
+      use_modalities: number of modalities that are kept; 0 for all of them.
 
     Returns:
       Dataset; the arrays are shared, the fingerprint is that of the whole, the
       name says how many there are.
 
     Raises:
-      UsageError: the data set has fewer.
+      ArgumentError: the data set has fewer, or an example has none of them.
     """
-    names = list(dataset.train.modalities)
+    names, num = list(dataset.train.modalities), use_modalities
     if not 0 <= num <= len(names):
-        raise UsageError(
-            f"config.data.use_modalities={num} must be in 0..{len(names)}, the number "
-            "of modalities of the data (0: all)"
+        raise ArgumentError(
+            "{use_modalities}={} must be in 0..{}, the number of modalities of the "
+            "data (0: all)",
+            num,
+            len(names),
         )
     if num == 0:
         return dataset
@@ -39,16 +41,18 @@ def first_modalities(dataset: Dataset, num: int) -> Dataset:
     )
     for split in (train, test):
         if split.observed is not None and not split.observed.any(axis=1).all():
-            raise UsageError(
-                f"config.data.use_modalities={num}: some examples have none of the "
-                f"first {num} modalities"
+            raise ArgumentError(
+                "{use_modalities}={}: some examples have none of the first {} "
+                "modalities",
+                num,
+                num,
             )
     name = f"{dataset.name}-first{num}"
     return dataset._replace(train=train, test=test, name=name)
 
 
 def with_missing(
-    dataset: Dataset, fraction: float, test_fraction: float, seed: int
+    dataset: Dataset, missing: float, missing_test: float, seed: int
 ) -> Dataset:
     """A data set in which modalities are missing at random.
 
@@ -58,31 +62,33 @@ def with_missing(
 
     Args:
       dataset: Dataset, complete.
-      fraction: probability in [0, 1), in training.
-      test_fraction: likewise of the test split.
+      missing: probability in [0, 1), in training.
+      missing_test: likewise of the test split.
       seed: int, at least 0.
 
     Returns:
-      Dataset; a split of fraction 0 is left as it is.
+      Dataset; a split of probability 0 is left as it is.
 
     Raises:
-      UsageError: a fraction is out of range, or data are missing already.
+      ArgumentError: a probability is out of range, or data are missing already.
     """
-    for name, value in (("missing", fraction), ("missing_test", test_fraction)):
-        if not 0 <= value < 1:
-            raise UsageError(f"config.data.{name} must be in [0, 1), got {value}")
-    if fraction == test_fraction == 0:
+    if not 0 <= missing < 1:
+        raise ArgumentError("{missing} must be in [0, 1), got {}", missing)
+    if not 0 <= missing_test < 1:
+        raise ArgumentError("{missing_test} must be in [0, 1), got {}", missing_test)
+    if missing == missing_test == 0:
         return dataset
     for split in (dataset.train, dataset.test):
         if split.observed is not None:
-            raise UsageError(
-                "config.data.missing and .missing_test are for complete data; "
-                f"modalities of {dataset.name} are missing already"
+            raise ArgumentError(
+                "{missing} and .missing_test are for complete data; modalities of {} "
+                "are missing already",
+                dataset.name,
             )
     return dataset._replace(
-        train=_without_some(dataset.train, fraction, (seed, 0)),
-        test=_without_some(dataset.test, test_fraction, (seed, 1)),
-        name=f"{dataset.name}-missing{fraction:g},{test_fraction:g}",
+        train=_without_some(dataset.train, missing, (seed, 0)),
+        test=_without_some(dataset.test, missing_test, (seed, 1)),
+        name=f"{dataset.name}-missing{missing:g},{missing_test:g}",
     )
 
 

@@ -13,13 +13,11 @@ import jax
 import numpy as np
 
 from mmvae_jax.data.dataset import Split
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import ArgumentError
 from mmvae_jax.evaluation import needs
 from mmvae_jax.evaluation.metric import EvaluationData
 from mmvae_jax.evaluation.metrics import METRICS
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
-
-PROPOSALS = ("joint", "mixture")  # of the log-likelihood
 
 
 def select_metrics(config: Any, data_dir: str = "data") -> dict[str, Callable]:
@@ -33,18 +31,14 @@ def select_metrics(config: Any, data_dir: str = "data") -> dict[str, Callable]:
       name -> function (model, params, data, key) of tags and values.
 
     Raises:
-      UsageError: an unknown metric or proposal, or a metric without its weights.
+      UsageError: an unknown metric, or a metric without its weights.
     """
     unknown = [name for name in config.metrics if name not in METRICS]
     if unknown:
-        raise UsageError(
-            f"unknown metric {unknown[0]!r} in config.eval.metrics; choose from "
-            f"{', '.join(METRICS)}"
-        )
-    if config.proposal not in PROPOSALS:
-        raise UsageError(
-            f"unknown config.eval.proposal {config.proposal!r}; choose one of "
-            f"{', '.join(PROPOSALS)}"
+        raise ArgumentError(
+            "unknown metric {!r} in {metrics}; choose from {}",
+            unknown[0],
+            ", ".join(METRICS),
         )
     return {
         name: partial(METRICS[name].compute, **needs.supplied(name, config, data_dir))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmvae_jax.data.dataset import Split, is_image, is_tokens
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.types import Array
 
 HIGHER, LOWER = "higher", "lower"  # values that are better
@@ -181,9 +181,12 @@ def inception_images_of(split: Split, metric: str) -> tuple[str, ...]:
     for name in names:
         shape = split.modalities[name].shape[1:]
         if len(shape) != 3 or shape[-1] not in (1, 3):
-            raise UsageError(
-                f"metric {metric!r} needs images of 1 or 3 channels, {name} has the "
-                f"shape {shape}: leave it out of config.eval.metrics"
+            raise ArgumentError(
+                "metric {!r} needs images of 1 or 3 channels, {} has the shape {}: "
+                "leave it out of {metrics}",
+                metric,
+                name,
+                shape,
             )
     return names
 
@@ -198,9 +201,10 @@ def captions_of(
     """
     names = tuple(m for m, x in split.modalities.items() if is_tokens(x) and m in words)
     if not names:
-        raise UsageError(
-            f"metric {metric!r} is of captions, and no modality is one: leave it out "
-            "of config.eval.metrics"
+        raise ArgumentError(
+            "metric {!r} is of captions, and no modality is one: leave it out of "
+            "{metrics}",
+            metric,
         )
     return names
 
@@ -212,9 +216,10 @@ def require_labels(split: Split, metric: str) -> np.ndarray:
       UsageError: there are none.
     """
     if split.labels is None:
-        raise UsageError(
-            f"metric {metric!r} needs labels, and the data have none: leave it out of "
-            "config.eval.metrics"
+        raise ArgumentError(
+            "metric {!r} needs labels, and the data have none: leave it out of "
+            "{metrics}",
+            metric,
         )
     return split.labels
 
@@ -226,9 +231,10 @@ def require_attributes(split: Split, metric: str) -> tuple[str, ...]:
       UsageError: there are none.
     """
     if not split.attributes:
-        raise UsageError(
-            f"metric {metric!r} needs attributes, and the data have none: leave it out "
-            "of config.eval.metrics"
+        raise ArgumentError(
+            "metric {!r} needs attributes, and the data have none: leave it out of "
+            "{metrics}",
+            metric,
         )
     return tuple(split.attributes)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mmvae_jax.data.dataset import Dataset, Split
 from mmvae_jax.evaluation import judges, metric
-from mmvae_jax.evaluation.judges import classifiers, inception_weights
+from mmvae_jax.evaluation.judges import inception_weights
 from mmvae_jax.evaluation.metrics import METRICS
 from mmvae_jax.networks import inception
 
@@ -41,10 +41,8 @@ def check(setting: Setting) -> list[str]:
       Lines to be said: folders that cannot be written, where nothing will be kept.
 
     Raises:
-      UsageError: a need of a metric is not met, or a judge's network is unknown.
+      UsageError: a need of a metric is not met.
     """
-    for kind in judges.KINDS.values():
-        classifiers.check_network(setting.config, kind.section)
     notes = {}
     for name, needs in needed(setting.config.eval.metrics, setting.dataset).items():
         for need in needs:

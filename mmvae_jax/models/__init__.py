@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import ArgumentError, UsageError, fields_of
 from mmvae_jax.mathematics import subsets
 from mmvae_jax.models import (
     contrastive,
@@ -209,12 +209,12 @@ def default_options(name: str) -> dict[str, Any]:
     """All options that a model reads, with their defaults.
 
     Raises:
-      UsageError: there is no such model.
+      ArgumentError: there is no such model.
     """
     if name not in MODELS:
-        raise UsageError(
-            f"unknown model {name!r} in config.model.name; choose one of "
-            f"{', '.join(MODELS)}"
+        known = ", ".join(MODELS)
+        raise ArgumentError(
+            "unknown model {!r} in {name}; choose one of {}", name, known
         )
     return {field: option.default for field, option in MODELS[name].options.items()}
 
@@ -226,7 +226,8 @@ def check(config: Any) -> None:
       UsageError: the model is unknown, or one of its options is unknown or not allowed.
     """
     name, given = config.model.name, config.model.options
-    read = default_options(name)
+    with fields_of("config.model"):
+        read = default_options(name)
     if config.model.latent_dim < 1:
         raise UsageError(
             f"config.model.latent_dim must be >= 1, got {config.model.latent_dim}"

@@ -14,7 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.networks import images, layered, layers, text, vectors
 from mmvae_jax.networks.text import TextConvDecoder, TransformerDecoder
 from mmvae_jax.types import Array, Shape, TokenShape
@@ -46,7 +46,14 @@ def blank(shape: Shape, num: int = 1) -> Array:
 
 
 def make_classifier(name: str, shape: Shape, num_outputs: int) -> nn.Module:
-    """The network called `name`, a key of CLASSIFIERS, for examples of this shape."""
+    """The network called `name`, a key of CLASSIFIERS, for examples of this shape.
+
+    Raises:
+      ArgumentError: there is none.
+    """
+    if name not in CLASSIFIERS:
+        known = ", ".join(CLASSIFIERS)
+        raise ArgumentError("unknown {network} {!r}; choose one of {}", name, known)
     options = {"num_words": shape.num_words} if isinstance(shape, TokenShape) else {}
     return CLASSIFIERS[name](num_outputs, **options)
 

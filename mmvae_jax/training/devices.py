@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import ArgumentError
 from mmvae_jax.types import Array, Batch
 
 Layout = tuple[int, int]
@@ -35,7 +35,7 @@ ONE_DEVICE: Layout = (1, 1)
 
 
 def choose_layout(
-    wanted: Layout,
+    mesh: Layout,
     num_members: int,
     batch_size: int,
     num_devices: int,
@@ -44,7 +44,7 @@ def choose_layout(
     """The layout of a sweep that uses most devices, and most of them for members.
 
     Args:
-      wanted: config.train.mesh; 0 for automatic, each of the two.
+      mesh: devices for the members and for a batch; 0 for automatic, each of the two.
       num_members: K.
       batch_size: B.
       num_devices: number of devices of all processes together.
@@ -54,29 +54,35 @@ def choose_layout(
       (devices along "sweep", a divisor of K; devices along "data", one of B).
 
     Raises:
-      UsageError: nothing fits what is wanted.
+      ArgumentError: nothing fits what is wanted.
     """
-    if len(wanted) != 2 or min(wanted) < 0:
-        raise UsageError(
-            "config.train.mesh must be two numbers >= 0, devices for the members and "
-            f"devices for a batch (0: automatic), got {tuple(wanted)}"
+    if len(mesh) != 2 or min(mesh) < 0:
+        raise ArgumentError(
+            "{mesh} must be two numbers >= 0, devices for the members and devices for "
+            "a batch (0: automatic), got {}",
+            mesh,
         )
-    asked = f"config.train.mesh={tuple(wanted)}"
-    over_members, over_batch = (max(number, 1) for number in wanted)
+    over_members, over_batch = (max(number, 1) for number in mesh)
     if over_members * over_batch > num_devices:
-        raise UsageError(
-            f"{asked} asks for {over_members * over_batch} devices, there are "
-            f"{num_devices}"
+        raise ArgumentError(
+            "{mesh}={} asks for {} devices, there are {}",
+            mesh,
+            over_members * over_batch,
+            num_devices,
         )
     if num_members % over_members:
-        raise UsageError(
-            f"{asked}: {num_members} members cannot be divided evenly over "
-            f"{over_members} devices"
+        raise ArgumentError(
+            "{mesh}={}: {} members cannot be divided evenly over {} devices",
+            mesh,
+            num_members,
+            over_members,
         )
     if batch_size % over_batch:
-        raise UsageError(
-            f"{asked}: config.train.batch_size={batch_size} cannot be divided evenly "
-            f"over {over_batch} devices"
+        raise ArgumentError(
+            "{mesh}={}: {batch_size}={} cannot be divided evenly over {} devices",
+            mesh,
+            batch_size,
+            over_batch,
         )
     fitting = [
         (members, batch)
@@ -84,16 +90,16 @@ def choose_layout(
         for batch in range(1, num_devices // members + 1)
         if num_members % members == 0
         and batch_size % batch == 0
-        and wanted[0] in (0, members)
-        and wanted[1] in (0, batch)
+        and mesh[0] in (0, members)
+        and mesh[1] in (0, batch)
     ]
     layout = max(fitting, key=lambda pair: (pair[0] * pair[1], pair[0]))
     if num_processes > 1 and layout[0] * layout[1] < num_devices:
-        raise UsageError(
-            f"{asked}: {num_members} members and batches of {batch_size} fit "
-            f"{layout[0]} x {layout[1]} devices, but {num_processes} processes must "
-            f"use all of their {num_devices}: change the sweep, the batch size or the "
-            "number of devices"
+        raise ArgumentError(
+            "{mesh}={}: {} members and batches of {} fit {} x {} devices, but {} "
+            "processes must use all of their {}: change the sweep, the batch size or "
+            "the number of devices",
+            *(mesh, num_members, batch_size, *layout, num_processes, num_devices),
         )
     return layout
 

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import ArgumentError
 from mmvae_jax.training import devices, step, sweep
 from mmvae_jax.types import Batch, PRNGKey
 
 # Steps of one call of the compiled program at most.
 MAX_STEPS_PER_CALL = 256
-# config.train.precision -> backend -> JAX's name; "default" is the device's own:
+# Precision -> backend -> JAX's name; "default" is the device's own:
 # float32 on CPUs, which know no other, TF32 on recent GPUs, bfloat16 on TPUs. The
 # algorithms of GPUs are named, because there JAX's "bfloat16" is TF32.
 _MATMUL_PRECISIONS = {
@@ -29,19 +29,22 @@ def matmul_precision(precision: str, backend: str) -> str | None:
     """The argument of `jax.default_matmul_precision` for one of PRECISIONS.
 
     Raises:
-      UsageError: it is none of PRECISIONS, or the backend ("cpu", "gpu" or "tpu") has
-        no matrix products of that kind, and would compute others without a word.
+      ArgumentError: it is none of PRECISIONS, or the backend ("cpu", "gpu" or "tpu")
+        has no matrix products of that kind, and would compute others without a word.
     """
     if precision not in PRECISIONS:
-        raise UsageError(
-            f"unknown config.train.precision {precision!r}; choose one of "
-            f"{', '.join(PRECISIONS)}"
+        raise ArgumentError(
+            "unknown {precision} {!r}; choose one of {}",
+            precision,
+            ", ".join(PRECISIONS),
         )
     of_backend = _MATMUL_PRECISIONS[precision]
     if precision != "default" and backend not in of_backend:
-        raise UsageError(
-            f"config.train.precision={precision!r}: a {backend} computes no matrix "
-            "products of that kind; leave it 'default'"
+        raise ArgumentError(
+            "{precision}={!r}: a {} computes no matrix products of that kind; leave it "
+            "'default'",
+            precision,
+            backend,
         )
     return of_backend.get(backend)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.training import devices, sweep
 from mmvae_jax.training.execution import (
     MAX_STEPS_PER_CALL,
@@ -39,12 +39,13 @@ def choose_execution(
       backend: "cpu", "gpu" or "tpu".
 
     Raises:
-      UsageError: the mapping is unknown.
+      ArgumentError: the mapping is unknown.
     """
     if mapping not in ("auto", *sweep.MAPPINGS):
-        raise UsageError(
-            f"unknown config.train.mapping {mapping!r}; choose one of "
-            f"{', '.join(('auto', *sweep.MAPPINGS))}"
+        raise ArgumentError(
+            "unknown {mapping} {!r}; choose one of {}",
+            mapping,
+            ", ".join(("auto", *sweep.MAPPINGS)),
         )
     is_cpu = backend == "cpu"
     is_slow_in_loops = is_cpu and "lax" in convolutions
@@ -58,7 +59,7 @@ def choose_execution(
 def require_precision(
     precision: str, convolutions: Collection[str], backend: str
 ) -> None:
-    """Checks that networks can be computed in config.train.precision.
+    """Checks that networks can be computed in a precision.
 
     JAX has no algorithm for convolutions on GPUs, only for matrix products: XLA's
     convolutions would be computed in another precision than "bfloat16".
@@ -69,14 +70,36 @@ def require_precision(
       backend: "cpu", "gpu" or "tpu".
 
     Raises:
-      UsageError: they cannot.
+      ArgumentError: they cannot.
     """
     is_refused = precision == "bfloat16" and backend == "gpu"
     if is_refused and not {"lax", "mixed"}.isdisjoint(convolutions):
-        raise UsageError(
-            "config.train.precision='bfloat16' is of matrix products, and this network "
+        raise ArgumentError(
+            "{precision}='bfloat16' is of matrix products, and this network "
             "has convolutions, which a GPU would compute in TF32: choose "
             "'tensorfloat32' or 'default'"
+        )
+
+
+def require_chunks(
+    members_at_once: int, num_members: int, layout: devices.Layout
+) -> None:
+    """Checks that members can be taken in chunks of one size.
+
+    Args:
+      members_at_once: size of a chunk on a device; 0 = any.
+      num_members: K, on all devices.
+      layout: numbers of devices.
+
+    Raises:
+      ArgumentError: they cannot.
+    """
+    on_device = num_members // layout[0]
+    if members_at_once and on_device % members_at_once:
+        raise ArgumentError(
+            "{members_at_once}={} must divide the {} members of a device evenly",
+            members_at_once,
+            on_device,
         )
 
 

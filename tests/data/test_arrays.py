@@ -128,7 +128,7 @@ def test_arrays_that_do_not_fit_are_named(case, tmp_path):
 
 def test_files_that_are_none(tmp_path):
     path = tmp_path / "own.npz"
-    with pytest.raises(UsageError, match="config.data.path is empty"):
+    with pytest.raises(UsageError, match="^path is empty"):
         arrays.load("")
     with pytest.raises(UsageError, match=r"no file .*own.npz"):
         arrays.load(str(path))

@@ -203,7 +203,7 @@ def test_examples_are_taken_with_all_that_they_have(complete):
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_a_share_of_what_is_missing_is_below_one(complete, fraction):
     for fractions, name in (((fraction, 0.0), ""), ((0.0, fraction), "_test")):
-        with pytest.raises(UsageError, match=f"config.data.missing{name} must be"):
+        with pytest.raises(UsageError, match=f"^missing{name} must be"):
             reduce.with_missing(complete, *fractions, seed=0)
 
 

@@ -168,5 +168,5 @@ def test_nothing_is_left_by_an_interrupted_training(
 def test_unknown_network(config, dataset, tmp_path):
     changed = config.copy_and_resolve_references()
     changed.classifier.network = "svm"
-    with pytest.raises(UsageError, match="config.classifier.network 'svm'.*conv"):
+    with pytest.raises(UsageError, match="unknown network 'svm'.*conv"):
         classifiers.get_classifiers(changed, dataset, tmp_path)

@@ -221,7 +221,7 @@ def test_nothing_is_kept_of_a_stopped_training(config, toy, tmp_path):
 def test_unknown_network(config, toy):
     changed = config.copy_and_resolve_references()
     changed.matcher.network = "svm"
-    with pytest.raises(UsageError, match="config.matcher.network 'svm'.*conv"):
+    with pytest.raises(UsageError, match="unknown network 'svm'.*conv"):
         matchers.make_networks(changed, toy)
 
 

@@ -161,5 +161,5 @@ def test_data_without_attributes(dataset, config):
         readers.check(config, plain)
     changed = config.copy_and_resolve_references()
     changed.classifier.network = "svm"
-    with pytest.raises(UsageError, match="config.classifier.network 'svm'"):
+    with pytest.raises(UsageError, match="unknown network 'svm'"):
         readers.check(changed, dataset)

@@ -53,35 +53,33 @@ def test_the_automatic_layout_uses_most_devices(arguments, expected):
     [
         (
             ((4, 1), 3, 256, 8),
-            "config.train.mesh=(4, 1): 3 members cannot be divided evenly over 4 "
-            "devices",
+            "mesh=(4, 1): 3 members cannot be divided evenly over 4 devices",
         ),
         (
             ((1, 3), 3, 256, 8),
-            "config.train.mesh=(1, 3): config.train.batch_size=256 cannot be divided "
-            "evenly over 3 devices",
+            "mesh=(1, 3): batch_size=256 cannot be divided evenly over 3 devices",
         ),
         (
             ((4, 4), 4, 256, 8),
-            "config.train.mesh=(4, 4) asks for 16 devices, there are 8",
+            "mesh=(4, 4) asks for 16 devices, there are 8",
         ),
         (
             ((0, 16), 4, 256, 8),
-            "config.train.mesh=(0, 16) asks for 16 devices, there are 8",
+            "mesh=(0, 16) asks for 16 devices, there are 8",
         ),
         (
             ((1, 2, 3), 4, 256, 8),
-            "config.train.mesh must be two numbers >= 0, devices for the members and "
+            "mesh must be two numbers >= 0, devices for the members and "
             "devices for a batch (0: automatic), got (1, 2, 3)",
         ),
         (
             ((-1, 1), 4, 256, 8),
-            "config.train.mesh must be two numbers >= 0, devices for the members and "
+            "mesh must be two numbers >= 0, devices for the members and "
             "devices for a batch (0: automatic), got (-1, 1)",
         ),
         (
             ((0, 0), 5, 100, 8, 2),
-            "config.train.mesh=(0, 0): 5 members and batches of 100 fit 5 x 1 devices, "
+            "mesh=(0, 0): 5 members and batches of 100 fit 5 x 1 devices, "
             "but 2 processes must use all of their 8: change the sweep, the batch size "
             "or the number of devices",
         ),
@@ -257,7 +255,7 @@ def runs(commands, tmp_path_factory):
     def flags(name, *more):
         return [
             f"--workdir={root / name}",
-            "--config.train.steps_per_call=2",
+            "--steps_per_call=2",
             "--config.eval.metrics=('elbo', 'coherence')",
             *more,
         ]
@@ -268,14 +266,14 @@ def runs(commands, tmp_path_factory):
         "begun": (flags("moved"), DEVICES.format(3) + TERMINATED),
         "ended": (flags("moved"), ""),
         "begun with batches": (
-            flags("halved", "--config.train.mesh=(1, 1)"),
+            flags("halved", "--mesh=(1, 1)"),
             DEVICES.format(4) + TERMINATED,
         ),
         "ended with batches": (
-            flags("halved", "--config.train.mesh=(1, 2)"),
+            flags("halved", "--mesh=(1, 2)"),
             DEVICES.format(4),
         ),
-        "odd": (flags("odd", "--config.train.mesh=(2, 1)"), DEVICES.format(2)),
+        "odd": (flags("odd", "--mesh=(2, 1)"), DEVICES.format(2)),
     }
     return root, dict(zip(jobs, commands(list(jobs.values())), strict=True))
 
@@ -297,8 +295,7 @@ def test_a_layout_that_does_not_divide_is_one_line(runs):
     root, outcomes = runs
     assert outcomes["odd"].code == 2
     assert outcomes["odd"].stderr.splitlines()[-1] == (
-        "error: config.train.mesh=(2, 1): 3 members cannot be divided evenly over 2 "
-        "devices"
+        "error: mesh=(2, 1): 3 members cannot be divided evenly over 2 devices"
     )
     assert [path.name for path in (root / "odd").iterdir()] == [".lock"]
 

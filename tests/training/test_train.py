@@ -281,7 +281,7 @@ def test_matrix_products_have_the_precision_asked_for(
 )
 def test_a_precision_that_a_backend_lacks_is_refused(backend, precision):
     message = (
-        f"config.train.precision='{precision}': a {backend} computes no matrix "
+        f"precision='{precision}': a {backend} computes no matrix "
         "products of that kind; leave it 'default'"
     )
     with pytest.raises(UsageError, match=f"^{message}$"):

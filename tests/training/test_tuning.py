@@ -222,9 +222,7 @@ def test_how_execution_is_chosen(arguments, expected):
 
 
 def test_unknown_mapping():
-    message = (
-        "unknown config.train.mapping 'pmap'; choose one of auto, vmap, map, unroll"
-    )
+    message = "unknown mapping 'pmap'; choose one of auto, vmap, map, unroll"
     with pytest.raises(UsageError, match=message):
         mapping.choose_execution("pmap", 0, (), "cpu")
 

@@ -18,7 +18,6 @@ import optax
 
 from mmvae_jax import networks
 from mmvae_jax.data.dataset import Dataset, is_image, scaled
-from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metric import Reader, is_writable, require_labels
 from mmvae_jax.files import write_whole
 from mmvae_jax.training import loop, mapping, step, sweep
@@ -125,31 +124,8 @@ def make_networks(
     ]
 
 
-def check_network(config: Any, section: str) -> None:
-    """Checks the name of a judge's network.
-
-    Args:
-      config: as of configs/base.py.
-      section: of the config, `classifier` or `matcher`.
-
-    Raises:
-      UsageError: it is unknown.
-    """
-    name = config[section].network
-    if name not in networks.CLASSIFIERS:
-        raise UsageError(
-            f"unknown config.{section}.network {name!r}; choose one of "
-            f"{', '.join(networks.CLASSIFIERS)}"
-        )
-
-
 def network_for(config: Any, dataset: Dataset, modality: str, section: str) -> str:
-    """The name of a modality's network: that of the config, but only for images.
-
-    Raises:
-      UsageError: the name is unknown.
-    """
-    check_network(config, section)
+    """The name of a modality's network: that of the config, but only for images."""
     is_picture = is_image(dataset.train.modalities[modality])
     return config[section].network if is_picture else "mlp"
 

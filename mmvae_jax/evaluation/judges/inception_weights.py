@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.files import write_whole
 
 ADDRESS = (
@@ -53,11 +53,13 @@ def load(path: str, data_dir: str) -> dict[str, np.ndarray]:
     try:
         content = _read(source)
     except OSError as error:
-        raise UsageError(
-            f"cannot read the Inception weights {source} ({error.strerror or error}): "
-            f"set config.eval.inception_weights to a copy of {ADDRESS}"
+        raise ArgumentError(
+            "cannot read the Inception weights {} ({}): set {inception_weights} to a "
+            "copy of {}",
+            *(str(source), error.strerror or str(error), ADDRESS),
         ) from error
-    _check(content, str(source), f"replace it by {ADDRESS}")
+    if wrong := _difference(content):
+        raise UsageError(f"{source} {wrong}: replace it by {ADDRESS}")
     return _state_dict(content)
 
 
@@ -71,31 +73,31 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _check(content: bytes, source: str, remedy: str) -> None:
-    """Raises UsageError where these are not the published bytes."""
+def _difference(content: bytes) -> str:
+    """Words for bytes that are not the published ones; "" for those."""
     digest = hashlib.sha256(content).hexdigest()
-    if digest != SHA256:
-        raise UsageError(
-            f"{source} is not the published Inception weights (its sha256 begins with "
-            f"{digest[:8]}, not {SHA256[:8]}): {remedy}"
-        )
+    if digest == SHA256:
+        return ""
+    return (
+        f"is not the published Inception weights (its sha256 begins with {digest[:8]}, "
+        f"not {SHA256[:8]})"
+    )
 
 
 def _download(path: Path) -> bytes:
     """Fetches the weights and keeps them at `path`, complete or not at all."""
-    remedy = (
-        f"put a copy of {ADDRESS} at {path}, or leave fid out of config.eval.metrics"
-    )
+    remedy = "put a copy of {} at {}, or leave fid out of {metrics}"
     try:
         with urllib.request.urlopen(ADDRESS, timeout=_TIMEOUT) as response:
             content = response.read(_MAX_FILE_BYTES)
-        _check(content, "what came from the network", remedy)
+        if wrong := _difference(content):
+            words = f"what came from the network {wrong}: {remedy}"
+            raise ArgumentError(words, ADDRESS, str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content, is_shared=True)
     except (OSError, http.client.HTTPException) as error:
-        raise UsageError(
-            f"cannot fetch and keep the Inception weights ({error}): {remedy}"
-        ) from error
+        words = f"cannot fetch and keep the Inception weights ({{}}): {remedy}"
+        raise ArgumentError(words, str(error), ADDRESS, str(path)) from error
     return content
 
 

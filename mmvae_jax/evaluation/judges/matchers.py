@@ -18,7 +18,7 @@ import optax
 
 from mmvae_jax import networks
 from mmvae_jax.data.dataset import Dataset, is_image, scaled
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import ArgumentError
 from mmvae_jax.evaluation.judges import classifiers
 from mmvae_jax.evaluation.metric import Matchers
 from mmvae_jax.training import loop, step, sweep
@@ -113,9 +113,11 @@ def check(config: Any, dataset: Dataset, metric: str = "matching") -> None:
     make_networks(config, dataset)
     num = dataset.train.complete().num_examples
     if num < 2:
-        raise UsageError(
-            f"metric {metric!r} needs training examples with all modalities, got "
-            f"{num}: leave it out of config.eval.metrics"
+        raise ArgumentError(
+            "metric {!r} needs training examples with all modalities, got {}: leave "
+            "it out of {metrics}",
+            metric,
+            num,
         )
 
 

@@ -66,9 +66,9 @@ def log_likelihood(
     Raises:
       UsageError: `proposal` is unknown or `num_samples` is not positive.
     """
-    if proposal not in _PROPOSALS:
+    if proposal not in PROPOSALS:
         raise UsageError(
-            f"log_likelihood proposal {proposal!r} is none of {', '.join(_PROPOSALS)}"
+            f"log_likelihood proposal {proposal!r} is none of {', '.join(PROPOSALS)}"
         )
     if num_samples < 1:
         raise UsageError(f"log_likelihood num_samples must be >= 1, not {num_samples}")
@@ -77,7 +77,7 @@ def log_likelihood(
         batch_key = jax.random.fold_in(key, index)
         experts = model.encode(params, batch)
         subset = observed_subset(model, batch)
-        draws = _PROPOSALS[proposal](
+        draws = PROPOSALS[proposal](
             model, params, experts, subset, batch_key, num_samples
         )
         estimate = importance_estimate(model, params, batch, draws)
@@ -232,4 +232,4 @@ def _on_host(q: Distribution) -> Distribution:
     return type(q)(*(np.asarray(field) for field in q))
 
 
-_PROPOSALS = {"joint": joint_draws, "mixture": mixture_draws}
+PROPOSALS = {"joint": joint_draws, "mixture": mixture_draws}

@@ -1,0 +1,198 @@
+"""Checks of a config: one list of fields, rules and words.
+
+`CHECKS` is of the config alone and is read before any data are; `CHECKS_WITH_DATA`
+comes after they are loaded and before anything is trained. A rule that is a function of
+mmvae_jax is checked there, as one of its arguments, and its words are told with the
+name of the field. Options of models (`mmvae_jax.models.options`) and needs of metrics
+(`mmvae_jax.evaluation.needs`) are tables of their own.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+
+from mmvae_jax import models
+from mmvae_jax.data import batches
+from mmvae_jax.errors import UsageError, fields_of
+from mmvae_jax.evaluation import evaluate, needs
+from mmvae_jax.evaluation.metrics.log_likelihood import PROPOSALS
+from mmvae_jax.networks import CLASSIFIERS
+from mmvae_jax.training import devices, mapping, step, sweep
+from mmvae_jax.training.execution import matmul_precision
+
+
+class Check(NamedTuple):
+    """One rule for one field.
+
+    Attributes:
+      field: "section.name", below `config`.
+      rule: value of the field -> whether it is allowed; or a function that raises
+        ArgumentError where it is not. With data: (value, Run) likewise.
+      words: the line for a value that is not, with places for the field and the value.
+      is_of_entries: whether the field is a tuple and the rule is of each entry.
+    """
+
+    field: str
+    rule: Callable[..., Any]
+    words: str = ""
+    is_of_entries: bool = False
+
+
+class Run(NamedTuple):
+    """Data and model of a run, of which fields are checked.
+
+    Attributes:
+      setting: its config and its data.
+      task: the training of one member.
+      num_members: K.
+    """
+
+    setting: needs.Setting
+    task: step.Task
+    num_members: int
+
+
+def _at_least(least: int, *fields: str) -> list[Check]:
+    """Whole numbers in [least, oo)."""
+    words = f"{{}} must be >= {least}, got {{}}"
+    return [Check(field, lambda value: value >= least, words) for field in fields]
+
+
+def _one_of(field: str, choices: Iterable[str]) -> Check:
+    """Choice among some words."""
+    words = f"unknown {{}} {{!r}}; choose one of {', '.join(choices)}"
+    return Check(field, lambda value: value in choices, words)
+
+
+def _number(field: str, rule: Callable[[Any], bool], bound: str) -> list[Check]:
+    """Entries of a sweep: at least one, none twice, all of them numbers that fit."""
+    return [
+        Check(field, lambda values: len(values) > 0, _EMPTY),
+        Check(field, lambda values: len(set(values)) == len(values), _REPEATED),
+        Check(field, _is_number, "{} holds {!r}, not a number", is_of_entries=True),
+        Check(field, rule, f"{{}} must be {bound}, got {{}}", is_of_entries=True),
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a real number; Python takes True for one."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+_EMPTY = "{} is empty; give at least one value"
+_REPEATED = "{} repeats a value: {}"
+_PROBABILITY = "{} must be in [0, 1), got {}"
+
+CHECKS: tuple[Check, ...] = (
+    *_number("sweep.beta", lambda value: 0 <= value < math.inf, ">= 0 and finite"),
+    *_number(
+        "sweep.learning_rate", lambda value: 0 < value < math.inf, "> 0 and finite"
+    ),
+    *_number(
+        "sweep.seed",
+        lambda value: 0 <= value < 2**32 and value == int(value),
+        "an integer >= 0 and below 2**32",
+    ),
+    Check("data.missing", lambda value: 0 <= value < 1, _PROBABILITY),
+    Check("data.missing_test", lambda value: 0 <= value < 1, _PROBABILITY),
+    *_at_least(0, "data.seed"),
+    *_at_least(1, "train.num_steps", "train.batch_size"),
+    *_at_least(0, "train.data_seed"),
+    Check("train.precision", lambda x: matmul_precision(x, jax.default_backend())),
+    Check("train.clip_norm", lambda x: 0 <= x < math.inf, "{} must be >= 0, got {}"),
+    *_at_least(1, "train.log_every_steps", "train.checkpoint_every_steps"),
+    *_at_least(1, "train.checkpoints_kept"),
+    *_at_least(0, "train.eval_every_steps", "train.steps_per_call"),
+    *_at_least(0, "train.members_at_once"),
+    _one_of("train.mapping", ("auto", *sweep.MAPPINGS)),
+    _one_of("classifier.network", CLASSIFIERS),
+    *_at_least(1, "classifier.num_steps", "classifier.batch_size"),
+    *_at_least(0, "classifier.seed"),
+    _one_of("matcher.network", CLASSIFIERS),
+    *_at_least(1, "matcher.feature_dim", "matcher.num_steps"),
+    *_at_least(2, "matcher.batch_size"),
+    *_at_least(0, "matcher.seed"),
+    _one_of("eval.proposal", PROPOSALS),
+    *_at_least(1, "eval.batch_size", "eval.importance_samples"),
+    *_at_least(0, "eval.num_examples", "eval.seed"),
+)
+CHECKS_WITH_DATA: tuple[Check, ...] = (
+    Check(
+        "train.batch_size",
+        lambda size, run: batches.batch_indices(
+            0, 0, 1, run.setting.dataset.train.num_examples, size
+        ),
+    ),
+    Check(
+        "train.precision",
+        lambda precision, run: mapping.require_precision(
+            precision, run.task.convolutions, jax.default_backend()
+        ),
+    ),
+    Check(
+        "train.mesh", lambda mesh, run: layout_of(run.setting.config, run.num_members)
+    ),
+    Check(
+        "train.members_at_once",
+        lambda at_once, run: mapping.require_chunks(
+            at_once, run.num_members, layout_of(run.setting.config, run.num_members)
+        ),
+    ),
+)
+
+
+def check(config: Any) -> dict[str, Callable]:
+    """Checks all that can be said of a config before there are any data.
+
+    Returns:
+      The metrics that it asks for, from `evaluate.select_metrics`.
+
+    Raises:
+      UsageError: a field that does not fit, in one line.
+    """
+    models.check(config)
+    _apply(CHECKS, config)
+    with fields_of("config.eval"):
+        return evaluate.select_metrics(config.eval, config.data.data_dir)
+
+
+def check_with_data(run: Run) -> list[str]:
+    """Checks a config against its data, its model and the devices that are here.
+
+    Returns:
+      Lines to be said, from `needs.check`.
+
+    Raises:
+      UsageError: a field that does not fit, or a metric that cannot be computed.
+    """
+    _apply(CHECKS_WITH_DATA, run.setting.config, run)
+    with fields_of("config.eval"):
+        return needs.check(run.setting)
+
+
+def layout_of(config: Any, num_members: int) -> devices.Layout:
+    """Numbers of devices for the members and for a batch, from config.train.mesh."""
+    return devices.choose_layout(
+        tuple(config.train.mesh),
+        num_members,
+        config.train.batch_size,
+        jax.device_count(),
+        jax.process_count(),
+    )
+
+
+def _apply(checks: Iterable[Check], config: Any, *context: Any) -> None:
+    """Raises UsageError at the first check that fails."""
+    for one in checks:
+        section, _, field = one.field.partition(".")
+        if field not in config[section]:  # data sets read fields of their own
+            continue
+        value = config[section][field]
+        value = tuple(value) if isinstance(value, list) else value
+        with fields_of(f"config.{section}"):
+            for item in value if one.is_of_entries else (value,):
+                if one.rule(item, *context) is False:
+                    raise UsageError(one.words.format(f"config.{one.field}", item))
