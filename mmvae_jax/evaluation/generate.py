@@ -73,7 +73,7 @@ def conditional_means(
     params: Params,
     experts: Distribution,
     subset: Collection[str],
-    keys: Sequence[PRNGKey],
+    keys: Sequence[PRNGKey] | PRNGKey,
 ) -> dict[str, Array]:
     """Likelihood means of all modalities given some, one draw for each example.
 
@@ -89,7 +89,8 @@ def conditional_means(
     """
     mask = np.array([m in subset for m in model.modalities])
     posterior = model.posterior(params, experts, mask, keys[0])
-    return model.decode(params, distributions.sample(posterior, keys[1]))
+    z = distributions.sample(posterior, keys[1])
+    return dict(model.decode(params, z))
 
 
 def prior_examples(

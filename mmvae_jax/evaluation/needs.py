@@ -94,7 +94,7 @@ def supplied(name: str, config: Any, data_dir: str) -> dict[str, Any]:
         options["extractor"] = inception.make_extractor(variables)
     if "cache" in own.needs:
         folder = _folder(name, "cache", data_dir)
-        options["cache_dir"] = folder if metric.is_writable(folder) else None
+        options["cache_dir"] = folder if folder and metric.is_writable(folder) else None
     return options
 
 

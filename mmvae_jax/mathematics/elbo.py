@@ -13,8 +13,9 @@ subsets and means of them.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -29,9 +30,17 @@ from mmvae_jax.mathematics.components import (
     stratified_components,
 )
 from mmvae_jax.mathematics.subsets import SubsetMixture
-from mmvae_jax.types import OBSERVED, Array, Batch, Gaussian, ObjectiveTerms, PRNGKey
+from mmvae_jax.types import (
+    OBSERVED,
+    AnyArray,
+    Array,
+    Batch,
+    Gaussian,
+    ObjectiveTerms,
+    PRNGKey,
+)
 
-LogLikelihoods = Mapping[str, Callable[[Array, Array], Array]]
+LogLikelihoods = Mapping[str, Callable[[Array, AnyArray], Array]]
 
 SUBSET_ESTIMATORS = ("stratified", "random", "exact")
 
@@ -65,7 +74,7 @@ def loss(terms: ObjectiveTerms, beta: Array, weights: TermWeights = PLAIN_SUM) -
     Higgins et al. (2017): beta weights the KL terms and nothing else.
     """
     gain = (
-        weights.log_likelihood * sum(terms.log_likelihood.values())
+        weights.log_likelihood * total(terms.log_likelihood.values())
         + weights.auxiliary_log_likelihood * terms.auxiliary_log_likelihood
     )
     kl = weights.kl * terms.kl + weights.auxiliary_kl * terms.auxiliary_kl
@@ -74,23 +83,28 @@ def loss(terms: ObjectiveTerms, beta: Array, weights: TermWeights = PLAIN_SUM) -
 
 def elbo(terms: ObjectiveTerms) -> Array:
     """The bound on log p(X) per example (beta = 1, no auxiliary term); nats [B]."""
-    return sum(terms.log_likelihood.values()) - terms.kl
+    return total(terms.log_likelihood.values()) - terms.kl
 
 
-def observed_of(batch: Batch, num_modalities: int) -> Array:
+def total(values: Iterable[Array]) -> Array:
+    """The sum of one or more arrays of a shape."""
+    return reduce(operator.add, values)
+
+
+def observed_of(batch: Batch, num_modalities: int) -> AnyArray:
     """Observed modalities of a batch: bool [M, B], or [M, 1] if nothing is missing."""
     if OBSERVED in batch:
         return batch[OBSERVED].T
     return np.ones((num_modalities, 1), bool)
 
 
-def observed_terms(values: Mapping[str, Array], observed: Array) -> dict[str, Array]:
+def observed_terms(values: Mapping[str, Array], observed: AnyArray) -> dict[str, Array]:
     """Terms [..., B] of each modality, 0 where it is missing; observed [M, 1 or B]."""
     pairs = zip(values.items(), observed, strict=True)
     return {m: jnp.where(row, value, 0.0) for (m, value), row in pairs}
 
 
-def observed_sum(values: Array, observed: Array) -> Array:
+def observed_sum(values: Array, observed: AnyArray) -> Array:
     """The sum over the observed modalities of values [M, B]; [B]."""
     return jnp.sum(jnp.where(observed, values, 0.0), axis=0)
 
@@ -151,7 +165,7 @@ def subset_elbo(
 def mixture_log_likelihood(
     all_components: Callable[[], Gaussian],
     chosen_components: Callable[[Array], Gaussian],
-    weights: Array,
+    weights: AnyArray,
     batch: Batch,
     key: PRNGKey,
     log_likelihoods: LogLikelihoods,
@@ -228,7 +242,9 @@ def subsampled_elbo(
     observed = observed_of(batch, len(log_likelihoods))
     gains = observed_terms(own_terms(z, batch, log_likelihoods), observed)
     kl = observed_sum(distributions.kl_to_standard_gaussian(components), observed)
-    return joint._replace(auxiliary_log_likelihood=sum(gains.values()), auxiliary_kl=kl)
+    return joint._replace(
+        auxiliary_log_likelihood=total(gains.values()), auxiliary_kl=kl
+    )
 
 
 def single_posteriors(experts: Gaussian, is_with_prior: bool) -> Gaussian:
@@ -278,7 +294,7 @@ def unimodal_elbos(
 
 
 def fold_samples(
-    log_likelihood: Callable[[Array, Array], Array], z: Array, x: Array
+    log_likelihood: Callable[[Array, AnyArray], Array], z: Array, x: AnyArray
 ) -> Array:
     """log p(x|z) [..., B] of z [..., B, D] and x [B, ...]: one call for all samples."""
     *shape, num_examples, dim = z.shape

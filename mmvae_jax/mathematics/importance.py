@@ -16,6 +16,7 @@ from mmvae_jax.mathematics.elbo import (
     fold_samples,
     observed_of,
     observed_terms,
+    total,
 )
 from mmvae_jax.types import (
     OBSERVED,
@@ -91,13 +92,11 @@ def importance_weighted(
 
     def log_weights(z: Array, experts: Distribution) -> tuple[Array, Any]:
         """log w, log-likelihoods, log q - log p: all [K, M, B]."""
-        log_likelihood = {
-            m: fold_samples(f, z, batch[m]) for m, f in log_likelihoods.items()
-        }
-        log_likelihood = observed_terms(log_likelihood, observed)
+        values = {m: fold_samples(f, z, batch[m]) for m, f in log_likelihoods.items()}
+        log_likelihood = observed_terms(values, observed)
         log_q = posteriors.mixture_log_prob(experts, density_weights, z)
         kl = log_q - distributions.log_prob(prior, z)
-        return sum(log_likelihood.values()) - beta * kl, (log_likelihood, kl)
+        return total(log_likelihood.values()) - beta * kl, (log_likelihood, kl)
 
     z = distributions.sample(experts, key, (num_samples,))
     value, (log_likelihood, kl) = weighted_loss(
@@ -130,7 +129,8 @@ def weighted_loss(
       observed experts.
     """
     values, others = log_weights(z, experts)
-    axes, logits = (0,), values
+    axes: tuple[int, ...] = (0,)
+    logits = values
     if form == "tight":
         # The mean over experts is inside of the logarithm.
         is_used = shares > 0
@@ -182,22 +182,22 @@ def unimodal_importance_weighted(
     keys = jax.random.split(key, len(log_likelihoods))
     observed = observed_of(batch, len(log_likelihoods))
     losses, terms = [], []
-    for i, (modality, log_likelihood) in enumerate(log_likelihoods.items()):
+    for i, (modality, own) in enumerate(log_likelihoods.items()):
         own_loss, own_terms = importance_weighted(
             jax.tree.map(lambda field, i=i: field[i : i + 1], experts),
             {modality: batch[modality], OBSERVED: observed[i : i + 1].T},
             keys[i],
             beta,
             prior=jax.tree.map(lambda field, i=i: field[i], prior),
-            log_likelihoods={modality: log_likelihood},
+            log_likelihoods={modality: own},
             **options,
         )
         losses.append(own_loss)
         terms.append(own_terms)
-    log_likelihood = {m: x for own in terms for m, x in own.log_likelihood.items()}
-    kl = sum(own.kl for own in terms)
+    log_likelihood = {m: x for one in terms for m, x in one.log_likelihood.items()}
+    kl = total(one.kl for one in terms)
     zeros = jnp.zeros_like(kl)
-    return sum(losses), ObjectiveTerms(log_likelihood, kl, zeros, zeros)
+    return total(losses), ObjectiveTerms(log_likelihood, kl, zeros, zeros)
 
 
 @jax.custom_vjp

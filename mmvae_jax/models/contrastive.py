@@ -25,6 +25,7 @@ from mmvae_jax.models.parts import (
     standard_latents,
 )
 from mmvae_jax.types import (
+    AnyArray,
     Array,
     Batch,
     Gaussian,
@@ -108,12 +109,16 @@ def contrastive_model(
         )
         return distributions.join(around(_unit(emitted.mean)), private)
 
-    def shared_posterior(key: PRNGKey, shared: Gaussian, subset: Array) -> Gaussian:
+    def shared_posterior(
+        key: PRNGKey | None, shared: Gaussian, subset: AnyArray
+    ) -> Gaussian:
         del key  # not a mixture
         observed = posteriors.append_axes(jnp.asarray(subset), 3)
         return around(_unit(jnp.sum(jnp.where(observed, shared.mean, 0.0), axis=0)))
 
-    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
         shared, private = distributions.split(encode_all(params, batch), size)
         terms = contrastive_terms(
             shared,
@@ -233,7 +238,7 @@ def contrastive_terms(
     return ObjectiveTerms(log_likelihood, kl, gain, jnp.zeros_like(kl))
 
 
-def contrast(codes: Array, scale: Array, observed: Array) -> Array:
+def contrast(codes: Array, scale: Array, observed: AnyArray) -> Array:
     """sum_m 1 / (M - 1) sum_{n != m} log C(e_m, e_n).
 
     Of the pairs of modalities that an example has, M being how many it has; the codes

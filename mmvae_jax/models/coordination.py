@@ -40,6 +40,7 @@ from mmvae_jax.models.parts import (
     standard_latents,
 )
 from mmvae_jax.types import (
+    AnyArray,
     Array,
     Batch,
     Gaussian,
@@ -63,14 +64,14 @@ class Inference(NamedTuple):
 
     init: Callable[[Params, PRNGKey], Params]
     encode: Callable[[Params, Batch], Gaussian]
-    posterior: Callable[[Params, Gaussian, Array], Gaussian]
+    posterior: Callable[[Params, Gaussian, AnyArray], Gaussian]
     unimodal: Callable[[Gaussian], Gaussian | None]
 
 
 def product_inference(nets: Networks) -> Inference:
     """Every subset's posterior is the product of its experts, without the prior."""
 
-    def posterior(params: Params, experts: Gaussian, subset: Array) -> Gaussian:
+    def posterior(params: Params, experts: Gaussian, subset: AnyArray) -> Gaussian:
         del params
         return posteriors.product_of_experts(experts, subset, False)
 
@@ -102,7 +103,7 @@ def network_inference(nets: Networks) -> Inference:
     def unimodal(experts: Gaussian) -> Gaussian:
         return jax.tree.map(lambda field: field[:num_modalities], experts)
 
-    def posterior(params: Params, experts: Gaussian, subset: Array) -> Gaussian:
+    def posterior(params: Params, experts: Gaussian, subset: AnyArray) -> Gaussian:
         del params
         product = posteriors.product_of_experts(unimodal(experts), subset, False)
         is_complete = jnp.all(subset, axis=0)[..., None]
@@ -132,7 +133,7 @@ def zeroing_inference(nets: Networks) -> Inference:
     def init(params: Params, key: PRNGKey) -> Params:
         return {"decoders": params["decoders"], "joint": joint.init(key)}
 
-    def posterior(params: Params, experts: Gaussian, subset: Array) -> Gaussian:
+    def posterior(params: Params, experts: Gaussian, subset: AnyArray) -> Gaussian:
         observed = posteriors.append_axes(jnp.asarray(subset), 3)
         kept = jax.tree.map(
             lambda own, absent: jnp.where(observed, own, absent),
@@ -258,7 +259,9 @@ def coordination_model(
         own_key, joint_key = jax.random.split(key)
         return inference.init(base.init(own_key), joint_key)
 
-    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
         experts = inference.encode(params, batch)
         observed = elbo.observed_of(batch, len(shapes))
         constant = jax.lax.stop_gradient(params) if is_stopped else params
@@ -334,10 +337,10 @@ def coordinated_elbo(
     log_likelihood = elbo.observed_terms(values, observed)
     kl = distributions.kl_to_standard_gaussian(joint)
     gain = auxiliary_kl = jnp.zeros_like(kl)
-    if unimodal_log_likelihoods is not None:
+    if experts is not None and unimodal_log_likelihoods is not None:
         z = distributions.sample(experts, unimodal_key)
         own = elbo.own_terms(z, batch, unimodal_log_likelihoods)
-        gain = sum(elbo.observed_terms(own, observed).values())
+        gain = elbo.total(elbo.observed_terms(own, observed).values())
     if experts is not None:
         divergences = (
             distributions.gaussian_kl(joint, experts)

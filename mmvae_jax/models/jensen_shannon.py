@@ -48,7 +48,9 @@ def jensen_shannon_model(
     """
     nets = make_networks(config, shapes, config.model.latent_dim)
 
-    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
         terms = jensen_shannon_elbo(
             encode(nets, params, batch),
             batch,

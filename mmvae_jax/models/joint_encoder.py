@@ -1,7 +1,7 @@
 """A network that infers the joint posterior from all modalities at once."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,8 @@ def make_joint_encoder(nets: Networks) -> JointEncoder:
 
     def posterior(params: Params, features: Gaussian) -> Gaussian:
         rows = jax.nn.relu(jnp.concatenate(features, axis=-1))
-        return head.apply(params["head"], jnp.concatenate(list(rows), axis=-1))
+        joined = jnp.concatenate(list(rows), axis=-1)
+        return cast(Gaussian, head.apply(params["head"], joined))
 
     return JointEncoder(
         init, features, lambda params: features(params, zeros()), posterior

@@ -17,11 +17,11 @@ from mmvae_jax.mathematics import (
     posteriors,
 )
 from mmvae_jax.models import official
-from mmvae_jax.models import parts as parts_module
 from mmvae_jax.models.parts import (
     PRIVATE_OPTIONS,
     Latents,
     encode,
+    log_likelihoods,
     make_networks,
     private_model,
 )
@@ -80,7 +80,9 @@ def mmvae_plus_model(
     shape = (shared_dim + len(shapes) * private_dim,)
     latents = Latents(shape, experts, init, prior)
 
-    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
         logits = (
             params["auxiliary_priors"] if is_learned else jnp.zeros(auxiliary_shape)
         )
@@ -94,7 +96,7 @@ def mmvae_plus_model(
             shared_dim=shared_dim,
             prior=own,
             auxiliary_priors=official.centred(logits, family),
-            log_likelihoods=parts_module.log_likelihoods(nets, params),
+            log_likelihoods=log_likelihoods(nets, params),
             num_samples=options["num_samples"],
             form=options["form"],
             estimator=options["estimator"],
@@ -195,18 +197,17 @@ def private_importance_weighted(
     def log_weights(z: Array, experts: Distribution) -> tuple[Array, Any]:
         """log w, log-likelihoods, log q - log p, log r - log p: all [K, M, B]."""
         shared, private = distributions.split(z, shared_dim)
-        log_likelihood = {}
+        values = {}
         for n, (m, f) in enumerate(log_likelihoods.items()):
             w = jnp.where(is_other[..., n, None], auxiliary[..., n, :], private)
-            log_likelihood[m] = elbo.fold_samples(
-                f, distributions.join(shared, w), batch[m]
-            )
-        log_likelihood = elbo.observed_terms(log_likelihood, observed)
+            own = distributions.join(shared, w)
+            values[m] = elbo.fold_samples(f, own, batch[m])
+        log_likelihood = elbo.observed_terms(values, observed)
         shared_experts, private_experts = distributions.split(experts, shared_dim)
         kl = posteriors.mixture_log_prob(shared_experts, uniform, shared)
         kl += distributions.log_prob(private_experts, private)
         kl -= distributions.log_prob(prior, z)
-        value = sum(log_likelihood.values()) - beta * kl
+        value = elbo.total(log_likelihood.values()) - beta * kl
         return value, (log_likelihood, kl, excess)
 
     value, (log_likelihood, kl, excess) = importance.weighted_loss(

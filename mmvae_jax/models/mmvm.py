@@ -70,7 +70,9 @@ def mixture_prior_model(
     def split(z: Array) -> dict[str, Array]:
         return {m: z[..., i * size : (i + 1) * size] for i, m in enumerate(shapes)}
 
-    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
         terms = mixture_prior_elbos(
             encode(nets, params, batch),
             batch,

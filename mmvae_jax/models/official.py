@@ -23,6 +23,7 @@ from mmvae_jax.types import (
     Gaussian,
     Laplace,
     MultimodalVAE,
+    ObjectiveTerms,
     Params,
     PRNGKey,
 )
@@ -63,7 +64,9 @@ def official_mixture_model(
     shape = (config.model.latent_dim,)
     latents = official_latents(shape, options["posterior"], options["learned_prior"])
 
-    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
         return importance.importance_weighted(
             latents.experts(encode(nets, params, batch)),
             batch,

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mmvae_jax import networks
 from mmvae_jax.errors import UsageError
@@ -17,6 +16,7 @@ from mmvae_jax.models.options import number, one_of
 from mmvae_jax.networks import vectors
 from mmvae_jax.types import (
     OBSERVED,
+    AnyArray,
     Array,
     Batch,
     Distribution,
@@ -149,8 +149,12 @@ class Latents(NamedTuple):
 
 def standard_latents(shape: tuple[int, ...]) -> Latents:
     """Gaussian experts and the prior N(0, I), of this shape."""
-    prior = Gaussian(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
-    return Latents(shape, lambda emitted: emitted, dict, lambda params: prior)
+
+    def prior(params: Params) -> Gaussian:
+        del params  # it is fixed
+        return Gaussian(jnp.zeros(shape), jnp.zeros(shape))
+
+    return Latents(shape, lambda emitted: emitted, dict, prior)
 
 
 def encode(nets: Networks, params: Params, batch: Batch) -> Gaussian:
@@ -175,11 +179,13 @@ def without_missing(modalities: Sequence[str], batch: Batch) -> Batch:
         return batch
     observed = batch[OBSERVED]
 
-    def kept(x: Array, row: Array) -> Array:
-        return jnp.where(posteriors.append_axes(row, x.ndim), x, jnp.zeros_like(x))
+    def kept(x: AnyArray, row: AnyArray) -> Array:
+        is_there = posteriors.append_axes(jnp.asarray(row), x.ndim)
+        return jnp.where(is_there, x, jnp.zeros_like(x))
 
     pairs = zip(modalities, observed.T, strict=True)
-    return {m: kept(batch[m], row) for m, row in pairs} | {OBSERVED: observed}
+    clean: dict[str, AnyArray] = {m: kept(batch[m], row) for m, row in pairs}
+    return clean | {OBSERVED: observed}
 
 
 def decode(nets: Networks, params: Params, modality: str, z: Array) -> Array:
@@ -189,16 +195,14 @@ def decode(nets: Networks, params: Params, modality: str, z: Array) -> Array:
 
 
 def log_likelihood(
-    nets: Networks, params: Params, modality: str, z: Array, x: Array
+    nets: Networks, params: Params, modality: str, z: Array, x: AnyArray
 ) -> Array:
     """log p(x|z) [N] of one modality, z [N, D], x [N, ...]; nats."""
     output = nets.decoders[modality].apply(params["decoders"][modality], z)
-    return nets.likelihoods[modality].log_prob(output, x)
+    return nets.likelihoods[modality].log_prob(output, jnp.asarray(x))
 
 
-def log_likelihoods(
-    nets: Networks, params: Params
-) -> dict[str, Callable[[Array, Array], Array]]:
+def log_likelihoods(nets: Networks, params: Params) -> elbo.LogLikelihoods:
     """Decoders of an objective: modality -> function (z [N, D], x [N, ...]) -> [N].
 
     It is log p(x|z) times the modality's weight in the loss, wherever an objective has
@@ -206,7 +210,7 @@ def log_likelihoods(
     the terms that are logged by the weights again.
     """
 
-    def weighted(modality: str, z: Array, x: Array) -> Array:
+    def weighted(modality: str, z: Array, x: AnyArray) -> Array:
         weight = nets.weights[modality]
         value = log_likelihood(nets, params, modality, z, x)
         return value if weight == 1 else weight * value
@@ -215,7 +219,7 @@ def log_likelihoods(
 
 
 def own_or_prior(
-    experts: Distribution, prior: Distribution, subset: Array
+    experts: Distribution, prior: Distribution, subset: AnyArray
 ) -> Distribution:
     """Latent vectors that every modality has for itself, end to end.
 
@@ -234,12 +238,17 @@ def own_or_prior(
     return jax.tree.map(lambda field: jnp.concatenate(list(field), -1), kept)
 
 
+def undefined(*args: Any) -> Any:
+    """A function that `assemble` leaves to the model's own file."""
+    raise NotImplementedError("the model does not have this function")
+
+
 def assemble(
     nets: Networks,
     latents: Latents,
     parts: Callable[[Array], Mapping[str, Array]] | None = None,
 ) -> MultimodalVAE:
-    """The functions that objectives do not differ in; the others are None.
+    """The functions that objectives do not differ in; the others are `undefined`.
 
     Args:
       nets: of all modalities.
@@ -277,10 +286,10 @@ def assemble(
         modalities=tuple(nets.shapes),
         latent_dim=math.prod(latents.shape),
         init=init,
-        objective=None,
+        objective=undefined,
         encode=lambda params, batch: latents.experts(encode(nets, params, batch)),
-        posterior=None,
-        mixture_posterior=None,
+        posterior=undefined,
+        mixture_posterior=undefined,
         decode=lambda params, z: {
             m: decode(nets, params, m, own) for m, own in parts(z).items()
         },
@@ -300,7 +309,7 @@ def private_model(
     latents: Latents,
     shared_dim: int,
     private_draw: str,
-    shared_posterior: Callable[[PRNGKey, Distribution, Array], Distribution],
+    shared_posterior: Callable[..., Distribution],
 ) -> MultimodalVAE:
     """Model with a latent vector for each modality beside the shared one, no objective.
 

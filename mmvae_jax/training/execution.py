@@ -1,6 +1,5 @@
 """How steps and members are executed: mapping, steps a call, precision."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 
 from mmvae_jax.errors import UsageError
 from mmvae_jax.training import devices, step, sweep
-from mmvae_jax.types import Batch, PRNGKey
+from mmvae_jax.types import Array, Batch, PRNGKey
 
 # Steps of one call of the compiled program at most.
 MAX_STEPS_PER_CALL = 256
@@ -65,7 +64,7 @@ class Execution(NamedTuple):
     members_at_once: int = 0
 
 
-def compile_steps(task: step.Task, execution: Execution) -> Callable:
+def compile_steps(task: step.Task, execution: Execution) -> jax.stages.Wrapped:
     """The compiled program of a sweep: `num` steps of all members in one call.
 
     One trace serves every number of steps, since the number is an argument.
@@ -78,8 +77,15 @@ def compile_steps(task: step.Task, execution: Execution) -> Callable:
     """
     layout = execution.layout
 
-    def steps(state, hyper, key, data, indices, num):
-        def body(i, state):
+    def steps(
+        state: step.TrainState,
+        hyper: Any,
+        key: PRNGKey,
+        data: Batch,
+        indices: Array,
+        num: Array,
+    ) -> tuple[step.TrainState, Array]:
+        def body(i: int | Array, state: step.TrainState) -> step.TrainState:
             batch = devices.take_batch(data, indices[i], layout)
             return step.train_step(task, state, hyper, key, batch)
 
@@ -89,7 +95,7 @@ def compile_steps(task: step.Task, execution: Execution) -> Callable:
             state = jax.lax.fori_loop(0, num, body, state)
         return state, jnp.copy(state.step)
 
-    def precisely(*args):
+    def precisely(*args: Any) -> tuple[step.TrainState, Array]:
         # It holds while this is traced, for all products that name no precision of
         # their own (products of experts do).
         precision = matmul_precision(execution.precision, jax.default_backend())

@@ -58,7 +58,7 @@ class _Call(NamedTuple):
 
     step: int
     num: int
-    done: Array
+    done: Any  # an array; its declared type lacks `is_ready`
     totals: tuple | None
 
 
@@ -183,7 +183,9 @@ def _take_totals(state: TrainState, layout: devices.Layout) -> tuple[TrainState,
     return state._replace(totals=zeros[0], num_logged=zeros[1]), taken
 
 
-def _means(totals, num, finite) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _means(
+    totals: Mapping[str, Array], num: Array, finite: Array
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Means over the logged steps: tag -> float [K], and finite [K]."""
-    totals, num, finite = jax.device_get((totals, num, finite))
-    return {tag: total / num for tag, total in totals.items()}, finite
+    sums, counts, is_finite = jax.device_get((totals, num, finite))
+    return {tag: total / counts for tag, total in sums.items()}, is_finite

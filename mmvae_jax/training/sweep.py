@@ -5,7 +5,6 @@ Their states are stacked on a leading axis of K and trained in one program.
 """
 
 import itertools
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.types import Array, Hyper, PRNGKey
 
 MAPPINGS = ("vmap", "map", "unroll")
+_NUMBERS = (int, float, np.integer, np.floating)
 
 
 class Member(NamedTuple):
@@ -49,7 +49,7 @@ def grid(sweep: Any) -> list[Member]:
         if len(set(values)) != len(values):
             raise UsageError(f"config.sweep.{name} repeats a value: {tuple(values)}")
         for value in values:
-            if isinstance(value, (bool, str)) or not isinstance(value, numbers.Real):
+            if isinstance(value, bool) or not isinstance(value, _NUMBERS):
                 raise UsageError(f"config.sweep.{name} holds {value!r}, not a number")
             is_allowed, bound = {
                 "beta": (0 <= value < np.inf, ">= 0 and finite"),
@@ -82,7 +82,7 @@ def stack_keys(members: list[Member]) -> PRNGKey:
     return jax.vmap(jax.random.key)(jnp.array([m.seed for m in members], jnp.uint32))
 
 
-def member(tree: Any, index: int) -> Any:
+def member(tree: Any, index: int | Array) -> Any:
     """Member `index` of a tree whose leaves have a leading axis of K."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
@@ -115,7 +115,7 @@ def map_members(
     if mapping not in MAPPINGS:
         raise ValueError(f"mapping must be one of {MAPPINGS}, got {mapping!r}")
 
-    def mapped(*args):
+    def mapped(*args: Any) -> Any:
         split = len(args) - num_shared
         own, shared = args[:split], args[split:]
         num_members = jax.tree.leaves(own)[0].shape[0]

@@ -151,7 +151,7 @@ def matching_task(groups: list[Group]) -> step.Task:
     first, second = pairs.T
 
     def init(key: PRNGKey) -> Params:
-        params = {}
+        params: dict[str, Params] = {}
         for i, group in enumerate(groups):
             names = group.modalities
             keys = jax.random.split(jax.random.fold_in(key, i), len(names))
@@ -161,18 +161,20 @@ def matching_task(groups: list[Group]) -> step.Task:
         scales = jnp.full(len(pairs), jnp.log(_INITIAL_SCALE))
         return {"networks": params, "log_scales": scales}
 
-    def loss(params: Params, hyper: MatcherHyper, key: PRNGKey, batch: Batch):
+    def loss(
+        params: Params, hyper: MatcherHyper, key: PRNGKey, batch: Batch
+    ) -> tuple[Array, dict[str, Array]]:
         del hyper, key
-        features = []
+        by_group = []
         for group in groups:
             own = [params["networks"][m] for m in group.modalities]
-            features.append(
+            by_group.append(
                 jax.vmap(partial(_embed, group))(
                     jax.tree.map(lambda *leaves: jnp.stack(leaves), *own),
                     scaled(jnp.stack([batch[m] for m in group.modalities])),
                 )
             )
-        features = jnp.concatenate(features)
+        features = jnp.concatenate(by_group)
         logits = jnp.einsum("pbf,pcf->pbc", features[first], features[second])
         scales = jnp.exp(params["log_scales"])
         value = jnp.sum(jax.vmap(info_nce)(scales[:, None, None] * logits))

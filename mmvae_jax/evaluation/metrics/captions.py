@@ -6,6 +6,7 @@ Neither needs a language model, and neither knows what a caption is about.
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -99,7 +100,7 @@ def _generated(
 ) -> dict[str, float]:
     """Values of generated captions: one a test example, and `num` prior samples."""
     conditional_key, prior_key = jax.random.split(key)
-    found = {}
+    found: dict[str, float] = {}
     if len(model.modalities) > 1:
         texts = given_others(model, params, data, name, conditional_key)
         found |= {"bleu": bleu(texts, references), **statistics(texts)}
@@ -153,7 +154,7 @@ def _others(split: Split, name: str) -> Iterator[bytes]:
     for row in range(split.num_examples):
         digest = hashlib.blake2b(digest_size=16)
         for x in others:
-            digest.update(np.ascontiguousarray(x[row]))
+            digest.update(np.ascontiguousarray(x[row]).data)
         yield digest.digest()
 
 
@@ -224,7 +225,7 @@ def distinct(texts: Sequence[str], n: int) -> float:
     Returns:
       In (0, 1], the lower the more captions there are; nan where none has n words.
     """
-    runs = []
+    runs: list[tuple[str, ...]] = []
     for text in texts:
         words = text.split()
         runs += zip(*(words[i:] for i in range(n)), strict=False)
@@ -247,7 +248,8 @@ def bleu(texts: Sequence[str] | None, references: References) -> float:
 def _scorer(references: References) -> BLEU:
     """BLEU of captions with these references, their words counted once a sweep."""
     num = max(len(own) for own in references)
-    streams = [
+    # None where an image has fewer captions, which BLEU's type does not mention.
+    streams: list[list[Any]] = [
         [own[i] if i < len(own) else None for own in references] for i in range(num)
     ]
     return BLEU(tokenize="none", smooth_method="none", force=True, references=streams)

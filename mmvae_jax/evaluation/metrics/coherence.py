@@ -11,7 +11,7 @@ does not name an attribute, or names two values of it, is wrong.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ from mmvae_jax.evaluation.metric import (
     require_labels,
     require_readers,
 )
-from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import AnyArray, Array, MultimodalVAE, Params, PRNGKey
 
 Subset = tuple[str, ...]
 # (subset, target) -> fraction.
@@ -85,7 +85,7 @@ def coherence(
     table = conditional_coherence(
         model, params, data, readers, labels, subsets, conditional_key
     )[LABEL]
-    tags = {}
+    tags: dict[str, float] = {}
     if len(modalities) > 1:
         num = data.test.num_examples if num_prior_samples is None else num_prior_samples
         tags |= _averages(table, modalities)
@@ -139,7 +139,7 @@ def attributes(
     modalities = model.modalities
     readers = require_readers(data, modalities, "attributes")
     readers = {a: readers[a] for a in data.test.attributes}
-    subsets = [(m,) for m in modalities]
+    subsets: list[Subset] = [(m,) for m in modalities]
     subsets += [_others(m, modalities) for m in modalities if len(modalities) > 1]
     subsets = list(dict.fromkeys(subsets))  # of two modalities, they are the same
     conditional_key, prior_key = jax.random.split(key)
@@ -257,7 +257,7 @@ def joint_coherence(
 
 def _outputs(
     data: EvaluationData, readers: Readers, decoded: Mapping[str, Array]
-) -> dict[str, tuple[Array, dict[str, Array]]]:
+) -> dict[str, tuple[Array, dict[str, AnyArray]]]:
     """Modality -> which means are finite, and attribute -> outputs of its reader."""
     examples = to_examples(data.test, decoded, data.words)
     return {
@@ -306,7 +306,7 @@ def _attribute_averages(
         for (subset, target), value in table.items()
     }
 
-    def mean(chosen: Sequence[str], pairs: Sequence[tuple[Subset, str]]) -> float:
+    def mean(chosen: Iterable[str], pairs: Sequence[tuple[Subset, str]]) -> float:
         return _mean([tables[a][pair] for a in chosen for pair in pairs])
 
     for m in modalities:
@@ -333,6 +333,6 @@ def _others(target: str, modalities: tuple[str, ...]) -> Subset:
     return tuple(m for m in modalities if m != target)
 
 
-def _mean(values) -> float:
+def _mean(values: Iterable[float]) -> float:
     """Their mean."""
     return float(np.mean(list(values)))

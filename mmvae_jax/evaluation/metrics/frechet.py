@@ -33,13 +33,13 @@ from mmvae_jax.evaluation.metric import (
     require_classifiers,
 )
 from mmvae_jax.files import write_whole
-from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import AnyArray, MultimodalVAE, Params, PRNGKey
 
 # The widest layer of the Inception network takes 5.5 MB an image.
 MAX_BATCH = 50
 
 # Examples of one modality, [B, ...], images in [0, 1] -> features [B, F].
-Extractor = Callable[[Array], Array]
+Extractor = Callable[[AnyArray], AnyArray]
 
 
 class Moments(NamedTuple):
@@ -136,7 +136,7 @@ def fid(
     return _distances("fid", real, generated)
 
 
-def _last_layer(classifier: Reader, examples: Array) -> Array:
+def _last_layer(classifier: Reader, examples: AnyArray) -> AnyArray:
     """Features [B, F] that a classifier computes its logits from."""
     return classifier.apply(examples)[0]
 

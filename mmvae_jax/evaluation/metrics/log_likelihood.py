@@ -72,7 +72,7 @@ def log_likelihood(
         )
     if num_samples < 1:
         raise UsageError(f"log_likelihood num_samples must be >= 1, not {num_samples}")
-    estimates = []
+    found = []
     for index, (batch, num_valid) in enumerate(batches(data.test, data.batch_size)):
         batch_key = jax.random.fold_in(key, index)
         experts = model.encode(params, batch)
@@ -81,8 +81,8 @@ def log_likelihood(
             model, params, experts, subset, batch_key, num_samples
         )
         estimate = importance_estimate(model, params, batch, draws)
-        estimates.append(estimate[:num_valid])
-    estimates = np.concatenate(estimates)
+        found.append(estimate[:num_valid])
+    estimates = np.concatenate(found)
     error = np.nan
     if estimates.size > 1:
         error = estimates.std(ddof=1) / np.sqrt(estimates.size)
@@ -107,7 +107,7 @@ def importance_estimate(
     Returns:
       float64 [B], nats.
     """
-    log_sum, num = -np.inf, 0
+    log_sum, num = np.array(-np.inf), 0
     for z, log_proposal in draws:
         log_likelihoods = model.log_likelihood(params, z, batch)
         log_joint = np.asarray(model.log_prior(params, z), np.float64)
@@ -175,9 +175,9 @@ def mixture_draws(
     Yields:
       (z float [B, D], log of the mixture density float64 [B] in nats), L times.
     """
-    components, weights = model.mixture_posterior(params, experts, subset)
+    components, shares = model.mixture_posterior(params, experts, subset)
     components = _on_host(components)
-    weights = np.asarray(weights, np.float64)
+    weights = np.asarray(shares, np.float64)
     weights = weights / weights.sum(axis=0)
     with np.errstate(divide="ignore"):  # a weight may be zero
         log_weights = np.log(weights)
@@ -229,7 +229,7 @@ def _(q: Laplace, z: np.ndarray) -> np.ndarray:
 
 def _on_host(q: Distribution) -> Distribution:
     """The same distribution as numpy arrays."""
-    return type(q)(*(np.asarray(field) for field in q))
+    return jax.tree.map(np.asarray, q)
 
 
 _PROPOSALS = {"joint": joint_draws, "mixture": mixture_draws}

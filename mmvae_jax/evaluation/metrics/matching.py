@@ -6,7 +6,8 @@ annotation. Here matching networks, trained on real tuples alone
 example of one modality with N examples of another, its partner among them, and say
 how probable each is to be the partner. The lift is N times the probability of the
 right one: 1, exactly, on average over all ways to shuffle the pairs, whatever the
-examples are. Scores are lifts on the scale where shuffled pairs have 0 and real test pairs 1.
+examples are. Scores are lifts on the scale where shuffled pairs have 0 and real test
+pairs 1.
 
 So what a model generates regardless of what it is given scores 0, be it blurred or
 always the same; pairs of prior samples are scored among real examples. Scores are
@@ -235,7 +236,7 @@ def real_features(
     matchers: Matchers, data: EvaluationData, modalities: tuple[str, ...]
 ) -> Features:
     """Features of all real test examples: modality -> [N, F]."""
-    parts = {name: [] for name in modalities}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in modalities}
     for batch, num_valid in batches(data.test, data.batch_size):
         found = jax.device_get({m: matchers.embed[m](batch[m]) for m in modalities})
         for name, features in found.items():
@@ -252,7 +253,7 @@ def prior_features(
     num: int,
 ) -> Features:
     """Features of `num` prior samples: modality -> [num, F]."""
-    parts = {name: [] for name in model.modalities}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in model.modalities}
     for decoded, num_valid in prior_means(model, params, data.batch_size, key, num):
         found = jax.device_get(_embed(data, matchers, decoded, model.modalities))
         for name, features in found.items():
@@ -273,13 +274,15 @@ def conditional_features(
       (subset, target) -> [N, F], targets outside of the subset.
     """
     modalities = model.modalities
-    subsets = [(name,) for name in modalities]
+    subsets: list[Subset] = [(name,) for name in modalities]
     subsets += [tuple(m for m in modalities if m != name) for name in modalities]
     subsets = list(dict.fromkeys(subsets))  # of two modalities, they are the same
-    parts = {(s, m): [] for s in subsets for m in modalities if m not in s}
+    parts: dict[tuple[Subset, str], list[np.ndarray]] = {
+        (s, m): [] for s in subsets for m in modalities if m not in s
+    }
     for batch, num_valid in batches(data.test, data.batch_size):
         experts = model.encode(params, batch)
-        found = {}
+        found: dict[tuple[Subset, str], Array] = {}
         for subset in subsets:
             key, *own_keys = jax.random.split(key, 3)
             decoded = conditional_means(model, params, experts, subset, own_keys)

@@ -6,6 +6,8 @@ frequencies. It needs no network. Unlike theirs, both sets are by default in the
 unit of the real one, see `normalise`. All in numpy, float32 but for sums.
 """
 
+import functools
+
 import jax
 import numpy as np
 
@@ -65,7 +67,7 @@ def swd(
     num_test = data.test.num_examples
     num = min(num_images, num_test)
     rows = np.asarray(jax.random.choice(row_key, num_test, (num,), replace=False))
-    generated = {name: [] for name in modalities}
+    generated: dict[str, list[np.ndarray]] = {name: [] for name in modalities}
     for examples, num_valid in prior_examples(model, params, data, prior_key, num):
         for name in modalities:
             values = np.asarray(to_eight_bits(examples[name]), np.float32)
@@ -227,9 +229,9 @@ def _blur(images: np.ndarray) -> np.ndarray:
         # Mirrored without the edge pixel: the empty pixels of an enlarged level
         # stay in step, so that a constant image stays constant.
         padded = np.moveaxis(np.pad(images, widths, mode="reflect"), axis, 0)
-        blurred = sum(
+        parts = [
             np.float32(weight) * padded[shift : shift + size]
             for shift, weight in enumerate((1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16))
-        )
-        images = np.moveaxis(blurred, 0, axis)
+        ]
+        images = np.moveaxis(functools.reduce(np.add, parts), 0, axis)
     return images
