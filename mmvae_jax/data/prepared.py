@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from mmvae_jax.data.dataset import ATTRIBUTE, LABEL, Dataset, Split, is_tokens
 from mmvae_jax.errors import UsageError
 
-MAX_JSON_BYTES = 64 << 20  # size of each file that describes prepared data
+_MAX_JSON_BYTES = 64 << 20  # size of each file that describes prepared data
 
 _FEATURES = {
     "tensorflow_datasets.core.features.features_dict.FeaturesDict",
@@ -77,8 +77,8 @@ def _check_description(directory: Path) -> None:
     """
     for name in ("dataset_info.json", "features.json", "metadata.json"):
         size = (directory / name).stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise ValueError(f"{name} has {size} bytes, {MAX_JSON_BYTES} is the limit")
+        if size > _MAX_JSON_BYTES:
+            raise ValueError(f"{name} has {size} bytes, {_MAX_JSON_BYTES} is the limit")
     left = [json.loads((directory / "features.json").read_text())]
     while left:
         item = left.pop()

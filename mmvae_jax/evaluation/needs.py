@@ -46,7 +46,7 @@ def check(setting: Setting) -> list[str]:
     for kind in judges.KINDS.values():
         classifiers.check_network(setting.config, kind.section)
     notes = {}
-    for name, needs in needed(setting.config.eval.metrics, setting.dataset).items():
+    for name, needs in _needed(setting.config.eval.metrics, setting.dataset).items():
         for need in needs:
             if need in NEEDS:
                 NEEDS[need](name, setting)
@@ -59,7 +59,7 @@ def check(setting: Setting) -> list[str]:
     return list(notes.values())
 
 
-def needed(names: Iterable[str], dataset: Dataset) -> dict[str, tuple[str, ...]]:
+def _needed(names: Iterable[str], dataset: Dataset) -> dict[str, tuple[str, ...]]:
     """Metric -> its needs, without those that a single modality does not have."""
     is_single = len(dataset.train.modalities) == 1
     left_out = _OF_SEVERAL_MODALITIES if is_single else ()
@@ -71,7 +71,7 @@ def needed(names: Iterable[str], dataset: Dataset) -> dict[str, tuple[str, ...]]
 
 def needed_judges(names: Iterable[str], dataset: Dataset) -> list[str]:
     """The kinds of judges that metrics need, keys of `judges.KINDS`."""
-    asked = {need for own in needed(names, dataset).values() for need in own}
+    asked = {need for own in _needed(names, dataset).values() for need in own}
     return [kind for kind in judges.KINDS if kind in asked]
 
 

@@ -17,7 +17,7 @@ from mmvae_jax import tokens
 from mmvae_jax.data.dataset import Split, is_image, is_tokens
 from mmvae_jax.types import AnyArray, Array
 
-Words = Mapping[str, Sequence[str]]
+_Words = Mapping[str, Sequence[str]]
 
 _FONT_PIXELS = 13
 _LINE = 17  # pixels from one line of text to the next
@@ -28,7 +28,7 @@ _INDENT = "   "  # of wrapped lines
 _TILE = 64  # an image beside captions is at least two thirds of that wide
 _GAP = 8
 _INK, _REAL = (20, 20, 20), (0, 70, 160)
-MISSING = "(missing)"
+_MISSING = "(missing)"
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -60,7 +60,7 @@ class Samples(NamedTuple):
     conditional: Sequence[Draws]
 
 
-def draw_grids(samples: Samples, test: Split, words: Words) -> dict[str, np.ndarray]:
+def draw_grids(samples: Samples, test: Split, words: _Words) -> dict[str, np.ndarray]:
     """Pictures of samples (the paper's Figures 9 and 10, and 4 for captions).
 
     Args:
@@ -93,7 +93,7 @@ def draw_grids(samples: Samples, test: Split, words: Words) -> dict[str, np.ndar
     return grids
 
 
-def write_captions(samples: Samples, test: Split, words: Words) -> str:
+def write_captions(samples: Samples, test: Split, words: _Words) -> str:
     """The captions of samples, and those that samples are given, as plain text.
 
     Args:
@@ -131,12 +131,12 @@ def _captions(rows: AnyArray, words: Sequence[str]) -> list[str]:
     return [tokens.decode(row, words) for row in np.asarray(rows)]
 
 
-def _real_captions(examples: Split, modality: str, words: Words) -> list[str]:
+def _real_captions(examples: Split, modality: str, words: _Words) -> list[str]:
     """Those of real examples, or a word where they are missing."""
     found = _captions(examples.modalities[modality], words[modality])
     is_there = examples.is_observed(modality)
     return [
-        text if there else MISSING for text, there in zip(found, is_there, strict=True)
+        text if there else _MISSING for text, there in zip(found, is_there, strict=True)
     ]
 
 
@@ -199,7 +199,7 @@ def _stack(rows: Sequence[np.ndarray], blank: int = 0) -> np.ndarray:
 
 
 def _captioned_prior(
-    prior: Mapping[str, Array], test: Split, shown: Sequence[str], words: Words
+    prior: Mapping[str, Array], test: Split, shown: Sequence[str], words: _Words
 ) -> np.ndarray:
     """Samples in two columns, each its images and then its captions."""
     columns = [_large(_tiles(test.modalities[m], prior[m])) for m in shown]
@@ -210,7 +210,7 @@ def _captioned_prior(
     return _on_white(_in_columns(cells, 2))
 
 
-def _draws_beside(given: Draws, test: Split, words: Words) -> np.ndarray:
+def _draws_beside(given: Draws, test: Split, words: _Words) -> np.ndarray:
     """A row for each example: what is given on the left, then its draws."""
     is_list = given.target in words
     if given.source in words:
@@ -234,7 +234,7 @@ def _draws_beside(given: Draws, test: Split, words: Words) -> np.ndarray:
     return _on_white([_beside([_beside(head)] * num), *_in_columns(rows, num)])
 
 
-def _lists(given: Draws, words: Words) -> list[list[tuple[str, tuple]]]:
+def _lists(given: Draws, words: _Words) -> list[list[tuple[str, tuple]]]:
     """Each example's own caption and those drawn for it, in their colours."""
     real = _real_captions(given.examples, given.target, words)
     drawn = [_captions(x, words[given.target]) for x in given.draws]

@@ -65,10 +65,12 @@ class TermWeights(NamedTuple):
     auxiliary_kl: float | Array = 1.0
 
 
-PLAIN_SUM = TermWeights()
+_PLAIN_SUM = TermWeights()
 
 
-def loss(terms: ObjectiveTerms, beta: Array, weights: TermWeights = PLAIN_SUM) -> Array:
+def loss(
+    terms: ObjectiveTerms, beta: Array, weights: TermWeights = _PLAIN_SUM
+) -> Array:
     """The loss minimised in training: minus the beta-weighted objective; nats [].
 
     Higgins et al. (2017): beta weights the KL terms and nothing else.

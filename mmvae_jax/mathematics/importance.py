@@ -1,6 +1,8 @@
 """Importance-weighted objective of the MMVAE as it was released.
 
-beta is inside of the logarithm here, so that each returns its loss with its terms.
+beta is inside of the logarithm here, so that each returns its loss with its terms. The
+published code has no beta, and Daunhawer et al. (2022), who vary it in Fig. 12, do not
+say where they put it; it stands here where MMVAE+ and MultiVae have it.
 """
 
 import math
@@ -51,10 +53,8 @@ def importance_weighted(
 
     it is (1/M) sum_m log (1/K) sum_k w_mk ("loose", as released) or
     log 1/(MK) sum_mk w_mk ("tight"). The denominator is the density of the whole
-    mixture, not of the component that the sample is from. The published code has
-    no beta, and Daunhawer et al. (2022), who vary it in Fig. 12, do not say where
-    they put it; it stands here where MMVAE+ and MultiVae have it. Unless it is 1,
-    only the terms are those of a bound on log p(X).
+    mixture, not of the component that the sample is from. Unless beta is 1, only the
+    terms are those of a bound on log p(X).
 
     The loss has one value for both estimators of its gradient. "iwae" is its
     derivative, unbiased. "dreg" is the doubly reparameterised one of Tucker et al.
@@ -74,9 +74,8 @@ def importance_weighted(
       key: random key.
       beta: float [].
       prior: p(z), fields [D].
-      log_likelihoods: one function a modality (module docstring), called for all
-        M K samples at once. "dreg" calls it again with the same values, for XLA to
-        merge.
+      log_likelihoods: one function a modality, called for all M K samples at once;
+        "dreg" calls it again with the same values, for XLA to merge.
       num_samples: K.
       form: one of FORMS.
       estimator: one of ESTIMATORS.

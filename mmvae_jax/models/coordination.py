@@ -51,7 +51,7 @@ from mmvae_jax.types import (
 )
 
 
-class Inference(NamedTuple):
+class _Inference(NamedTuple):
     """How a joint posterior comes about, as `MultimodalVAE` has these functions.
 
     Attributes:
@@ -68,14 +68,14 @@ class Inference(NamedTuple):
     unimodal: Callable[[Gaussian], Gaussian | None]
 
 
-def product_inference(nets: Networks) -> Inference:
+def _product_inference(nets: Networks) -> _Inference:
     """Every subset's posterior is the product of its experts, without the prior."""
 
     def posterior(params: Params, experts: Gaussian, subset: AnyArray) -> Gaussian:
         del params
         return posteriors.product_of_experts(experts, subset, False)
 
-    return Inference(
+    return _Inference(
         init=lambda params, key: params,
         encode=lambda params, batch: encode(nets, params, batch),
         posterior=posterior,
@@ -83,7 +83,7 @@ def product_inference(nets: Networks) -> Inference:
     )
 
 
-def network_inference(nets: Networks) -> Inference:
+def _network_inference(nets: Networks) -> _Inference:
     """A joint encoder for all modalities, products of unimodal experts for the rest.
 
     The experts have M + 1 rows: the unimodal posteriors, and the joint encoder's.
@@ -113,7 +113,7 @@ def network_inference(nets: Networks) -> Inference:
             product,
         )
 
-    return Inference(
+    return _Inference(
         init=lambda params, key: params | {"joint": joint.init(key)},
         encode=encode_all,
         posterior=posterior,
@@ -121,7 +121,7 @@ def network_inference(nets: Networks) -> Inference:
     )
 
 
-def zeroing_inference(nets: Networks) -> Inference:
+def _zeroing_inference(nets: Networks) -> _Inference:
     """A joint encoder alone; what is not observed is an input of zeros.
 
     Suzuki et al. (2016): their JMVAE without unimodal encoders, which they find to
@@ -142,7 +142,7 @@ def zeroing_inference(nets: Networks) -> Inference:
         )
         return joint.posterior(params["joint"], kept)
 
-    return Inference(
+    return _Inference(
         init=init,
         encode=lambda params, batch: joint.features(params["joint"], batch),
         posterior=posterior,
@@ -150,7 +150,7 @@ def zeroing_inference(nets: Networks) -> Inference:
     )
 
 
-class Coordination(NamedTuple):
+class _Coordination(NamedTuple):
     """Member of the family: its weights, its joint posterior, its options.
 
     Attributes:
@@ -162,7 +162,7 @@ class Coordination(NamedTuple):
     """
 
     weights: Callable[[Mapping[str, Any], int], TermWeights]
-    inference: Callable[[Networks], Inference]
+    inference: Callable[[Networks], _Inference]
     options: Options = {}
     is_reconstructing: bool = False
     is_coordinated: bool = True
@@ -180,31 +180,31 @@ def _crmvae_weights(options: Mapping[str, Any], num: int) -> TermWeights:
     return TermWeights(*4 * [1 / (num + 1)])
 
 
-JMVAE = Coordination(
-    lambda options, num: TermWeights(1.0, 1.0, 0.0, 0.0), zeroing_inference
+JMVAE = _Coordination(
+    lambda options, num: TermWeights(1.0, 1.0, 0.0, 0.0), _zeroing_inference
 )
-JMVAE_KL = Coordination(
+JMVAE_KL = _Coordination(
     lambda options, num: TermWeights(1.0, 1.0, 0.0, options["alpha"]),
-    network_inference,
+    _network_inference,
     {"alpha": number(0.1, 0)},  # Suzuki et al. (2016)
 )
-TELBO = Coordination(
+TELBO = _Coordination(
     lambda options, num: TermWeights(),
-    network_inference,
+    _network_inference,
     # Whether the gradients of the unimodal ELBOs stop at the decoders, or train the
     # decoders too ("joint").
     {"decoder_gradients": one_of("stopped", "joint")},
     is_reconstructing=True,
     is_coordinated=False,
 )
-MVTCAE = Coordination(
+MVTCAE = _Coordination(
     _mvtcae_weights,
-    product_inference,
+    _product_inference,
     {"alpha": number(5 / 6, 0, 1)},  # Hwang et al. (2021): beta 2.5, M = 5
 )
-CRMVAE = Coordination(
+CRMVAE = _Coordination(
     _crmvae_weights,
-    product_inference,
+    _product_inference,
     # "released": the code's, a factor of beta of 2.
     {"weights": one_of("documented", "released")},
     is_reconstructing=True,
@@ -228,7 +228,7 @@ def coordination_model(
     shapes: Mapping[str, tuple[int, ...]],
     options: Mapping[str, Any],
     *,
-    kind: Coordination,
+    kind: _Coordination,
 ) -> MultimodalVAE:
     """A coordination-based model, by its weights and its kind of joint posterior.
 
@@ -287,10 +287,7 @@ def coordination_model(
         return inference.posterior(params, experts, subset)
 
     return base._replace(
-        init=init,
-        objective=objective,
-        encode=inference.encode,
-        posterior=posterior,
+        init=init, objective=objective, encode=inference.encode, posterior=posterior
     )
 
 

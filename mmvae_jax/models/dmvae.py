@@ -10,12 +10,11 @@ from mmvae_jax.mathematics import distributions, elbo, posteriors
 from mmvae_jax.models import parts
 from mmvae_jax.models.mixtures import PRIOR_EXPERT
 from mmvae_jax.models.parts import (
-    PRIVATE_OPTIONS,
     encode,
     make_networks,
-    private_model,
     standard_latents,
 )
+from mmvae_jax.models.private import PRIVATE_OPTIONS, private_model
 from mmvae_jax.types import (
     AnyArray,
     Array,

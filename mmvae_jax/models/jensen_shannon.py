@@ -25,7 +25,7 @@ from mmvae_jax.types import (
 )
 
 # The divergence from the dynamic prior stands where the KL to the prior would.
-WEIGHTS = TermWeights(kl=0.0)
+_WEIGHTS = TermWeights(kl=0.0)
 
 OPTIONS = {
     "subset_estimator": SUBSET_ESTIMATOR,  # of the expectation over components
@@ -59,7 +59,7 @@ def jensen_shannon_model(
             decode_prior=options["decode_prior"],
             estimator=options["subset_estimator"],
         )
-        return elbo.loss(terms, beta, WEIGHTS), terms
+        return elbo.loss(terms, beta, _WEIGHTS), terms
 
     def posterior(
         params: Params, experts: Gaussian, subset: Array, key: PRNGKey

@@ -12,7 +12,7 @@ from mmvae_jax.networks import vectors
 from mmvae_jax.types import Array, Batch, Gaussian, Params, PRNGKey
 
 
-class JointEncoder(NamedTuple):
+class _JointEncoder(NamedTuple):
     """q(z|X) as a network, by its own parameters.
 
     Attributes:
@@ -28,7 +28,7 @@ class JointEncoder(NamedTuple):
     posterior: Callable[[Params, Gaussian], Gaussian]
 
 
-def make_joint_encoder(nets: Networks) -> JointEncoder:
+def make_joint_encoder(nets: Networks) -> _JointEncoder:
     """The simplest joint encoder that any mixture of networks allows.
 
     Every modality goes through an encoder like its own, with parameters of its own;
@@ -64,6 +64,6 @@ def make_joint_encoder(nets: Networks) -> JointEncoder:
         joined = jnp.concatenate(list(rows), axis=-1)
         return cast(Gaussian, head.apply(params["head"], joined))
 
-    return JointEncoder(
+    return _JointEncoder(
         init, features, lambda params: features(params, zeros()), posterior
     )

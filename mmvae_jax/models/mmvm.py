@@ -1,4 +1,18 @@
-"""Unimodal VAEs tied by a data-dependent mixture prior (MMVM)."""
+"""Unimodal VAEs tied by a data-dependent mixture prior (MMVM).
+
+The latent vector of the model is the M of them end to end, M D dimensions, and
+whatever is computed for a multimodal model is computed for this one:
+
+* An observed modality has its own posterior. One that is not observed is
+  generated as published, from the posterior of a modality that is: of each
+  observed one for its share of the examples, and with a sample of its own.
+* `elbo` and the log-likelihood are those of M VAEs with the prior N(0, I), as of
+  the model `unimodal`: the data-dependent prior is no density of latent vectors
+  before the data are seen.
+* Prior samples are of N(0, I), independent for each modality. No way to generate
+  without a condition is published: nothing ties modalities or pulls posteriors
+  to N(0, I) where a is 0, so joint coherence and prior samples say little.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -44,19 +58,6 @@ def mixture_prior_model(
     a the option alpha: 0 is the paper's objective, 1 unimodal VAEs. The
     released code anneals it from 1 to 0 over the first 150,000 steps; here it is
     constant, since an objective does not know the step.
-
-    The latent vector of the model is the M of them end to end, M D dimensions, and
-    whatever is computed for a multimodal model is computed for this one:
-
-    * An observed modality has its own posterior. One that is not observed is
-      generated as published, from the posterior of a modality that is: of each
-      observed one for its share of the examples, and with a sample of its own.
-    * `elbo` and the log-likelihood are those of M VAEs with the prior N(0, I), as of
-      the model `unimodal`: the data-dependent prior is no density of latent vectors
-      before the data are seen.
-    * Prior samples are of N(0, I), independent for each modality. No way to generate
-      without a condition is published: nothing ties modalities or pulls posteriors
-      to N(0, I) where a is 0, so joint coherence and prior samples say little.
 
     Args:
       config: as for `make_model`; model.latent_dim is D.

@@ -12,7 +12,6 @@ from mmvae_jax import networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, posteriors
 from mmvae_jax.mathematics.distributions import Likelihood
-from mmvae_jax.models.options import number, one_of
 from mmvae_jax.networks import vectors
 from mmvae_jax.types import (
     OBSERVED,
@@ -27,16 +26,6 @@ from mmvae_jax.types import (
     PRNGKey,
     TokenShape,
 )
-
-# Of models whose latent_dim is that of a vector that all modalities share.
-PRIVATE_OPTIONS = {
-    # Latent dimensions of each modality; 0 = latent_dim. Palumbo et al. (2023): 32 of
-    # each, 32 shared.
-    "private_dim": number(0, 0),
-    # What is generated unconditionally has private vectors of its "own" for each
-    # modality, or one that is "shared" by all.
-    "private_draw": one_of("own", "shared"),
-}
 
 
 class Networks(NamedTuple):
@@ -194,7 +183,7 @@ def decode(nets: Networks, params: Params, modality: str, z: Array) -> Array:
     return nets.likelihoods[modality].mean(output)
 
 
-def log_likelihood(
+def _log_likelihood(
     nets: Networks, params: Params, modality: str, z: Array, x: AnyArray
 ) -> Array:
     """log p(x|z) [N] of one modality, z [N, D], x [N, ...]; nats."""
@@ -212,30 +201,10 @@ def log_likelihoods(nets: Networks, params: Params) -> elbo.LogLikelihoods:
 
     def weighted(modality: str, z: Array, x: AnyArray) -> Array:
         weight = nets.weights[modality]
-        value = log_likelihood(nets, params, modality, z, x)
+        value = _log_likelihood(nets, params, modality, z, x)
         return value if weight == 1 else weight * value
 
     return {m: partial(weighted, m) for m in nets.decoders}
-
-
-def own_or_prior(
-    experts: Distribution, prior: Distribution, subset: AnyArray
-) -> Distribution:
-    """Latent vectors that every modality has for itself, end to end.
-
-    Args:
-      experts: fields [M, B, d].
-      prior: fields [M, d], what is left to a modality that is not observed.
-      subset: bool [M] or [M, B], the observed ones; may be traced.
-
-    Returns:
-      A distribution with fields [B, M d].
-    """
-    observed = posteriors.append_axes(jnp.asarray(subset), 3)
-    kept = jax.tree.map(
-        lambda own, prior: jnp.where(observed, own, prior[:, None]), experts, prior
-    )
-    return jax.tree.map(lambda field: jnp.concatenate(list(field), -1), kept)
 
 
 def undefined(*args: Any) -> Any:
@@ -277,7 +246,7 @@ def assemble(
     def log_likelihood_of(params: Params, z: Array, batch: Batch) -> dict[str, Array]:
         own = parts(z)
         values = {
-            m: log_likelihood(nets, params, m, own[m], batch[m]) for m in nets.shapes
+            m: _log_likelihood(nets, params, m, own[m], batch[m]) for m in nets.shapes
         }
         observed = elbo.observed_of(batch, len(values))
         return elbo.observed_terms(values, observed)
@@ -302,63 +271,3 @@ def assemble(
             *nets.encoders.values(), *nets.decoders.values()
         ),
     )
-
-
-def private_model(
-    nets: Networks,
-    latents: Latents,
-    shared_dim: int,
-    private_draw: str,
-    shared_posterior: Callable[..., Distribution],
-) -> MultimodalVAE:
-    """Model with a latent vector for each modality beside the shared one, no objective.
-
-    Its latent vector is z = [shared, w_1, ..., w_M] end to end, and modality m is
-    decoded from [shared, w_m]. A modality that is not observed is generated with w_m
-    from its prior p(w). The linear probe sees the w_m too: it is not a probe of the
-    shared vector alone.
-
-    Args:
-      nets: networks of all modalities, whose experts are [shared, w_m].
-      latents: experts, and the prior of the whole latent vector.
-      shared_dim: d, dimensions of the shared vector.
-      private_draw: one of the option's choices (PRIVATE_OPTIONS).
-      shared_posterior: (key, shared experts [M, B, d], subset) -> [B, d].
-    """
-    split = partial(distributions.split, size=shared_dim)
-    num_modalities = len(nets.shapes)
-    private_dim = nets.latent_dim - shared_dim
-
-    def parts_of(z: Array) -> dict[str, Array]:
-        shared, private = split(z)
-        own = jnp.split(private, num_modalities, axis=-1)
-        pairs = zip(nets.shapes, own, strict=True)
-        return {m: distributions.join(shared, w) for m, w in pairs}
-
-    def private_posterior(
-        params: Params, private: Distribution, subset: Array
-    ) -> Distribution:
-        _, prior = split(latents.prior(params))
-        prior = jax.tree.map(lambda field: field.reshape(-1, private_dim), prior)
-        return own_or_prior(private, prior, subset)
-
-    def posterior(
-        params: Params, experts: Distribution, subset: Array, key: PRNGKey
-    ) -> Distribution:
-        shared, private = split(experts)
-        return distributions.join(
-            shared_posterior(key, shared, subset),
-            private_posterior(params, private, subset),
-        )
-
-    model = assemble(nets, latents, parts_of)
-
-    def sample_prior(params: Params, key: PRNGKey, num: int) -> Array:
-        z = model.sample_prior(params, key, num)
-        if private_draw == "own":
-            return z
-        shared, private = split(z)
-        repeated = jnp.tile(private[:, :private_dim], (1, num_modalities))
-        return distributions.join(shared, repeated)
-
-    return model._replace(posterior=posterior, sample_prior=sample_prior)

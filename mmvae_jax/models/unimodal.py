@@ -11,9 +11,9 @@ from mmvae_jax.models.parts import (
     encode,
     log_likelihoods,
     make_networks,
-    own_or_prior,
     standard_latents,
 )
+from mmvae_jax.models.private import own_or_prior
 from mmvae_jax.types import (
     Array,
     Batch,

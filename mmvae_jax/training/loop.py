@@ -157,17 +157,25 @@ def fit(
         if _is_at(step, every) or (every and step == num_steps):
             state, totals = _take_totals(state, layout)
         clock.call = _Call(step, num, done, totals)
-        is_save = _is_at(step, events.save_every_steps)
-        is_eval = _is_at(step, events.eval_every_steps)
-        if is_save or is_eval:
-            clock.finish()
-            if is_save:  # first, since an evaluation may take long
-                events.save(step, state)
-            if is_eval:
-                events.evaluate(step, state)
-            clock.restart()
+        _save_and_evaluate(clock, events, step, state)
     clock.finish()
     return state
+
+
+def _save_and_evaluate(
+    clock: _Clock, events: Events, step: int, state: TrainState
+) -> None:
+    """Saves and evaluates the state where it is time to, and leaves that untimed."""
+    is_save = _is_at(step, events.save_every_steps)
+    is_eval = _is_at(step, events.eval_every_steps)
+    if not (is_save or is_eval):
+        return
+    clock.finish()
+    if is_save:  # first, since an evaluation may take long
+        events.save(step, state)
+    if is_eval:
+        events.evaluate(step, state)
+    clock.restart()
 
 
 def _is_at(step: int, period: int) -> bool:

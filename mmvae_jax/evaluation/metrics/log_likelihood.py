@@ -31,7 +31,7 @@ from mmvae_jax.types import (
     PRNGKey,
 )
 
-Draws = Iterator[tuple[np.ndarray, np.ndarray]]
+_Draws = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 def log_likelihood(
@@ -93,7 +93,7 @@ def log_likelihood(
 
 
 def importance_estimate(
-    model: MultimodalVAE, params: Params, batch: Batch, draws: Draws
+    model: MultimodalVAE, params: Params, batch: Batch, draws: _Draws
 ) -> np.ndarray:
     """log of the mean importance weight of each example.
 
@@ -127,7 +127,7 @@ def joint_draws(
     subset: np.ndarray,
     key: PRNGKey,
     num_samples: int,
-) -> Draws:
+) -> _Draws:
     """Samples of the posterior given all observed modalities.
 
     Where it is a mixture, each sample is drawn from one component, and that
@@ -158,7 +158,7 @@ def mixture_draws(
     subset: np.ndarray,
     key: PRNGKey,
     num_samples: int,
-) -> Draws:
+) -> _Draws:
     """Samples of the mixture of all components, stratified over the L samples.
 
     Every example goes through the components in order with one random offset, so

@@ -17,10 +17,10 @@ from mmvae_jax.evaluation.generate import prior_examples, to_eight_bits
 from mmvae_jax.evaluation.metric import EvaluationData, images_of
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
-PATCH_SIZE = 7
+_PATCH_SIZE = 7
 NORMALISATIONS = ("real", "own")
 # Detail this faint, a quarter of an 8-bit grey level, is not scaled up to one.
-MIN_STD = 1e-3
+_MIN_STD = 1e-3
 
 
 def swd(
@@ -146,11 +146,11 @@ def laplacian_pyramid(images: np.ndarray) -> list[np.ndarray]:
     Returns:
       Levels, float32 [N, h, w, C].
     """
-    missing = [max(PATCH_SIZE - size, 0) for size in images.shape[1:3]]
+    missing = [max(_PATCH_SIZE - size, 0) for size in images.shape[1:3]]
     widths = [(0, 0), *((n // 2, n - n // 2) for n in missing), (0, 0)]
     images = np.pad(images, widths, mode="edge")
     levels = [images]
-    while (min(levels[-1].shape[1:3]) + 1) // 2 >= PATCH_SIZE:
+    while (min(levels[-1].shape[1:3]) + 1) // 2 >= _PATCH_SIZE:
         fine = levels[-1]
         coarse = _blur(fine)[:, ::2, ::2]
         enlarged = np.zeros_like(fine)
@@ -164,7 +164,7 @@ def patch_corners(
     size: tuple[int, int], num: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Top left corners [P, 2] of different patches, P = num or all there are."""
-    height, width = (n - PATCH_SIZE + 1 for n in size)
+    height, width = (n - _PATCH_SIZE + 1 for n in size)
     places = rng.permutation(height * width)[:num]
     return np.stack(np.unravel_index(places, (height, width)), axis=-1)
 
@@ -172,7 +172,7 @@ def patch_corners(
 def patches(images: np.ndarray, corners: np.ndarray) -> np.ndarray:
     """Patches [N * P, 7, 7, C] of images [N, H, W, C] at corners [P, 2]."""
     return np.concatenate(
-        [images[:, y : y + PATCH_SIZE, x : x + PATCH_SIZE] for y, x in corners]
+        [images[:, y : y + _PATCH_SIZE, x : x + _PATCH_SIZE] for y, x in corners]
     )
 
 
@@ -193,7 +193,7 @@ def normalise(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """
     mean = reference.mean(axis=(0, 1, 2), dtype=np.float64)
     std = reference.std(axis=(0, 1, 2), dtype=np.float64)
-    scale = 1.0 / np.maximum(std, MIN_STD)
+    scale = 1.0 / np.maximum(std, _MIN_STD)
     return (values - mean.astype(np.float32)) * scale.astype(np.float32)
 
 
