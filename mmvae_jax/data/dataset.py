@@ -1,15 +1,7 @@
-"""Prepared data in memory, and the order in which training sees them.
+"""Data sets in memory: splits, kinds of modalities, and bytes as numbers.
 
 A modality is of one of three kinds, told by its type: images are uint8, vectors (of any
 shape) float32, sequences of tokens int32.
-
-A prepared data set is a TFDS folder in the array_record format whose records are
-blocks of examples: one feature [n, ...] a modality, `label` and `attribute/NAME` [n]
-where there are any; its metadata hold `modalities` (names in order), `num_examples`
-(split -> int) and `fingerprint`, and where there are tokens or attributes `words`,
-`attributes` and `meanings` (as `Dataset` has them).
-
-Batches are a pure function of seed and step, so a resumed run needs no iterator state.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,11 @@
-"""Prepared data sets, read from their folder without TensorFlow."""
+"""Prepared data sets, read from their folder without TensorFlow.
+
+A prepared data set is a TFDS folder in the array_record format whose records are
+blocks of examples: one feature [n, ...] a modality, `label` and `attribute/NAME` [n]
+where there are any; its metadata hold `modalities` (names in order), `num_examples`
+(split -> int) and `fingerprint`, and where there are tokens or attributes `words`,
+`attributes` and `meanings` (as `Dataset` has them).
+"""
 
 import json
 from collections.abc import Sequence

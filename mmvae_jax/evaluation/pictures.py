@@ -132,7 +132,7 @@ def _captions(rows: AnyArray, words: Sequence[str]) -> list[str]:
 
 
 def _real_captions(examples: Split, modality: str, words: _Words) -> list[str]:
-    """Those of real examples, or a word where they are missing."""
+    """Captions of real examples, or a word where they are missing."""
     found = _captions(examples.modalities[modality], words[modality])
     is_there = examples.is_observed(modality)
     return [

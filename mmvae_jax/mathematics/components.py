@@ -1,4 +1,8 @@
-"""Choice of the component that an example of a mixture is decoded from."""
+"""Choice of the component that an example of a mixture is decoded from.
+
+Components are drawn stratified over the batch or independently, and only the chosen
+ones are computed where a mixture has many.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,15 +1,16 @@
 """Objectives: experts in, named terms per example out, in nats.
 
-Those that several models share; that of one model alone is in its file in `models`.
+Objectives that several models share are here; one that a single model has is in its
+file in `models`.
 
 Each function takes `log_likelihoods`, modality -> function (z [N, D], x [N, ...])
 -> [N], the decoder followed by its likelihood. beta appears only in `loss`, which
 weights the terms, and in the importance-weighted objectives (`importance` and
 `models.mmvae_plus`), where it is inside of the logarithm.
 
-Of an example that misses modalities (`batch[OBSERVED]`), every objective is the one
-of the modalities that are there: their terms alone, products of their experts,
-subsets and means of them.
+Where an example misses modalities (`batch[OBSERVED]`), every objective is that of the
+modalities that are there: their terms alone, products of their experts, subsets and
+means of them.
 """
 
 import math
@@ -53,10 +54,10 @@ class TermWeights(NamedTuple):
     Floats, or [B] where they depend on what is observed of an example.
 
     Attributes:
-      log_likelihood: of the reconstruction terms of the bound.
-      kl: of the KL terms of the bound; times beta in the loss.
-      auxiliary_log_likelihood: of what is no part of the bound, likewise.
-      auxiliary_kl: likewise; times beta in the loss.
+      log_likelihood: weight of the reconstruction terms of the bound.
+      kl: weight of the KL terms of the bound; times beta in the loss.
+      auxiliary_log_likelihood: weight of the reconstruction terms outside the bound.
+      auxiliary_kl: weight of the KL terms outside the bound; times beta in the loss.
     """
 
     log_likelihood: float | Array = 1.0

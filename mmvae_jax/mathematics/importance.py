@@ -1,8 +1,8 @@
 """Importance-weighted objective of the MMVAE as it was released.
 
-beta is inside of the logarithm here, so that each returns its loss with its terms. The
-published code has no beta, and Daunhawer et al. (2022), who vary it in Fig. 12, do not
-say where they put it; it stands here where MMVAE+ and MultiVae have it.
+beta is inside of the logarithm, so that an objective returns its loss with its terms.
+The published code has no beta, and Daunhawer et al. (2022), who vary it in Fig. 12, do
+not say where they put it; it stands here where MMVAE+ and MultiVae have it.
 """
 
 import math

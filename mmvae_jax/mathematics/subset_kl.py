@@ -1,4 +1,8 @@
-"""The KL term of Eq. 2 over all subsets, run fast; the plain form stands beside it."""
+"""The KL terms of Eq. 2 over all subsets: the fast form, and the plain one beside it.
+
+`plain_mixture_kl` is the equation in two lines. `mixture_kl` has its value and its
+gradient, with less memory: block by block, and with a gradient written by hand.
+"""
 
 import math
 from typing import Any

@@ -52,7 +52,7 @@ from mmvae_jax.types import (
 
 
 class _Inference(NamedTuple):
-    """How a joint posterior comes about, as `MultimodalVAE` has these functions.
+    """A kind of joint posterior, by functions that `MultimodalVAE` has too.
 
     Attributes:
       init: (params of `parts.assemble`, key) -> params.
@@ -318,7 +318,7 @@ def coordinated_elbo(
       experts: q_m, fields [M, B, D]; None if there are none, for no auxiliary KL.
       batch: modality -> [B, ...].
       key: random key.
-      log_likelihoods: one function a modality (`objectives`).
+      log_likelihoods: one function a modality (`elbo.LogLikelihoods`).
       unimodal_log_likelihoods: what reconstructs a modality from its own expert,
         likewise; None: nothing does.
       is_coordinated: whether auxiliary_kl is that of q_J from the experts, and not

@@ -1,4 +1,4 @@
-"""mmJSD: a Jensen-Shannon divergence with a dynamic prior."""
+"""mmJSD: a mixture of experts, tied by a Jensen-Shannon divergence."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -101,7 +101,7 @@ def jensen_shannon_elbo(
       experts: fields [M, B, D].
       batch: modality -> [B, ...].
       key: random key.
-      log_likelihoods: one function a modality (`objectives`).
+      log_likelihoods: one function a modality (`elbo.LogLikelihoods`).
       decode_prior: whether the prior is a component of the mixture that is decoded,
         as released: one example in M + 1 is then reconstructed from noise.
       estimator: of the expectation over components, as for `subset_elbo`.

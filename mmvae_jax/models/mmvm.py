@@ -97,7 +97,7 @@ def mixture_prior_model(
         params: Params, experts: Gaussian, observed: Array
     ) -> tuple[Gaussian, Array]:
         del params
-        # What is missing has the prior: its latent vector is not asked for.
+        # A missing modality has the prior: its latent vector is not asked for.
         prior = jax.tree.map(jnp.zeros_like, experts)
         is_there = posteriors.append_axes(observed, 3)
         joint = _end_to_end(jax.tree.map(partial(jnp.where, is_there), experts, prior))

@@ -39,7 +39,7 @@ OPTIONS = {
     # The mean over modalities is outside of the logarithm, as released ("loose"), or
     # inside ("tight").
     "form": one_of(*importance.FORMS),
-    # Of the gradient: "dreg" as released, or "iwae".
+    # Estimator of the gradient: "dreg" as released, or "iwae".
     "estimator": one_of(*importance.ESTIMATORS),
 }
 # A mean over one modality is in and outside of the logarithm the same.

@@ -23,8 +23,8 @@ PRIVATE_OPTIONS = {
     # Latent dimensions of each modality; 0 = latent_dim. Palumbo et al. (2023): 32 of
     # each, 32 shared.
     "private_dim": number(0, 0),
-    # What is generated unconditionally has private vectors of its "own" for each
-    # modality, or one that is "shared" by all.
+    # Private vectors of unconditional samples: each modality's "own", or one that is
+    # "shared" by all.
     "private_draw": one_of("own", "shared"),
 }
 

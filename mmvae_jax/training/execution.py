@@ -1,4 +1,8 @@
-"""How steps and members are executed: mapping, steps a call, precision."""
+"""The compiled program of a sweep, and the states that it starts from.
+
+`compile_steps` is the one place where jit, the mapping of members, loops over steps
+and several devices are applied to the train step. `Execution` says how.
+"""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -46,7 +50,7 @@ def matmul_precision(precision: str, backend: str) -> str | None:
 
 
 class Execution(NamedTuple):
-    """How steps and members are executed, and on which devices.
+    """Execution of steps and members, and the devices that it takes.
 
     Attributes:
       mapping: one of `sweep.MAPPINGS`, for the members on a device.
@@ -73,7 +77,7 @@ def compile_steps(task: step.Task, execution: Execution) -> jax.stages.Wrapped:
       (state [K], hyper [K], keys [K], data, indices [N, B], num []) ->
       (state [K], step [K]); data: modality -> [num_examples, ...]. `state` is
       donated; the second output is there to be waited for. On several devices, state,
-      hyper, keys and data are expected where `meshes` puts them.
+      hyper, keys and data are expected where `devices` puts them.
     """
     layout = execution.layout
 

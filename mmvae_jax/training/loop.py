@@ -1,8 +1,7 @@
-"""The train step, its compiled form, and the only train loop, in this order.
+"""The only train loop: `fit`, for sweeps, resumed runs and judges alike.
 
-Step: `train_step` is pure and knows one member. Execution: `compile_steps` is the one
-place where jit, vmap, map, loops over steps and several devices are applied to it.
-Loop: `fit` calls what was compiled, for sweeps, resumed runs and classifiers alike.
+`step.train_step` is pure and knows one member. `execution.compile_steps` makes the
+program of all members from it, and `fit` calls that program.
 """
 
 import time

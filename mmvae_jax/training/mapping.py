@@ -1,4 +1,4 @@
-"""How a sweep is executed: by rule, and within the device's memory.
+"""Choice of how a sweep is executed: by rule, and within the device's memory.
 
 The rule knows which mapping of members is fast on which backend. Members that do not
 fit the device's memory at once are taken in chunks.

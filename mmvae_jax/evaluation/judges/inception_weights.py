@@ -144,7 +144,7 @@ class _Unpickler(pickle.Unpickler):
         self._storages = storages
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands in for a name."""
+        """The substitute for a name of the pickle."""
         if f"{module}.{name}" not in _NAMES:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return _NAMES[f"{module}.{name}"]

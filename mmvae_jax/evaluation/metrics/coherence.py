@@ -175,7 +175,7 @@ def conditional_coherence(
     subsets: Sequence[_Subset],
     key: PRNGKey,
 ) -> dict[str, _Table]:
-    """How often what is generated given each subset shows the example's values.
+    """Fraction of examples generated given a subset that show the right value.
 
     Args:
       model: for one sweep member.
@@ -230,7 +230,7 @@ def joint_coherence(
     key: PRNGKey,
     num_samples: int,
 ) -> dict[str, float]:
-    """How often prior samples show one value in all modalities.
+    """Fraction of prior samples that show one value in all modalities.
 
     Args:
       model: for one sweep member.
@@ -334,5 +334,5 @@ def _others(target: str, modalities: tuple[str, ...]) -> _Subset:
 
 
 def _mean(values: Iterable[float]) -> float:
-    """Their mean."""
+    """Mean of some values."""
     return float(np.mean(list(values)))

@@ -228,7 +228,7 @@ def _(q: Laplace, z: np.ndarray) -> np.ndarray:
 
 
 def _on_host(q: Distribution) -> Distribution:
-    """The same distribution as numpy arrays."""
+    """A distribution as NumPy arrays in host memory."""
     return jax.tree.map(np.asarray, q)
 
 
