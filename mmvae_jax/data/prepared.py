@@ -99,7 +99,7 @@ def _check_description(directory: Path) -> None:
 
 
 def _check_values(dataset: Dataset) -> None:
-    """Raises ValueError where a data set is not what its documentation says."""
+    """Raises ValueError where a data set differs from its documentation."""
     if not isinstance(dataset.fingerprint, str):
         raise ValueError("its fingerprint is no text")
     for split in (dataset.train, dataset.test):

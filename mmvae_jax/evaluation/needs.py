@@ -99,7 +99,7 @@ def supplied(name: str, config: Any, data_dir: str) -> dict[str, Any]:
 
 
 def _folder(name: str, need: str, data_dir: str) -> Path | None:
-    """The folder of what is kept for a need of a metric; None where nothing is."""
+    """The folder of the files kept for a need of a metric; None where none are."""
     if need == "cache":
         return Path(data_dir).expanduser() / name
     if need in judges.KINDS:

@@ -211,7 +211,7 @@ def _captioned_prior(
 
 
 def _draws_beside(given: Draws, test: Split, words: _Words) -> np.ndarray:
-    """A row for each example: what is given on the left, then its draws."""
+    """A row for each given example: itself on the left, then its draws."""
     is_list = given.target in words
     if given.source in words:
         real = _real_captions(given.examples, given.source, words)

@@ -16,7 +16,7 @@ _NUM_CONDITIONAL_DRAWS = 10
 def sample_grids(
     model: MultimodalVAE, params: Params, test: Split, key: PRNGKey
 ) -> dict[str, np.ndarray]:
-    """Pictures of what one member generates, captions left out.
+    """Pictures of the examples that one member generates, without captions.
 
     Args and names as of `draw_samples` and `pictures.draw_grids`, without words.
     """

@@ -98,7 +98,7 @@ def share_of_each(observed: AnyArray) -> Array:
 
 
 def uniform_weights(observed: AnyArray) -> Array:
-    """Equal weights for what is observed, 0 for the rest: bool to float [M, ...]."""
+    """Equal weights of the observed modalities, else 0: bool to float [M, ...]."""
     return jnp.where(observed, share_of_each(observed), 0.0)
 
 

@@ -228,7 +228,7 @@ def default_options(name: str) -> dict[str, Any]:
 
 
 def check(config: Any) -> None:
-    """Checks what can be said of a model before there are any data.
+    """Checks the model of a config, as far as no data are needed for it.
 
     Raises:
       UsageError: the model is unknown, or one of its options is unknown or not allowed.

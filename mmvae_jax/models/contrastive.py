@@ -59,7 +59,7 @@ OPTIONS = PRIVATE_OPTIONS | {
     # Variance of the shared code, where its prior begins with 1.
     "code_variance": Option(0.1, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}"),
     "code_components": number(50, 1),  # Gaussians in the prior of the code
-    # Weight of finding the code again in what is generated.
+    # Weight of finding the code again in generated examples.
     "consistency": number(1.0, 0),
 }
 
@@ -124,7 +124,7 @@ def contrastive_model(
         return elbo.loss(terms, beta), terms
 
     def encode_generated(params: Params, z: Mapping[str, Array]) -> Array:
-        """Codes [M, B, d] of what is decoded, the encoders being constants."""
+        """Codes [M, B, d] of decoded examples, the encoders being constants."""
         examples = {m: decode(nets, params, m, own) for m, own in z.items()}
         experts = encode_all(jax.lax.stop_gradient(params), examples)
         return experts.mean[..., :size]

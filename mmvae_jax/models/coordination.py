@@ -122,7 +122,7 @@ def _network_inference(nets: Networks) -> _Inference:
 
 
 def _zeroing_inference(nets: Networks) -> _Inference:
-    """A joint encoder alone; what is not observed is an input of zeros.
+    """A joint encoder alone, with zeros as the input of a missing modality.
 
     Suzuki et al. (2016): their JMVAE without unimodal encoders, which they find to
     fail where the absent modality is large. The experts are the M rows of features

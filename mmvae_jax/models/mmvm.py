@@ -120,7 +120,7 @@ def mixture_prior_elbos(
     *,
     log_likelihoods: elbo.LogLikelihoods,
 ) -> ObjectiveTerms:
-    """M VAEs and what ties them: the data-dependent MMVM prior (Sutter et al., 2024).
+    """M VAEs, tied by the data-dependent MMVM prior (Sutter et al., 2024).
 
     The prior of every z_m is the mixture (1/M) sum_n q(z_m|x_n). As released, its KL
     is bounded from above by convexity: `auxiliary_kl` is

@@ -122,7 +122,7 @@ def official_latents(shape: tuple[int, ...], family: str, is_learned: bool) -> L
 
 
 def experts_of(emitted: Gaussian, family: str) -> Distribution:
-    """Experts of a family from what encoders emit; a Gaussian is left as is."""
+    """Experts of a family from the encoders' output; a Gaussian is left as is."""
     if family == "gaussian":
         return emitted
     log_scale = _softmax_log_scale(emitted.log_variance)

@@ -163,7 +163,7 @@ def encode(nets: Networks, params: Params, batch: Batch) -> Gaussian:
 
 
 def without_missing(modalities: Sequence[str], batch: Batch) -> Batch:
-    """The batch with zeros for what is missing, of which not even NaN is left."""
+    """The batch with zeros in place of missing values, NaN among them."""
     if OBSERVED not in batch:
         return batch
     observed = batch[OBSERVED]

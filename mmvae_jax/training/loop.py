@@ -91,7 +91,7 @@ class _Clock:
         self.longest = max(1, min(most, wanted, 4 * call.num))
 
     def restart(self) -> None:
-        """Leaves out of the time what was done since the last call."""
+        """Leaves the time since the last call out of the next measurement."""
         self._last_done = time.perf_counter()
 
 
@@ -184,7 +184,7 @@ def _is_at(step: int, period: int) -> bool:
 
 def _take_totals(state: TrainState, layout: devices.Layout) -> tuple[TrainState, tuple]:
     """Takes the sums of the metrics out of a state and sets them to zero."""
-    # Copies, since the next call is given what stays in the state.
+    # Copies, since the state's own arrays are donated to the next call.
     taken = devices.gather((state.totals, state.num_logged, state.finite), layout)
     zeros = jax.tree.map(jnp.zeros_like, (state.totals, state.num_logged))
     return state._replace(totals=zeros[0], num_logged=zeros[1]), taken

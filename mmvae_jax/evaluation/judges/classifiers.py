@@ -86,7 +86,7 @@ def get_classifiers(
 
 
 def check(config: Any, dataset: Dataset, metric: str = "coherence") -> None:
-    """Checks what would otherwise fail after training has begun.
+    """Checks, before training, that classifiers can be made and trained.
 
     Raises:
       UsageError: the data have no labels, or examples do not fit the network.
@@ -194,7 +194,7 @@ def groups_of_one_shape(dataset: Dataset) -> list[list[str]]:
 def _train_group(
     network: Any, settings: Any, dataset: Dataset, group: list[str], events: loop.Events
 ) -> dict:
-    """Trains one classifier a modality of a group; modality -> what is stored."""
+    """Trains one classifier a modality of a group; modality -> its file's content."""
     data = {m: dataset.train.modalities[m] for m in group}
     data["labels"] = require_labels(dataset.train, "coherence")
     if dataset.train.observed is not None:

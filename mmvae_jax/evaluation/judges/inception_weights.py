@@ -126,7 +126,7 @@ def _tensor(
     return np.ndarray(shape, storage.dtype, storage, size * offset, byte_strides)
 
 
-# The names in a state dict's pickle -> what stands in for them.
+# The names in a state dict's pickle -> their substitutes.
 _NAMES = {
     "collections.OrderedDict": collections.OrderedDict,
     "torch._utils._rebuild_tensor_v2": _tensor,

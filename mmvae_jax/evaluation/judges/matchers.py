@@ -105,7 +105,7 @@ def get_matchers(
 
 
 def check(config: Any, dataset: Dataset, metric: str = "matching") -> None:
-    """Checks what would otherwise fail after training has begun.
+    """Checks, before training, that matching networks can be made and trained.
 
     Raises:
       UsageError: the network is unknown, or no examples have all modalities.

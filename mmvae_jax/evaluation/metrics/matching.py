@@ -267,7 +267,7 @@ def _conditional_features(
     matchers: Matchers,
     key: PRNGKey,
 ) -> dict[tuple[_Subset, str], np.ndarray]:
-    """Features of what is generated from one modality, and from all but one.
+    """Features of examples generated from one modality, and from all but one.
 
     Returns:
       (subset, target) -> [N, F], targets outside of the subset.
@@ -299,7 +299,7 @@ def _embed(
     decoded: Mapping[str, Array],
     modalities: Sequence[str],
 ) -> dict[str, Array]:
-    """Features of some modalities' likelihood means; nan what is not finite."""
+    """Features of some modalities' likelihood means; nan where these are not finite."""
     examples = to_examples(data.test, decoded, data.words)
     return {
         m: nan_if_not_finite(
