@@ -49,9 +49,10 @@ test: $(VENV)/test.stamp  ## all tests but the slow ones
 test-slow: $(VENV)/test.stamp $(VENV)/cluster.stamp  ## the slow tests
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
-lint: $(VENV)/test.stamp  ## style and common mistakes
+lint: $(VENV)/test.stamp  ## style, common mistakes and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/test.stamp  ## rewrite in the house style
 	$(BIN)/ruff check --fix .

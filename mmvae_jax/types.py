@@ -26,7 +26,7 @@ AnyArray = jax.Array | np.ndarray
 PRNGKey = jax.Array
 Params = Any
 Shape = tuple[int, ...]
-Batch = Mapping[str, Array]
+Batch = Mapping[str, AnyArray]
 
 # The key under which a batch may tell which modalities of it are observed: bool [B, M],
 # every row with at least one True. The values of a missing modality may be anything.
@@ -151,7 +151,7 @@ class MultimodalVAE(NamedTuple):
     objective: Callable[..., tuple[Array, ObjectiveTerms]]
     encode: Callable[..., Distribution]
     posterior: Callable[..., Distribution]
-    mixture_posterior: Callable[..., tuple[Distribution, Array]]
+    mixture_posterior: Callable[..., tuple[Distribution, AnyArray]]
     decode: Callable[..., Mapping[str, Array]]
     log_likelihood: Callable[..., Mapping[str, Array]]
     sample_prior: Callable[..., Array]

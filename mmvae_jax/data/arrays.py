@@ -22,9 +22,9 @@ from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.types import OBSERVED
 
 # Refuses decompression bombs before anything is unpacked.
-MAX_BYTES = 16 << 30
-LABELS = "labels"
-WORDS = "_words"
+_MAX_BYTES = 16 << 30
+_LABELS = "labels"
+_WORDS = "_words"
 
 
 def load(
@@ -55,14 +55,14 @@ def load(
             if any(a != b for a, b in zip(own, test_words[m], strict=False)):
                 raise UsageError(
                     f"{path} and {test_path} number the words of {m} differently: one "
-                    f"{m}{WORDS} must begin with the other"
+                    f"{m}{_WORDS} must begin with the other"
                 )
         words = {m: max(own, test_words[m], key=len) for m, own in words.items()}
     else:
         train, test = _divide(train, test_fraction, seed, path)
     digest = hashlib.sha256()
     for split in (train, test):
-        arrays = split.leaves() | {LABELS: split.labels}
+        arrays = split.leaves() | {_LABELS: split.labels}
         for name, array in arrays.items():
             if array is not None:
                 digest.update(f"{name} {array.dtype} {array.shape} ".encode())
@@ -77,14 +77,14 @@ def _read(path: str | Path) -> tuple[Split, dict[str, tuple[str, ...]]]:
         raise ArgumentError("no file {} ({path}, {test_path})", path)
     arrays = _read_npz(path)
     for name, x in arrays.items():
-        if name.endswith(WORDS) and (x.ndim != 1 or x.dtype.kind != "U"):
+        if name.endswith(_WORDS) and (x.ndim != 1 or x.dtype.kind != "U"):
             raise UsageError(f"{path}: {name} must be strings [V], got {x.dtype}")
     words = {
-        name.removesuffix(WORDS): tuple(arrays.pop(name).tolist())
+        name.removesuffix(_WORDS): tuple(arrays.pop(name).tolist())
         for name in list(arrays)
-        if name.endswith(WORDS)
+        if name.endswith(_WORDS)
     }
-    labels, observed = arrays.pop(LABELS, None), arrays.pop(OBSERVED, None)
+    labels, observed = arrays.pop(_LABELS, None), arrays.pop(OBSERVED, None)
     if not arrays:
         raise UsageError(f"{path} holds no modality: one array each, examples first")
     lengths = {name: len(x) if x.ndim else 0 for name, x in arrays.items()}
@@ -104,13 +104,13 @@ def _read(path: str | Path) -> tuple[Split, dict[str, tuple[str, ...]]]:
             own = words.pop(name, tuple(str(i) for i in range(x.max() + 1)))
             if x.max() >= len(own):
                 raise UsageError(
-                    f"{path}: {name} has the token {x.max()}, and {name}{WORDS} only "
+                    f"{path}: {name} has the token {x.max()}, and {name}{_WORDS} only "
                     f"{len(own)} words"
                 )
             vocabularies[name] = own
     if words:
         name = next(iter(words))
-        raise UsageError(f"{path}: {name}{WORDS} is of no modality of tokens")
+        raise UsageError(f"{path}: {name}{_WORDS} is of no modality of tokens")
     return Split(modalities, _labels(path, labels, num), observed), vocabularies
 
 
@@ -120,8 +120,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             size = sum(entry.file_size for entry in entries)
-            if size > MAX_BYTES:
-                raise ValueError(f"unpacks to {size} bytes, {MAX_BYTES} is the limit")
+            if size > _MAX_BYTES:
+                raise ValueError(f"unpacks to {size} bytes, {_MAX_BYTES} is the limit")
             for entry in entries:
                 # With the other methods a few bytes unpack to gigabytes at once.
                 if entry.compress_type not in (
@@ -211,12 +211,12 @@ def _labels(path: Path, labels: np.ndarray | None, num: int) -> np.ndarray | Non
         return None
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (num,):
         raise UsageError(
-            f"{path}: {LABELS} must be integers ({num},), got {labels.dtype} "
+            f"{path}: {_LABELS} must be integers ({num},), got {labels.dtype} "
             f"{labels.shape}"
         )
     if labels.min() < 0 or labels.max() >= 1_000_000:
         raise UsageError(
-            f"{path}: {LABELS} are classes 0, 1, ..., got {labels.min()} to "
+            f"{path}: {_LABELS} are classes 0, 1, ..., got {labels.min()} to "
             f"{labels.max()}"
         )
     return labels.astype(np.int32)

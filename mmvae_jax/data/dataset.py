@@ -1,28 +1,22 @@
-"""Prepared data in memory, and the order in which training sees them.
+"""Data sets in memory: splits, kinds of modalities, and bytes as numbers.
 
 A modality is of one of three kinds, told by its type: images are uint8, vectors (of any
 shape) float32, sequences of tokens int32.
-
-A prepared data set is a TFDS folder in the array_record format whose records are
-blocks of examples: one feature [n, ...] a modality, `label` and `attribute/NAME` [n]
-where there are any; its metadata hold `modalities` (names in order), `num_examples`
-(split -> int) and `fingerprint`, and where there are tokens or attributes `words`,
-`attributes` and `meanings` (as `Dataset` has them).
-
-Batches are a pure function of seed and step, so a resumed run needs no iterator state.
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
-from mmvae_jax.types import OBSERVED, Array, TokenShape
+from mmvae_jax.types import OBSERVED, AnyArray, Array, TokenShape
 
 LABEL = "label"
 ATTRIBUTE = "attribute/"  # and its name
+# NumPy's arrays stay NumPy's.
+_Array = TypeVar("_Array", Array, np.ndarray, AnyArray)
 
 
 class Split(NamedTuple):
@@ -106,17 +100,17 @@ class Dataset(NamedTuple):
         }
 
 
-def is_image(x: Array | np.ndarray) -> bool:
+def is_image(x: AnyArray) -> bool:
     """Whether examples [N, ...] are images."""
     return x.dtype == np.uint8
 
 
-def is_tokens(x: Array | np.ndarray) -> bool:
+def is_tokens(x: AnyArray) -> bool:
     """Whether examples [N, ...] are sequences of tokens."""
     return np.issubdtype(x.dtype, np.integer) and not is_image(x)
 
 
-def scaled(x: Array) -> Array:
+def scaled(x: _Array) -> _Array:
     """Images from bytes to [0, 1]; everything else as it is.
 
     For use inside a compiled step, after the batch has been gathered: the whole

@@ -1,4 +1,11 @@
-"""Prepared data sets, read from their folder without TensorFlow."""
+"""Prepared data sets, read from their folder without TensorFlow.
+
+A prepared data set is a TFDS folder in the array_record format whose records are
+blocks of examples: one feature [n, ...] a modality, `label` and `attribute/NAME` [n]
+where there are any; its metadata hold `modalities` (names in order), `num_examples`
+(split -> int) and `fingerprint`, and where there are tokens or attributes `words`,
+`attributes` and `meanings` (as `Dataset` has them).
+"""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +18,7 @@ import tensorflow_datasets as tfds
 from mmvae_jax.data.dataset import ATTRIBUTE, LABEL, Dataset, Split, is_tokens
 from mmvae_jax.errors import UsageError
 
-MAX_JSON_BYTES = 64 << 20  # size of each file that describes prepared data
+_MAX_JSON_BYTES = 64 << 20  # size of each file that describes prepared data
 
 _FEATURES = {
     "tensorflow_datasets.core.features.features_dict.FeaturesDict",
@@ -77,8 +84,8 @@ def _check_description(directory: Path) -> None:
     """
     for name in ("dataset_info.json", "features.json", "metadata.json"):
         size = (directory / name).stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise ValueError(f"{name} has {size} bytes, {MAX_JSON_BYTES} is the limit")
+        if size > _MAX_JSON_BYTES:
+            raise ValueError(f"{name} has {size} bytes, {_MAX_JSON_BYTES} is the limit")
     left = [json.loads((directory / "features.json").read_text())]
     while left:
         item = left.pop()
@@ -92,7 +99,7 @@ def _check_description(directory: Path) -> None:
 
 
 def _check_values(dataset: Dataset) -> None:
-    """Raises ValueError where a data set is not what its documentation says."""
+    """Raises ValueError where a data set differs from its documentation."""
     if not isinstance(dataset.fingerprint, str):
         raise ValueError("its fingerprint is no text")
     for split in (dataset.train, dataset.test):

@@ -90,7 +90,7 @@ def evaluate_member(
     Returns:
       tag -> value, tags with the prefix "eval/".
     """
-    values = {}
+    values: dict[str, float] = {}
     for name, metric in metrics.items():
         announce(name)
         found = metric(

@@ -1,4 +1,4 @@
-"""How metrics walk over data, and what a model generates for them.
+"""Batches of test data for metrics, and examples that a model generates for them.
 
 Metrics loop over batches on the host with constant shapes, so that each compiled
 function compiles once. They sum in float64 numpy, because tens of thousands of float32
@@ -73,7 +73,7 @@ def conditional_means(
     params: Params,
     experts: Distribution,
     subset: Collection[str],
-    keys: Sequence[PRNGKey],
+    keys: Sequence[PRNGKey] | PRNGKey,
 ) -> dict[str, Array]:
     """Likelihood means of all modalities given some, one draw for each example.
 
@@ -89,7 +89,8 @@ def conditional_means(
     """
     mask = np.array([m in subset for m in model.modalities])
     posterior = model.posterior(params, experts, mask, keys[0])
-    return model.decode(params, distributions.sample(posterior, keys[1]))
+    z = distributions.sample(posterior, keys[1])
+    return dict(model.decode(params, z))
 
 
 def prior_examples(
@@ -119,7 +120,7 @@ def prior_examples(
 def prior_means(
     model: MultimodalVAE, params: Params, batch_size: int, key: PRNGKey, num: int
 ) -> Iterator[tuple[Mapping[str, Array], int]]:
-    """As `prior_examples`, but the likelihood means: of tokens, probabilities."""
+    """Likelihood means of prior samples; for tokens they are probabilities of words."""
     for index, start in enumerate(range(0, num, batch_size)):
         z = model.sample_prior(params, jax.random.fold_in(key, index), batch_size)
         yield model.decode(params, z), min(batch_size, num - start)

@@ -20,7 +20,7 @@ import numpy as np
 
 from mmvae_jax.data.dataset import Split, is_image, is_tokens
 from mmvae_jax.errors import ArgumentError, UsageError
-from mmvae_jax.types import Array
+from mmvae_jax.types import AnyArray, Array
 
 HIGHER, LOWER = "higher", "lower"  # values that are better
 _ARROWS = {HIGHER: " ↑", LOWER: " ↓", "": ""}
@@ -82,7 +82,7 @@ class Reader(NamedTuple):
         none, nan where the outputs are not finite. None: `most_probable`.
     """
 
-    apply: Callable[[Array], tuple[Array, Array]]
+    apply: Callable[[AnyArray], tuple[AnyArray, AnyArray]]
     accuracy: float
     read: Callable[[np.ndarray], np.ndarray] | None = None
 
@@ -100,7 +100,7 @@ class Matchers(NamedTuple):
       scale: (modality, modality) -> scale >= 0 of that pair, for both orders.
     """
 
-    embed: Mapping[str, Callable[[Array], Array]]
+    embed: Mapping[str, Callable[[AnyArray], Array]]
     scale: Mapping[tuple[str, str], float]
 
 
@@ -280,14 +280,14 @@ def require_matchers(
     Raises:
       UsageError: there are none, or one is missing.
     """
-    embed = data.matchers.embed if data.matchers is not None else {}
-    missing = [name for name in modalities if name not in embed]
+    matchers = data.matchers or Matchers({}, {})
+    missing = [name for name in modalities if name not in matchers.embed]
     if missing:
         raise UsageError(
             f"metric {metric!r} needs a matching network for every modality, none for "
             f"{', '.join(missing)}: train them, or leave the metric out"
         )
-    return data.matchers
+    return matchers
 
 
 def require_readers(

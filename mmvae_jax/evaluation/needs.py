@@ -44,7 +44,7 @@ def check(setting: Setting) -> list[str]:
       UsageError: a need of a metric is not met.
     """
     notes = {}
-    for name, needs in needed(setting.config.eval.metrics, setting.dataset).items():
+    for name, needs in _needed(setting.config.eval.metrics, setting.dataset).items():
         for need in needs:
             if need in NEEDS:
                 NEEDS[need](name, setting)
@@ -57,7 +57,7 @@ def check(setting: Setting) -> list[str]:
     return list(notes.values())
 
 
-def needed(names: Iterable[str], dataset: Dataset) -> dict[str, tuple[str, ...]]:
+def _needed(names: Iterable[str], dataset: Dataset) -> dict[str, tuple[str, ...]]:
     """Metric -> its needs, without those that a single modality does not have."""
     is_single = len(dataset.train.modalities) == 1
     left_out = _OF_SEVERAL_MODALITIES if is_single else ()
@@ -69,7 +69,7 @@ def needed(names: Iterable[str], dataset: Dataset) -> dict[str, tuple[str, ...]]
 
 def needed_judges(names: Iterable[str], dataset: Dataset) -> list[str]:
     """The kinds of judges that metrics need, keys of `judges.KINDS`."""
-    asked = {need for own in needed(names, dataset).values() for need in own}
+    asked = {need for own in _needed(names, dataset).values() for need in own}
     return [kind for kind in judges.KINDS if kind in asked]
 
 
@@ -92,12 +92,12 @@ def supplied(name: str, config: Any, data_dir: str) -> dict[str, Any]:
         options["extractor"] = inception.make_extractor(variables)
     if "cache" in own.needs:
         folder = _folder(name, "cache", data_dir)
-        options["cache_dir"] = folder if metric.is_writable(folder) else None
+        options["cache_dir"] = folder if folder and metric.is_writable(folder) else None
     return options
 
 
 def _folder(name: str, need: str, data_dir: str) -> Path | None:
-    """The folder of what is kept for a need of a metric; None where nothing is."""
+    """The folder of the files kept for a need of a metric; None where none are."""
     if need == "cache":
         return Path(data_dir).expanduser() / name
     if need in judges.KINDS:

@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmvae_jax import tokens
 from mmvae_jax.data.dataset import Split, is_image, is_tokens
-from mmvae_jax.types import Array
+from mmvae_jax.types import AnyArray, Array
 
-Words = Mapping[str, Sequence[str]]
+_Words = Mapping[str, Sequence[str]]
 
 _FONT_PIXELS = 13
 _LINE = 17  # pixels from one line of text to the next
@@ -28,7 +28,8 @@ _INDENT = "   "  # of wrapped lines
 _TILE = 64  # an image beside captions is at least two thirds of that wide
 _GAP = 8
 _INK, _REAL = (20, 20, 20), (0, 70, 160)
-MISSING = "(missing)"
+_MISSING = "(missing)"
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Draws(NamedTuple):
@@ -59,7 +60,7 @@ class Samples(NamedTuple):
     conditional: Sequence[Draws]
 
 
-def draw_grids(samples: Samples, test: Split, words: Words) -> dict[str, np.ndarray]:
+def draw_grids(samples: Samples, test: Split, words: _Words) -> dict[str, np.ndarray]:
     """Pictures of samples (the paper's Figures 9 and 10, and 4 for captions).
 
     Args:
@@ -92,7 +93,7 @@ def draw_grids(samples: Samples, test: Split, words: Words) -> dict[str, np.ndar
     return grids
 
 
-def write_captions(samples: Samples, test: Split, words: Words) -> str:
+def write_captions(samples: Samples, test: Split, words: _Words) -> str:
     """The captions of samples, and those that samples are given, as plain text.
 
     Args:
@@ -113,10 +114,10 @@ def write_captions(samples: Samples, test: Split, words: Words) -> str:
         if given.target in texts:
             lines += [f"{given.target} given {given.source}", ""]
             real = _real_captions(given.examples, given.target, words)
-            drawn = [_captions(x, words[given.target]) for x in given.draws]
+            draws = [_captions(x, words[given.target]) for x in given.draws]
             for k, text in enumerate(real):
                 lines += [f"{k + 1}. real: {text}"]
-                lines += [f"   - {own[k]}" for own in drawn]
+                lines += [f"   - {own[k]}" for own in draws]
             lines += [""]
         elif given.source in texts:
             lines += [f"{given.target} given {given.source}: what is given", ""]
@@ -125,17 +126,17 @@ def write_captions(samples: Samples, test: Split, words: Words) -> str:
     return "\n".join(lines)
 
 
-def _captions(rows: Array, words: Sequence[str]) -> list[str]:
+def _captions(rows: AnyArray, words: Sequence[str]) -> list[str]:
     """Tokens [N, T] as text."""
     return [tokens.decode(row, words) for row in np.asarray(rows)]
 
 
-def _real_captions(examples: Split, modality: str, words: Words) -> list[str]:
-    """Those of real examples, or a word where they are missing."""
+def _real_captions(examples: Split, modality: str, words: _Words) -> list[str]:
+    """Captions of real examples, or a word where they are missing."""
     found = _captions(examples.modalities[modality], words[modality])
     is_there = examples.is_observed(modality)
     return [
-        text if there else MISSING for text, there in zip(found, is_there, strict=True)
+        text if there else _MISSING for text, there in zip(found, is_there, strict=True)
     ]
 
 
@@ -157,20 +158,20 @@ def _real_tiles(given: Draws, test: Split) -> np.ndarray:
     return _tiles(test.modalities[given.source], values)
 
 
-def _tiles(real: np.ndarray, examples: Array) -> np.ndarray:
+def _tiles(real: np.ndarray, examples: AnyArray) -> np.ndarray:
     """Examples [N, ...] of the kind of `real` as pictures: uint8 [N, H, W, C]."""
-    examples = np.nan_to_num(np.asarray(examples, np.float32))
+    values = np.nan_to_num(np.asarray(examples, np.float32))
     if not is_image(real):
         low, high = np.min(real), np.max(real)
-        grey = np.clip((examples - low) / max(high - low, 1e-9), 0.0, 1.0)
+        grey = np.clip((values - low) / max(high - low, 1e-9), 0.0, 1.0)
         grey = grey.reshape(len(grey), -1)
         side = math.ceil(math.sqrt(grey.shape[1]))
         grey = np.pad(grey, ((0, 0), (0, side**2 - grey.shape[1])))
         tiles = np.kron(grey.reshape(-1, side, side), np.ones((1, 4, 4)))
         # A white edge tells one example from the next.
-        examples = np.pad(tiles, ((0, 0), (0, 1), (0, 1)), constant_values=1.0)
-        examples = examples[..., None]
-    return np.round(examples * 255).astype(np.uint8)
+        values = np.pad(tiles, ((0, 0), (0, 1), (0, 1)), constant_values=1.0)
+        values = values[..., None]
+    return np.round(values * 255).astype(np.uint8)
 
 
 def _row(tiles: np.ndarray) -> np.ndarray:
@@ -198,7 +199,7 @@ def _stack(rows: Sequence[np.ndarray], blank: int = 0) -> np.ndarray:
 
 
 def _captioned_prior(
-    prior: Mapping[str, Array], test: Split, shown: Sequence[str], words: Words
+    prior: Mapping[str, Array], test: Split, shown: Sequence[str], words: _Words
 ) -> np.ndarray:
     """Samples in two columns, each its images and then its captions."""
     columns = [_large(_tiles(test.modalities[m], prior[m])) for m in shown]
@@ -209,8 +210,8 @@ def _captioned_prior(
     return _on_white(_in_columns(cells, 2))
 
 
-def _draws_beside(given: Draws, test: Split, words: Words) -> np.ndarray:
-    """A row for each example: what is given on the left, then its draws."""
+def _draws_beside(given: Draws, test: Split, words: _Words) -> np.ndarray:
+    """A row for each given example: itself on the left, then its draws."""
     is_list = given.target in words
     if given.source in words:
         real = _real_captions(given.examples, given.source, words)
@@ -220,8 +221,8 @@ def _draws_beside(given: Draws, test: Split, words: Words) -> np.ndarray:
     if is_list:
         right = _texts(_lists(given, words), _LIST_WIDTH)
     else:
-        real = test.modalities[given.target]
-        drawn = np.stack([_large(_tiles(real, x)) for x in given.draws], axis=1)
+        kind = test.modalities[given.target]
+        drawn = np.stack([_large(_tiles(kind, x)) for x in given.draws], axis=1)
         right = [_row(tiles) for tiles in drawn]
     what = f"{len(given.draws)} draws of {given.target} given it"
     head = [
@@ -233,7 +234,7 @@ def _draws_beside(given: Draws, test: Split, words: Words) -> np.ndarray:
     return _on_white([_beside([_beside(head)] * num), *_in_columns(rows, num)])
 
 
-def _lists(given: Draws, words: Words) -> list[list[tuple[str, tuple]]]:
+def _lists(given: Draws, words: _Words) -> list[list[tuple[str, tuple]]]:
     """Each example's own caption and those drawn for it, in their colours."""
     real = _real_captions(given.examples, given.target, words)
     drawn = [_captions(x, words[given.target]) for x in given.draws]
@@ -278,7 +279,7 @@ def _texts(
     return pictures
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(text: str, font: _Font, width: int) -> list[str]:
     """A text in as few lines of so many pixels as its words allow."""
     lines = [""]
     for word in text.split():

@@ -9,14 +9,14 @@ from mmvae_jax.evaluation.generate import conditional_means, prior_examples, to_
 from mmvae_jax.evaluation.metric import EvaluationData
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
-NUM_PRIOR_SAMPLES = 20
-NUM_CONDITIONAL_DRAWS = 10
+_NUM_PRIOR_SAMPLES = 20
+_NUM_CONDITIONAL_DRAWS = 10
 
 
 def sample_grids(
     model: MultimodalVAE, params: Params, test: Split, key: PRNGKey
 ) -> dict[str, np.ndarray]:
-    """Pictures of what one member generates, captions left out.
+    """Pictures of the examples that one member generates, without captions.
 
     Args and names as of `draw_samples` and `pictures.draw_grids`, without words.
     """
@@ -39,8 +39,8 @@ def draw_samples(
       examples of the one after it, one of each class or of ten classes.
     """
     prior_key, conditional_key = jax.random.split(key)
-    data = EvaluationData(test, test, None, NUM_PRIOR_SAMPLES)
-    prior, _ = next(prior_examples(model, params, data, prior_key, NUM_PRIOR_SAMPLES))
+    data = EvaluationData(test, test, None, _NUM_PRIOR_SAMPLES)
+    prior, _ = next(prior_examples(model, params, data, prior_key, _NUM_PRIOR_SAMPLES))
     num_modalities = len(model.modalities)
     conditional = []
     for i, target in enumerate(model.modalities):
@@ -49,9 +49,9 @@ def draw_samples(
         batch = {name: scaled(x) for name, x in examples.leaves().items()}
         experts = model.encode(params, batch)
         draws = []
-        for draw_index in range(NUM_CONDITIONAL_DRAWS):
+        for draw_index in range(_NUM_CONDITIONAL_DRAWS):
             own = jax.random.fold_in(
-                conditional_key, i * NUM_CONDITIONAL_DRAWS + draw_index
+                conditional_key, i * _NUM_CONDITIONAL_DRAWS + draw_index
             )
             decoded = conditional_means(
                 model, params, experts, (source,), jax.random.split(own)

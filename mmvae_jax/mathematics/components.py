@@ -1,4 +1,8 @@
-"""Choice of the component that an example of a mixture is decoded from."""
+"""Choice of the component that an example of a mixture is decoded from.
+
+Components are drawn stratified over the batch or independently, and only the chosen
+ones are computed where a mixture has many.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from mmvae_jax.mathematics import posteriors
 from mmvae_jax.mathematics.subsets import SubsetMixture
-from mmvae_jax.types import Array, Distribution, Gaussian, PRNGKey
+from mmvae_jax.types import AnyArray, Array, Family, Gaussian, PRNGKey
 
 
 def keep_whole(x: Array) -> Array:
@@ -30,7 +34,7 @@ def _stratified_positions(key: PRNGKey, num: int) -> Array:
     return keep_whole(jax.random.permutation(order_key, positions))
 
 
-def _components_at(weights: Array, positions: Array) -> Array:
+def _components_at(weights: AnyArray, positions: Array) -> Array:
     """The components at positions of the unit interval, cut in parts of the weights.
 
     Args:
@@ -54,7 +58,7 @@ def _components_at(weights: Array, positions: Array) -> Array:
     return jnp.where(is_possible, components, largest).astype(jnp.int32)
 
 
-def stratified_components(key: PRNGKey, weights: Array, num: int) -> Array:
+def stratified_components(key: PRNGKey, weights: AnyArray, num: int) -> Array:
     """Draws a component for each of `num` examples, balanced over the batch.
 
     Systematic sampling: component k is drawn floor(num * w_k) or ceil(num * w_k)
@@ -73,12 +77,12 @@ def stratified_components(key: PRNGKey, weights: Array, num: int) -> Array:
     return _components_at(weights, _stratified_positions(key, num))
 
 
-def random_components(key: PRNGKey, weights: Array, num: int) -> Array:
+def random_components(key: PRNGKey, weights: AnyArray, num: int) -> Array:
     """Draws a component for each of `num` examples independently; int32 [num]."""
     return _components_at(weights, jax.random.uniform(key, (num,)))
 
 
-def gather_components(components: Distribution, indices: Array) -> Distribution:
+def gather_components(components: Family, indices: Array) -> Family:
     """Component indices[b] of example b: fields [S, B, D], [B] -> [B, D]."""
     rows = indices[None, :, None]
     # Taken along an axis, so that examples stay on their devices.
@@ -87,9 +91,7 @@ def gather_components(components: Distribution, indices: Array) -> Distribution:
     )
 
 
-def expert_component(
-    key: PRNGKey, experts: Distribution, observed: Array
-) -> Distribution:
+def expert_component(key: PRNGKey, experts: Family, observed: AnyArray) -> Family:
     """One observed expert per example, stratified: a draw of their even mixture.
 
     Args:

@@ -17,7 +17,7 @@ from mmvae_jax import tokens
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import Array, Distribution, Gaussian, Laplace, PRNGKey, Shape
 
-# Latent vectors or their distribution: what can be divided along D.
+# Latent vectors or their distribution, which can be divided along D.
 _Latent = TypeVar("_Latent", bound=Array | Distribution)
 
 

@@ -1,20 +1,22 @@
 """Objectives: experts in, named terms per example out, in nats.
 
-Those that several models share; that of one model alone is in its file in `models`.
+Objectives that several models share are here; one that a single model has is in its
+file in `models`.
 
 Each function takes `log_likelihoods`, modality -> function (z [N, D], x [N, ...])
 -> [N], the decoder followed by its likelihood. beta appears only in `loss`, which
 weights the terms, and in the importance-weighted objectives (`importance` and
 `models.mmvae_plus`), where it is inside of the logarithm.
 
-Of an example that misses modalities (`batch[OBSERVED]`), every objective is the one
-of the modalities that are there: their terms alone, products of their experts,
-subsets and means of them.
+Where an example misses modalities (`batch[OBSERVED]`), every objective is that of the
+modalities that are there: their terms alone, products of their experts, subsets and
+means of them.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -29,9 +31,17 @@ from mmvae_jax.mathematics.components import (
     stratified_components,
 )
 from mmvae_jax.mathematics.subsets import SubsetMixture
-from mmvae_jax.types import OBSERVED, Array, Batch, Gaussian, ObjectiveTerms, PRNGKey
+from mmvae_jax.types import (
+    OBSERVED,
+    AnyArray,
+    Array,
+    Batch,
+    Gaussian,
+    ObjectiveTerms,
+    PRNGKey,
+)
 
-LogLikelihoods = Mapping[str, Callable[[Array, Array], Array]]
+LogLikelihoods = Mapping[str, Callable[[Array, AnyArray], Array]]
 
 SUBSET_ESTIMATORS = ("stratified", "random", "exact")
 
@@ -44,10 +54,10 @@ class TermWeights(NamedTuple):
     Floats, or [B] where they depend on what is observed of an example.
 
     Attributes:
-      log_likelihood: of the reconstruction terms of the bound.
-      kl: of the KL terms of the bound; times beta in the loss.
-      auxiliary_log_likelihood: of what is no part of the bound, likewise.
-      auxiliary_kl: likewise; times beta in the loss.
+      log_likelihood: weight of the reconstruction terms of the bound.
+      kl: weight of the KL terms of the bound; times beta in the loss.
+      auxiliary_log_likelihood: weight of the reconstruction terms outside the bound.
+      auxiliary_kl: weight of the KL terms outside the bound; times beta in the loss.
     """
 
     log_likelihood: float | Array = 1.0
@@ -56,16 +66,18 @@ class TermWeights(NamedTuple):
     auxiliary_kl: float | Array = 1.0
 
 
-PLAIN_SUM = TermWeights()
+_PLAIN_SUM = TermWeights()
 
 
-def loss(terms: ObjectiveTerms, beta: Array, weights: TermWeights = PLAIN_SUM) -> Array:
+def loss(
+    terms: ObjectiveTerms, beta: Array, weights: TermWeights = _PLAIN_SUM
+) -> Array:
     """The loss minimised in training: minus the beta-weighted objective; nats [].
 
     Higgins et al. (2017): beta weights the KL terms and nothing else.
     """
     gain = (
-        weights.log_likelihood * sum(terms.log_likelihood.values())
+        weights.log_likelihood * total(terms.log_likelihood.values())
         + weights.auxiliary_log_likelihood * terms.auxiliary_log_likelihood
     )
     kl = weights.kl * terms.kl + weights.auxiliary_kl * terms.auxiliary_kl
@@ -74,23 +86,28 @@ def loss(terms: ObjectiveTerms, beta: Array, weights: TermWeights = PLAIN_SUM) -
 
 def elbo(terms: ObjectiveTerms) -> Array:
     """The bound on log p(X) per example (beta = 1, no auxiliary term); nats [B]."""
-    return sum(terms.log_likelihood.values()) - terms.kl
+    return total(terms.log_likelihood.values()) - terms.kl
 
 
-def observed_of(batch: Batch, num_modalities: int) -> Array:
+def total(values: Iterable[Array]) -> Array:
+    """The sum of one or more arrays of a shape."""
+    return reduce(operator.add, values)
+
+
+def observed_of(batch: Batch, num_modalities: int) -> AnyArray:
     """Observed modalities of a batch: bool [M, B], or [M, 1] if nothing is missing."""
     if OBSERVED in batch:
         return batch[OBSERVED].T
     return np.ones((num_modalities, 1), bool)
 
 
-def observed_terms(values: Mapping[str, Array], observed: Array) -> dict[str, Array]:
+def observed_terms(values: Mapping[str, Array], observed: AnyArray) -> dict[str, Array]:
     """Terms [..., B] of each modality, 0 where it is missing; observed [M, 1 or B]."""
     pairs = zip(values.items(), observed, strict=True)
     return {m: jnp.where(row, value, 0.0) for (m, value), row in pairs}
 
 
-def observed_sum(values: Array, observed: Array) -> Array:
+def observed_sum(values: Array, observed: AnyArray) -> Array:
     """The sum over the observed modalities of values [M, B]; [B]."""
     return jnp.sum(jnp.where(observed, values, 0.0), axis=0)
 
@@ -151,7 +168,7 @@ def subset_elbo(
 def mixture_log_likelihood(
     all_components: Callable[[], Gaussian],
     chosen_components: Callable[[Array], Gaussian],
-    weights: Array,
+    weights: AnyArray,
     batch: Batch,
     key: PRNGKey,
     log_likelihoods: LogLikelihoods,
@@ -228,7 +245,9 @@ def subsampled_elbo(
     observed = observed_of(batch, len(log_likelihoods))
     gains = observed_terms(own_terms(z, batch, log_likelihoods), observed)
     kl = observed_sum(distributions.kl_to_standard_gaussian(components), observed)
-    return joint._replace(auxiliary_log_likelihood=sum(gains.values()), auxiliary_kl=kl)
+    return joint._replace(
+        auxiliary_log_likelihood=total(gains.values()), auxiliary_kl=kl
+    )
 
 
 def single_posteriors(experts: Gaussian, is_with_prior: bool) -> Gaussian:
@@ -278,7 +297,7 @@ def unimodal_elbos(
 
 
 def fold_samples(
-    log_likelihood: Callable[[Array, Array], Array], z: Array, x: Array
+    log_likelihood: Callable[[Array, AnyArray], Array], z: Array, x: AnyArray
 ) -> Array:
     """log p(x|z) [..., B] of z [..., B, D] and x [B, ...]: one call for all samples."""
     *shape, num_examples, dim = z.shape

@@ -1,6 +1,8 @@
 """Importance-weighted objective of the MMVAE as it was released.
 
-beta is inside of the logarithm here, so that each returns its loss with its terms.
+beta is inside of the logarithm, so that an objective returns its loss with its terms.
+The published code has no beta, and Daunhawer et al. (2022), who vary it in Fig. 12, do
+not say where they put it; it stands here where MMVAE+ and MultiVae have it.
 """
 
 import math
@@ -16,6 +18,7 @@ from mmvae_jax.mathematics.elbo import (
     fold_samples,
     observed_of,
     observed_terms,
+    total,
 )
 from mmvae_jax.types import (
     OBSERVED,
@@ -50,10 +53,8 @@ def importance_weighted(
 
     it is (1/M) sum_m log (1/K) sum_k w_mk ("loose", as released) or
     log 1/(MK) sum_mk w_mk ("tight"). The denominator is the density of the whole
-    mixture, not of the component that the sample is from. The published code has
-    no beta, and Daunhawer et al. (2022), who vary it in Fig. 12, do not say where
-    they put it; it stands here where MMVAE+ and MultiVae have it. Unless it is 1,
-    only the terms are those of a bound on log p(X).
+    mixture, not of the component that the sample is from. Unless beta is 1, only the
+    terms are those of a bound on log p(X).
 
     The loss has one value for both estimators of its gradient. "iwae" is its
     derivative, unbiased. "dreg" is the doubly reparameterised one of Tucker et al.
@@ -73,9 +74,8 @@ def importance_weighted(
       key: random key.
       beta: float [].
       prior: p(z), fields [D].
-      log_likelihoods: one function a modality (module docstring), called for all
-        M K samples at once. "dreg" calls it again with the same values, for XLA to
-        merge.
+      log_likelihoods: one function a modality, called for all M K samples at once;
+        "dreg" calls it again with the same values, for XLA to merge.
       num_samples: K.
       form: one of FORMS.
       estimator: one of ESTIMATORS.
@@ -91,13 +91,11 @@ def importance_weighted(
 
     def log_weights(z: Array, experts: Distribution) -> tuple[Array, Any]:
         """log w, log-likelihoods, log q - log p: all [K, M, B]."""
-        log_likelihood = {
-            m: fold_samples(f, z, batch[m]) for m, f in log_likelihoods.items()
-        }
-        log_likelihood = observed_terms(log_likelihood, observed)
+        values = {m: fold_samples(f, z, batch[m]) for m, f in log_likelihoods.items()}
+        log_likelihood = observed_terms(values, observed)
         log_q = posteriors.mixture_log_prob(experts, density_weights, z)
         kl = log_q - distributions.log_prob(prior, z)
-        return sum(log_likelihood.values()) - beta * kl, (log_likelihood, kl)
+        return total(log_likelihood.values()) - beta * kl, (log_likelihood, kl)
 
     z = distributions.sample(experts, key, (num_samples,))
     value, (log_likelihood, kl) = weighted_loss(
@@ -130,7 +128,8 @@ def weighted_loss(
       observed experts.
     """
     values, others = log_weights(z, experts)
-    axes, logits = (0,), values
+    axes: tuple[int, ...] = (0,)
+    logits = values
     if form == "tight":
         # The mean over experts is inside of the logarithm.
         is_used = shares > 0
@@ -182,22 +181,22 @@ def unimodal_importance_weighted(
     keys = jax.random.split(key, len(log_likelihoods))
     observed = observed_of(batch, len(log_likelihoods))
     losses, terms = [], []
-    for i, (modality, log_likelihood) in enumerate(log_likelihoods.items()):
+    for i, (modality, own) in enumerate(log_likelihoods.items()):
         own_loss, own_terms = importance_weighted(
             jax.tree.map(lambda field, i=i: field[i : i + 1], experts),
             {modality: batch[modality], OBSERVED: observed[i : i + 1].T},
             keys[i],
             beta,
             prior=jax.tree.map(lambda field, i=i: field[i], prior),
-            log_likelihoods={modality: log_likelihood},
+            log_likelihoods={modality: own},
             **options,
         )
         losses.append(own_loss)
         terms.append(own_terms)
-    log_likelihood = {m: x for own in terms for m, x in own.log_likelihood.items()}
-    kl = sum(own.kl for own in terms)
+    log_likelihood = {m: x for one in terms for m, x in one.log_likelihood.items()}
+    kl = total(one.kl for one in terms)
     zeros = jnp.zeros_like(kl)
-    return sum(losses), ObjectiveTerms(log_likelihood, kl, zeros, zeros)
+    return total(losses), ObjectiveTerms(log_likelihood, kl, zeros, zeros)
 
 
 @jax.custom_vjp

@@ -16,11 +16,11 @@ import numpy as np
 
 from mmvae_jax.mathematics import distributions, subset_kl
 from mmvae_jax.mathematics.subsets import SubsetMixture
-from mmvae_jax.types import Array, Distribution, Gaussian
+from mmvae_jax.types import AnyArray, Array, Distribution, Gaussian
 
 
 def product_of_experts(
-    experts: Gaussian, mask: Array, prior_expert: Array | bool
+    experts: Gaussian, mask: AnyArray, prior_expert: AnyArray | bool
 ) -> Gaussian:
     """The posterior of a subset: the product of its Gaussian experts.
 
@@ -90,20 +90,20 @@ def mixture_log_prob(components: Distribution, weights: Array, z: Array) -> Arra
     return jax.nn.logsumexp(log_probs, axis=-1, b=jnp.asarray(weights).T)
 
 
-def share_of_each(observed: Array) -> Array:
+def share_of_each(observed: AnyArray) -> Array:
     """One over the number of observed modalities: bool [M, ...] to float [...]."""
     # A table rather than a division, which XLA rounds otherwise for a constant.
     shares = np.append(0.0, 1 / np.arange(1, len(observed) + 1)).astype(np.float32)
     return jnp.asarray(shares)[jnp.sum(observed, axis=0)]
 
 
-def uniform_weights(observed: Array) -> Array:
-    """Equal weights for what is observed, 0 for the rest: bool to float [M, ...]."""
+def uniform_weights(observed: AnyArray) -> Array:
+    """Equal weights of the observed modalities, else 0: bool to float [M, ...]."""
     return jnp.where(observed, share_of_each(observed), 0.0)
 
 
 def available_subsets(
-    mixture: SubsetMixture, observed: Array, *, is_exact_preferred: bool = False
+    mixture: SubsetMixture, observed: AnyArray, *, is_exact_preferred: bool = False
 ) -> SubsetMixture:
     """The mixture over the subsets of which everything is observed.
 
@@ -156,8 +156,8 @@ def available_subsets(
 
 
 def observed_mixture(
-    experts: Gaussian, mixture: SubsetMixture, observed: Array
-) -> tuple[Gaussian, Array]:
+    experts: Gaussian, mixture: SubsetMixture, observed: AnyArray
+) -> tuple[Gaussian, AnyArray]:
     """The components of a mixture, and their weights where modalities are missing.
 
     Args:

@@ -1,4 +1,8 @@
-"""The KL term of Eq. 2 over all subsets, run fast; the plain form stands beside it."""
+"""The KL terms of Eq. 2 over all subsets: the fast form, and the plain one beside it.
+
+`plain_mixture_kl` is the equation in two lines. `mixture_kl` has its value and its
+gradient, with less memory: block by block, and with a gradient written by hand.
+"""
 
 import math
 from typing import Any
@@ -8,7 +12,7 @@ import jax.numpy as jnp
 
 from mmvae_jax.mathematics import distributions
 from mmvae_jax.mathematics.subsets import SubsetMixture
-from mmvae_jax.types import Array, Gaussian
+from mmvae_jax.types import AnyArray, Array, Gaussian
 
 # Cache of one CPU core, in bytes: all subsets' arrays of a block fit into it.
 CACHE_BYTES = 2**20
@@ -44,7 +48,7 @@ def plain_mixture_kl(
     return jnp.sum(weights * terms, axis=0)
 
 
-def mixture_kl(experts: Gaussian, mixture: SubsetMixture, weights: Array) -> Array:
+def mixture_kl(experts: Gaussian, mixture: SubsetMixture, weights: AnyArray) -> Array:
     """The KL terms of Eq. 2, sum_A omega_A KL(q(z|x_A) || N(0, I)), in fast form.
 
     The value and gradient of `plain_mixture_kl`. There the posteriors of all subsets,
@@ -69,7 +73,7 @@ def mixture_kl(experts: Gaussian, mixture: SubsetMixture, weights: Array) -> Arr
         precision * experts.mean,
         centre,
         prior_precision,
-        weights,
+        jnp.asarray(weights),
         *_experts_of(mixture, experts.mean.dtype),
     )
     return 0.5 * jnp.sum(sums, axis=-1)
@@ -82,8 +86,8 @@ def _kl_sums(precision: Array, product: Array, *constants: Array) -> Array:
 
 
 def _kl_sums_forward(*args: Array) -> tuple[Array, tuple[Array, Array]]:
-    value, *gradient = _kl_and_gradient(*args)
-    return value, tuple(gradient)
+    value, by_precision, by_product = _kl_and_gradient(*args)
+    return value, (by_precision, by_product)
 
 
 def _kl_sums_backward(gradient: tuple[Array, Array], cotangent: Array) -> tuple:

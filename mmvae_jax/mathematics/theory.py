@@ -72,7 +72,7 @@ def reconstruction_ceiling(pmf: np.ndarray, mixture: SubsetMixture) -> float:
     return -generative_discrepancy(pmf, mixture)
 
 
-class BestTerms(NamedTuple):
+class _BestTerms(NamedTuple):
     """The terms of L_S for given encoders and the best decoder and prior; nats.
 
     Attributes:
@@ -91,7 +91,7 @@ class BestTerms(NamedTuple):
 
 def best_terms(
     pmf: np.ndarray, mixture: SubsetMixture, encoders: Sequence[np.ndarray]
-) -> BestTerms:
+) -> _BestTerms:
     """L_S of discrete encoders p(z|x_A) with the decoder and prior that maximise it.
 
     For a discrete code both are known in closed form (App. B.3): the decoder is
@@ -117,7 +117,7 @@ def best_terms(
     ):
         observed = marginal(pmf, np.flatnonzero(mask))[..., None] * encoder
         rate += float(weight) * float(np.sum(observed * _log_ratio(encoder, prior)))
-    return BestTerms(float(np.sum(joint * _log_ratio(joint, prior))), rate)
+    return _BestTerms(float(np.sum(joint * _log_ratio(joint, prior))), rate)
 
 
 def _log_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -129,7 +129,7 @@ def _log_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     )
 
 
-class DiscrepancyChange(NamedTuple):
+class _DiscrepancyChange(NamedTuple):
     """The change of Delta(X, S) by an added modality (Corollary 2), in nats.
 
     Attributes:
@@ -158,7 +158,7 @@ class DiscrepancyChange(NamedTuple):
 
 def discrepancy_change(
     pmf: np.ndarray, mixture: SubsetMixture, extended: SubsetMixture
-) -> DiscrepancyChange:
+) -> _DiscrepancyChange:
     """The change of Delta(X, S) when the last axis of `pmf` is added (App. B.6).
 
     Valid for MMVAE and MoPoE, with uniform weights over their subsets.
@@ -177,7 +177,7 @@ def discrepancy_change(
         shared += conditional_information(pmf, outside, [new], inside)
         specific += conditional_entropy(pmf, inside, [new]) / (num_extended * num)
         specific += conditional_entropy(pmf, [new], before) / num_extended
-    return DiscrepancyChange((1 / num_extended - 1 / num) * shared, specific)
+    return _DiscrepancyChange((1 / num_extended - 1 / num) * shared, specific)
 
 
 def polymnist_discrepancy(

@@ -30,7 +30,15 @@ from mmvae_jax.models.coordination import coordination_model
 from mmvae_jax.models.mixtures import mixture_model
 from mmvae_jax.models.options import Options, mistakes
 from mmvae_jax.models.unimodal import unimodal_model
-from mmvae_jax.types import Array, Batch, Distribution, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import (
+    Array,
+    Batch,
+    Distribution,
+    MultimodalVAE,
+    ObjectiveTerms,
+    Params,
+    PRNGKey,
+)
 
 
 class Citation(NamedTuple):
@@ -220,7 +228,7 @@ def default_options(name: str) -> dict[str, Any]:
 
 
 def check(config: Any) -> None:
-    """Checks what can be said of a model before there are any data.
+    """Checks the model of a config, as far as no data are needed for it.
 
     Raises:
       UsageError: the model is unknown, or one of its options is unknown or not allowed.
@@ -276,7 +284,7 @@ def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Multimodal
     weights = parts.likelihood_weights(config, shapes)
     options = default_options(name) | dict(config.model.options.items())
     model = MODELS[name].build(config, shapes, options)
-    if model.mixture_posterior is None:
+    if model.mixture_posterior is parts.undefined:
         model = model._replace(mixture_posterior=partial(_only_component, model))
     return _with_missing(_in_nats(model, weights))
 
@@ -292,7 +300,9 @@ def _only_component(
 def _in_nats(model: MultimodalVAE, weights: Mapping[str, float]) -> MultimodalVAE:
     """The model, its terms without the weights that its log-likelihoods have."""
 
-    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
         value, terms = model.objective(params, batch, key, beta)
         return value, parts.unweighted(terms, weights)
 

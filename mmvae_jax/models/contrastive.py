@@ -2,6 +2,28 @@
 
 What a latent vector must hold to reconstruct and what modalities have in common are
 learned apart: no gradient of a reconstruction reaches the shared code.
+
+The code e_m of a modality is a unit vector, and that of a subset the direction of
+the sum of its codes; with v = code_variance and d dimensions,
+
+    q(s|x_A) = N(sqrt(d (1 - v)) e_A, v I),   e_A = sum_{m in A} e_m / |...|,
+
+p(s) a learned mixture of Gaussians, p(w_m) = N(0, I), and p(x_m|s, w_m). What is
+maximised is, with s as a constant in the first two lines,
+
+    sum_m E log p(x_m|s, w_m) - beta sum_m KL(q(w_m|x_m)||p(w_m))
+    - beta (log q(s|X) - log p(s))
+    + sum_m (1 / (M - 1)) sum_{n != m} log C(e_m, e_n)
+    + lambda sum_m log C(e_m(x~_m), e_X),   x~_m decoded from s and w ~ p(w),
+
+log C(a, b) = log softmax of t <a_i, b_j> over the examples j of the batch, at
+j = i, with a learned t (InfoNCE; van den Oord et al., 2018). Lines 1 and 2 are a
+bound on log p(X) for beta = 1; no gradient of them reaches the encoders of the
+code, so that a private vector has to pay for what the code says for nothing.
+Line 3 learns the code, which can hold only what modalities share. Line 4, of
+weight lambda = consistency, bounds from below how much the generated
+image says of the code when the private vector comes from the prior; its encoder
+is a constant. The decoders alone learn from it.
 """
 
 import math
@@ -16,15 +38,10 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, posteriors
 from mmvae_jax.models import parts
 from mmvae_jax.models.options import Option, number
-from mmvae_jax.models.parts import (
-    PRIVATE_OPTIONS,
-    decode,
-    encode,
-    make_networks,
-    private_model,
-    standard_latents,
-)
+from mmvae_jax.models.parts import decode, encode, make_networks, standard_latents
+from mmvae_jax.models.private import PRIVATE_OPTIONS, private_model
 from mmvae_jax.types import (
+    AnyArray,
     Array,
     Batch,
     Gaussian,
@@ -42,7 +59,7 @@ OPTIONS = PRIVATE_OPTIONS | {
     # Variance of the shared code, where its prior begins with 1.
     "code_variance": Option(0.1, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}"),
     "code_components": number(50, 1),  # Gaussians in the prior of the code
-    # Weight of finding the code again in what is generated.
+    # Weight of finding the code again in generated examples.
     "consistency": number(1.0, 0),
 }
 
@@ -50,29 +67,7 @@ OPTIONS = PRIVATE_OPTIONS | {
 def contrastive_model(
     config: Any, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
 ) -> MultimodalVAE:
-    """A contrastive code s shared by all modalities, a private w_m for each.
-
-    The code e_m of a modality is a unit vector, and that of a subset the direction of
-    the sum of its codes; with v = code_variance and d dimensions,
-
-        q(s|x_A) = N(sqrt(d (1 - v)) e_A, v I),   e_A = sum_{m in A} e_m / |...|,
-
-    p(s) a learned mixture of Gaussians, p(w_m) = N(0, I), and p(x_m|s, w_m). What is
-    maximised is, with s as a constant in the first two lines,
-
-        sum_m E log p(x_m|s, w_m) - beta sum_m KL(q(w_m|x_m)||p(w_m))
-        - beta (log q(s|X) - log p(s))
-        + sum_m (1 / (M - 1)) sum_{n != m} log C(e_m, e_n)
-        + lambda sum_m log C(e_m(x~_m), e_X),   x~_m decoded from s and w ~ p(w),
-
-    log C(a, b) = log softmax of t <a_i, b_j> over the examples j of the batch, at
-    j = i, with a learned t (InfoNCE; van den Oord et al., 2018). Lines 1 and 2 are a
-    bound on log p(X) for beta = 1; no gradient of them reaches the encoders of the
-    code, so that a private vector has to pay for what the code says for nothing.
-    Line 3 learns the code, which can hold only what modalities share. Line 4, of
-    weight lambda = consistency, bounds from below how much the generated
-    image says of the code when the private vector comes from the prior; its encoder
-    is a constant. The decoders alone learn from it.
+    """Model of the equation above: a code s for all modalities, a w_m for each.
 
     Args:
       config: as for `make_model`; model.latent_dim is d.
@@ -82,14 +77,10 @@ def contrastive_model(
     Raises:
       UsageError: a modality is of tokens: what is generated of it cannot be encoded.
     """
-    for m, shape in shapes.items():
-        if isinstance(shape, TokenShape):
-            raise UsageError(
-                f"model 'contrastive' is for images and vectors, and {m} is of tokens"
-            )
+    _refuse_tokens(shapes)
     size = config.model.latent_dim
     private_size = options["private_dim"] or size
-    variance, num_components = options["code_variance"], options["code_components"]
+    variance = options["code_variance"]
     nets = make_networks(config, shapes, size, private_size)
     radius, log_variance = math.sqrt(size * (1 - variance)), math.log(variance)
     # Around 1/2, contrast may never leave its first plateau.
@@ -99,25 +90,28 @@ def contrastive_model(
         return dict(batch) | {m: 2.0 * batch[m] - 1.0 for m in images}
 
     def around(direction: Array) -> Gaussian:
-        mean = radius * direction
-        return Gaussian(mean, jnp.full_like(mean, log_variance))
+        return Gaussian(radius * direction, jnp.full_like(direction, log_variance))
 
     def encode_all(params: Params, batch: Batch) -> Gaussian:
-        emitted, private = distributions.split(
-            encode(nets, params, centred(batch)), size
-        )
-        return distributions.join(around(_unit(emitted.mean)), private)
+        emitted = encode(nets, params, centred(batch))
+        code, private = distributions.split(emitted, size)
+        return distributions.join(around(_unit(code.mean)), private)
 
-    def shared_posterior(key: PRNGKey, shared: Gaussian, subset: Array) -> Gaussian:
+    def shared_posterior(
+        key: PRNGKey | None, shared: Gaussian, subset: AnyArray
+    ) -> Gaussian:
         del key  # not a mixture
         observed = posteriors.append_axes(jnp.asarray(subset), 3)
-        return around(_unit(jnp.sum(jnp.where(observed, shared.mean, 0.0), axis=0)))
+        return around(_unit(elbo.observed_sum(shared.mean, observed)))
 
-    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
         shared, private = distributions.split(encode_all(params, batch), size)
+        observed = elbo.observed_of(batch, len(shapes))
         terms = contrastive_terms(
             shared,
-            shared_posterior(None, shared, elbo.observed_of(batch, len(shapes))),
+            shared_posterior(None, shared, observed),
             private,
             batch,
             key,
@@ -130,15 +124,37 @@ def contrastive_model(
         return elbo.loss(terms, beta), terms
 
     def encode_generated(params: Params, z: Mapping[str, Array]) -> Array:
-        """Codes [M, B, d] of what is decoded, the encoders being constants."""
-        images = {m: decode(nets, params, m, own) for m, own in z.items()}
-        codes, _ = distributions.split(
-            encode_all(jax.lax.stop_gradient(params), images), size
-        )
-        return codes.mean
+        """Codes [M, B, d] of decoded examples, the encoders being constants."""
+        examples = {m: decode(nets, params, m, own) for m, own in z.items()}
+        experts = encode_all(jax.lax.stop_gradient(params), examples)
+        return experts.mean[..., :size]
 
     latents = standard_latents((size + len(shapes) * private_size,))
     base = private_model(nets, latents, size, options["private_draw"], shared_posterior)
+    return _with_code_prior(base, size, options["code_components"])._replace(
+        objective=objective, encode=encode_all
+    )
+
+
+def _refuse_tokens(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises UsageError where a modality is of tokens."""
+    for m, shape in shapes.items():
+        if isinstance(shape, TokenShape):
+            raise UsageError(
+                f"model 'contrastive' is for images and vectors, and {m} is of tokens"
+            )
+
+
+def _with_code_prior(
+    base: MultimodalVAE, size: int, num_components: int
+) -> MultimodalVAE:
+    """The model with a learned mixture of Gaussians as the prior of the code.
+
+    Args:
+      base: with N(0, I) as the prior of its whole latent vector.
+      size: d, dimensions of the code.
+      num_components: Gaussians in the mixture.
+    """
 
     def init(key: PRNGKey) -> Params:
         own_key, prior_key = jax.random.split(key)
@@ -166,13 +182,7 @@ def contrastive_model(
             standard, private
         )
 
-    return base._replace(
-        init=init,
-        objective=objective,
-        encode=encode_all,
-        sample_prior=sample_prior,
-        log_prior=log_prior,
-    )
+    return base._replace(init=init, sample_prior=sample_prior, log_prior=log_prior)
 
 
 def contrastive_terms(
@@ -233,7 +243,7 @@ def contrastive_terms(
     return ObjectiveTerms(log_likelihood, kl, gain, jnp.zeros_like(kl))
 
 
-def contrast(codes: Array, scale: Array, observed: Array) -> Array:
+def contrast(codes: Array, scale: Array, observed: AnyArray) -> Array:
     """sum_m 1 / (M - 1) sum_{n != m} log C(e_m, e_n).
 
     Of the pairs of modalities that an example has, M being how many it has; the codes

@@ -40,6 +40,7 @@ from mmvae_jax.models.parts import (
     standard_latents,
 )
 from mmvae_jax.types import (
+    AnyArray,
     Array,
     Batch,
     Gaussian,
@@ -50,8 +51,8 @@ from mmvae_jax.types import (
 )
 
 
-class Inference(NamedTuple):
-    """How a joint posterior comes about, as `MultimodalVAE` has these functions.
+class _Inference(NamedTuple):
+    """A kind of joint posterior, by functions that `MultimodalVAE` has too.
 
     Attributes:
       init: (params of `parts.assemble`, key) -> params.
@@ -63,18 +64,18 @@ class Inference(NamedTuple):
 
     init: Callable[[Params, PRNGKey], Params]
     encode: Callable[[Params, Batch], Gaussian]
-    posterior: Callable[[Params, Gaussian, Array], Gaussian]
+    posterior: Callable[[Params, Gaussian, AnyArray], Gaussian]
     unimodal: Callable[[Gaussian], Gaussian | None]
 
 
-def product_inference(nets: Networks) -> Inference:
+def _product_inference(nets: Networks) -> _Inference:
     """Every subset's posterior is the product of its experts, without the prior."""
 
-    def posterior(params: Params, experts: Gaussian, subset: Array) -> Gaussian:
+    def posterior(params: Params, experts: Gaussian, subset: AnyArray) -> Gaussian:
         del params
         return posteriors.product_of_experts(experts, subset, False)
 
-    return Inference(
+    return _Inference(
         init=lambda params, key: params,
         encode=lambda params, batch: encode(nets, params, batch),
         posterior=posterior,
@@ -82,7 +83,7 @@ def product_inference(nets: Networks) -> Inference:
     )
 
 
-def network_inference(nets: Networks) -> Inference:
+def _network_inference(nets: Networks) -> _Inference:
     """A joint encoder for all modalities, products of unimodal experts for the rest.
 
     The experts have M + 1 rows: the unimodal posteriors, and the joint encoder's.
@@ -102,7 +103,7 @@ def network_inference(nets: Networks) -> Inference:
     def unimodal(experts: Gaussian) -> Gaussian:
         return jax.tree.map(lambda field: field[:num_modalities], experts)
 
-    def posterior(params: Params, experts: Gaussian, subset: Array) -> Gaussian:
+    def posterior(params: Params, experts: Gaussian, subset: AnyArray) -> Gaussian:
         del params
         product = posteriors.product_of_experts(unimodal(experts), subset, False)
         is_complete = jnp.all(subset, axis=0)[..., None]
@@ -112,7 +113,7 @@ def network_inference(nets: Networks) -> Inference:
             product,
         )
 
-    return Inference(
+    return _Inference(
         init=lambda params, key: params | {"joint": joint.init(key)},
         encode=encode_all,
         posterior=posterior,
@@ -120,8 +121,8 @@ def network_inference(nets: Networks) -> Inference:
     )
 
 
-def zeroing_inference(nets: Networks) -> Inference:
-    """A joint encoder alone; what is not observed is an input of zeros.
+def _zeroing_inference(nets: Networks) -> _Inference:
+    """A joint encoder alone, with zeros as the input of a missing modality.
 
     Suzuki et al. (2016): their JMVAE without unimodal encoders, which they find to
     fail where the absent modality is large. The experts are the M rows of features
@@ -132,7 +133,7 @@ def zeroing_inference(nets: Networks) -> Inference:
     def init(params: Params, key: PRNGKey) -> Params:
         return {"decoders": params["decoders"], "joint": joint.init(key)}
 
-    def posterior(params: Params, experts: Gaussian, subset: Array) -> Gaussian:
+    def posterior(params: Params, experts: Gaussian, subset: AnyArray) -> Gaussian:
         observed = posteriors.append_axes(jnp.asarray(subset), 3)
         kept = jax.tree.map(
             lambda own, absent: jnp.where(observed, own, absent),
@@ -141,7 +142,7 @@ def zeroing_inference(nets: Networks) -> Inference:
         )
         return joint.posterior(params["joint"], kept)
 
-    return Inference(
+    return _Inference(
         init=init,
         encode=lambda params, batch: joint.features(params["joint"], batch),
         posterior=posterior,
@@ -149,7 +150,7 @@ def zeroing_inference(nets: Networks) -> Inference:
     )
 
 
-class Coordination(NamedTuple):
+class _Coordination(NamedTuple):
     """Member of the family: its weights, its joint posterior, its options.
 
     Attributes:
@@ -161,7 +162,7 @@ class Coordination(NamedTuple):
     """
 
     weights: Callable[[Mapping[str, Any], int], TermWeights]
-    inference: Callable[[Networks], Inference]
+    inference: Callable[[Networks], _Inference]
     options: Options = {}
     is_reconstructing: bool = False
     is_coordinated: bool = True
@@ -179,31 +180,31 @@ def _crmvae_weights(options: Mapping[str, Any], num: int) -> TermWeights:
     return TermWeights(*4 * [1 / (num + 1)])
 
 
-JMVAE = Coordination(
-    lambda options, num: TermWeights(1.0, 1.0, 0.0, 0.0), zeroing_inference
+JMVAE = _Coordination(
+    lambda options, num: TermWeights(1.0, 1.0, 0.0, 0.0), _zeroing_inference
 )
-JMVAE_KL = Coordination(
+JMVAE_KL = _Coordination(
     lambda options, num: TermWeights(1.0, 1.0, 0.0, options["alpha"]),
-    network_inference,
+    _network_inference,
     {"alpha": number(0.1, 0)},  # Suzuki et al. (2016)
 )
-TELBO = Coordination(
+TELBO = _Coordination(
     lambda options, num: TermWeights(),
-    network_inference,
+    _network_inference,
     # Whether the gradients of the unimodal ELBOs stop at the decoders, or train the
     # decoders too ("joint").
     {"decoder_gradients": one_of("stopped", "joint")},
     is_reconstructing=True,
     is_coordinated=False,
 )
-MVTCAE = Coordination(
+MVTCAE = _Coordination(
     _mvtcae_weights,
-    product_inference,
+    _product_inference,
     {"alpha": number(5 / 6, 0, 1)},  # Hwang et al. (2021): beta 2.5, M = 5
 )
-CRMVAE = Coordination(
+CRMVAE = _Coordination(
     _crmvae_weights,
-    product_inference,
+    _product_inference,
     # "released": the code's, a factor of beta of 2.
     {"weights": one_of("documented", "released")},
     is_reconstructing=True,
@@ -227,7 +228,7 @@ def coordination_model(
     shapes: Mapping[str, tuple[int, ...]],
     options: Mapping[str, Any],
     *,
-    kind: Coordination,
+    kind: _Coordination,
 ) -> MultimodalVAE:
     """A coordination-based model, by its weights and its kind of joint posterior.
 
@@ -258,7 +259,9 @@ def coordination_model(
         own_key, joint_key = jax.random.split(key)
         return inference.init(base.init(own_key), joint_key)
 
-    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
         experts = inference.encode(params, batch)
         observed = elbo.observed_of(batch, len(shapes))
         constant = jax.lax.stop_gradient(params) if is_stopped else params
@@ -284,10 +287,7 @@ def coordination_model(
         return inference.posterior(params, experts, subset)
 
     return base._replace(
-        init=init,
-        objective=objective,
-        encode=inference.encode,
-        posterior=posterior,
+        init=init, objective=objective, encode=inference.encode, posterior=posterior
     )
 
 
@@ -318,7 +318,7 @@ def coordinated_elbo(
       experts: q_m, fields [M, B, D]; None if there are none, for no auxiliary KL.
       batch: modality -> [B, ...].
       key: random key.
-      log_likelihoods: one function a modality (`objectives`).
+      log_likelihoods: one function a modality (`elbo.LogLikelihoods`).
       unimodal_log_likelihoods: what reconstructs a modality from its own expert,
         likewise; None: nothing does.
       is_coordinated: whether auxiliary_kl is that of q_J from the experts, and not
@@ -334,10 +334,10 @@ def coordinated_elbo(
     log_likelihood = elbo.observed_terms(values, observed)
     kl = distributions.kl_to_standard_gaussian(joint)
     gain = auxiliary_kl = jnp.zeros_like(kl)
-    if unimodal_log_likelihoods is not None:
+    if experts is not None and unimodal_log_likelihoods is not None:
         z = distributions.sample(experts, unimodal_key)
         own = elbo.own_terms(z, batch, unimodal_log_likelihoods)
-        gain = sum(elbo.observed_terms(own, observed).values())
+        gain = elbo.total(elbo.observed_terms(own, observed).values())
     if experts is not None:
         divergences = (
             distributions.gaussian_kl(joint, experts)

@@ -10,13 +10,13 @@ from mmvae_jax.mathematics import distributions, elbo, posteriors
 from mmvae_jax.models import parts
 from mmvae_jax.models.mixtures import PRIOR_EXPERT
 from mmvae_jax.models.parts import (
-    PRIVATE_OPTIONS,
     encode,
     make_networks,
-    private_model,
     standard_latents,
 )
+from mmvae_jax.models.private import PRIVATE_OPTIONS, private_model
 from mmvae_jax.types import (
+    AnyArray,
     Array,
     Batch,
     Gaussian,
@@ -58,7 +58,9 @@ def dmvae_model(
     is_with_prior = choice != "never"
     is_single_with_prior = choice == "always"
 
-    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
         experts = encode(nets, params, batch)
         observed = elbo.observed_of(batch, len(shapes))
         shared, _ = distributions.split(experts, shared_dim)
@@ -73,7 +75,9 @@ def dmvae_model(
         )
         return elbo.loss(terms, beta), terms
 
-    def shared_posterior(key: PRNGKey, shared: Gaussian, subset: Array) -> Gaussian:
+    def shared_posterior(
+        key: PRNGKey | None, shared: Gaussian, subset: AnyArray
+    ) -> Gaussian:
         del key  # not a mixture
         is_single = jnp.sum(jnp.asarray(subset), axis=0) == 1
         prior_expert = jnp.where(is_single, is_single_with_prior, is_with_prior)
@@ -127,7 +131,7 @@ def private_shared_elbos(
     )
     z = distributions.sample(components, shared_key)
     w = distributions.sample(private, private_key)
-    values = {}
+    values: dict[str, Array] = {}
     for i, (m, f) in enumerate(log_likelihoods.items()):
         own = jnp.broadcast_to(w[i], (len(z), *w[i].shape))
         values[m] = elbo.fold_samples(f, distributions.join(z, own), batch[m])
@@ -138,6 +142,6 @@ def private_shared_elbos(
     return ObjectiveTerms(
         log_likelihood={m: x[0] for m, x in values.items()},
         kl=kl[0],
-        auxiliary_log_likelihood=sum(gains),
+        auxiliary_log_likelihood=elbo.total(gains),
         auxiliary_kl=elbo.observed_sum(kl[1:], observed),
     )

@@ -1,4 +1,4 @@
-"""mmJSD: a Jensen-Shannon divergence with a dynamic prior."""
+"""mmJSD: a mixture of experts, tied by a Jensen-Shannon divergence."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -25,7 +25,7 @@ from mmvae_jax.types import (
 )
 
 # The divergence from the dynamic prior stands where the KL to the prior would.
-WEIGHTS = TermWeights(kl=0.0)
+_WEIGHTS = TermWeights(kl=0.0)
 
 OPTIONS = {
     "subset_estimator": SUBSET_ESTIMATOR,  # of the expectation over components
@@ -48,7 +48,9 @@ def jensen_shannon_model(
     """
     nets = make_networks(config, shapes, config.model.latent_dim)
 
-    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
         terms = jensen_shannon_elbo(
             encode(nets, params, batch),
             batch,
@@ -57,7 +59,7 @@ def jensen_shannon_model(
             decode_prior=options["decode_prior"],
             estimator=options["subset_estimator"],
         )
-        return elbo.loss(terms, beta, WEIGHTS), terms
+        return elbo.loss(terms, beta, _WEIGHTS), terms
 
     def posterior(
         params: Params, experts: Gaussian, subset: Array, key: PRNGKey
@@ -99,7 +101,7 @@ def jensen_shannon_elbo(
       experts: fields [M, B, D].
       batch: modality -> [B, ...].
       key: random key.
-      log_likelihoods: one function a modality (`objectives`).
+      log_likelihoods: one function a modality (`elbo.LogLikelihoods`).
       decode_prior: whether the prior is a component of the mixture that is decoded,
         as released: one example in M + 1 is then reconstructed from noise.
       estimator: of the expectation over components, as for `subset_elbo`.

@@ -1,7 +1,7 @@
 """A network that infers the joint posterior from all modalities at once."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from mmvae_jax.networks import vectors
 from mmvae_jax.types import Array, Batch, Gaussian, Params, PRNGKey
 
 
-class JointEncoder(NamedTuple):
+class _JointEncoder(NamedTuple):
     """q(z|X) as a network, by its own parameters.
 
     Attributes:
@@ -28,7 +28,7 @@ class JointEncoder(NamedTuple):
     posterior: Callable[[Params, Gaussian], Gaussian]
 
 
-def make_joint_encoder(nets: Networks) -> JointEncoder:
+def make_joint_encoder(nets: Networks) -> _JointEncoder:
     """The simplest joint encoder that any mixture of networks allows.
 
     Every modality goes through an encoder like its own, with parameters of its own;
@@ -61,8 +61,9 @@ def make_joint_encoder(nets: Networks) -> JointEncoder:
 
     def posterior(params: Params, features: Gaussian) -> Gaussian:
         rows = jax.nn.relu(jnp.concatenate(features, axis=-1))
-        return head.apply(params["head"], jnp.concatenate(list(rows), axis=-1))
+        joined = jnp.concatenate(list(rows), axis=-1)
+        return cast(Gaussian, head.apply(params["head"], joined))
 
-    return JointEncoder(
+    return _JointEncoder(
         init, features, lambda params: features(params, zeros()), posterior
     )

@@ -14,7 +14,16 @@ from mmvae_jax.models.parts import (
     make_networks,
     standard_latents,
 )
-from mmvae_jax.types import Array, Batch, Gaussian, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import (
+    AnyArray,
+    Array,
+    Batch,
+    Gaussian,
+    MultimodalVAE,
+    ObjectiveTerms,
+    Params,
+    PRNGKey,
+)
 
 # Where the prior is one of the product's experts: "paper" (MVAE), "released" (MoPoE's
 # full subset too), "always", "never".
@@ -57,7 +66,9 @@ def mixture_model(
         else partial(elbo.subset_elbo, estimator=options["subset_estimator"])
     )
 
-    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
         terms = bound(
             encode(nets, params, batch),
             batch,
@@ -78,7 +89,7 @@ def mixture_model(
 
     def mixture_posterior(
         params: Params, experts: Gaussian, observed: Array
-    ) -> tuple[Gaussian, Array]:
+    ) -> tuple[Gaussian, AnyArray]:
         del params
         return posteriors.observed_mixture(experts, subset_mixture, observed)
 

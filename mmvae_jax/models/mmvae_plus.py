@@ -1,8 +1,33 @@
 """MMVAE+: a mixture of experts of a shared and of private latent vectors.
 
-Importance-weighted, with auxiliary priors for what is reconstructed across modalities.
+Importance-weighted, with auxiliary priors for what is reconstructed across modalities:
+the objective of Palumbo et al. (2023), as released.
+
+Every expert is q_m(z|x_m) q_m(w|x_m), of a shared and a private latent vector.
+With K samples z_mk, w_mk of it and w~_n ~ r_n(w) of auxiliary priors,
+
+    log w_mk = log p(x_m|z, w_m) + sum_{n != m} log p(x_n|z, w~_n)
+        + beta (log p(z) + log p(w_m) - log (1/M) sum_j q_j(z|x_j)
+                - log q_m(w_m|x_m)),
+
+and it is (1/M) sum_m log (1/K) sum_k w_mk, the mean over modalities outside of
+the logarithm ("loose"). For K = 1 it is their ELBO. What modality m says of the
+others goes through z alone: their own w is never decoded with its z.
+
+Both estimators are those of `importance.importance_weighted`: in "dreg", the
+densities of z and w_m have constant parameters, and the gradients that reach z_mk
+and w_mk are weighted once more. (The first release meant to do so and does
+neither: its log q keeps the encoders' parameters.) r_n is in no density of the
+objective; it learns through its samples, by the plain derivative.
+
+Because r_n is in no density, the objective is a bound on log p(X) only where
+r_n = p. The terms returned are of a bound everywhere: w~_n is counted as a
+sample of a proposal r_n, log r_n(w~_n) - log p(w~_n) is part of `kl`, and
+`auxiliary_kl` takes it away again. Hence the loss for K = 1 is `loss` of the
+terms.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,14 +42,13 @@ from mmvae_jax.mathematics import (
     posteriors,
 )
 from mmvae_jax.models import official
-from mmvae_jax.models import parts as parts_module
 from mmvae_jax.models.parts import (
-    PRIVATE_OPTIONS,
     Latents,
     encode,
+    log_likelihoods,
     make_networks,
-    private_model,
 )
+from mmvae_jax.models.private import PRIVATE_OPTIONS, private_model
 from mmvae_jax.types import (
     Array,
     Batch,
@@ -44,7 +68,7 @@ OPTIONS = official.OPTIONS | PRIVATE_OPTIONS
 def mmvae_plus_model(
     config: Any, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
 ) -> MultimodalVAE:
-    """MMVAE+ of Palumbo et al. (2023), the equation in `private_importance_weighted`.
+    """MMVAE+ of Palumbo et al. (2023), the equation above.
 
     Two disjoint encoders a modality, for z and for w; p(z) and p(w) with scale 1;
     auxiliary priors r_n of mean 0 for what is reconstructed across modalities, in
@@ -64,37 +88,25 @@ def mmvae_plus_model(
     family, is_learned = options["posterior"], options["learned_prior"]
     auxiliary_shape = (len(shapes), private_dim)
 
-    def experts(emitted: Gaussian) -> Distribution:
-        parts = distributions.split(emitted, shared_dim)
-        return distributions.join(
-            *(official.experts_of(part, family) for part in parts)
-        )
+    latents = _latents(shared_dim, auxiliary_shape, family, is_learned)
 
-    def init() -> dict[str, Array]:
-        return {"auxiliary_priors": jnp.zeros(auxiliary_shape)} if is_learned else {}
-
-    def prior(params: Params) -> Distribution:
-        del params  # it is fixed
-        return official.centred(jnp.zeros(shape), family)
-
-    shape = (shared_dim + len(shapes) * private_dim,)
-    latents = Latents(shape, experts, init, prior)
-
-    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
         logits = (
             params["auxiliary_priors"] if is_learned else jnp.zeros(auxiliary_shape)
         )
         # p(w) is the same for all modalities.
-        own, _ = distributions.split(prior(params), shared_dim + private_dim)
+        own, _ = distributions.split(latents.prior(params), shared_dim + private_dim)
         return private_importance_weighted(
-            experts(encode(nets, params, batch)),
+            latents.experts(encode(nets, params, batch)),
             batch,
             key,
             beta,
             shared_dim=shared_dim,
             prior=own,
             auxiliary_priors=official.centred(logits, family),
-            log_likelihoods=parts_module.log_likelihoods(nets, params),
+            log_likelihoods=log_likelihoods(nets, params),
             num_samples=options["num_samples"],
             form=options["form"],
             estimator=options["estimator"],
@@ -120,6 +132,35 @@ def mmvae_plus_model(
     return model._replace(objective=objective, mixture_posterior=mixture_posterior)
 
 
+def _latents(
+    shared_dim: int, private_shape: tuple[int, int], family: str, is_learned: bool
+) -> Latents:
+    """Experts of z and of w apart, a fixed prior, parameters of the auxiliary priors.
+
+    Args:
+      shared_dim: dimensions of z.
+      private_shape: (M, dimensions of w).
+      family: "laplace" or "gaussian".
+      is_learned: whether the auxiliary priors have parameters.
+    """
+    shape = (shared_dim + math.prod(private_shape),)
+
+    def experts(emitted: Gaussian) -> Distribution:
+        parts = distributions.split(emitted, shared_dim)
+        return distributions.join(
+            *(official.experts_of(part, family) for part in parts)
+        )
+
+    def init() -> dict[str, Array]:
+        return {"auxiliary_priors": jnp.zeros(private_shape)} if is_learned else {}
+
+    def prior(params: Params) -> Distribution:
+        del params  # it is fixed
+        return official.centred(jnp.zeros(shape), family)
+
+    return Latents(shape, experts, init, prior)
+
+
 def private_importance_weighted(
     experts: Distribution,
     batch: Batch,
@@ -134,30 +175,7 @@ def private_importance_weighted(
     form: str = "loose",
     estimator: str = "dreg",
 ) -> tuple[Array, ObjectiveTerms]:
-    """The objective of MMVAE+, Palumbo et al. (2023), as released.
-
-    Every expert is q_m(z|x_m) q_m(w|x_m), of a shared and a private latent vector.
-    With K samples z_mk, w_mk of it and w~_n ~ r_n(w) of auxiliary priors,
-
-        log w_mk = log p(x_m|z, w_m) + sum_{n != m} log p(x_n|z, w~_n)
-            + beta (log p(z) + log p(w_m) - log (1/M) sum_j q_j(z|x_j)
-                    - log q_m(w_m|x_m)),
-
-    and it is (1/M) sum_m log (1/K) sum_k w_mk, the mean over modalities outside of
-    the logarithm ("loose"). For K = 1 it is their ELBO. What modality m says of the
-    others goes through z alone: their own w is never decoded with its z.
-
-    Both estimators are those of `importance.importance_weighted`: in "dreg", the
-    densities of z and w_m have constant parameters, and the gradients that reach z_mk
-    and w_mk are weighted once more. (The first release meant to do so and does
-    neither: its log q keeps the encoders' parameters.) r_n is in no density of the
-    objective; it learns through its samples, by the plain derivative.
-
-    Because r_n is in no density, the objective is a bound on log p(X) only where
-    r_n = p. The terms returned are of a bound everywhere: w~_n is counted as a
-    sample of a proposal r_n, log r_n(w~_n) - log p(w~_n) is part of `kl`, and
-    `auxiliary_kl` takes it away again. Hence the loss for K = 1 is `loss` of the
-    terms.
+    """The objective of MMVAE+ as released; the equation is at the top of this file.
 
     Args:
       experts: fields [M, B, d + e], shared dimensions first.
@@ -169,8 +187,7 @@ def private_importance_weighted(
       auxiliary_priors: r_n(w), fields [M, e].
       log_likelihoods: modality -> function ([z, w] [N, d + e], x_n) -> [N].
       num_samples: K.
-      form: one of `importance.FORMS`; "tight", log 1/(MK) sum_mk w_mk, is nobody's
-        published.
+      form: one of `importance.FORMS`; "tight" is published by nobody.
       estimator: one of `importance.ESTIMATORS`.
 
     Returns:
@@ -183,9 +200,8 @@ def private_importance_weighted(
     own_key, auxiliary_key = jax.random.split(key)
     samples = distributions.sample(experts, own_key, (num_samples,))
     # One w~ for every sample, example, and pair of modalities: [K, M, B, M, e].
-    auxiliary = distributions.sample(
-        auxiliary_priors, auxiliary_key, samples.shape[:-1]
-    )
+    shape = samples.shape[:-1]
+    auxiliary = distributions.sample(auxiliary_priors, auxiliary_key, shape)
     private_prior = distributions.split(prior, shared_dim)[1]
     is_other = ~jnp.eye(num_modalities, dtype=bool)[:, None]
     excess = distributions.log_prob(auxiliary_priors, auxiliary)
@@ -195,18 +211,17 @@ def private_importance_weighted(
     def log_weights(z: Array, experts: Distribution) -> tuple[Array, Any]:
         """log w, log-likelihoods, log q - log p, log r - log p: all [K, M, B]."""
         shared, private = distributions.split(z, shared_dim)
-        log_likelihood = {}
+        values = {}
         for n, (m, f) in enumerate(log_likelihoods.items()):
             w = jnp.where(is_other[..., n, None], auxiliary[..., n, :], private)
-            log_likelihood[m] = elbo.fold_samples(
-                f, distributions.join(shared, w), batch[m]
-            )
-        log_likelihood = elbo.observed_terms(log_likelihood, observed)
+            own = distributions.join(shared, w)
+            values[m] = elbo.fold_samples(f, own, batch[m])
+        log_likelihood = elbo.observed_terms(values, observed)
         shared_experts, private_experts = distributions.split(experts, shared_dim)
         kl = posteriors.mixture_log_prob(shared_experts, uniform, shared)
         kl += distributions.log_prob(private_experts, private)
         kl -= distributions.log_prob(prior, z)
-        value = sum(log_likelihood.values()) - beta * kl
+        value = elbo.total(log_likelihood.values()) - beta * kl
         return value, (log_likelihood, kl, excess)
 
     value, (log_likelihood, kl, excess) = importance.weighted_loss(

@@ -1,4 +1,18 @@
-"""Unimodal VAEs tied by a data-dependent mixture prior (MMVM)."""
+"""Unimodal VAEs tied by a data-dependent mixture prior (MMVM).
+
+The latent vector of the model is the M of them end to end, M D dimensions, and
+whatever is computed for a multimodal model is computed for this one:
+
+* An observed modality has its own posterior. One that is not observed is
+  generated as published, from the posterior of a modality that is: of each
+  observed one for its share of the examples, and with a sample of its own.
+* `elbo` and the log-likelihood are those of M VAEs with the prior N(0, I), as of
+  the model `unimodal`: the data-dependent prior is no density of latent vectors
+  before the data are seen.
+* Prior samples are of N(0, I), independent for each modality. No way to generate
+  without a condition is published: nothing ties modalities or pulls posteriors
+  to N(0, I) where a is 0, so joint coherence and prior samples say little.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -45,19 +59,6 @@ def mixture_prior_model(
     released code anneals it from 1 to 0 over the first 150,000 steps; here it is
     constant, since an objective does not know the step.
 
-    The latent vector of the model is the M of them end to end, M D dimensions, and
-    whatever is computed for a multimodal model is computed for this one:
-
-    * An observed modality has its own posterior. One that is not observed is
-      generated as published, from the posterior of a modality that is: of each
-      observed one for its share of the examples, and with a sample of its own.
-    * `elbo` and the log-likelihood are those of M VAEs with the prior N(0, I), as of
-      the model `unimodal`: the data-dependent prior is no density of latent vectors
-      before the data are seen.
-    * Prior samples are of N(0, I), independent for each modality. No way to generate
-      without a condition is published: nothing ties modalities or pulls posteriors
-      to N(0, I) where a is 0, so joint coherence and prior samples say little.
-
     Args:
       config: as for `make_model`; model.latent_dim is D.
       shapes: modality -> shape of one example.
@@ -70,7 +71,9 @@ def mixture_prior_model(
     def split(z: Array) -> dict[str, Array]:
         return {m: z[..., i * size : (i + 1) * size] for i, m in enumerate(shapes)}
 
-    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
         terms = mixture_prior_elbos(
             encode(nets, params, batch),
             batch,
@@ -94,7 +97,7 @@ def mixture_prior_model(
         params: Params, experts: Gaussian, observed: Array
     ) -> tuple[Gaussian, Array]:
         del params
-        # What is missing has the prior: its latent vector is not asked for.
+        # A missing modality has the prior: its latent vector is not asked for.
         prior = jax.tree.map(jnp.zeros_like, experts)
         is_there = posteriors.append_axes(observed, 3)
         joint = _end_to_end(jax.tree.map(partial(jnp.where, is_there), experts, prior))
@@ -117,7 +120,7 @@ def mixture_prior_elbos(
     *,
     log_likelihoods: elbo.LogLikelihoods,
 ) -> ObjectiveTerms:
-    """M VAEs and what ties them: the data-dependent MMVM prior (Sutter et al., 2024).
+    """M VAEs, tied by the data-dependent MMVM prior (Sutter et al., 2024).
 
     The prior of every z_m is the mixture (1/M) sum_n q(z_m|x_n). As released, its KL
     is bounded from above by convexity: `auxiliary_kl` is

@@ -23,6 +23,7 @@ from mmvae_jax.types import (
     Gaussian,
     Laplace,
     MultimodalVAE,
+    ObjectiveTerms,
     Params,
     PRNGKey,
 )
@@ -38,7 +39,7 @@ OPTIONS = {
     # The mean over modalities is outside of the logarithm, as released ("loose"), or
     # inside ("tight").
     "form": one_of(*importance.FORMS),
-    # Of the gradient: "dreg" as released, or "iwae".
+    # Estimator of the gradient: "dreg" as released, or "iwae".
     "estimator": one_of(*importance.ESTIMATORS),
 }
 # A mean over one modality is in and outside of the logarithm the same.
@@ -63,7 +64,9 @@ def official_mixture_model(
     shape = (config.model.latent_dim,)
     latents = official_latents(shape, options["posterior"], options["learned_prior"])
 
-    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
         return importance.importance_weighted(
             latents.experts(encode(nets, params, batch)),
             batch,
@@ -119,7 +122,7 @@ def official_latents(shape: tuple[int, ...], family: str, is_learned: bool) -> L
 
 
 def experts_of(emitted: Gaussian, family: str) -> Distribution:
-    """Experts of a family from what encoders emit; a Gaussian is left as is."""
+    """Experts of a family from the encoders' output; a Gaussian is left as is."""
     if family == "gaussian":
         return emitted
     log_scale = _softmax_log_scale(emitted.log_variance)

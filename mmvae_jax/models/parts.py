@@ -7,16 +7,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mmvae_jax import networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, posteriors
 from mmvae_jax.mathematics.distributions import Likelihood
-from mmvae_jax.models.options import number, one_of
 from mmvae_jax.networks import vectors
 from mmvae_jax.types import (
     OBSERVED,
+    AnyArray,
     Array,
     Batch,
     Distribution,
@@ -27,16 +26,6 @@ from mmvae_jax.types import (
     PRNGKey,
     TokenShape,
 )
-
-# Of models whose latent_dim is that of a vector that all modalities share.
-PRIVATE_OPTIONS = {
-    # Latent dimensions of each modality; 0 = latent_dim. Palumbo et al. (2023): 32 of
-    # each, 32 shared.
-    "private_dim": number(0, 0),
-    # What is generated unconditionally has private vectors of its "own" for each
-    # modality, or one that is "shared" by all.
-    "private_draw": one_of("own", "shared"),
-}
 
 
 class Networks(NamedTuple):
@@ -149,8 +138,12 @@ class Latents(NamedTuple):
 
 def standard_latents(shape: tuple[int, ...]) -> Latents:
     """Gaussian experts and the prior N(0, I), of this shape."""
-    prior = Gaussian(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
-    return Latents(shape, lambda emitted: emitted, dict, lambda params: prior)
+
+    def prior(params: Params) -> Gaussian:
+        del params  # it is fixed
+        return Gaussian(jnp.zeros(shape), jnp.zeros(shape))
+
+    return Latents(shape, lambda emitted: emitted, dict, prior)
 
 
 def encode(nets: Networks, params: Params, batch: Batch) -> Gaussian:
@@ -170,16 +163,18 @@ def encode(nets: Networks, params: Params, batch: Batch) -> Gaussian:
 
 
 def without_missing(modalities: Sequence[str], batch: Batch) -> Batch:
-    """The batch with zeros for what is missing, of which not even NaN is left."""
+    """The batch with zeros in place of missing values, NaN among them."""
     if OBSERVED not in batch:
         return batch
     observed = batch[OBSERVED]
 
-    def kept(x: Array, row: Array) -> Array:
-        return jnp.where(posteriors.append_axes(row, x.ndim), x, jnp.zeros_like(x))
+    def kept(x: AnyArray, row: AnyArray) -> Array:
+        is_there = posteriors.append_axes(jnp.asarray(row), x.ndim)
+        return jnp.where(is_there, x, jnp.zeros_like(x))
 
     pairs = zip(modalities, observed.T, strict=True)
-    return {m: kept(batch[m], row) for m, row in pairs} | {OBSERVED: observed}
+    clean: dict[str, AnyArray] = {m: kept(batch[m], row) for m, row in pairs}
+    return clean | {OBSERVED: observed}
 
 
 def decode(nets: Networks, params: Params, modality: str, z: Array) -> Array:
@@ -188,17 +183,15 @@ def decode(nets: Networks, params: Params, modality: str, z: Array) -> Array:
     return nets.likelihoods[modality].mean(output)
 
 
-def log_likelihood(
-    nets: Networks, params: Params, modality: str, z: Array, x: Array
+def _log_likelihood(
+    nets: Networks, params: Params, modality: str, z: Array, x: AnyArray
 ) -> Array:
     """log p(x|z) [N] of one modality, z [N, D], x [N, ...]; nats."""
     output = nets.decoders[modality].apply(params["decoders"][modality], z)
-    return nets.likelihoods[modality].log_prob(output, x)
+    return nets.likelihoods[modality].log_prob(output, jnp.asarray(x))
 
 
-def log_likelihoods(
-    nets: Networks, params: Params
-) -> dict[str, Callable[[Array, Array], Array]]:
+def log_likelihoods(nets: Networks, params: Params) -> elbo.LogLikelihoods:
     """Decoders of an objective: modality -> function (z [N, D], x [N, ...]) -> [N].
 
     It is log p(x|z) times the modality's weight in the loss, wherever an objective has
@@ -206,32 +199,17 @@ def log_likelihoods(
     the terms that are logged by the weights again.
     """
 
-    def weighted(modality: str, z: Array, x: Array) -> Array:
+    def weighted(modality: str, z: Array, x: AnyArray) -> Array:
         weight = nets.weights[modality]
-        value = log_likelihood(nets, params, modality, z, x)
+        value = _log_likelihood(nets, params, modality, z, x)
         return value if weight == 1 else weight * value
 
     return {m: partial(weighted, m) for m in nets.decoders}
 
 
-def own_or_prior(
-    experts: Distribution, prior: Distribution, subset: Array
-) -> Distribution:
-    """Latent vectors that every modality has for itself, end to end.
-
-    Args:
-      experts: fields [M, B, d].
-      prior: fields [M, d], what is left to a modality that is not observed.
-      subset: bool [M] or [M, B], the observed ones; may be traced.
-
-    Returns:
-      A distribution with fields [B, M d].
-    """
-    observed = posteriors.append_axes(jnp.asarray(subset), 3)
-    kept = jax.tree.map(
-        lambda own, prior: jnp.where(observed, own, prior[:, None]), experts, prior
-    )
-    return jax.tree.map(lambda field: jnp.concatenate(list(field), -1), kept)
+def undefined(*args: Any) -> Any:
+    """A function that `assemble` leaves to the model's own file."""
+    raise NotImplementedError("the model does not have this function")
 
 
 def assemble(
@@ -239,7 +217,7 @@ def assemble(
     latents: Latents,
     parts: Callable[[Array], Mapping[str, Array]] | None = None,
 ) -> MultimodalVAE:
-    """The functions that objectives do not differ in; the others are None.
+    """The functions that objectives do not differ in; the others are `undefined`.
 
     Args:
       nets: of all modalities.
@@ -268,7 +246,7 @@ def assemble(
     def log_likelihood_of(params: Params, z: Array, batch: Batch) -> dict[str, Array]:
         own = parts(z)
         values = {
-            m: log_likelihood(nets, params, m, own[m], batch[m]) for m in nets.shapes
+            m: _log_likelihood(nets, params, m, own[m], batch[m]) for m in nets.shapes
         }
         observed = elbo.observed_of(batch, len(values))
         return elbo.observed_terms(values, observed)
@@ -277,10 +255,10 @@ def assemble(
         modalities=tuple(nets.shapes),
         latent_dim=math.prod(latents.shape),
         init=init,
-        objective=None,
+        objective=undefined,
         encode=lambda params, batch: latents.experts(encode(nets, params, batch)),
-        posterior=None,
-        mixture_posterior=None,
+        posterior=undefined,
+        mixture_posterior=undefined,
         decode=lambda params, z: {
             m: decode(nets, params, m, own) for m, own in parts(z).items()
         },
@@ -293,63 +271,3 @@ def assemble(
             *nets.encoders.values(), *nets.decoders.values()
         ),
     )
-
-
-def private_model(
-    nets: Networks,
-    latents: Latents,
-    shared_dim: int,
-    private_draw: str,
-    shared_posterior: Callable[[PRNGKey, Distribution, Array], Distribution],
-) -> MultimodalVAE:
-    """Model with a latent vector for each modality beside the shared one, no objective.
-
-    Its latent vector is z = [shared, w_1, ..., w_M] end to end, and modality m is
-    decoded from [shared, w_m]. A modality that is not observed is generated with w_m
-    from its prior p(w). The linear probe sees the w_m too: it is not a probe of the
-    shared vector alone.
-
-    Args:
-      nets: networks of all modalities, whose experts are [shared, w_m].
-      latents: experts, and the prior of the whole latent vector.
-      shared_dim: d, dimensions of the shared vector.
-      private_draw: one of the option's choices (PRIVATE_OPTIONS).
-      shared_posterior: (key, shared experts [M, B, d], subset) -> [B, d].
-    """
-    split = partial(distributions.split, size=shared_dim)
-    num_modalities = len(nets.shapes)
-    private_dim = nets.latent_dim - shared_dim
-
-    def parts_of(z: Array) -> dict[str, Array]:
-        shared, private = split(z)
-        own = jnp.split(private, num_modalities, axis=-1)
-        pairs = zip(nets.shapes, own, strict=True)
-        return {m: distributions.join(shared, w) for m, w in pairs}
-
-    def private_posterior(
-        params: Params, private: Distribution, subset: Array
-    ) -> Distribution:
-        _, prior = split(latents.prior(params))
-        prior = jax.tree.map(lambda field: field.reshape(-1, private_dim), prior)
-        return own_or_prior(private, prior, subset)
-
-    def posterior(
-        params: Params, experts: Distribution, subset: Array, key: PRNGKey
-    ) -> Distribution:
-        shared, private = split(experts)
-        return distributions.join(
-            shared_posterior(key, shared, subset),
-            private_posterior(params, private, subset),
-        )
-
-    model = assemble(nets, latents, parts_of)
-
-    def sample_prior(params: Params, key: PRNGKey, num: int) -> Array:
-        z = model.sample_prior(params, key, num)
-        if private_draw == "own":
-            return z
-        shared, private = split(z)
-        repeated = jnp.tile(private[:, :private_dim], (1, num_modalities))
-        return distributions.join(shared, repeated)
-
-    return model._replace(posterior=posterior, sample_prior=sample_prior)

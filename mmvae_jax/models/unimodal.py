@@ -11,10 +11,18 @@ from mmvae_jax.models.parts import (
     encode,
     log_likelihoods,
     make_networks,
-    own_or_prior,
     standard_latents,
 )
-from mmvae_jax.types import Array, Batch, Distribution, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.models.private import own_or_prior
+from mmvae_jax.types import (
+    Array,
+    Batch,
+    Distribution,
+    MultimodalVAE,
+    ObjectiveTerms,
+    Params,
+    PRNGKey,
+)
 
 
 def unimodal_model(
@@ -56,12 +64,14 @@ def unimodal_model(
     def split(z: Array) -> dict[str, Array]:
         return {m: z[..., i * size : (i + 1) * size] for i, m in enumerate(shapes)}
 
-    def objective(params: Params, batch: Batch, key: PRNGKey, beta: Array):
-        experts = latents.experts(encode(nets, params, batch))
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
+        emitted = encode(nets, params, batch)
         decoders = log_likelihoods(nets, params)
         if is_official:
             return importance.unimodal_importance_weighted(
-                experts,
+                latents.experts(emitted),
                 batch,
                 key,
                 beta,
@@ -70,7 +80,7 @@ def unimodal_model(
                 num_samples=options["num_samples"],
                 estimator=options["estimator"],
             )
-        terms = elbo.unimodal_elbos(experts, batch, key, log_likelihoods=decoders)
+        terms = elbo.unimodal_elbos(emitted, batch, key, log_likelihoods=decoders)
         return elbo.loss(terms, beta), terms
 
     def posterior(

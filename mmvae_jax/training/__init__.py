@@ -1,1 +1,11 @@
-"""The train step, the train loop, sweeps, devices, checkpoints and the log."""
+"""Training of all members of a sweep in one program.
+
+step         the pure train step of one member
+execution    the compiled program of a sweep: precision, steps a call, initial states
+sweep        the grid of a sweep, and how members are mapped
+mapping      choice of the mapping, within the memory of a device
+devices      placement of members and examples on devices
+loop         `fit`, the one train loop
+checkpoints  saving and restoring of states
+log          metrics.jsonl, TensorBoard and samples
+"""

@@ -135,14 +135,14 @@ def shard_members(fn: Callable, layout: Layout, num_shared: int) -> Callable:
     if layout == ONE_DEVICE:
         return fn
 
-    def on_mesh(*args):
+    def on_mesh(*args: Any) -> Any:
         with jax.sharding.use_abstract_mesh(_make_mesh(layout).abstract_mesh):
             return fn(*args)
 
     if layout[0] == 1:
         return on_mesh
 
-    def sharded(*args):
+    def sharded(*args: Any) -> Any:
         own = (PartitionSpec(SWEEP),) * (len(args) - num_shared)
         return jax.shard_map(
             fn,
@@ -220,20 +220,21 @@ def stack_members(make: Callable[[int], Any], num: int, layout: Layout) -> Any:
       The tree, leaves [K, ...].
     """
     if layout == ONE_DEVICE:
-        made = [make(k) for k in range(num)]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+        members = [make(k) for k in range(num)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
     sharding = _sharding(layout, SWEEP)
     spans = sharding.addressable_devices_indices_map((num,)).values()
-    held = sorted({k for (span,) in spans for k in range(num)[span]})
+    held = sorted({k for span in spans if span for k in range(num)[span[0]]})
     made = {k: jax.device_get(make(k)) for k in held}
 
     def stack(*leaves: np.ndarray) -> Array:
         of = dict(zip(held, leaves, strict=True))
-        return jax.make_array_from_callback(
-            (num, *np.shape(leaves[0])),
-            sharding,
-            lambda index: np.stack([of[k] for k in range(num)[index[0]]]),
-        )
+
+        def part(index: Any) -> np.ndarray:
+            return np.stack([of[k] for k in range(num)[index[0]]])
+
+        shape = (num, *np.shape(leaves[0]))
+        return jax.make_array_from_callback(shape, sharding, part)
 
     return jax.tree.map(stack, *made.values())
 

@@ -1,6 +1,9 @@
-"""How steps and members are executed: mapping, steps a call, precision."""
+"""The compiled program of a sweep, and the states that it starts from.
 
-from collections.abc import Callable
+`compile_steps` is the one place where jit, the mapping of members, loops over steps
+and several devices are applied to the train step. `Execution` says how.
+"""
+
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +12,7 @@ import jax.numpy as jnp
 
 from mmvae_jax.errors import ArgumentError
 from mmvae_jax.training import devices, step, sweep
-from mmvae_jax.types import Batch, PRNGKey
+from mmvae_jax.types import Array, Batch, PRNGKey
 
 # Steps of one call of the compiled program at most.
 MAX_STEPS_PER_CALL = 256
@@ -50,7 +53,7 @@ def matmul_precision(precision: str, backend: str) -> str | None:
 
 
 class Execution(NamedTuple):
-    """How steps and members are executed, and on which devices.
+    """Execution of steps and members, and the devices that it takes.
 
     Attributes:
       mapping: one of `sweep.MAPPINGS`, for the members on a device.
@@ -68,7 +71,7 @@ class Execution(NamedTuple):
     members_at_once: int = 0
 
 
-def compile_steps(task: step.Task, execution: Execution) -> Callable:
+def compile_steps(task: step.Task, execution: Execution) -> jax.stages.Wrapped:
     """The compiled program of a sweep: `num` steps of all members in one call.
 
     One trace serves every number of steps, since the number is an argument.
@@ -77,12 +80,19 @@ def compile_steps(task: step.Task, execution: Execution) -> Callable:
       (state [K], hyper [K], keys [K], data, indices [N, B], num []) ->
       (state [K], step [K]); data: modality -> [num_examples, ...]. `state` is
       donated; the second output is there to be waited for. On several devices, state,
-      hyper, keys and data are expected where `meshes` puts them.
+      hyper, keys and data are expected where `devices` puts them.
     """
     layout = execution.layout
 
-    def steps(state, hyper, key, data, indices, num):
-        def body(i, state):
+    def steps(
+        state: step.TrainState,
+        hyper: Any,
+        key: PRNGKey,
+        data: Batch,
+        indices: Array,
+        num: Array,
+    ) -> tuple[step.TrainState, Array]:
+        def body(i: int | Array, state: step.TrainState) -> step.TrainState:
             batch = devices.take_batch(data, indices[i], layout)
             return step.train_step(task, state, hyper, key, batch)
 
@@ -92,7 +102,7 @@ def compile_steps(task: step.Task, execution: Execution) -> Callable:
             state = jax.lax.fori_loop(0, num, body, state)
         return state, jnp.copy(state.step)
 
-    def precisely(*args):
+    def precisely(*args: Any) -> tuple[step.TrainState, Array]:
         # It holds while this is traced, for all products that name no precision of
         # their own (products of experts do).
         precision = matmul_precision(execution.precision, jax.default_backend())

@@ -136,7 +136,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def jsonable(value: Any) -> Any:
-    """A value as JSON allows it: plain numbers, None for what is not finite."""
+    """A value as JSON allows it: plain numbers, None for nan and infinity."""
     if isinstance(value, Mapping):
         return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

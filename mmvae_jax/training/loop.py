@@ -1,8 +1,7 @@
-"""The train step, its compiled form, and the only train loop, in this order.
+"""The only train loop: `fit`, for sweeps, resumed runs and judges alike.
 
-Step: `train_step` is pure and knows one member. Execution: `compile_steps` is the one
-place where jit, vmap, map, loops over steps and several devices are applied to it.
-Loop: `fit` calls what was compiled, for sweeps, resumed runs and classifiers alike.
+`step.train_step` is pure and knows one member. `execution.compile_steps` makes the
+program of all members from it, and `fit` calls that program.
 """
 
 import time
@@ -58,7 +57,7 @@ class _Call(NamedTuple):
 
     step: int
     num: int
-    done: Array
+    done: Any  # an array; its declared type lacks `is_ready`
     totals: tuple | None
 
 
@@ -92,7 +91,7 @@ class _Clock:
         self.longest = max(1, min(most, wanted, 4 * call.num))
 
     def restart(self) -> None:
-        """Leaves out of the time what was done since the last call."""
+        """Leaves the time since the last call out of the next measurement."""
         self._last_done = time.perf_counter()
 
 
@@ -157,17 +156,25 @@ def fit(
         if _is_at(step, every) or (every and step == num_steps):
             state, totals = _take_totals(state, layout)
         clock.call = _Call(step, num, done, totals)
-        is_save = _is_at(step, events.save_every_steps)
-        is_eval = _is_at(step, events.eval_every_steps)
-        if is_save or is_eval:
-            clock.finish()
-            if is_save:  # first, since an evaluation may take long
-                events.save(step, state)
-            if is_eval:
-                events.evaluate(step, state)
-            clock.restart()
+        _save_and_evaluate(clock, events, step, state)
     clock.finish()
     return state
+
+
+def _save_and_evaluate(
+    clock: _Clock, events: Events, step: int, state: TrainState
+) -> None:
+    """Saves and evaluates the state where it is time to, and leaves that untimed."""
+    is_save = _is_at(step, events.save_every_steps)
+    is_eval = _is_at(step, events.eval_every_steps)
+    if not (is_save or is_eval):
+        return
+    clock.finish()
+    if is_save:  # first, since an evaluation may take long
+        events.save(step, state)
+    if is_eval:
+        events.evaluate(step, state)
+    clock.restart()
 
 
 def _is_at(step: int, period: int) -> bool:
@@ -177,13 +184,15 @@ def _is_at(step: int, period: int) -> bool:
 
 def _take_totals(state: TrainState, layout: devices.Layout) -> tuple[TrainState, tuple]:
     """Takes the sums of the metrics out of a state and sets them to zero."""
-    # Copies, since the next call is given what stays in the state.
+    # Copies, since the state's own arrays are donated to the next call.
     taken = devices.gather((state.totals, state.num_logged, state.finite), layout)
     zeros = jax.tree.map(jnp.zeros_like, (state.totals, state.num_logged))
     return state._replace(totals=zeros[0], num_logged=zeros[1]), taken
 
 
-def _means(totals, num, finite) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _means(
+    totals: Mapping[str, Array], num: Array, finite: Array
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Means over the logged steps: tag -> float [K], and finite [K]."""
-    totals, num, finite = jax.device_get((totals, num, finite))
-    return {tag: total / num for tag, total in totals.items()}, finite
+    sums, counts, is_finite = jax.device_get((totals, num, finite))
+    return {tag: total / counts for tag, total in sums.items()}, is_finite

@@ -1,4 +1,4 @@
-"""How a sweep is executed: by rule, and within the device's memory.
+"""Choice of how a sweep is executed: by rule, and within the device's memory.
 
 The rule knows which mapping of members is fast on which backend. Members that do not
 fit the device's memory at once are taken in chunks.
@@ -192,7 +192,8 @@ def _compile_within(
                 "fewer members, or smaller batches or networks"
             )
         # Memory beside the arguments is in proportion to the members.
-        extra = compiled.memory_analysis().temp_size_in_bytes
+        found = compiled.memory_analysis()
+        extra = found.temp_size_in_bytes if found else 0
         left = max(memory - (needed - extra), 0)
         most = min(at_once - 1, at_once * left // max(extra, 1))
         at_once = max([c for c in range(1, most + 1) if num % c == 0], default=1)

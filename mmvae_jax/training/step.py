@@ -62,7 +62,9 @@ class TrainState(NamedTuple):
 def vae_task(model: MultimodalVAE, clip_norm: float = 0.0) -> Task:
     """Training of a multimodal VAE on its objective; clip_norm as in `Task`."""
 
-    def loss(params: Params, hyper: Hyper, key: PRNGKey, batch: Batch):
+    def loss(
+        params: Params, hyper: Hyper, key: PRNGKey, batch: Batch
+    ) -> tuple[Array, dict[str, Array]]:
         # Masks, if there are any, go through unchanged.
         scaled_batch = {name: scaled(x) for name, x in batch.items()}
         value, terms = model.objective(params, scaled_batch, key, hyper.beta)
@@ -156,7 +158,7 @@ def _adam(
     them twice, and cannot write them over the old ones.
     """
 
-    def kept(new, old):
+    def kept(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
     b1, b2, epsilon = 0.9, 0.999, 1e-8

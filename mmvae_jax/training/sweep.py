@@ -57,7 +57,7 @@ def stack_keys(members: list[Member]) -> PRNGKey:
     return jax.vmap(jax.random.key)(jnp.array([m.seed for m in members], jnp.uint32))
 
 
-def member(tree: Any, index: int) -> Any:
+def member(tree: Any, index: int | Array) -> Any:
     """Member `index` of a tree whose leaves have a leading axis of K."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
@@ -90,7 +90,7 @@ def map_members(
     if mapping not in MAPPINGS:
         raise ValueError(f"mapping must be one of {MAPPINGS}, got {mapping!r}")
 
-    def mapped(*args):
+    def mapped(*args: Any) -> Any:
         split = len(args) - num_shared
         own, shared = args[:split], args[split:]
         num_members = jax.tree.leaves(own)[0].shape[0]

@@ -17,12 +17,12 @@ import numpy as np
 import optax
 
 from mmvae_jax import networks
-from mmvae_jax.data.dataset import Dataset, is_image, scaled
+from mmvae_jax.data.dataset import Dataset, Split, is_image, scaled
 from mmvae_jax.evaluation.metric import Reader, is_writable, require_labels
 from mmvae_jax.files import write_whole
 from mmvae_jax.training import loop, mapping, step, sweep
 from mmvae_jax.training.execution import compile_steps, init_states
-from mmvae_jax.types import OBSERVED, Array, Batch, Params, PRNGKey
+from mmvae_jax.types import OBSERVED, Array, Batch, Params, PRNGKey, Shape
 
 _EVAL_BATCH = 1_000
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -64,7 +64,7 @@ def get_classifiers(
     groups = make_networks(config, dataset)
 
     def train_all() -> dict | None:
-        trained = {}
+        trained: dict[str, Any] = {}
         for network, group in groups:
             trained |= _train_group(network, config.classifier, dataset, group, events)
             if events.is_stopping():
@@ -85,7 +85,7 @@ def get_classifiers(
 
 
 def check(config: Any, dataset: Dataset, metric: str = "coherence") -> None:
-    """Checks what would otherwise fail after training has begun.
+    """Checks, before training, that classifiers can be made and trained.
 
     Raises:
       UsageError: the data have no labels, or examples do not fit the network.
@@ -130,13 +130,15 @@ def network_for(config: Any, dataset: Dataset, modality: str, section: str) -> s
     return config[section].network if is_picture else "mlp"
 
 
-def classifier_task(network: Any, modalities: list[str], shape) -> step.Task:
+def classifier_task(network: Any, modalities: list[str], shape: Shape) -> step.Task:
     """Training of one classifier, `hyper.modality` says of which modality."""
 
     def init(key: PRNGKey) -> Params:
         return network.init(key, networks.blank(shape))
 
-    def loss(params: Params, hyper: ClassifierHyper, key: PRNGKey, batch: Batch):
+    def loss(
+        params: Params, hyper: ClassifierHyper, key: PRNGKey, batch: Batch
+    ) -> tuple[Array, dict[str, Array]]:
         examples = jnp.stack([batch[m] for m in modalities])[hyper.modality]
         _, logits = network.apply(
             params, scaled(examples), is_training=True, rngs={"dropout": key}
@@ -166,11 +168,11 @@ def groups_of_one_shape(dataset: Dataset) -> list[list[str]]:
 
 
 def _train_group(
-    network: Any, settings: Any, dataset: Dataset, group: list[str], events
+    network: Any, settings: Any, dataset: Dataset, group: list[str], events: loop.Events
 ) -> dict:
-    """Trains one classifier a modality of a group; modality -> what is stored."""
+    """Trains one classifier a modality of a group; modality -> its file's content."""
     data = {m: dataset.train.modalities[m] for m in group}
-    data["labels"] = dataset.train.labels
+    data["labels"] = require_labels(dataset.train, "coherence")
     if dataset.train.observed is not None:
         observed = [dataset.train.is_observed(m) for m in group]
         data[OBSERVED] = np.stack(observed, axis=1)
@@ -191,7 +193,11 @@ def _train_group(
 
 
 def fit_members(
-    task: step.Task, hyper: Any, data: Mapping[str, Array], settings: Any, events
+    task: step.Task,
+    hyper: Any,
+    data: Mapping[str, Array],
+    settings: Any,
+    events: loop.Events,
 ) -> Params:
     """Trains the networks of an evaluation, one a member.
 
@@ -253,14 +259,15 @@ def load_or_train(
     return trained
 
 
-def _accuracy(apply, params: Params, split, modality: str) -> float:
+def _accuracy(apply: Callable, params: Params, split: Split, modality: str) -> float:
     """The share of a modality's examples that are classified correctly, in [0, 1]."""
     split = split.take(np.flatnonzero(split.is_observed(modality)))
+    labels = require_labels(split, "coherence")
     correct = 0
     for start in range(0, split.num_examples, _EVAL_BATCH):
         part = slice(start, start + _EVAL_BATCH)
         _, logits = apply(params, scaled(split.modalities[modality][part]))
-        correct += int(np.sum(np.argmax(logits, -1) == split.labels[part]))
+        correct += int(np.sum(np.argmax(logits, -1) == labels[part]))
     return correct / split.num_examples if split.num_examples else float("nan")
 
 

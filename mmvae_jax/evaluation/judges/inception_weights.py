@@ -128,7 +128,7 @@ def _tensor(
     return np.ndarray(shape, storage.dtype, storage, size * offset, byte_strides)
 
 
-# The names in a state dict's pickle -> what stands in for them.
+# The names in a state dict's pickle -> their substitutes.
 _NAMES = {
     "collections.OrderedDict": collections.OrderedDict,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -146,7 +146,7 @@ class _Unpickler(pickle.Unpickler):
         self._storages = storages
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands in for a name."""
+        """The substitute for a name of the pickle."""
         if f"{module}.{name}" not in _NAMES:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return _NAMES[f"{module}.{name}"]

@@ -29,7 +29,7 @@ from mmvae_jax.types import Array, Batch, Params, PRNGKey
 _INITIAL_SCALE = 5.0
 
 
-class Group(NamedTuple):
+class _Group(NamedTuple):
     """Modalities of one kind and shape, and the module of their networks.
 
     Attributes:
@@ -45,7 +45,7 @@ class Group(NamedTuple):
     is_image: bool
 
 
-class MatcherHyper(NamedTuple):
+class _MatcherHyper(NamedTuple):
     """Hyper-parameters of the one member that is trained.
 
     Attributes:
@@ -82,8 +82,8 @@ def get_matchers(
 
     def train_all() -> dict | None:
         params = classifiers.fit_members(
-            matching_task(groups),
-            MatcherHyper(jnp.full(1, config.matcher.learning_rate, jnp.float32)),
+            _matching_task(groups),
+            _MatcherHyper(jnp.full(1, config.matcher.learning_rate, jnp.float32)),
             jax.device_put(dict(train_split.modalities)),
             config.matcher,
             events,
@@ -105,7 +105,7 @@ def get_matchers(
 
 
 def check(config: Any, dataset: Dataset, metric: str = "matching") -> None:
-    """Checks what would otherwise fail after training has begun.
+    """Checks, before training, that matching networks can be made and trained.
 
     Raises:
       UsageError: the network is unknown, or no examples have all modalities.
@@ -121,7 +121,7 @@ def check(config: Any, dataset: Dataset, metric: str = "matching") -> None:
         )
 
 
-def make_networks(config: Any, dataset: Dataset) -> list[Group]:
+def make_networks(config: Any, dataset: Dataset) -> list[_Group]:
     """The networks of the matchers: a classifier's, its outputs as features.
 
     Raises:
@@ -134,11 +134,11 @@ def make_networks(config: Any, dataset: Dataset) -> list[Group]:
         shape = shapes[modalities[0]]
         network = networks.make_classifier(name, shape, settings.feature_dim)
         is_images = is_image(dataset.train.modalities[modalities[0]])
-        groups.append(Group(network, tuple(modalities), shape, is_images))
+        groups.append(_Group(network, tuple(modalities), shape, is_images))
     return groups
 
 
-def matching_task(groups: list[Group]) -> step.Task:
+def _matching_task(groups: list[_Group]) -> step.Task:
     """Training of all modalities' networks on all pairs.
 
     Args:
@@ -153,7 +153,7 @@ def matching_task(groups: list[Group]) -> step.Task:
     first, second = pairs.T
 
     def init(key: PRNGKey) -> Params:
-        params = {}
+        params: dict[str, Params] = {}
         for i, group in enumerate(groups):
             names = group.modalities
             keys = jax.random.split(jax.random.fold_in(key, i), len(names))
@@ -163,18 +163,20 @@ def matching_task(groups: list[Group]) -> step.Task:
         scales = jnp.full(len(pairs), jnp.log(_INITIAL_SCALE))
         return {"networks": params, "log_scales": scales}
 
-    def loss(params: Params, hyper: MatcherHyper, key: PRNGKey, batch: Batch):
+    def loss(
+        params: Params, hyper: _MatcherHyper, key: PRNGKey, batch: Batch
+    ) -> tuple[Array, dict[str, Array]]:
         del hyper, key
-        features = []
+        by_group = []
         for group in groups:
             own = [params["networks"][m] for m in group.modalities]
-            features.append(
+            by_group.append(
                 jax.vmap(partial(_embed, group))(
                     jax.tree.map(lambda *leaves: jnp.stack(leaves), *own),
                     scaled(jnp.stack([batch[m] for m in group.modalities])),
                 )
             )
-        features = jnp.concatenate(features)
+        features = jnp.concatenate(by_group)
         logits = jnp.einsum("pbf,pcf->pbc", features[first], features[second])
         scales = jnp.exp(params["log_scales"])
         value = jnp.sum(jax.vmap(info_nce)(scales[:, None, None] * logits))
@@ -184,7 +186,7 @@ def matching_task(groups: list[Group]) -> step.Task:
     return step.Task(init, loss, convolutions=forms)
 
 
-def _pairs(groups: list[Group]) -> list[tuple[str, str]]:
+def _pairs(groups: list[_Group]) -> list[tuple[str, str]]:
     """All M (M - 1) / 2 pairs of modalities, in the order of their scales."""
     names = [m for group in groups for m in group.modalities]
     return list(itertools.combinations(names, 2))
@@ -209,7 +211,7 @@ def info_nce(logits: Array) -> Array:
     return jnp.mean(jnp.stack(both))
 
 
-def _embed(group: Group, params: Params, x: Array) -> Array:
+def _embed(group: _Group, params: Params, x: Array) -> Array:
     """Features [B, F] of length one.
 
     Without dropout in training too, and of images centred at 0: else training may

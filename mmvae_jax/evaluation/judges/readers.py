@@ -55,7 +55,7 @@ def get_readers(
 
 
 def check(config: Any, dataset: Dataset, metric: str = "attributes") -> None:
-    """Checks what would otherwise fail after training has begun.
+    """Checks, before training, that readers can be made and trained.
 
     Raises:
       UsageError: the data have no attributes, or the network is unknown.

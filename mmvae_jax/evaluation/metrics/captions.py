@@ -6,6 +6,7 @@ Neither needs a language model, and neither knows what a caption is about.
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ from mmvae_jax.evaluation.generate import (
 from mmvae_jax.evaluation.metric import EvaluationData, captions_of
 from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
 
-References = tuple[tuple[str, ...], ...]
+_References = tuple[tuple[str, ...], ...]
 
 
 def captions(
@@ -93,24 +94,24 @@ def _generated(
     params: Params,
     data: EvaluationData,
     name: str,
-    references: References,
+    references: _References,
     key: PRNGKey,
     num: int,
 ) -> dict[str, float]:
     """Values of generated captions: one a test example, and `num` prior samples."""
     conditional_key, prior_key = jax.random.split(key)
-    found = {}
+    found: dict[str, float] = {}
     if len(model.modalities) > 1:
-        texts = given_others(model, params, data, name, conditional_key)
-        found |= {"bleu": bleu(texts, references), **statistics(texts)}
-    texts = from_prior(model, params, data, name, prior_key, num)
-    return found | {f"prior/{tag}": value for tag, value in statistics(texts).items()}
+        texts = _given_others(model, params, data, name, conditional_key)
+        found |= {"bleu": bleu(texts, references), **_statistics(texts)}
+    texts = _from_prior(model, params, data, name, prior_key, num)
+    return found | {f"prior/{tag}": value for tag, value in _statistics(texts).items()}
 
 
-def _real(references: References) -> dict[str, float]:
+def _real(references: _References) -> dict[str, float]:
     """Values of real captions: the first of each image against its others."""
     texts = [own[0] for own in references]
-    found = {f"real/{tag}": value for tag, value in statistics(texts).items()}
+    found = {f"real/{tag}": value for tag, value in _statistics(texts).items()}
     several = [own for own in references if len(own) > 1]
     if several:
         others = tuple(own[1:] for own in several)
@@ -120,7 +121,7 @@ def _real(references: References) -> dict[str, float]:
 
 def references_of(
     test: Split, whole: Split, name: str, words: Sequence[str]
-) -> tuple[np.ndarray, References]:
+) -> tuple[np.ndarray, _References]:
     """The captions of every different image, or whatever the other modalities are.
 
     Args:
@@ -153,11 +154,11 @@ def _others(split: Split, name: str) -> Iterator[bytes]:
     for row in range(split.num_examples):
         digest = hashlib.blake2b(digest_size=16)
         for x in others:
-            digest.update(np.ascontiguousarray(x[row]))
+            digest.update(np.ascontiguousarray(x[row]).data)
         yield digest.digest()
 
 
-def given_others(
+def _given_others(
     model: MultimodalVAE, params: Params, data: EvaluationData, name: str, key: PRNGKey
 ) -> list[str] | None:
     """A caption for every test example; None if the model is not finite."""
@@ -174,7 +175,7 @@ def given_others(
     return texts
 
 
-def from_prior(
+def _from_prior(
     model: MultimodalVAE,
     params: Params,
     data: EvaluationData,
@@ -203,7 +204,7 @@ def _texts(
     return [tokens.decode(row, data.words[name]) for row in rows]
 
 
-def statistics(texts: Sequence[str] | None) -> dict[str, float]:
+def _statistics(texts: Sequence[str] | None) -> dict[str, float]:
     """distinct_1, distinct_2 and words of captions; nan where there are none."""
     if not texts:
         return dict.fromkeys(("distinct_1", "distinct_2", "words"), float("nan"))
@@ -224,14 +225,14 @@ def distinct(texts: Sequence[str], n: int) -> float:
     Returns:
       In (0, 1], the lower the more captions there are; nan where none has n words.
     """
-    runs = []
+    runs: list[tuple[str, ...]] = []
     for text in texts:
         words = text.split()
         runs += zip(*(words[i:] for i in range(n)), strict=False)
     return len(set(runs)) / len(runs) if runs else float("nan")
 
 
-def bleu(texts: Sequence[str] | None, references: References) -> float:
+def bleu(texts: Sequence[str] | None, references: _References) -> float:
     """Corpus BLEU-4 of captions, by whole words, in 0..100.
 
     Args:
@@ -244,10 +245,11 @@ def bleu(texts: Sequence[str] | None, references: References) -> float:
 
 
 @functools.lru_cache(maxsize=4)
-def _scorer(references: References) -> BLEU:
+def _scorer(references: _References) -> BLEU:
     """BLEU of captions with these references, their words counted once a sweep."""
     num = max(len(own) for own in references)
-    streams = [
+    # None where an image has fewer captions, which BLEU's type does not mention.
+    streams: list[list[Any]] = [
         [own[i] if i < len(own) else None for own in references] for i in range(num)
     ]
     return BLEU(tokenize="none", smooth_method="none", force=True, references=streams)

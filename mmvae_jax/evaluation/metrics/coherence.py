@@ -11,7 +11,7 @@ does not name an attribute, or names two values of it, is wrong.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -32,15 +32,15 @@ from mmvae_jax.evaluation.metric import (
     require_labels,
     require_readers,
 )
-from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import AnyArray, Array, MultimodalVAE, Params, PRNGKey
 
-Subset = tuple[str, ...]
+_Subset = tuple[str, ...]
 # (subset, target) -> fraction.
-Table = dict[tuple[Subset, str], float]
+_Table = dict[tuple[_Subset, str], float]
 # attribute -> modality -> Reader.
-Readers = Mapping[str, Mapping[str, Reader]]
+_Readers = Mapping[str, Mapping[str, Reader]]
 
-LABEL = "label"  # the attribute of data that have one
+_LABEL = "label"  # the attribute of data that have one
 
 
 def coherence(
@@ -78,23 +78,23 @@ def coherence(
       UsageError: there are no labels, or a modality has no classifier.
     """
     modalities = model.modalities
-    labels = {LABEL: require_labels(data.test, "coherence")}
-    readers = {LABEL: require_classifiers(data, modalities, "coherence")}
+    labels = {_LABEL: require_labels(data.test, "coherence")}
+    readers = {_LABEL: require_classifiers(data, modalities, "coherence")}
     subsets = non_empty_subsets(modalities)
     conditional_key, prior_key = jax.random.split(key)
     table = conditional_coherence(
         model, params, data, readers, labels, subsets, conditional_key
-    )[LABEL]
-    tags = {}
+    )[_LABEL]
+    tags: dict[str, float] = {}
     if len(modalities) > 1:
         num = data.test.num_examples if num_prior_samples is None else num_prior_samples
         tags |= _averages(table, modalities)
         joint = joint_coherence(model, params, data, readers, prior_key, num)
-        tags["coherence/joint"] = joint[LABEL]
+        tags["coherence/joint"] = joint[_LABEL]
     for (subset, target), value in table.items():
         tags[f"coherence/subset/{'+'.join(subset)}/{target}"] = value
     for name in modalities:
-        tags[f"classifier_accuracy/{name}"] = float(readers[LABEL][name].accuracy)
+        tags[f"classifier_accuracy/{name}"] = float(readers[_LABEL][name].accuracy)
     return tags
 
 
@@ -139,7 +139,7 @@ def attributes(
     modalities = model.modalities
     readers = require_readers(data, modalities, "attributes")
     readers = {a: readers[a] for a in data.test.attributes}
-    subsets = [(m,) for m in modalities]
+    subsets: list[_Subset] = [(m,) for m in modalities]
     subsets += [_others(m, modalities) for m in modalities if len(modalities) > 1]
     subsets = list(dict.fromkeys(subsets))  # of two modalities, they are the same
     conditional_key, prior_key = jax.random.split(key)
@@ -160,7 +160,7 @@ def attributes(
     return tags
 
 
-def non_empty_subsets(modalities: tuple[str, ...]) -> list[Subset]:
+def non_empty_subsets(modalities: tuple[str, ...]) -> list[_Subset]:
     """All 2^M - 1 non-empty subsets, by size, then in the order of modalities."""
     sizes = range(1, len(modalities) + 1)
     return [s for size in sizes for s in itertools.combinations(modalities, size)]
@@ -170,12 +170,12 @@ def conditional_coherence(
     model: MultimodalVAE,
     params: Params,
     data: EvaluationData,
-    readers: Readers,
+    readers: _Readers,
     truth: Mapping[str, np.ndarray],
-    subsets: Sequence[Subset],
+    subsets: Sequence[_Subset],
     key: PRNGKey,
-) -> dict[str, Table]:
-    """How often what is generated given each subset shows the example's values.
+) -> dict[str, _Table]:
+    """Fraction of examples generated given a subset that show the right value.
 
     Args:
       model: for one sweep member.
@@ -226,11 +226,11 @@ def joint_coherence(
     model: MultimodalVAE,
     params: Params,
     data: EvaluationData,
-    readers: Readers,
+    readers: _Readers,
     key: PRNGKey,
     num_samples: int,
 ) -> dict[str, float]:
-    """How often prior samples show one value in all modalities.
+    """Fraction of prior samples that show one value in all modalities.
 
     Args:
       model: for one sweep member.
@@ -256,8 +256,8 @@ def joint_coherence(
 
 
 def _outputs(
-    data: EvaluationData, readers: Readers, decoded: Mapping[str, Array]
-) -> dict[str, tuple[Array, dict[str, Array]]]:
+    data: EvaluationData, readers: _Readers, decoded: Mapping[str, Array]
+) -> dict[str, tuple[Array, dict[str, AnyArray]]]:
     """Modality -> which means are finite, and attribute -> outputs of its reader."""
     examples = to_examples(data.test, decoded, data.words)
     return {
@@ -270,7 +270,7 @@ def _outputs(
 
 
 def _values(
-    readers: Readers,
+    readers: _Readers,
     outputs: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]],
     num_valid: int,
 ) -> dict[tuple[str, str], np.ndarray]:
@@ -284,7 +284,7 @@ def _values(
     return found
 
 
-def _averages(table: Table, modalities: tuple[str, ...]) -> dict[str, float]:
+def _averages(table: _Table, modalities: tuple[str, ...]) -> dict[str, float]:
     """Averages that papers report: coherence/leave_one_out and coherence/size_1, ..."""
     tags = {
         f"coherence/leave_one_out/{m}": table[_others(m, modalities), m]
@@ -297,7 +297,7 @@ def _averages(table: Table, modalities: tuple[str, ...]) -> dict[str, float]:
 
 
 def _attribute_averages(
-    tables: Mapping[str, Table], modalities: tuple[str, ...]
+    tables: Mapping[str, _Table], modalities: tuple[str, ...]
 ) -> dict[str, float]:
     """All tags of `attributes` that are conditional."""
     tags = {
@@ -306,7 +306,7 @@ def _attribute_averages(
         for (subset, target), value in table.items()
     }
 
-    def mean(chosen: Sequence[str], pairs: Sequence[tuple[Subset, str]]) -> float:
+    def mean(chosen: Iterable[str], pairs: Sequence[tuple[_Subset, str]]) -> float:
         return _mean([tables[a][pair] for a in chosen for pair in pairs])
 
     for m in modalities:
@@ -323,16 +323,16 @@ def _attribute_averages(
     return tags
 
 
-def _of_size(table: Table, size: int) -> list[float]:
+def _of_size(table: _Table, size: int) -> list[float]:
     """Fractions of all subsets of a size and targets outside of them."""
     return [v for (s, target), v in table.items() if len(s) == size and target not in s]
 
 
-def _others(target: str, modalities: tuple[str, ...]) -> Subset:
+def _others(target: str, modalities: tuple[str, ...]) -> _Subset:
     """All modalities but one."""
     return tuple(m for m in modalities if m != target)
 
 
-def _mean(values) -> float:
-    """Their mean."""
+def _mean(values: Iterable[float]) -> float:
+    """Mean of some values."""
     return float(np.mean(list(values)))

@@ -7,7 +7,7 @@ import numpy as np
 
 from mmvae_jax.evaluation.generate import batches
 from mmvae_jax.evaluation.metric import EvaluationData
-from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import AnyArray, MultimodalVAE, Params, PRNGKey
 
 
 def elbo(
@@ -31,7 +31,7 @@ def elbo(
       elbo is that of what is observed, and a modality's reconstruction the mean over
       the examples that have it.
     """
-    totals = defaultdict(float)
+    totals: dict[str, float] = defaultdict(float)
     for index, (batch, num_valid) in enumerate(batches(data.test, data.batch_size)):
         batch_key = jax.random.fold_in(key, index)
         _, terms = model.objective(params, batch, batch_key, 1.0)
@@ -51,6 +51,6 @@ def elbo(
     return {"elbo": reconstruction - means["kl"], **means}
 
 
-def _sum(values, num_valid: int) -> float:
+def _sum(values: AnyArray, num_valid: int) -> float:
     """Sum over the rows that count, in float64."""
     return float(np.asarray(values, np.float64)[:num_valid].sum())

@@ -33,16 +33,16 @@ from mmvae_jax.evaluation.metric import (
     require_classifiers,
 )
 from mmvae_jax.files import write_whole
-from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import AnyArray, MultimodalVAE, Params, PRNGKey
 
 # The widest layer of the Inception network takes 5.5 MB an image.
 MAX_BATCH = 50
 
 # Examples of one modality, [B, ...], images in [0, 1] -> features [B, F].
-Extractor = Callable[[Array], Array]
+_Extractor = Callable[[AnyArray], AnyArray]
 
 
-class Moments(NamedTuple):
+class _Moments(NamedTuple):
     """Gaussian fitted to features.
 
     Attributes:
@@ -97,7 +97,7 @@ def fid(
     data: EvaluationData,
     key: PRNGKey,
     *,
-    extractor: Extractor,
+    extractor: _Extractor,
     cache_dir: str | Path | None = None,
     num_samples: int | None = None,
 ) -> dict[str, float]:
@@ -136,7 +136,7 @@ def fid(
     return _distances("fid", real, generated)
 
 
-def _last_layer(classifier: Reader, examples: Array) -> Array:
+def _last_layer(classifier: Reader, examples: AnyArray) -> AnyArray:
     """Features [B, F] that a classifier computes its logits from."""
     return classifier.apply(examples)[0]
 
@@ -146,7 +146,7 @@ def _observed(split: Split, modality: str) -> np.ndarray:
     return split.modalities[modality][split.is_observed(modality)]
 
 
-def _features(extractor: Extractor, real: np.ndarray, batch_size: int) -> np.ndarray:
+def _features(extractor: _Extractor, real: np.ndarray, batch_size: int) -> np.ndarray:
     """Features [N, F] of real examples [N, ...], in batches of one size."""
     found = []
     for batch, num_valid in batches(Split({"": real}), batch_size):
@@ -155,10 +155,10 @@ def _features(extractor: Extractor, real: np.ndarray, batch_size: int) -> np.nda
     return np.concatenate(found)
 
 
-def _moments(features: np.ndarray) -> Moments:
+def _moments(features: np.ndarray) -> _Moments:
     """Moments of features [N, F] of at least two examples."""
     mean = features.mean(axis=0, dtype=np.float64)
-    return Moments(mean, np.cov(features, rowvar=False, dtype=np.float64))
+    return _Moments(mean, np.cov(features, rowvar=False, dtype=np.float64))
 
 
 def _generated_moments(
@@ -166,9 +166,9 @@ def _generated_moments(
     params: Params,
     data: EvaluationData,
     key: PRNGKey,
-    extractors: Mapping[str, Extractor],
+    extractors: Mapping[str, _Extractor],
     num: int | None,
-) -> dict[str, Moments]:
+) -> dict[str, _Moments]:
     """Modality -> moments of the features of `num` prior samples.
 
     The features of all samples are in memory at once: 80 MB a modality for 10,000
@@ -187,7 +187,7 @@ def _generated_moments(
 
 
 def _distances(
-    tag: str, real: Mapping[str, Moments], generated: Mapping[str, Moments]
+    tag: str, real: Mapping[str, _Moments], generated: Mapping[str, _Moments]
 ) -> dict[str, float]:
     """The distance of every modality and, under the tag alone, their mean."""
     tags = {f"{tag}/{m}": frechet_distance(*real[m], *generated[m]) for m in real}
@@ -195,11 +195,11 @@ def _distances(
 
 
 def _kept_moments(
-    extractor: Extractor,
+    extractor: _Extractor,
     images: np.ndarray,
     batch_size: int,
     cache_dir: str | Path | None,
-) -> Moments:
+) -> _Moments:
     """Moments of the features of real images, from the cache if they are there.
 
     Args:
@@ -214,7 +214,7 @@ def _kept_moments(
     path = Path(cache_dir).expanduser() / f"{digest.hexdigest()[:32]}.npz"
     try:
         with np.load(path, allow_pickle=False) as kept:
-            return Moments(kept["mean"], kept["covariance"])
+            return _Moments(kept["mean"], kept["covariance"])
     except Exception:  # NumPy and zipfile raise many kinds for a damaged file.
         moments = _moments(_features(extractor, images, batch_size))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -39,16 +39,17 @@ def linear_probe(
       linear_probe, fraction in [0, 1]; nan where a parameter is not finite.
     """
     row_key, train_key, test_key = jax.random.split(key, 3)
-    require_labels(data.test, "linear_probe")
-    num = len(require_labels(data.train, "linear_probe"))
-    rows = jax.random.choice(row_key, num, (min(num_train, num),), replace=False)
-    rows = np.asarray(rows)
+    test_labels = require_labels(data.test, "linear_probe")
+    train_labels = require_labels(data.train, "linear_probe")
+    num = len(train_labels)
+    size = min(num_train, num)
+    rows = np.asarray(jax.random.choice(row_key, num, (size,), replace=False))
     train = data.train.take(rows)
     accuracy = probe_accuracy(
         embed(model, params, train, train_key, data.batch_size),
-        train.labels,
+        train_labels[rows],
         embed(model, params, data.test, test_key, data.batch_size),
-        data.test.labels,
+        test_labels,
     )
     return {"linear_probe": accuracy}
 

@@ -31,7 +31,7 @@ from mmvae_jax.types import (
     PRNGKey,
 )
 
-Draws = Iterator[tuple[np.ndarray, np.ndarray]]
+_Draws = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 def log_likelihood(
@@ -72,7 +72,7 @@ def log_likelihood(
         )
     if num_samples < 1:
         raise UsageError(f"log_likelihood num_samples must be >= 1, not {num_samples}")
-    estimates = []
+    found = []
     for index, (batch, num_valid) in enumerate(batches(data.test, data.batch_size)):
         batch_key = jax.random.fold_in(key, index)
         experts = model.encode(params, batch)
@@ -81,8 +81,8 @@ def log_likelihood(
             model, params, experts, subset, batch_key, num_samples
         )
         estimate = importance_estimate(model, params, batch, draws)
-        estimates.append(estimate[:num_valid])
-    estimates = np.concatenate(estimates)
+        found.append(estimate[:num_valid])
+    estimates = np.concatenate(found)
     error = np.nan
     if estimates.size > 1:
         error = estimates.std(ddof=1) / np.sqrt(estimates.size)
@@ -93,7 +93,7 @@ def log_likelihood(
 
 
 def importance_estimate(
-    model: MultimodalVAE, params: Params, batch: Batch, draws: Draws
+    model: MultimodalVAE, params: Params, batch: Batch, draws: _Draws
 ) -> np.ndarray:
     """log of the mean importance weight of each example.
 
@@ -107,7 +107,7 @@ def importance_estimate(
     Returns:
       float64 [B], nats.
     """
-    log_sum, num = -np.inf, 0
+    log_sum, num = np.array(-np.inf), 0
     for z, log_proposal in draws:
         log_likelihoods = model.log_likelihood(params, z, batch)
         log_joint = np.asarray(model.log_prior(params, z), np.float64)
@@ -127,7 +127,7 @@ def joint_draws(
     subset: np.ndarray,
     key: PRNGKey,
     num_samples: int,
-) -> Draws:
+) -> _Draws:
     """Samples of the posterior given all observed modalities.
 
     Where it is a mixture, each sample is drawn from one component, and that
@@ -158,7 +158,7 @@ def mixture_draws(
     subset: np.ndarray,
     key: PRNGKey,
     num_samples: int,
-) -> Draws:
+) -> _Draws:
     """Samples of the mixture of all components, stratified over the L samples.
 
     Every example goes through the components in order with one random offset, so
@@ -175,9 +175,9 @@ def mixture_draws(
     Yields:
       (z float [B, D], log of the mixture density float64 [B] in nats), L times.
     """
-    components, weights = model.mixture_posterior(params, experts, subset)
+    components, shares = model.mixture_posterior(params, experts, subset)
     components = _on_host(components)
-    weights = np.asarray(weights, np.float64)
+    weights = np.asarray(shares, np.float64)
     weights = weights / weights.sum(axis=0)
     with np.errstate(divide="ignore"):  # a weight may be zero
         log_weights = np.log(weights)
@@ -228,8 +228,8 @@ def _(q: Laplace, z: np.ndarray) -> np.ndarray:
 
 
 def _on_host(q: Distribution) -> Distribution:
-    """The same distribution as numpy arrays."""
-    return type(q)(*(np.asarray(field) for field in q))
+    """A distribution as NumPy arrays in host memory."""
+    return jax.tree.map(np.asarray, q)
 
 
 PROPOSALS = {"joint": joint_draws, "mixture": mixture_draws}

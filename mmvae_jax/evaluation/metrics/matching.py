@@ -15,6 +15,10 @@ not clipped: they are below 0 where pairs match worse than at random, and above 
 where generated examples are more typical than real ones. With classes as all that
 modalities share, the score is the labelled coherence corrected for chance and for
 the errors of the networks.
+
+The joint score of prior samples, as the labelled joint coherence, does not mind if all
+samples are of one class; unlike it, it takes samples that are blurred alike for
+matching ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,15 +42,15 @@ from mmvae_jax.evaluation.metric import (
 )
 from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
 
-Subset = tuple[str, ...]
-Pair = tuple[str, str]
-Features = dict[str, np.ndarray]
+_Subset = tuple[str, ...]
+_Pair = tuple[str, str]
+_Features = dict[str, np.ndarray]
 
 _ROWS_AT_ONCE = 500
 # By how many standard errors, and how much, the lift of real pairs must exceed 1:
 # closer to it, scores would be noise divided by noise.
-MIN_STANDARD_ERRORS = 3.0
-MIN_EXCESS = 0.01
+_MIN_STANDARD_ERRORS = 3.0
+_MIN_EXCESS = 0.01
 
 
 def matching(
@@ -59,9 +63,8 @@ def matching(
 ) -> dict[str, float]:
     """How well generated modalities match those they were generated from.
 
-    Conditional: z ~ q(z|x_A), one draw per test example, the likelihood means of
-    the modalities outside of A matched with the real x_n, n in A. Of test examples
-    that have all modalities.
+    Conditional: z ~ q(z|x_A), one draw per test example that has all modalities, the
+    likelihood means of the modalities outside of A matched with the real x_n, n in A.
 
     Args:
       model: for one sweep member.
@@ -71,15 +74,12 @@ def matching(
       num_prior_samples: of the joint matching; None: as many as test examples.
 
     Returns:
-      Scores, 0 for shuffled and 1 for real pairs, not clipped (nan where a
-      parameter is not finite, or where the networks cannot tell real pairs from
-      shuffled ones):
+      Scores, 0 for shuffled and 1 for real pairs (nan where a parameter is not
+      finite, or where the networks cannot tell real pairs from shuffled ones):
       matching/leave_one_out, the mean over targets of the next;
       matching/leave_one_out/m0, of m0 given all others, mean over these;
       matching/size_1, of one modality given one other, mean over ordered pairs;
-      matching/joint, prior samples, mean over ordered pairs; as the labelled joint
-      coherence, it does not mind if all samples are of one class, and unlike it, it
-      takes samples that are blurred alike for matching ones.
+      matching/joint, prior samples, mean over ordered pairs;
       The worth of the networks, on real test examples:
       matching/accuracy, the mean over modalities of the next;
       matching/accuracy/m0, how often the partner of an example of m0 is preferred
@@ -96,9 +96,8 @@ def matching(
         return {}
     matchers = require_matchers(data, modalities, "matching")
     data = data._replace(test=require_complete(data.test, "matching"))
-    num = data.test.num_examples
     conditional_key, prior_key = jax.random.split(key)
-    real = real_features(matchers, data, modalities)
+    real = _real_features(matchers, data, modalities)
     statistics = {
         (x, y): pair_statistics(real[x], real[y], matchers.scale[x, y])
         for x, y in _ordered_pairs(modalities)
@@ -108,26 +107,26 @@ def matching(
         lifts, _ = pair_statistics(real[x], y_features, matchers.scale[x, y])
         return calibrate(lifts, statistics[x, y][0])
 
-    generated = conditional_features(model, params, data, matchers, conditional_key)
+    generated = _conditional_features(model, params, data, matchers, conditional_key)
     conditional = {
         (subset, target): float(np.mean([score(n, target, features) for n in subset]))
         for (subset, target), features in generated.items()
     }
-    num_prior_samples = num if num_prior_samples is None else num_prior_samples
-    prior = prior_features(model, params, data, matchers, prior_key, num_prior_samples)
+    num = data.test.num_examples if num_prior_samples is None else num_prior_samples
+    prior = _prior_features(model, params, data, matchers, prior_key, num)
     joint = [
         calibrate(joint_lifts(prior[x], prior[y], real[x], matchers.scale[x, y]), lifts)
         for (x, y), (lifts, _) in statistics.items()
     ]
     return {
-        **summarise(conditional, modalities),
+        **_summarise(conditional, modalities),
         "matching/joint": float(np.mean(joint)),
         **_worth(statistics, modalities),
     }
 
 
 def _worth(
-    statistics: Mapping[Pair, tuple[np.ndarray, np.ndarray]],
+    statistics: Mapping[_Pair, tuple[np.ndarray, np.ndarray]],
     modalities: tuple[str, ...],
 ) -> dict[str, float]:
     """Accuracy and lift of the networks: `pair_statistics` of real pairs, averaged."""
@@ -227,16 +226,16 @@ def calibrate(lifts: np.ndarray, real_lifts: np.ndarray) -> float:
     """
     excess = real_lifts.mean() - 1.0
     error = real_lifts.std() / np.sqrt(len(real_lifts))
-    if not excess > max(MIN_STANDARD_ERRORS * error, MIN_EXCESS):
+    if not excess > max(_MIN_STANDARD_ERRORS * error, _MIN_EXCESS):
         return float("nan")
     return float((lifts.mean() - 1.0) / excess)
 
 
-def real_features(
+def _real_features(
     matchers: Matchers, data: EvaluationData, modalities: tuple[str, ...]
-) -> Features:
+) -> _Features:
     """Features of all real test examples: modality -> [N, F]."""
-    parts = {name: [] for name in modalities}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in modalities}
     for batch, num_valid in batches(data.test, data.batch_size):
         found = jax.device_get({m: matchers.embed[m](batch[m]) for m in modalities})
         for name, features in found.items():
@@ -244,16 +243,16 @@ def real_features(
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def prior_features(
+def _prior_features(
     model: MultimodalVAE,
     params: Params,
     data: EvaluationData,
     matchers: Matchers,
     key: PRNGKey,
     num: int,
-) -> Features:
+) -> _Features:
     """Features of `num` prior samples: modality -> [num, F]."""
-    parts = {name: [] for name in model.modalities}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in model.modalities}
     for decoded, num_valid in prior_means(model, params, data.batch_size, key, num):
         found = jax.device_get(_embed(data, matchers, decoded, model.modalities))
         for name, features in found.items():
@@ -261,26 +260,28 @@ def prior_features(
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def conditional_features(
+def _conditional_features(
     model: MultimodalVAE,
     params: Params,
     data: EvaluationData,
     matchers: Matchers,
     key: PRNGKey,
-) -> dict[tuple[Subset, str], np.ndarray]:
-    """Features of what is generated from one modality, and from all but one.
+) -> dict[tuple[_Subset, str], np.ndarray]:
+    """Features of examples generated from one modality, and from all but one.
 
     Returns:
       (subset, target) -> [N, F], targets outside of the subset.
     """
     modalities = model.modalities
-    subsets = [(name,) for name in modalities]
+    subsets: list[_Subset] = [(name,) for name in modalities]
     subsets += [tuple(m for m in modalities if m != name) for name in modalities]
     subsets = list(dict.fromkeys(subsets))  # of two modalities, they are the same
-    parts = {(s, m): [] for s in subsets for m in modalities if m not in s}
+    parts: dict[tuple[_Subset, str], list[np.ndarray]] = {
+        (s, m): [] for s in subsets for m in modalities if m not in s
+    }
     for batch, num_valid in batches(data.test, data.batch_size):
         experts = model.encode(params, batch)
-        found = {}
+        found: dict[tuple[_Subset, str], Array] = {}
         for subset in subsets:
             key, *own_keys = jax.random.split(key, 3)
             decoded = conditional_means(model, params, experts, subset, own_keys)
@@ -298,7 +299,7 @@ def _embed(
     decoded: Mapping[str, Array],
     modalities: Sequence[str],
 ) -> dict[str, Array]:
-    """Features of some modalities' likelihood means; nan what is not finite."""
+    """Features of some modalities' likelihood means; nan where these are not finite."""
     examples = to_examples(data.test, decoded, data.words)
     return {
         m: nan_if_not_finite(
@@ -308,8 +309,8 @@ def _embed(
     }
 
 
-def summarise(
-    table: Mapping[tuple[Subset, str], float], modalities: tuple[str, ...]
+def _summarise(
+    table: Mapping[tuple[_Subset, str], float], modalities: tuple[str, ...]
 ) -> dict[str, float]:
     """The averages that are reported: tags leave_one_out and size_1."""
     tags = {}
@@ -322,6 +323,6 @@ def summarise(
     return tags
 
 
-def _ordered_pairs(modalities: tuple[str, ...]) -> list[Pair]:
+def _ordered_pairs(modalities: tuple[str, ...]) -> list[_Pair]:
     """All M (M - 1) ordered pairs."""
     return [(x, y) for y in modalities for x in modalities if x != y]

@@ -6,6 +6,8 @@ frequencies. It needs no network. Unlike theirs, both sets are by default in the
 unit of the real one, see `normalise`. All in numpy, float32 but for sums.
 """
 
+import functools
+
 import jax
 import numpy as np
 
@@ -15,10 +17,10 @@ from mmvae_jax.evaluation.generate import prior_examples, to_eight_bits
 from mmvae_jax.evaluation.metric import EvaluationData, images_of
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
-PATCH_SIZE = 7
+_PATCH_SIZE = 7
 NORMALISATIONS = ("real", "own")
 # Detail this faint, a quarter of an 8-bit grey level, is not scaled up to one.
-MIN_STD = 1e-3
+_MIN_STD = 1e-3
 
 
 def swd(
@@ -65,7 +67,7 @@ def swd(
     num_test = data.test.num_examples
     num = min(num_images, num_test)
     rows = np.asarray(jax.random.choice(row_key, num_test, (num,), replace=False))
-    generated = {name: [] for name in modalities}
+    generated: dict[str, list[np.ndarray]] = {name: [] for name in modalities}
     for examples, num_valid in prior_examples(model, params, data, prior_key, num):
         for name in modalities:
             values = np.asarray(to_eight_bits(examples[name]), np.float32)
@@ -144,11 +146,11 @@ def laplacian_pyramid(images: np.ndarray) -> list[np.ndarray]:
     Returns:
       Levels, float32 [N, h, w, C].
     """
-    missing = [max(PATCH_SIZE - size, 0) for size in images.shape[1:3]]
+    missing = [max(_PATCH_SIZE - size, 0) for size in images.shape[1:3]]
     widths = [(0, 0), *((n // 2, n - n // 2) for n in missing), (0, 0)]
     images = np.pad(images, widths, mode="edge")
     levels = [images]
-    while (min(levels[-1].shape[1:3]) + 1) // 2 >= PATCH_SIZE:
+    while (min(levels[-1].shape[1:3]) + 1) // 2 >= _PATCH_SIZE:
         fine = levels[-1]
         coarse = _blur(fine)[:, ::2, ::2]
         enlarged = np.zeros_like(fine)
@@ -162,7 +164,7 @@ def patch_corners(
     size: tuple[int, int], num: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Top left corners [P, 2] of different patches, P = num or all there are."""
-    height, width = (n - PATCH_SIZE + 1 for n in size)
+    height, width = (n - _PATCH_SIZE + 1 for n in size)
     places = rng.permutation(height * width)[:num]
     return np.stack(np.unravel_index(places, (height, width)), axis=-1)
 
@@ -170,7 +172,7 @@ def patch_corners(
 def patches(images: np.ndarray, corners: np.ndarray) -> np.ndarray:
     """Patches [N * P, 7, 7, C] of images [N, H, W, C] at corners [P, 2]."""
     return np.concatenate(
-        [images[:, y : y + PATCH_SIZE, x : x + PATCH_SIZE] for y, x in corners]
+        [images[:, y : y + _PATCH_SIZE, x : x + _PATCH_SIZE] for y, x in corners]
     )
 
 
@@ -191,7 +193,7 @@ def normalise(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """
     mean = reference.mean(axis=(0, 1, 2), dtype=np.float64)
     std = reference.std(axis=(0, 1, 2), dtype=np.float64)
-    scale = 1.0 / np.maximum(std, MIN_STD)
+    scale = 1.0 / np.maximum(std, _MIN_STD)
     return (values - mean.astype(np.float32)) * scale.astype(np.float32)
 
 
@@ -227,9 +229,9 @@ def _blur(images: np.ndarray) -> np.ndarray:
         # Mirrored without the edge pixel: the empty pixels of an enlarged level
         # stay in step, so that a constant image stays constant.
         padded = np.moveaxis(np.pad(images, widths, mode="reflect"), axis, 0)
-        blurred = sum(
+        parts = [
             np.float32(weight) * padded[shift : shift + size]
             for shift, weight in enumerate((1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16))
-        )
-        images = np.moveaxis(blurred, 0, axis)
+        ]
+        images = np.moveaxis(functools.reduce(np.add, parts), 0, axis)
     return images

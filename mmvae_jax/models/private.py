@@ -1,0 +1,109 @@
+"""Latent vectors that a modality has for itself, beside a shared one or without it."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax.mathematics import distributions, posteriors
+from mmvae_jax.models.options import number, one_of
+from mmvae_jax.models.parts import Latents, Networks, assemble
+from mmvae_jax.types import (
+    AnyArray,
+    Array,
+    Distribution,
+    MultimodalVAE,
+    Params,
+    PRNGKey,
+)
+
+# Options of models whose latent_dim is that of the shared vector.
+PRIVATE_OPTIONS = {
+    # Latent dimensions of each modality; 0 = latent_dim. Palumbo et al. (2023): 32 of
+    # each, 32 shared.
+    "private_dim": number(0, 0),
+    # Private vectors of unconditional samples: each modality's "own", or one that is
+    # "shared" by all.
+    "private_draw": one_of("own", "shared"),
+}
+
+
+def own_or_prior(
+    experts: Distribution, prior: Distribution, subset: AnyArray
+) -> Distribution:
+    """Latent vectors that every modality has for itself, end to end.
+
+    Args:
+      experts: fields [M, B, d].
+      prior: fields [M, d], what is left to a modality that is not observed.
+      subset: bool [M] or [M, B], the observed ones; may be traced.
+
+    Returns:
+      A distribution with fields [B, M d].
+    """
+    observed = posteriors.append_axes(jnp.asarray(subset), 3)
+    kept = jax.tree.map(
+        lambda own, prior: jnp.where(observed, own, prior[:, None]), experts, prior
+    )
+    return jax.tree.map(lambda field: jnp.concatenate(list(field), -1), kept)
+
+
+def private_model(
+    nets: Networks,
+    latents: Latents,
+    shared_dim: int,
+    private_draw: str,
+    shared_posterior: Callable[..., Distribution],
+) -> MultimodalVAE:
+    """Model with a latent vector for each modality beside the shared one, no objective.
+
+    Its latent vector is z = [shared, w_1, ..., w_M] end to end, and modality m is
+    decoded from [shared, w_m]. A modality that is not observed is generated with w_m
+    from its prior p(w). The linear probe sees the w_m too: it is not a probe of the
+    shared vector alone.
+
+    Args:
+      nets: networks of all modalities, whose experts are [shared, w_m].
+      latents: experts, and the prior of the whole latent vector.
+      shared_dim: d, dimensions of the shared vector.
+      private_draw: one of the option's choices (PRIVATE_OPTIONS).
+      shared_posterior: (key, shared experts [M, B, d], subset) -> [B, d].
+    """
+    split = partial(distributions.split, size=shared_dim)
+    num_modalities = len(nets.shapes)
+    private_dim = nets.latent_dim - shared_dim
+
+    def parts_of(z: Array) -> dict[str, Array]:
+        shared, private = split(z)
+        own = jnp.split(private, num_modalities, axis=-1)
+        pairs = zip(nets.shapes, own, strict=True)
+        return {m: distributions.join(shared, w) for m, w in pairs}
+
+    def private_posterior(
+        params: Params, private: Distribution, subset: Array
+    ) -> Distribution:
+        _, prior = split(latents.prior(params))
+        prior = jax.tree.map(lambda field: field.reshape(-1, private_dim), prior)
+        return own_or_prior(private, prior, subset)
+
+    def posterior(
+        params: Params, experts: Distribution, subset: Array, key: PRNGKey
+    ) -> Distribution:
+        shared, private = split(experts)
+        return distributions.join(
+            shared_posterior(key, shared, subset),
+            private_posterior(params, private, subset),
+        )
+
+    model = assemble(nets, latents, parts_of)
+
+    def sample_prior(params: Params, key: PRNGKey, num: int) -> Array:
+        z = model.sample_prior(params, key, num)
+        if private_draw == "own":
+            return z
+        shared, private = split(z)
+        repeated = jnp.tile(private[:, :private_dim], (1, num_modalities))
+        return distributions.join(shared, repeated)
+
+    return model._replace(posterior=posterior, sample_prior=sample_prior)
