@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FAULTS = """
 import resource, sys
 import jax, jax.numpy as jnp
-from experiments import command
+from experiments.running import command
 
 @jax.jit
 def program(x):

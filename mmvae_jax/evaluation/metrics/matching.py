@@ -6,7 +6,8 @@ annotation. Here matching networks, trained on real tuples alone
 example of one modality with N examples of another, its partner among them, and say
 how probable each is to be the partner. The lift is N times the probability of the
 right one: 1, exactly, on average over all ways to shuffle the pairs, whatever the
-examples are. Scores are lifts on the scale where shuffled pairs have 0 and real test pairs 1.
+examples are. Scores are lifts on the scale where shuffled pairs have 0 and real test
+pairs 1.
 
 So what a model generates regardless of what it is given scores 0, be it blurred or
 always the same; pairs of prior samples are scored among real examples. Scores are
