@@ -11,7 +11,7 @@ sub-sampling that ceiling is 0. The bound as Theorem 1 states it,
 L_S <= E[log p(x)] - Delta(X, S) (Eq. 4), does not follow: Eq. 55 leaves
 sum_A omega_A {H(X_A|Z_A) + I(X_A; Z_A)}, which is at least sum_A omega_A H(X_A)
 and not H(X), and with it the chain rule gives L_S <= E[log p(x)] back.
-`tests/test_theory.py` has the counterexample: two independent fair bits and
+`tests/mathematics/test_theory.py` has the counterexample: two independent fair bits and
 encoders that ignore them, for which L_S = E[log p(x)] while Delta = log 2.
 """
 

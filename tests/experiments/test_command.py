@@ -1,4 +1,4 @@
-"""What the entry points share, but for the errors (tests/test_errors.py)."""
+"""What the entry points share, but for errors (tests/experiments/test_errors.py)."""
 
 import platform
 import subprocess
