@@ -1,4 +1,4 @@
-"""A temporary copy of the tree, to which files of the documents are added."""
+"""A temporary copy of the tree, to which the additions of the documents are made."""
 
 import os
 import re
@@ -19,7 +19,8 @@ FOLDERS = (
     "results",
     "tests",
 )
-_BLOCK = re.compile(r"^```python\n# (\S+\.py)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_FILE = re.compile(r"# (\S+\.py)\n(.*)", re.DOTALL)
 
 
 def copy_tree(folder):
@@ -35,12 +36,20 @@ def copy_tree(folder):
     return tree
 
 
-def files_of(document):
-    """The files that a document prints: path -> content.
+def blocks_of(document, start=""):
+    """The blocks of Python that a document prints after the first `start` in it."""
+    _, found, text = (ROOT / document).read_text().partition(start or "#")
+    assert found, f"{document} has no {start!r}"
+    return _BLOCK.findall(text)
 
-    They are its blocks of Python whose first line is a comment with their path.
+
+def files_of(document, start=""):
+    """The new files that a document prints: path -> content.
+
+    They are its blocks whose first line is a comment with their path.
     """
-    return dict(_BLOCK.findall((ROOT / document).read_text()))
+    found = (_FILE.fullmatch(block) for block in blocks_of(document, start))
+    return dict(match.groups() for match in found if match)
 
 
 def write_files(tree, files):
@@ -50,6 +59,13 @@ def write_files(tree, files):
         assert not path.exists(), f"{name} is no new file"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
+
+
+def insert(path, added, before):
+    """Inserts text in a file before the first occurrence of other text."""
+    text = path.read_text()
+    assert before in text, f"{path} has no {before!r}"
+    path.write_text(text.replace(before, added + before, 1))
 
 
 def python(tree, *arguments):

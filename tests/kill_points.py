@@ -3,7 +3,7 @@
 # Right after the checkpoint of a step.
 AFTER_A_CHECKPOINT = """
 import os, signal
-from mmvae_jax import checkpoints
+from mmvae_jax.training import checkpoints
 save = checkpoints.save
 def save_and_die(manager, step, state):
     save(manager, step, state)

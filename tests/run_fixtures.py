@@ -19,7 +19,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from configs import smoke
 from experiments.running import datasets, session
 from mmvae_jax.data import prepared
-from mmvae_jax.training import execution as execution_module
+from mmvae_jax.training import mapping
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE_OPTIONS = {
@@ -33,8 +33,7 @@ CACHE_OPTIONS = {
 # seconds of processor time: a moment that does not depend on how busy the machine is.
 DRIVER = """
 import json, os, runpy, signal, sys, time, traceback
-from experiments import command, datasets, terminal, workdirs
-from mmvae_jax import checkpoints, classifiers, evaluate, models, train, writers
+from experiments.running import command, datasets, session
 sys.path.insert(0, str(datasets.DATASETS))
 import polymnist.polymnist_dataset_builder
 
@@ -198,14 +197,14 @@ def finished(smoke_config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     programs = []
     with pytest.MonkeyPatch.context() as patch:
-        compile_steps = execution_module.compile_steps
+        compile_steps = mapping.compile_steps
 
-        def counting(task, execution):
-            program = compile_steps(task, execution)
+        def counting(task, how):
+            program = compile_steps(task, how)
             programs.append(program)
             return program
 
-        patch.setattr(execution_module, "compile_steps", counting)
+        patch.setattr(mapping, "compile_steps", counting)
         code, stdout = _run_here(config, workdir)
     assert code == 0
     sizes = [program._cache_size() for program in programs]

@@ -1,4 +1,4 @@
-"""Trains on several devices, and prints what tests/test_meshes.py asks about it.
+"""Trains on several devices, and prints what tests of devices ask about it.
 
     python tests/several_devices.py '[["regression", "map", [4, 1]], ...]'
 

@@ -481,7 +481,7 @@ import os, signal, sys
 sys.path[:0] = [{root!r}, {datasets!r}]
 from ml_collections import ConfigDict
 from polymnist import recipe
-from experiments import datasets
+from experiments.running import datasets
 compose, calls = recipe.compose, []
 def dying(*args):
     calls.append(1)

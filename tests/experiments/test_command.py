@@ -1,4 +1,4 @@
-"""What the entry points share, but for the errors (tests/test_errors.py)."""
+"""What the entry points share, but for errors (tests/experiments/test_errors.py)."""
 
 import platform
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FAULTS = """
 import resource, sys
 import jax, jax.numpy as jnp
-from experiments import command
+from experiments.running import command
 
 @jax.jit
 def program(x):

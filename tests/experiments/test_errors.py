@@ -263,7 +263,7 @@ socket.getaddrinfo = socket.create_connection = refuse
 """
 FULL = """
 import errno, os
-from mmvae_jax import checkpoints, writers
+from mmvae_jax.training import checkpoints, log
 def full(*arguments, **options):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "where")
 """

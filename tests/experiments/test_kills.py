@@ -202,12 +202,12 @@ def test_signals_are_answered_in_time(
 LONG = {
     "an evaluation": """
 import time
-from mmvae_jax import evaluate
+from mmvae_jax.evaluation import evaluate
 evaluate.evaluate_member = lambda *arguments: print("done", time.sleep(60))
 """,
     "the preparation of the data": """
 import time
-from experiments import datasets
+from experiments.running import datasets
 datasets._build = lambda *arguments: print("done", time.sleep(60))
 """,
 }
@@ -288,7 +288,7 @@ def test_a_full_disk_ends_in_one_line(make_server, unbroken, assert_same_end, tm
 
 WAITS = """
 import os, time
-from mmvae_jax import evaluate
+from mmvae_jax.evaluation import evaluate
 evaluate_member = evaluate.evaluate_member
 def wait_and_evaluate(*arguments):
     while not os.path.exists({release!r}):

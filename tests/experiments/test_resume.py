@@ -20,7 +20,7 @@ pytest_plugins = ("run_fixtures",)
 # step 12.
 IN_A_LINE = """
 import os, signal
-from mmvae_jax import writers
+from mmvae_jax.training import log
 write = log.RunWriter.write_scalars
 def write_and_die(self, step, scalars):
     write(self, step, scalars)
@@ -32,7 +32,7 @@ log.RunWriter.write_scalars = write_and_die
 """
 IN_AN_EVALUATION = """
 import os, signal
-from mmvae_jax import evaluate
+from mmvae_jax.evaluation import evaluate
 evaluate_member, calls = evaluate.evaluate_member, []
 def evaluate_and_die(*arguments):
     calls.append(None)
@@ -44,7 +44,7 @@ evaluate.evaluate_member = evaluate_and_die
 # The results of the last evaluation are on the disk, but no summary.
 BEFORE_THE_SUMMARY = """
 import os, signal
-from mmvae_jax import writers
+from mmvae_jax.training import log
 def die(path, value, write=log.write_json):
     if path.name == "summary.json":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -53,7 +53,7 @@ log.write_json = die
 """
 TERMINATED_AT_STEP = """
 import os, signal
-from experiments import terminal
+from experiments.running import terminal
 update = terminal.ProgressBar.update
 def update_and_stop(self, step, seconds):
     update(self, step, seconds)

@@ -1,4 +1,4 @@
-"""Writes training.json: what tests/test_golden.py compares with.
+"""Writes training.json: what tests/models/test_golden.py compares with.
 
     PYTHONPATH=. python tests/golden/make_training_golden.py
 

@@ -9,8 +9,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from experiments.studies import contrastive as contrastive_module
-from experiments.studies.contrastive import COLUMNS
+from experiments.studies.contrastive import COLUMNS, configs, row
 from mmvae_jax import models, networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo
@@ -287,10 +286,10 @@ def test_the_layered_decoder_has_images_of_any_size(size):
 
 
 def test_runs_of_the_comparison_have_equal_data_steps_and_parameters():
-    configs = contrastive_module.configs({"data_dir": "somewhere"})
+    made = configs({"data_dir": "somewhere"})
     shapes = {f"m{i}": (16, 16, 3) for i in range(5)}
     sizes, settings = {}, set()
-    for name, config in configs.items():
+    for name, config in made.items():
         model = models.make_model(config, shapes)
         leaves = jax.tree.leaves(jax.eval_shape(model.init, KEY))
         sizes[name] = sum(leaf.size for leaf in leaves)
@@ -304,14 +303,15 @@ def test_runs_of_the_comparison_have_equal_data_steps_and_parameters():
 
 
 def test_rows_are_of_members_that_did_not_diverge():
-    config = contrastive_module.configs({})["crmvae"]
+    config = configs({})["crmvae"]
     members = [
         {"finite": finite, "metrics": {f"eval/{tag}": value for tag in COLUMNS}}
         for finite, value in ((True, 1.0), (False, np.nan), (True, 3.0))
     ]
-    row = contrastive_module.row("crmvae", config, {"members": members})
-    assert row["num_seeds"] == 2 and row["beta"] == 0.3
-    assert row["swd mean"] == 2.0 and row["swd std"] == pytest.approx(np.sqrt(2), 1e-3)
+    found = row("crmvae", config, {"members": members})
+    assert found["num_seeds"] == 2 and found["beta"] == 0.3
+    assert found["swd mean"] == 2.0
+    assert found["swd std"] == pytest.approx(np.sqrt(2), 1e-3)
 
 
 def test_contrast_is_among_what_is_observed():

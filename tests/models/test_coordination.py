@@ -15,8 +15,7 @@ from mmvae_jax import models
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, posteriors
 from mmvae_jax.mathematics.elbo import TermWeights
-from mmvae_jax.models import coordination as coordination_module
-from mmvae_jax.models import jensen_shannon, mixtures, mmvm
+from mmvae_jax.models import coordination, jensen_shannon, mixtures, mmvm
 from mmvae_jax.models.coordination import coordinated_elbo
 from mmvae_jax.types import Gaussian
 
@@ -614,7 +613,7 @@ def test_errors_of_configs(name, field, value, message, make):
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "beta", "prior", "coordination"),
+    ("kind", "options", "beta", "prior", "between"),
     [
         ("MVTCAE", {}, 2.5, 0.5, 0.5),
         ("CRMVAE", {}, 2.5, 2.5, 2.5),
@@ -623,13 +622,13 @@ def test_errors_of_configs(name, field, value, message, make):
         ("JMVAE", {}, 1.0, 1.0, 0.0),
     ],
 )
-def test_effective_betas_of_published_values(kind, options, beta, prior, coordination):
+def test_effective_betas_of_published_values(kind, options, beta, prior, between):
     """Those of docs/models.md, with five modalities and the default options."""
     given = models.default_options(kind.lower()) | options
-    weights = getattr(coordination_module, kind).weights(given, 5)
+    weights = getattr(coordination, kind).weights(given, 5)
     assert beta * weights.kl / weights.log_likelihood == pytest.approx(prior)
     found = beta * weights.auxiliary_kl / weights.log_likelihood
-    assert found == pytest.approx(coordination)
+    assert found == pytest.approx(between)
 
 
 def test_every_model_is_in_the_tables():

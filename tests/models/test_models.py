@@ -468,8 +468,8 @@ def trained(task, members, data, **options):
 def test_experts_that_drift_do_not_stop_mvae(make, tiny_images):
     """Experts without a penalty of their own may drift to any variance. From a
     log-variance of 100 on, the published product's gradient is not finite
-    (tests/test_posteriors.py); the log-space product of bounded log-variances
-    trains on."""
+    (tests/mathematics/test_posteriors.py); the log-space product of bounded
+    log-variances trains on."""
     model = make("mvae")
     drifted = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf + 100.0 * _is_bias_of_log_variance(path),

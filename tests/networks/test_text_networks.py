@@ -17,7 +17,8 @@ CATEGORICAL = distributions.make_likelihood("categorical")
 CUB = TokenShape(32, 1590)
 SMALL = TokenShape(7, 9)
 TEXT = {
-    # Both forms have the same values (tests/test_layers.py); this one compiles faster.
+    # Both forms have the same values (tests/networks/test_layers.py); this one
+    # compiles faster.
     "text_conv": {"channels": (2, 4, 4, 4, 8), "form": "lax"},
     "transformer": {"width": 8, "depth": 2, "num_heads": 2},
     "mlp": {"widths": (8,)},

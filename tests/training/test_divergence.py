@@ -4,6 +4,7 @@ In float32 a value is finite where the mathematics gives less than about 3e38: w
 references of these tests, in float64, exceed is not asked for.
 """
 
+import threading
 from types import SimpleNamespace
 
 import hypothesis
@@ -14,7 +15,6 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import run
 from experiments.running import session, signals, terminal
 from mmvae_jax import models
 from mmvae_jax.mathematics import distributions, posteriors, subset_kl, subsets
@@ -161,7 +161,7 @@ def events_of(said, monkeypatch, finite):
     settings = SimpleNamespace(
         log_every_steps=1, eval_every_steps=0, checkpoint_every_steps=1, num_steps=9
     )
-    over = run.threading.Event()
+    over = threading.Event()
     sweep = SimpleNamespace(
         members=MEMBERS,
         config=SimpleNamespace(train=settings),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from mmvae_jax.training import sweep as sweep_module
+from mmvae_jax.training import sweep
 from mmvae_jax.training.sweep import (
     MAPPINGS,
     Member,
@@ -15,13 +15,13 @@ from mmvae_jax.training.sweep import (
 )
 
 
-def sweep(**values):
+def ranges(**values):
     fields = {"beta": (1.0,), "learning_rate": (1e-3,), "seed": (0,)}
     return ConfigDict(fields | values)
 
 
 def test_the_grid_is_a_product_with_seeds_innermost():
-    members = grid(sweep(beta=(0.0, 2.5), learning_rate=(1e-3, 1), seed=(3, 1)))
+    members = grid(ranges(beta=(0.0, 2.5), learning_rate=(1e-3, 1), seed=(3, 1)))
     assert members == [
         Member(beta, rate, seed)
         for beta in (0.0, 2.5)
@@ -40,7 +40,7 @@ def test_members_are_stacked_in_order():
     hyper = stack_hyper(MEMBERS)
     np.testing.assert_array_equal(hyper.beta, np.float32([0.5, 2, 9]))
     np.testing.assert_array_equal(hyper.learning_rate, np.float32([1e-3, 1e-4, 1]))
-    one = sweep_module.member(hyper, 1)
+    one = sweep.member(hyper, 1)
     assert (one.beta, one.learning_rate) == (2.0, np.float32(1e-4))
     keys = stack_keys(MEMBERS)
     for k, one in enumerate(MEMBERS):
@@ -70,10 +70,10 @@ def test_all_mappings_equal_members_one_by_one(mapping):
     assert result["looped"].shape == (3, 4) and result["rate"].shape == (3,)
     alone = jax.jit(run)
     for k in range(3):
-        expected = alone(sweep_module.member(hyper, k), keys[k], shared, 3)
+        expected = alone(sweep.member(hyper, k), keys[k], shared, 3)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
-            sweep_module.member(result, k),
+            sweep.member(result, k),
             expected,
         )
 

@@ -39,7 +39,7 @@ runpy.run_module("experiments.run", run_name="__main__", alter_sys=True)
 # After the log of this step, the process gets a signal.
 SIGNALLED = """
 import os, signal
-from experiments import terminal
+from experiments.running import terminal
 update = terminal.ProgressBar.update
 def update_and_stop(self, step, seconds):
     update(self, step, seconds)
@@ -51,7 +51,8 @@ terminal.ProgressBar.update = update_and_stop
 # The same while a member is evaluated, or classifiers are trained; says when.
 EVALUATED = """
 import os, signal, sys, threading, time
-from mmvae_jax import classifiers, evaluate
+from mmvae_jax.evaluation import evaluate
+from mmvae_jax.evaluation.judges import classifiers
 once = threading.Lock()
 def stopping(do):
     def stop_and_do(*arguments, **options):
@@ -69,7 +70,7 @@ PLACES = {
 
 # A disk that fails for one process, after both have read their parts.
 UNREADABLE = """
-from mmvae_jax import checkpoints
+from mmvae_jax.training import checkpoints
 require = checkpoints._require_digest
 def require_or_fail(content):
     require(content)

@@ -236,7 +236,7 @@ def test_a_member_that_diverges_changes_no_bit_of_the_others_on_any_layout():
 DEVICES = "import jax\njax.config.update('jax_num_cpu_devices', {})\n"
 TERMINATED = """
 import os, signal
-from experiments import terminal
+from experiments.running import terminal
 update = terminal.ProgressBar.update
 def update_and_stop(self, step, seconds):
     update(self, step, seconds)

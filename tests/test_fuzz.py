@@ -21,7 +21,6 @@ import zipfile
 
 import numpy as np
 import pytest
-import test_checkpoints
 from cub import birds, files, official, packed
 from dataset_errors import DatasetError
 from hypothesis import given, settings
@@ -29,6 +28,7 @@ from hypothesis import strategies as st
 from malformed import damaged
 from PIL import Image
 from polymnist import backgrounds, digits
+from saved_states import bits, make_state, restore, save_all
 
 from configs.scales import cpu
 from experiments.plans import plan, runs
@@ -538,8 +538,8 @@ def test_any_examples_for_longer(tmp_path, smoke_config):
 )
 def test_any_bytes_in_a_checkpoint(tmp_path):
     """The state that was saved, or that of the checkpoint before, is what is found."""
-    like = test_checkpoints.make_state(0)
-    test_checkpoints.save_all(tmp_path / "good", [2, 3])
+    like = make_state(0)
+    save_all(tmp_path / "good", [2, 3])
     newest = tmp_path / "good" / "3"
     contents = {
         path.relative_to(newest): path.read_bytes()
@@ -562,9 +562,9 @@ def test_any_bytes_in_a_checkpoint(tmp_path):
             (folder / "3" / name).write_bytes(content)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                step, state = test_checkpoints.restore(folder, like)
-            expected = test_checkpoints.make_state(step)
-            assert test_checkpoints.bits(state) == test_checkpoints.bits(expected)
+                step, state = restore(folder, like)
+            expected = make_state(step)
+            assert bits(state) == bits(expected)
             is_set_aside = (folder / "3.damaged").is_dir()
             assert step == (2 if is_set_aside else 3)
             steps.append(step)
