@@ -25,10 +25,12 @@ def get_config() -> ConfigDict:
     scale.changes = ConfigDict()
     scale.models = dict(
         mmvae_plus=dict(
-            model=dict(latent_dim=12, private_dim=12),
-            objective=dict(num_samples=1, estimator="iwae"),
+            model=dict(
+                latent_dim=12,
+                options=dict(private_dim=12, num_samples=1, estimator="iwae"),
+            ),
         ),
-        dmvae=dict(model=dict(latent_dim=12, private_dim=12)),
+        dmvae=dict(model=dict(latent_dim=12, options=dict(private_dim=12))),
     )
     scale.pairs.columns = ()
     return scale

@@ -14,7 +14,7 @@ from experiments.plans import plan, runs
 from experiments.plans.plan import Evidence, Spec
 from mmvae_jax.training.sweep import Member
 
-NUM_CLASSES = 10
+_NUM_CLASSES = 10
 # Chance of guessing a value of an attribute of Shapes.
 CHANCES = {"colour": 1 / 8, "shape": 1 / 6}
 
@@ -49,20 +49,20 @@ COHERENCE = Metric(
     "eval/coherence/leave_one_out",
     "leave-one-out coherence",
     (0.0, 1.0),
-    1 / NUM_CLASSES,
+    1 / _NUM_CLASSES,
     "eval/classifier_accuracy",
 )
 SINGLE = Metric(
     "eval/coherence/size_1",
     "coherence given one",
     (0.0, 1.0),
-    1 / NUM_CLASSES,
+    1 / _NUM_CLASSES,
 )
 PROBE = Metric(
     "eval/linear_probe",
     "accuracy of a linear classifier",
     (0.0, 1.0),
-    1 / NUM_CLASSES,
+    1 / _NUM_CLASSES,
 )
 ELBO = Metric("eval/elbo", "ELBO (nats, higher is better)")
 LIKELIHOOD = Metric("eval/log_likelihood", "joint log-likelihood (nats)")
