@@ -67,9 +67,7 @@ _SENTENCES = {
     "faint: models of another kind, to compare with. Last row, no run of this project: "
     f"{paper.PUBLISHED_SOURCE}",
 }
-
-
-# And where there are pairs of images and captions.
+# Figure -> its sentence on pairs of images and captions, added where there are some.
 _PAIRS = {
     "2": "of pairs, of the image",
     "4": "of Shapes, how often its shape and colour are read off what is generated "

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from experiments.plans import plan
+from mmvae_jax.evaluation.metric import LOWER
+from mmvae_jax.evaluation.metrics import COLUMNS
 
 # A difference counts from this many of its standard errors on. It is a convention,
 # about one in twenty for many seeds; for three seeds a model, more would be needed
@@ -47,7 +49,9 @@ GIVEN_CAPTIONS = {
     )
 }
 MATCHING = "eval/matching/leave_one_out"
-LOWER_IS_BETTER = ("eval/fid", "eval/swd", "eval/frechet_classifier")
+LOWER_IS_BETTER = tuple(
+    tag.removesuffix("/*") for tag, column in COLUMNS.items() if column.better == LOWER
+)
 
 MIXTURES = ("mmvae", "mopoe")
 # The public part of COORD names no model and no number. These pull unimodal posteriors
