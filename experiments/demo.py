@@ -20,8 +20,7 @@ from experiments import figures
 from experiments.drawing import gallery
 from experiments.drawing.page import points_in, quality, write
 from experiments.judging import paper
-from experiments.judging import verdicts as verdicts_module
-from experiments.judging.verdicts import Verdict, evaluate, found_claims
+from experiments.judging.verdicts import Verdict, evaluate, found_claims, table
 from experiments.plans import plan
 from experiments.running import command, terminal
 from mmvae_jax.training.log import write_json
@@ -30,7 +29,7 @@ SCALE = "small"
 FIGURES = ("tradeoff", "9", "10")
 
 
-def found_results(
+def _found_results(
     evidence: plan.Evidence, verdicts: Sequence[Verdict], minutes: float
 ) -> dict:
     """Content of results.json: the numbers, and how they were measured."""
@@ -54,11 +53,11 @@ def found_results(
     }
 
 
-def print_results(directory: Path) -> None:
+def _print_results(directory: Path) -> None:
     """Prints quality and coherence of each model and beta."""
-    table = quality(points_in(directory))
-    rows = [[row.label, *row.cells] for row in table.rows]
-    header = ["model", *table.header]
+    found = quality(points_in(directory))
+    rows = [[row.label, *row.cells] for row in found.rows]
+    header = ["model", *found.header]
     terminal.say("\nmean ± standard deviation over seeds")
     terminal.say(tabulate.tabulate(rows, header, disable_numparse=True))
 
@@ -86,12 +85,12 @@ def make(directory: Path, name: str) -> int:
     verdicts = evaluate(evidence, paper.TRADEOFF)
     minutes = (time.perf_counter() - start) / 60
     if not (directory / "results.json").exists():  # a later call trains nothing
-        found = found_results(evidence, verdicts, minutes)
+        found = _found_results(evidence, verdicts, minutes)
         write_json(directory / "results.json", found)
     page = directory / "report.html"
     write(directory, page)
-    print_results(directory)
-    terminal.say(f"\n{verdicts_module.table(verdicts)}")
+    _print_results(directory)
+    terminal.say(f"\n{table(verdicts)}")
     terminal.say(
         f"\n{minutes:.1f} minutes. Everything on one page: {page}\n"
         f"The figures are in {directory / 'figures'}; every run's own files are in "

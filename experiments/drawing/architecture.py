@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 PACKAGE, COMMANDS = "mmvae_jax", "experiments"
 # Room -> (column, row) of its box, the basis at the bottom.
-PLACES = {
+_PLACES = {
     "commands": (1.0, 5.0),
     "studies": (3.0, 5.0),
     "drawing": (0.0, 4.0),
@@ -32,7 +32,7 @@ PLACES = {
 }
 
 
-def room_of(parts: tuple[str, ...], root: Path) -> str | None:
+def _room_of(parts: tuple[str, ...], root: Path) -> str | None:
     """The room that a dotted name is in; None outside of the house.
 
     Args:
@@ -46,7 +46,7 @@ def room_of(parts: tuple[str, ...], root: Path) -> str | None:
     return "basis" if parts[0] == PACKAGE else "commands"
 
 
-def source_files(root: Path) -> list[Path]:
+def _source_files(root: Path) -> list[Path]:
     """The Python files of both packages, relative to `root`."""
     found = (root / folder for folder in (PACKAGE, COMMANDS))
     return sorted(p.relative_to(root) for folder in found for p in folder.rglob("*.py"))
@@ -55,12 +55,12 @@ def source_files(root: Path) -> list[Path]:
 def count_imports(root: Path) -> Counter:
     """(room, room it imports from) -> number of import statements."""
     counted: Counter = Counter()
-    for path in source_files(root):
-        room = room_of(path.with_suffix("").parts, root)
+    for path in _source_files(root):
+        room = _room_of(path.with_suffix("").parts, root)
         for node in ast.walk(ast.parse((root / path).read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
                 names = {
-                    room_of((*node.module.split("."), alias.name), root)
+                    _room_of((*node.module.split("."), alias.name), root)
                     for alias in node.names
                 }
                 counted.update((room, below) for below in names - {room, None})
@@ -78,8 +78,8 @@ def draw(root: Path, path: Path) -> Path:
       The same path.
     """
     lines: Counter = Counter()
-    for source in source_files(root):
-        room = room_of(source.with_suffix("").parts, root)
+    for source in _source_files(root):
+        room = _room_of(source.with_suffix("").parts, root)
         lines[room] += len((root / source).read_text().splitlines())
     figure = Figure(figsize=(9.0, 7.5), layout="constrained")
     axes = figure.subplots()
@@ -88,7 +88,7 @@ def draw(root: Path, path: Path) -> Path:
     for (above, below), number in count_imports(root).items():
         if below == "basis":  # every room imports from it
             continue
-        start, end = PLACES[above], PLACES[below]
+        start, end = _PLACES[above], _PLACES[below]
         is_level = start[1] == end[1]
         axes.annotate(
             "",
@@ -104,7 +104,7 @@ def draw(root: Path, path: Path) -> Path:
             },
             zorder=0,
         )
-    for room, (x, y) in PLACES.items():
+    for room, (x, y) in _PLACES.items():
         colour = "#dbe9f6" if y <= 3 else "#fdebd3"
         axes.text(
             x,

@@ -19,8 +19,8 @@ from mmvae_jax.training.sweep import Member
 
 PICTURES = ("9", "10")
 # End of the data set's name in a run of the first modalities, which figures show.
-FIRST = re.compile(r"-first\d+$")
-HEADINGS = {
+_FIRST = re.compile(r"-first\d+$")
+_HEADINGS = {
     "tradeoff": "The trade-off",
     "matching": "Coherence without annotation",
     "theorem": "The theorem",
@@ -28,7 +28,7 @@ HEADINGS = {
     "family": "The family",
     "inputs": "Coherence by what is given",
 }
-SENTENCES = {
+_SENTENCES = {
     "2": "How good unconditional samples of the first modality are, over β",
     "3": "What every additional modality does to the quality of the first one, "
     "which is the same in all runs; unimodal VAEs know no other modality",
@@ -67,10 +67,8 @@ SENTENCES = {
     "faint: models of another kind, to compare with. Last row, no run of this project: "
     f"{paper.PUBLISHED_SOURCE}",
 }
-
-
-# And where there are pairs of images and captions.
-PAIRS = {
+# Figure -> its sentence on pairs of images and captions, added where there are some.
+_PAIRS = {
     "2": "of pairs, of the image",
     "4": "of Shapes, how often its shape and colour are read off what is generated "
     "from the other modality, the mean and one by one; of CUB, of which nobody has "
@@ -92,7 +90,7 @@ def caption(evidence: Evidence, name: str, tags: Iterable[str] = ()) -> str:
     Returns:
       One paragraph.
     """
-    heading = HEADINGS.get(name, f"Figure {name}")
+    heading = _HEADINGS.get(name, f"Figure {name}")
     # The scale's description is one of images, and the theorem's data are none.
     specs = plan.figure_specs(evidence.config)[name]
     pairs = plan.pair_columns(evidence.config)
@@ -100,15 +98,15 @@ def caption(evidence: Evidence, name: str, tags: Iterable[str] = ()) -> str:
     if any(spec.dataset in pairs for spec in specs):
         scale = tables.description(evidence)
     scale = f"{evidence.scale} scale" if name == "theorem" else scale
-    sentence = SENTENCES[name]
-    if name in PAIRS and tables.shown_pairs(evidence):
-        sentence += f"; {PAIRS[name]}"
+    sentence = _SENTENCES[name]
+    if name in _PAIRS and tables.shown_pairs(evidence):
+        sentence += f"; {_PAIRS[name]}"
     text = [f"{heading}. {sentence}; {scale}"]
     found = {s: evidence.runs[s].summary for s in specs if s in evidence.runs}
     if not found:
         return f"{text[0]}. None of its runs is there."
     data = dict.fromkeys(
-        f"{tables.title(evidence, spec.dataset)}: {FIRST.sub('', summary['dataset'])}"
+        f"{tables.title(evidence, spec.dataset)}: {_FIRST.sub('', summary['dataset'])}"
         for spec, summary in found.items()
     )
     names = ", ".join(tag.removeprefix("eval/") for tag in tags)

@@ -15,7 +15,7 @@ from experiments.running import terminal
 from mmvae_jax.files import write_whole
 
 
-def draw_theorem(evidence: plan.Evidence) -> paper_figures.Drawing:
+def _draw_theorem(evidence: plan.Evidence) -> paper_figures.Drawing:
     """The models' bounds in training against their ceilings, on a known pmf."""
     records = {
         spec.model: record
@@ -28,7 +28,7 @@ def draw_theorem(evidence: plan.Evidence) -> paper_figures.Drawing:
     )
 
 
-def draw_discrepancy(evidence: plan.Evidence) -> paper_figures.Drawing:
+def _draw_discrepancy(evidence: plan.Evidence) -> paper_figures.Drawing:
     """Delta(X, S) over the number of modalities beside Figure 3's first column."""
     dataset = evidence.config.columns[0]
     rows = [
@@ -56,8 +56,8 @@ def draw_discrepancy(evidence: plan.Evidence) -> paper_figures.Drawing:
 
 
 DRAWINGS = paper_figures.DRAWINGS | {
-    "theorem": draw_theorem,
-    "discrepancy": draw_discrepancy,
+    "theorem": _draw_theorem,
+    "discrepancy": _draw_discrepancy,
 }
 
 
@@ -74,11 +74,11 @@ def draw(evidence: plan.Evidence, names: Sequence[str]) -> None:
             # Without the date, equal values are equal files.
             undated = {"CreationDate": None}
             drawing.figure.savefig(folder / f"{stem}.pdf", metadata=undated)
-        write_csv(folder / f"{stem}.csv", drawing.rows)
+        _write_csv(folder / f"{stem}.csv", drawing.rows)
         terminal.say(f"{folder / stem}.png, .pdf, .csv")
 
 
-def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
+def _write_csv(path: Path, rows: Sequence[Mapping]) -> None:
     """Writes the plotted values, at once or not at all."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()

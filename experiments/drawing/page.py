@@ -14,9 +14,8 @@ import jinja2
 import pandas as pd
 
 from experiments.drawing import page_pictures
-from experiments.plans import runs as runs_module
 from experiments.plans.names import model_label, model_rank
-from experiments.plans.runs import RunRecord, find_runs, long_table, show
+from experiments.plans.runs import RunRecord, find_runs, long_table, show, spreads
 from experiments.running import workdirs
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metric import titled
@@ -25,20 +24,20 @@ from mmvae_jax.files import write_whole
 from mmvae_jax.training.log import member_name
 from mmvae_jax.training.sweep import Member
 
-TEMPLATE = "report.html.jinja"
-DASH = "–"
+_TEMPLATE = "report.html.jinja"
+_DASH = "–"
 # Tag -> heading; a column that no run has measured is left out.
 METRICS = {t: titled(c) for t, c in COLUMNS.items() if not t.endswith("/*")}
 # Tag without its last part, the modality -> heading of a table.
-PER_MODALITY = {
+_PER_MODALITY = {
     t.removesuffix("/*"): titled(c) for t, c in COLUMNS.items() if t.endswith("/*")
 }
-SIZE = re.compile(r"eval/coherence/size_(\d+)")
-ATTRIBUTE = re.compile(
+_SIZE = re.compile(r"eval/coherence/size_(\d+)")
+_ATTRIBUTE = re.compile(
     r"eval/attribute_coherence/(?!leave_one_out|size_1|joint)([^/]+)"
 )
 # Measures of real captions, which stand beside those of generated ones.
-REAL_CAPTIONS = {
+_REAL_CAPTIONS = {
     "eval/captions/real/bleu": "BLEU (one against the others of its image)",
     "eval/captions/real/distinct_1": "distinct-1",
     "eval/captions/real/distinct_2": "distinct-2",
@@ -46,7 +45,7 @@ REAL_CAPTIONS = {
 # Beyond so many members the page shows one of each run, and is not too heavy for a
 # phone.
 MAX_MEMBERS = 100
-SETTING = ["learning_rate", "beta"]
+_SETTING = ["learning_rate", "beta"]
 
 
 class Row(NamedTuple):
@@ -97,7 +96,7 @@ def write(directory: Path, out: Path) -> None:
     write_whole(out, page, is_shared=True)
 
 
-def ordered_runs(directory: Path) -> list[RunRecord]:
+def _ordered_runs(directory: Path) -> list[RunRecord]:
     """The finished runs in a directory, in the order of the models.
 
     Raises:
@@ -110,8 +109,8 @@ def ordered_runs(directory: Path) -> list[RunRecord]:
 
 def points_in(directory: Path) -> Points:
     """The results of the finished runs in a directory over their seeds."""
-    runs = ordered_runs(directory)
-    return points_of(runs, names(runs, directory))
+    runs = _ordered_runs(directory)
+    return _points_of(runs, _names(runs, directory))
 
 
 def render(directory: Path) -> str:
@@ -120,9 +119,9 @@ def render(directory: Path) -> str:
     Raises:
       UsageError: there is no run, or one cannot be read.
     """
-    runs = ordered_runs(directory)
-    labels = names(runs, directory)
-    points = points_of(runs, labels)
+    runs = _ordered_runs(directory)
+    labels = _names(runs, directory)
+    points = _points_of(runs, labels)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -130,22 +129,22 @@ def render(directory: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found = read_results(directory)
+    found = _read_results(directory)
     num_members = sum(len(run.summary["members"]) for run in runs)
-    return environment.get_template(TEMPLATE).render(
+    return environment.get_template(_TEMPLATE).render(
         title=directory.resolve().name,
         date=datetime.date.today().isoformat(),
-        overview=overview(runs, labels),
+        overview=_overview(runs, labels),
         results=found,
-        verdicts=verdicts(found),
+        verdicts=_verdicts(found),
         figures=page_pictures.figures(directory),
         fronts=page_pictures.draw_fronts(points.heads, points.spreads, METRICS),
         quality=quality(points),
-        modalities=modality_tables(points),
-        accuracy=classifier_accuracy(points),
-        real_captions=real_captions(points),
+        modalities=_modality_tables(points),
+        accuracy=_classifier_accuracy(points),
+        real_captions=_real_captions(points),
         curves=page_pictures.draw_curves(runs, labels),
-        runs=[run_section(run, labels, num_members <= MAX_MEMBERS) for run in runs],
+        runs=[_run_section(run, labels, num_members <= MAX_MEMBERS) for run in runs],
         versions={
             "Python": platform.python_version(),
             **{name: metadata.version(name) for name in ("jax", "flax", "numpy")},
@@ -153,7 +152,7 @@ def render(directory: Path) -> str:
     )
 
 
-def names(runs: Sequence[RunRecord], directory: Path) -> dict[Path, str]:
+def _names(runs: Sequence[RunRecord], directory: Path) -> dict[Path, str]:
     """Name of each run: its model, and its folder where that is not enough."""
     models = [run.summary["model"] for run in runs]
     labels = {}
@@ -165,9 +164,9 @@ def names(runs: Sequence[RunRecord], directory: Path) -> dict[Path, str]:
     return labels
 
 
-def points_of(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Points:
+def _points_of(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Points:
     """The results of some runs over their seeds, for each learning rate and beta."""
-    place = ["run", *SETTING]
+    place = ["run", *_SETTING]
     summaries = {str(run.workdir): run.summary for run in runs}
     members = pd.DataFrame(
         [
@@ -175,7 +174,7 @@ def points_of(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Points:
                 **{"run": str(run.workdir), "label": labels[run.workdir]},
                 **{name: run.summary[name] for name in ("model", "dataset")},
                 **{"colour": page_pictures.colour_of(run), "finite": member["finite"]},
-                **{name: member[name] for name in SETTING},
+                **{name: member[name] for name in _SETTING},
             }
             for run in runs
             for member in run.summary["members"]
@@ -193,18 +192,18 @@ def points_of(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Points:
         f"{beta:g}" + (f", lr {rate:g}" if rates[run] > 1 else "")
         for run, rate, beta in heads.index
     ]
-    spreads = runs_module.spreads(long_table(summaries), [*place, "tag"])
-    spreads = spreads.astype({"run": str, "tag": str})
-    known = spreads.dropna(subset="mean")
+    found = spreads(long_table(summaries), [*place, "tag"])
+    found = found.astype({"run": str, "tag": str})
+    known = found.dropna(subset="mean")
     text = list(map(show, known["mean"], known["std"]))
     cells = known.assign(text=text).pivot(index=place, columns="tag", values="text")
     tags = known["tag"].unique()
     return Points(
-        heads, spreads, cells.reindex(index=heads.index, columns=tags).fillna(DASH)
+        heads, found, cells.reindex(index=heads.index, columns=tags).fillna(_DASH)
     )
 
 
-def overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Table:
+def _overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Table:
     """The runs and their sizes: a row a run."""
     rows = []
     for run in runs:
@@ -215,7 +214,7 @@ def overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Table:
             f"{len(summary['members'])}",
             f"{finite}",
             f"{summary['num_steps']:,}",
-            DASH if seconds is None else _duration(seconds),
+            _DASH if seconds is None else _duration(seconds),
             summary["device"],
             summary["dataset"],
         ]
@@ -224,7 +223,7 @@ def overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Table:
     return Table("", header, rows)
 
 
-def read_results(directory: Path) -> dict:
+def _read_results(directory: Path) -> dict:
     """Content of claims.json or results.json; empty if neither is there.
 
     Raises:
@@ -243,7 +242,7 @@ def read_results(directory: Path) -> dict:
     return found
 
 
-def verdicts(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _verdicts(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Claim, "holds", "fails" or "not measured", and the numbers."""
     words = {True: "holds", False: "fails", None: "not measured"}
     try:
@@ -282,34 +281,34 @@ def quality(points: Points) -> Table:
     return _by_column(points, "", tags, ["setting", "seeds"])
 
 
-def modality_tables(points: Points) -> list[Table]:
+def _modality_tables(points: Points) -> list[Table]:
     """A table a metric, a column a modality; the last by size of the subset."""
     tables = [
         _by_column(points, title, _suffixes(points, prefix))
-        for prefix, title in PER_MODALITY.items()
+        for prefix, title in _PER_MODALITY.items()
     ]
-    sizes = sorted(int(m[1]) for t in points.cells if (m := SIZE.fullmatch(t)))
+    sizes = sorted(int(m[1]) for t in points.cells if (m := _SIZE.fullmatch(t)))
     tags = {f"{size} given": f"eval/coherence/size_{size}" for size in sizes}
     title = "Coherence ↑ by the number of modalities given"
     tables.append(_by_column(points, title, tags))
-    attributes = {m[1]: t for t in points.cells if (m := ATTRIBUTE.fullmatch(t))}
+    attributes = {m[1]: t for t in points.cells if (m := _ATTRIBUTE.fullmatch(t))}
     title = "Attribute coherence ↑ by attribute, mean over modalities"
     tables.append(_by_column(points, title, attributes))
     return [table for table in tables if table.header[1:]]
 
 
-def classifier_accuracy(points: Points) -> str:
+def _classifier_accuracy(points: Points) -> str:
     """The accuracies on real data of what coherences are measured with."""
     kinds = ("eval/classifier_accuracy", "eval/attribute_accuracy")
     found = [item for kind in kinds for item in _suffixes(points, kind).items()]
     return ", ".join(f"{name} {_means(points, tag)}" for name, tag in found)
 
 
-def real_captions(points: Points) -> str:
+def _real_captions(points: Points) -> str:
     """The measures of generated captions, taken of real ones."""
     return ", ".join(
         f"{name} {_means(points, tag)}"
-        for tag, name in REAL_CAPTIONS.items()
+        for tag, name in _REAL_CAPTIONS.items()
         if tag in points.cells
     )
 
@@ -320,7 +319,7 @@ def _means(points: Points, tag: str) -> str:
     return " / ".join(sorted({_single(mean) for mean in known}))
 
 
-def run_section(
+def _run_section(
     run: RunRecord, labels: Mapping[Path, str], is_complete: bool
 ) -> dict[str, Any]:
     """The part of the page on one run: members, samples (all or one), and config."""
@@ -414,12 +413,12 @@ def _shown_member(rows: Sequence[Mapping]) -> int:
 def _single(value: float | None) -> str:
     """A number as text, with the digits of the tables of means."""
     is_known = value is not None and math.isfinite(value)
-    return show(float(value), math.nan) if is_known else DASH
+    return show(float(value), math.nan) if is_known else _DASH
 
 
 def _unbroken(numbers: str | None) -> str:
     """Numbers as text in which a mean and its deviation stay on one line."""
-    return str(numbers or DASH).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+    return str(numbers or _DASH).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
 
 
 def _duration(seconds: float) -> str:

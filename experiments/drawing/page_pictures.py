@@ -24,13 +24,13 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.training.log import read_metrics
 
 # Points drawn per curve at most.
-MAX_POINTS = 500
+_MAX_POINTS = 500
 # Runs of a front beyond which the betas are not written beside the points.
 MAX_ANNOTATED = 6
 # Qualities that a front is drawn with: the first that was measured.
-FRONT_QUALITY = ("eval/fid", "eval/swd", "eval/frechet_classifier")
+_FRONT_QUALITY = ("eval/fid", "eval/swd", "eval/frechet_classifier")
 COHERENCE = "eval/coherence/leave_one_out"
-CURVES = {"train/elbo": "ELBO (nats)", "train/loss": "loss (nats)"}
+_CURVES = {"train/elbo": "ELBO (nats)", "train/loss": "loss (nats)"}
 
 
 class Picture(NamedTuple):
@@ -81,7 +81,7 @@ def draw_fronts(
     """
     pictures = []
     for dataset, own in heads.groupby("dataset", sort=False):
-        for tag in FRONT_QUALITY:
+        for tag in _FRONT_QUALITY:
             front = tables.front_of(spreads, COHERENCE, tag)
             # In the order of the runs.
             front = own.reset_index().merge(front)
@@ -210,7 +210,7 @@ def read_curves(run: RunRecord) -> tuple[str, list[tuple[Mapping, np.ndarray]]]:
     members = run.summary["members"]
     try:
         logged = [dict(line) for line in read_metrics(path)]
-        tag = next((t for t in CURVES if any(t in line for line in logged)), "")
+        tag = next((t for t in _CURVES if any(t in line for line in logged)), "")
         points: list[list] = [[] for _ in members]
         for line in logged:
             if tag and tag in line:
@@ -220,7 +220,7 @@ def read_curves(run: RunRecord) -> tuple[str, list[tuple[Mapping, np.ndarray]]]:
         raise UsageError(f"{path} is not the log of a run; move it away") from error
     lines = [
         # No more points than a panel can show.
-        (member, np.array(sorted(line)[:: 1 + len(line) // MAX_POINTS]).T)
+        (member, np.array(sorted(line)[:: 1 + len(line) // _MAX_POINTS]).T)
         for member, line in zip(members, points, strict=True)
         if line
     ]
@@ -252,7 +252,7 @@ def _draw_panel(
             )
         axis.set_ylim(*_limits(values))
         axis.set_xlabel("step")
-        axis.set_ylabel(CURVES[tag])
+        axis.set_ylabel(_CURVES[tag])
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         if len(betas) <= 8:

@@ -30,9 +30,9 @@ from experiments.plans.names import model_colour, model_label, model_marker
 from experiments.plans.plan import Evidence, Spec
 from experiments.plans.tables import COHERENCE, MATCHING, Metric, Row
 
-AXIS_LABELS = {"beta": "β", "num_modalities": "number of modalities"}
+_AXIS_LABELS = {"beta": "β", "num_modalities": "number of modalities"}
 # Areas of the markers of the smallest and the largest beta, points squared.
-AREAS = (4.0, 30.0)
+_AREAS = (4.0, 30.0)
 # Opacity of what is there to be compared with.
 FAINT = 0.45
 
@@ -139,7 +139,7 @@ def draw_grid(
             if is_column and is_one and _kind(evidence, under) == own:
                 axis.tick_params(labelbottom=False)
             else:
-                axis.set_xlabel(AXIS_LABELS[x])
+                axis.set_xlabel(_AXIS_LABELS[x])
             if panel.metric.limits:
                 axis.set_ylim(panel.metric.limits)
     empty = [axis for i, line in enumerate(grid) for axis in axes[i, len(line) :]]
@@ -315,7 +315,7 @@ def draw_front(
         linewidth=0.8,
         elinewidth=0.6,
     )
-    areas = dict(zip(betas, np.linspace(*AREAS, len(betas)), strict=True))
+    areas = dict(zip(betas, np.linspace(*_AREAS, len(betas)), strict=True))
     axis.scatter(
         points["x"],
         points["y"],

@@ -34,11 +34,11 @@ from experiments.plans.tables import (
     Row,
 )
 
-NUM_CONDITIONS = 10  # columns of the pictures of conditional samples
-NUM_PRIOR = 20  # columns of those of prior samples
+_NUM_CONDITIONS = 10  # columns of the pictures of conditional samples
+_NUM_PRIOR = 20  # columns of those of prior samples
 # Share of the height of pictures with captions that is shown.
-PART_OF_PRIOR = 0.5
-PART_OF_CONDITIONAL = 0.3
+_PART_OF_PRIOR = 0.5
+_PART_OF_CONDITIONAL = 0.3
 
 
 class Drawing(NamedTuple):
@@ -57,19 +57,19 @@ class Drawing(NamedTuple):
 
 
 @matplotlib.rc_context(STYLE)
-def draw_quality(evidence: Evidence) -> Drawing:
+def _draw_quality(evidence: Evidence) -> Drawing:
     """Figure 2: quality of the first modality over beta."""
     return _draw_columns(evidence, "2", is_first=True)
 
 
 @matplotlib.rc_context(STYLE)
-def draw_num_modalities(evidence: Evidence) -> Drawing:
+def _draw_num_modalities(evidence: Evidence) -> Drawing:
     """Figure 3: quality of the first modality over the number of modalities."""
     return _draw_columns(evidence, "3", is_first=True, x="num_modalities")
 
 
 @matplotlib.rc_context(STYLE)
-def draw_coherence(evidence: Evidence) -> Drawing:
+def _draw_coherence(evidence: Evidence) -> Drawing:
     """Figure 4: leave-one-out coherence over beta.
 
     Of images with captions that of what their attributes say; where nothing says what
@@ -110,19 +110,19 @@ def draw_coherence(evidence: Evidence) -> Drawing:
 
 
 @matplotlib.rc_context(STYLE)
-def draw_probe(evidence: Evidence) -> Drawing:
+def _draw_probe(evidence: Evidence) -> Drawing:
     """Figure 6: linear classification of latent representations over beta."""
     return _draw_columns(evidence, "6", [PROBE])
 
 
 @matplotlib.rc_context(STYLE)
-def draw_likelihood(evidence: Evidence) -> Drawing:
+def _draw_likelihood(evidence: Evidence) -> Drawing:
     """Figure 7: joint log-likelihood over beta."""
     return _draw_columns(evidence, "7", [LIKELIHOOD])
 
 
 @matplotlib.rc_context(STYLE)
-def draw_all_modalities(evidence: Evidence) -> Drawing:
+def _draw_all_modalities(evidence: Evidence) -> Drawing:
     """Figure 8: quality of every modality over beta, one row a data set."""
     columns = evidence.config.columns
     specs = plan.sweep(columns, plan.MODELS)
@@ -148,28 +148,28 @@ def draw_all_modalities(evidence: Evidence) -> Drawing:
 
 
 @matplotlib.rc_context(STYLE)
-def draw_prior_samples(evidence: Evidence) -> Drawing:
+def _draw_prior_samples(evidence: Evidence) -> Drawing:
     """Figure 9: unconditional samples of every model."""
     strips = {}
     for column in evidence.config.columns:
         num = len(tables.modalities_of(evidence, column))
         strips[column] = Strips("prior", [_symbol(i) for i in range(num)])
     pages = [
-        Page(Spec(column, model), "prior", "some samples", PART_OF_PRIOR)
+        Page(Spec(column, model), "prior", "some samples", _PART_OF_PRIOR)
         for column in tables.shown_pairs(evidence)
         for model in plan.MODELS
     ]
     figure = picture_panels.draw_pictures(
-        evidence, plan.MODELS, strips, NUM_PRIOR, 2, pages, 2
+        evidence, plan.MODELS, strips, _NUM_PRIOR, 2, pages, 2
     )
     return Drawing(figure, [], figure_captions.caption(evidence, "9"))
 
 
 @matplotlib.rc_context(STYLE)
-def draw_conditional_samples(evidence: Evidence) -> Drawing:
+def _draw_conditional_samples(evidence: Evidence) -> Drawing:
     """Figure 10: samples of the first modality given the second."""
-    labels = [_symbol(1), *[""] * NUM_CONDITIONS]
-    labels[1 + NUM_CONDITIONS // 2] = _symbol(0)
+    labels = [_symbol(1), *[""] * _NUM_CONDITIONS]
+    labels[1 + _NUM_CONDITIONS // 2] = _symbol(0)
     strips = {}
     for column in evidence.config.columns:
         names = tables.modalities_of(evidence, column)
@@ -182,31 +182,31 @@ def draw_conditional_samples(evidence: Evidence) -> Drawing:
     ]
     models = plan.MULTIMODAL
     figure = picture_panels.draw_pictures(
-        evidence, models, strips, NUM_CONDITIONS, 3, pages
+        evidence, models, strips, _NUM_CONDITIONS, 3, pages
     )
     return Drawing(figure, [], figure_captions.caption(evidence, "10"))
 
 
 @matplotlib.rc_context(STYLE)
-def draw_repeated_modalities(evidence: Evidence) -> Drawing:
+def _draw_repeated_modalities(evidence: Evidence) -> Drawing:
     """Figure 11: mean quality over the number of repeated modalities."""
     return _draw_columns(evidence, "11", x="num_modalities")
 
 
 @matplotlib.rc_context(STYLE)
-def draw_official(evidence: Evidence) -> Drawing:
+def _draw_official(evidence: Evidence) -> Drawing:
     """Figure 12: the official MMVAE on the first data set."""
     return _draw_ablation(evidence, "12")
 
 
 @matplotlib.rc_context(STYLE)
-def draw_subsampling(evidence: Evidence) -> Drawing:
+def _draw_subsampling(evidence: Evidence) -> Drawing:
     """Figure 13: MVAE with and without ELBO sub-sampling on the first data set."""
     return _draw_ablation(evidence, "13")
 
 
 @matplotlib.rc_context(STYLE)
-def draw_tradeoff(evidence: Evidence) -> Drawing:
+def _draw_tradeoff(evidence: Evidence) -> Drawing:
     """Quality and ELBO against coherence of the models of Figure 2."""
     columns = evidence.config.columns
     specs = plan.sweep(columns, plan.MODELS)
@@ -229,7 +229,7 @@ def draw_tradeoff(evidence: Evidence) -> Drawing:
 
 
 @matplotlib.rc_context(STYLE)
-def draw_matching(evidence: Evidence) -> Drawing:
+def _draw_matching(evidence: Evidence) -> Drawing:
     """Annotation-free against labelled coherence, a point a trained model."""
     columns = evidence.config.columns
     figure, axes = make_axes(1, len(columns), 2.9, 2.4)
@@ -257,7 +257,7 @@ def draw_matching(evidence: Evidence) -> Drawing:
 
 
 @matplotlib.rc_context(STYLE)
-def draw_family(evidence: Evidence) -> Drawing:
+def _draw_family(evidence: Evidence) -> Drawing:
     """Quality against coherence of all models, a panel a kind of model."""
     specs = plan.figure_specs(evidence.config)["family"]
     metrics = tables.quality_metrics(evidence, specs, is_mean=True)
@@ -284,7 +284,7 @@ def draw_family(evidence: Evidence) -> Drawing:
 
 
 @matplotlib.rc_context(STYLE)
-def draw_inputs(evidence: Evidence) -> Drawing:
+def _draw_inputs(evidence: Evidence) -> Drawing:
     """Coherence by the number of given modalities: ours, and what is published."""
     columns, kinds = evidence.config.columns, plan.KINDS
     published = paper.PUBLISHED_COHERENCE
@@ -318,21 +318,21 @@ def draw_inputs(evidence: Evidence) -> Drawing:
 
 
 DRAWINGS: dict[str, Callable[[Evidence], Drawing]] = {
-    "2": draw_quality,
-    "3": draw_num_modalities,
-    "4": draw_coherence,
-    "6": draw_probe,
-    "7": draw_likelihood,
-    "8": draw_all_modalities,
-    "9": draw_prior_samples,
-    "10": draw_conditional_samples,
-    "11": draw_repeated_modalities,
-    "12": draw_official,
-    "13": draw_subsampling,
-    "tradeoff": draw_tradeoff,
-    "matching": draw_matching,
-    "family": draw_family,
-    "inputs": draw_inputs,
+    "2": _draw_quality,
+    "3": _draw_num_modalities,
+    "4": _draw_coherence,
+    "6": _draw_probe,
+    "7": _draw_likelihood,
+    "8": _draw_all_modalities,
+    "9": _draw_prior_samples,
+    "10": _draw_conditional_samples,
+    "11": _draw_repeated_modalities,
+    "12": _draw_official,
+    "13": _draw_subsampling,
+    "tradeoff": _draw_tradeoff,
+    "matching": _draw_matching,
+    "family": _draw_family,
+    "inputs": _draw_inputs,
 }
 
 
@@ -388,7 +388,7 @@ def _conditional_pages(evidence: Evidence, column: str) -> list[Page]:
             Spec(column, model),
             f"{target}_given_{source}",
             f"{target} given {source}, some examples",
-            PART_OF_CONDITIONAL,
+            _PART_OF_CONDITIONAL,
         )
         for target, source in (names, names[::-1])
         for model in plan.MULTIMODAL

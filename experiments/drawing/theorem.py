@@ -28,12 +28,12 @@ from mmvae_jax.training.log import read_metrics
 
 # The models of the theorem, and their subsets of M modalities.
 MIXTURES = {name: MODELS[name].build.keywords["mixture"] for name in plan.MULTIMODAL}
-PANEL_SIZE = (4.3, 3.4)  # inches
+_PANEL_SIZE = (4.3, 3.4)  # inches
 # Ceilings are seen where training is done: its first tenth does not set the axis.
-SHOWN_FROM = 0.1
+_SHOWN_FROM = 0.1
 
 
-class Ceilings(NamedTuple):
+class _Ceilings(NamedTuple):
     """Ceilings of one model on a known joint distribution; nats.
 
     Attributes:
@@ -47,7 +47,7 @@ class Ceilings(NamedTuple):
     reconstruction: float
 
 
-class Curve(NamedTuple):
+class _Curve(NamedTuple):
     """The logged training of the members of one beta, without diverged ones.
 
     Attributes:
@@ -116,17 +116,17 @@ def polymnist_process(data_config: ConfigDict) -> tuple[np.ndarray, list[int]]:
     return counts, places * (options.num_modalities // num)
 
 
-def ceilings(pmf: np.ndarray, model: str) -> Ceilings:
+def ceilings(pmf: np.ndarray, model: str) -> _Ceilings:
     """The ceilings of one of MIXTURES on a joint pmf, float64 [n_1, ..., n_M]."""
     log_p = -theory.entropy(pmf)
     highest = theory.reconstruction_ceiling(pmf, MIXTURES[model](pmf.ndim))
     # Without sub-sampling the ceiling is 0, and not what is left of a difference.
     highest = 0.0 if abs(highest) < 1e-12 else highest
-    return Ceilings(log_p, log_p + highest, highest)
+    return _Ceilings(log_p, log_p + highest, highest)
 
 
-def curves(record: RunRecord) -> dict[float, Curve]:
-    """The training of a run: beta -> Curve.
+def _curves(record: RunRecord) -> dict[float, _Curve]:
+    """The training of a run: beta -> _Curve.
 
     Raises:
       UsageError: its metrics.jsonl holds no training of any member left.
@@ -150,7 +150,7 @@ def curves(record: RunRecord) -> dict[float, Curve]:
     for beta, members in points.items():
         steps = sorted(set.intersection(*(set(log) for log in members.values())))
         values = np.array([[log[s] for s in steps] for log in members.values()])
-        found[beta] = Curve(np.array(steps), values[..., 0], values[..., 1])
+        found[beta] = _Curve(np.array(steps), values[..., 0], values[..., 1])
     return found
 
 
@@ -181,7 +181,7 @@ def draw_ceilings(records: Mapping[str, RunRecord]) -> tuple[Figure, list[dict]]
     """
     pmf = _common_pmf(records)
     bounds = {m: ceilings(pmf, m) for m in MIXTURES if m in records}
-    found = {model: curves(records[model]) for model in bounds}
+    found = {model: _curves(records[model]) for model in bounds}
     betas = sorted({beta for lines in found.values() for beta in lines}, reverse=True)
     unit = min(betas, key=lambda beta: abs(beta - 1))
     figure, axes = _panels(1 + len(betas))
@@ -259,7 +259,7 @@ def _draw_curve(axis: Axes, model: str, steps: np.ndarray, values: np.ndarray) -
         )
 
 
-def _draw_bounds(axis: Axes, term: str, bounds: Mapping[str, Ceilings]) -> None:
+def _draw_bounds(axis: Axes, term: str, bounds: Mapping[str, _Ceilings]) -> None:
     """E[log p(x)] where it bounds, and the ceiling of each model."""
     if term == "elbo":
         log_p = next(iter(bounds.values())).log_p
@@ -282,7 +282,7 @@ def _show_the_end(axis: Axes, values: Sequence[np.ndarray]) -> None:
     """Limits that hold all ceilings, and the curves once training is under way."""
     shown = [line.get_ydata()[0] for line in axis.lines if len(line.get_ydata()) == 2]
     for curve in values:
-        late = curve[:, int(SHOWN_FROM * curve.shape[1]) :]
+        late = curve[:, int(_SHOWN_FROM * curve.shape[1]) :]
         shown += [late.min(), late.max()]
     low, high = min(shown), max(shown)
     margin = 0.05 * (high - low) or 1.0
@@ -290,7 +290,7 @@ def _show_the_end(axis: Axes, values: Sequence[np.ndarray]) -> None:
 
 
 def _ceiling_rows(
-    found: Mapping[str, Mapping[float, Curve]], bounds: Mapping[str, Ceilings]
+    found: Mapping[str, Mapping[float, _Curve]], bounds: Mapping[str, _Ceilings]
 ) -> list[dict]:
     """The values of `draw_ceilings`."""
     rows = []
@@ -389,7 +389,7 @@ def _discrepancies(
 
 def _panels(num: int) -> tuple[Figure, np.ndarray]:
     """A figure with `num` panels side by side."""
-    width, height = PANEL_SIZE
+    width, height = _PANEL_SIZE
     figure = Figure(figsize=(width * num, height), layout="constrained")
     axes = figure.subplots(1, num)
     for axis in axes:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from experiments.plans import plan
+from mmvae_jax.evaluation.metric import LOWER
+from mmvae_jax.evaluation.metrics import COLUMNS
 
 # A difference counts from this many of its standard errors on. It is a convention,
 # about one in twenty for many seeds; for three seeds a model, more would be needed
@@ -28,7 +30,7 @@ CHANCE = 0.1
 COHERENCE = "eval/coherence/leave_one_out"
 SINGLE = "eval/coherence/size_1"
 ACCURACY = "eval/classifier_accuracy"
-PROBE = "eval/linear_probe"
+_PROBE = "eval/linear_probe"
 LOG_LIKELIHOOD = "eval/log_likelihood"
 ELBO = "eval/elbo"
 # Quality of the first modality, as in Figures 2 and 3, or mean of all, as in Figure 11:
@@ -47,7 +49,9 @@ GIVEN_CAPTIONS = {
     )
 }
 MATCHING = "eval/matching/leave_one_out"
-LOWER_IS_BETTER = ("eval/fid", "eval/swd", "eval/frechet_classifier")
+LOWER_IS_BETTER = tuple(
+    tag.removesuffix("/*") for tag, column in COLUMNS.items() if column.better == LOWER
+)
 
 MIXTURES = ("mmvae", "mopoe")
 # The public part of COORD names no model and no number. These pull unimodal posteriors
@@ -55,7 +59,7 @@ MIXTURES = ("mmvae", "mopoe")
 # yardsticks, MVAE for quality and the mixtures for coherence, are ours.
 COORDINATION = ("mvtcae", "jmvae_kl", "telbo")
 IN_PLACE, TRANSLATED = "polymnist", "translated"
-BOTH = (IN_PLACE, TRANSLATED)
+_BOTH = (IN_PLACE, TRANSLATED)
 SHAPES, CUB = "shapes", "cub"
 
 # Coherences on PolyMNIST by the number of given modalities, 1 to 4, beside which ours
@@ -188,7 +192,7 @@ CLAIMS = (
         FIRST,
         MIXTURES,
         ("unimodal",),
-        BOTH,
+        _BOTH,
     ),
     Claim(
         "mvae_reaches_unimodal",
@@ -198,7 +202,7 @@ CLAIMS = (
         FIRST,
         ("mvae",),
         ("unimodal", *MIXTURES),
-        BOTH,
+        _BOTH,
     ),
     Claim(
         "mvae_level_with_unimodal",
@@ -208,7 +212,7 @@ CLAIMS = (
         FIRST,
         ("mvae",),
         ("unimodal", *MIXTURES),
-        BOTH,
+        _BOTH,
     ),
     Claim(
         "gap_grows",
@@ -218,7 +222,7 @@ CLAIMS = (
         FIRST,
         MIXTURES,
         ("unimodal",),
-        BOTH,
+        _BOTH,
         runs="modalities",
     ),
     Claim(
@@ -229,7 +233,7 @@ CLAIMS = (
         FIRST,
         MIXTURES,
         ("mvae",),
-        BOTH,
+        _BOTH,
         runs="modalities",
     ),
     Claim(
@@ -240,7 +244,7 @@ CLAIMS = (
         MEAN,
         MIXTURES,
         ("unimodal",),
-        BOTH,
+        _BOTH,
         runs="repeated",
     ),
     Claim(
@@ -283,7 +287,7 @@ CLAIMS = (
         "linear classification of the representations falls on Translated-PolyMNIST",
         "Fig. 6, App. C.2",
         "falls",
-        (PROBE,),
+        (_PROBE,),
         plan.MULTIMODAL,
         columns=(TRANSLATED,),
         reference=IN_PLACE,
@@ -296,7 +300,7 @@ CLAIMS = (
         FIRST,
         ("",),
         plan.MODELS,
-        BOTH,
+        _BOTH,
     ),
     Claim(
         "log_likelihood_gap",
@@ -306,7 +310,7 @@ CLAIMS = (
         FIRST,
         ("mopoe",),
         ("mvae", "mmvae"),
-        BOTH,
+        _BOTH,
     ),
     Claim(
         "pairs_gap",
@@ -398,7 +402,7 @@ CLAIMS = (
         "trains",
         (ELBO,),
         ("mvae",),
-        columns=BOTH,
+        columns=_BOTH,
     ),
     Claim(
         "coordination_quality",
@@ -409,7 +413,7 @@ CLAIMS = (
         MEAN,
         COORDINATION,
         ("mvae", *MIXTURES),
-        BOTH,
+        _BOTH,
     ),
     Claim(
         "coordination_ahead_of_mixtures",
@@ -419,7 +423,7 @@ CLAIMS = (
         MEAN,
         (*COORDINATION, "crmvae"),
         MIXTURES,
-        BOTH,
+        _BOTH,
     ),
     Claim(
         "coordination_coherence",
@@ -430,7 +434,7 @@ CLAIMS = (
         (SINGLE,),
         COORDINATION,
         MIXTURES,
-        BOTH,
+        _BOTH,
     ),
     Claim(
         "crmvae_coherence",
@@ -441,7 +445,7 @@ CLAIMS = (
         (SINGLE,),
         ("crmvae",),
         COORDINATION,
-        BOTH,
+        _BOTH,
     ),
     Claim(
         "crmvae_reaches_mixtures",
@@ -452,7 +456,7 @@ CLAIMS = (
         (SINGLE,),
         ("crmvae",),
         ("mopoe", *COORDINATION),
-        BOTH,
+        _BOTH,
     ),
     Claim(
         "crmvae_quality",
@@ -462,7 +466,7 @@ CLAIMS = (
         MEAN,
         ("crmvae",),
         ("mvae", *MIXTURES),
-        BOTH,
+        _BOTH,
     ),
 )
 

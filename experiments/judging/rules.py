@@ -32,7 +32,7 @@ class Line(NamedTuple):
     tag: str
 
 
-def points_of(line: Line, spec: plan.Spec, tag: str = "") -> list[statistics.Point]:
+def _points_of(line: Line, spec: plan.Spec, tag: str = "") -> list[statistics.Point]:
     """A metric of a run at all betas with two or more finite seeds, smallest first.
 
     Raises:
@@ -55,16 +55,16 @@ def points_of(line: Line, spec: plan.Spec, tag: str = "") -> list[statistics.Poi
     return [statistics.Point(label, *row) for row in columns.itertuples(index=False)]
 
 
-def best(line: Line, spec: plan.Spec, tag: str = "") -> statistics.Point:
+def _best(line: Line, spec: plan.Spec, tag: str = "") -> statistics.Point:
     """A metric of a run at the beta where its mean is best."""
     sign = _sign(tag or line.tag)
-    return max(points_of(line, spec, tag), key=lambda point: sign * point.mean)
+    return max(_points_of(line, spec, tag), key=lambda point: sign * point.mean)
 
 
-def at_figure_beta(line: Line, spec: plan.Spec) -> statistics.Point:
+def _at_figure_beta(line: Line, spec: plan.Spec) -> statistics.Point:
     """A metric of a run at the one beta of Figures 3 and 11."""
     beta = line.evidence.config.datasets[line.column].beta_by_modalities
-    for point in points_of(line, spec):
+    for point in _points_of(line, spec):
         if math.isclose(point.beta, beta):
             return point
     raise statistics.NotMeasured(
@@ -72,7 +72,7 @@ def at_figure_beta(line: Line, spec: plan.Spec) -> statistics.Point:
     )
 
 
-def by_modalities(line: Line, model: str) -> tuple[list[int], list[statistics.Point]]:
+def _by_modalities(line: Line, model: str) -> tuple[list[int], list[statistics.Point]]:
     """Numbers of modalities, and a model's metric with each of them.
 
     Raises:
@@ -86,7 +86,7 @@ def by_modalities(line: Line, model: str) -> tuple[list[int], list[statistics.Po
     points = []
     for num in nums:
         spec = plan.modalities_spec(scale, line.column, model, num, is_repeated)
-        points.append(at_figure_beta(line, spec)._replace(label=f"M={num}"))
+        points.append(_at_figure_beta(line, spec)._replace(label=f"M={num}"))
     return nums, points
 
 
@@ -109,30 +109,30 @@ def _finding(
     return statistics.Finding(z >= paper.THRESHOLD, points, difference, error, z, note)
 
 
-def is_better(line: Line) -> statistics.Finding:
+def _is_better(line: Line) -> statistics.Finding:
     """Whether the model is ahead of all others, each at its best beta."""
     return _differs(line, _sign(line.tag))
 
 
-def is_worse(line: Line) -> statistics.Finding:
+def _is_worse(line: Line) -> statistics.Finding:
     """Whether the model is behind all others, each at its best beta."""
     return _differs(line, -_sign(line.tag))
 
 
 def _differs(line: Line, sign: int) -> statistics.Finding:
     """sign * (model - other), the least of the others in standard errors."""
-    model, *others = (best(line, spec) for spec in _specs(line))
+    model, *others = (_best(line, spec) for spec in _specs(line))
     findings = [_finding([(sign, model), (-sign, other)]) for other in others]
     least = min(findings, key=lambda finding: finding.z)
     return least._replace(points=[model, *others])
 
 
-def reaches(line: Line) -> statistics.Finding:
+def _reaches(line: Line) -> statistics.Finding:
     """Whether the model is less than half of a mixture's gap behind the target."""
     return _within(line, (1,))
 
 
-def is_level(line: Line) -> statistics.Finding:
+def _is_level(line: Line) -> statistics.Finding:
     """Whether the model is within half of a mixture's gap of the target."""
     return _within(line, (1, -1))
 
@@ -143,7 +143,7 @@ def _within(line: Line, sides: Sequence[int]) -> statistics.Finding:
     Gaps are to the target, positive where it is ahead. A mixture without a gap leaves
     nothing to be within.
     """
-    model, target, *mixtures = (best(line, spec) for spec in _specs(line))
+    model, target, *mixtures = (_best(line, spec) for spec in _specs(line))
     sign = _sign(line.tag)
     nearer = max(mixtures, key=lambda point: sign * point.mean)
     findings = [
@@ -159,10 +159,10 @@ def _within(line: Line, sides: Sequence[int]) -> statistics.Finding:
     return min(findings, key=lambda finding: finding.z)
 
 
-def grows(line: Line) -> statistics.Finding:
+def _grows(line: Line) -> statistics.Finding:
     """Whether the gap to the unimodal VAEs grows with the number of modalities."""
-    nums, points = by_modalities(line, line.model)
-    target = at_figure_beta(line, _specs(line)[-1])
+    nums, points = _by_modalities(line, line.model)
+    target = _at_figure_beta(line, _specs(line)[-1])
     sign = -_sign(line.tag)  # of getting worse
     ups = [sign * (b.mean - a.mean) > 0 for a, b in itertools.pairwise(points)]
     found = _finding(statistics.slope_terms(nums, points, sign))
@@ -174,11 +174,11 @@ def grows(line: Line) -> statistics.Finding:
     )
 
 
-def grows_more(line: Line) -> statistics.Finding:
+def _grows_more(line: Line) -> statistics.Finding:
     """Whether the model loses more with the number of modalities than another one."""
     sign = -_sign(line.tag)
-    nums, points = by_modalities(line, line.model)
-    _, others = by_modalities(line, line.claim.others[0])
+    nums, points = _by_modalities(line, line.model)
+    _, others = _by_modalities(line, line.claim.others[0])
     name = label_of(line.claim.others[0])
     others = [point._replace(label=f"{name} {point.label}") for point in others]
     terms = statistics.slope_terms(nums, points, sign) + statistics.slope_terms(
@@ -187,9 +187,9 @@ def grows_more(line: Line) -> statistics.Finding:
     return _finding(terms, f"beta {points[0].beta:g}")
 
 
-def rises(line: Line) -> statistics.Finding:
+def _rises(line: Line) -> statistics.Finding:
     """Whether a metric rises with beta."""
-    points = points_of(line, _specs(line)[0])
+    points = _points_of(line, _specs(line)[0])
     if len(points) < 2:
         raise statistics.NotMeasured(
             f"only beta = {points[0].beta:g} has two finite seeds"
@@ -205,9 +205,9 @@ def rises(line: Line) -> statistics.Finding:
     return found._replace(holds=found.holds and sum(ups) > len(ups) / 2)
 
 
-def can_rise(line: Line) -> statistics.Finding:
+def _can_rise(line: Line) -> statistics.Finding:
     """Whether some beta is better than the smallest."""
-    points = points_of(line, _specs(line)[0])
+    points = _points_of(line, _specs(line)[0])
     if len(points) < 2:
         raise statistics.NotMeasured(
             f"only beta = {points[0].beta:g} has two finite seeds"
@@ -216,16 +216,16 @@ def can_rise(line: Line) -> statistics.Finding:
     return _finding([(_sign(line.tag), top), (-_sign(line.tag), points[0])])
 
 
-def falls(line: Line) -> statistics.Finding:
+def _falls(line: Line) -> statistics.Finding:
     """Whether a metric is lower than on the other data set, each at its best beta."""
-    here, there = (best(line, spec) for spec in _specs(line))
+    here, there = (_best(line, spec) for spec in _specs(line))
     return _finding([(-1, here), (1, there)])
 
 
-def collapses(line: Line) -> statistics.Finding:
+def _collapses(line: Line) -> statistics.Finding:
     """Whether less than half of what is above chance on the other data set is left."""
     specs = _specs(line)
-    here, there = (best(line, spec) for spec in specs)
+    here, there = (_best(line, spec) for spec in specs)
     seen, seen_there = (_accuracy(line, spec) for spec in specs)
     if seen_there <= paper.CHANCE:
         raise statistics.NotMeasured(f"the classifiers of {specs[1].folder} guess")
@@ -251,15 +251,15 @@ def _accuracy(line: Line, spec: plan.Spec) -> float:
     return float(own["mean"].mean())
 
 
-def is_never_both(line: Line) -> statistics.Finding:
+def _is_never_both(line: Line) -> statistics.Finding:
     """Whether a model falls short of quality or of coherence at every beta."""
     model, target, *others = _specs(line)
     tag = _image_quality(line)
-    qualities = {point.beta: point for point in points_of(line, model, tag)}
-    coherences = {point.beta: point for point in points_of(line, model)}
-    goal = best(line, target, tag)
+    qualities = {point.beta: point for point in _points_of(line, model, tag)}
+    coherences = {point.beta: point for point in _points_of(line, model)}
+    goal = _best(line, target, tag)
     last = min(
-        (best(line, spec, tag) for spec in others),
+        (_best(line, spec, tag) for spec in others),
         key=lambda point: _sign(tag) * point.mean,
     )
     *_, z = statistics.combine([(_sign(tag), goal), (-_sign(tag), last)])
@@ -305,7 +305,7 @@ def _half_of_real(line: Line, spec: plan.Spec) -> statistics.Point:
     return statistics.Point("half of real images", math.nan, half, 0.0, 1)
 
 
-def nothing_is_annotated(line: Line) -> statistics.Finding:
+def _nothing_is_annotated(line: Line) -> statistics.Finding:
     """Never judged; says what networks trained without labels see."""
     seen = []
     for model in line.claim.others:
@@ -322,10 +322,10 @@ def nothing_is_annotated(line: Line) -> statistics.Finding:
     raise statistics.NotMeasured(text)
 
 
-def ranks_alike(line: Line) -> statistics.Finding:
+def _ranks_alike(line: Line) -> statistics.Finding:
     """Whether log-likelihoods rank models as the line's metric does."""
     quality, likelihood = (
-        [best(line, spec, tag) for spec in _specs(line)]
+        [_best(line, spec, tag) for spec in _specs(line)]
         for tag in (line.tag, paper.LOG_LIKELIHOOD)
     )
     sign = _sign(line.tag)
@@ -350,12 +350,12 @@ def ranks_alike(line: Line) -> statistics.Finding:
     return statistics.Finding(holds, points, difference, error, least, ", ".join(notes))
 
 
-def is_smaller(line: Line) -> statistics.Finding:
+def _is_smaller(line: Line) -> statistics.Finding:
     """Whether MoPoE-VAE's part of MMVAE's gap to MVAE is smaller in log-likelihood."""
     terms, parts = [], []
     names = {line.tag: "", paper.LOG_LIKELIHOOD: " log-lik."}
     for tag, weight in ((line.tag, 1), (paper.LOG_LIKELIHOOD, -1)):
-        model, target, whole = (best(line, spec, tag) for spec in _specs(line))
+        model, target, whole = (_best(line, spec, tag) for spec in _specs(line))
         *_, z = statistics.combine([(_sign(tag), target), (-_sign(tag), whole)])
         if z < paper.THRESHOLD:
             return statistics.Finding(
@@ -384,7 +384,7 @@ def is_smaller(line: Line) -> statistics.Finding:
     return statistics.Finding(z >= paper.THRESHOLD, points, difference, error, z, note)
 
 
-def trains(line: Line) -> statistics.Finding:
+def _trains(line: Line) -> statistics.Finding:
     """Whether every member at the largest beta trained to its end."""
     run = line.evidence.runs[_specs(line)[0]]
     beta = max(line.evidence.config.beta)
@@ -424,21 +424,21 @@ def _first_and_last_loss(run: RunRecord, member: dict) -> tuple[float, float]:
 
 
 JUDGES: dict[str, Callable[[Line], statistics.Finding]] = {
-    "is worse": is_worse,
-    "is better": is_better,
-    "reaches": reaches,
-    "is level": is_level,
-    "grows": grows,
-    "grows more": grows_more,
-    "rises": rises,
-    "can rise": can_rise,
-    "collapses": collapses,
-    "falls": falls,
-    "ranks alike": ranks_alike,
-    "is smaller": is_smaller,
-    "trains": trains,
-    "is never both": is_never_both,
-    "nothing is annotated": nothing_is_annotated,
+    "is worse": _is_worse,
+    "is better": _is_better,
+    "reaches": _reaches,
+    "is level": _is_level,
+    "grows": _grows,
+    "grows more": _grows_more,
+    "rises": _rises,
+    "can rise": _can_rise,
+    "collapses": _collapses,
+    "falls": _falls,
+    "ranks alike": _ranks_alike,
+    "is smaller": _is_smaller,
+    "trains": _trains,
+    "is never both": _is_never_both,
+    "nothing is annotated": _nothing_is_annotated,
 }
 
 

@@ -15,7 +15,7 @@ from experiments.judging import paper, rules, statistics
 from experiments.plans import plan, tables
 from experiments.plans.runs import show
 
-WORDS = {True: "holds", False: "fails", None: "not measured"}
+_WORDS = {True: "holds", False: "fails", None: "not measured"}
 
 
 class Verdict(NamedTuple):
@@ -51,8 +51,8 @@ class Verdict(NamedTuple):
 
     @property
     def word(self) -> str:
-        """The verdict in words, one of WORDS."""
-        return WORDS[self.holds]
+        """The verdict in words, one of _WORDS."""
+        return _WORDS[self.holds]
 
 
 def evaluate(
@@ -83,7 +83,7 @@ def tags_of(
 def judge(line: rules.Line) -> Verdict:
     """The verdict on one line."""
     evidence, claim = line.evidence, line.claim
-    rule, text = rules.JUDGES[claim.rule], rule_text(claim)
+    rule, text = rules.JUDGES[claim.rule], _rule_text(claim)
     try:
         _require(line)
         found = rule(line)
@@ -116,7 +116,7 @@ def _require(line: rules.Line) -> None:
         raise statistics.NotMeasured(f"no run {missing[0]}{more}")
 
 
-def rule_text(claim: paper.Claim) -> str:
+def _rule_text(claim: paper.Claim) -> str:
     """The rule of a claim as text."""
     labels = [rules.label_of(model) for model in claim.others]
     return paper.RULES[claim.rule].format(

@@ -19,7 +19,7 @@ from mmvae_jax.training.step import vae_task
 from mmvae_jax.types import TokenShape
 
 
-def shapes_of(config: ConfigDict) -> dict[str, tuple[int, ...]]:
+def _shapes_of(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Modality -> shape of one example, of the modalities that are used."""
     shapes = datasets.shapes(config.data)
     num = config.data.use_modalities or len(shapes)
@@ -32,7 +32,7 @@ def seconds_per_step(config: ConfigDict) -> float:
     One member is measured where members are trained one after the other (CPU), all
     of them where they are trained at once.
     """
-    shapes = shapes_of(config)
+    shapes = _shapes_of(config)
     model = models.make_model(config, shapes)
     task = vae_task(model)
     members = sweep.grid(config.sweep)
@@ -77,7 +77,7 @@ def seconds_per_step(config: ConfigDict) -> float:
     return calls[-1][1] * (len(members) if is_cpu else 1)
 
 
-def estimate(
+def _estimate(
     configs: Mapping[plan.Spec, ConfigDict],
 ) -> dict[plan.Spec, float]:
     """Seconds of training of every run: measured steps, times their number.
@@ -108,7 +108,7 @@ def estimate(
 def _relative_cost(config: ConfigDict) -> float:
     """Steps times modalities times members: what the time of a run goes with."""
     return (
-        config.train.num_steps * len(shapes_of(config)) * len(sweep.grid(config.sweep))
+        config.train.num_steps * len(_shapes_of(config)) * len(sweep.grid(config.sweep))
     )
 
 
@@ -116,7 +116,7 @@ def bytes_seen(config: ConfigDict) -> float:
     """Bytes that the members of a run are trained on, of all steps."""
     example = sum(
         shape.length if isinstance(shape, TokenShape) else math.prod(shape)
-        for shape in shapes_of(config).values()
+        for shape in _shapes_of(config).values()
     )
     examples = config.train.num_steps * config.train.batch_size
     return float(len(sweep.grid(config.sweep)) * examples * example)
@@ -127,7 +127,7 @@ def print_plan(directory: Path, configs: Mapping[plan.Spec, ConfigDict]) -> None
     missing = {s: c for s, c in configs.items() if not plan.is_finished(directory, s)}
     rows = []
     terminal.say(f"measuring a few steps of {len({s.model for s in missing})} models")
-    seconds = estimate(missing)
+    seconds = _estimate(missing)
     for spec, config in configs.items():
         rows.append(
             [

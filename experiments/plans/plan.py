@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 from ml_collections import ConfigDict
 
-from experiments.plans import runs as runs_module
-from experiments.plans.runs import RunRecord, checked, long_table
+from experiments.plans import runs
+from experiments.plans.runs import RunRecord
 from experiments.running import old_configs, workdirs
-from mmvae_jax import models as models_module
+from mmvae_jax import models
 from mmvae_jax.errors import UsageError
 from mmvae_jax.models import COORDINATED, MIXTURE, PRIVATE
 from mmvae_jax.training import log
@@ -35,9 +35,7 @@ OFFICIAL = ("unimodal_official", "mmvae_official")
 # The models of the figures "family" and "inputs" by their kinds, a panel each, and
 # those that are in every panel.
 KINDS = {
-    kind: tuple(
-        name for name, model in models_module.MODELS.items() if model.kind == kind
-    )
+    kind: tuple(name for name, model in models.MODELS.items() if model.kind == kind)
     for kind in (MIXTURE, COORDINATED, PRIVATE)
 }
 REFERENCES = ("unimodal", "mvae", "mopoe")
@@ -86,12 +84,14 @@ class Evidence:
     @functools.cached_property
     def table(self) -> pd.DataFrame:
         """The `runs.long_table` of the runs, which are named by their folders."""
-        return long_table({spec.folder: run.summary for spec, run in self.runs.items()})
+        return runs.long_table(
+            {spec.folder: run.summary for spec, run in self.runs.items()}
+        )
 
     @functools.cached_property
     def spreads(self) -> pd.DataFrame:
         """The `runs.spreads` of the table, by run, beta and tag."""
-        return runs_module.spreads(self.table)
+        return runs.spreads(self.table)
 
 
 def load_scale(name: str) -> tuple[str, ConfigDict]:
@@ -199,8 +199,8 @@ def official(scale: ConfigDict) -> list[Spec]:
 
 def family(scale: ConfigDict) -> list[Spec]:
     """The runs of all models over beta, one model after the other."""
-    models = [model for kind in KINDS.values() for model in kind]
-    return [Spec(dataset, model) for model in models for dataset in scale.columns]
+    names = [model for kind in KINDS.values() for model in kind]
+    return [Spec(dataset, model) for model in names for dataset in scale.columns]
 
 
 def figure_specs(scale: ConfigDict) -> dict[str, list[Spec]]:
@@ -384,21 +384,20 @@ def read(directory: Path) -> Evidence:
         specs = all_specs(config, figure_specs(config))
     except (AttributeError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not a plan of this project: {error}") from error
-    runs = {}
+    finished = {}
     for spec in specs:
         folder = directory / spec.folder
         summary = workdirs.read_summary(folder)
         if summary is not None:
             found = old_configs.upgraded(workdirs.read_json(folder / "config.json"))
             _check_scale(folder, spec, config, found)
-            record = RunRecord(folder, found, summary)
-            runs[spec] = checked(record)
-    if not runs:
+            finished[spec] = runs.checked(RunRecord(folder, found, summary))
+    if not finished:
         raise UsageError(
             f"no finished run in {directory}; `python -m experiments.figures "
             f"--scale={scale} --directory={directory}` makes them"
         )
-    return Evidence(directory, scale, config, runs)
+    return Evidence(directory, scale, config, finished)
 
 
 def _check_scale(

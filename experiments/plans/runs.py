@@ -19,7 +19,7 @@ from mmvae_jax.training.sweep import Member
 # The columns of the long table, and what its groups have in common if nothing else is
 # said.
 COLUMNS = ["run", "dataset", "model", *Member._fields, "finite", "tag", "value"]
-BY_BETA = ("run", "beta", "tag")
+_BY_BETA = ("run", "beta", "tag")
 
 
 class RunRecord(NamedTuple):
@@ -101,7 +101,7 @@ def long_table(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     return table.astype({"finite": bool, "value": float})
 
 
-def spreads(table: pd.DataFrame, by: Sequence[str] = BY_BETA) -> pd.DataFrame:
+def spreads(table: pd.DataFrame, by: Sequence[str] = _BY_BETA) -> pd.DataFrame:
     """Mean and standard deviation over the members of a group.
 
     Members that diverged are left out: their last finite parameters say nothing

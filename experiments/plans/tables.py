@@ -12,9 +12,10 @@ import pandas as pd
 
 from experiments.plans import plan, runs
 from experiments.plans.plan import Evidence, Spec
+from mmvae_jax.evaluation.metrics import COLUMNS
 from mmvae_jax.training.sweep import Member
 
-NUM_CLASSES = 10
+_NUM_CLASSES = 10
 # Chance of guessing a value of an attribute of Shapes.
 CHANCES = {"colour": 1 / 8, "shape": 1 / 6}
 
@@ -39,41 +40,39 @@ class Metric(NamedTuple):
     reachable: str = ""
 
 
-FID = Metric("eval/fid", "FID (lower is better)")
-FRECHET = Metric(
+def _metric(tag: str, label: str, chance: float | None = None) -> Metric:
+    """A metric with the limits and the reachable value of its column."""
+    column = COLUMNS[tag]
+    reachable = f"eval/{column.reachable}" if column.reachable else ""
+    return Metric(tag, label, column.limits, chance, reachable)
+
+
+FID = _metric("eval/fid", "FID (lower is better)")
+FRECHET = _metric(
     "eval/frechet_classifier",
     "Fréchet distance, classifier features (lower is better)",
 )
-SWD = Metric("eval/swd", "sliced Wasserstein distance (lower is better)")
-COHERENCE = Metric(
-    "eval/coherence/leave_one_out",
-    "leave-one-out coherence",
-    (0.0, 1.0),
-    1 / NUM_CLASSES,
-    "eval/classifier_accuracy",
+SWD = _metric("eval/swd", "sliced Wasserstein distance (lower is better)")
+COHERENCE = _metric(
+    "eval/coherence/leave_one_out", "leave-one-out coherence", 1 / _NUM_CLASSES
 )
 SINGLE = Metric(
     "eval/coherence/size_1",
     "coherence given one",
     (0.0, 1.0),
-    1 / NUM_CLASSES,
+    1 / _NUM_CLASSES,
 )
-PROBE = Metric(
-    "eval/linear_probe",
-    "accuracy of a linear classifier",
-    (0.0, 1.0),
-    1 / NUM_CLASSES,
+PROBE = _metric(
+    "eval/linear_probe", "accuracy of a linear classifier", 1 / _NUM_CLASSES
 )
-ELBO = Metric("eval/elbo", "ELBO (nats, higher is better)")
-LIKELIHOOD = Metric("eval/log_likelihood", "joint log-likelihood (nats)")
-MATCHING = Metric("eval/matching/leave_one_out", "annotation-free coherence")
+ELBO = _metric("eval/elbo", "ELBO (nats, higher is better)")
+LIKELIHOOD = _metric("eval/log_likelihood", "joint log-likelihood (nats)")
+MATCHING = _metric("eval/matching/leave_one_out", "annotation-free coherence")
 # Mean over both attributes and directions of a pair; `attribute_metric` has each.
-ATTRIBUTES = Metric(
+ATTRIBUTES = _metric(
     "eval/attribute_coherence/leave_one_out",
     "attribute coherence",
-    (0.0, 1.0),
     sum(CHANCES.values()) / len(CHANCES),
-    "eval/attribute_accuracy",
 )
 
 

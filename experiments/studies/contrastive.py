@@ -11,6 +11,7 @@ several processes. docs/better.md says what came out.
 """
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from ml_collections import ConfigDict
 from experiments.plans import plan
 from experiments.running import command, session, workdirs
 from mmvae_jax.errors import UsageError
+from mmvae_jax.files import write_whole
 
-METRICS = ("elbo", "coherence", "frechet", "swd", "log_likelihood")
+_METRICS = ("elbo", "coherence", "frechet", "swd", "log_likelihood")
 COLUMNS = (
     "coherence/leave_one_out",
     "coherence/size_1",
@@ -61,7 +63,7 @@ _CHANGES = {
 def configs(places: Mapping[str, str]) -> dict[str, ConfigDict]:
     """Run -> its config; places: fields of config.data that say where things are."""
     _, scale = plan.load_scale("demo")
-    scale.beta, scale.metrics = (0.3,), METRICS
+    scale.beta, scale.metrics = (0.3,), _METRICS
     found = {}
     for name, changes in _CHANGES.items():
         spec = plan.Spec("translated", name.partition("_")[0])
@@ -82,12 +84,13 @@ def row(name: str, config: ConfigDict, summary: Mapping[str, Any]) -> dict[str, 
     return values
 
 
-def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The table as CSV."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the table as CSV, at once or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
 
 
 def main() -> int:
@@ -112,7 +115,7 @@ def main() -> int:
             for name, summary in summaries.items()
             if summary is not None
         ]
-        write(Path(FLAGS.out), rows)
+        _write(Path(FLAGS.out), rows)
     return 0
 
 

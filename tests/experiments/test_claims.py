@@ -8,12 +8,12 @@ import sys
 
 import numpy as np
 import pytest
+from absl import flags
 from evidence import as_in_the_paper, write
 
 from experiments.judging import paper, rules
 from experiments.judging.verdicts import evaluate, judge, tags_of
 from experiments.plans import plan
-from experiments.running import command as command_module
 
 NAMES = [claim.name for claim in paper.CLAIMS]
 NEVER_JUDGED = "nothing is annotated"
@@ -437,13 +437,13 @@ def command(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["claims", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             runpy.run_module("experiments.claims", run_name="__main__")
-        command_module.flags.FLAGS.unparse_flags()
-        delattr(command_module.flags.FLAGS, "directory")
+        flags.FLAGS.unparse_flags()
+        delattr(flags.FLAGS, "directory")
         out, err = capsys.readouterr()
         return stop.value.code, out.splitlines(), err.splitlines()
 
     yield run
-    command_module.flags.FLAGS.set_gnu_getopt(False)
+    flags.FLAGS.set_gnu_getopt(False)
 
 
 def read(directory):

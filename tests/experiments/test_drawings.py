@@ -15,8 +15,7 @@ from PIL import Image
 
 from experiments.drawing import figure_captions, panels, paper_figures
 from experiments.judging import paper
-from experiments.plans import plan
-from experiments.plans import runs as runs_module
+from experiments.plans import plan, runs
 from experiments.plans.names import model_colour, model_label
 from experiments.plans.plan import Spec
 from experiments.plans.tables import show_beta
@@ -144,7 +143,7 @@ def agreement(monkeypatch):
         assert len(x) == len(y)
         return 0.5, 0.25, 0.75
 
-    monkeypatch.setattr(runs_module, "rank_agreement", stand_in)
+    monkeypatch.setattr(runs, "rank_agreement", stand_in)
 
 
 def line_of(axis, model):
@@ -238,7 +237,7 @@ def test_lines_over_beta_are_means_and_bands_are_standard_deviations(evidence, n
 
 
 def test_the_scale_of_beta_is_logarithmic_and_readable(evidence):
-    axis = panels_of(paper_figures.draw_likelihood(evidence))[0]
+    axis = panels_of(paper_figures.DRAWINGS["7"](evidence))[0]
     assert axis.get_xscale() == "log"
     labels = [label.get_text() for label in axis.get_xticklabels()]
     assert labels == ["3e-4", "3e-3", "0.3", "1", "3", "9"]
@@ -251,7 +250,7 @@ def test_a_beta_of_zero_has_its_place(evidence):
         member["beta"] = 0.0 if member["beta"] == 3e-4 else member["beta"]
 
     changed = with_changed_members(evidence, spec, to_zero)
-    drawing = paper_figures.draw_likelihood(changed)
+    drawing = paper_figures.DRAWINGS["7"](changed)
     figure_captions.finish(drawing.figure, drawing.caption)
     drawing.figure.canvas.draw()
     axis = panels_of(drawing)[0]
@@ -260,7 +259,7 @@ def test_a_beta_of_zero_has_its_place(evidence):
 
 
 def test_coherence_has_the_levels_of_chance_and_of_real_data(evidence):
-    drawing = paper_figures.draw_coherence(evidence)
+    drawing = paper_figures.DRAWINGS["4"](evidence)
     for axis in panels_of(drawing):
         levels = {x.get_label(): x.get_ydata()[0] for x in axis.get_lines()}
         assert levels["chance"] == 0.1
@@ -329,14 +328,14 @@ def test_quality_over_the_number_of_modalities(evidence, is_repeated):
 
 def test_a_missing_number_of_modalities_is_a_gap(evidence):
     spec = Spec("polymnist", "mmvae", 2)
-    drawing = paper_figures.draw_num_modalities(without(evidence, spec))
+    drawing = paper_figures.DRAWINGS["3"](without(evidence, spec))
     assert set(plotted(panels_of(drawing)[0], "mmvae")) == {3}
     assert set(plotted(panels_of(drawing)[0], "mopoe")) == {2, 3}
     assert "Not measured: polymnist/mmvae_2_modalities." in drawing.caption
 
 
 def test_quality_of_every_modality_has_one_scale_a_row(evidence):
-    drawing = paper_figures.draw_all_modalities(evidence)
+    drawing = paper_figures.DRAWINGS["8"](evidence)
     axes = np.array(panels_of(drawing)).reshape(4, 3)
     for i, column in enumerate(("polymnist", "translated")):
         for j, kind in enumerate(("frechet_classifier", "swd")):
@@ -376,7 +375,7 @@ def test_diverged_members_are_left_out(evidence):
             member["metrics"] = dict.fromkeys(member["metrics"], 1e9)
 
     changed = with_changed_members(evidence, spec, diverge)
-    drawing = paper_figures.draw_likelihood(changed)
+    drawing = paper_figures.DRAWINGS["7"](changed)
     axis = panels_of(drawing)[0]
     values = values_of(changed, spec, "eval/log_likelihood")
     points = plotted(axis, "mvae")
@@ -389,7 +388,7 @@ def test_diverged_members_are_left_out(evidence):
     assert "Diverged and left out: MVAE on PolyDigits at β = 9." in drawing.caption
     assert "Hollow points" in drawing.caption
     # Figure 3 is about one beta, at which nothing diverged.
-    assert "iverged" not in paper_figures.draw_num_modalities(changed).caption
+    assert "iverged" not in paper_figures.DRAWINGS["3"](changed).caption
 
 
 def test_a_beta_without_a_value_interrupts_the_line(evidence):
@@ -400,7 +399,7 @@ def test_a_beta_without_a_value_interrupts_the_line(evidence):
             member["metrics"]["eval/log_likelihood"] = None
 
     changed = with_changed_members(evidence, spec, lose)
-    drawing = paper_figures.draw_likelihood(changed)
+    drawing = paper_figures.DRAWINGS["7"](changed)
     x, y = line_of(panels_of(drawing)[1], "mopoe").get_data()
     assert list(np.isnan(y)) == [beta == 0.3 for beta in x] and len(x) == 6
     title = evidence.config.datasets.translated.title
@@ -415,7 +414,7 @@ def test_one_seed_has_no_band(evidence):
         record = evidence.runs[spec]
         record = record._replace(summary={**record.summary, "members": kept})
         one = dataclasses.replace(one, runs={**one.runs, spec: record})
-    drawing = paper_figures.draw_probe(one)
+    drawing = paper_figures.DRAWINGS["6"](one)
     for low, high in band_of(panels_of(drawing)[0], "mvae").values():
         assert low == high
     assert np.isnan([row["std"] for row in drawing.rows]).all()
@@ -476,7 +475,7 @@ def test_missing_and_diverged_pictures_are_said(evidence, tmp_path):
         Spec("polymnist", "mvae"),
         lambda member: member.update(finite=member["beta"] != 0.3),
     )
-    drawing = paper_figures.draw_prior_samples(changed)
+    drawing = paper_figures.DRAWINGS["9"](changed)
     words = [[t.get_text() for t in axis.texts] for axis in drawing.figure.axes]
     assert words == [[], ["diverged"], ["not measured"], [], [], [], [], []]
 
@@ -486,7 +485,7 @@ def test_matching_has_a_point_for_every_trained_model(evidence):
     changed = with_changed_members(
         evidence, spec, lambda member: member.update(finite=member["beta"] != 9.0)
     )
-    drawing = paper_figures.draw_matching(changed)
+    drawing = paper_figures.DRAWINGS["matching"](changed)
     axis = panels_of(drawing)[0]
     members = changed.runs[spec].summary["members"]
     shown = [member["metrics"] for member in members if member["finite"]]
@@ -525,7 +524,7 @@ def fronts_of(axis, model, is_faint):
 
 
 def test_fronts_are_quality_against_coherence(evidence):
-    drawing = paper_figures.draw_family(evidence)
+    drawing = paper_figures.DRAWINGS["family"](evidence)
     axes = panels_of(drawing)
     for axis, (column, *tags, kind) in zip(axes, FRONTS, strict=True):
         for models in plan.KINDS.values():
@@ -565,7 +564,7 @@ def test_markers_of_fronts_grow_with_beta_and_are_hollow_where_seeds_diverged(ev
             member["finite"] = False
 
     changed = with_changed_members(evidence, spec, diverge)
-    drawing = paper_figures.draw_family(changed)
+    drawing = paper_figures.DRAWINGS["family"](changed)
     axis = panels_of(drawing)[1]  # coordination-based models
     wanted = to_hex(model_colour("crmvae"))
     (markers,) = (
@@ -590,7 +589,9 @@ def test_what_is_given_is_shown_at_the_best_beta_on_average(evidence):
         for given, value in enumerate(coherences.get(member["beta"], (0.2, 0.2)), 1):
             member["metrics"][f"eval/coherence/size_{given}"] = value
 
-    drawing = paper_figures.draw_inputs(with_changed_members(evidence, spec, change))
+    drawing = paper_figures.DRAWINGS["inputs"](
+        with_changed_members(evidence, spec, change)
+    )
     (first, second) = rows_of(drawing, dataset="Translated-PolyDigits", model="mvtcae")
     assert (first["beta"], first["given"], first["mean"]) == (1.0, 1, 0.6)
     assert (second["beta"], second["given"], second["mean"]) == (1.0, 2, 0.6)
@@ -603,7 +604,7 @@ def test_what_is_given_is_shown_at_the_best_beta_on_average(evidence):
 
 
 def test_published_coherences_are_apart_and_no_rows(evidence):
-    drawing = paper_figures.draw_inputs(evidence)
+    drawing = paper_figures.DRAWINGS["inputs"](evidence)
     *_, first, second, third = drawing.figure.axes
     shown = {}
     for axis in (first, second):

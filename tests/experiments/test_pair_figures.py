@@ -12,8 +12,7 @@ from shapes import captions as shape_captions
 from experiments import figures
 from experiments.drawing import paper_figures
 from experiments.judging import paper, rules, verdicts
-from experiments.plans import plan as plan_module
-from experiments.plans import tables
+from experiments.plans import plan, tables
 from experiments.plans.names import model_label
 from experiments.plans.plan import (
     MODELS,
@@ -47,7 +46,7 @@ def picture_of(name):
 
 
 def save_pictures(evidence, spec):
-    settings = plan_module.settings(evidence.config, spec.dataset)
+    settings = plan.settings(evidence.config, spec.dataset)
     members = evidence.runs[spec].summary["members"]
     known = [Member(*(member[f] for f in Member._fields)) for member in members]
     wanted = settings.beta_of_samples, settings.seed[0]
@@ -129,7 +128,7 @@ def test_pairs_are_columns_over_their_own_betas(evidence, name, tag):
 
 
 def test_coherence_of_pairs_is_that_of_attributes_or_pictures(evidence):
-    drawing = paper_figures.draw_coherence(evidence)
+    drawing = paper_figures.DRAWINGS["4"](evidence)
     kinds = {
         "Shapes": ("leave_one_out", (1 / 6 + 1 / 8) / 2),
         "Shapes: colour, image given caption": ("colour/image_given_caption", 1 / 8),
@@ -155,7 +154,7 @@ def test_coherence_of_pairs_is_that_of_attributes_or_pictures(evidence):
 
 
 def test_quality_of_pairs_is_that_of_the_image_alone(evidence):
-    drawing = paper_figures.draw_all_modalities(evidence)
+    drawing = paper_figures.DRAWINGS["8"](evidence)
     for title in ("Shapes", "CUB, 300 steps"):
         found = [row for row in drawing.rows if row["dataset"] == title]
         assert {row["modality"] for row in found} == {"image"}
@@ -189,9 +188,7 @@ def test_a_missing_picture_is_said(evidence):
     runs = dict(evidence.runs)
     spec = Spec("shapes", "mvae")
     runs[spec] = runs[spec]._replace(workdir=runs[spec].workdir / "elsewhere")
-    drawing = paper_figures.draw_conditional_samples(
-        dataclasses.replace(evidence, runs=runs)
-    )
+    drawing = paper_figures.DRAWINGS["10"](dataclasses.replace(evidence, runs=runs))
     said = [
         axis.get_title().partition("MVAE, ")[2].partition(",")[0]
         for axis in drawing.figure.axes
@@ -276,7 +273,7 @@ def test_a_plan_of_before_there_were_pairs_is_read(evidence, tmp_path):
     path.write_text(json.dumps(plan))
     found = read(directory)
     assert set(found.runs) == set(specs)
-    paper_figures.draw_quality(found)
+    paper_figures.DRAWINGS["2"](found)
     assert {v.claim.name for v in verdicts.evaluate(found)}.isdisjoint(
         {"none_is_both", "pairs_gap"}
     )

@@ -14,8 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.drawing import page as page_module
-from experiments.drawing import page_pictures
+from experiments.drawing import page, page_pictures
 from experiments.drawing.page import METRICS, _shown_member, points_in, render, write
 from experiments.plans.names import model_label
 from experiments.plans.runs import find_runs
@@ -160,11 +159,11 @@ def test_what_the_page_shows(runs):
 
 
 def test_many_members_show_one_of_each_run(runs, monkeypatch):
-    monkeypatch.setattr(page_module, "MAX_MEMBERS", 7)
-    page = Page(render(runs))
-    assert page.tags.count("img") == 1 + 1 + 2 + 2 * 2
+    monkeypatch.setattr(page, "MAX_MEMBERS", 7)
+    shown = Page(render(runs))
+    assert shown.tags.count("img") == 1 + 1 + 2 + 2 * 2
     # Their numbers stay.
-    assert "β = 2, seed = 1 yes 0.610 222.0 -89.0" in page.text
+    assert "β = 2, seed = 1 yes 0.610 222.0 -89.0" in shown.text
 
 
 def test_figures_are_in_the_order_of_their_numbers(runs):
