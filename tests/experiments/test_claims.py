@@ -8,12 +8,12 @@ import sys
 
 import numpy as np
 import pytest
-from absl import flags
 from evidence import as_in_the_paper, write
 
 from experiments.judging import paper, rules
 from experiments.judging.verdicts import evaluate, judge, tags_of
 from experiments.plans import plan
+from experiments.running.command import flags
 
 NAMES = [claim.name for claim in paper.CLAIMS]
 NEVER_JUDGED = "nothing is annotated"
