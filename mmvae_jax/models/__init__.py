@@ -159,7 +159,7 @@ MODELS = {
         "CRMVAE",
         COORDINATED,
         coordination.CRMVAE.options,
-        Citation("suzuki2023mitigating", "Suzuki & Matsuo (2023)"),
+        Citation("anonymous2023mitigating", "Anonymous (ICLR 2023 submission)"),
     ),
     "jmvae_kl": Model(
         partial(coordination_model, kind=coordination.JMVAE_KL),
