@@ -56,7 +56,7 @@ class Row(NamedTuple):
     cells: Sequence[str]
 
 
-class Table(NamedTuple):
+class _Table(NamedTuple):
     """A table: its title if it needs one, the headings of its cells, its rows."""
 
     title: str
@@ -203,7 +203,7 @@ def _points_of(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Points:
     )
 
 
-def _overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Table:
+def _overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> _Table:
     """The runs and their sizes: a row a run."""
     rows = []
     for run in runs:
@@ -220,7 +220,7 @@ def _overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Table:
         ]
         rows.append(Row(labels[run.workdir], page_pictures.colour_of(run), cells))
     header = ["members", "finite", "steps", "wall time", "device", "data set"]
-    return Table("", header, rows)
+    return _Table("", header, rows)
 
 
 def _read_results(directory: Path) -> dict:
@@ -275,13 +275,13 @@ def _in_errors(claim: Mapping[str, Any]) -> str:
     return "" if value is None else f"; difference {value:+.1f} SE"
 
 
-def quality(points: Points) -> Table:
+def quality(points: Points) -> _Table:
     """Mean and standard deviation over seeds, a row for each model and beta."""
     tags = {METRICS[tag]: tag for tag in METRICS if tag in points.cells}
     return _by_column(points, "", tags, ["setting", "seeds"])
 
 
-def _modality_tables(points: Points) -> list[Table]:
+def _modality_tables(points: Points) -> list[_Table]:
     """A table a metric, a column a modality; the last by size of the subset."""
     tables = [
         _by_column(points, title, _suffixes(points, prefix))
@@ -348,7 +348,7 @@ def _run_section(
     return {
         "label": labels[run.workdir],
         "colour": page_pictures.colour_of(run),
-        "members": Table("", ["finite", *(METRICS[tag] for tag in tags)], table_rows),
+        "members": _Table("", ["finite", *(METRICS[tag] for tag in tags)], table_rows),
         "shown": [sample for sample in samples[shown:][:1] if sample[1]],
         "hidden": [
             sample for k, sample in enumerate(samples) if sample[1] and k != shown
@@ -362,7 +362,7 @@ def _by_column(
     title: str,
     tags: Mapping[str, str],
     first: Sequence[str] = ("setting",),
-) -> Table:
+) -> _Table:
     """A row for each model and beta, a column for each of some tags.
 
     Args:
@@ -382,7 +382,7 @@ def _by_column(
             strict=True,
         )
     ]
-    return Table(title, [*(headings[name] for name in first), *tags], rows)
+    return _Table(title, [*(headings[name] for name in first), *tags], rows)
 
 
 def _suffixes(points: Points, prefix: str) -> dict[str, str]:

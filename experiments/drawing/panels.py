@@ -34,7 +34,7 @@ _AXIS_LABELS = {"beta": "β", "num_modalities": "number of modalities"}
 # Areas of the markers of the smallest and the largest beta, points squared.
 _AREAS = (4.0, 30.0)
 # Opacity of what is there to be compared with.
-FAINT = 0.45
+_FAINT = 0.45
 
 
 class Panel(NamedTuple):
@@ -233,7 +233,7 @@ def _fill_front(
 ) -> list[Row]:
     """Draws the lines of a front; returns the points of its runs."""
     for spec in front.references:
-        _draw_run(axis, evidence, name, front, spec, betas, alpha=FAINT)
+        _draw_run(axis, evidence, name, front, spec, betas, alpha=_FAINT)
     rows = [
         row
         for spec in front.specs
@@ -427,7 +427,7 @@ def draw_given(
         if spec in specs:
             rows += _draw_line(axis, line, "given", spec.model)
         else:
-            _draw_line(axis, line, "given", spec.model, FAINT)
+            _draw_line(axis, line, "given", spec.model, _FAINT)
     if rows:
         axis.axhline(COHERENCE.chance, **LEVEL, label="chance")
     else:

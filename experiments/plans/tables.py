@@ -48,7 +48,7 @@ def _metric(tag: str, label: str, chance: float | None = None) -> Metric:
 
 
 FID = _metric("eval/fid", "FID (lower is better)")
-FRECHET = _metric(
+_FRECHET = _metric(
     "eval/frechet_classifier",
     "Fréchet distance, classifier features (lower is better)",
 )
@@ -105,7 +105,7 @@ def quality_metrics(
         own = finite[finite["run"] == spec.folder]
         if len(own):
             has_fid.append(own.loc[own["tag"] == tag, "value"].notna().any())
-    return [FID] if has_fid and all(has_fid) else [FRECHET, SWD]
+    return [FID] if has_fid and all(has_fid) else [_FRECHET, SWD]
 
 
 def over_betas(evidence: Evidence, spec: Spec, tag: str) -> pd.DataFrame:

@@ -39,17 +39,17 @@ from mmvae_jax.training.sweep import grid
 
 ROOT = Path(__file__).resolve().parents[2]
 # How often a run is taken up again whose worker died; each time at its checkpoint.
-MAX_RETRIES = 10
-CPUS_PER_RUN = 1
+_MAX_RETRIES = 10
+_CPUS_PER_RUN = 1
 # Nothing but configs and exit codes goes through Ray's own store.
-STORE_BYTES = 100 * 2**20
+_STORE_BYTES = 100 * 2**20
 # A process that has compiled and evaluated, without data and parameters.
-PROCESS_BYTES = 2 * 2**30
+_PROCESS_BYTES = 2 * 2**30
 # Parameters and Adam's two moments, float32; of the state in training, the one that
 # is being saved, and what a step makes of it.
-BYTES_PER_PARAMETER = 3 * 4 * 3
+_BYTES_PER_PARAMETER = 3 * 4 * 3
 # Data as they are read, and as they are trained on.
-COPIES_OF_DATA = 2
+_COPIES_OF_DATA = 2
 WAIT_SECONDS = 1.0
 
 
@@ -80,7 +80,7 @@ def train(directory: Path, configs: Mapping[str, Any], address: str = "") -> int
         start = time.perf_counter()
         # Every task has a process of its own, which gives back what JAX holds.
         own_process = ray.remote(max_calls=1)
-        make = own_process(prepare_runs)
+        make = own_process(_prepare_runs)
         tasks = {}
         for group in groups(configs):
             name = f"preparing {next(iter(group))} and what is like it"
@@ -100,7 +100,7 @@ def train(directory: Path, configs: Mapping[str, Any], address: str = "") -> int
             return 128 + stop[0]
 
         largest = max(node["Resources"].get("memory", 0.0) for node in _alive(ray))
-        one_run = own_process(train_run)
+        one_run = own_process(_train_run)
         tasks = {}
         for name, size in needed.items():
             # A run that no machine has room for gets one for itself.
@@ -149,7 +149,7 @@ def groups(configs: Mapping[str, Any]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def prepare_runs(folder: str, configs: Mapping[str, Any]) -> dict[str, int]:
+def _prepare_runs(folder: str, configs: Mapping[str, Any]) -> dict[str, int]:
     """Makes what the runs of a group share, in a task; what is there is left.
 
     Args:
@@ -179,9 +179,9 @@ def prepare_runs(folder: str, configs: Mapping[str, Any]) -> dict[str, int]:
                 for leaf in split.leaves().values()
             )
             sizes[name] = (
-                PROCESS_BYTES
-                + COPIES_OF_DATA * bytes_of_data
-                + BYTES_PER_PARAMETER * num * len(members)
+                _PROCESS_BYTES
+                + _COPIES_OF_DATA * bytes_of_data
+                + _BYTES_PER_PARAMETER * num * len(members)
             )
             # Runs that ask for the same networks find them.
             asked = (tuple(config.eval.metrics), len(model.modalities) == 1)
@@ -198,7 +198,7 @@ def prepare_runs(folder: str, configs: Mapping[str, Any]) -> dict[str, int]:
     return sizes
 
 
-def train_run(folder: str, config: Any, workdir: Path) -> int:
+def _train_run(folder: str, config: Any, workdir: Path) -> int:
     """One run in a task: from its last checkpoint, if it has one.
 
     Args:
@@ -244,7 +244,7 @@ def _connected(address: str) -> Iterator[Any]:
             "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(least),
         }
-    own = {} if address else {"object_store_memory": STORE_BYTES}
+    own = {} if address else {"object_store_memory": _STORE_BYTES}
     try:
         context = ray.init(
             address=address or "local",
@@ -284,7 +284,7 @@ def _alive(ray: Any) -> list[dict]:
 
 def _machine(ray: Any) -> dict[str, Any]:
     """What every task asks for, besides memory."""
-    needs = {"num_cpus": CPUS_PER_RUN, "max_retries": MAX_RETRIES}
+    needs = {"num_cpus": _CPUS_PER_RUN, "max_retries": _MAX_RETRIES}
     if ray.cluster_resources().get("GPU", 0) >= 1:
         needs["num_gpus"] = 1
     return needs
@@ -292,7 +292,7 @@ def _machine(ray: Any) -> dict[str, Any]:
 
 def _described(machine: Mapping[str, Any]) -> str:
     """What a task asks for, in words."""
-    return "1 GPU" if "num_gpus" in machine else f"{CPUS_PER_RUN} CPU"
+    return "1 GPU" if "num_gpus" in machine else f"{_CPUS_PER_RUN} CPU"
 
 
 def _finished(

@@ -52,9 +52,9 @@ def make_evaluator(
             )
 
         name = f"evaluation at step {step}"
-        found = evaluate_members(sweep, state, evaluate_one, len(metrics), name)
+        found = _evaluate_members(sweep, state, evaluate_one, len(metrics), name)
         if writer is not None:
-            write_evaluation(writer, step, found)
+            _write_evaluation(writer, step, found)
         return [one.values for one in found]
 
     def evaluator(step: int, state: TrainState) -> list[dict[str, float]]:
@@ -78,7 +78,7 @@ class Evaluated(NamedTuple):
     captions: str
 
 
-def write_evaluation(writer: Any, step: int, found: Sequence[Evaluated]) -> None:
+def _write_evaluation(writer: Any, step: int, found: Sequence[Evaluated]) -> None:
     """Writes pictures, captions and values of all members."""
     for k, one in enumerate(found):
         writer.write_images(step, k, one.grids)
@@ -87,7 +87,7 @@ def write_evaluation(writer: Any, step: int, found: Sequence[Evaluated]) -> None
     writer.write_scalars(step, [one.values for one in found])
 
 
-def evaluate_members(
+def _evaluate_members(
     sweep: build.Sweep,
     state: TrainState,
     evaluate_one: Callable,

@@ -27,9 +27,9 @@ from mmvae_jax.errors import UsageError
 T = TypeVar("T")
 
 # A process that says nothing for so long is taken to be dead.
-HEARTBEAT_SECONDS = 40
+_HEARTBEAT_SECONDS = 40
 # How long a process waits for the others to start, and for what the first prepares.
-START_SECONDS = 300
+_START_SECONDS = 300
 WAIT_SECONDS = 24 * 3_600
 
 _barriers = itertools.count()
@@ -87,9 +87,9 @@ def connect(
     try:
         jax.distributed.initialize(
             **given,
-            initialization_timeout=START_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            initialization_timeout=_START_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -56,7 +56,7 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
                         sweep = sweep._replace(execution=prepared.execution)
                     results, finite = run(sweep, prepared, metrics, workdir)
                     seconds = time.perf_counter() - start
-                    summary = summarise(sweep, results, finite, seconds)
+                    summary = _summarise(sweep, results, finite, seconds)
                     write = partial(write_json, workdir / "summary.json", summary)
                     processes.first_does(write)
                     for number in stop[:1]:  # while it was written
@@ -216,7 +216,7 @@ def make_events(
     )
 
 
-def summarise(
+def _summarise(
     sweep: build.Sweep, results: list[dict], finite: np.ndarray, seconds: float
 ) -> dict:
     """The content of summary.json."""

@@ -14,7 +14,7 @@ from mmvae_jax.training import log
 from mmvae_jax.training.devices import Layout
 from mmvae_jax.training.sweep import MAPPINGS, Member
 
-MAX_JSON_BYTES = 64 << 20
+_MAX_JSON_BYTES = 64 << 20
 _REPR = reprlib.Repr()
 _REPR.maxlist = _REPR.maxother = _REPR.maxlong = 100
 
@@ -131,10 +131,10 @@ def resolved(config: Any) -> dict:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file that this project wrote, of at most MAX_JSON_BYTES."""
+    """Reads a JSON file that this project wrote, of at most _MAX_JSON_BYTES."""
     try:
-        if (size := path.stat().st_size) > MAX_JSON_BYTES:
-            raise ValueError(f"{size} bytes, {MAX_JSON_BYTES} is the limit")
+        if (size := path.stat().st_size) > _MAX_JSON_BYTES:
+            raise ValueError(f"{size} bytes, {_MAX_JSON_BYTES} is the limit")
         return json.loads(path.read_text())
     except (ValueError, RecursionError, IsADirectoryError) as error:
         raise UsageError(
