@@ -129,7 +129,10 @@ def test_data_sets_and_configs_stand_alone():
             if name.startswith("datasets.") and is_tokens:
                 continue
             # Options of a model have their defaults beside its builder.
-            if name.startswith("configs.") and is_within(imported, f"{PACKAGE}.models"):
+            places = (f"{PACKAGE}.models", f"{PACKAGE}.errors")
+            if name.startswith("configs.") and any(
+                is_within(imported, place) for place in places
+            ):
                 continue
             assert not any(is_within(imported, other) for other in outside), name
 
