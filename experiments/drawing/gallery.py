@@ -10,7 +10,8 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from experiments.drawing import axes, figure_captions, paper_figures, theorem
-from experiments.plans import plan, tables
+from experiments.plans import plan
+from experiments.plans.shown_metrics import FID, SWD
 from experiments.running import terminal
 from mmvae_jax.files import write_whole
 
@@ -38,8 +39,8 @@ def _draw_discrepancy(evidence: plan.Evidence) -> paper_figures.Drawing:
         and row["dataset"] == evidence.config.datasets[dataset].title
     ]
     # The last is the sliced Wasserstein distance, unless there are FIDs.
-    metric = rows[-1]["metric"] if rows else tables.SWD.tag
-    label = (tables.FID if metric.startswith(tables.FID.tag) else tables.SWD).label
+    metric = rows[-1]["metric"] if rows else SWD.tag
+    label = (FID if metric.startswith(FID.tag) else SWD).label
     columns = ["model", "num_modalities", "mean", "std"]
     shown = [row for row in rows if row["metric"] == metric]
     quality = pd.DataFrame(shown, columns=columns)

@@ -28,7 +28,8 @@ from experiments.judging import paper
 from experiments.plans import plan, tables
 from experiments.plans.names import model_colour, model_label, model_marker
 from experiments.plans.plan import Evidence, Spec
-from experiments.plans.tables import COHERENCE, MATCHING, Metric, Row
+from experiments.plans.shown_metrics import COHERENCE, MATCHING, Metric
+from experiments.plans.tables import Row
 
 _AXIS_LABELS = {"beta": "β", "num_modalities": "number of modalities"}
 # Areas of the markers of the smallest and the largest beta, points squared.

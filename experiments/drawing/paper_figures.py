@@ -20,9 +20,9 @@ from experiments.drawing.axes import NOT_MEASURED, STYLE, add_legend, make_axes,
 from experiments.drawing.panels import Front, Panel
 from experiments.drawing.picture_panels import Page, Strips
 from experiments.judging import paper
-from experiments.plans import plan, tables
+from experiments.plans import plan, shown_metrics, tables
 from experiments.plans.plan import Evidence, Spec
-from experiments.plans.tables import (
+from experiments.plans.shown_metrics import (
     ATTRIBUTES,
     COHERENCE,
     ELBO,
@@ -31,8 +31,8 @@ from experiments.plans.tables import (
     PROBE,
     SINGLE,
     Metric,
-    Row,
 )
+from experiments.plans.tables import Row
 
 _NUM_CONDITIONS = 10  # columns of the pictures of conditional samples
 _NUM_PRIOR = 20  # columns of those of prior samples
@@ -91,11 +91,11 @@ def _draw_coherence(evidence: Evidence) -> Drawing:
             [
                 panel(
                     column,
-                    tables.attribute_metric(attribute, target, source),
+                    shown_metrics.attribute_metric(attribute, target, source),
                     f"{title}: {attribute},\n{target} given {source}",
                 )
                 for target, source in ((image, caption), (caption, image))
-                for attribute in tables.CHANCES
+                for attribute in shown_metrics.CHANCES
             ]
         )
     pages = [

@@ -75,39 +75,11 @@ def train(directory: Path, configs: Mapping[str, Any], address: str = "") -> int
     if not configs:
         return 0
     with _connected(address) as ray, signals.caught_signals() as stop:
-        machine = _machine(ray)
-        folder = os.getcwd()
         start = time.perf_counter()
-        # Every task has a process of its own, which gives back what JAX holds.
-        own_process = ray.remote(max_calls=1)
-        make = own_process(_prepare_runs)
-        tasks = {}
-        for group in groups(configs):
-            name = f"preparing {next(iter(group))} and what is like it"
-            ref = make.options(**machine, name=name).remote(folder, group)
-            tasks[ref] = name
-        terminal.say(f"preparing data and classifiers: {len(tasks)} tasks")
-        needed: dict[str, int] = {}
-        for ref, name in _finished(ray, tasks, stop):
-            try:
-                needed |= ray.get(ref)
-            except UsageError:
-                raise
-            except ray.exceptions.RayError as error:
-                if not stop:
-                    terminal.say(_failure(name, error))
+        needed = _prepare_all(ray, configs, stop)
         if stop:
             return 128 + stop[0]
-
-        largest = max(node["Resources"].get("memory", 0.0) for node in _alive(ray))
-        one_run = own_process(_train_run)
-        tasks = {}
-        for name, size in needed.items():
-            # A run that no machine has room for gets one for itself.
-            needs = {**machine, "memory": int(min(size, largest)), "name": name}
-            task = one_run.options(**needs)
-            tasks[task.remote(folder, configs[name], directory / name)] = name
-        terminal.say(f"{len(tasks)} runs as tasks, {_described(machine)} each")
+        tasks = _start_all(ray, directory, configs, needed)
         done, failed = 0, len(configs) - len(tasks)
         for ref, name in _finished(ray, tasks, stop):
             try:
@@ -137,6 +109,57 @@ def train(directory: Path, configs: Mapping[str, Any], address: str = "") -> int
                 "again, --notrain draws what is there"
             )
         return int(failed > 0)
+
+
+def _prepare_all(
+    ray: Any, configs: Mapping[str, Any], stop: signals.Signals
+) -> dict[str, int]:
+    """Makes the data, classifiers and matchers of all runs, a task a group of them.
+
+    Returns:
+      Folder of a run -> the memory that it needs, in bytes; without those whose task
+      failed.
+    """
+    # Every task has a process of its own, which gives back what JAX holds.
+    make = ray.remote(max_calls=1)(_prepare_runs)
+    machine, folder = _machine(ray), os.getcwd()
+    tasks = {}
+    for group in groups(configs):
+        name = f"preparing {next(iter(group))} and what is like it"
+        ref = make.options(**machine, name=name).remote(folder, group)
+        tasks[ref] = name
+    terminal.say(f"preparing data and classifiers: {len(tasks)} tasks")
+    needed: dict[str, int] = {}
+    for ref, name in _finished(ray, tasks, stop):
+        try:
+            needed |= ray.get(ref)
+        except UsageError:
+            raise
+        except ray.exceptions.RayError as error:
+            if not stop:
+                terminal.say(_failure(name, error))
+    return needed
+
+
+def _start_all(
+    ray: Any, directory: Path, configs: Mapping[str, Any], needed: Mapping[str, int]
+) -> dict[Any, str]:
+    """Starts a task a run; `needed` is the memory of each, in bytes.
+
+    Returns:
+      Reference of a task -> folder of its run.
+    """
+    machine, folder = _machine(ray), os.getcwd()
+    largest = max(node["Resources"].get("memory", 0.0) for node in _alive(ray))
+    one_run = ray.remote(max_calls=1)(_train_run)
+    tasks = {}
+    for name, size in needed.items():
+        # A run that no machine has room for gets one for itself.
+        needs = {**machine, "memory": int(min(size, largest)), "name": name}
+        task = one_run.options(**needs)
+        tasks[task.remote(folder, configs[name], directory / name)] = name
+    terminal.say(f"{len(tasks)} runs as tasks, {_described(machine)} each")
+    return tasks
 
 
 def groups(configs: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from shapes import captions as shape_captions
 from experiments import figures
 from experiments.drawing import paper_figures
 from experiments.judging import paper, rules, verdicts
-from experiments.plans import plan, tables
+from experiments.plans import plan, shown_metrics, tables
 from experiments.plans.names import model_label
 from experiments.plans.plan import (
     MODELS,
@@ -100,10 +100,10 @@ def test_chances_are_those_of_the_data():
         "colour": len(shape_captions.COLOURS),
         "shape": len(shape_captions.SHAPES),
     }
-    assert tables.CHANCES == {name: 1 / num for name, num in numbers.items()}
+    assert shown_metrics.CHANCES == {name: 1 / num for name, num in numbers.items()}
     for tag, (chance, _) in paper.GIVEN_CAPTIONS.items():
-        mean = tables.ATTRIBUTES.chance
-        own = [c for name, c in tables.CHANCES.items() if f"/{name}/" in tag]
+        mean = shown_metrics.ATTRIBUTES.chance
+        own = [c for name, c in shown_metrics.CHANCES.items() if f"/{name}/" in tag]
         assert chance == pytest.approx(own[0] if own else mean)
 
 
