@@ -56,7 +56,7 @@ def main():
     classifiers = random_classifiers(ours.shapes)
 
     def parts(num):
-        """What `num` examples are evaluated with: ours, and the peer's arguments."""
+        """Evaluation of `num` examples: our function, and the peer's arguments."""
         own = Split({m: x[:num] for m, x in images.items()}, labels[:num])
         theirs = (own.modalities, own.labels, BATCH)
         return EvaluationData(own, own, classifiers, BATCH), theirs

@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from benchmarks import reports, sweep
 from experiments.running import command
-from mmvae_jax.training import sweep as sweep_module
+from mmvae_jax.training.sweep import grid as members_of
 
 MODALITIES = (1, 2, 3, 4, 5)
 MEMBERS = (1, 2, 4, 8)
@@ -32,11 +32,11 @@ def configure(setting, model, modalities, members, batch):
     config.train.batch_size = batch
     config.sweep.beta = tuple(0.5 * (k + 1) for k in range(members))
     config.sweep.seed = (0,)
-    return config, sweep_module.grid(config.sweep)
+    return config, members_of(config.sweep)
 
 
 def points(batch):
-    """What is measured: (what changes, its value, modalities, members, batch)."""
+    """Settings measured: (what changes, its value, modalities, members, batch)."""
     found = [("modalities", m, m, 1, batch) for m in MODALITIES]
     found += [("members", k, MODALITIES[-1], k, batch) for k in MEMBERS]
     return found + [("batch", b, MODALITIES[-1], 1, b) for b in BATCHES]

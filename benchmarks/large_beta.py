@@ -24,7 +24,7 @@ from configs import polydigits
 from experiments.running import datasets
 from mmvae_jax import models
 from mmvae_jax.data import prepared
-from mmvae_jax.data.dataset import scaled
+from mmvae_jax.data.dataset import to_unit_interval
 from mmvae_jax.mathematics import distributions, posteriors, subset_kl
 from mmvae_jax.networks import vectors
 from mmvae_jax.training import loop, mapping, sweep
@@ -93,7 +93,7 @@ def train_members(config, dataset):
         execution=execution,
         events=loop.Events(log_every_steps=50, log=log),
     )
-    test = {m: scaled(x) for m, x in dataset.test.modalities.items()}
+    test = {m: to_unit_interval(x) for m, x in dataset.test.modalities.items()}
     rows = []
     for k, member in enumerate(members):
         bounded = model.encode(sweep.member(state.params, k), test).log_variance

@@ -25,7 +25,7 @@ MODELS = {
 
 
 def why_not():
-    """What is missing for the peer, or None if it can be run."""
+    """Package that is missing for the peer; None if it can be run."""
     for name in ("torch", "multivae"):
         if importlib.util.find_spec(name) is None:
             return f"not installed: {name} (extra bench)"
@@ -71,7 +71,7 @@ class Peer:
         self._ask("steps", picks)
 
     def prepare_evaluation(self, *arguments):
-        """What `evaluate` evaluates: the arguments of `_evaluator` but the first."""
+        """Arguments of `_evaluator` but the first, for `evaluate`."""
         self._ask("prepare_evaluation", *arguments)
 
     def evaluate(self):
@@ -85,7 +85,7 @@ class Peer:
 
 
 def _serve(pipe, is_gpu, arguments):
-    """What a Peer asks of its process."""
+    """Requests of a Peer to its process."""
     peer = _Peer(is_gpu, *arguments)
     pipe.send(peer.num_parameters)
     with contextlib.suppress(EOFError):  # the other side is gone

@@ -1,4 +1,4 @@
-"""What the precision of matrix products costs in loss and saves in time.
+"""Precision of matrix products: its cost in loss, its gain in time.
 
 python -m benchmarks.precision [--model mopoe] [--steps 1000] [--seeds 3]
     [--out precision.json]

@@ -1,4 +1,4 @@
-"""What part of a device's matrix rate a training step reaches.
+"""Part of a device's matrix rate that a training step reaches.
 
 python -m benchmarks.rate [--config translated_polymnist] [--model mopoe]
     [--precision default] [--steps 20] [--turns 3] [--out rate.json]

@@ -1,4 +1,4 @@
-"""What every benchmark writes: its rows, and what they were measured with."""
+"""Reports of benchmarks: their rows, and what they were measured with."""
 
 import contextlib
 import datetime

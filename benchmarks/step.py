@@ -169,7 +169,7 @@ def measure(name, images, turns, num_steps):
 
 
 def measure_subsets(images, turns, num_steps):
-    """What MoPoE's 31 subsets cost: its time over MVAE's, in turns of both."""
+    """Cost of MoPoE's 31 subsets: its time over MVAE's, in turns of both."""
     several, one = (Ours(name, images) for name in ("mopoe", "mvae"))
     times = take_turns(
         turns,

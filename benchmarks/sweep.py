@@ -71,7 +71,7 @@ def build(config, members, mapping, precision="default"):
         return time.perf_counter() - start
 
     def megabytes():
-        """What the program needs beside the data."""
+        """Memory that the program needs beside the data."""
         size = config.train.batch_size
         rows = np.zeros((execution.steps_per_call, size), np.int32)
         lowered = program.lower(state, hyper, keys, data, rows, 1)

@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
                 num_steps=117_000,  # 500 epochs of 234 steps
                 batch_size=256,  # examples; paper: 256
                 data_seed=0,  # of the order of the data, shared by all members
-                # Of the networks' matrix products: the device's "default", "float32",
+                # Precision of matrix products: the device's "default", "float32",
                 # and on GPUs "tensorfloat32" or "bfloat16"; all else is float32.
                 precision="default",
                 clip_norm=0.0,  # largest norm of a member's gradient; 0 = any
@@ -118,7 +118,7 @@ def get_config() -> ConfigDict:
                 num_examples=0,  # of the test split; 0 = all
                 importance_samples=12,  # K of the log-likelihood; paper: 12
                 proposal="joint",  # of the log-likelihood: joint, mixture
-                # Of the metric "fid", which the default leaves out; "" = downloaded
+                # Weights of the metric "fid", not in the default; "" = downloaded
                 # to data_dir/weights/ if not there.
                 inception_weights="",
                 seed=0,

@@ -24,7 +24,7 @@ def get_config(arg: str = "mopoe"):
     )
     config.data.name = "shapes"
     config.data.image_size = 32  # pixels
-    # Of the data sets with captions; datasets/shapes/README.md.
+    # Fields of data sets with captions; datasets/shapes/README.md.
     config.data.num_train = 12_000  # pairs
     config.data.num_test = 2_400
     config.data.held_out = 0  # combinations of the 48 that only the test split shows

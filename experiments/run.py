@@ -29,7 +29,7 @@ def main() -> int:
         given.distributed, given.coordinator, given.num_processes, given.process_id
     )
     try:
-        with processes.one_voice():
+        with processes.silence_others():
             return session.train_and_evaluate(
                 config, Path(workdir).expanduser().absolute()
             )

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
                 "demo scale: 16 x 16 pixels, 1,797 digits, small networks; "
                 "not the paper's data"
             ),
-            # Of the figures over beta. Paper: 3e-4, 3e-3, 3e-1, 1, 3, 9.
+            # Betas of the figures over beta. Paper: 3e-4, 3e-3, 3e-1, 1, 3, 9.
             beta=(3e-4, 3e-3, 0.3, 1.0, 3.0, 9.0),
             seed=(0, 1, 2),
             # Of Figures 3 and 11; the last is that of all other figures. Paper: 2 to 5.

@@ -53,8 +53,8 @@ def build(config: Any, members: Sequence[sweep.Member], stop: signals.Signals) -
     Raises:
       UsageError: as `datasets.load`, `models.make_model`, `checks.check_with_data`.
     """
-    complete = processes.in_turn(lambda: datasets.load(config.data))
-    dataset = datasets.reduce(complete, config.data)
+    complete = processes.run_first_then_others(lambda: datasets.load(config.data))
+    dataset = datasets.keep_modalities(complete, config.data)
     model = models.make_model(config, dataset.shapes())
     task = step.vae_task(model, config.train.clip_norm)
     setting = needs.Setting(config, dataset, complete, evaluated(dataset, config.eval))

@@ -190,7 +190,7 @@ def _prepare_runs(folder: str, configs: Mapping[str, Any]) -> dict[str, int]:
     complete = datasets.load(next(iter(configs.values())).data)
     with signals.caught_signals() as stop:
         for name, config in configs.items():
-            dataset = datasets.reduce(complete, config.data)
+            dataset = datasets.keep_modalities(complete, config.data)
             model = models.make_model(config, dataset.shapes())
             members = grid(config.sweep)
             num = parameter_overview.count_parameters(
@@ -306,7 +306,7 @@ def _alive(ray: Any) -> list[dict]:
 
 
 def _machine(ray: Any) -> dict[str, Any]:
-    """What every task asks for, besides memory."""
+    """Resources that every task asks for, besides memory."""
     needs = {"num_cpus": _CPUS_PER_RUN, "max_retries": _MAX_RETRIES}
     if ray.cluster_resources().get("GPU", 0) >= 1:
         needs["num_gpus"] = 1
@@ -314,7 +314,7 @@ def _machine(ray: Any) -> dict[str, Any]:
 
 
 def _described(machine: Mapping[str, Any]) -> str:
-    """What a task asks for, in words."""
+    """Resources that a task asks for, in words."""
     return "1 GPU" if "num_gpus" in machine else f"{_CPUS_PER_RUN} CPU"
 
 

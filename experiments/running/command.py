@@ -1,4 +1,4 @@
-"""What the entry points share: flags, the one-line errors and exit codes.
+"""Flags, one-line errors and exit codes of all entry points.
 
 Exit codes: 0 done; 1 a failure on the way (disk full, all members diverged);
 2 a mistake in flags, config, data or working directory; 128 + n stopped by

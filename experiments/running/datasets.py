@@ -97,7 +97,7 @@ def load(data_config: ConfigDict) -> Dataset:
         return arrays.load(**{field: data_config[field] for field in fields})
 
 
-def reduce(dataset: Dataset, data_config: ConfigDict) -> Dataset:
+def keep_modalities(dataset: Dataset, data_config: ConfigDict) -> Dataset:
     """The part of a data set that is trained and evaluated on.
 
     Args:

@@ -170,4 +170,4 @@ def get_judges(sweep: build.Sweep, metrics: Iterable[str]) -> dict[str, Any]:
             raise Stopped(sweep.stop[0])
         return found
 
-    return processes.in_turn(find)
+    return processes.run_first_then_others(find)

@@ -59,7 +59,7 @@ def upgraded_scale(scale: Any) -> Any:
 
 
 def _upgraded_change(name: str, change: dict[str, Any]) -> dict[str, Any]:
-    """What a scale changes for a model, by the fields of today."""
+    """Changes that a scale makes for a model, by the fields of today."""
     section = change.get("model", {})
     if name not in models.MODELS or "options" in section:
         return change

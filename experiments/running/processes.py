@@ -105,7 +105,7 @@ def is_first() -> bool:
 
 
 @contextlib.contextmanager
-def one_voice() -> Iterator[None]:
+def silence_others() -> Iterator[None]:
     """Silences all processes but the first; what they raise is still reported."""
     if is_first():
         yield
@@ -118,7 +118,7 @@ def one_voice() -> Iterator[None]:
 
 
 def exchange(value: T) -> list[T]:
-    """What every process has, in their order: all of them must call it.
+    """Values of all processes, in their order: all of them must call it.
 
     Args:
       value: anything that can be pickled.
@@ -141,7 +141,7 @@ def exchange(value: T) -> list[T]:
     ]
 
 
-def first_does(do: Callable[[], T]) -> T:
+def run_on_first(do: Callable[[], T]) -> T:
     """Calls a function in the first process; all return or raise what it did.
 
     Also what is no Exception: a signal that stops the first stops all.
@@ -160,14 +160,14 @@ def first_does(do: Callable[[], T]) -> T:
     return value
 
 
-def in_turn(do: Callable[[], T]) -> T:
+def run_first_then_others(do: Callable[[], T]) -> T:
     """Calls a function in the first process, and then in the others.
 
     For what is made once and then found: data, classifiers. What the first process
     raises, the others raise too.
     """
     made: list[T] = []
-    first_does(lambda: made.append(do()))
+    run_on_first(lambda: made.append(do()))
     return made[0] if made else do()
 
 

@@ -39,10 +39,10 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
     metrics = checks.check(config)
     members = grid(config.sweep)
     with contextlib.ExitStack() as stack:
-        processes.first_does(
-            lambda: stack.enter_context(workdirs.claimed(workdir, config))
+        processes.run_on_first(
+            lambda: stack.enter_context(workdirs.locked(workdir, config))
         )
-        summary = processes.first_does(lambda: workdirs.read_summary(workdir))
+        summary = processes.run_on_first(lambda: workdirs.read_summary(workdir))
         if summary is not None:
             terminal.say(f"{workdir} is finished; its results:")
         else:
@@ -51,14 +51,14 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
                 try:
                     with stop.at_once():
                         sweep = build.build(config, members, stop)
-                        processes.first_does(lambda: workdirs.record(workdir, config))
+                        processes.run_on_first(lambda: workdirs.record(workdir, config))
                         prepared = prepare_program(sweep, workdir)
                         sweep = sweep._replace(execution=prepared.execution)
                     results, finite = run(sweep, prepared, metrics, workdir)
                     seconds = time.perf_counter() - start
                     summary = _summarise(sweep, results, finite, seconds)
                     write = partial(write_json, workdir / "summary.json", summary)
-                    processes.first_does(write)
+                    processes.run_on_first(write)
                     for number in stop[:1]:  # while it was written
                         raise Stopped(number)
                 except Stopped as stopped:
@@ -164,7 +164,7 @@ def run(
 def make_events(
     sweep: build.Sweep, writer, bar, saved, evaluator, finite: np.ndarray
 ) -> loop.Events:
-    """What the train loop calls: the log, the progress bar, checkpoints, metrics.
+    """Functions that the train loop calls: log, progress bar, checkpoints, metrics.
 
     `writer` is None in all processes but the first; `finite`, bool [K], is False for
     members that an earlier start has reported.

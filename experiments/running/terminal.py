@@ -1,4 +1,4 @@
-"""What a run says on the terminal: lines, a progress bar, and a table."""
+"""Lines, progress bars and the table that a run shows on the terminal."""
 
 import math
 import sys

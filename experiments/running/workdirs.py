@@ -23,7 +23,7 @@ _BEFORE_CONFIG = (".lock", "config.partial")
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path, config: Any) -> Iterator[None]:
+def locked(workdir: Path, config: Any) -> Iterator[None]:
     """Makes a working directory this run's own while the context lasts.
 
     Args:
@@ -92,7 +92,7 @@ def earlier_mapping(workdir: Path, device: str, layout: Layout) -> str | None:
 
 
 def read_summary(workdir: Path) -> dict | None:
-    """What summary.json holds, or None while the run is not finished."""
+    """Content of summary.json; None while the run is not finished."""
     path = workdir / "summary.json"
     if not path.exists():
         return None

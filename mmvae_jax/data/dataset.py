@@ -110,7 +110,7 @@ def is_tokens(x: AnyArray) -> bool:
     return np.issubdtype(x.dtype, np.integer) and not is_image(x)
 
 
-def scaled(x: _Array) -> _Array:
+def to_unit_interval(x: _Array) -> _Array:
     """Images from bytes to [0, 1]; everything else as it is.
 
     For use inside a compiled step, after the batch has been gathered: the whole

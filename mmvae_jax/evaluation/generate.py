@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmvae_jax.data.dataset import Split, is_image, is_tokens, scaled
+from mmvae_jax.data.dataset import Split, is_image, is_tokens, to_unit_interval
 from mmvae_jax.evaluation.metric import EvaluationData
 from mmvae_jax.mathematics import distributions
 from mmvae_jax.tokens import PAD, SPECIALS, until_eos
@@ -47,7 +47,7 @@ def batches(
     for start in range(0, num, batch_size):
         rows = np.arange(start, start + batch_size) % num
         yield (
-            {name: scaled(x[rows]) for name, x in split.leaves().items()},
+            {name: to_unit_interval(x[rows]) for name, x in split.leaves().items()},
             min(batch_size, num - start),
         )
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from mmvae_jax.data.dataset import Split, scaled
+from mmvae_jax.data.dataset import Split, to_unit_interval
 from mmvae_jax.evaluation import pictures
 from mmvae_jax.evaluation.generate import conditional_means, prior_examples, to_examples
 from mmvae_jax.evaluation.metric import EvaluationData
@@ -46,7 +46,7 @@ def draw_samples(
     for i, target in enumerate(model.modalities):
         source = model.modalities[(i + 1) % num_modalities]
         examples = test.take(_one_of_each_class(test, source))
-        batch = {name: scaled(x) for name, x in examples.leaves().items()}
+        batch = {name: to_unit_interval(x) for name, x in examples.leaves().items()}
         experts = model.encode(params, batch)
         draws = []
         for draw_index in range(_NUM_CONDITIONAL_DRAWS):

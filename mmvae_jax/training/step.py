@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mmvae_jax.data.dataset import scaled
+from mmvae_jax.data.dataset import to_unit_interval
 from mmvae_jax.mathematics import elbo
 from mmvae_jax.types import Array, Batch, Hyper, MultimodalVAE, Params, PRNGKey
 
@@ -66,7 +66,7 @@ def vae_task(model: MultimodalVAE, clip_norm: float = 0.0) -> Task:
         params: Params, hyper: Hyper, key: PRNGKey, batch: Batch
     ) -> tuple[Array, dict[str, Array]]:
         # Masks, if there are any, go through unchanged.
-        scaled_batch = {name: scaled(x) for name, x in batch.items()}
+        scaled_batch = {name: to_unit_interval(x) for name, x in batch.items()}
         value, terms = model.objective(params, scaled_batch, key, hyper.beta)
         metrics = {
             "train/loss": value,

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments.running import datasets
 from mmvae_jax.data import batches, reduce
-from mmvae_jax.data.dataset import Dataset, Split, scaled
+from mmvae_jax.data.dataset import Dataset, Split, to_unit_interval
 from mmvae_jax.data.prepared import load
 from mmvae_jax.errors import UsageError
 
@@ -122,7 +122,7 @@ def test_batch_size_must_fit(batch_size):
 
 
 def test_scaled_spans_the_unit_interval():
-    floats = jax.jit(scaled)(jnp.arange(256, dtype=jnp.uint8))
+    floats = jax.jit(to_unit_interval)(jnp.arange(256, dtype=jnp.uint8))
     assert floats.dtype == jnp.float32
     # A compiled division by a constant may be off by one unit in the last place.
     np.testing.assert_allclose(

@@ -19,10 +19,10 @@ from experiments.running.processes import (
     connect,
     end_after_a_loss,
     exchange,
-    first_does,
-    in_turn,
     is_first,
-    one_voice,
+    run_first_then_others,
+    run_on_first,
+    silence_others,
 )
 from mmvae_jax.errors import UsageError
 
@@ -105,12 +105,12 @@ def test_one_process_does_everything_itself(capsys):
     connect(False, "", 0, -1)
     assert is_first()
     assert exchange({"a": 1}) == [{"a": 1}]
-    assert first_does(lambda: 5) == 5
+    assert run_on_first(lambda: 5) == 5
     calls = []
-    assert in_turn(lambda: calls.append(None) or len(calls)) == 1
+    assert run_first_then_others(lambda: calls.append(None) or len(calls)) == 1
     with pytest.raises(UsageError, match="^mine$"):
-        first_does(lambda: (_ for _ in ()).throw(UsageError("mine")))
-    with one_voice():
+        run_on_first(lambda: (_ for _ in ()).throw(UsageError("mine")))
+    with silence_others():
         print("heard")
     assert capsys.readouterr().out == "heard\n"
     error = jax.errors.JaxRuntimeError("INTERNAL: mine")

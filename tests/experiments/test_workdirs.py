@@ -10,7 +10,7 @@ from mmvae_jax.errors import UsageError
 
 
 def claim(workdir, config):
-    with workdirs.claimed(workdir, config):
+    with workdirs.locked(workdir, config):
         workdirs.record(workdir, config)
 
 
@@ -29,7 +29,7 @@ def test_the_same_config_again(tmp_path):
 
 def test_a_folder_that_failed_before_its_config_was_written(tmp_path):
     with pytest.raises(UsageError, match="later"):
-        with workdirs.claimed(tmp_path / "run", smoke.get_config()):
+        with workdirs.locked(tmp_path / "run", smoke.get_config()):
             raise UsageError("later")
     claim(tmp_path / "run", smoke.get_config())
 
@@ -72,7 +72,7 @@ def test_a_field_that_is_not_there(tmp_path):
 
 
 def test_one_process_at_a_time(tmp_path):
-    with workdirs.claimed(tmp_path / "run", smoke.get_config()):
+    with workdirs.locked(tmp_path / "run", smoke.get_config()):
         with pytest.raises(UsageError, match="another process is running in"):
             claim(tmp_path / "run", smoke.get_config())
     claim(tmp_path / "run", smoke.get_config())

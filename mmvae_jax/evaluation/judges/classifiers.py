@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from mmvae_jax import networks
-from mmvae_jax.data.dataset import Dataset, Split, is_image, scaled
+from mmvae_jax.data.dataset import Dataset, Split, is_image, to_unit_interval
 from mmvae_jax.evaluation.metric import Reader, is_writable, require_labels
 from mmvae_jax.files import write_whole
 from mmvae_jax.training import loop, mapping, step, sweep
@@ -141,7 +141,7 @@ def classifier_task(network: Any, modalities: list[str], shape: Shape) -> step.T
     ) -> tuple[Array, dict[str, Array]]:
         examples = jnp.stack([batch[m] for m in modalities])[hyper.modality]
         _, logits = network.apply(
-            params, scaled(examples), is_training=True, rngs={"dropout": key}
+            params, to_unit_interval(examples), is_training=True, rngs={"dropout": key}
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(
             logits, batch["labels"]
@@ -266,7 +266,7 @@ def _accuracy(apply: Callable, params: Params, split: Split, modality: str) -> f
     correct = 0
     for start in range(0, split.num_examples, _EVAL_BATCH):
         part = slice(start, start + _EVAL_BATCH)
-        _, logits = apply(params, scaled(split.modalities[modality][part]))
+        _, logits = apply(params, to_unit_interval(split.modalities[modality][part]))
         correct += int(np.sum(np.argmax(logits, -1) == labels[part]))
     return correct / split.num_examples if split.num_examples else float("nan")
 

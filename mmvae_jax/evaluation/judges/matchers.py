@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from mmvae_jax import networks
-from mmvae_jax.data.dataset import Dataset, is_image, scaled
+from mmvae_jax.data.dataset import Dataset, is_image, to_unit_interval
 from mmvae_jax.errors import ArgumentError
 from mmvae_jax.evaluation.judges import classifiers
 from mmvae_jax.evaluation.metric import Matchers
@@ -173,7 +173,7 @@ def _matching_task(groups: list[_Group]) -> step.Task:
             by_group.append(
                 jax.vmap(partial(_embed, group))(
                     jax.tree.map(lambda *leaves: jnp.stack(leaves), *own),
-                    scaled(jnp.stack([batch[m] for m in group.modalities])),
+                    to_unit_interval(jnp.stack([batch[m] for m in group.modalities])),
                 )
             )
         features = jnp.concatenate(by_group)

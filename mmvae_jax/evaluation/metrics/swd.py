@@ -11,7 +11,7 @@ import functools
 import jax
 import numpy as np
 
-from mmvae_jax.data.dataset import scaled
+from mmvae_jax.data.dataset import to_unit_interval
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.generate import prior_examples, to_eight_bits
 from mmvae_jax.evaluation.metric import EvaluationData, images_of
@@ -77,7 +77,7 @@ def swd(
     for name in modalities:
         kept = data.test.is_observed(name)[rows]
         distances = level_distances(
-            scaled(data.test.modalities[name][rows[kept]]),
+            to_unit_interval(data.test.modalities[name][rows[kept]]),
             np.concatenate(generated[name])[kept],
             rng,
             patches_per_image,
