@@ -30,7 +30,7 @@ def make_split(observed=None, labels=True, channels=3, **others):
 
 def make_setting(metrics, split, test=None, data_dir="nowhere", used=2):
     config = base.get_config()
-    metrics, config.data.data_dir = metrics, str(data_dir)
+    config.eval.metrics, config.data.data_dir = metrics, str(data_dir)
     complete = Dataset(split, split if test is None else test, "0" * 64, "toy")
 
     def reduced(split):
