@@ -255,7 +255,7 @@ def runs(commands, tmp_path_factory):
     def flags(name, *more):
         return [
             f"--workdir={root / name}",
-            "--steps_per_call=2",
+            "--config.train.steps_per_call=2",
             "--config.eval.metrics=('elbo', 'coherence')",
             *more,
         ]
@@ -266,14 +266,14 @@ def runs(commands, tmp_path_factory):
         "begun": (flags("moved"), DEVICES.format(3) + TERMINATED),
         "ended": (flags("moved"), ""),
         "begun with batches": (
-            flags("halved", "--mesh=(1, 1)"),
+            flags("halved", "--config.train.mesh=(1, 1)"),
             DEVICES.format(4) + TERMINATED,
         ),
         "ended with batches": (
-            flags("halved", "--mesh=(1, 2)"),
+            flags("halved", "--config.train.mesh=(1, 2)"),
             DEVICES.format(4),
         ),
-        "odd": (flags("odd", "--mesh=(2, 1)"), DEVICES.format(2)),
+        "odd": (flags("odd", "--config.train.mesh=(2, 1)"), DEVICES.format(2)),
     }
     return root, dict(zip(jobs, commands(list(jobs.values())), strict=True))
 
@@ -295,7 +295,8 @@ def test_a_layout_that_does_not_divide_is_one_line(runs):
     root, outcomes = runs
     assert outcomes["odd"].code == 2
     assert outcomes["odd"].stderr.splitlines()[-1] == (
-        "error: mesh=(2, 1): 3 members cannot be divided evenly over 2 devices"
+        "error: config.train.mesh=(2, 1): 3 members cannot be divided evenly over 2 "
+        "devices"
     )
     assert [path.name for path in (root / "odd").iterdir()] == [".lock"]
 
