@@ -69,7 +69,7 @@ def draw_pictures(
     """
     lines = -(-len(models) // num_columns)  # a data set's
     most = max((len(picture.labels) for picture in strips.values()), default=0)
-    width, above = 7.2 / num_columns, 0.2 if num_columns == 2 else 0.33
+    width, above = 7.2 / num_columns, 0.2 if num_columns == 2 else 0.4
     height = (width - 0.05) * most / num_samples + above
     size = lines * len(strips), num_columns, width, height, 0.15
     read = [read_page(evidence, page) for page in pages]
