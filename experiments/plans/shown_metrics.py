@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from mmvae_jax.evaluation.metric import axis_label
 from mmvae_jax.evaluation.metrics import COLUMNS
 
 _NUM_CLASSES = 10
@@ -27,39 +28,27 @@ class Metric(NamedTuple):
     reachable: str = ""
 
 
-def _metric(tag: str, label: str, chance: float | None = None) -> Metric:
-    """A metric with the limits and the reachable value of its column."""
+def _metric(tag: str, chance: float | None = None) -> Metric:
+    """A metric as its column shows it; the chance of a class is that of the data."""
     column = COLUMNS[tag]
     reachable = f"eval/{column.reachable}" if column.reachable else ""
-    return Metric(tag, label, column.limits, chance, reachable)
+    return Metric(tag, axis_label(column), column.limits, chance, reachable)
 
 
-FID = _metric("eval/fid", "FID (lower is better)")
-FRECHET = _metric(
-    "eval/frechet_classifier",
-    "Fréchet distance, classifier features (lower is better)",
+FID = _metric("eval/fid")
+FRECHET = _metric("eval/frechet_classifier")
+SWD = _metric("eval/swd")
+COHERENCE = _metric("eval/coherence/leave_one_out", 1 / _NUM_CLASSES)
+SINGLE = COHERENCE._replace(
+    tag="eval/coherence/size_1", label="coherence given one", reachable=""
 )
-SWD = _metric("eval/swd", "sliced Wasserstein distance (lower is better)")
-COHERENCE = _metric(
-    "eval/coherence/leave_one_out", "leave-one-out coherence", 1 / _NUM_CLASSES
-)
-SINGLE = Metric(
-    "eval/coherence/size_1",
-    "coherence given one",
-    (0.0, 1.0),
-    1 / _NUM_CLASSES,
-)
-PROBE = _metric(
-    "eval/linear_probe", "accuracy of a linear classifier", 1 / _NUM_CLASSES
-)
-ELBO = _metric("eval/elbo", "ELBO (nats, higher is better)")
-LIKELIHOOD = _metric("eval/log_likelihood", "joint log-likelihood (nats)")
-MATCHING = _metric("eval/matching/leave_one_out", "annotation-free coherence")
+PROBE = _metric("eval/linear_probe", 1 / _NUM_CLASSES)
+ELBO = _metric("eval/elbo")
+LIKELIHOOD = _metric("eval/log_likelihood")
+MATCHING = _metric("eval/matching/leave_one_out")
 # Mean over both attributes and directions of a pair; `attribute_metric` has each.
 ATTRIBUTES = _metric(
-    "eval/attribute_coherence/leave_one_out",
-    "attribute coherence",
-    sum(CHANCES.values()) / len(CHANCES),
+    "eval/attribute_coherence/leave_one_out", sum(CHANCES.values()) / len(CHANCES)
 )
 
 

@@ -39,6 +39,7 @@ class Column(NamedTuple):
       chance: value of guessing; None where the data decide on it.
       reachable: tag whose mean over "/*" real data reach; "" where there is none.
       short: heading on a terminal; "": `heading`.
+      long: name on the axis of a figure; "": `heading`.
     """
 
     tag: str
@@ -49,6 +50,7 @@ class Column(NamedTuple):
     chance: float | None = None
     reachable: str = ""
     short: str = ""
+    long: str = ""
 
 
 class Metric(NamedTuple):
@@ -131,6 +133,15 @@ class EvaluationData(NamedTuple):
 def titled(column: Column) -> str:
     """The heading with an arrow up or down, towards better values."""
     return column.heading + _ARROWS[column.better]
+
+
+def axis_label(column: Column) -> str:
+    """Name on an axis, with unit and direction where no limits or chance say them."""
+    name = column.long or column.heading
+    if column.limits is not None or column.chance is not None:
+        return name
+    words = [column.unit, f"{column.better} is better" if column.better else ""]
+    return f"{name} ({', '.join(filter(None, words))})" if any(words) else name
 
 
 def most_probable(logits: np.ndarray) -> np.ndarray:

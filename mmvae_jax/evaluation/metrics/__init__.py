@@ -30,7 +30,12 @@ METRICS = {
         coherence.coherence,
         needs=("labels", "classifiers"),
         columns=(
-            _accuracy("coherence/leave_one_out", "coherence", reachable=_CLASSIFIERS),
+            _accuracy(
+                "coherence/leave_one_out",
+                "coherence",
+                reachable=_CLASSIFIERS,
+                long="leave-one-out coherence",
+            ),
             _accuracy("coherence/joint", "joint coherence", short="joint coh."),
             _accuracy("coherence/leave_one_out/*", "Leave-one-out coherence"),
         ),
@@ -63,6 +68,7 @@ METRICS = {
                 HIGHER,
                 chance=0.0,
                 short="matching",
+                long="annotation-free coherence",
             ),
             Column(
                 "matching/leave_one_out/*",
@@ -82,7 +88,10 @@ METRICS = {
         needs=("labels", "classifiers"),
         columns=(
             _distance(
-                "frechet_classifier", "Fréchet (classifier)", short="Frechet (clf)"
+                "frechet_classifier",
+                "Fréchet (classifier)",
+                short="Frechet (clf)",
+                long="Fréchet distance, classifier features",
             ),
             _distance(
                 "frechet_classifier/*", "Fréchet distance on classifier features"
@@ -93,8 +102,8 @@ METRICS = {
         swd.swd,
         needs=("images",),
         columns=(
-            _distance("swd", "SWD", unit="1e-3"),
-            _distance("swd/*", "Sliced Wasserstein distance", unit="1e-3"),
+            _distance("swd", "SWD", long="sliced Wasserstein distance"),
+            _distance("swd/*", "Sliced Wasserstein distance"),
         ),
     ),
     "elbo": Metric(
@@ -107,13 +116,27 @@ METRICS = {
     ),
     "log_likelihood": Metric(
         log_likelihood.log_likelihood,
-        columns=(_likelihood("log_likelihood", "log-likelihood", short="log-lik."),),
+        columns=(
+            _likelihood(
+                "log_likelihood",
+                "log-likelihood",
+                short="log-lik.",
+                long="joint log-likelihood",
+            ),
+        ),
         options={"num_samples": "importance_samples", "proposal": "proposal"},
     ),
     "linear_probe": Metric(
         linear_probe.linear_probe,
         needs=("labels",),
-        columns=(_accuracy("linear_probe", "linear probe", short="probe"),),
+        columns=(
+            _accuracy(
+                "linear_probe",
+                "linear probe",
+                short="probe",
+                long="accuracy of a linear classifier",
+            ),
+        ),
     ),
     "captions": Metric(
         captions.captions,
