@@ -26,8 +26,9 @@ from experiments import claims
 from experiments.drawing import gallery, page
 from experiments.plans import plan
 from experiments.plans.cost import bytes_seen, duration, print_plan
-from experiments.running import checks, cluster, command, session, terminal
+from experiments.running import cluster, command, session, terminal
 from mmvae_jax.errors import UsageError
+from mmvae_jax.interface import checks
 
 
 def names_of(

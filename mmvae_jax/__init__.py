@@ -12,6 +12,7 @@ data         <-
 models       <-  mathematics networks
 training     <-  mathematics data
 evaluation   <-  mathematics networks data models training
+interface    <-  mathematics networks data models training evaluation
 
 mathematics  distributions, subsets, products and mixtures of experts, Eq. 2 and its KL
 networks     Linen encoders, decoders and classifiers, and how a convolution is executed
@@ -19,10 +20,41 @@ data         data sets in memory, what is missing of them, the order of batches
 models       a model is a NamedTuple of pure functions; one table; one file a kind
 training     the pure train step, the one train loop, sweeps, devices, checkpoints, log
 evaluation   metrics (one table), the judges they need, samples and pictures
+interface    what users call: fit, load, embed, impute, generate, score, export
 
 Read first: types, mathematics/subsets, mathematics/elbo (Eq. 2), models/mixtures,
 training/step, evaluation/metrics/coherence. docs/architecture.md follows a batch
 through all of them.
 """
 
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+# Functions of the room `interface`, by file.
+_CALLS = {
+    "fit": "fitting",
+    "load": "trained",
+    "Trained": "trained",
+    "embed": "applying",
+    "generate": "applying",
+    "impute": "applying",
+    "reconstruct": "applying",
+    "score": "applying",
+    "export": "sharing",
+}
+__all__ = list(_CALLS)
+
+
+def __getattr__(name: str) -> Any:
+    """The functions of `interface`: read at first use, since most import little."""
+    if name not in _CALLS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.interface.{_CALLS[name]}")
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    """Names for completion."""
+    return sorted([*globals(), *_CALLS])

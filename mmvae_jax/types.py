@@ -32,6 +32,9 @@ Batch = Mapping[str, AnyArray]
 # every row with at least one True. The values of a missing modality may be anything.
 OBSERVED = "observed"
 
+# The part of a latent vector that all modalities are decoded from.
+SHARED = "shared"
+
 
 class TokenShape(NamedTuple):
     """The shape of an example that is a sequence of tokens, int32 [T].
@@ -136,6 +139,9 @@ class MultimodalVAE(NamedTuple):
         stratified over the batch.
       mixture_posterior: (params, experts, subset) -> (Distribution [S, B, D],
         weights [S, 1 or B]), all the components that training decodes from.
+      posterior_components: likewise, all the components that `posterior` draws from:
+        those of a mixture, or one. A MoPoE-VAE decodes a product alone where its
+        training decodes from all products of what is observed.
       decode: (params, z [B, D]) -> modality -> [B, ...], the likelihood's mean, which
         the papers show and evaluate as the generated example.
       log_likelihood: (params, z [B, D], batch) -> modality -> [B], nats; 0 where the
@@ -143,6 +149,8 @@ class MultimodalVAE(NamedTuple):
       sample_prior: (params, key, num) -> z [num, D]; a prior may be learned.
       log_prior: (params, z [..., D]) -> [...], nats.
       convolutions: forms of `layers` in which the networks execute convolutions.
+      latent_parts: (name, number of dimensions) in the order of the D axis: SHARED, and
+        the name of a modality for what it has for itself.
     """
 
     modalities: tuple[str, ...]
@@ -152,8 +160,10 @@ class MultimodalVAE(NamedTuple):
     encode: Callable[..., Distribution]
     posterior: Callable[..., Distribution]
     mixture_posterior: Callable[..., tuple[Distribution, AnyArray]]
+    posterior_components: Callable[..., tuple[Distribution, AnyArray]]
     decode: Callable[..., Mapping[str, Array]]
     log_likelihood: Callable[..., Mapping[str, Array]]
     sample_prior: Callable[..., Array]
     log_prior: Callable[..., Array]
     convolutions: frozenset[str] = frozenset()
+    latent_parts: tuple[tuple[str, int], ...] = ()

@@ -21,9 +21,10 @@ from ml_collections import ConfigDict
 
 from experiments.plans import runs
 from experiments.plans.runs import RunRecord
-from experiments.running import old_configs, workdirs
+from experiments.running import workdirs
 from mmvae_jax import models
 from mmvae_jax.errors import UsageError
+from mmvae_jax.interface import old_configs
 from mmvae_jax.models import COORDINATED, MIXTURE, PRIVATE
 from mmvae_jax.training import log
 

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from experiments.running import old_configs, workdirs
+from experiments.running import workdirs
 from mmvae_jax.errors import UsageError
+from mmvae_jax.interface import old_configs
 from mmvae_jax.training.sweep import Member
 
 # The columns of the long table, and what its groups have in common if nothing else is

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 from clu import parameter_overview
 
-from experiments.running import checks, datasets, processes, signals, terminal
+from experiments.running import datasets, processes, signals, terminal
 from mmvae_jax import models
 from mmvae_jax.data.dataset import Dataset, Split
 from mmvae_jax.evaluation import evaluate, needs
+from mmvae_jax.interface import checks
 from mmvae_jax.training import devices, mapping, step, sweep
 from mmvae_jax.training.execution import Execution
 from mmvae_jax.types import Hyper, MultimodalVAE, PRNGKey

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.running import build, checks, processes, signals, terminal, workdirs
+from experiments.running import build, processes, signals, terminal, workdirs
 from experiments.running.command import Stopped
 from experiments.running.evaluator import make_evaluator
+from mmvae_jax.interface import checks
 from mmvae_jax.training import checkpoints, devices, loop
 from mmvae_jax.training.log import RunWriter, member_name, write_json
 from mmvae_jax.training.mapping import Prepared, prepare

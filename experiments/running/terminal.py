@@ -8,6 +8,7 @@ import tabulate
 from tqdm import tqdm
 
 from mmvae_jax.evaluation.metrics import COLUMNS
+from mmvae_jax.interface.progress import drawing_interval
 
 
 def say(text: str) -> None:
@@ -18,58 +19,7 @@ def say(text: str) -> None:
 
 def steps(num: int, name: str) -> tqdm:
     """A progress bar of `num` steps that vanishes at its end."""
-    return tqdm(total=num, desc=name, leave=False, mininterval=_interval())
-
-
-class ProgressBar:
-    """Steps done, time left, examples per second, and the members' losses.
-
-    Attributes:
-      losses: the members' latest losses, in nats; set by whoever logs them.
-    """
-
-    def __init__(
-        self,
-        step: int,
-        num_steps: int,
-        examples_per_step: int,
-        name: str = "training",
-    ):
-        """A bar that starts at `step` and appears with its first move."""
-        self.losses: list[float] = []
-        self._examples_per_step = examples_per_step
-        self._bar = tqdm(
-            total=num_steps,
-            initial=step,
-            unit="step",
-            desc=name,
-            delay=1e-9,
-            mininterval=_interval(),
-        )
-
-    def update(self, step: int, seconds_per_step: float) -> None:
-        """Moves the bar; called after every call of the compiled program."""
-        examples = self._examples_per_step / max(seconds_per_step, 1e-9)
-        losses = " ".join(f"{loss:.4g}" for loss in self.losses[:6])
-        if len(self.losses) > 6:
-            losses += " ..."
-        self._bar.set_postfix_str(
-            f"{examples:.0f} examples/s" + (f", losses {losses}" if losses else ""),
-            refresh=False,
-        )
-        self._bar.update(step - self._bar.n)
-
-    def close(self) -> None:
-        """Leaves the bar as it is."""
-        self._bar.close()
-
-    def __enter__(self):
-        """The bar itself."""
-        return self
-
-    def __exit__(self, *exception):
-        """Closes the bar."""
-        self.close()
+    return tqdm(total=num, desc=name, leave=False, mininterval=drawing_interval())
 
 
 def print_table(summary: dict[str, Any]) -> None:
@@ -104,8 +54,3 @@ def print_table(summary: dict[str, Any]) -> None:
 def _is_nan(value: Any) -> bool:
     """Whether a value is a float and not a number."""
     return isinstance(value, float) and math.isnan(value)
-
-
-def _interval() -> float:
-    """Seconds between two drawings of a bar: few lines where it is not a terminal."""
-    return 0.2 if sys.stderr.isatty() else 10.0

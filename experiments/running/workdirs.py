@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.running import old_configs
 from mmvae_jax.errors import UsageError
+from mmvae_jax.interface import old_configs
 from mmvae_jax.training import log
 from mmvae_jax.training.devices import Layout
 from mmvae_jax.training.sweep import MAPPINGS, Member

@@ -12,6 +12,7 @@ your words begin with those.
 import hashlib
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -60,14 +61,19 @@ def load(
         words = {m: max(own, test_words[m], key=len) for m, own in words.items()}
     else:
         train, test = _divide(train, test_fraction, seed, path)
+    return Dataset(train, test, fingerprint(train, test), Path(path).stem, words)
+
+
+def fingerprint(*splits: Split) -> str:
+    """The sha256 of all examples of some splits, in hexadecimal."""
     digest = hashlib.sha256()
-    for split in (train, test):
+    for split in splits:
         arrays = split.leaves() | {_LABELS: split.labels}
         for name, array in arrays.items():
             if array is not None:
                 digest.update(f"{name} {array.dtype} {array.shape} ".encode())
                 digest.update(np.ascontiguousarray(array).data)
-    return Dataset(train, test, digest.hexdigest(), Path(path).stem, words)
+    return digest.hexdigest()
 
 
 def _read(path: str | Path) -> tuple[Split, dict[str, tuple[str, ...]]]:
@@ -75,10 +81,28 @@ def _read(path: str | Path) -> tuple[Split, dict[str, tuple[str, ...]]]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise ArgumentError("no file {} ({path}, {test_path})", path)
-    arrays = _read_npz(path)
+    return to_split(_read_npz(path), str(path))
+
+
+def to_split(
+    arrays: Mapping[str, np.ndarray], where: str = "data"
+) -> tuple[Split, dict[str, tuple[str, ...]]]:
+    """Arrays, named as in a file, as a Split.
+
+    Args:
+      arrays: as at the top of this file.
+      where: what errors name them by.
+
+    Returns:
+      (Split, modality of tokens -> its vocabulary).
+
+    Raises:
+      UsageError: an array does not fit.
+    """
+    arrays = dict(arrays)
     for name, x in arrays.items():
         if name.endswith(_WORDS) and (x.ndim != 1 or x.dtype.kind != "U"):
-            raise UsageError(f"{path}: {name} must be strings [V], got {x.dtype}")
+            raise UsageError(f"{where}: {name} must be strings [V], got {x.dtype}")
     words = {
         name.removesuffix(_WORDS): tuple(arrays.pop(name).tolist())
         for name in list(arrays)
@@ -86,16 +110,16 @@ def _read(path: str | Path) -> tuple[Split, dict[str, tuple[str, ...]]]:
     }
     labels, observed = arrays.pop(_LABELS, None), arrays.pop(OBSERVED, None)
     if not arrays:
-        raise UsageError(f"{path} holds no modality: one array each, examples first")
+        raise UsageError(f"{where} holds no modality: one array each, examples first")
     lengths = {name: len(x) if x.ndim else 0 for name, x in arrays.items()}
     num = min(lengths.values())
     if num < 1 or num < max(lengths.values()):
         counts = ", ".join(f"{n} of {m}" for m, n in lengths.items())
-        raise UsageError(f"{path}: modalities need equally many examples, got {counts}")
-    observed = _observed(path, observed, (num, len(arrays)))
+        raise UsageError(f"{where}: modalities need equally many examples: {counts}")
+    observed = _observed(where, observed, (num, len(arrays)))
     masks = np.ones((num, len(arrays)), bool) if observed is None else observed
     modalities = {
-        name: _modality(f"{path}: {name}", x, mask)
+        name: _modality(f"{where}: {name}", x, mask)
         for (name, x), mask in zip(arrays.items(), masks.T, strict=True)
     }
     vocabularies = {}
@@ -104,14 +128,14 @@ def _read(path: str | Path) -> tuple[Split, dict[str, tuple[str, ...]]]:
             own = words.pop(name, tuple(str(i) for i in range(x.max() + 1)))
             if x.max() >= len(own):
                 raise UsageError(
-                    f"{path}: {name} has the token {x.max()}, and {name}{_WORDS} only "
+                    f"{where}: {name} has the token {x.max()}, and {name}{_WORDS} only "
                     f"{len(own)} words"
                 )
             vocabularies[name] = own
     if words:
         name = next(iter(words))
-        raise UsageError(f"{path}: {name}{_WORDS} is of no modality of tokens")
-    return Split(modalities, _labels(path, labels, num), observed), vocabularies
+        raise UsageError(f"{where}: {name}{_WORDS} is of no modality of tokens")
+    return Split(modalities, _labels(where, labels, num), observed), vocabularies
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -189,34 +213,36 @@ def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _observed(
-    path: Path, observed: np.ndarray | None, shape: tuple[int, int]
+    where: str, observed: np.ndarray | None, shape: tuple[int, int]
 ) -> np.ndarray | None:
     """The checked mask, None where nothing is missing."""
     if observed is None:
         return None
     if observed.dtype != bool or observed.shape != shape:
         raise UsageError(
-            f"{path}: {OBSERVED} must be bool {shape}, one column a modality, got "
+            f"{where}: {OBSERVED} must be bool {shape}, one column a modality, got "
             f"{observed.dtype} {observed.shape}"
         )
     empty = np.flatnonzero(~observed.any(axis=1))
     if len(empty):
-        raise UsageError(f"{path}: example {empty[0]} has no modality that is observed")
+        raise UsageError(
+            f"{where}: example {empty[0]} has no modality that is observed"
+        )
     return None if observed.all() else observed
 
 
-def _labels(path: Path, labels: np.ndarray | None, num: int) -> np.ndarray | None:
+def _labels(where: str, labels: np.ndarray | None, num: int) -> np.ndarray | None:
     """The checked labels as int32, or None."""
     if labels is None:
         return None
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (num,):
         raise UsageError(
-            f"{path}: {_LABELS} must be integers ({num},), got {labels.dtype} "
+            f"{where}: {_LABELS} must be integers ({num},), got {labels.dtype} "
             f"{labels.shape}"
         )
     if labels.min() < 0 or labels.max() >= 1_000_000:
         raise UsageError(
-            f"{path}: {_LABELS} are classes 0, 1, ..., got {labels.min()} to "
+            f"{where}: {_LABELS} are classes 0, 1, ..., got {labels.min()} to "
             f"{labels.max()}"
         )
     return labels.astype(np.int32)

@@ -53,6 +53,7 @@ def compile_model(model: MultimodalVAE) -> MultimodalVAE:
         encode=jax.jit(model.encode),
         posterior=jax.jit(model.posterior),
         mixture_posterior=jax.jit(model.mixture_posterior),
+        posterior_components=jax.jit(model.posterior_components),
         decode=jax.jit(model.decode),
         log_likelihood=jax.jit(model.log_likelihood),
         sample_prior=jax.jit(model.sample_prior, static_argnums=2),
@@ -93,8 +94,11 @@ def evaluate_member(
     values: dict[str, float] = {}
     for name, metric in metrics.items():
         announce(name)
-        found = metric(
-            model, params, data, jax.random.fold_in(key, zlib.crc32(name.encode()))
-        )
+        found = metric(model, params, data, key_of(name, key))
         values |= {f"eval/{tag}": float(value) for tag, value in found.items()}
     return values
+
+
+def key_of(name: str, key: PRNGKey) -> PRNGKey:
+    """The key of a metric's draws, from that of the member and step."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))

@@ -10,13 +10,15 @@ which modalities are missing is treated as one of a model that never had them: a
 of the mixture counts if all of it is observed.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax.mathematics import distributions, subset_kl
 from mmvae_jax.mathematics.subsets import SubsetMixture
-from mmvae_jax.types import AnyArray, Array, Distribution, Gaussian
+from mmvae_jax.types import AnyArray, Array, Distribution, Gaussian, Laplace
 
 
 def product_of_experts(
@@ -156,7 +158,11 @@ def available_subsets(
 
 
 def observed_mixture(
-    experts: Gaussian, mixture: SubsetMixture, observed: AnyArray
+    experts: Gaussian,
+    mixture: SubsetMixture,
+    observed: AnyArray,
+    *,
+    is_exact_preferred: bool = False,
 ) -> tuple[Gaussian, AnyArray]:
     """The components of a mixture, and their weights where modalities are missing.
 
@@ -164,12 +170,13 @@ def observed_mixture(
       experts: fields [M, B, D].
       mixture: S subsets of M modalities, not traced.
       observed: bool [M], [M, 1] or [M, B]; an array of numpy is known while tracing.
+      is_exact_preferred: as for `available_subsets`.
 
     Returns:
       Gaussian with fields [S, B, D], and weights [S, 1 or B] that sum to 1, of the
       `available_subsets`; like those, S + 1 if all may be unavailable.
     """
-    given = available_subsets(mixture, observed)
+    given = available_subsets(mixture, observed, is_exact_preferred=is_exact_preferred)
     components = subset_kl.subset_posteriors(experts, mixture)
     if len(given.masks) > len(mixture.masks):
         rest = product_of_experts(experts, given.masks[-1], given.prior_expert[-1])
@@ -177,3 +184,32 @@ def observed_mixture(
             lambda field, own: jnp.concatenate([field, own[None]]), components, rest
         )
     return components, given.weights
+
+
+def mixture_moments(components: Distribution, weights: AnyArray) -> Gaussian:
+    """Mean and log-variance of a mixture, a dimension at a time.
+
+    mean = sum_s w_s m_s and variance = sum_s w_s (v_s + (m_s - mean)^2), of the means
+    m_s and variances v_s of the components; of a Laplace, v = 2 b^2.
+
+    Args:
+      components: fields [S, B, D].
+      weights: float [S, 1 or B], summing to 1.
+
+    Returns:
+      Gaussian, fields [B, D].
+    """
+    shares = jnp.asarray(weights)[:, :, None]
+    mean = jnp.sum(shares * components.mean, axis=0)
+    if isinstance(components, Laplace):
+        log_variance = math.log(2) + 2 * components.log_scale
+    else:
+        log_variance = components.log_variance
+    # In log space: a variance of exp(-100) is no float32.
+    terms = jnp.logaddexp(log_variance, _log(jnp.square(components.mean - mean)))
+    return Gaussian(mean, jax.nn.logsumexp(_log(shares) + terms, axis=0))
+
+
+def _log(x: Array) -> Array:
+    """The logarithm, -inf at 0 without a division by it."""
+    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1.0)), -jnp.inf)

@@ -286,6 +286,8 @@ def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Multimodal
     model = MODELS[name].build(config, shapes, options)
     if model.mixture_posterior is parts.undefined:
         model = model._replace(mixture_posterior=partial(_only_component, model))
+    if model.posterior_components is parts.undefined:
+        model = model._replace(posterior_components=model.mixture_posterior)
     return _with_missing(_in_nats(model, weights))
 
 

@@ -93,8 +93,19 @@ def mixture_model(
         del params
         return posteriors.observed_mixture(experts, subset_mixture, observed)
 
+    def posterior_components(
+        params: Params, experts: Gaussian, subset: Array
+    ) -> tuple[Gaussian, AnyArray]:
+        del params
+        return posteriors.observed_mixture(
+            experts, subset_mixture, subset, is_exact_preferred=True
+        )
+
     return assemble(nets, standard_latents((config.model.latent_dim,)))._replace(
-        objective=objective, posterior=posterior, mixture_posterior=mixture_posterior
+        objective=objective,
+        posterior=posterior,
+        mixture_posterior=mixture_posterior,
+        posterior_components=posterior_components,
     )
 
 

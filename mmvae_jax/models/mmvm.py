@@ -103,8 +103,29 @@ def mixture_prior_model(
         joint = _end_to_end(jax.tree.map(partial(jnp.where, is_there), experts, prior))
         return jax.tree.map(lambda field: field[None], joint), jnp.ones((1, 1))
 
+    def posterior_components(
+        params: Params, experts: Gaussian, subset: Array
+    ) -> tuple[Gaussian, Array]:
+        # What is missing is drawn from each of the observed experts in turn.
+        del params
+        is_there = posteriors.append_axes(jnp.asarray(subset), 3)
+        rows = [
+            _end_to_end(
+                jax.tree.map(
+                    lambda field, n=n: jnp.where(is_there, field, field[n]), experts
+                )
+            )
+            for n in range(len(shapes))
+        ]
+        weights = posteriors.uniform_weights(posteriors.append_axes(subset, 2))
+        return jax.tree.map(lambda *fields: jnp.stack(fields), *rows), weights
+
     return assemble(nets, standard_latents((len(shapes), size)), split)._replace(
-        objective=objective, posterior=posterior, mixture_posterior=mixture_posterior
+        objective=objective,
+        posterior=posterior,
+        mixture_posterior=mixture_posterior,
+        posterior_components=posterior_components,
+        latent_parts=tuple((m, size) for m in shapes),
     )
 
 

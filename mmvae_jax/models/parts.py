@@ -15,6 +15,7 @@ from mmvae_jax.mathematics.distributions import Likelihood
 from mmvae_jax.networks import vectors
 from mmvae_jax.types import (
     OBSERVED,
+    SHARED,
     AnyArray,
     Array,
     Batch,
@@ -259,6 +260,7 @@ def assemble(
         encode=lambda params, batch: latents.experts(encode(nets, params, batch)),
         posterior=undefined,
         mixture_posterior=undefined,
+        posterior_components=undefined,
         decode=lambda params, z: {
             m: decode(nets, params, m, own) for m, own in parts(z).items()
         },
@@ -270,4 +272,5 @@ def assemble(
         convolutions=networks.convolution_forms(
             *nets.encoders.values(), *nets.decoders.values()
         ),
+        latent_parts=((SHARED, math.prod(latents.shape)),),
     )

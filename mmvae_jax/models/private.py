@@ -10,6 +10,7 @@ from mmvae_jax.mathematics import distributions, posteriors
 from mmvae_jax.models.options import number, one_of
 from mmvae_jax.models.parts import Latents, Networks, assemble
 from mmvae_jax.types import (
+    SHARED,
     AnyArray,
     Array,
     Distribution,
@@ -106,4 +107,8 @@ def private_model(
         repeated = jnp.tile(private[:, :private_dim], (1, num_modalities))
         return distributions.join(shared, repeated)
 
-    return model._replace(posterior=posterior, sample_prior=sample_prior)
+    return model._replace(
+        posterior=posterior,
+        sample_prior=sample_prior,
+        latent_parts=((SHARED, shared_dim), *((m, private_dim) for m in nets.shapes)),
+    )

@@ -90,5 +90,7 @@ def unimodal_model(
         return own_or_prior(experts, latents.prior(params), subset)
 
     return assemble(nets, latents, split)._replace(
-        objective=objective, posterior=posterior
+        objective=objective,
+        posterior=posterior,
+        latent_parts=tuple((m, size) for m in shapes),
     )

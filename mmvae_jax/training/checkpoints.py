@@ -116,6 +116,57 @@ def restore(
     return None
 
 
+def read(
+    directory: str | Path, like: Any, step: int | None = None
+) -> tuple[int, Any] | None:
+    """A checkpoint of a run that may be going on: nothing in its folder is changed.
+
+    Args:
+      directory: of the checkpoints.
+      like: shapes and types of a state, of the expected structure.
+      step: of the checkpoint; None: the newest that can be read, with a warning where
+        it is not the last.
+
+    Returns:
+      (step, state on the first device), or None if there is no checkpoint.
+
+    Raises:
+      UsageError: a checkpoint holds arrays of other names or shapes, that of `step` is
+        not there, or none can be read.
+    """
+    if not Path(directory).is_dir():
+        return None
+    logging.getLogger("absl").addFilter(_is_not_raised_too)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+        {"digest": jax.ShapeDtypeStruct((_DIGEST_BYTES,), jnp.uint8), "state": like},
+    )
+    with contextlib.closing(
+        ocp.CheckpointManager(
+            Path(directory).absolute(),
+            options=ocp.CheckpointManagerOptions(read_only=True),
+            item_handlers=ocp.StandardCheckpointHandler(),
+        )
+    ) as checkpoints:
+        steps = sorted(checkpoints.all_steps(), reverse=True)
+        if step is not None and step not in steps:
+            kept = ", ".join(str(one) for one in reversed(steps)) or "none"
+            raise UsageError(f"{directory} has no checkpoint {step}, it keeps {kept}")
+        for one in steps if step is None else [step]:
+            try:
+                return one, _read(checkpoints, one, template)
+            except _Damaged as damage:
+                reason = damage
+                warnings.warn(
+                    f"checkpoint {one} in {directory} cannot be read ({damage})",
+                    stacklevel=2,
+                )
+    if steps:
+        raise UsageError(f"no checkpoint in {directory} can be read: {reason}")
+    return None
+
+
 def close(checkpoints: ocp.CheckpointManager) -> None:
     """Waits until everything has been written."""
     with _full_disk_named(checkpoints):

@@ -16,7 +16,7 @@ from mmvae_jax.data.batches import batch_indices
 from mmvae_jax.training import devices
 from mmvae_jax.training.execution import MAX_STEPS_PER_CALL, Execution
 from mmvae_jax.training.step import TrainState
-from mmvae_jax.types import Array, PRNGKey
+from mmvae_jax.types import Array, Batch, PRNGKey
 
 # Time that a call is meant to take at most, so that a signal is answered soon.
 TARGET_SECONDS_PER_CALL = 2.0
@@ -100,7 +100,7 @@ def fit(
     state: TrainState,
     hyper: Any,
     keys: PRNGKey,
-    data: Mapping[str, Array],
+    data: Batch,
     *,
     num_steps: int,
     batch_size: int,

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from configs import base, smoke
-from experiments.running import checks
 from mmvae_jax.errors import ArgumentError, UsageError, fields_of
+from mmvae_jax.interface import checks
 
 
 def test_every_check_is_of_a_field_of_the_base_config():

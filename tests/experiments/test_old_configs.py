@@ -16,8 +16,9 @@ from configs import base
 from experiments.drawing import page
 from experiments.plans import runs
 from experiments.plans.plan import PLAN, family, load_scale, official, read, record
-from experiments.running import old_configs, workdirs
+from experiments.running import workdirs
 from mmvae_jax import models
+from mmvae_jax.interface import old_configs
 
 pytest_plugins = ("run_fixtures",)
 

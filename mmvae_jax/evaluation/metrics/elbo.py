@@ -1,13 +1,16 @@
 """The evidence lower bound on test data."""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
 
 import jax
 import numpy as np
 
+from mmvae_jax.data.dataset import Split
 from mmvae_jax.evaluation.generate import batches
 from mmvae_jax.evaluation.metric import EvaluationData
-from mmvae_jax.types import AnyArray, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import MultimodalVAE, ObjectiveTerms, Params, PRNGKey
 
 
 def elbo(
@@ -32,13 +35,11 @@ def elbo(
       the examples that have it.
     """
     totals: dict[str, float] = defaultdict(float)
-    for index, (batch, num_valid) in enumerate(batches(data.test, data.batch_size)):
-        batch_key = jax.random.fold_in(key, index)
-        _, terms = model.objective(params, batch, batch_key, 1.0)
-        totals["kl"] += _sum(terms.kl, num_valid)
+    for terms in term_batches(model, params, data.test, data.batch_size, key):
+        totals["kl"] += float(terms.kl.sum())
         for name in model.modalities:
-            value = _sum(terms.log_likelihood[name], num_valid)
-            totals[f"reconstruction/{name}"] += value
+            total = float(terms.log_likelihood[name].sum())
+            totals[f"reconstruction/{name}"] += total
     num = data.test.num_examples
     reconstruction = sum(totals[f"reconstruction/{m}"] for m in model.modalities) / num
     counts = {
@@ -51,6 +52,33 @@ def elbo(
     return {"elbo": reconstruction - means["kl"], **means}
 
 
-def _sum(values: AnyArray, num_valid: int) -> float:
-    """Sum over the rows that count, in float64."""
-    return float(np.asarray(values, np.float64)[:num_valid].sum())
+def term_batches(
+    model: MultimodalVAE, params: Params, split: Split, batch_size: int, key: PRNGKey
+) -> Iterator[ObjectiveTerms]:
+    """The terms of the bound of each example, batch by batch.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      split: examples.
+      batch_size: B.
+      key: of the posterior samples.
+
+    Yields:
+      ObjectiveTerms, fields float64 [B], fewer in the last batch.
+    """
+    for index, (batch, num_valid) in enumerate(batches(split, batch_size)):
+        batch_key = jax.random.fold_in(key, index)
+        _, terms = model.objective(params, batch, batch_key, 1.0)
+        on_host = partial(np.asarray, dtype=np.float64)
+        whole = jax.tree.map(on_host, terms)
+        rows = slice(num_valid)
+        yield jax.tree.map(lambda x, rows=rows: x[rows], whole)
+
+
+def elbo_batches(
+    model: MultimodalVAE, params: Params, split: Split, batch_size: int, key: PRNGKey
+) -> Iterator[np.ndarray]:
+    """The bound of each example, float64 [B] in nats; arguments of `term_batches`."""
+    for terms in term_batches(model, params, split, batch_size, key):
+        yield np.asarray(sum(terms.log_likelihood.values()) - terms.kl)

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from scipy.special import logsumexp
 
+from mmvae_jax.data.dataset import Split
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.generate import batches, observed_subset
 from mmvae_jax.evaluation.metric import EvaluationData
@@ -66,23 +67,19 @@ def log_likelihood(
     Raises:
       UsageError: `proposal` is unknown or `num_samples` is not positive.
     """
-    if proposal not in PROPOSALS:
-        raise UsageError(
-            f"log_likelihood proposal {proposal!r} is none of {', '.join(PROPOSALS)}"
+    estimates = np.concatenate(
+        list(
+            estimate_batches(
+                model,
+                params,
+                data.test,
+                data.batch_size,
+                key,
+                num_samples=num_samples,
+                proposal=proposal,
+            )
         )
-    if num_samples < 1:
-        raise UsageError(f"log_likelihood num_samples must be >= 1, not {num_samples}")
-    found = []
-    for index, (batch, num_valid) in enumerate(batches(data.test, data.batch_size)):
-        batch_key = jax.random.fold_in(key, index)
-        experts = model.encode(params, batch)
-        subset = observed_subset(model, batch)
-        draws = PROPOSALS[proposal](
-            model, params, experts, subset, batch_key, num_samples
-        )
-        estimate = importance_estimate(model, params, batch, draws)
-        found.append(estimate[:num_valid])
-    estimates = np.concatenate(found)
+    )
     error = np.nan
     if estimates.size > 1:
         error = estimates.std(ddof=1) / np.sqrt(estimates.size)
@@ -90,6 +87,40 @@ def log_likelihood(
         "log_likelihood": float(estimates.mean()),
         "log_likelihood/standard_error": float(error),
     }
+
+
+def estimate_batches(
+    model: MultimodalVAE,
+    params: Params,
+    split: Split,
+    batch_size: int,
+    key: PRNGKey,
+    *,
+    num_samples: int = 12,
+    proposal: str = "joint",
+) -> Iterator[np.ndarray]:
+    """The estimate of each example, batch by batch; arguments of `log_likelihood`.
+
+    Yields:
+      float64 [B] in nats, fewer in the last batch.
+
+    Raises:
+      UsageError: as `log_likelihood`.
+    """
+    if proposal not in PROPOSALS:
+        raise UsageError(
+            f"log_likelihood proposal {proposal!r} is none of {', '.join(PROPOSALS)}"
+        )
+    if num_samples < 1:
+        raise UsageError(f"log_likelihood num_samples must be >= 1, not {num_samples}")
+    for index, (batch, num_valid) in enumerate(batches(split, batch_size)):
+        batch_key = jax.random.fold_in(key, index)
+        experts = model.encode(params, batch)
+        subset = observed_subset(model, batch)
+        draws = PROPOSALS[proposal](
+            model, params, experts, subset, batch_key, num_samples
+        )
+        yield importance_estimate(model, params, batch, draws)[:num_valid]
 
 
 def importance_estimate(

@@ -32,9 +32,10 @@ def upgraded(config: Any) -> Any:
       that the model reads; what is no config of that time is returned as it is.
     """
     section = config.get("model") if isinstance(config, dict) else None
-    name = section.get("name") if isinstance(section, dict) else None
-    is_known = isinstance(name, str) and name in models.MODELS
-    if not is_known or "options" in section:
+    if not isinstance(section, dict) or "options" in section:
+        return config
+    name = section.get("name")
+    if not isinstance(name, str) or name not in models.MODELS:
         return config
     kept = {field: x for field, x in config.items() if field != "objective"}
     return kept | {"model": _with_options(name, section, config.get("objective"))}

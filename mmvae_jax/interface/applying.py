@@ -1,0 +1,395 @@
+"""A trained model applied to arrays: embed, impute, reconstruct, generate, score.
+
+All functions run in batches of one fixed shape, so that each function of the model
+compiles once, and need the memory of a batch beside input and output. What they return
+is in the form in which users have data (`description`): images uint8 of values 0..255,
+vectors float32 in the units of the training data, tokens int32.
+
+Each has a twin that yields the results batch by batch, for data that are read and
+written in pieces.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from mmvae_jax.data.dataset import Split
+from mmvae_jax.errors import ArgumentError
+from mmvae_jax.evaluation import evaluate
+from mmvae_jax.evaluation import generate as generation
+from mmvae_jax.evaluation.metrics import elbo, log_likelihood
+from mmvae_jax.interface import description as descriptions
+from mmvae_jax.interface.description import IMAGES, TOKENS
+from mmvae_jax.interface.trained import Trained
+from mmvae_jax.mathematics import distributions, posteriors
+from mmvae_jax.types import AnyArray, PRNGKey
+
+_Result = TypeVar("_Result")
+
+
+class Embedding(NamedTuple):
+    """Gaussian moments of q(z|x_A) of N examples.
+
+    Where the posterior is a mixture (MMVAE) these are the moments of the whole mixture,
+    not those of one component.
+
+    Attributes:
+      mean: float32 [N, D].
+      log_variance: float32 [N, D].
+      parts: (name, number of dimensions) in the order of D: "shared", and the name of
+        a modality for what it has for itself.
+    """
+
+    mean: np.ndarray
+    log_variance: np.ndarray
+    parts: tuple[tuple[str, int], ...]
+
+    def part(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and log-variance, [N, d] each, of one of `parts`.
+
+        Raises:
+          ArgumentError: there is none of this name.
+        """
+        start = 0
+        for other, size in self.parts:
+            if other == name:
+                own = slice(start, start + size)
+                return self.mean[:, own], self.log_variance[:, own]
+            start += size
+        known = ", ".join(other for other, _ in self.parts)
+        raise ArgumentError("no part {!r} of the latent vector: it has {}", name, known)
+
+
+class Imputed(NamedTuple):
+    """All modalities of N examples: given where observed, imputed where missing.
+
+    Attributes:
+      mean: modality -> [N, ...], the mean over draws of the posterior of what is
+        decoded; of tokens the most probable ones.
+      spread: modality -> float32 [N, ...], the standard deviation over draws of what is
+        decoded, in the units of `mean`: what the observed modalities leave open. Of
+        tokens the entropy [N, T] of the averaged probabilities, in nats. 0 where
+        observed.
+      draws: modality -> [L, N, ...], each a draw; where observed, what was given.
+    """
+
+    mean: dict[str, np.ndarray]
+    spread: dict[str, np.ndarray]
+    draws: dict[str, np.ndarray]
+
+
+class Scores(NamedTuple):
+    """Scores of N examples, of what is observed of each, in nats.
+
+    Attributes:
+      elbo: float64 [N], a single-sample estimate of the bound at beta = 1.
+      log_likelihood: float64 [N], the importance-weighted estimate of log p(x).
+    """
+
+    elbo: np.ndarray
+    log_likelihood: np.ndarray
+
+
+def embed(
+    trained: Trained,
+    data: Mapping[str, Any] | Split,
+    observed: Any = None,
+    *,
+    given: Sequence[str] | None = None,
+) -> Embedding:
+    """Posterior of the latent vector given all that is observed.
+
+    Args:
+      trained: from `fit` or `load`.
+      data: modality -> array [N, ...]; see `description.to_split`.
+      observed: what is there of each example; default: all that `data` has.
+      given: names of the only modalities that may be used; default: all.
+
+    Returns:
+      Embedding.
+
+    Raises:
+      UsageError: the data do not fit the model.
+    """
+    split = _given(trained, data, observed, given)
+    found = list(embed_batches(trained, split))
+    mean, log_variance = _end_to_end([one[:2] for one in found])
+    return Embedding(mean, log_variance, found[0].parts)
+
+
+def embed_batches(trained: Trained, split: Split) -> Iterator[Embedding]:
+    """The same, a batch of a Split after the other."""
+    model, params = trained.model, trained.params
+    for batch, num in generation.batches(split, _batch_size(trained)):
+        experts = model.encode(params, batch)
+        subset = generation.observed_subset(model, batch)
+        components = model.posterior_components(params, experts, subset)
+        mean, log_variance = (np.asarray(x)[:num] for x in _moments(*components))
+        yield Embedding(mean, log_variance, model.latent_parts)
+
+
+_moments = jax.jit(posteriors.mixture_moments)
+
+
+def impute(
+    trained: Trained,
+    data: Mapping[str, Any] | Split,
+    observed: Any = None,
+    *,
+    num_draws: int = 20,
+    key: int | PRNGKey = 0,
+) -> Imputed:
+    """Fills in what is missing, given what is observed of each example.
+
+    Each draw is z ~ q(z|x_A) of the observed modalities A, decoded.
+
+    Args:
+      trained: from `fit` or `load`.
+      data: modality -> array [N, ...]; see `description.to_split`.
+      observed: what is there of each example; default: all that `data` has.
+      num_draws: L, at least 1.
+      key: of the draws, a seed or a key of jax.random.
+
+    Returns:
+      Imputed.
+
+    Raises:
+      UsageError: the data do not fit the model.
+    """
+    split = _given(trained, data, observed)
+    found = list(impute_batches(trained, split, num_draws=num_draws, key=key))
+    mean, spread = _end_to_end([one[:2] for one in found])
+    pieces = [one.draws for one in found]
+    draws = {m: np.concatenate([one[m] for one in pieces], axis=1) for m in pieces[0]}
+    return Imputed(mean, spread, draws)
+
+
+def impute_batches(
+    trained: Trained, split: Split, *, num_draws: int = 20, key: int | PRNGKey = 0
+) -> Iterator[Imputed]:
+    """The same, a batch of a Split after the other."""
+    if num_draws < 1:
+        raise ArgumentError("{num_draws} must be >= 1, got {}", num_draws)
+    size, start = _batch_size(trained), 0
+    for index, (batch, num) in enumerate(generation.batches(split, size)):
+        given = split.take(np.arange(start, start + num))
+        start += num
+        decoded = _decoded_draws(trained, batch, _keys(key, index, num_draws), num)
+        found = {
+            m.name: _imputed(m, given, [one[m.name] for one in decoded])
+            for m in trained.description.modalities
+        }
+        yield Imputed(*({m: x[i] for m, x in found.items()} for i in range(3)))
+
+
+def _decoded_draws(
+    trained: Trained, batch: Any, keys: Sequence[PRNGKey], num: int
+) -> list[dict[str, np.ndarray]]:
+    """Likelihood means of draws of the posterior, each modality -> [num, ...]."""
+    model, params = trained.model, trained.params
+    experts = model.encode(params, batch)
+    subset = generation.observed_subset(model, batch)
+    decoded = []
+    for own in keys:
+        component_key, sample_key = jax.random.split(own)
+        q = model.posterior(params, experts, subset, component_key)
+        means = model.decode(params, distributions.sample(q, sample_key))
+        decoded.append({m: np.asarray(x)[:num] for m, x in means.items()})
+    return decoded
+
+
+def _imputed(
+    modality: descriptions.Modality, given: Split, means: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, spread and draws of one modality, what is observed put back."""
+    values = np.stack([_in_units(modality, x) for x in means]).astype(np.float64)
+    if modality.kind == TOKENS:
+        total = np.mean(values, axis=0)
+        mean = total.argmax(axis=-1).astype(np.int32)
+        logs = np.log(np.where(total > 0, total, 1.0))
+        spread = -(total * logs).sum(axis=-1).astype(np.float32)
+    else:
+        mean = _in_form(modality, values.mean(axis=0))
+        spread = values.std(axis=0).astype(np.float32)
+    draws = np.stack([_in_form(modality, x) for x in values])
+    is_given = given.is_observed(modality.name)
+    own = given.modalities[modality.name][is_given]
+    mean[is_given], spread[is_given], draws[:, is_given] = own, 0, own
+    return mean, spread, draws
+
+
+def reconstruct(
+    trained: Trained,
+    data: Mapping[str, Any] | Split,
+    observed: Any = None,
+    *,
+    given: Sequence[str] | None = None,
+    key: int | PRNGKey = 0,
+) -> dict[str, np.ndarray]:
+    """All modalities as decoded from one draw of the posterior.
+
+    Args:
+      trained: from `fit` or `load`.
+      data: modality -> array [N, ...]; see `description.to_split`.
+      observed: what is there of each example; default: all that `data` has.
+      given: names of the only modalities that may be used; default: all. The others
+        are then generated across modalities.
+      key: of the draws, a seed or a key of jax.random.
+
+    Returns:
+      modality -> [N, ...].
+
+    Raises:
+      UsageError: the data do not fit the model.
+    """
+    split = _given(trained, data, observed, given)
+    pieces = []
+    batches = generation.batches(split, _batch_size(trained))
+    for index, (batch, num) in enumerate(batches):
+        (means,) = _decoded_draws(trained, batch, _keys(key, index, 1), num)
+        pieces.append(_examples(trained, means))
+    return _end_to_end(pieces)
+
+
+def generate(
+    trained: Trained, num: int, key: int | PRNGKey = 0
+) -> dict[str, np.ndarray]:
+    """Examples of all modalities, each tuple decoded from one draw of the prior.
+
+    Args:
+      trained: from `fit` or `load`.
+      num: N, at least 1.
+      key: of the draws, a seed or a key of jax.random.
+
+    Returns:
+      modality -> [N, ...].
+    """
+    if num < 1:
+        raise ArgumentError("{num} must be >= 1, got {}", num)
+    size = _batch_size(trained)
+    found = generation.prior_means(trained.model, trained.params, size, _key(key), num)
+    pieces = [
+        _examples(trained, {m: np.asarray(x)[:rows] for m, x in means.items()})
+        for means, rows in found
+    ]
+    return _end_to_end(pieces)
+
+
+def score(
+    trained: Trained,
+    data: Mapping[str, Any] | Split,
+    observed: Any = None,
+    *,
+    num_samples: int = 0,
+    key: PRNGKey | None = None,
+) -> Scores:
+    """ELBO and log p(x) of each example, of what is observed of it.
+
+    The numbers are those whose means are the metrics `elbo` and `log_likelihood`, with
+    the draws of the evaluation at the last step.
+
+    Args:
+      trained: from `fit` or `load`.
+      data: modality -> array [N, ...]; see `description.to_split`.
+      observed: what is there of each example; default: all that `data` has.
+      num_samples: L of log p(x); 0: that of the config.
+      key: of the draws; default: that of the evaluation.
+
+    Returns:
+      Scores.
+
+    Raises:
+      UsageError: the data do not fit the model.
+    """
+    split = _given(trained, data, observed)
+    found = score_batches(trained, split, num_samples=num_samples, key=key)
+    return Scores(*_end_to_end(list(found)))
+
+
+def score_batches(
+    trained: Trained,
+    split: Split,
+    *,
+    num_samples: int = 0,
+    key: PRNGKey | None = None,
+) -> Iterator[Scores]:
+    """The same, a batch of a Split after the other."""
+    settings = trained.config.eval
+    if key is None:
+        key = jax.random.fold_in(jax.random.key(settings.seed), trained.step)
+    common = (trained.model, trained.params, split, _batch_size(trained))
+    bounds = elbo.elbo_batches(*common, evaluate.key_of("elbo", key))
+    estimates = log_likelihood.estimate_batches(
+        *common,
+        evaluate.key_of("log_likelihood", key),
+        num_samples=num_samples or settings.importance_samples,
+        proposal=settings.proposal,
+    )
+    for bound, estimate in zip(bounds, estimates, strict=True):
+        yield Scores(bound, estimate)
+
+
+def _given(
+    trained: Trained,
+    data: Mapping[str, Any] | Split,
+    observed: Any = None,
+    given: Sequence[str] | None = None,
+) -> Split:
+    """The data as a Split, without modalities that may not be used."""
+    names = descriptions.names_of(trained.description, given)
+    split = descriptions.to_split(trained.description, data, observed)
+    if given is None:
+        return split
+    masks = np.stack([split.is_observed(m) & (m in names) for m in split.modalities], 1)
+    return descriptions.to_split(trained.description, split.modalities, masks)
+
+
+def _batch_size(trained: Trained) -> int:
+    """B, of every call of a function of the model."""
+    return trained.config.eval.batch_size
+
+
+def _key(key: int | PRNGKey) -> PRNGKey:
+    """A key of jax.random from a seed, or itself."""
+    return jax.random.key(key) if isinstance(key, int | np.integer) else key
+
+
+def _keys(key: int | PRNGKey, index: int, num: int) -> list[PRNGKey]:
+    """One key a draw of batch `index`."""
+    return list(jax.random.split(jax.random.fold_in(_key(key), index), num))
+
+
+def _examples(
+    trained: Trained, means: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Likelihood means of all modalities in the form of users."""
+    return {
+        m.name: _in_form(m, _in_units(m, means[m.name]))
+        for m in trained.description.modalities
+    }
+
+
+def _in_units(modality: descriptions.Modality, mean: np.ndarray) -> np.ndarray:
+    """Likelihood means: of images in 0..255, of tokens probabilities of words."""
+    return np.clip(mean, 0, 1) * 255 if modality.kind == IMAGES else mean
+
+
+def _in_form(modality: descriptions.Modality, values: AnyArray) -> np.ndarray:
+    """Values of `_in_units` in the type that users have."""
+    if modality.kind == IMAGES:
+        return np.round(values).astype(np.uint8)
+    if modality.kind == TOKENS:
+        return np.argmax(values, axis=-1).astype(np.int32)
+    return np.asarray(values, np.float32)
+
+
+def _end_to_end(pieces: Sequence[Any]) -> Any:
+    """Results of batches, one after the other along the first axis."""
+    first = pieces[0]
+    if isinstance(first, np.ndarray):
+        return np.concatenate(pieces)
+    if isinstance(first, dict):  # in the order of the model, which JAX would sort
+        return {m: _end_to_end([one[m] for one in pieces]) for m in first}
+    return tuple(_end_to_end(column) for column in zip(*pieces, strict=True))

@@ -1,0 +1,298 @@
+"""A description of the data that a model was trained on, and new data checked by it.
+
+Arrays come in the form that users have them in: a mapping of the names of modalities to
+NumPy arrays, images uint8 [N, H, W, C] (or [N, H, W] where there is one channel),
+vectors of real numbers [N, ...], tokens int [N, T], or the captions themselves, N
+strings. What a mapping does not have is missing for all examples; OBSERVED, bool
+[N, M], tells what else is.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmvae_jax import tokens
+from mmvae_jax.data.dataset import Dataset, Split, is_image, is_tokens
+from mmvae_jax.errors import UsageError
+from mmvae_jax.types import OBSERVED, AnyArray, TokenShape
+
+IMAGES, VECTORS, TOKENS = "images", "vectors", "tokens"
+_DTYPES = {IMAGES: np.uint8, VECTORS: np.float32, TOKENS: np.int32}
+# What a mapping may hold beside modalities; a model does not read it.
+LABELS = "labels"
+
+
+class Modality(NamedTuple):
+    """One modality of the data.
+
+    Attributes:
+      name: as the model calls it.
+      kind: IMAGES (uint8), VECTORS (float32) or TOKENS (int32).
+      shape: of one example; (T,) for tokens.
+      words: the vocabulary of tokens, the word of every token.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    words: tuple[str, ...] = ()
+
+
+class Description(NamedTuple):
+    """The data that a model was trained on, without the data.
+
+    Attributes:
+      name: of the data set.
+      modalities: in the order of the model.
+      num_classes: of the labels, 0 where there are none.
+      fingerprint: sha256 of the examples, "" where it was not computed.
+    """
+
+    name: str
+    modalities: tuple[Modality, ...]
+    num_classes: int = 0
+    fingerprint: str = ""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Modality -> shape of one example; a TokenShape where it is tokens."""
+        return {
+            m.name: TokenShape(m.shape[0], len(m.words)) if m.words else m.shape
+            for m in self.modalities
+        }
+
+
+def describe(dataset: Dataset) -> Description:
+    """The description of a data set."""
+    train = dataset.train
+    return Description(
+        dataset.name,
+        tuple(
+            Modality(
+                name,
+                IMAGES if is_image(x) else TOKENS if is_tokens(x) else VECTORS,
+                tuple(x.shape[1:]),
+                tuple(dataset.words[name]) if is_tokens(x) else (),
+            )
+            for name, x in train.modalities.items()
+        ),
+        0 if train.labels is None else int(train.labels.max()) + 1,
+        dataset.fingerprint,
+    )
+
+
+def to_json(description: Description) -> dict[str, Any]:
+    """The content of description.json."""
+    modalities = [m._asdict() for m in description.modalities]
+    return description._asdict() | {"modalities": modalities}
+
+
+def from_json(found: Any) -> Description:
+    """The description that `to_json` was given.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        modalities = tuple(
+            Modality(
+                str(m["name"]),
+                str(m["kind"]),
+                tuple(int(n) for n in m["shape"]),
+                tuple(str(word) for word in m["words"]),
+            )
+            for m in found["modalities"]
+        )
+        if not modalities or any(m.kind not in _DTYPES for m in modalities):
+            raise ValueError("no modality of a known kind")
+        return Description(
+            str(found["name"]),
+            modalities,
+            int(found["num_classes"]),
+            str(found["fingerprint"]),
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{error!r} is missing") from error
+
+
+def blank_batch(description: Description, num: int) -> dict[str, np.ndarray]:
+    """`num` examples of zeros, of the types of the data."""
+    return {
+        m.name: np.zeros((num, *m.shape), _DTYPES[m.kind])
+        for m in description.modalities
+    }
+
+
+def to_split(
+    description: Description,
+    data: Mapping[str, Any] | Split,
+    observed: AnyArray | Mapping[str, AnyArray] | None = None,
+) -> Split:
+    """Users' arrays as a Split of the model's modalities.
+
+    Args:
+      description: of the data that the model was trained on.
+      data: modality -> array, as at the top of this file; OBSERVED may be among them,
+        and LABELS, which is left out. A Split of the same modalities is also taken.
+      observed: what is there of each example, bool [N, M] in the order of the model's
+        modalities, or a mapping of some modalities to bool [N]; default: all that
+        `data` has. The values of what is missing may be anything, NaN too.
+
+    Returns:
+      Split; zeros where something is missing.
+
+    Raises:
+      UsageError: an unknown name, or an array of another kind, shape or range; in one
+        line that says which, and what the model knows.
+    """
+    if isinstance(data, Split):
+        data = data.leaves()
+    known = {m.name: m for m in description.modalities}
+    arrays = {m: np.asarray(x) for m, x in data.items() if m not in (OBSERVED, LABELS)}
+    for name in arrays:
+        if name not in known:
+            raise UsageError(
+                f"{name!r} is no modality of this model, which has {', '.join(known)}"
+            )
+    if not arrays:
+        raise UsageError(f"the data have none of the modalities {', '.join(known)}")
+    num = _num_examples(arrays)
+    if observed is None:
+        observed = data.get(OBSERVED)
+    masks = _masks(known, arrays, observed, num)
+    return Split(
+        {
+            m: (
+                _as_modality(modality, arrays[m], masks[:, i])
+                if m in arrays
+                else np.zeros((num, *modality.shape), _DTYPES[modality.kind])
+            )
+            for i, (m, modality) in enumerate(known.items())
+        },
+        observed=None if masks.all() else masks,
+    )
+
+
+def _num_examples(arrays: Mapping[str, np.ndarray]) -> int:
+    """N, the same for all."""
+    lengths = {name: len(x) if x.ndim else 0 for name, x in arrays.items()}
+    num = next(iter(lengths.values()))
+    if num < 1 or any(n != num for n in lengths.values()):
+        counts = ", ".join(f"{n} of {m}" for m, n in lengths.items())
+        raise UsageError(f"modalities need equally many examples, got {counts}")
+    return num
+
+
+def _masks(
+    known: Mapping[str, Modality],
+    arrays: Mapping[str, np.ndarray],
+    observed: Any,
+    num: int,
+) -> np.ndarray:
+    """What is there, bool [N, M]."""
+    shape = (num, len(known))
+    masks = np.broadcast_to(np.array([m in arrays for m in known]), shape).copy()
+    if isinstance(observed, Mapping):
+        for name, mask in observed.items():
+            mask = np.asarray(mask)
+            if name not in known or mask.dtype != bool or mask.shape != (num,):
+                raise UsageError(
+                    f"{OBSERVED}[{name!r}] is {mask.dtype} {mask.shape}: it must be "
+                    f"bool ({num},), of one of {', '.join(known)}"
+                )
+            masks[:, list(known).index(name)] &= mask
+    elif observed is not None:
+        mask = np.asarray(observed)
+        if mask.dtype != bool or mask.shape != shape:
+            raise UsageError(
+                f"{OBSERVED} must be bool {shape}, a column each for "
+                f"{', '.join(known)}, got {mask.dtype} {mask.shape}"
+            )
+        masks &= mask
+    empty = np.flatnonzero(~masks.any(axis=1))
+    if len(empty):
+        raise UsageError(f"example {empty[0]} has no modality that is observed")
+    return masks
+
+
+def _as_modality(modality: Modality, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """One array in the type of its kind, with zeros where it is missing."""
+    where = f"{modality.name} is {x.dtype} {x.shape}, and the model knows it as"
+    kind = f"{modality.kind} {np.dtype(_DTYPES[modality.kind])}"
+    wanted = f"{kind} [N, {', '.join(str(n) for n in modality.shape)}]"
+    if modality.kind == TOKENS and x.dtype.kind in "UO":
+        x = _encoded(modality, x, mask)
+    if modality.kind == IMAGES and x.ndim == 3 and modality.shape[-1] == 1:
+        x = x[..., None]
+    is_fitting = {
+        IMAGES: is_image(x),
+        VECTORS: x.dtype.kind in "fiu" and not is_image(x),
+        TOKENS: x.dtype.kind in "iu" and not is_image(x),
+    }[modality.kind]
+    if not is_fitting or x.shape[1:] != modality.shape:
+        raise UsageError(f"{where} {wanted}")
+    there = x[mask]
+    if modality.kind == VECTORS and not np.isfinite(there).all():
+        raise UsageError(
+            f"{modality.name} holds NaN or infinity: where data are missing, say so in "
+            f"{OBSERVED!r}"
+        )
+    if modality.kind == TOKENS and there.size:
+        if there.min() < 0 or there.max() >= len(modality.words):
+            raise UsageError(
+                f"{modality.name} has tokens {there.min()} to {there.max()}, and the "
+                f"model knows 0 to {len(modality.words) - 1}"
+            )
+    x = x.astype(_DTYPES[modality.kind], copy=not mask.all())
+    if not mask.all():
+        x[~mask] = 0
+    return x
+
+
+def _encoded(modality: Modality, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Captions [N], or words [N, T], as tokens [N, T]."""
+    words, length = modality.words, modality.shape[0]
+    if x.ndim == 1:
+        if words[: len(tokens.SPECIALS)] != tokens.SPECIALS:
+            raise UsageError(
+                f"{modality.name}: texts need a vocabulary that begins with "
+                f"{', '.join(tokens.SPECIALS)}, and that of the model does not: give "
+                "its words, [N, T]"
+            )
+        texts = [str(x[i]) if mask[i] else "" for i in range(len(x))]
+        return tokens.encode(texts, words, length)
+    index = {word: token for token, word in enumerate(words)}
+    unknown = sorted({str(word) for word in x[mask].ravel()} - index.keys())
+    if unknown:
+        raise UsageError(
+            f"{modality.name} has the word {unknown[0]!r}, which is not in the model's "
+            f"vocabulary of {len(words)}"
+        )
+    rows = [[index.get(str(word), 0) for word in row] for row in x]
+    return np.array(rows, np.int32).reshape(x.shape)
+
+
+def to_texts(modality: Modality, rows: AnyArray) -> np.ndarray:
+    """Tokens [N, T] as N strings, each up to its first `<eos>`."""
+    return np.array([tokens.decode(row, modality.words) for row in np.asarray(rows)])
+
+
+def names_of(description: Description, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of modalities, checked; None: all.
+
+    Raises:
+      UsageError: one is unknown, or there is none.
+    """
+    known = tuple(m.name for m in description.modalities)
+    if given is None:
+        return known
+    if isinstance(given, str):
+        given = (given,)
+    for name in given:
+        if name not in known:
+            raise UsageError(
+                f"{name!r} is no modality of this model, which has {', '.join(known)}"
+            )
+    if not given:
+        raise UsageError(f"give at least one modality of {', '.join(known)}")
+    return tuple(given)

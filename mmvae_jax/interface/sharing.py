@@ -1,0 +1,120 @@
+"""`export`: a trained model as a folder for others, with a model card."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmvae_jax import models
+from mmvae_jax.interface import description, exports
+from mmvae_jax.interface.trained import Trained
+from mmvae_jax.training.log import jsonable
+
+_CARD = """\
+---
+library_name: mmvae_jax
+tags: [multimodal, vae, jax]
+---
+
+# {label} on {data}
+
+{label} of {citation}, a multimodal variational autoencoder, trained with mmvae_jax.
+
+## Data
+
+{modalities}
+
+## Settings
+
+beta = {beta:g}, learning rate {learning_rate:g}, seed {seed:g}, {step:,} steps of
+{batch_size} examples, {latent_dim} latent dimensions, {num_params:,} parameters.
+`config.json` has all of them.
+
+## Numbers
+
+{numbers}
+
+## Use
+
+```python
+import mmvae_jax
+
+trained = mmvae_jax.load("{folder}")
+z = mmvae_jax.embed(trained, data)
+filled = mmvae_jax.impute(trained, data, num_draws=20)
+```
+
+`data` maps the names above to arrays; what is left out is missing.
+
+## Limits
+
+The model knows what its training data show, in the units that they have. What it
+generates for a modality that is missing is one of many possibilities; the spread over
+draws says how many. Numbers above are of the data and the settings named with them.
+"""
+
+
+def export(
+    trained: Trained,
+    directory: str | Path,
+    *,
+    results: Mapping[str, float] | None = None,
+    settings: str = "",
+) -> Path:
+    """Writes a folder that `load` reads: parameters, config, data's description, card.
+
+    It holds no code, no pickle, and no data.
+
+    Args:
+      trained: from `fit` or `load`.
+      directory: folder to make; must not exist.
+      results: tag -> value of metrics, for the card.
+      settings: what they were computed with, for the card, in one line.
+
+    Returns:
+      The folder.
+
+    Raises:
+      UsageError: the folder exists, or cannot be made.
+    """
+    folder = Path(directory).expanduser()
+    params = exports.flatten(trained.params)
+    content = exports.Export(
+        jsonable(trained.config.to_dict()),
+        description.to_json(trained.description),
+        params,
+        trained.member,
+        trained.step,
+    )
+    model = models.MODELS[trained.config.model.name]
+    card = _CARD.format(
+        label=model.label,
+        citation=model.citation.text,
+        data=trained.description.name,
+        modalities="\n".join(_line(m) for m in trained.description.modalities),
+        step=trained.step,
+        batch_size=trained.config.train.batch_size,
+        latent_dim=trained.config.model.latent_dim,
+        num_params=sum(math.prod(x.shape) for x in params.values()),
+        numbers=_numbers(results or {}, settings),
+        folder=folder.name,
+        **trained.member._asdict(),
+    )
+    exports.write(folder, content, card)
+    return folder
+
+
+def _line(modality: description.Modality) -> str:
+    """One modality of the card."""
+    shape = " x ".join(str(n) for n in modality.shape)
+    words = f", {len(modality.words)} words" if modality.words else ""
+    return f"* `{modality.name}`: {modality.kind}, {shape}{words}"
+
+
+def _numbers(results: Mapping[str, Any], settings: str) -> str:
+    """The table of the card."""
+    shown = {tag: x for tag, x in results.items() if x is not None and math.isfinite(x)}
+    if not shown:
+        return "None were computed."
+    rows = "\n".join(f"| {tag} | {x:.4g} |" for tag, x in shown.items())
+    return f"{settings}\n\n| metric | value |\n|---|---|\n{rows}".strip()

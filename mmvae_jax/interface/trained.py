@@ -1,0 +1,259 @@
+"""A trained model, and loading one from the folder of a run or of an export."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from mmvae_jax import models
+from mmvae_jax.errors import UsageError
+from mmvae_jax.evaluation import evaluate
+from mmvae_jax.interface import description as descriptions
+from mmvae_jax.interface import exports, old_configs, settings
+from mmvae_jax.interface.description import Description
+from mmvae_jax.training import checkpoints, step, sweep
+from mmvae_jax.training.sweep import Member
+from mmvae_jax.types import MultimodalVAE, Params
+
+CONFIG, DESCRIPTION = "config.json", "description.json"
+_MAX_JSON_BYTES = 64 << 20
+
+
+class Trained(NamedTuple):
+    """A trained model of one member, with all that applying it needs.
+
+    Attributes:
+      model: its functions, jitted (`evaluate.compile_model`).
+      params: its parameters.
+      config: as of `settings.get_config`.
+      description: of the data that it was trained on.
+      member: its hyperparameters.
+      step: number of steps that it was trained for.
+      history: one mapping a logged step, tag -> value, with "step"; empty where it was
+        loaded from an export.
+      is_finite: False if training diverged: these are its last finite parameters.
+    """
+
+    model: MultimodalVAE
+    params: Params
+    config: ConfigDict
+    description: Description
+    member: Member
+    step: int
+    history: tuple[Mapping[str, float], ...] = ()
+    is_finite: bool = True
+
+
+def build(
+    config: Any,
+    description: Description,
+    params: Params,
+    member: Member,
+    step: int,
+    history: Sequence[Mapping[str, float]] = (),
+) -> Trained:
+    """A Trained from its parts; the model is that of the config."""
+    model = evaluate.compile_model(models.make_model(config, description.shapes()))
+    return Trained(model, params, config, description, member, step, tuple(history))
+
+
+def load(
+    path: str | Path,
+    *,
+    beta: float | None = None,
+    learning_rate: float | None = None,
+    seed: int | None = None,
+    step: int | None = None,
+) -> Trained:
+    """A trained model from the folder of a run, of an export, or from a hub.
+
+    Nothing in the folder is changed; a run may go on meanwhile.
+
+    Args:
+      path: working directory of experiments.run, folder of `export`, or
+        "hub:USER/NAME" or "hub:USER/NAME@REVISION" (extra `hub`).
+      beta: which member of a sweep; needed, as the two that follow, where there are
+        several of the other values.
+      learning_rate: likewise.
+      seed: likewise.
+      step: of the checkpoint of a run; default: the last.
+
+    Returns:
+      Trained.
+
+    Raises:
+      UsageError: there is no such model, or it is damaged, or of another version.
+    """
+    if str(path).startswith(exports.HUB):
+        path = exports.download(str(path))
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"no folder {folder}: give a run's --workdir, or an export")
+    asked = Member(beta, learning_rate, seed)  # type: ignore[arg-type]
+    if (folder / exports.MANIFEST).exists():
+        found = exports.read(folder)
+        config = config_of(found.config, folder)
+        choose_member([found.member], asked, folder)
+        if step not in (None, found.step):
+            raise UsageError(f"{folder} holds step {found.step} alone, not {step}")
+        description = _description(found.description, folder / DESCRIPTION)
+        one = build(config, description, None, found.member, found.step)
+        return one._replace(params=exports.unflatten(_like(one), found.params, folder))
+    return _load_run(folder, asked, step)
+
+
+def _load_run(folder: Path, asked: Member, step: int | None) -> Trained:
+    """One member of a run."""
+    if not (folder / CONFIG).exists():
+        raise UsageError(
+            f"{folder} holds no run ({CONFIG}) and no export ({exports.MANIFEST})"
+        )
+    config = config_of(read_json(folder / CONFIG), folder)
+    if not (folder / DESCRIPTION).exists():
+        raise UsageError(
+            f"{folder} has no {DESCRIPTION}: an earlier version started its run; "
+            f"`python -m experiments.evaluate --workdir={folder}` writes it"
+        )
+    description = _description(read_json(folder / DESCRIPTION), folder / DESCRIPTION)
+    members = sweep.grid(config.sweep)
+    k = choose_member(members, asked, folder)
+    found = checkpoints.read(
+        folder / "checkpoints", _like_state(config, description, members), step
+    )
+    if found is None:
+        raise UsageError(f"{folder} holds no checkpoint yet: nothing to load")
+    at, state = found
+    params = sweep.member(state.params, k)
+    return build(
+        config, description, params, members[k], at, _history(folder, k, up_to=at)
+    )
+
+
+def _like_state(config: Any, description: Description, members: list[Member]) -> Any:
+    """Shapes of the state of all members, without computing anything."""
+    model = models.make_model(config, description.shapes())
+    task = step.vae_task(model, config.train.clip_norm)
+    batch = descriptions.blank_batch(description, 1)
+    make = jax.vmap(step.init_state, in_axes=(None, 0, 0, None))
+    return jax.eval_shape(
+        lambda hyper, keys: make(task, hyper, keys, batch),
+        sweep.stack_hyper(members),
+        sweep.stack_keys(members),
+    )
+
+
+def _like(trained: Trained) -> Params:
+    """Shapes of the parameters."""
+    return jax.eval_shape(trained.model.init, jax.random.key(0))
+
+
+def choose_member(members: Sequence[Member], asked: Member, where: Any) -> int:
+    """The number of the only member that has the values asked for.
+
+    Args:
+      members: of the sweep.
+      asked: its values; None: any.
+      where: is named in the error.
+
+    Raises:
+      UsageError: there is none, or more than one; the line lists them.
+    """
+    fitting = [
+        k
+        for k, member in enumerate(members)
+        if all(b is None or a == b for a, b in zip(member, asked, strict=True))
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    wanted = ", ".join(
+        f"{f}={x:g}" for f, x in asked._asdict().items() if x is not None
+    )
+    listed = "; ".join(
+        ", ".join(f"{f}={x:g}" for f, x in member._asdict().items())
+        for member in members[:12]
+    ) + ("; ..." if len(members) > 12 else "")
+    number = f"no member with {wanted}" if not fitting else f"{len(fitting)} members"
+    with_them = f" with {wanted}" if fitting and wanted else ""
+    raise UsageError(f"{where} has {number}{with_them}; choose one of: {listed}")
+
+
+def config_of(found: Any, folder: Path) -> ConfigDict:
+    """The config of a config.json, with what came later at its default.
+
+    Raises:
+      UsageError: it is of another version, whose fields this one does not know.
+    """
+    config = settings.get_config()
+    try:
+        _update(config, old_configs.upgraded(found), "config")
+        models.check(config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{folder / CONFIG} is of another version of mmvae_jax: {error}"
+        ) from error
+    return config
+
+
+# Sections whose fields depend on the data set, the model or the network.
+_OPEN = ("config.data", "config.model.options", "config.modalities")
+
+
+def _update(config: ConfigDict, found: Any, name: str) -> None:
+    """Sets the fields of a section to what JSON has of them."""
+    for field, value in found.items():
+        own = f"{name}.{field}"
+        is_open = name.startswith(_OPEN) or name.endswith("network_options")
+        if field not in config and not is_open:
+            raise ValueError(f"it has the field {own}, which is unknown here")
+        if isinstance(value, dict):
+            if field not in config:
+                config[field] = ConfigDict()
+            _update(config[field], value, own)
+        else:
+            with config.ignore_type():
+                config[field] = _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(_tuples(x) for x in value) if isinstance(value, list) else value
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of this project.
+
+    Raises:
+      UsageError: it is missing, larger than any of them, or no JSON.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"more than {_MAX_JSON_BYTES} bytes")
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+
+
+def _description(found: Any, path: Path) -> Description:
+    """The description that a file holds."""
+    try:
+        return descriptions.from_json(found)
+    except ValueError as error:
+        raise UsageError(f"{path} describes no data: {error}") from error
+
+
+def _history(folder: Path, k: int, up_to: int) -> list[dict[str, float]]:
+    """What metrics.jsonl has of the training of member k."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    with open(path) as lines:
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    kept = [row for row in rows if row["member"] == k and row["step"] <= up_to]
+    return [
+        {tag: x for tag, x in row.items() if tag == "step" or "/" in tag}
+        for row in kept
+        if any(tag.startswith("train/") for tag in row)
+    ]
