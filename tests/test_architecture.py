@@ -26,7 +26,10 @@ KNOWN_BY = {
     "sacrebleu": {"evaluation.metrics.captions"},
     "PIL": {"training.log", "evaluation.pictures"},
     "flax.linen": {"networks"},
-    "ml_collections": set(),
+    "ml_collections": {"interface"},
+    "safetensors": {"interface.exports"},
+    "huggingface_hub": {"interface.exports"},
+    "tqdm": {"interface.progress"},
     "absl": set(),
     "clu": set(),
     "tensorflow": set(),
@@ -128,8 +131,7 @@ def test_data_sets_and_configs_stand_alone():
             is_tokens = is_within(imported, f"{PACKAGE}.tokens")
             if name.startswith("datasets.") and is_tokens:
                 continue
-            # Options of a model have their defaults beside its builder.
-            places = (f"{PACKAGE}.models", f"{PACKAGE}.errors")
+            places = (f"{PACKAGE}.models", f"{PACKAGE}.interface.settings")
             if name.startswith("configs.") and any(
                 is_within(imported, place) for place in places
             ):

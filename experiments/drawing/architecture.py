@@ -16,12 +16,13 @@ from matplotlib.figure import Figure
 PACKAGE, COMMANDS = "mmvae_jax", "experiments"
 # Room -> (column, row) of its box, the basis at the bottom.
 _PLACES = {
-    "commands": (1.0, 5.0),
-    "studies": (3.0, 5.0),
-    "drawing": (0.0, 4.0),
-    "judging": (1.0, 4.0),
-    "plans": (2.0, 4.0),
-    "running": (3.0, 4.0),
+    "commands": (1.0, 6.0),
+    "studies": (3.0, 6.0),
+    "drawing": (0.0, 5.0),
+    "judging": (1.0, 5.0),
+    "plans": (2.0, 5.0),
+    "running": (3.0, 5.0),
+    "interface": (1.5, 4.0),
     "evaluation": (1.5, 3.0),
     "models": (0.5, 2.0),
     "training": (2.5, 2.0),
@@ -81,9 +82,9 @@ def draw(root: Path, path: Path) -> Path:
     for source in _source_files(root):
         room = _room_of(source.with_suffix("").parts, root)
         lines[room] += len((root / source).read_text().splitlines())
-    figure = Figure(figsize=(9.0, 7.5), layout="constrained")
+    figure = Figure(figsize=(9.0, 8.6), layout="constrained")
     axes = figure.subplots()
-    axes.set(xlim=(-0.6, 3.6), ylim=(-0.45, 5.45))
+    axes.set(xlim=(-0.6, 3.6), ylim=(-0.45, 6.45))
     axes.set_axis_off()
     for (above, below), number in count_imports(root).items():
         if below == "basis":  # every room imports from it
@@ -105,7 +106,7 @@ def draw(root: Path, path: Path) -> Path:
             zorder=0,
         )
     for room, (x, y) in _PLACES.items():
-        colour = "#dbe9f6" if y <= 3 else "#fdebd3"
+        colour = "#dbe9f6" if y <= 4 else "#fdebd3"
         axes.text(
             x,
             y,

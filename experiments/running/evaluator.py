@@ -14,6 +14,7 @@ from experiments.running.command import Stopped
 from mmvae_jax.evaluation import evaluate, judges, needs, pictures
 from mmvae_jax.evaluation.metric import EvaluationData
 from mmvae_jax.evaluation.samples import draw_samples
+from mmvae_jax.interface.progress import ProgressBar
 from mmvae_jax.training import devices, loop
 from mmvae_jax.training.step import TrainState
 
@@ -159,9 +160,7 @@ def get_judges(sweep: build.Sweep, metrics: Iterable[str]) -> dict[str, Any]:
 
     @contextlib.contextmanager
     def watched(name: str, settings: Any) -> Iterator[loop.Events]:
-        with terminal.ProgressBar(
-            0, settings.num_steps, settings.batch_size, name
-        ) as bar:
+        with ProgressBar(0, settings.num_steps, settings.batch_size, name) as bar:
             yield loop.Events(progress=bar.update, is_stopping=lambda: bool(sweep.stop))
 
     def find() -> dict[str, Any]:

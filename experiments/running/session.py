@@ -17,6 +17,7 @@ from experiments.running import build, processes, signals, terminal, workdirs
 from experiments.running.command import Stopped
 from experiments.running.evaluator import make_evaluator
 from mmvae_jax.interface import checks
+from mmvae_jax.interface.progress import ProgressBar
 from mmvae_jax.training import checkpoints, devices, loop
 from mmvae_jax.training.log import RunWriter, member_name, write_json
 from mmvae_jax.training.mapping import Prepared, prepare
@@ -52,7 +53,10 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
                 try:
                     with stop.at_once():
                         sweep = build.build(config, members, stop)
-                        processes.run_on_first(lambda: workdirs.record(workdir, config))
+                        record = partial(
+                            workdirs.record, workdir, config, sweep.dataset
+                        )
+                        processes.run_on_first(record)
                         prepared = prepare_program(sweep, workdir)
                         sweep = sweep._replace(execution=prepared.execution)
                     results, finite = run(sweep, prepared, metrics, workdir)
@@ -137,7 +141,7 @@ def run(
         if 0 < step < settings.num_steps and is_due:
             evaluator(step, state)
         bar = stack.enter_context(
-            terminal.ProgressBar(
+            ProgressBar(
                 step, settings.num_steps, settings.batch_size * len(sweep.members)
             )
         )

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmvae_jax.data.dataset import Dataset
 from mmvae_jax.errors import UsageError
-from mmvae_jax.interface import old_configs
+from mmvae_jax.interface import description, old_configs, trained
 from mmvae_jax.training import log
 from mmvae_jax.training.devices import Layout
 from mmvae_jax.training.sweep import MAPPINGS, Member
@@ -19,7 +20,12 @@ _REPR = reprlib.Repr()
 _REPR.maxlist = _REPR.maxother = _REPR.maxlong = 100
 
 # What a run that was killed before it had its config.json may have left.
-_BEFORE_CONFIG = (".lock", "config.partial")
+_BEFORE_CONFIG = (
+    ".lock",
+    "config.partial",
+    "description.partial",
+    trained.DESCRIPTION,
+)
 
 
 @contextlib.contextmanager
@@ -57,11 +63,15 @@ def locked(workdir: Path, config: Any) -> Iterator[None]:
         yield
 
 
-def record(workdir: Path, config: Any) -> None:
-    """Writes config.json, once everything it describes has been found to exist."""
-    path = workdir / "config.json"
-    if not path.exists():
-        log.write_json(path, resolved(config))
+def record(workdir: Path, config: Any, dataset: Dataset) -> None:
+    """Writes config.json and description.json, once what they describe is there."""
+    contents = {
+        trained.DESCRIPTION: description.to_json(description.describe(dataset)),
+        trained.CONFIG: resolved(config),  # the last: it makes the folder a run
+    }
+    for name, content in contents.items():
+        if not (workdir / name).exists():
+            log.write_json(workdir / name, content)
 
 
 def earlier_mapping(workdir: Path, device: str, layout: Layout) -> str | None:

@@ -81,7 +81,7 @@ def _read(path: str | Path) -> tuple[Split, dict[str, tuple[str, ...]]]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise ArgumentError("no file {} ({path}, {test_path})", path)
-    return to_split(_read_npz(path), str(path))
+    return to_split(read_npz(path), str(path))
 
 
 def to_split(
@@ -138,8 +138,12 @@ def to_split(
     return Split(modalities, _labels(where, labels, num), observed), vocabularies
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of one file; refuses files that unpack to more than they say."""
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of one .npz file, by name.
+
+    Raises:
+      UsageError: it is damaged, or unpacks to more than it says.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

@@ -9,6 +9,7 @@ Each has a twin that yields the results batch by batch, for data that are read a
 written in pieces.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -114,9 +115,9 @@ def embed(
       UsageError: the data do not fit the model.
     """
     split = _given(trained, data, observed, given)
-    found = list(embed_batches(trained, split))
-    mean, log_variance = _end_to_end([one[:2] for one in found])
-    return Embedding(mean, log_variance, found[0].parts)
+    pieces = (one[:2] for one in embed_batches(trained, split))
+    mean, log_variance = _collected(pieces, split.num_examples)
+    return Embedding(mean, log_variance, trained.model.latent_parts)
 
 
 def embed_batches(trained: Trained, split: Split) -> Iterator[Embedding]:
@@ -140,6 +141,7 @@ def impute(
     *,
     num_draws: int = 20,
     key: int | PRNGKey = 0,
+    keep_draws: bool = True,
 ) -> Imputed:
     """Fills in what is missing, given what is observed of each example.
 
@@ -151,19 +153,21 @@ def impute(
       observed: what is there of each example; default: all that `data` has.
       num_draws: L, at least 1.
       key: of the draws, a seed or a key of jax.random.
+      keep_draws: whether the draws are returned; they take L times the memory.
 
     Returns:
-      Imputed.
+      Imputed; without draws where they are not kept.
 
     Raises:
       UsageError: the data do not fit the model.
     """
     split = _given(trained, data, observed)
-    found = list(impute_batches(trained, split, num_draws=num_draws, key=key))
-    mean, spread = _end_to_end([one[:2] for one in found])
-    pieces = [one.draws for one in found]
-    draws = {m: np.concatenate([one[m] for one in pieces], axis=1) for m in pieces[0]}
-    return Imputed(mean, spread, draws)
+    pieces = impute_batches(trained, split, num_draws=num_draws, key=key)
+    if not keep_draws:
+        moments = (one[:2] for one in pieces)
+        mean, spread = _collected(moments, split.num_examples)
+        return Imputed(mean, spread, {})
+    return Imputed(*_collected(pieces, split.num_examples, axes=(0, 0, 1)))
 
 
 def impute_batches(
@@ -245,12 +249,12 @@ def reconstruct(
       UsageError: the data do not fit the model.
     """
     split = _given(trained, data, observed, given)
-    pieces = []
-    batches = generation.batches(split, _batch_size(trained))
-    for index, (batch, num) in enumerate(batches):
-        (means,) = _decoded_draws(trained, batch, _keys(key, index, 1), num)
-        pieces.append(_examples(trained, means))
-    return _end_to_end(pieces)
+    batches = enumerate(generation.batches(split, _batch_size(trained)))
+    pieces = (
+        _examples(trained, *_decoded_draws(trained, batch, _keys(key, i, 1), num))
+        for i, (batch, num) in batches
+    )
+    return _collected(pieces, split.num_examples)
 
 
 def generate(
@@ -270,11 +274,11 @@ def generate(
         raise ArgumentError("{num} must be >= 1, got {}", num)
     size = _batch_size(trained)
     found = generation.prior_means(trained.model, trained.params, size, _key(key), num)
-    pieces = [
+    pieces = (
         _examples(trained, {m: np.asarray(x)[:rows] for m, x in means.items()})
         for means, rows in found
-    ]
-    return _end_to_end(pieces)
+    )
+    return _collected(pieces, num)
 
 
 def score(
@@ -305,7 +309,7 @@ def score(
     """
     split = _given(trained, data, observed)
     found = score_batches(trained, split, num_samples=num_samples, key=key)
-    return Scores(*_end_to_end(list(found)))
+    return Scores(*_collected(found, split.num_examples))
 
 
 def score_batches(
@@ -385,11 +389,47 @@ def _in_form(modality: descriptions.Modality, values: AnyArray) -> np.ndarray:
     return np.asarray(values, np.float32)
 
 
-def _end_to_end(pieces: Sequence[Any]) -> Any:
-    """Results of batches, one after the other along the first axis."""
-    first = pieces[0]
-    if isinstance(first, np.ndarray):
-        return np.concatenate(pieces)
-    if isinstance(first, dict):  # in the order of the model, which JAX would sort
-        return {m: _end_to_end([one[m] for one in pieces]) for m in first}
-    return tuple(_end_to_end(column) for column in zip(*pieces, strict=True))
+def _collected(pieces: Iterator[Any], num: int, axes: Sequence[int] = ()) -> Any:
+    """Results of batches as whole arrays, which are filled as the batches come.
+
+    Args:
+      pieces: arrays, dictionaries or tuples of arrays [rows, ...].
+      num: rows in all.
+      axes: of a tuple, the axis of the rows of each item; default: 0.
+
+    Returns:
+      As one of the pieces, with `num` rows.
+    """
+    first = next(pieces)
+    whole = _allocated(first, num, axes)
+    start = 0
+    for piece in itertools.chain([first], pieces):
+        start += _filled(whole, piece, start, axes)
+    return whole
+
+
+def _allocated(piece: Any, num: int, axes: Sequence[int] = (), axis: int = 0) -> Any:
+    """Arrays of `num` rows like those of a piece."""
+    if isinstance(piece, np.ndarray):
+        shape = (*piece.shape[:axis], num, *piece.shape[axis + 1 :])
+        return np.empty(shape, piece.dtype)
+    if isinstance(piece, dict):  # in the order of the model, which JAX would sort
+        return {m: _allocated(x, num, axis=axis) for m, x in piece.items()}
+    axes = axes or [0] * len(piece)
+    items = zip(piece, axes, strict=True)
+    return tuple(_allocated(x, num, axis=own) for x, own in items)
+
+
+def _filled(
+    whole: Any, piece: Any, start: int, axes: Sequence[int] = (), axis: int = 0
+) -> int:
+    """Writes a piece into its rows, and returns how many they are."""
+    if isinstance(piece, np.ndarray):
+        num = piece.shape[axis]
+        whole[(slice(None),) * axis + (slice(start, start + num),)] = piece
+        return num
+    if isinstance(piece, dict):
+        return [_filled(whole[m], x, start, axis=axis) for m, x in piece.items()][0]
+    axes = axes or [0] * len(piece)
+    items = zip(whole, piece, axes, strict=True)
+    return [_filled(there, x, start, axis=own) for there, x, own in items][0]

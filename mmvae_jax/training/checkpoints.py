@@ -145,7 +145,7 @@ def read(
     with contextlib.closing(
         ocp.CheckpointManager(
             Path(directory).absolute(),
-            options=ocp.CheckpointManagerOptions(read_only=True),
+            options=ocp.CheckpointManagerOptions(create=False),
             item_handlers=ocp.StandardCheckpointHandler(),
         )
     ) as checkpoints:

@@ -39,14 +39,14 @@ runpy.run_module("experiments.run", run_name="__main__", alter_sys=True)
 # After the log of this step, the process gets a signal.
 SIGNALLED = """
 import os, signal
-from experiments.running import terminal
-update = terminal.ProgressBar.update
+from mmvae_jax.interface import progress
+update = progress.ProgressBar.update
 def update_and_stop(self, step, seconds):
     update(self, step, seconds)
     if step >= 8 and not getattr(self, "is_stopped", False):
         self.is_stopped = True
         os.kill(os.getpid(), signal.{name})
-terminal.ProgressBar.update = update_and_stop
+progress.ProgressBar.update = update_and_stop
 """
 # The same while a member is evaluated, or classifiers are trained; says when.
 EVALUATED = """

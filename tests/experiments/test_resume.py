@@ -53,14 +53,14 @@ log.write_json = die
 """
 TERMINATED_AT_STEP = """
 import os, signal
-from experiments.running import terminal
-update = terminal.ProgressBar.update
+from mmvae_jax.interface import progress
+update = progress.ProgressBar.update
 def update_and_stop(self, step, seconds):
     update(self, step, seconds)
     if step >= {step} and not getattr(self, "is_stopped", False):
         self.is_stopped = True
         os.kill(os.getpid(), signal.{signal})
-terminal.ProgressBar.update = update_and_stop
+progress.ProgressBar.update = update_and_stop
 """
 # Name -> (code, signal, the steps at which the next start may resume). All stops of
 # a chain happen to one run, each to the process that resumed it after the last.

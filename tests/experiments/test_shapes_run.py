@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from configs import shapes
 from experiments.drawing.page import render
-from experiments.running import terminal
 from mmvae_jax.evaluation import metrics
+from mmvae_jax.interface import progress
 from mmvae_jax.training.log import read_metrics
 
 pytest_plugins = ("run_fixtures",)
@@ -91,7 +91,7 @@ def test_what_is_left_for_people(unbroken):
 
 
 def test_resumed_bits(config, unbroken, run_here, tmp_path, monkeypatch, last_state):
-    update, stops = terminal.ProgressBar.update, []
+    update, stops = progress.ProgressBar.update, []
 
     def update_and_stop(self, step, seconds):
         update(self, step, seconds)
@@ -100,7 +100,7 @@ def test_resumed_bits(config, unbroken, run_here, tmp_path, monkeypatch, last_st
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(terminal.ProgressBar, "update", update_and_stop)
+        patch.setattr(progress.ProgressBar, "update", update_and_stop)
         code, stdout = run_here(config, tmp_path / "run")
     assert code == 128 + signal.SIGTERM
     code, stdout = run_here(config, tmp_path / "run")

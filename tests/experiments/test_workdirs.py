@@ -2,22 +2,28 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from configs import smoke
 from experiments.running import workdirs
+from mmvae_jax.data.dataset import Dataset, Split
 from mmvae_jax.errors import UsageError
+
+_SPLIT = Split({"m0": np.zeros((1, 8, 8, 3), np.uint8)})
+DATASET = Dataset(_SPLIT, _SPLIT, "0", "none")
 
 
 def claim(workdir, config):
     with workdirs.locked(workdir, config):
-        workdirs.record(workdir, config)
+        workdirs.record(workdir, config, DATASET)
 
 
 def test_a_new_folder(tmp_path):
     workdir = tmp_path / "a" / "b"
     claim(workdir, smoke.get_config())
-    assert {path.name for path in workdir.iterdir()} == {".lock", "config.json"}
+    names = {".lock", "config.json", "description.json"}
+    assert {path.name for path in workdir.iterdir()} == names
 
 
 def test_the_same_config_again(tmp_path):
@@ -39,7 +45,7 @@ def test_a_process_killed_while_it_wrote_its_config(tmp_path):
     (tmp_path / "run" / "config.partial").write_text('{"model": ')
     claim(tmp_path / "run", smoke.get_config())
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {".lock", "config.json"}
+    assert names == {".lock", "config.json", "description.json"}
 
 
 @pytest.mark.parametrize(

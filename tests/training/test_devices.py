@@ -236,14 +236,14 @@ def test_a_member_that_diverges_changes_no_bit_of_the_others_on_any_layout():
 DEVICES = "import jax\njax.config.update('jax_num_cpu_devices', {})\n"
 TERMINATED = """
 import os, signal
-from experiments.running import terminal
-update = terminal.ProgressBar.update
+from mmvae_jax.interface import progress
+update = progress.ProgressBar.update
 def update_and_stop(self, step, seconds):
     update(self, step, seconds)
     if step >= 8 and not getattr(self, "is_stopped", False):
         self.is_stopped = True
         os.kill(os.getpid(), signal.SIGTERM)
-terminal.ProgressBar.update = update_and_stop
+progress.ProgressBar.update = update_and_stop
 """
 
 

@@ -1,0 +1,183 @@
+"""Applies a trained model to new data: a .npz file in, a .npz file out.
+
+    python -m experiments.apply --workdir=runs/tp --member=beta=1 --data=FILE.npz \\
+        --what=embed,impute,score --out=OUT.npz
+
+The arrays of FILE.npz have the names of the model's modalities; one that is not there
+is missing, and `observed`, bool [N, M], tells what else is. OUT.npz holds what was
+asked for, under names such as `embed/mean` and `impute/spread/m0`; captions also as
+text; and what FILE.npz holds beside modalities, such as labels and ids, as it is.
+"""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from PIL import Image
+
+import mmvae_jax
+from experiments.running import command, terminal
+from mmvae_jax.data import arrays
+from mmvae_jax.data.dataset import Split
+from mmvae_jax.errors import UsageError
+from mmvae_jax.evaluation import pictures, samples
+from mmvae_jax.interface import description, trained
+from mmvae_jax.types import OBSERVED
+
+
+def _embed(model: mmvae_jax.Trained, split: Split) -> dict[str, np.ndarray]:
+    """q(z | all that is observed), and each part of z by its name."""
+    found = mmvae_jax.embed(model, split)
+    parts = {
+        f"embed/{name}/{field}": values
+        for name, _ in found.parts
+        if len(found.parts) > 1
+        for field, values in zip(
+            ("mean", "log_variance"), found.part(name), strict=True
+        )
+    }
+    return {"embed/mean": found.mean, "embed/log_variance": found.log_variance} | parts
+
+
+def _impute(model: mmvae_jax.Trained, split: Split) -> dict[str, np.ndarray]:
+    """What is missing: mean, spread, and the draws where --keep_draws."""
+    settings = flags.FLAGS
+    found = mmvae_jax.impute(
+        model,
+        split,
+        num_draws=settings.num_draws,
+        key=settings.seed,
+        keep_draws=settings.keep_draws,
+    )
+    fields = found._asdict().items()
+    return {f"impute/{field}/{m}": x for field, own in fields for m, x in own.items()}
+
+
+def _reconstruct(model: mmvae_jax.Trained, split: Split) -> dict[str, np.ndarray]:
+    """All modalities from one draw given what is observed."""
+    found = mmvae_jax.reconstruct(model, split, key=flags.FLAGS.seed)
+    return {f"reconstruct/{m}": x for m, x in found.items()}
+
+
+def _generate(model: mmvae_jax.Trained, split: Split) -> dict[str, np.ndarray]:
+    """As many tuples from the prior as there are examples."""
+    found = mmvae_jax.generate(model, split.num_examples, flags.FLAGS.seed)
+    return {f"generate/{m}": x for m, x in found.items()}
+
+
+def _score(model: mmvae_jax.Trained, split: Split) -> dict[str, np.ndarray]:
+    """ELBO and log p(x) of what is observed."""
+    return {f"score/{k}": x for k, x in mmvae_jax.score(model, split)._asdict().items()}
+
+
+APPLICATIONS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
+    "embed": _embed,
+    "impute": _impute,
+    "reconstruct": _reconstruct,
+    "generate": _generate,
+    "score": _score,
+}
+
+
+def main() -> None:
+    """Reads, applies and writes."""
+    given = flags.FLAGS
+    out = Path(given.out).expanduser()
+    for name in given.what:
+        if name not in APPLICATIONS:
+            known = ", ".join(APPLICATIONS)
+            raise UsageError(f"--what has {name!r}; choose from {known}")
+    if not given.data or out.suffix != ".npz":
+        raise UsageError("give --data=FILE.npz and --out=OUT.npz")
+    grids_folder = out.with_name(f"{out.stem}_pictures")
+    for path in (out, *([grids_folder] if given.pictures else [])):
+        if path.exists():
+            raise UsageError(f"{path} exists; choose another --out")
+    model = trained.load(Path(given.workdir).expanduser(), **member_of(given.member))
+    held = arrays.read_npz(Path(given.data).expanduser())
+    known = [m.name for m in model.description.modalities]
+    own = {name: x for name, x in held.items() if name in (*known, OBSERVED)}
+    split = description.to_split(model.description, own)
+    others = {name: x for name, x in held.items() if name not in known}
+    del held, own
+    found: dict[str, np.ndarray] = {}
+    with terminal.steps(len(given.what), "applying") as bar:
+        for name in given.what:
+            bar.set_postfix_str(name)
+            found |= APPLICATIONS[name](model, split)
+            bar.update()
+    found |= _texts(model, found) | others
+    _write(out, found)
+    terminal.say(f"{out}: {split.num_examples} examples, {', '.join(found)}")
+    if given.pictures:
+        _draw(model, split, grids_folder)
+        terminal.say(f"pictures are in {grids_folder}")
+
+
+def member_of(text: str) -> dict[str, Any]:
+    """ "beta=1,seed=0" as arguments of `load`."""
+    values: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            if name not in ("beta", "learning_rate", "seed"):
+                raise ValueError
+            values[name] = float(value)
+        except ValueError:
+            raise UsageError(
+                f"--member has {part!r}; write beta=1,learning_rate=0.0005,seed=0"
+            ) from None
+    return values
+
+
+def _texts(
+    model: mmvae_jax.Trained, found: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Tokens among the results, as text."""
+    tokens = {m.name: m for m in model.description.modalities if m.words}
+    return {
+        f"{name}_text": description.to_texts(tokens[name.rpartition("/")[2]], x)
+        for name, x in found.items()
+        if name.rpartition("/")[2] in tokens and x.ndim == 2 and x.dtype == np.int32
+    }
+
+
+def _draw(model: mmvae_jax.Trained, split: Split, folder: Path) -> None:
+    """Pictures of samples, as those of a run."""
+    words = {m.name: m.words for m in model.description.modalities if m.words}
+    key = jax.random.key(flags.FLAGS.seed)
+    drawn = samples.draw_samples(model.model, model.params, split, key)
+    folder.mkdir()
+    for name, grid in pictures.draw_grids(drawn, split, words).items():
+        Image.fromarray(grid.squeeze()).save(folder / f"{name}.png")
+
+
+def _write(out: Path, found: dict[str, np.ndarray]) -> None:
+    """Writes a .npz file whole or not at all, an array after the other."""
+    partial = out.with_suffix(".npz.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(partial, "w") as archive:
+            for name, x in found.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, x, allow_pickle=False)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", "", "folder of a run or of an export")
+    flags.DEFINE_string("member", "", "of a sweep, for instance beta=1,seed=0")
+    flags.DEFINE_string("data", "", "the .npz file of the data")
+    flags.DEFINE_list("what", ["embed"], f"of {', '.join(APPLICATIONS)}")
+    flags.DEFINE_string("out", "", "the .npz file to write; must not exist")
+    flags.DEFINE_integer("num_draws", 20, "draws of what is missing", lower_bound=1)
+    flags.DEFINE_boolean("keep_draws", False, "whether each draw is written")
+    flags.DEFINE_boolean("pictures", False, "whether samples are drawn, beside OUT")
+    flags.DEFINE_integer("seed", 0, "of all draws", lower_bound=0)
+    command.run(main)

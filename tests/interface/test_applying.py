@@ -1,0 +1,247 @@
+"""Applying a trained model: the evaluator's numbers, and what may not matter."""
+
+import jax
+import numpy as np
+import pytest
+
+import mmvae_jax
+from mmvae_jax.data.dataset import Split
+from mmvae_jax.errors import UsageError
+from mmvae_jax.evaluation import evaluate
+from mmvae_jax.evaluation.metric import EvaluationData
+from mmvae_jax.evaluation.metrics import METRICS, linear_probe
+from mmvae_jax.interface import description
+
+N = 11
+RNG = np.random.default_rng(0)
+DATA = {
+    "image": RNG.integers(0, 256, (N, 4, 4, 3)).astype(np.uint8),
+    "waves": RNG.normal(size=(N, 3)).astype(np.float32),
+    "text": np.array(["a red bird", "two blue birds fly", "red"])[np.arange(N) % 3],
+}
+OBSERVED = RNG.random((N, 3)) < 0.6
+OBSERVED[:, 0] |= ~OBSERVED.any(axis=1)
+SETTINGS = {
+    "modality.network_options.widths": (8,),
+    "eval.batch_size": 4,  # the last batch is not full
+    "eval.importance_samples": 3,
+}
+
+
+def fit(model, **more):
+    return mmvae_jax.fit(
+        DATA,
+        model=model,
+        num_steps=3,
+        latent_dim=3,
+        config=SETTINGS,
+        is_shown=False,
+        **more,
+    )
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "mvtcae",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in mmvae_jax.models.MODELS
+            if name not in ("mvtcae", "custom")
+        ),
+    ],
+)
+def trained(request):
+    return fit(request.param)
+
+
+@pytest.fixture(scope="module")
+def split(trained):
+    return description.to_split(trained.description, DATA, OBSERVED)
+
+
+def hidden(values):
+    """DATA with other values where they are not observed."""
+    masked = {m: x.copy() for m, x in DATA.items()}
+    for i, (m, x) in enumerate(masked.items()):
+        x[~OBSERVED[:, i]] = values[m]
+    return masked
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_what_is_missing_has_no_influence(trained):
+    others = {"image": 77, "waves": np.nan, "text": "no such words"}
+    for function, options in (
+        (mmvae_jax.embed, {}),
+        (mmvae_jax.impute, {"num_draws": 2}),
+        (mmvae_jax.score, {}),
+        (mmvae_jax.reconstruct, {}),
+    ):
+        one = function(trained, hidden(others), OBSERVED, **options)
+        assert_same(one, function(trained, DATA, OBSERVED, **options))
+    left_out = {"image": DATA["image"]}
+    masks = np.tile([True, False, False], (N, 1))
+    assert_same(
+        mmvae_jax.embed(trained, left_out), mmvae_jax.embed(trained, DATA, masks)
+    )
+    assert_same(
+        mmvae_jax.embed(trained, DATA, given=["image"]),
+        mmvae_jax.embed(trained, left_out),
+    )
+
+
+def test_scores_are_those_of_the_metrics(trained, split):
+    data = EvaluationData(split, split, None, batch_size=4)
+    key = jax.random.fold_in(jax.random.key(trained.config.eval.seed), trained.step)
+    found = mmvae_jax.score(trained, DATA, OBSERVED)
+    names = ("elbo", "log_likelihood")
+    options = {"elbo": {}, "log_likelihood": {"num_samples": 3}}
+    values = {
+        name: METRICS[name].compute(
+            trained.model,
+            trained.params,
+            data,
+            evaluate.key_of(name, key),
+            **options[name],
+        )[name]
+        for name in names
+    }
+    assert values["log_likelihood"] == found.log_likelihood.mean()
+    np.testing.assert_allclose(values["elbo"], found.elbo.mean(), rtol=1e-14)
+
+
+def test_embeddings_are_those_of_the_probe_where_nothing_is_drawn(trained, split):
+    model, params = trained.model, trained.params
+    keys = jax.random.split(jax.random.key(0))
+    ours = mmvae_jax.embed(trained, DATA, OBSERVED)
+    one, other = (
+        linear_probe.embed(model, params, split, key, batch_size=4) for key in keys
+    )
+    if np.array_equal(one, other):
+        np.testing.assert_array_equal(ours.mean, one)
+    else:  # a mixture: a draw is one of its components
+        assert not np.array_equal(ours.mean, one)
+    assert ours.mean.shape == ours.log_variance.shape == (N, model.latent_dim)
+    assert sum(size for _, size in ours.parts) == model.latent_dim
+    for name, size in ours.parts:
+        assert ours.part(name)[0].shape == (N, size)
+    with pytest.raises(UsageError, match="no part 'none'"):
+        ours.part("none")
+
+
+def test_what_is_imputed(trained, split):
+    found = mmvae_jax.impute(trained, DATA, OBSERVED, num_draws=3, key=1)
+    again = mmvae_jax.impute(trained, DATA, OBSERVED, num_draws=3, key=1)
+    assert_same(found, again)
+    assert list(found.mean) == list(DATA)
+    for i, (m, x) in enumerate(split.modalities.items()):
+        is_there = OBSERVED[:, i]
+        assert found.mean[m].dtype == x.dtype and found.draws[m].dtype == x.dtype
+        assert found.draws[m].shape == (3, *x.shape)
+        np.testing.assert_array_equal(found.mean[m][is_there], x[is_there])
+        np.testing.assert_array_equal(
+            found.draws[m][:, is_there], np.stack([x[is_there]] * 3)
+        )
+        assert not found.spread[m][is_there].any()
+        assert (found.spread[m][~is_there] > 0).any(), "draws differ"
+    missing = ~OBSERVED[:, 1]
+    draws = found.draws["waves"].astype(np.float64)
+    np.testing.assert_allclose(
+        found.mean["waves"][missing], draws.mean(axis=0)[missing], rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        found.spread["waves"][missing], draws.std(axis=0)[missing], rtol=1e-4, atol=1e-6
+    )
+
+
+def test_generated_examples_have_the_form_of_the_data(trained, split):
+    found = mmvae_jax.generate(trained, 6, jax.random.key(3))
+    assert list(found) == list(DATA)
+    for m, x in split.modalities.items():
+        assert found[m].shape == (6, *x.shape[1:]) and found[m].dtype == x.dtype
+    assert_same(found, mmvae_jax.generate(trained, 6, 3))
+    longer = mmvae_jax.generate(trained, 8, 3)
+    assert_same(found, {m: x[:6] for m, x in longer.items()})
+
+
+def test_reconstructions_have_the_form_of_the_data(trained, split):
+    found = mmvae_jax.reconstruct(trained, DATA, given="waves")
+    for m, x in split.modalities.items():
+        assert found[m].shape == x.shape and found[m].dtype == x.dtype
+
+
+def test_words_tokens_and_texts_are_the_same(trained):
+    text = trained.description.modalities[2]
+    split = description.to_split(trained.description, {"text": DATA["text"]})
+    assert description.to_texts(text, split.modalities["text"]).tolist() == list(
+        DATA["text"]
+    )
+    words = np.array(text.words)[split.modalities["text"]]
+    assert_same(
+        split.modalities,
+        description.to_split(trained.description, {"text": words}).modalities,
+    )
+    assert isinstance(split, Split)
+
+
+@pytest.mark.parametrize(
+    ("data", "observed", "line"),
+    [
+        ({"sound": DATA["waves"]}, None, "'sound' is no modality of this model"),
+        ({"labels": np.zeros(N, int)}, None, "none of the modalities image, waves"),
+        ({"image": DATA["image"][:, :3]}, None, "images uint8 [N, 4, 4, 3]"),
+        ({"image": DATA["image"] / 255}, None, "images uint8 [N, 4, 4, 3]"),
+        ({"waves": DATA["text"]}, None, "vectors float32 [N, 3]"),
+        ({"waves": np.full((N, 3), np.nan)}, None, "waves holds NaN or infinity"),
+        ({"text": np.full((N, 5), 99)}, None, "the model knows 0 to"),
+        ({"text": np.full((N, 5), "cat")}, None, "the word 'cat'"),
+        (DATA | {"waves": DATA["waves"][1:]}, None, "equally many examples"),
+        (DATA, np.ones((N, 2), bool), "observed must be bool (11, 3)"),
+        (DATA, np.zeros((N, 3), bool), "example 0 has no modality"),
+        (DATA, {"image": np.ones(3, bool)}, "observed['image'] is bool (3,)"),
+    ],
+)
+def test_data_that_do_not_fit_are_named(trained, data, observed, line):
+    with pytest.raises(UsageError) as caught:
+        mmvae_jax.embed(trained, data, observed)
+    assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_wrong_arguments_are_named(trained):
+    with pytest.raises(UsageError, match="num_draws must be >= 1"):
+        mmvae_jax.impute(trained, DATA, num_draws=0)
+    with pytest.raises(UsageError, match="num must be >= 1"):
+        mmvae_jax.generate(trained, 0)
+    with pytest.raises(UsageError, match="'sound' is no modality"):
+        mmvae_jax.embed(trained, DATA, given=["sound"])
+
+
+def test_a_sweep_gives_a_model_a_member():
+    both = fit("mvae", beta=(0.5, 2.0))
+    alone = fit("mvae", beta=2.0)
+    assert [one.member.beta for one in both] == [0.5, 2.0]
+    assert_same(both[1].params, alone.params)
+    assert both[0].history[-1]["step"] == 3
+    assert len(both[0].history) == 3
+    assert_same(mmvae_jax.embed(both[1], DATA), mmvae_jax.embed(alone, DATA))
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"model": "nobody"}, "unknown model 'nobody'"),
+        ({"model": "mvae", "options": {"alpha": 1}}, "is no option of the model"),
+        ({"model": "mvae", "beta": -1.0}, "config.sweep.beta must be >= 0"),
+        ({"model": "mvae", "config": {"train.nothing": 1}}, "no setting 'train.noth"),
+        ({"model": "mvae", "likelihood": {"x": "laplace"}}, "likelihood names 'x'"),
+        ({"model": "mvae", "observed": np.zeros((N, 3), bool)}, "no modality that is"),
+        ({"model": "mvae", "num_steps": 0}, "config.train.num_steps must be >= 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named_before_training(options, line):
+    with pytest.raises(UsageError) as caught:
+        mmvae_jax.fit(DATA, is_shown=False, **options)
+    assert line in str(caught.value) and "\n" not in str(caught.value)
