@@ -212,9 +212,9 @@ def _prepare_runs(folder: str, configs: Mapping[str, Any]) -> dict[str, int]:
                 continue
             made.add(asked)
             checks.check(config)
-            sweep = build.build(config, members, stop)
+            sweep = build.build(config)
             try:
-                evaluator.get_judges(sweep, config.eval.metrics)
+                evaluator.get_judges(sweep, config.eval.metrics, stop)
             except command.Stopped as stopped:
                 # No Exception, which is what Ray can hand over.
                 raise RuntimeError(f"stopped by signal {stopped}") from None

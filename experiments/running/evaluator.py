@@ -9,25 +9,29 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.running import build, processes, terminal
+from experiments.running import processes, signals, terminal
 from experiments.running.command import Stopped
 from mmvae_jax.evaluation import evaluate, judges, needs, pictures
 from mmvae_jax.evaluation.metric import EvaluationData
 from mmvae_jax.evaluation.samples import draw_samples
+from mmvae_jax.interface import sweeps
 from mmvae_jax.interface.progress import ProgressBar
 from mmvae_jax.training import devices, loop
 from mmvae_jax.training.step import TrainState
 
 
 def make_evaluator(
-    sweep: build.Sweep, metrics: dict[str, Callable], writer
+    sweep: sweeps.Sweep,
+    metrics: dict[str, Callable],
+    stop: signals.Signals,
+    writer: Any,
 ) -> Callable:
     """A function (step, state) -> tag -> value of every member, also written."""
     config = sweep.config
     model = evaluate.compile_model(sweep.model)
     given = EvaluationData(
         train=sweep.dataset.train,
-        test=build.evaluated(sweep.dataset, config.eval),
+        test=sweeps.evaluated(sweep.dataset, config.eval),
         classifiers=None,
         batch_size=config.eval.batch_size,
         words=sweep.dataset.words,
@@ -37,7 +41,7 @@ def make_evaluator(
 
     def evaluate_all(step: int, state: TrainState) -> list[dict[str, float]]:
         if not trained:
-            trained.update(get_judges(sweep, metrics))
+            trained.update(get_judges(sweep, metrics, stop))
         data = given._replace(**trained)
         # The same draws for every member: differences are theirs alone.
         key = jax.random.fold_in(jax.random.key(config.eval.seed), step)
@@ -53,13 +57,13 @@ def make_evaluator(
             )
 
         name = f"evaluation at step {step}"
-        found = _evaluate_members(sweep, state, evaluate_one, len(metrics), name)
+        found = _evaluate_members(sweep, state, evaluate_one, len(metrics), name, stop)
         if writer is not None:
             _write_evaluation(writer, step, found)
         return [one.values for one in found]
 
     def evaluator(step: int, state: TrainState) -> list[dict[str, float]]:
-        with sweep.stop.at_once():
+        with stop.at_once():
             return evaluate_all(step, state)
 
     return evaluator
@@ -89,11 +93,12 @@ def _write_evaluation(writer: Any, step: int, found: Sequence[Evaluated]) -> Non
 
 
 def _evaluate_members(
-    sweep: build.Sweep,
+    sweep: sweeps.Sweep,
     state: TrainState,
     evaluate_one: Callable,
     num_metrics: int,
     name: str,
+    stop: signals.Signals,
 ) -> list[Evaluated]:
     """Evaluates every member on one device that holds it, all devices at a time.
 
@@ -103,6 +108,7 @@ def _evaluate_members(
       evaluate_one: (params, announce: name of a metric -> None) -> Evaluated.
       num_metrics: how often it announces one.
       name: of the progress bar.
+      stop: the signals received so far.
 
     Returns:
       The results of all members, also of those in other processes.
@@ -121,8 +127,8 @@ def _evaluate_members(
     with terminal.steps(total, name) as bar:
 
         def announce(metric: str) -> None:
-            if sweep.stop:
-                raise Stopped(sweep.stop[0])
+            if stop:
+                raise Stopped(stop[0])
             bar.set_postfix_str(metric)
             bar.update()
 
@@ -140,14 +146,16 @@ def _evaluate_members(
                     list(pool.map(evaluate_share, shares))
         except Stopped:
             own = None
-    everyone = processes.exchange((own, sweep.stop[:1]))
+    everyone = processes.exchange((own, stop[:1]))
     if any(part is None for part, _ in everyone):
         raise Stopped(next(itertools.chain(*(stop for _, stop in everyone))))
     found = {k: one for part, _ in everyone for k, one in part.items()}
     return [found[k] for k in range(num)]
 
 
-def get_judges(sweep: build.Sweep, metrics: Iterable[str]) -> dict[str, Any]:
+def get_judges(
+    sweep: sweeps.Sweep, metrics: Iterable[str], stop: signals.Signals
+) -> dict[str, Any]:
     """The judges that metrics need, found beside the data or trained.
 
     Returns:
@@ -161,12 +169,12 @@ def get_judges(sweep: build.Sweep, metrics: Iterable[str]) -> dict[str, Any]:
     @contextlib.contextmanager
     def watched(name: str, settings: Any) -> Iterator[loop.Events]:
         with ProgressBar(0, settings.num_steps, settings.batch_size, name) as bar:
-            yield loop.Events(progress=bar.update, is_stopping=lambda: bool(sweep.stop))
+            yield loop.Events(progress=bar.update, is_stopping=lambda: bool(stop))
 
     def find() -> dict[str, Any]:
         found = judges.get_judges(kinds, sweep.config, sweep.complete, watched)
         if found is None:
-            raise Stopped(sweep.stop[0])
+            raise Stopped(stop[0])
         return found
 
     return processes.run_first_then_others(find)

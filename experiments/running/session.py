@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,13 +17,12 @@ import numpy as np
 from experiments.running import build, processes, signals, terminal, workdirs
 from experiments.running.command import Stopped
 from experiments.running.evaluator import make_evaluator
-from mmvae_jax.interface import checks
+from mmvae_jax.interface import checks, sweeps
 from mmvae_jax.interface.progress import ProgressBar
 from mmvae_jax.training import checkpoints, devices, loop
 from mmvae_jax.training.log import RunWriter, member_name, write_json
 from mmvae_jax.training.mapping import Prepared, prepare
 from mmvae_jax.training.step import TrainState
-from mmvae_jax.training.sweep import grid
 
 
 def train_and_evaluate(config: Any, workdir: Path) -> int:
@@ -39,7 +39,6 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
       UsageError: a mistake in the config, the data or the working directory.
     """
     metrics = checks.check(config)
-    members = grid(config.sweep)
     with contextlib.ExitStack() as stack:
         processes.run_on_first(
             lambda: stack.enter_context(workdirs.locked(workdir, config))
@@ -52,14 +51,14 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
             with signals.caught_signals() as stop:
                 try:
                     with stop.at_once():
-                        sweep = build.build(config, members, stop)
+                        sweep = build.build(config)
                         record = partial(
                             workdirs.record, workdir, config, sweep.dataset
                         )
                         processes.run_on_first(record)
                         prepared = prepare_program(sweep, workdir)
                         sweep = sweep._replace(execution=prepared.execution)
-                    results, finite = run(sweep, prepared, metrics, workdir)
+                    results, finite = run(sweep, prepared, metrics, workdir, stop)
                     seconds = time.perf_counter() - start
                     summary = _summarise(sweep, results, finite, seconds)
                     write = partial(write_json, workdir / "summary.json", summary)
@@ -76,7 +75,7 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
         return 0 if any(member["finite"] for member in summary["members"]) else 1
 
 
-def prepare_program(sweep: build.Sweep, workdir: Path) -> Prepared:
+def prepare_program(sweep: sweeps.Sweep, workdir: Path) -> Prepared:
     """The program of a run and its first states; says what is not by the rule.
 
     Raises:
@@ -105,10 +104,11 @@ def prepare_program(sweep: build.Sweep, workdir: Path) -> Prepared:
 
 
 def run(
-    sweep: build.Sweep,
+    sweep: sweeps.Sweep,
     prepared: Prepared,
     metrics: dict[str, Callable],
     workdir: Path,
+    stop: signals.Signals,
 ) -> tuple[list[dict[str, float]], np.ndarray]:
     """Trains from the last checkpoint, or from the start, and evaluates.
 
@@ -135,7 +135,7 @@ def run(
             stack.callback(writer.close)
             if step == 0:
                 writer.write_hparams(sweep.config.to_dict())
-        evaluator = make_evaluator(sweep, metrics, writer)
+        evaluator = make_evaluator(sweep, metrics, stop, writer)
         finite = np.array(devices.gather(state.finite, layout))
         is_due = settings.eval_every_steps and step % settings.eval_every_steps == 0
         if 0 < step < settings.num_steps and is_due:
@@ -155,19 +155,25 @@ def run(
             batch_size=settings.batch_size,
             data_seed=settings.data_seed,
             execution=sweep.execution,
-            events=make_events(sweep, writer, bar, saved, evaluator, finite),
+            events=make_events(sweep, stop, writer, bar, saved, evaluator, finite),
         )
         bar.close()
         step = int(devices.first(state.step))
         checkpoints.save(saved, step, state)
-        for number in itertools.chain(*processes.exchange(sweep.stop[:1])):
+        for number in itertools.chain(*processes.exchange(stop[:1])):
             raise Stopped(number)
         results = evaluator(step, state)
         return results, np.asarray(devices.gather(state.finite, layout))
 
 
 def make_events(
-    sweep: build.Sweep, writer, bar, saved, evaluator, finite: np.ndarray
+    sweep: sweeps.Sweep,
+    stop: signals.Signals,
+    writer: Any,
+    bar: ProgressBar,
+    saved: Any,
+    evaluator: Callable,
+    finite: np.ndarray,
 ) -> loop.Events:
     """Functions that the train loop calls: log, progress bar, checkpoints, metrics.
 
@@ -175,8 +181,9 @@ def make_events(
     members that an earlier start has reported.
     """
     reported = set(np.flatnonzero(~finite).tolist())
+    is_over = threading.Event()  # all members have diverged: nothing is left to train
     if not finite.any():
-        sweep.is_over.set()
+        is_over.set()
 
     def log(step: int, metrics: dict, finite: np.ndarray) -> None:
         scalars = [
@@ -195,8 +202,8 @@ def make_events(
                     f"member {k} ({name}) has diverged by step {step}: its last finite "
                     "parameters are kept, the other members go on"
                 )
-        if not finite.any() and not sweep.is_over.is_set():
-            sweep.is_over.set()
+        if not finite.any() and not is_over.is_set():
+            is_over.set()
             terminal.say(f"all members have diverged by step {step}: training ends")
 
     settings = sweep.config.train
@@ -217,12 +224,12 @@ def make_events(
         save_every_steps=settings.checkpoint_every_steps,
         save=lambda step, state: checkpoints.save(saved, step, state),
         progress=bar.update,
-        is_stopping=lambda: bool(sweep.stop) or sweep.is_over.is_set(),
+        is_stopping=lambda: bool(stop) or is_over.is_set(),
     )
 
 
 def _summarise(
-    sweep: build.Sweep, results: list[dict], finite: np.ndarray, seconds: float
+    sweep: sweeps.Sweep, results: list[dict], finite: np.ndarray, seconds: float
 ) -> dict:
     """The content of summary.json."""
     return {

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from configs.arrays import get_config
-from experiments.running import build, signals
+from experiments.running import build
 from mmvae_jax.data import arrays
 from mmvae_jax.errors import UsageError
-from mmvae_jax.training import sweep
 from mmvae_jax.types import TokenShape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,4 +200,4 @@ def test_metrics_that_need_labels_need_them_in_both_files(metric, unlabelled, tm
     config.eval.metrics = (metric,)
     config.train.batch_size = 10
     with pytest.raises(UsageError, match="labels"):
-        build.build(config, sweep.grid(config.sweep), signals.Signals())
+        build.build(config)

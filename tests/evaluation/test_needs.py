@@ -179,18 +179,18 @@ def test_the_judges_of_a_run_are_those_that_its_metrics_need(monkeypatch, tmp_pa
     sweep = SimpleNamespace(
         config=setting.config, dataset=setting.dataset, complete=setting.complete
     )
-    sweep.stop = []
-    assert evaluator.get_judges(sweep, ("elbo", "swd")) == {} and calls == []
-    assert evaluator.get_judges(sweep, ("matching", "coherence", "frechet")) == {
+    assert evaluator.get_judges(sweep, ("elbo", "swd"), []) == {} and calls == []
+    assert evaluator.get_judges(sweep, ("matching", "coherence", "frechet"), []) == {
         "classifiers": "classifiers of toy",
         "matchers": "matchers of toy",
     }
-    assert evaluator.get_judges(sweep, ("attributes",)) == {"readers": "readers of toy"}
+    assert evaluator.get_judges(sweep, ("attributes",), []) == {
+        "readers": "readers of toy"
+    }
     # Classifiers of attributes are kept beside those of labels.
     assert calls[-1] == ("readers", tmp_path / "classifiers")
-    sweep.stop = [15]
     with pytest.raises(command.Stopped):
-        evaluator.get_judges(sweep, ("coherence",))
+        evaluator.get_judges(sweep, ("coherence",), [15])
 
 
 @pytest.mark.parametrize("name", METRICS)

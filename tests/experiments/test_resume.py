@@ -183,12 +183,11 @@ def test_what_is_evaluated_has_been_saved(monkeypatch):
     settings = SimpleNamespace(
         log_every_steps=4, eval_every_steps=3, checkpoint_every_steps=2, num_steps=9
     )
-    sweep = SimpleNamespace(
-        config=SimpleNamespace(train=settings), stop=signals.Signals(), is_over=None
-    )
+    sweep = SimpleNamespace(config=SimpleNamespace(train=settings))
     bar = SimpleNamespace(update=None)
+    stop, finite = signals.Signals(), np.array([True])
     events = session.make_events(
-        sweep, None, bar, "saved", lambda *x: calls.append(x), np.array([True])
+        sweep, stop, None, bar, "saved", lambda *x: calls.append(x), finite
     )
     events.evaluate(3, "state")
     assert calls == [("save", "saved", 3, "state"), (3, "state")]

@@ -4,7 +4,6 @@ In float32 a value is finite where the mathematics gives less than about 3e38: w
 references of these tests, in float64, exceed is not asked for.
 """
 
-import threading
 from types import SimpleNamespace
 
 import hypothesis
@@ -156,21 +155,16 @@ def test_parameters_stay_finite_where_a_step_would_not(rate, is_finite):
 
 
 def events_of(said, monkeypatch, finite):
-    """The events of a run of three members, what it says, and whether it is over."""
+    """The events of a run of three members, and what it says."""
     monkeypatch.setattr(terminal, "say", said.append)
     settings = SimpleNamespace(
         log_every_steps=1, eval_every_steps=0, checkpoint_every_steps=1, num_steps=9
     )
-    over = threading.Event()
-    sweep = SimpleNamespace(
-        members=MEMBERS,
-        config=SimpleNamespace(train=settings),
-        stop=signals.Signals(),
-        is_over=over,
-    )
+    sweep = SimpleNamespace(members=MEMBERS, config=SimpleNamespace(train=settings))
     writer = SimpleNamespace(write_scalars=lambda step, scalars: None)
-    bar = SimpleNamespace(update=None)
-    return session.make_events(sweep, writer, bar, None, None, np.array(finite)), over
+    bar = SimpleNamespace(update=None, losses=[])
+    stop = signals.Signals()
+    return session.make_events(sweep, stop, writer, bar, None, None, np.array(finite))
 
 
 def log_all(events, *flags):
@@ -180,18 +174,18 @@ def log_all(events, *flags):
 
 def test_a_member_is_reported_once_also_by_a_resumed_run(monkeypatch):
     said = []
-    events, over = events_of(said, monkeypatch, [True, False, True])
+    events = events_of(said, monkeypatch, [True, False, True])
     log_all(events, *3 * [[True, False, True]], *3 * [[True, False, False]])
     (line,) = said
     assert line.startswith("member 2 (beta=4,seed=0") and "by step 4" in line
-    assert not over.is_set() and not events.is_stopping()
+    assert not events.is_stopping()
     log_all(events, *2 * [[False, False, False]])
     assert len(said) == 3 and "training ends" in said[2]
     assert events.is_stopping()
 
 
 def test_a_resumed_run_of_which_nothing_is_left_ends_at_once(monkeypatch):
-    events, _ = events_of([], monkeypatch, [False, False, False])
+    events = events_of([], monkeypatch, [False, False, False])
     assert events.is_stopping()
 
 

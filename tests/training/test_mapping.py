@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.running import build, session, signals, workdirs
+from experiments.running import build, session, workdirs
 from mmvae_jax import models, networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.judges import classifiers
 from mmvae_jax.networks import layers
 from mmvae_jax.training import loop, mapping, step
 from mmvae_jax.training.execution import MAX_STEPS_PER_CALL, Execution
-from mmvae_jax.training.sweep import Member, grid, stack_hyper, stack_keys
+from mmvae_jax.training.sweep import Member, stack_hyper, stack_keys
 from mmvae_jax.types import Hyper, TokenShape
 
 pytest_plugins = ("run_fixtures",)
@@ -159,7 +159,7 @@ def test_a_mapping_that_cannot_be_read(tmp_path, found):
 
 def test_a_run_of_an_earlier_version_keeps_its_mapping(smoke_config, tmp_path, capsys):
     config = smoke_config("mvae")
-    sweep = build.build(config, grid(config.sweep), signals.Signals())
+    sweep = build.build(config)
     capsys.readouterr()
     assert session.prepare_program(sweep, tmp_path).execution == sweep.execution
     assert capsys.readouterr().out == ""
@@ -178,7 +178,7 @@ def test_a_run_beyond_the_memory_is_trained_in_chunks(
     # Large batches, of which a step needs more than the states.
     changes = {"train.mapping": "vmap", "train.batch_size": 512}
     config = smoke_config("mvae", changes | {"eval.metrics": ("elbo",)})
-    sweep = build.build(config, grid(config.sweep), signals.Signals())
+    sweep = build.build(config)
     whole = session.prepare_program(sweep, tmp_path)
     assert whole.execution.members_at_once == 0
     assert run_here(config, tmp_path / "whole")[0] == 0
