@@ -44,6 +44,12 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
             lambda: stack.enter_context(workdirs.locked(workdir, config))
         )
         summary = processes.run_on_first(lambda: workdirs.read_summary(workdir))
+        if summary is not None and summary["num_steps"] < config.train.num_steps:
+            terminal.say(
+                f"{workdir} is trained for {summary['num_steps']} steps, and goes on "
+                f"to {config.train.num_steps}"
+            )
+            summary = None
         if summary is not None:
             terminal.say(f"{workdir} is finished; its results:")
         else:

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +59,31 @@ def locked(workdir: Path, config: Any) -> Iterator[None]:
                 "another --workdir"
             ) from error
         if path.exists():
-            compare(workdir, config, old_configs.upgraded(read_json(path)))
+            compare_training(workdir, config, old_configs.upgraded(read_json(path)))
         yield
 
 
 def record(workdir: Path, config: Any, dataset: Dataset) -> None:
-    """Writes config.json and description.json, once what they describe is there."""
-    contents = {
-        trained.DESCRIPTION: description.to_json(description.describe(dataset)),
-        trained.CONFIG: resolved(config),  # the last: it makes the folder a run
-    }
-    for name, content in contents.items():
-        if not (workdir / name).exists():
-            log.write_json(workdir / name, content)
+    """Writes config.json and description.json, once what they describe is there.
+
+    A run that goes on for more steps than it was started for has the config of now; its
+    former summary is kept under the name summary_STEPS.json.
+    """
+    describe(workdir, dataset)
+    summary = read_summary(workdir)
+    if summary is not None:
+        former = workdir / f"summary_{summary['num_steps']}.json"
+        (workdir / "summary.json").replace(former)
+    path, content = workdir / trained.CONFIG, resolved(config)
+    if not path.exists() or read_json(path) != content:
+        log.write_json(path, content)  # the last: it makes the folder a run
+
+
+def describe(workdir: Path, dataset: Dataset) -> None:
+    """Writes description.json where it is not there."""
+    path = workdir / trained.DESCRIPTION
+    if not path.exists():
+        log.write_json(path, description.to_json(description.describe(dataset)))
 
 
 def earlier_mapping(workdir: Path, device: str, layout: Layout) -> str | None:
@@ -169,20 +181,65 @@ def compare(
     """
     ours, theirs = _flatten(resolved(config)), _flatten(found)
     names = ours.keys() & theirs.keys() if is_finished else ours.keys() | theirs.keys()
+    _refuse(workdir, ours, theirs, names)
+
+
+def compare_training(workdir: Path, config: Any, found: Any) -> None:
+    """Refuses a directory whose run was trained with another config.
+
+    How a run is evaluated is no part of what it is, and it may go on for more steps.
+
+    Args:
+      workdir: the directory, for the message.
+      config: the one asked for.
+      found: what config.json holds.
+
+    Raises:
+      UsageError: they differ.
+    """
+    ours, theirs = _flatten(resolved(config)), _flatten(found)
+    names = {x for x in ours.keys() | theirs.keys() if not x.startswith(_EVALUATION)}
+    steps = "config.train.num_steps"
+    before, now = theirs.get(steps), ours[steps]
+    if isinstance(before, int) and now > before:
+        names.remove(steps)
+    _refuse(workdir, ours, theirs, names)
+
+
+# Sections that say how a run is evaluated, and no part of how it is trained.
+_EVALUATION = ("config.eval.", "config.classifier.", "config.matcher.")
+
+
+def _refuse(
+    workdir: Path, ours: dict[str, Any], theirs: dict[str, Any], names: Iterable[str]
+) -> None:
+    """Raises a UsageError that names the first of the fields that differ."""
     differing = sorted(
         name
         # A run may be continued on other devices.
-        for name in names - {"config.train.mesh"}
+        for name in set(names) - {"config.train.mesh"}
         if name not in ours or name not in theirs or ours[name] != theirs[name]
     )
-    if differing:
-        name = differing[0]  # cut in the message: what is read may be anything
-        more = f" (and {len(differing) - 1} more fields)" if len(differing) > 1 else ""
-        raise UsageError(
-            f"{workdir} holds a run with another config: {_show(name)} is "
-            f"{_show(theirs.get(name, 'absent'))} there and "
-            f"{_show(ours.get(name, 'absent'))} here{more}; choose another --workdir"
+    if not differing:
+        return
+    name = differing[0]  # cut in the message: what is read may be anything
+    more = f" (and {len(differing) - 1} more fields)" if len(differing) > 1 else ""
+    advice = "choose another --workdir"
+    if all(name.startswith("config.sweep.") for name in differing):
+        advice = (
+            "train further members in a folder of their own beside it, --workdir="
+            f"{workdir}_more with their values alone: report, figures and claims of "
+            "the folder that holds both read them as one sweep"
         )
+    if name == "config.train.num_steps":
+        advice = (
+            f"it has been trained for {_show(theirs.get(name))}, give as many or more"
+        )
+    raise UsageError(
+        f"{workdir} holds a run with another config: {_show(name)} is "
+        f"{_show(theirs.get(name, 'absent'))} there and "
+        f"{_show(ours.get(name, 'absent'))} here{more}; {advice}"
+    )
 
 
 def _flatten(tree: Any, prefix: str = "config") -> dict[str, Any]:

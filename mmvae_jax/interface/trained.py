@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,9 @@ from mmvae_jax.evaluation import evaluate
 from mmvae_jax.interface import description as descriptions
 from mmvae_jax.interface import exports, old_configs, settings
 from mmvae_jax.interface.description import Description
-from mmvae_jax.training import checkpoints, step, sweep
+from mmvae_jax.training import checkpoints, sweep
+from mmvae_jax.training import step as training_step
+from mmvae_jax.training.step import TrainState
 from mmvae_jax.training.sweep import Member
 from mmvae_jax.types import MultimodalVAE, Params
 
@@ -120,9 +123,9 @@ def _load_run(folder: Path, asked: Member, step: int | None) -> Trained:
     description = _description(read_json(folder / DESCRIPTION), folder / DESCRIPTION)
     members = sweep.grid(config.sweep)
     k = choose_member(members, asked, folder)
-    found = checkpoints.read(
-        folder / "checkpoints", _like_state(config, description, members), step
-    )
+    model = models.make_model(config, description.shapes())
+    like = like_state(config, description, model)
+    found = checkpoints.read(folder / "checkpoints", like, step)
     if found is None:
         raise UsageError(f"{folder} holds no checkpoint yet: nothing to load")
     at, state = found
@@ -132,14 +135,20 @@ def _load_run(folder: Path, asked: Member, step: int | None) -> Trained:
     )
 
 
-def _like_state(config: Any, description: Description, members: list[Member]) -> Any:
-    """Shapes of the state of all members, without computing anything."""
-    model = models.make_model(config, description.shapes())
-    task = step.vae_task(model, config.train.clip_norm)
-    batch = descriptions.blank_batch(description, 1)
-    make = jax.vmap(step.init_state, in_axes=(None, 0, 0, None))
+def like_state(config: Any, shown: Description, model: MultimodalVAE) -> TrainState:
+    """Shapes and types of the state of all members, without computing anything.
+
+    Args:
+      config: as of `settings.get_config`.
+      shown: of the data.
+      model: of the config.
+    """
+    members = sweep.grid(config.sweep)
+    task = training_step.vae_task(model, config.train.clip_norm)
+    batch = descriptions.blank_batch(shown, 1)
+    make = jax.vmap(partial(training_step.init_state, task, batch=batch))
     return jax.eval_shape(
-        lambda hyper, keys: make(task, hyper, keys, batch),
+        lambda hyper, key: make(hyper=hyper, key=key),
         sweep.stack_hyper(members),
         sweep.stack_keys(members),
     )

@@ -20,6 +20,9 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.files import write_whole
 from mmvae_jax.training.sweep import Member
 
+# Field of lines of evaluations that were added to a run later.
+DATE = "date"
+
 
 class RunWriter:
     """Writes the metrics and samples of all members of a run.
@@ -29,16 +32,22 @@ class RunWriter:
       members: the members of the sweep.
     """
 
-    def __init__(self, workdir: Path, members: Sequence[Member], step: int):
+    def __init__(
+        self, workdir: Path, members: Sequence[Member], step: int | None, date: str = ""
+    ):
         """Opens the files of a run that continues at `step` (0 = a new run).
 
         Lines that an interrupted run logged beyond `step` are dropped, and so are
-        evaluations of `step` itself: they will be logged again.
+        evaluations of `step` itself: they will be logged again. Nothing is dropped
+        where `step` is None: for evaluations that are added to a run later. Those have
+        a `date`, which is written with them, and are not dropped at `step` itself.
         """
         self.workdir = workdir
         self.members = members
+        self._date = {DATE: date} if date else {}
         self._path = workdir / "metrics.jsonl"
-        _drop_lines_to_come(self._path, step)
+        if step is not None:
+            _drop_lines_to_come(self._path, step)
         self._file = open(self._path, "a")  # noqa: SIM115 (closed by close())
         self._boards = [
             tensorboardX.SummaryWriter(
@@ -52,7 +61,7 @@ class RunWriter:
         """Writes tag -> value of every member at a step, at once and to the disk."""
         lines = []
         for k, (member, values) in enumerate(zip(self.members, scalars, strict=True)):
-            head = {"step": step, "member": k, **member._asdict()}
+            head = {"step": step, "member": k, **member._asdict(), **self._date}
             lines.append(json.dumps(jsonable({**head, **values}), allow_nan=False))
             for tag, value in values.items():
                 self._boards[k].add_scalar(tag, value, step)
@@ -164,6 +173,11 @@ def _drop_lines_to_come(path: Path, step: int) -> None:
         # The log of a step is complete before its checkpoint, an evaluation may
         # have been cut off between two members.
         if line["step"] < step
-        or (line["step"] == step and not any(t.startswith("eval/") for t in line))
+        or (line["step"] == step and (DATE in line or not _is_evaluation(line)))
     ]
     write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _is_evaluation(line: Mapping[str, Any]) -> bool:
+    """Whether a line of metrics.jsonl has values of metrics."""
+    return any(tag.startswith("eval/") for tag in line)

@@ -153,8 +153,12 @@ def fit(
         step += num
         clock.finish()  # of the call before
         totals, every = None, events.log_every_steps
-        if _is_at(step, every) or (every and step == num_steps):
+        if _is_at(step, every):
             state, totals = _take_totals(state, layout)
+        elif every and step == num_steps:
+            # Not set to zero: a run that goes on from here has the same logs as one
+            # that never stopped.
+            _, totals = _take_totals(state, layout)
         clock.call = _Call(step, num, done, totals)
         _save_and_evaluate(clock, events, step, state)
     clock.finish()

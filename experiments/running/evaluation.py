@@ -1,0 +1,90 @@
+"""Metrics of a run that is there already, added to what it has."""
+
+import contextlib
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.running import build, signals, terminal, workdirs
+from experiments.running.command import Stopped
+from experiments.running.evaluator import make_evaluator
+from mmvae_jax.errors import UsageError
+from mmvae_jax.interface import checks, description, trained
+from mmvae_jax.training import checkpoints
+from mmvae_jax.training.log import RunWriter, write_json
+
+
+def evaluate(
+    workdir: Path, changes: Mapping[str, Any], step: int | None, date: str
+) -> int:
+    """Computes the metrics of a run at one of its checkpoints.
+
+    Args:
+      workdir: folder of the run.
+      changes: "section.field" -> value, to the settings of its config.json.
+      step: of the checkpoint; None: the last.
+      date: is written with the values.
+
+    Returns:
+      The exit code: 0, or 128 + n after signal n.
+
+    Raises:
+      UsageError: there is no such run or checkpoint, or a metric cannot be computed.
+    """
+    path = workdir / trained.CONFIG
+    if not path.exists():
+        raise UsageError(f"{workdir} holds no run (no {trained.CONFIG})")
+    config = trained.config_of(trained.read_json(path), workdir)
+    config.update_from_flattened_dict(changes)
+    metrics = checks.check(config)
+    original = config.copy_and_resolve_references()
+    config.train.mesh = (1, 1)  # wherever it was trained
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(workdirs.locked(workdir, original))
+        stop = stack.enter_context(signals.caught_signals())
+        try:
+            with stop.at_once():
+                sweep = build.build(config)
+                workdirs.describe(workdir, sweep.dataset)
+                shown = description.describe(sweep.dataset)
+                like = trained.like_state(config, shown, sweep.model)
+                found = checkpoints.read(workdir / "checkpoints", like, step)
+            if found is None:
+                raise UsageError(f"{workdir} holds no checkpoint yet")
+            at, state = found
+            writer = RunWriter(workdir, sweep.members, None, date)
+            stack.callback(writer.close)
+            values = make_evaluator(sweep, metrics, stop, writer)(at, state)
+        except Stopped as stopped:
+            (number,) = stopped.args
+            terminal.say(f"{signal.Signals(number).name}: nothing was added")
+            return 128 + number
+        made = {
+            "date": date,
+            "step": at,
+            "metrics": list(metrics),
+            "settings": {name: config[name].to_dict() for name in _SETTINGS},
+        }
+        _add(workdir, at, values, made)
+    return 0
+
+
+_SETTINGS = ("eval", "classifier", "matcher")
+
+
+def _add(workdir: Path, step: int, values: list[dict], made: dict[str, Any]) -> None:
+    """Adds values to the summary of a run that is finished, and shows its table."""
+    summary = workdirs.read_summary(workdir)
+    if summary is None or summary["num_steps"] != step:
+        for k, own in enumerate(values):
+            shown = ", ".join(f"{tag}={x:.4g}" for tag, x in own.items())
+            terminal.say(f"member {k} at step {step}: {shown}")
+        terminal.say(f"added to {workdir}/metrics.jsonl")
+        return
+    for member, own in zip(summary["members"], values, strict=True):
+        member["metrics"] |= own
+    summary.setdefault("evaluations", []).append(made)
+    write_json(workdir / "summary.json", summary)
+    terminal.print_table(workdirs.read_summary(workdir))
+    terminal.say(f"added to {workdir}/summary.json and metrics.jsonl")
