@@ -127,7 +127,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             )
     num = arrays["ids"].size
     if {arrays["labels"].size, arrays["cub_is_train"].size} != {num}:
-        raise DatasetError(f"{path}: ids, labels and cub_is_train differ in length")
+        raise DatasetError(
+            f"{path}: ids, labels and cub_is_train differ in length; write one of each "
+            "an image"
+        )
     offsets = arrays["offsets"].astype(np.int64)
     ends = len(offsets) == num + 1 and (offsets[0], offsets[-1])
     if ends != (0, len(arrays["jpeg"])) or (np.diff(offsets) < 0).any():
@@ -153,7 +156,10 @@ def _read_records(path: Path) -> dict[int, dict[str, Any]]:
         damage = "cannot be read to its end"
         raise unreadable(str(path), error, damage, "fetch it again") from error
     if len(data) > MAX_CAPTION_BYTES:
-        raise DatasetError(f"{path}: unpacks to more than {MAX_CAPTION_BYTES} bytes")
+        raise DatasetError(
+            f"{path}: unpacks to more than {MAX_CAPTION_BYTES} bytes; check where it "
+            "comes from"
+        )
     records = {}
     for number, line in enumerate(io.BytesIO(data), start=1):
         try:

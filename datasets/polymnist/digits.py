@@ -142,7 +142,10 @@ def _idx_shape(path: str | Path, header: bytes, num_dims: int) -> tuple[int, ...
         )
     shape = tuple(int(v) for v in np.frombuffer(header[4:], ">u4"))
     if min(shape) < 1 or math.prod(shape) > MAX_BYTES:
-        raise DatasetError(f"{path}: impossible shape {shape} in the header")
+        raise DatasetError(
+            f"{path}: impossible shape {shape} in the header; fetch the file again, or "
+            "correct its header"
+        )
     return shape
 
 
