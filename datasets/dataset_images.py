@@ -74,6 +74,10 @@ def decode(source: Path | bytes, where: str, remedy: str) -> np.ndarray:
         raise
     except Image.UnidentifiedImageError as error:
         start = source[:8] if isinstance(source, bytes) else _first_bytes(source)
+        if not start:
+            raise DatasetError(
+                f"{where}: not a readable image but an empty file; {remedy}"
+            ) from error
         raise DatasetError(
             f"{where}: not a readable image, of {', '.join(FORMATS)} (it begins with "
             f"{start!r}); save it anew as one of these, or {remedy}"

@@ -270,7 +270,7 @@ def test_16_bits_in_every_data_set(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "begins with b''"),
+        (b"", "an empty file; fetch it again"),
         (b"<!DOCTYPE html>", "begins with b'<!DOCTYP'.*save it anew as one of these"),
         (saved(Image.fromarray(GREY), "GIF"), "begins with b'GIF"),
         (saved(Image.fromarray(COLOURS), "PNG")[:-300], "truncated.*; fetch it again"),
