@@ -6,7 +6,7 @@ Beside them there may be `labels` int [N], `observed` bool [N, M] (what is there
 example; the rest may hold anything, NaN too), and for tokens of a modality NAME their
 vocabulary `NAME_words`, an array of strings. The network "transformer" and
 `count_padding=False` take token 2 for the end of a text (`tokens.SPECIALS`): for them
-your words begin with those.
+your words begin with those, or a run is refused.
 """
 
 import hashlib
