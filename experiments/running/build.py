@@ -11,6 +11,7 @@ from experiments.running import checks, datasets, processes, signals, terminal
 from mmvae_jax import models
 from mmvae_jax.data.dataset import Dataset, Split
 from mmvae_jax.evaluation import evaluate, needs
+from mmvae_jax.models import parts
 from mmvae_jax.training import devices, mapping, step, sweep
 from mmvae_jax.training.execution import Execution
 from mmvae_jax.types import Hyper, MultimodalVAE, PRNGKey
@@ -58,7 +59,7 @@ def build(config: Any, members: Sequence[sweep.Member], stop: signals.Signals) -
     model = models.make_model(config, dataset.shapes())
     task = step.vae_task(model, config.train.clip_norm)
     setting = needs.Setting(config, dataset, complete, evaluated(dataset, config.eval))
-    for line in checks.check_with_data(checks.Run(setting, task, len(members))):
+    for line in checks.check_with_data(checks.Run(setting, model, task, len(members))):
         terminal.say(line)
     found = Sweep(
         config=config,
@@ -74,6 +75,9 @@ def build(config: Any, members: Sequence[sweep.Member], stop: signals.Signals) -
         is_over=threading.Event(),
     )
     terminal.say(_described(found))
+    terminal.print_modalities(
+        dataset, {m: parts.options_of(config, m)["likelihood"] for m in model.supports}
+    )
     return found
 
 
