@@ -14,7 +14,9 @@ q_phi(x|z) for the decoder. The code uses the words: *expert* for a unimodal
 posterior, *posterior* for that of a subset, *likelihood* for the decoder.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -48,6 +50,27 @@ class TokenShape(NamedTuple):
 
     length: int
     num_words: int
+
+
+class Support(NamedTuple):
+    """The values to which a likelihood gives a probability.
+
+    Attributes:
+      words: what they are, for messages: "numbers in [0, 1]".
+      least: the smallest.
+      largest: the largest.
+      is_whole: whether they are whole numbers.
+    """
+
+    words: str
+    least: float = -math.inf
+    largest: float = math.inf
+    is_whole: bool = False
+
+    def holds(self, x: Any) -> Any:
+        """Which of the values [...] it holds, bool [...]; never NaN or infinity."""
+        inside = (x >= self.least) & (x <= self.largest) & (abs(x) < math.inf)
+        return inside & (x == x.round()) if self.is_whole else inside
 
 
 class Gaussian(NamedTuple):
@@ -151,6 +174,7 @@ class MultimodalVAE(NamedTuple):
       convolutions: forms of `layers` in which the networks execute convolutions.
       latent_parts: (name, number of dimensions) in the order of the D axis: SHARED, and
         the name of a modality for what it has for itself.
+      supports: modality -> Support of its likelihood, of images scaled to [0, 1].
     """
 
     modalities: tuple[str, ...]
@@ -167,3 +191,4 @@ class MultimodalVAE(NamedTuple):
     log_prior: Callable[..., Array]
     convolutions: frozenset[str] = frozenset()
     latent_parts: tuple[tuple[str, int], ...] = ()
+    supports: Mapping[str, Support] = MappingProxyType({})

@@ -121,6 +121,10 @@ def write_digits(root):
         folder.mkdir()
         for file, content in (good | changes).items():
             (folder / f"{file}.gz").write_bytes(gzip.compress(content, 1))
+    unnamed = root / "idx_unnamed"
+    shutil.copytree(root / "idx_announces", unnamed)
+    for path in unnamed.iterdir():
+        path.rename(path.with_suffix(""))
     bomb = root / "idx_bomb"
     shutil.copytree(root / "idx_announces", bomb)
     # 64 MB behind the 78,400 bytes that are announced.
@@ -142,10 +146,14 @@ def png(width, height):
 
 def write_pictures(root):
     """Folders picture_NAME of two backgrounds, and published_NAME."""
-    file = io.BytesIO()
+
+    def encoded(image, kind):
+        file = io.BytesIO()
+        image.save(file, kind)
+        return file.getvalue()
+
     noise = RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(file, "PNG")
-    good = file.getvalue()
+    good = encoded(Image.fromarray(noise), "PNG")
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\nshowpage\n"
     wrong = {
         "cut": good[: len(good) // 2],
@@ -154,6 +162,8 @@ def write_pictures(root):
         "bomb": png(9_000, 9_000),
         "zero": png(0, 40),
         "program": postscript,
+        "floats": encoded(Image.new("F", (40, 40)), "TIFF"),
+        "transparent": encoded(Image.new("RGBA", (40, 40)), "PNG"),
     }
     for name, content in wrong.items():
         folder = root / f"picture_{name}"

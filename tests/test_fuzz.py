@@ -19,6 +19,7 @@ import tracemalloc
 import warnings
 import zipfile
 
+import dataset_images
 import numpy as np
 import pytest
 from cub import birds, files, official, packed
@@ -206,9 +207,10 @@ READERS = {
     "picture": (
         read_picture,
         ".png",
-        tuple(saved(PIXELS.save, form) for form in backgrounds.FORMATS)
+        tuple(saved(PIXELS.save, form) for form in dataset_images.FORMATS)
         + tuple(
-            saved(PIXELS.convert(mode).save, "PNG") for mode in ("1", "L", "P", "RGBA")
+            saved(PIXELS.convert(mode).save, "TIFF" if mode == "F" else "PNG")
+            for mode in ("1", "L", "LA", "P", "RGBA", "I;16", "F")
         ),
     ),
     "photograph": (read_photograph, ".jpg", (JPEG, saved(PIXELS.save, "PNG"))),

@@ -1,10 +1,9 @@
 """Photographs, classes and captions: the form into which every layout is read."""
 
-import io
-import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import dataset_images
 import numpy as np
 from dataset_errors import DatasetError
 from PIL import Image
@@ -18,8 +17,6 @@ TEST_CLASSES = (
 )  # fmt: skip
 NUM_CLASSES = 200
 CAPTIONS = 10  # an image
-# Refuses decompression bombs before a pixel is decoded.
-MAX_PIXELS = 64_000_000
 
 
 class Birds(NamedTuple):
@@ -45,7 +42,7 @@ def check_captions(
     if len(captions) < captions_per_image:
         raise DatasetError(
             f"{where}: {len(captions)} captions where {captions_per_image} are needed; "
-            "lower config.data.captions_per_image or fetch the captions again"
+            "lower config.data.captions_per_image or add the captions that lack"
         )
 
 
@@ -54,7 +51,8 @@ def check_classes(where: str, classes: np.ndarray) -> None:
     wrong = classes[(classes < 1) | (classes > NUM_CLASSES)]
     if wrong.size:
         raise DatasetError(
-            f"{where}: class {wrong[0]:.0f} is not in 1..{NUM_CLASSES}; fetch it again"
+            f"{where}: class {wrong[0]:g} is not in 1..{NUM_CLASSES}; correct it, or "
+            "take the published file"
         )
 
 
@@ -64,7 +62,7 @@ def decode_image(
     """Decodes one photograph and scales it; its aspect ratio is not kept.
 
     Args:
-      data: bytes of a JPEG or PNG file.
+      data: bytes of an image file.
       image_size: side of the result, in pixels.
       box: None for all of it, or (left, top, width, height) in pixels.
       where: the place that messages name.
@@ -73,28 +71,11 @@ def decode_image(
       uint8 [image_size, image_size, 3].
 
     Raises:
-      DatasetError: not a readable image, above MAX_PIXELS, or the box is not in it.
+      DatasetError: not an image that `dataset_images.decode` takes, or the box is not
+        in it.
     """
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of large images at open(); MAX_PIXELS decides here.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise DatasetError(
-                        f"{where}: {width}x{height} pixels are more than the "
-                        f"{MAX_PIXELS} that are decoded"
-                    )
-                pixels = image.convert("RGB")
-                if not min(width, height):
-                    raise ValueError("it has no pixels")
-    except DatasetError:
-        raise
-    except Exception as error:  # Pillow raises many kinds for a broken file.
-        raise DatasetError(
-            f"{where}: not a readable image ({error}); fetch it again"
-        ) from error
+    pixels = dataset_images.decode(data, where, "fetch it again")
+    height, width, _ = pixels.shape
     corners = (0, 0, width, height)
     if box is not None:
         left, top = max(0, box[0]), max(0, box[1])
@@ -106,4 +87,5 @@ def decode_image(
                 f"{width}x{height} pixels"
             )
     side = (image_size, image_size)
-    return np.asarray(pixels.resize(side, Image.Resampling.BILINEAR, box=corners))
+    image = Image.fromarray(pixels)
+    return np.asarray(image.resize(side, Image.Resampling.BILINEAR, box=corners))

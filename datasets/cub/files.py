@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dataset_errors import DatasetError
+from dataset_errors import DatasetError, check_gzip, unreadable
 
 MAX_FILE_BYTES = 64 << 20
 MAX_ARCHIVE_BYTES = 16 << 30  # unpacked; the published archive has 1.2 GB
@@ -71,7 +71,7 @@ def _read_folder(place: Place, names: Sequence[str]) -> Iterator[tuple[str, byte
             _check_size(place, name, path.stat().st_size)
             data = path.read_bytes()
         except OSError as error:
-            raise DatasetError(f"{path}: cannot be read ({error})") from error
+            raise unreadable(str(path), error, "cannot be read", "check it") from error
         yield name, data
 
 
@@ -96,6 +96,7 @@ class _Unpacked(gzip.GzipFile):
 
 def _read_archive(place: Place, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """`read_files` of an archive: one pass, to its end."""
+    check_gzip(place.path)
     missing = {f"{place.prefix}{name}": name for name in names}
     total = 0
     try:
@@ -118,7 +119,7 @@ def _read_archive(place: Place, names: Sequence[str]) -> Iterator[tuple[str, byt
                 if file is None:
                     raise DatasetError(
                         f"{place}{name} is a link or a folder in the archive, not a "
-                        "file; fetch the archive again"
+                        "file; take the published archive, or pack the files themselves"
                     )
                 _check_size(place, name, member.size)
                 yield name, file.read()
@@ -128,10 +129,8 @@ def _read_archive(place: Place, names: Sequence[str]) -> Iterator[tuple[str, byt
     except DatasetError:
         raise
     except Exception as error:  # tarfile and gzip raise many kinds.
-        raise DatasetError(
-            f"{place.path}: cannot be read to its end as a .tgz archive ({error}); "
-            "fetch it again"
-        ) from error
+        damage = "cannot be read to its end as a .tgz archive"
+        raise unreadable(str(place.path), error, damage, "fetch it again") from error
 
 
 def _check_member(place: Place, member: tarfile.TarInfo) -> None:
@@ -168,7 +167,8 @@ def describe(place: Place, folder: str) -> bytes:
             file.seek(max(0, size - (1 << 16)))
             return hashlib.sha256(file.read() + str(size).encode()).digest()
     except OSError as error:
-        raise DatasetError(f"{place}{folder}: cannot be read ({error})") from error
+        where = f"{place}{folder}"
+        raise unreadable(where, error, "cannot be read", "check it") from error
 
 
 def _list_files(root: str | Path) -> list[tuple[str, str, int]]:

@@ -120,6 +120,13 @@ def open_birds(folder: str | Path, captions_per_image: int) -> Birds:
     if len(set(names)) < len(names):
         raise DatasetError(f"{layout.images}images.txt: an image occurs twice")
     boxes = _numbers(layout.images, tables, "bounding_boxes.txt")
+    is_train = _numbers(layout.images, tables, "train_test_split.txt")[:, 0]
+    for name, value in zip(names, is_train, strict=True):
+        if value not in (0, 1):
+            raise DatasetError(
+                f"{layout.images}train_test_split.txt: {name} has {value:g}, which is "
+                "neither 1 (to train) nor 0 (to test); correct it"
+            )
 
     def read_images(rows: np.ndarray, image_size: int, crop: str) -> np.ndarray:
         wanted = {f"images/{names[row]}": i for i, row in enumerate(rows)}
@@ -136,7 +143,7 @@ def open_birds(folder: str | Path, captions_per_image: int) -> Birds:
 
     return Birds(
         classes=classes.astype(np.int64),
-        is_train=_numbers(layout.images, tables, "train_test_split.txt")[:, 0] == 1,
+        is_train=is_train == 1,
         captions=_read_captions(layout.captions, names, captions_per_image),
         read_images=read_images,
     )
@@ -147,7 +154,10 @@ def _read_tables(place: Place) -> dict[str, bytes]:
     found = dict(files.read_files(place, list(_TABLES)))
     for name in _TABLES:
         if name not in found:
-            raise DatasetError(f"{place}{name}: no such file; fetch the set again")
+            raise DatasetError(
+                f"{place}{name}: no such file; it is part of the published "
+                "CUB_200_2011.tgz"
+            )
     return found
 
 
@@ -162,14 +172,16 @@ def _parse_tables(
             if len(row) != 1 + num_fields or not _NUMBER.fullmatch(row[0]):
                 raise DatasetError(
                     f"{place}{name}: {' '.join(row)[:80]!r} is not a number and "
-                    f"{num_fields} fields; fetch the set again"
+                    f"{num_fields} fields; correct that line, or take the published "
+                    "file"
                 )
         table = {int(row[0]): row[1:] for row in rows}
         first = first or table
         if not rows or len(table) != len(rows) or table.keys() != first.keys():
             raise DatasetError(
                 f"{place}{name}: the numbers of its {len(rows)} lines are not those of "
-                f"the {len(first)} images of images.txt; fetch the set again"
+                f"the {len(first)} images of images.txt, each once; take both files "
+                "from the same source"
             )
         tables[name] = [table[number] for number in sorted(table)]
     return tables
@@ -187,9 +199,14 @@ def _numbers(
     try:
         values = np.array(tables[name], np.float64)
     except ValueError as error:
-        raise DatasetError(f"{place}{name}: {error}; fetch the set again") from error
+        raise DatasetError(
+            f"{place}{name}: {error}; correct that line, or take the published file"
+        ) from error
     if not np.isfinite(values).all():
-        raise DatasetError(f"{place}{name}: not all values are finite")
+        raise DatasetError(
+            f"{place}{name}: not all values are finite; correct them, or take the "
+            "published file"
+        )
     return values
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dataset_errors import DatasetError
+from dataset_errors import DatasetError, check_gzip, unreadable
 
 from cub.birds import Birds, check_captions, check_classes, decode_image
 
@@ -29,11 +29,11 @@ MAX_BYTES = 1 << 30  # all arrays, unpacked
 # All captions, unpacked (the published ones have 12 MB), and one line of them.
 MAX_CAPTION_BYTES, MAX_LINE_BYTES = 64 << 20, 1 << 20
 _ARRAYS = {
-    "jpeg": "u",
-    "offsets": "iu",
-    "ids": "iu",
-    "labels": "iu",
-    "cub_is_train": "b",
+    "jpeg": np.uint8,
+    "offsets": np.integer,
+    "ids": np.integer,
+    "labels": np.integer,
+    "cub_is_train": np.bool_,
 }
 
 
@@ -49,11 +49,14 @@ def describe(folder: str | Path) -> bytes:
     try:
         for name in (IMAGES, CAPTIONS):
             if not (folder / name).is_file():  # a pipe would be waited for
-                raise OSError(f"{name} is no file")
+                raise DatasetError(
+                    f"{folder / name}: no such file; the layout of packed files is "
+                    f"{IMAGES} and {CAPTIONS}"
+                )
             with open(folder / name, "rb") as file:
                 parts.append(hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
-        raise DatasetError(f"{folder}: cannot be read ({error})") from error
+        raise unreadable(str(folder), error, "cannot be read", "check it") from error
     return b"".join(parts)
 
 
@@ -67,10 +70,14 @@ def open_birds(folder: str | Path, captions_per_image: int) -> Birds:
         where = f"{folder / CAPTIONS}: image {number}"
         record = records.get(int(number))
         if record is None:
-            raise DatasetError(f"{where} of {IMAGES} has no captions")
+            raise DatasetError(
+                f"{where} of {IMAGES} has no captions; take both files from the same "
+                "source"
+            )
         if record["label"] != label:
             raise DatasetError(
-                f"{where} is of class {record['label']}, in {IMAGES} of class {label}"
+                f"{where} is of class {record['label']}, in {IMAGES} of class {label}; "
+                "take both files from the same source"
             )
         check_captions(where, record["captions"], captions_per_image)
         captions.append(record["captions"])
@@ -106,18 +113,24 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     except DatasetError:
         raise
     except KeyError as error:
-        raise DatasetError(f"{path}: {error.args[0]}; fetch it again") from error
-    except Exception as error:  # NumPy and zipfile raise many kinds.
         raise DatasetError(
-            f"{path}: not a readable npz file ({error}); fetch it again"
+            f"{path}: {error.args[0]}; it must hold {', '.join(_ARRAYS)}"
         ) from error
+    except Exception as error:  # NumPy and zipfile raise many kinds.
+        damage = "not a readable npz file"
+        raise unreadable(str(path), error, damage, "fetch it again") from error
+    for name, array in arrays.items():
+        if array.ndim != 1 or not np.issubdtype(array.dtype, _ARRAYS[name]):
+            raise DatasetError(
+                f"{path}: {name} is {array.dtype} {array.shape}, and must be "
+                f"{_ARRAYS[name].__name__} with one axis"
+            )
     num = arrays["ids"].size
-    fits = all(
-        array.ndim == 1 and array.dtype.kind in _ARRAYS[name]
-        for name, array in arrays.items()
-    )
-    if not fits or {arrays["labels"].size, arrays["cub_is_train"].size} != {num}:
-        raise DatasetError(f"{path}: ids, labels and cub_is_train differ in length")
+    if {arrays["labels"].size, arrays["cub_is_train"].size} != {num}:
+        raise DatasetError(
+            f"{path}: ids, labels and cub_is_train differ in length; write one of each "
+            "an image"
+        )
     offsets = arrays["offsets"].astype(np.int64)
     ends = len(offsets) == num + 1 and (offsets[0], offsets[-1])
     if ends != (0, len(arrays["jpeg"])) or (np.diff(offsets) < 0).any():
@@ -132,6 +145,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _read_records(path: Path) -> dict[int, dict[str, Any]]:
     """id -> record of the captions file, checked."""
+    check_gzip(path)
     try:
         with gzip.open(path, "rb") as file:
             data = bytearray()
@@ -139,11 +153,13 @@ def _read_records(path: Path) -> dict[int, dict[str, Any]]:
             while len(data) <= MAX_CAPTION_BYTES and (part := file.read(1 << 20)):
                 data += part
     except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(
-            f"{path}: cannot be read to its end ({error}); fetch it again"
-        ) from error
+        damage = "cannot be read to its end"
+        raise unreadable(str(path), error, damage, "fetch it again") from error
     if len(data) > MAX_CAPTION_BYTES:
-        raise DatasetError(f"{path}: unpacks to more than {MAX_CAPTION_BYTES} bytes")
+        raise DatasetError(
+            f"{path}: unpacks to more than {MAX_CAPTION_BYTES} bytes; check where it "
+            "comes from"
+        )
     records = {}
     for number, line in enumerate(io.BytesIO(data), start=1):
         try:
@@ -155,20 +171,15 @@ def _read_records(path: Path) -> dict[int, dict[str, Any]]:
                 isinstance(t, str) for t in texts
             ):
                 raise TypeError("captions are not a list of texts")
-            records[int(record["id"])] = {
-                "label": int(record["label"]),
-                "captions": texts,
-            }
-        except (
-            ArithmeticError,
-            LookupError,
-            RecursionError,
-            TypeError,
-            ValueError,
-        ) as error:
+            for field in ("id", "label"):
+                if type(record[field]) is not int:
+                    raise TypeError(f"{field} is {record[field]!r:.80}, no integer")
+            records[record["id"]] = {"label": record["label"], "captions": texts}
+        except (LookupError, RecursionError, TypeError, ValueError) as error:
             raise DatasetError(
                 f"{path}: line {number} is not a record with id, label and captions "
-                f"({type(error).__name__}); fetch it again"
+                f"({type(error).__name__}: {error}); correct it, or fetch the file "
+                "again"
             ) from error
     return records
 

@@ -7,21 +7,16 @@ channels near 128, where an inverted digit would vanish.
 """
 
 import re
-import warnings
 from pathlib import Path
 
+import dataset_images
 import numpy as np
 from dataset_errors import DatasetError
-from PIL import Image
 
 from polymnist import exact
 
 TEXTURE_SIZE = 512
-# Refuses decompression bombs before a pixel is decoded: 8k x 8k, 200 MB as RGB.
-MAX_PIXELS = 64_000_000
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# No others, whatever the name: for some Pillow starts another program.
-FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _Colour = tuple[int, int, int]  # RGB
 
 
@@ -138,26 +133,10 @@ def read_image(path: Path, least: int = 1) -> np.ndarray:
       uint8 [H, W, 3].
 
     Raises:
-      DatasetError: not a readable image, too small, or above MAX_PIXELS.
+      DatasetError: not an image that `dataset_images.decode` takes, or too small.
     """
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of large images at open(); MAX_PIXELS decides here.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise DatasetError(
-                        f"{path}: {width}x{height} pixels are more than the "
-                        f"{MAX_PIXELS} that are decoded; scale the image down"
-                    )
-                pixels = np.asarray(image.convert("RGB"))
-    except DatasetError:
-        raise
-    except Exception as error:  # Pillow raises many kinds for a broken file.
-        raise DatasetError(
-            f"{path}: not a readable image ({error}); replace or remove the file"
-        ) from error
+    pixels = dataset_images.decode(path, str(path), "replace or remove the file")
+    height, width, _ = pixels.shape
     if min(height, width) < least:
         raise DatasetError(
             f"{path}: {width}x{height} pixels are smaller than the image size "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from dataset_errors import DatasetError
+from dataset_errors import GZIP, DatasetError, check_gzip, unreadable
 
 from polymnist import exact
 
@@ -80,7 +80,10 @@ def read_idx(path: str | Path, num_dims: int) -> np.ndarray:
     Raises:
       DatasetError: anything but exactly one well-formed array.
     """
-    opener: Any = gzip.open if Path(path).suffix == ".gz" else open
+    is_gzip = Path(path).suffix == ".gz"
+    if is_gzip:
+        check_gzip(Path(path))
+    opener: Any = gzip.open if is_gzip else open
     try:
         with opener(path, "rb") as file:
             header = file.read(4 + 4 * num_dims)
@@ -89,14 +92,14 @@ def read_idx(path: str | Path, num_dims: int) -> np.ndarray:
             # unpack to any size.
             data = _read_at_most(file, math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(
-            f"{path}: cannot be read to its end ({error}); fetch the file again"
-        ) from error
+        damage = "cannot be read to its end"
+        raise unreadable(str(path), error, damage, "fetch the file again") from error
     if len(data) != math.prod(shape):
-        some = "more" if len(data) > math.prod(shape) else f"{len(data)}"
+        is_more = len(data) > math.prod(shape)
+        remedy = "correct its header" if is_more else "fetch the file again"
         raise DatasetError(
             f"{path}: the header announces {math.prod(shape)} bytes of data but the "
-            f"file has {some}; fetch the file again"
+            f"file has {'more' if is_more else len(data)}; {remedy}"
         )
     return np.frombuffer(data, np.uint8).reshape(shape)
 
@@ -112,11 +115,25 @@ def _read_at_most(file: BinaryIO, num: int) -> bytearray:
 
 def _idx_shape(path: str | Path, header: bytes, num_dims: int) -> tuple[int, ...]:
     """Checks the header of an idx file and returns the shape it announces."""
-    if len(header) < 4 + 4 * num_dims or header[:2] != b"\0\0":
-        raise DatasetError(f"{path}: not an idx file; fetch the file again")
+    if header.startswith(GZIP):
+        raise DatasetError(
+            f"{path}: not an idx file but one that gzip has compressed; add .gz to its "
+            "name"
+        )
+    if not b"\0\0".startswith(header[:2]):
+        raise DatasetError(
+            f"{path}: not an idx file, which begins with two zero bytes, but begins "
+            f"with {header[:8]!r}; put the file of that name of MNIST in its place"
+        )
+    if len(header) < 4 + 4 * num_dims:
+        raise DatasetError(
+            f"{path}: not an idx file but {len(header)} bytes of its beginning; fetch "
+            "the file again"
+        )
     if header[2] != 8:
         raise DatasetError(
-            f"{path}: data type code {header[2]:#04x} is not 0x08 (unsigned bytes)"
+            f"{path}: data type code {header[2]:#04x} is not 0x08 (unsigned bytes); "
+            "write its values as bytes, 0..255"
         )
     if header[3] != num_dims:
         raise DatasetError(
@@ -125,7 +142,10 @@ def _idx_shape(path: str | Path, header: bytes, num_dims: int) -> tuple[int, ...
         )
     shape = tuple(int(v) for v in np.frombuffer(header[4:], ">u4"))
     if min(shape) < 1 or math.prod(shape) > MAX_BYTES:
-        raise DatasetError(f"{path}: impossible shape {shape} in the header")
+        raise DatasetError(
+            f"{path}: impossible shape {shape} in the header; fetch the file again, or "
+            "correct its header"
+        )
     return shape
 
 
@@ -158,8 +178,8 @@ def _load_pair(images_path: Path, labels_path: Path, image_size: int) -> Digits:
         )
     if labels.max() > 9:
         raise DatasetError(
-            f"{labels_path}: label {labels.max()} is not a digit 0..9; fetch the "
-            "file again"
+            f"{labels_path}: label {labels.max()} is not a digit 0..9; leave out what "
+            "is no digit, or number ten classes from 0"
         )
     if images.shape[1:] != (image_size, image_size):
         images = _resized(images_path, images, image_size)

@@ -7,6 +7,7 @@ from clu import parameter_overview
 
 from experiments.running import datasets, processes, terminal
 from mmvae_jax.interface import sweeps
+from mmvae_jax.models import parts
 
 
 def build(config: Any) -> sweeps.Sweep:
@@ -20,6 +21,9 @@ def build(config: Any) -> sweeps.Sweep:
     sweep, notes = sweeps.build(config, dataset, complete)
     for line in (*notes, _described(sweep)):
         terminal.say(line)
+    names = sweep.model.supports
+    likelihoods = {m: parts.options_of(config, m)["likelihood"] for m in names}
+    terminal.print_modalities(dataset, likelihoods)
     return sweep
 
 

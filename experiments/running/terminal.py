@@ -2,11 +2,14 @@
 
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tabulate
 from tqdm import tqdm
 
+from mmvae_jax.data.dataset import Dataset, Split, kind_of
 from mmvae_jax.evaluation.metrics import COLUMNS
 from mmvae_jax.interface.progress import drawing_interval
 
@@ -20,6 +23,41 @@ def say(text: str) -> None:
 def steps(num: int, name: str) -> tqdm:
     """A progress bar of `num` steps that vanishes at its end."""
     return tqdm(total=num, desc=name, leave=False, mininterval=drawing_interval())
+
+
+def print_modalities(dataset: Dataset, likelihoods: Mapping[str, str]) -> None:
+    """Prints one row a modality: what it was taken for, and how much is missing.
+
+    Args:
+      dataset: the modalities that are used.
+      likelihoods: modality -> name of its likelihood.
+    """
+
+    def missing(split: Split, name: str) -> str:
+        return f"{1 - split.is_observed(name).mean():.0%}"
+
+    def values(name: str, x: np.ndarray) -> str:
+        if name in dataset.words:
+            return f"{len(dataset.words[name])} words"
+        rows = dataset.train.is_observed(name)
+        own = x if rows.all() else x[rows]
+        return f"{own.min():.4g} to {own.max():.4g}"
+
+    rows = [
+        [
+            name,
+            kind_of(x),
+            " x ".join(map(str, x.shape[1:])),
+            values(name, x),
+            likelihoods[name],
+            missing(dataset.train, name),
+            missing(dataset.test, name),
+        ]
+        for name, x in dataset.train.modalities.items()
+    ]
+    header = ["modality", "kind", "shape", "values", "likelihood"]
+    header += ["missing in training", "in test"]
+    say(tabulate.tabulate(rows, header, disable_numparse=True))
 
 
 def print_table(summary: dict[str, Any]) -> None:

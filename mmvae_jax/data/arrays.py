@@ -6,7 +6,7 @@ Beside them there may be `labels` int [N], `observed` bool [N, M] (what is there
 example; the rest may hold anything, NaN too), and for tokens of a modality NAME their
 vocabulary `NAME_words`, an array of strings. The network "transformer" and
 `count_padding=False` take token 2 for the end of a text (`tokens.SPECIALS`): for them
-your words begin with those.
+your words begin with those, or a run is refused.
 """
 
 import hashlib
@@ -55,8 +55,8 @@ def load(
         for m, own in words.items():
             if any(a != b for a, b in zip(own, test_words[m], strict=False)):
                 raise UsageError(
-                    f"{path} and {test_path} number the words of {m} differently: one "
-                    f"{m}{_WORDS} must begin with the other"
+                    f"{path} and {test_path} number the words of {m} differently: both "
+                    f"need {m}{_WORDS}, and one must begin with the other"
                 )
         words = {m: max(own, test_words[m], key=len) for m, own in words.items()}
     else:
@@ -115,8 +115,10 @@ def to_split(
     num = min(lengths.values())
     if num < 1 or num < max(lengths.values()):
         counts = ", ".join(f"{n} of {m}" for m, n in lengths.items())
-        raise UsageError(f"{where}: modalities need equally many examples: {counts}")
-    observed = _observed(where, observed, (num, len(arrays)))
+        raise UsageError(
+            f"{where}: modalities need equally many examples, got {counts}"
+        )
+    observed = _observed(where, observed, num, list(arrays))
     masks = np.ones((num, len(arrays)), bool) if observed is None else observed
     modalities = {
         name: _modality(f"{where}: {name}", x, mask)
@@ -174,40 +176,70 @@ def _check_header(entry: zipfile.ZipInfo, member: IO[bytes]) -> None:
         (2, 0): np.lib.format.read_array_header_2_0,
     }[version]
     shape, _, dtype = read(member)
+    if dtype.hasobject:
+        raise ValueError(
+            f"{entry.filename} holds objects, as lists of unequal length make them: "
+            "give it one shape and a type of numbers"
+        )
     if math.prod(shape) * dtype.itemsize > entry.file_size or min(shape, default=0) < 0:
         raise ValueError(f"{entry.filename} holds less than its header says")
 
 
 def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """One modality in the type of its kind, with zeros where it is missing."""
+    given = f"{where} is {x.dtype} {x.shape}"
+    if x.dtype.kind not in "biuf":
+        raise UsageError(
+            f"{given}: images are uint8, vectors float, tokens int (captions become "
+            "tokens by mmvae_jax.tokens.encode)"
+        )
+    if x.ndim < 2:
+        raise UsageError(
+            f"{given}, one value an example: classes are called {_LABELS!r}, int [N]; "
+            "vectors are float [N, F], also of one number"
+        )
+    if x.dtype == bool:
+        raise UsageError(
+            f"{given}: what is observed is called {OBSERVED!r}, bool [N, M]; images of "
+            "zeros and ones are uint8, 255 * x, and vectors x.astype(float)"
+        )
     if x.dtype == np.uint8:
         if x.ndim not in (3, 4):
             raise UsageError(
-                f"{where} is uint8 {x.shape}: images are [N, H, W] or [N, H, W, C], "
-                "vectors are float, tokens int32"
+                f"{given}, bytes as images are: images are [N, H, W] or [N, H, W, C]; "
+                "bytes that are none are vectors, x.astype(float), or tokens, "
+                "x.astype(int)"
             )
         x = x[..., None] if x.ndim == 3 else x
+        _, height, width, num_channels = x.shape
+        if height in (1, 3) and width == num_channels > 4:
+            raise UsageError(
+                f"{given}, which looks like images [N, C, H, W]: images are "
+                "[N, H, W, C], np.moveaxis(x, 1, -1)"
+            )
+        if x[mask].max(initial=0) == 1:
+            raise UsageError(
+                f"{given} of zeros and ones: images are 0 to 255, give 255 * x"
+            )
     elif np.issubdtype(x.dtype, np.floating):
-        if x.ndim < 2:
-            raise UsageError(f"{where} has shape {x.shape}: vectors are [N, F]")
+        with np.errstate(over="ignore"):  # what is too large becomes infinity
+            x = x.astype(np.float32)
         if not np.isfinite(x[mask]).all():
             raise UsageError(
-                f"{where} holds NaN or infinity: where data are missing, say so in "
-                f"the array {OBSERVED!r}"
+                f"{where} holds NaN, infinity, or numbers beyond float32: where data "
+                f"are missing, say so in the array {OBSERVED!r}"
             )
-        x = x.astype(np.float32)
-    elif np.issubdtype(x.dtype, np.integer):
+    else:
         if x.ndim != 2:
-            raise UsageError(f"{where} has shape {x.shape}: tokens are int [N, T]")
+            raise UsageError(
+                f"{given}: images are uint8, x.astype(np.uint8) if they are 0 to 255; "
+                "vectors are x.astype(float); tokens are int [N, T]"
+            )
         if (x[mask] < 0).any():
             raise UsageError(f"{where}: tokens are numbered from 0, got {x.min()}")
         if (x[mask] > np.iinfo(np.int32).max).any():
             raise UsageError(f"{where}: token {x.max()} is beyond int32")
         x = x.astype(np.int32)
-    else:
-        raise UsageError(
-            f"{where} is {x.dtype}: images are uint8, vectors float, tokens int"
-        )
     if 0 in x.shape:
         raise UsageError(f"{where} is empty: shape {x.shape}")
     if not mask.all():
@@ -217,15 +249,16 @@ def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _observed(
-    where: str, observed: np.ndarray | None, shape: tuple[int, int]
+    where: str, observed: np.ndarray | None, num: int, names: list[str]
 ) -> np.ndarray | None:
     """The checked mask, None where nothing is missing."""
     if observed is None:
         return None
+    shape = (num, len(names))
     if observed.dtype != bool or observed.shape != shape:
         raise UsageError(
-            f"{where}: {OBSERVED} must be bool {shape}, one column a modality, got "
-            f"{observed.dtype} {observed.shape}"
+            f"{where}: {OBSERVED} must be bool {shape}, one column a modality "
+            f"({', '.join(names)}), got {observed.dtype} {observed.shape}"
         )
     empty = np.flatnonzero(~observed.any(axis=1))
     if len(empty):

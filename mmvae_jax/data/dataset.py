@@ -110,6 +110,11 @@ def is_tokens(x: AnyArray) -> bool:
     return np.issubdtype(x.dtype, np.integer) and not is_image(x)
 
 
+def kind_of(x: AnyArray) -> str:
+    """The kind of examples [N, ...] in words: images, tokens or vectors."""
+    return "images" if is_image(x) else "tokens" if is_tokens(x) else "vectors"
+
+
 def to_unit_interval(x: _Array) -> _Array:
     """Images from bytes to [0, 1]; everything else as it is.
 

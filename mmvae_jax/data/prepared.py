@@ -68,6 +68,11 @@ def load(directory: str | Path) -> Dataset:
         )
         _check_values(dataset)
         return dataset
+    except PermissionError as error:  # no damage, and not to be deleted
+        raise UsageError(
+            f"the data set in {directory} cannot be read ({error}): change its "
+            "permissions"
+        ) from error
     except Exception as error:  # Damage shows as many kinds of exception.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
@@ -138,6 +143,11 @@ def _read(
         start = stop
     if start != num_examples:
         raise ValueError(f"{split} holds {start} of {num_examples} examples")
-    labels = arrays.pop(LABEL).astype(np.int32) if LABEL in arrays else None
+    labels = arrays.pop(LABEL) if LABEL in arrays else None
+    if labels is not None:
+        is_integer = np.issubdtype(labels.dtype, np.integer)
+        if not is_integer or (labels > np.iinfo(np.int32).max).any():
+            raise ValueError(f"{LABEL} of {split} is {labels.dtype}, not within int32")
+        labels = labels.astype(np.int32)
     attributes = {name.removeprefix(ATTRIBUTE): arrays.pop(name) for name in known}
     return Split(arrays, labels, attributes=attributes)

@@ -15,13 +15,16 @@ from typing import Any, NamedTuple
 import jax
 
 from mmvae_jax import models
-from mmvae_jax.data import batches
+from mmvae_jax.data import batches, faults
 from mmvae_jax.errors import UsageError, fields_of
 from mmvae_jax.evaluation import evaluate, needs
+from mmvae_jax.evaluation.metrics import METRICS
 from mmvae_jax.evaluation.metrics.log_likelihood import PROPOSALS
+from mmvae_jax.models import parts
 from mmvae_jax.networks import CLASSIFIERS
 from mmvae_jax.training import devices, mapping, step, sweep
 from mmvae_jax.training.execution import matmul_precision
+from mmvae_jax.types import MultimodalVAE
 
 
 class Check(NamedTuple):
@@ -46,11 +49,13 @@ class Run(NamedTuple):
 
     Attributes:
       setting: its config and its data.
+      model: of every member.
       task: the training of one member.
       num_members: K.
     """
 
     setting: needs.Setting
+    model: MultimodalVAE
     task: step.Task
     num_members: int
 
@@ -80,6 +85,13 @@ def _number(field: str, rule: Callable[[Any], bool], bound: str) -> list[Check]:
 def _is_number(value: Any) -> bool:
     """Whether a value is a real number; Python takes True for one."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _require_seen(metric: str, run: Run) -> None:
+    """Whether training shows the classes of the test, where a metric needs them."""
+    for kind in ("labels", "attributes"):
+        if kind in METRICS[metric].needs:
+            faults.require_seen(run.setting.complete, kind, metric)
 
 
 _EMPTY = "{} is empty; give at least one value"
@@ -141,6 +153,7 @@ CHECKS_WITH_DATA: tuple[Check, ...] = (
             at_once, run.num_members, layout_of(run.setting.config, run.num_members)
         ),
     ),
+    Check("eval.metrics", _require_seen, is_of_entries=True),
 )
 
 
@@ -163,14 +176,21 @@ def check_with_data(run: Run) -> list[str]:
     """Checks a config against its data, its model and the devices that are here.
 
     Returns:
-      Lines to be said, from `needs.check`.
+      Lines to be said, from `faults.notes` and `needs.check`.
 
     Raises:
-      UsageError: a field that does not fit, or a metric that cannot be computed.
+      UsageError: a field or data that do not fit, or a metric that cannot be computed.
     """
-    _apply(CHECKS_WITH_DATA, run.setting.config, run)
+    config, dataset = run.setting.config, run.setting.dataset
+    faults.require_observed(dataset)
+    for modality, support in run.model.supports.items():
+        with fields_of(f"config.modalities.{modality}"):
+            faults.require_support(dataset, modality, support)
+        if parts.takes_specials(config, modality):
+            faults.require_specials(dataset, modality)
+    _apply(CHECKS_WITH_DATA, config, run)
     with fields_of("config.eval"):
-        return needs.check(run.setting)
+        return faults.notes(dataset) + needs.check(run.setting)
 
 
 def layout_of(config: Any, num_members: int) -> devices.Layout:

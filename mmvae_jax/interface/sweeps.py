@@ -62,7 +62,7 @@ def build(
     model = models.make_model(config, dataset.shapes())
     task = step.vae_task(model, config.train.clip_norm)
     setting = needs.Setting(config, dataset, complete, evaluated(dataset, config.eval))
-    notes = checks.check_with_data(checks.Run(setting, task, len(members)))
+    notes = checks.check_with_data(checks.Run(setting, model, task, len(members)))
     return (
         Sweep(
             config=config,

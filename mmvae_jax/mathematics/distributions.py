@@ -15,7 +15,15 @@ import jax.numpy as jnp
 
 from mmvae_jax import tokens
 from mmvae_jax.errors import UsageError
-from mmvae_jax.types import Array, Distribution, Gaussian, Laplace, PRNGKey, Shape
+from mmvae_jax.types import (
+    Array,
+    Distribution,
+    Gaussian,
+    Laplace,
+    PRNGKey,
+    Shape,
+    Support,
+)
 
 # Latent vectors or their distribution, which can be divided along D.
 _Latent = TypeVar("_Latent", bound=Array | Distribution)
@@ -25,13 +33,21 @@ class Likelihood(NamedTuple):
     """The distribution of one modality given its decoder's output.
 
     Attributes:
-      log_prob: (output [B, ...], x [B, ...]) -> [B], nats.
+      log_prob: (output [B, ...], x [B, ...]) -> [B], nats; from `make_likelihood` it
+        is -inf where a value of x is outside of the support.
       mean: output [B, ...] -> the distribution's mean [B, ...] (for tokens: the
         probabilities of every word).
+      support: the values of x that have a probability.
     """
 
     log_prob: Callable[[Array, Array], Array]
     mean: Callable[[Array], Array]
+    support: Support
+
+
+_REALS = Support("finite numbers")
+_UNIT_INTERVAL = Support("numbers in [0, 1]", least=0, largest=1)
+_TOKENS = Support("tokens 0, 1, 2, ...", least=0, is_whole=True)
 
 
 @singledispatch
@@ -175,18 +191,40 @@ def make_likelihood(
         raise UsageError(f"likelihood scale must be > 0, got {scale}")
     identity = partial(jnp.asarray)
     likelihoods = {
-        "laplace": Likelihood(partial(_laplace_log_prob, scale=scale), identity),
-        "gaussian": Likelihood(partial(_normal_log_prob, scale=scale), identity),
-        "bernoulli": Likelihood(_bernoulli_log_prob, jax.nn.sigmoid),
+        "laplace": Likelihood(
+            partial(_laplace_log_prob, scale=scale), identity, _REALS
+        ),
+        "gaussian": Likelihood(
+            partial(_normal_log_prob, scale=scale), identity, _REALS
+        ),
+        "bernoulli": Likelihood(_bernoulli_log_prob, jax.nn.sigmoid, _UNIT_INTERVAL),
         "categorical": Likelihood(
-            partial(_categorical_log_prob, count_padding=count_padding), jax.nn.softmax
+            partial(_categorical_log_prob, count_padding=count_padding),
+            jax.nn.softmax,
+            _TOKENS,
         ),
     }
     if name not in likelihoods:
         raise UsageError(
             f"unknown likelihood {name!r}; choose one of {', '.join(likelihoods)}"
         )
-    return likelihoods[name]
+    return _within_support(likelihoods[name])
+
+
+def _within_support(own: Likelihood) -> Likelihood:
+    """The likelihood, its log-probability -inf outside of the support.
+
+    The formulas go on there: a Bernoulli's exceeds 0, and token -1 is the last word.
+    """
+    if own.support == _REALS:  # all that floats hold; NaN stays NaN
+        return own
+
+    def log_prob(output: Array, x: Array) -> Array:
+        is_inside = own.support.holds(jnp.asarray(x))
+        is_inside = is_inside.all(axis=tuple(range(1, is_inside.ndim)))
+        return jnp.where(is_inside, own.log_prob(output, x), -jnp.inf)
+
+    return own._replace(log_prob=log_prob)
 
 
 def _squares(z: Array, q: Gaussian) -> Array:

@@ -8,9 +8,9 @@ Each function takes `log_likelihoods`, modality -> function (z [N, D], x [N, ...
 weights the terms, and in the importance-weighted objectives (`importance` and
 `models.mmvae_plus`), where it is inside of the logarithm.
 
-Where an example misses modalities (`batch[OBSERVED]`), every objective is that of the
-modalities that are there: their terms alone, products of their experts, subsets and
-means of them.
+Where an example misses modalities (`batch[OBSERVED]`), an objective has the terms of
+those that are there alone, products of their experts, subsets and means of them. Where
+that is not the same model of these modalities is in docs/models.md.
 """
 
 import math

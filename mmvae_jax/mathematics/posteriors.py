@@ -5,9 +5,10 @@ Laplace experts too; products do not, since no product of them is a Laplace
 distribution. Masks are arrays and everything is safe under vmap and jit, so that the
 2^M - 1 subsets of MoPoE are one call and not a loop.
 
-`observed` is a bool [M] for all examples alike, or [M, B] for each. An example of
-which modalities are missing is treated as one of a model that never had them: a subset
-of the mixture counts if all of it is observed.
+`observed` is a bool [M] for all examples alike, or [M, B] for each. A subset of the
+mixture counts if all of it is observed. That is the mixture of a model that never had
+the other modalities, but for prior_expert = "released": the full set of all M
+modalities has the prior as an expert, and what is left of it has not.
 """
 
 import math

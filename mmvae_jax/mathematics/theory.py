@@ -9,10 +9,12 @@ most -Delta(X, S), whatever the encoders and decoders (Eqs. 51 and 52): a mixtur
 cannot reconstruct what the subsets do not show, at any rate, whereas without
 sub-sampling that ceiling is 0. The bound as Theorem 1 states it,
 L_S <= E[log p(x)] - Delta(X, S) (Eq. 4), does not follow: Eq. 55 leaves
-sum_A omega_A {H(X_A|Z_A) + I(X_A; Z_A)}, which is at least sum_A omega_A H(X_A)
-and not H(X), and with it the chain rule gives L_S <= E[log p(x)] back.
-`tests/mathematics/test_theory.py` has the counterexample: two independent fair bits and
-encoders that ignore them, for which L_S = E[log p(x)] while Delta = log 2.
+sum_A omega_A {H(X_A|Z_A) + I_psi(X_A; Z_A)}, I_psi >= I, whose least value is
+sum_A omega_A H(X_A), where the step to Eq. 56 would need H(X); with it the chain rule
+gives L_S <= E[log p(x)] back. `tests/mathematics/test_theory.py` has counterexamples:
+two independent fair bits and encoders that ignore them, for which L_S = E[log p(x)]
+while Delta = log 2; and lossless codes of two bits a modality. The equations were read
+in a text converted from the paper's PDF.
 """
 
 import math
@@ -149,9 +151,9 @@ class _DiscrepancyChange(NamedTuple):
     def is_sufficiently_diverse(self) -> bool:
         """Whether the new modality is diverse enough for Delta to increase.
 
-        The condition of Corollary 2 with the sign its proof has: the statement
-        (Eq. 57) prints the shared term with the factor 1/|S+| - 1/|S|, which is
-        negative, so that it would hold for every modality.
+        -shared < specific, which follows from Eqs. 81 and 82. The statement (Eq. 57)
+        and the last sentence of its proof lack the minus sign; as printed the
+        condition fails only where both sides are 0.
         """
         return -self.shared < self.specific
 

@@ -241,7 +241,8 @@ def coordination_model(
     encoder and decoders take the steps of the first stage alone, and the unimodal
     encoders follow them. With "joint" the decoders learn from the unimodal ELBOs too.
     The released code of MultiVae has another KL of the unimodal posteriors, with the
-    joint one's variances in its logarithm; here it is KL(q_m||p).
+    joint one's variances in its logarithm; here it is KL(q_m||p). And in its JMVAE-kl
+    beta does not weigh sum_m KL(q_J||q_m): its alpha is alpha / beta here.
 
     Args:
       config: as for `make_model`.

@@ -43,7 +43,7 @@ def dmvae_model(
     The released code of two modalities differs: it counts KL(q(z|x_A)||p(z)) once for
     every modality decoded from it, so M times, where a bound on log p(X) has it once,
     and its last version leaves out what is reconstructed from the product.
-    Likelihoods have no weights here.
+    Its weights of likelihoods are config.modality.likelihood_weight, here 1 by default.
 
     Args:
       config: as for `make_model`; model.latent_dim is that of z.

@@ -62,13 +62,14 @@ def make_networks(
     """
     encoders, decoders, likelihoods = {}, {}, {}
     for modality, shape in shapes.items():
-        options = _options(config, modality)
+        options = options_of(config, modality)
         is_tokens = isinstance(shape, TokenShape)
         if is_tokens != (options["likelihood"] == "categorical"):
             raise UsageError(
                 f"likelihood {options['likelihood']!r} of {modality}: tokens have the "
                 "likelihood 'categorical', and nothing else has; set "
-                f"config.modalities.{modality}.likelihood"
+                f"config.modalities.{modality}.likelihood, or give floats, which are "
+                "vectors"
             )
         encoders[modality], decoders[modality] = networks.make_networks(
             options["network"], shape, latent_dim, **options["network_options"]
@@ -88,7 +89,7 @@ def make_networks(
     return Networks(encoders, decoders, likelihoods, weights, dict(shapes), latent_dim)
 
 
-def _options(config: Any, modality: str) -> dict[str, Any]:
+def options_of(config: Any, modality: str) -> dict[str, Any]:
     """Settings of one modality: config.modality, refined by config.modalities."""
     own = config.modalities.get(modality, {})
     options = dict(config.modality.items()) | dict(own.items())
@@ -97,13 +98,20 @@ def _options(config: Any, modality: str) -> dict[str, Any]:
     return options
 
 
+def takes_specials(config: Any, modality: str) -> bool:
+    """Whether token 2 of a modality is taken for the end of a text."""
+    options = options_of(config, modality)
+    is_cut = options["likelihood"] == "categorical" and not options["count_padding"]
+    return is_cut or options["network"] in networks.UP_TO_EOS
+
+
 def likelihood_weights(config: Any, modalities: Iterable[str]) -> dict[str, float]:
     """modality -> weight of its log-likelihood in the loss.
 
     Raises:
       UsageError: a weight is not positive and finite.
     """
-    weights = {m: _options(config, m)["likelihood_weight"] for m in modalities}
+    weights = {m: options_of(config, m)["likelihood_weight"] for m in modalities}
     for modality, weight in weights.items():
         if not 0 < weight < math.inf:
             raise UsageError(
@@ -273,4 +281,5 @@ def assemble(
             *nets.encoders.values(), *nets.decoders.values()
         ),
         latent_parts=((SHARED, math.prod(latents.shape)),),
+        supports={m: own.support for m, own in nets.likelihoods.items()},
     )

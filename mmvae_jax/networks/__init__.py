@@ -33,6 +33,7 @@ CLASSIFIERS = {
     "mlp": vectors.MLPClassifier,
 }
 FOR_TOKENS = ("text_conv", "transformer", "mlp")
+UP_TO_EOS = ("transformer",)  # those that look no further in a text
 FOR_IMAGES = ("conv", "resnet", "layered")
 # Options that are numbers of units, layers or pixels.
 _SIZES = ("width", "max_width", "min_size", "depth", "num_heads")

@@ -1,11 +1,12 @@
 """The Inception network behind the Frechet inception distance.
 
-FIDs are comparable only if their features come from one network: the Inception-v3
-that Google released on 2015-12-05, in the port to PyTorch that pytorch-fid
-distributes. It differs from the network of Szegedy et al. (2016), "Rethinking the
-Inception architecture", and from torchvision's: average pooling does not count
-padding, the last block has max pooling in place of average pooling, and there are
-1008 classes (whose layer is left out here: the features are its input).
+FIDs are comparable only if their features come from one network and one resize: here
+the Inception-v3 that Google released on 2015-12-05, in the port to PyTorch that
+pytorch-fid distributes, and that program's resize. TensorFlow's first implementation
+resizes otherwise (docs/models.md). The network differs from that of Szegedy et al.
+(2016), "Rethinking the Inception architecture", and from torchvision's: average pooling
+does not count padding, the last block has max pooling in place of average pooling, and
+there are 1008 classes (whose layer is left out here: the features are its input).
 
 Layers have the names of the port, so that its state dict maps onto the variables
 by a rule (`to_variables`). The weights come from `inception_weights`.
@@ -61,7 +62,8 @@ def features(variables: Params, images: Array) -> Array:
 def resize(images: Array) -> Array:
     """Bilinear resize of [B, H, W, C] to [B, 299, 299, C], corners not aligned.
 
-    Where it shrinks images it applies no low-pass filter, as in the reference.
+    Pixels are taken by their centres, and where it shrinks images it applies no
+    low-pass filter: both as in pytorch-fid, the first not as in TensorFlow's graph.
     """
     shape = (len(images), SIZE, SIZE, images.shape[-1])
     return jax.image.resize(images, shape, "bilinear", antialias=False)

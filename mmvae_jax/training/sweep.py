@@ -73,10 +73,10 @@ def map_members(
 
     Args:
       fn: function of one member.
-      mapping: "vmap" (one program, members in parallel: GPUs), "map" (members
-        after one another inside the program: CPUs, where it saves memory and
-        keeps caches warm) or "unroll" (a copy of the program for each member:
-        CPUs, where XLA's convolutions are slow under the other two).
+      mapping: "vmap" (one program, members in parallel, which rounds otherwise than
+        one alone: GPUs), "map" (members after one another inside the program: CPUs,
+        where it saves memory and keeps caches warm) or "unroll" (a copy of the program
+        for each member: CPUs, where XLA's convolutions are slow under the other two).
       num_shared: number of trailing arguments without a member axis.
       at_once: number of members in parallel with "vmap", a divisor of K, in one such
         chunk after another; 0 = all.

@@ -100,7 +100,39 @@ BAD = {
     "objects": ({"vector": np.array([{}] * N)}, "is not a .npz file"),
     "strings": ({"vector": np.array(["x"] * N)}, "vector is <U1"),
     "flat bytes": ({"image": GOOD["image"][:, 0]}, "image is uint8.*images are"),
-    "numbers": ({"vector": GOOD["vector"][:, 0]}, r"vector has shape .20,.*\[N, F\]"),
+    "numbers": ({"vector": GOOD["vector"][:, 0]}, r"vector is float64 .*\[N, F\]"),
+    "label": (
+        {"observed": None, "label": GOOD["labels"]},
+        r"label is int.*are called 'labels', int",
+    ),
+    "targets": (
+        {"observed": None, "y": GOOD["labels"] / 2},
+        r"y is float.*called .labels",
+    ),
+    "mask of another name": (
+        {"observed": None, "mask": GOOD["observed"]},
+        "mask is bool.*'observed'",
+    ),
+    "bits": ({"image": GOOD["image"] > 9}, r"image is bool.*uint8, 255 \* x"),
+    "numbers as images": (
+        {"image": GOOD["image"].astype(int)},
+        "image is int.*uint8",
+    ),
+    "colours as numbers": (
+        {"image": RNG.integers(0, 256, (N, 4, 4, 3))},
+        r"image is int64 \(20, 4, 4, 3\): images are uint8",
+    ),
+    "channels first": (
+        {"image": RNG.integers(0, 256, (N, 3, 8, 8), dtype=np.uint8)},
+        r"image is uint8 .*\[N, C, H, W\].*moveaxis",
+    ),
+    "bytes of zeros and ones": ({"image": GOOD["image"] % 2}, r"ones.*give 255 \* x"),
+    "captions": ({"text": np.array(["a bird"] * N)}, "text is <U6.*tokens.encode"),
+    "beyond float32": ({"vector": GOOD["vector"] * 1e300}, "beyond float32"),
+    "ragged": (
+        {"vector": np.array([[1], [1, 2]] * 10, object)},
+        "vector.npy holds o",
+    ),
     "nan": ({"vector": GOOD["vector"] * np.nan}, "vector holds NaN.*'observed'"),
     "cube of tokens": ({"text": GOOD["text"][..., None]}, r"text .*int \[N, T\]"),
     "negative tokens": ({"text": GOOD["text"] - 1}, "text: tokens are numbered from 0"),

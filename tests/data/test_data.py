@@ -1,10 +1,12 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from experiments.running import datasets
@@ -75,6 +77,39 @@ def test_load_reports_damage(prepared, tmp_path, damage):
         (copy / "metadata.json").write_text(json.dumps(metadata))
     with pytest.raises(UsageError, match="is damaged .*delete the folder"):
         load(copy)
+
+
+def test_a_data_set_that_may_not_be_read_is_not_damaged(prepared, monkeypatch):
+    def denied(*args):
+        raise PermissionError(13, "Permission denied", "metadata.json")
+
+    monkeypatch.setattr(tfds, "builder_from_directory", denied)
+    with pytest.raises(UsageError, match="cannot be read .*change its permissions"):
+        load(prepared)
+
+
+@pytest.mark.parametrize("labels", [[0, 1 << 32], [0.0, 1.5]])
+def test_labels_that_int32_does_not_hold(prepared, monkeypatch, labels):
+    labels = np.array(labels)
+    block = {"m0": np.zeros((2, 8, 8, 3), np.uint8), "label": labels}
+    features = {
+        name: SimpleNamespace(shape=(None, *x.shape[1:]), np_dtype=x.dtype)
+        for name, x in block.items()
+    }
+    metadata = {
+        "num_examples": {"train": 2, "test": 2},
+        "modalities": ["m0"],
+        "fingerprint": "",
+    }
+    builder = SimpleNamespace(
+        name="mine",
+        info=SimpleNamespace(features=features, metadata=metadata),
+        as_data_source=lambda split: [block],
+    )
+    monkeypatch.setattr(tfds, "builder_from_directory", lambda path: builder)
+    message = f"label of train is {labels.dtype}, not within int32"
+    with pytest.raises(UsageError, match=message):
+        load(prepared)
 
 
 def test_each_epoch_visits_an_example_at_most_once():

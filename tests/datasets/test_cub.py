@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import dataset_images
 import numpy as np
 import prepared
 import pytest
@@ -463,6 +464,11 @@ def test_files_that_are_missing_or_damaged(tmp_path, damage, message, archive):
         ("train_test_split", ["1 1"] * 12, "its 12 lines are not those of the 12"),
         ("image_class_labels", ["one two"], "'one two' is not a number and 1 fields"),
         ("images", ["1"], "'1' is not a number and 1 fields"),
+        (
+            "train_test_split",
+            [f"{n} {1 + (n == 3)}" for n in range(1, 13)],
+            "train_test_split.txt: .*0003.jpg has 2, which is neither 1 .* nor 0",
+        ),
         ("images", [f"{n} {BIRDS[0][1]}" for n in range(1, 13)], "is not named|twice"),
         ("images", [], "its 0 lines are not those of the 0 images"),
         (
@@ -525,7 +531,7 @@ def test_captions_in_another_encoding(tmp_path):
 
 
 def test_images_that_are_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr(birds, "MAX_PIXELS", 70 * 70)
+    monkeypatch.setattr(dataset_images, "MAX_PIXELS", 70 * 70)
     folder = write_cub(tmp_path / "cub")
     fails(tmp_path, folder, r".jpg: 7\dx70 pixels are more than the 4900 that")
 
@@ -634,7 +640,7 @@ def test_files_that_are_too_large(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "text", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "text", "empty", "tar"])
 def test_damaged_archives(tmp_path, damage):
     folder = write_cub(tmp_path / "cub")
     pack(folder, "CUB_200_2011.tgz", "CUB_200_2011")
@@ -645,10 +651,17 @@ def test_damaged_archives(tmp_path, damage):
     elif damage == "flip":
         data[len(data) // 3] ^= 255
     else:
-        data = b"no archive" if damage == "text" else b""
+        data = {"text": b"no archive", "empty": b"", "tar": gzip.decompress(data)}[
+            damage
+        ]
     path.write_bytes(data)
-    message = "CUB_200_2011.tgz: cannot be read to its end as a .tgz archive"
-    fails(tmp_path, folder, message)
+    messages = {
+        "text": "not compressed by gzip, as its name says, but begins with b'no archi'",
+        "empty": "is empty; fetch it again",
+        "tar": "not compressed by gzip.* program has unpacked it, compress it again",
+    }
+    damaged = "cannot be read to its end as a .tgz archive .*; fetch it again"
+    fails(tmp_path, folder, f"CUB_200_2011.tgz: {messages.get(damage, damaged)}")
 
 
 # ---- the packed layout
@@ -689,7 +702,9 @@ def no_record(number):
     [
         ({"ids": np.arange(11)}, "ids, labels and cub_is_train differ in length"),
         ({"ids": np.ones(12, int)}, "a number occurs twice in ids"),
-        ({"labels": np.ones(12)}, "differ in length"),
+        ({"labels": np.ones(11, int)}, "differ in length"),
+        ({"labels": np.ones(12)}, r"labels is float64 \(12,\), and must be integer"),
+        ({"jpeg": np.zeros(7, np.uint16)}, r"jpeg is uint16 \(7,\), and must be uint8"),
         ({"labels": np.ones(12, int)}, "image 4 is of class 2, in .* of class 1"),
         ({"offsets": np.arange(13)}, "the offsets do not cut jpeg into the 12 images"),
         ({"jpeg": np.zeros(7, np.uint8)}, "the offsets do not cut jpeg"),
@@ -700,7 +715,15 @@ def no_record(number):
         ({"lines": ['{"id": 1, "label": 1}']}, "line 1 is not a record .*KeyError"),
         (
             {"lines": ['{"id": 1, "label": 1, "captions": "one"}']},
-            "line 1 is not a record .*TypeError",
+            "line 1 is not a record .*TypeError: captions are not a list of texts",
+        ),
+        (
+            {"lines": ['{"id": 1, "label": 1.7, "captions": []}']},
+            "line 1 is not a record .*label is 1.7, no integer",
+        ),
+        (
+            {"lines": ['{"id": "1", "label": 1, "captions": []}']},
+            "line 1 is not a record .*id is '1', no integer",
         ),
         (
             {"lines": ['{"id": 1, "label": 1, "captions": ["one"]}']},
@@ -738,7 +761,7 @@ def test_damaged_packed_files(tmp_path, monkeypatch, damage):
         message = "unpacks to more than 1000 bytes"
     else:
         captions.unlink()
-        message = r"cub: cannot be read \(.*cub_captions.jsonl.gz"
+        message = r"cub_captions.jsonl.gz: no such file; the layout"
     fails(tmp_path, folder, message, crop="box")
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import dataset_images
 import numpy as np
 import pytest
 from dataset_errors import DatasetError
@@ -594,12 +595,20 @@ ONES = np.ones((2, 3, 3), np.uint8)
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "not an idx file"),
-        (b"\x01\x00\x08\x03" + bytes(40), "not an idx file"),
+        (b"", "not an idx file but 0 bytes of its beginning; fetch"),
+        (idx(ONES)[:9], "not an idx file but 9 bytes of its beginning; fetch"),
+        (
+            b"<!DOCTYPE html>",
+            "not an idx file, .* begins with b'<!DOCTYP'; put the file of that name",
+        ),
+        (gzip.compress(idx(ONES)), "that gzip has compressed; add .gz to its name"),
         (idx(ONES, dtype_code=13), "data type code 0x0d is not 0x08"),
         (idx(np.ones(20, np.uint8)), "1 dimensions where 3 are expected"),
         (idx(ONES)[:-1], "announces 18 bytes of data but the file has 17"),
-        (idx(ONES) + b"\0", "announces 18 bytes of data but the file has more"),
+        (
+            idx(ONES) + b"\0",
+            "announces 18 bytes .* the file has more; correct its header",
+        ),
         (idx(np.ones((0, 3, 3), np.uint8)), r"impossible shape \(0, 3, 3\)"),
         (struct.pack(">HBB3I", 0, 8, 3, 1 << 31, 1 << 31, 4), "impossible shape"),
     ],
@@ -625,8 +634,18 @@ def test_damaged_gzip(tmp_path, damage):
     else:
         packed = idx(ONES)
     path.write_bytes(packed)
-    with pytest.raises(DatasetError, match="file.gz: cannot be read to its end"):
+    message = "cannot be read to its end .*; fetch"
+    if damage == "raw":
+        message = "not compressed by gzip, .* if a program has unpacked it, compress"
+    with pytest.raises(DatasetError, match=f"file.gz: {message}"):
         digits.read_idx(path, 3)
+
+
+@pytest.mark.parametrize("name", ["file", "file.gz"])
+def test_a_file_that_the_system_does_not_give_is_not_damaged(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(DatasetError, match=r"cannot be read \(Is a directory\); check"):
+        digits.read_idx(tmp_path / name, 3)
 
 
 def test_labels_must_fit_the_images(tmp_path):
@@ -636,7 +655,9 @@ def test_labels_must_fit_the_images(tmp_path):
     with pytest.raises(DatasetError, match="has 40 images but .* has 39 labels: take"):
         digits.load_mnist(files, 28)
     labels.write_bytes(idx(np.full(40, 10, np.uint8)))
-    with pytest.raises(DatasetError, match="train-labels.*label 10 is not a digit"):
+    with pytest.raises(
+        DatasetError, match="train-labels.*label 10 is not a digit .*; le"
+    ):
         digits.load_mnist(files, 28)
 
 
@@ -751,7 +772,7 @@ def test_unusable_backgrounds(tmp_path, monkeypatch, kind):
         save_noise(path, 40, 27)
         message = r"1\.png: 27x40 pixels are smaller than the image size 28"
     elif kind == "huge":
-        monkeypatch.setattr(backgrounds, "MAX_PIXELS", 1599)
+        monkeypatch.setattr(dataset_images, "MAX_PIXELS", 1599)
         message = r"1\.png: 40x40 pixels are more than the 1599 that are decoded"
     else:
         message = f"2 modalities need 2 backgrounds but {tmp_path} has 1: lower"

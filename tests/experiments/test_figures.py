@@ -302,6 +302,41 @@ def test_private_vectors_do_not_add_latent_dimensions(name, model):
     assert total == other.model.latent_dim
 
 
+# Training examples and epochs of the paper (App. C.1), by the columns of its figures.
+EXAMPLES = {"polymnist": 60_000, "translated": 60_000, "cub": 88_550}
+EPOCHS = {"polymnist": 500, "translated": 1_000, "cub": 150}
+
+
+def test_every_run_of_the_paper_scale_has_the_papers_epochs():
+    _, scale = load_scale("paper")
+    specs = all_specs(scale, figure_specs(scale))
+    for spec in specs:
+        if spec.dataset == "discrete":  # not of the paper
+            continue
+        train = run_config(scale, spec, {}).train
+        steps_an_epoch = EXAMPLES[spec.dataset] // train.batch_size
+        assert train.num_steps == EPOCHS[spec.dataset] * steps_an_epoch, spec.folder
+        assert train.num_steps % train.checkpoint_every_steps == 0, spec.folder
+    assert {spec.dataset for spec in specs} == {*EPOCHS, "discrete"}
+
+
+# Scale -> epochs that its description names, and training examples, by column.
+SAID = {
+    "cpu": {"polymnist": (4, 60_000), "shapes": (10, 12_000)},
+    "demo": {"shapes": (8, 12_000)},
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_the_epochs_that_a_scale_names_are_those_of_its_runs(name):
+    _, scale = load_scale(name)
+    for column, (epochs, num_examples) in SAID[name].items():
+        train = run_config(scale, Spec(column, "mopoe"), {}).train
+        assert train.num_steps // (num_examples // train.batch_size) == epochs
+        text = scale.pairs.description if column == "shapes" else scale.description
+        assert f"{epochs} epochs" in text
+
+
 def test_the_paper_scale_is_the_papers():
     _, scale = load_scale("paper")
     config = run_config(scale, Spec("translated", "mopoe"), {})

@@ -219,6 +219,35 @@ def test_laplace_samples_are_of_that_distribution():
     np.testing.assert_allclose(gradient.log_scale, (few - q.mean).sum(0), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("laplace", (-3.5, 0, 1e30), (np.inf, np.nan)),
+        ("gaussian", (-3.5, 0, 1e30), (-np.inf, np.nan)),
+        ("bernoulli", (0, 0.5, 1), (-0.1, 1.001, 255, np.nan)),
+        ("categorical", (0, 1, 4), (-1, 0.5, np.inf)),
+    ],
+)
+def test_a_likelihood_says_which_values_have_a_probability(name, inside, outside):
+    support = distributions.make_likelihood(name).support
+    for holds in (support.holds, jax.jit(support.holds)):
+        assert holds(np.float32(inside)).all()
+        assert not holds(np.float32(outside)).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "outside"), [("bernoulli", (-0.9, 2, np.nan)), ("categorical", (-1, 7))]
+)
+def test_values_outside_of_the_support_have_no_probability(name, outside):
+    # Bernoulli's formula exceeds 0 there, and index -1 is the last word.
+    outputs = RNG.normal(size=(1, 2, 5)).astype(np.float32)
+    likelihood = distributions.make_likelihood(name)
+    outputs = outputs[..., 0] if name == "bernoulli" else outputs
+    for value in outside:
+        x = np.array([[1, value]], np.float32)
+        assert not np.isfinite(likelihood.log_prob(outputs, jnp.asarray(x))).any()
+
+
 def test_unknown_likelihood():
     message = (
         "unknown likelihood 'cauchy'; choose one of "

@@ -189,6 +189,25 @@ def test_subset_posteriors_are_the_products_one_by_one():
         assert_gaussians_close(own, product64(experts, mask, prior))
 
 
+@pytest.mark.parametrize("is_exact_preferred", [False, True])
+@pytest.mark.parametrize("choice", ["paper", "released", "always"])
+def test_what_is_left_of_a_full_set_is_none(choice, is_exact_preferred):
+    """The mixture of an incomplete example is that of a model of what is there, but for
+    "released": there the prior is in the product of all M modalities alone."""
+    observed = np.array([True, True, False, False])
+    given = posteriors.available_subsets(
+        subsets.powerset(M, choice), observed, is_exact_preferred=is_exact_preferred
+    )
+    is_used = np.asarray(given.weights[:, 0]) > 0
+    found = given.prior_expert[is_used]
+    smaller = subsets.powerset(2, choice)
+    if is_exact_preferred:  # the subset itself, and no other
+        smaller = smaller._replace(prior_expert=smaller.prior_expert[-1:])
+    assert len(found) == len(smaller.prior_expert)
+    assert (found == smaller.prior_expert).all() == (choice != "released")
+    assert choice != "released" or not found.any()
+
+
 MIXTURES = {
     "all subsets": subsets.powerset(M, "released"),
     "one": subsets.full_set(M, "always"),

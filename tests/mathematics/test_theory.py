@@ -159,6 +159,33 @@ def test_theorem_1_as_stated_has_a_counterexample(make):
     assert terms.reconstruction <= -discrepancy
 
 
+def test_lossless_codes_pass_the_bound_of_theorem_1_too():
+    """Two independent modalities of two fair bits each, MMVAE: nothing is ignored."""
+    pmf, log_2 = np.full((4, 4), 1 / 16), math.log(2)
+    mixture = subsets.unimodal_subsets(2)
+    terms = theory.best_terms(pmf, mixture, naming_encoders(pmf, mixture))
+    assert terms.reconstruction == pytest.approx(-2 * log_2, abs=1e-6)
+    # Two bits of the modality that is seen, and which one it is.
+    assert terms.rate == pytest.approx(3 * log_2, abs=1e-6)
+    allowed = -theory.entropy(pmf) - theory.generative_discrepancy(pmf, mixture)
+    assert allowed == pytest.approx(-6 * log_2, abs=1e-6)
+    assert terms.objective == pytest.approx(-5 * log_2, abs=1e-6)
+    assert terms.objective > allowed + 0.6
+
+
+@given(seeds, st.integers(2, 3))
+def test_what_eq_55_leaves_is_the_entropy(seed, num_modalities):
+    """Delta(X, S) + sum_A omega_A H(X_A) = H(X), which is no more than the ELBO."""
+    pmf = random_pmf(seed, num_modalities)
+    mixture = random_mixture(seed + 1, num_modalities)
+    least = sum(
+        float(w) * theory.entropy(theory.marginal(pmf, np.flatnonzero(mask)))
+        for mask, w in zip(mixture.masks, mixture.weights, strict=True)
+    )
+    found = theory.generative_discrepancy(pmf, mixture) + least
+    assert found == pytest.approx(theory.entropy(pmf), abs=1e-6)
+
+
 @given(seeds, st.integers(1, 3), st.sampled_from(MAKERS[1:]))
 def test_corollary_2_decomposition_is_exact(seed, num_modalities, make):
     """Eqs. 81 and 82 add up to the change of the discrepancy."""
@@ -188,6 +215,26 @@ def test_corollary_2_on_both_sides(make):
     assert not redundant.is_sufficiently_diverse and redundant.total < 0
     # The statement of the corollary as printed would call both diverse.
     assert redundant.shared < redundant.specific
+
+
+@pytest.mark.parametrize("make", MAKERS[1:])
+@pytest.mark.parametrize("num_modalities", [1, 2])
+def test_corollary_2_of_three_copies_of_one_bit(make, num_modalities):
+    """Both sides of Eq. 57 are zero: as printed it does not hold either."""
+    pmf = np.zeros((2,) * (num_modalities + 1))
+    pmf[(0,) * pmf.ndim] = pmf[(1,) * pmf.ndim] = 1 / 2
+    change = theory.discrepancy_change(pmf, make(num_modalities), make(pmf.ndim))
+    assert change.shared == change.specific == change.total == 0
+    assert not change.is_sufficiently_diverse and not change.shared < change.specific
+
+
+@given(seeds, st.integers(1, 3), st.sampled_from(MAKERS[1:]))
+def test_eq_57_as_printed_holds_unless_both_sides_are_zero(seed, num, make):
+    change = theory.discrepancy_change(
+        random_pmf(seed, num + 1, num_values=2), make(num), make(num + 1)
+    )
+    is_printed = change.shared < change.specific
+    assert is_printed or (change.shared, change.specific) == pytest.approx((0, 0))
 
 
 @pytest.mark.parametrize("make", MAKERS)

@@ -1,4 +1,4 @@
-"""Compiled steps: members of a sweep are their solo runs, whatever the mapping."""
+"""Compiled steps: members of a sweep are their solo runs, at once up to rounding."""
 
 import itertools
 import re

@@ -2,9 +2,10 @@
 
 Heusel et al. (2017), "GANs trained by a two time-scale update rule converge to a
 local Nash equilibrium": the Frechet distance between Gaussians fitted to features.
-`fid` takes those of the Inception network. `frechet` takes the penultimate layer of
-the modality's own label classifier, which is at hand for every data set; its values
-compare models on one data set with one classifier, and are not FIDs.
+`fid` takes those of the Inception network as pytorch-fid has it. `frechet` takes the
+penultimate layer of the modality's own label classifier, which is at hand for every
+data set; its values compare models on one data set with one classifier, and are not
+FIDs.
 
 Reference implementations read images from 8-bit files; hence the rounding here. The
 values depend on the number of images (their bias is positive and falls with it):

@@ -1,0 +1,139 @@
+"""The one place that decodes the image files of data sets: 8-bit RGB, or one line.
+
+Image files hold more kinds of numbers than 8-bit RGB, and a library that turns one into
+another cuts off what does not fit. Here every kind is scaled to 0..255 or is refused:
+
+  1, L, P, RGB, CMYK, YCbCr   as they are
+  I;16 and 16-bit colours     the upper 8 of 16 bits (12 bits: of 12)
+  alpha channels, palettes    where no pixel is transparent
+  I, F, LAB, signed numbers   refused: nothing in the file says what is black and white
+
+Pixels stay as they are stored: neither an EXIF orientation nor a colour profile is
+applied, as in the published code of all data sets here (the bounding boxes of CUB are
+those of the stored pixels). Of TIFF the orientation is part of the format, and applied.
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from dataset_errors import DatasetError, unreadable
+from PIL import Image
+
+# Refuses decompression bombs before a pixel is decoded: 8k x 8k, 200 MB as RGB.
+MAX_PIXELS = 64_000_000
+# No others, whatever the name: for some Pillow starts another program.
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_COLOURS = {"1", "L", "P", "RGB", "CMYK", "YCbCr"}
+_WITH_ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
+# Tags of TIFF.
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _UNSIGNED = 0, 1
+
+
+def decode(source: Path | bytes, where: str, remedy: str) -> np.ndarray:
+    """Decodes one image file, whatever its name, as the module says.
+
+    Args:
+      source: the file, or its bytes.
+      where: the place that messages name.
+      remedy: what to do about a damaged file: "fetch it again".
+
+    Returns:
+      uint8 [H, W, 3].
+
+    Raises:
+      DatasetError: not a whole image of FORMATS, one of several, above MAX_PIXELS, or
+        of a kind whose values cannot be kept.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large images at open(); MAX_PIXELS decides here.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            with Image.open(file, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise DatasetError(
+                        f"{where}: {width}x{height} pixels are more than the "
+                        f"{MAX_PIXELS} that are decoded; scale the image down"
+                    )
+                if not width * height:
+                    raise ValueError("it has no pixels")
+                # The first of a JPEG with several is the photograph: MPO.
+                frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+                if frames > 1:
+                    raise DatasetError(
+                        f"{where}: holds {frames} images; save the one that is meant "
+                        "as a file of its own"
+                    )
+                image.load()
+                return _rgb(image, where)
+    except DatasetError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        start = source[:8] if isinstance(source, bytes) else _first_bytes(source)
+        if not start:
+            raise DatasetError(
+                f"{where}: not a readable image but an empty file; {remedy}"
+            ) from error
+        raise DatasetError(
+            f"{where}: not a readable image, of {', '.join(FORMATS)} (it begins with "
+            f"{start!r}); save it anew as one of these, or {remedy}"
+        ) from error
+    except Exception as error:  # Pillow raises many kinds for a broken file.
+        raise unreadable(where, error, "not a readable image", remedy) from error
+
+
+def _first_bytes(path: Path) -> bytes:
+    """The first 8 bytes of a file."""
+    with open(path, "rb") as file:
+        return file.read(8)
+
+
+def _rgb(image: Image.Image, where: str) -> np.ndarray:
+    """The values of a decoded image: uint8 [H, W, 3].
+
+    Raises:
+      DatasetError: they cannot be kept.
+    """
+    tags = dict(getattr(image, "tag_v2", {}))
+    mode = image.mode
+    samples = tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))
+    if image.format == "PPM" and mode == "I":
+        # Pillow scales grey of more than 8 bits to 0..65535.
+        return _upper_bits(np.asarray(image), 16)
+    if mode in ("I", "F") or set(samples) != {_UNSIGNED}:
+        raise DatasetError(
+            f"{where}: its values are signed, of 32 bits or floats (mode {mode}), so "
+            "that nothing says which of them are black and white; save it with 8 or "
+            "16 bits"
+        )
+    if mode == "P" and image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif "transparency" in image.info:
+        raise DatasetError(
+            f"{where}: names a transparent colour (mode {mode}); save it without"
+        )
+    if image.mode in _WITH_ALPHA:
+        if np.asarray(image.getchannel(image.getbands()[-1])).min() < 255:
+            raise DatasetError(
+                f"{where}: has transparent pixels (mode {mode}), and nothing says what "
+                "is behind them; save it without transparency"
+            )
+        return np.asarray(image.convert("RGBA").convert("RGB"))
+    if mode.startswith("I;16"):
+        values = _upper_bits(np.asarray(image), tags.get(_BITS, (16,))[0])
+        return 255 - values if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else values
+    if mode not in _COLOURS:
+        raise DatasetError(
+            f"{where}: its colours are of mode {mode}, of which the values in RGB are "
+            "not known; save it as RGB"
+        )
+    return np.asarray(image.convert("RGB"))
+
+
+def _upper_bits(grey: np.ndarray, bits: int) -> np.ndarray:
+    """Grey [H, W] of that many bits as uint8 [H, W, 3], as Pillow does with colours."""
+    return np.repeat((grey >> bits - 8).astype(np.uint8)[..., None], 3, axis=2)

@@ -1,0 +1,199 @@
+"""Faults of a data set that no single array shows: what is refused, what is said.
+
+They are of all data sets, before anything is trained: values that a likelihood gives no
+probability to, modalities that are never there, splits that do not fit each other.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from mmvae_jax.data.dataset import (
+    Dataset,
+    Split,
+    is_image,
+    is_tokens,
+    to_unit_interval,
+)
+from mmvae_jax.errors import ArgumentError, UsageError
+from mmvae_jax.tokens import SPECIALS
+from mmvae_jax.types import Support
+
+_BYTES = np.arange(256, dtype=np.uint8)
+_NUM_AT_ONCE = 1 << 24  # values that are looked at at a time
+_NUM_SHOWN = 5
+
+
+def require_support(dataset: Dataset, modality: str, support: Support) -> None:
+    """Checks that a likelihood gives a probability to the examples of a modality.
+
+    Args:
+      dataset: both splits are looked at, but for what is missing.
+      modality: its name.
+      support: of the likelihood, from `MultimodalVAE.supports`.
+
+    Raises:
+      ArgumentError: it does not, by the name {likelihood}.
+    """
+    for name, split in _splits(dataset):
+        x = split.modalities[modality]
+        if is_image(x) and support.holds(to_unit_interval(_BYTES)).all():
+            continue
+        for part in _parts(x, split.is_observed(modality)):
+            values = to_unit_interval(part)
+            inside = np.asarray(support.holds(values))
+            if not inside.all():
+                raise ArgumentError(
+                    "{likelihood} is one of {}, and {} examples of {} hold {:.4g}{}: "
+                    "choose another, or change the data",
+                    support.words,
+                    name,
+                    modality,
+                    values[~inside][0],
+                    ", bytes divided by 255" if is_image(x) else "",
+                )
+
+
+def require_specials(dataset: Dataset, modality: str) -> None:
+    """Checks that token 2 of a modality is the end of a text, as networks take it.
+
+    Raises:
+      UsageError: its words do not begin with `tokens.SPECIALS`.
+    """
+    if dataset.words[modality][: len(SPECIALS)] != SPECIALS:
+        raise UsageError(
+            "network 'transformer' and count_padding=False take token 2 for the end of "
+            f"a text, and the words of {modality} do not begin with "
+            f"{', '.join(SPECIALS)}: number them so, or choose network 'text_conv' or "
+            "'mlp', and count_padding=True"
+        )
+
+
+def require_observed(dataset: Dataset) -> None:
+    """Checks that every modality is observed in some training example.
+
+    Raises:
+      UsageError: one is not.
+    """
+    for modality in dataset.train.modalities:
+        if not dataset.train.is_observed(modality).any():
+            raise UsageError(
+                f"no training example of {dataset.name} has {modality}: leave it out "
+                "of the data, or add some that have it"
+            )
+
+
+def require_seen(dataset: Dataset, kind: str, metric: str) -> None:
+    """Checks that training examples show every class that test examples have.
+
+    Args:
+      dataset: the real data.
+      kind: "labels", or "attributes" for all of these.
+      metric: name of the metric that needs them.
+
+    Raises:
+      ArgumentError: they do not, or one split alone has classes, by the name {metrics}.
+    """
+    classes = [_classes(split, kind) for _, split in _splits(dataset)]
+    for name in sorted(set(classes[0]) ^ set(classes[1])):
+        raise ArgumentError(
+            "metric {!r} needs {} of training and test examples, and only {} examples "
+            "have them: add the others, or leave it out of {metrics}",
+            metric,
+            name,
+            "training" if name in classes[0] else "test",
+        )
+    for name, own in classes[1].items():
+        unseen = np.setdiff1d(own, classes[0][name])
+        if len(unseen):
+            raise ArgumentError(
+                "metric {!r} needs {}, and test examples have {} of them that no "
+                "training example has ({}): add training examples of these, or leave "
+                "it out of {metrics}",
+                metric,
+                name,
+                len(unseen),
+                _listed(unseen),
+            )
+
+
+def notes(dataset: Dataset) -> list[str]:
+    """What is odd about a data set and may yet be meant, a line each."""
+    (_, train), (_, test) = _splits(dataset)
+    found = []
+    for name, x in train.modalities.items():
+        rows = train.is_observed(name)
+        if not test.is_observed(name).any():
+            found.append(f"no test example has {name}: what is measured of it is nan")
+        if rows.sum() > 1 and _is_constant(x, rows):
+            found.append(f"all training examples of {name} are alike")
+        if is_tokens(x):
+            unseen = np.setdiff1d(_used(test, name), _used(train, name))
+            if len(unseen):
+                words = [dataset.words[name][token] for token in unseen]
+                found.append(
+                    f"test examples of {name} have {len(unseen)} words that no "
+                    f"training example has ({_listed(words)})"
+                )
+        elif not is_image(x):
+            found += _note_on_vectors(name, x, len(train.modalities) - 1)
+    for kind in ("labels", "attributes"):
+        classes = [set(_classes(split, kind)) for split in (train, test)]
+        for name in sorted(classes[0] ^ classes[1]):
+            which = "training" if name in classes[0] else "test"
+            found.append(f"only {which} examples have {name}")
+    return found
+
+
+def _note_on_vectors(name: str, x: np.ndarray, num_others: int) -> list[str]:
+    """What vectors look like that may be meant for something else."""
+    few = x[:1000]
+    if x.shape[1:] == (num_others,) and np.isin(few, (0, 1)).all():
+        return [
+            f"{name} holds a 0 or 1 for each other modality, and is trained on as a "
+            "modality: what is observed is said by a bool array 'observed'"
+        ]
+    is_shaped = x.ndim == 4 and x.shape[-1] in (1, 3) or x.ndim == 3
+    if is_shaped and few.min() >= 0 and few.max() <= 255 and min(x.shape[1:3]) >= 8:
+        return [
+            f"{name} looks like images given as floats, and is taken for vectors of "
+            f"shape {x.shape[1:]}: images are uint8, 0 to 255"
+        ]
+    return []
+
+
+def _splits(dataset: Dataset) -> tuple[tuple[str, Split], tuple[str, Split]]:
+    """Both splits, with their names in messages."""
+    return ("training", dataset.train), ("test", dataset.test)
+
+
+def _parts(x: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Those examples, some at a time."""
+    num = max(1, _NUM_AT_ONCE // max(1, x[0].size))
+    for start in range(0, len(x), num):
+        part = slice(start, start + num)
+        yield x[part] if rows[part].all() else x[part][rows[part]]
+
+
+def _is_constant(x: np.ndarray, rows: np.ndarray) -> bool:
+    """Whether those examples are all the same."""
+    first = x[np.argmax(rows)]
+    return all((part == first).all() for part in _parts(x, rows))
+
+
+def _used(split: Split, modality: str) -> np.ndarray:
+    """The tokens of a modality that occur, without those of missing examples."""
+    return np.unique(split.modalities[modality][split.is_observed(modality)])
+
+
+def _classes(split: Split, kind: str) -> dict[str, np.ndarray]:
+    """Classes of the examples, [N], by their names in messages; none may be there."""
+    if kind == "labels":
+        return {} if split.labels is None else {kind: split.labels}
+    return {f"attribute {name}": x for name, x in split.attributes.items()}
+
+
+def _listed(items: Iterable[object]) -> str:
+    """The first few of some things."""
+    texts = [str(item) for item in items]
+    return ", ".join(texts[:_NUM_SHOWN]) + (", ..." if len(texts) > _NUM_SHOWN else "")
