@@ -173,6 +173,15 @@ def test_programs_are_not_kept_in_a_home_of_others(home, updates, monkeypatch, c
     assert f"since {home}/.cache/mmvae_jax/programs cannot be written" in line
 
 
+def test_programs_are_not_kept_below_a_closed_folder(updates, monkeypatch, capsys):
+    def refuse(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    command.keep_programs()
+    assert not updates and "cannot be written" in capsys.readouterr().err
+
+
 def test_programs_are_kept(updates, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     command.keep_programs()
