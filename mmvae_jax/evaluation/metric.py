@@ -162,8 +162,9 @@ def is_writable(folder: Path) -> bool:
 
     It leaves nothing behind: a folder that does not exist is not made.
     """
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    places = (folder, *folder.absolute().parents)
     try:
+        place = next(path for path in places if path.exists())
         with tempfile.TemporaryFile(dir=place):
             return True
     except OSError:
