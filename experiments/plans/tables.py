@@ -20,6 +20,7 @@ from experiments.plans.shown_metrics import (
     SWD,
     Metric,
 )
+from experiments.running import workdirs
 from mmvae_jax.training.sweep import Member
 
 Row = dict[str, Any]
@@ -177,6 +178,8 @@ def beta_rows(
 ) -> list[Row]:
     """One row for every beta of a run's sweep, nan where nothing was measured.
 
+    Where values are nan for a reason, it is in the column "note".
+
     Args:
       evidence: the runs.
       name: name of the figure.
@@ -187,7 +190,12 @@ def beta_rows(
     tag = f"{tag}/{modality}" if modality else tag
     head = point_row(evidence, name, spec, tag, modality=modality)
     found = over_betas(evidence, spec, tag).drop(columns=["run", "tag"])
-    return [head | row for row in found.to_dict("records")]
+    why = workdirs.undefined(members_of(evidence, spec)).get(tag)
+    note = {"note": "; ".join(why)} if why else {}
+    return [
+        head | row | (note if np.isnan(row["mean"]) else {})
+        for row in found.to_dict("records")
+    ]
 
 
 def front_of(spreads: pd.DataFrame, coherence: str, quality: str) -> pd.DataFrame:
@@ -242,12 +250,8 @@ def reachable_rows(
         # The same for all members: classifiers are a data set's.
         for member in members_of(evidence, spec):
             found = member["metrics"].items()
-            values = [
-                x
-                for t, x in found
-                if (t == tag or t.startswith(prefix)) and x is not None
-            ]
-            if values:
+            values = [x for t, x in found if t == tag or t.startswith(prefix)]
+            if values and None not in values:
                 mean = float(np.mean(values))
                 row = point_row(evidence, name, spec, tag, mean=mean)
                 return [{**row, "model": "real data"}]

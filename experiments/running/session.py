@@ -16,6 +16,7 @@ import numpy as np
 from experiments.running import build, checks, processes, signals, terminal, workdirs
 from experiments.running.command import Stopped
 from experiments.running.evaluator import make_evaluator
+from mmvae_jax.evaluation.metric import reasons
 from mmvae_jax.training import checkpoints, devices, loop
 from mmvae_jax.training.log import RunWriter, member_name, write_json
 from mmvae_jax.training.mapping import Prepared, prepare
@@ -229,7 +230,12 @@ def _summarise(
         "cpu_cores": os.cpu_count(),
         "execution": sweep.execution._asdict(),
         "members": [
-            {**member._asdict(), "finite": bool(is_finite), "metrics": values}
+            {
+                **member._asdict(),
+                "finite": bool(is_finite),
+                "metrics": values,
+                "undefined": reasons(values),
+            }
             for member, is_finite, values in zip(
                 sweep.members, finite, results, strict=True
             )

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.drawing import figure_captions, panels, paper_figures
 from experiments.judging import paper
-from experiments.plans import plan, runs
+from experiments.plans import plan, runs, tables
 from experiments.plans.names import model_colour, model_label
 from experiments.plans.plan import Spec
 from experiments.plans.tables import show_beta
@@ -687,3 +688,39 @@ def test_there_is_no_global_state_of_figures(module):
         for alias in node.names
     } | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not {name for name in imported if name and "pyplot" in name}
+
+
+def test_what_is_nan_says_why_in_figures_and_tables(evidence):
+    """In the panel that is empty, and in the rows of the CSV."""
+    spec = next(spec for spec in evidence.runs if spec.model == "mvae")
+    tag = COHERENCE
+
+    def spoil(member):
+        member["metrics"][tag] = None
+        member["undefined"] = {tag: "$m1$ is never there"}
+
+    changed = with_changed_members(evidence, spec, spoil)
+    rows = tables.beta_rows(changed, "x", spec, tag)
+    assert rows and {row["note"] for row in rows} == {"$m1$ is never there"}
+    assert all(np.isnan(row["mean"]) for row in rows)
+    untouched = tables.beta_rows(evidence, "x", spec, tag)
+    assert not any("note" in row for row in untouched)
+    axis = Figure().subplots()
+    assert panels._say_why_empty(axis, rows, keeps_ticks=True)
+    assert [text.get_text() for text in axis.texts] == ["nan; $m1$ is never there"]
+    axis = Figure().subplots()
+    drawn = panels._draw_line(axis, rows, "beta", "mvae")
+    assert drawn == rows and not axis.lines
+
+
+def test_a_mean_over_modalities_is_over_all_of_them(evidence):
+    spec = next(s for s in evidence.runs if s.model == "mvae")
+    tag = "eval/classifier_accuracy"
+
+    def spoil(member):
+        name = next(t for t in member["metrics"] if t.startswith(f"{tag}/"))
+        member["metrics"][name] = None
+
+    assert tables.reachable_rows(evidence, "x", [spec], tag)
+    changed = with_changed_members(evidence, spec, spoil)
+    assert tables.reachable_rows(changed, "x", [spec], tag) == []
