@@ -14,6 +14,7 @@ import jinja2
 import pandas as pd
 
 from experiments.drawing import page_pictures
+from experiments.judging.verdicts import word_of
 from experiments.plans.names import model_label, model_rank
 from experiments.plans.runs import RunRecord, find_runs, long_table, show, spreads
 from experiments.running import workdirs
@@ -248,13 +249,12 @@ def _read_results(directory: Path) -> dict:
 
 
 def _verdicts(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Claim, "holds", "fails" or "not measured", and the numbers."""
-    words = {True: "holds", False: "fails", None: "not measured"}
+    """Claim, verdict in words, and the numbers."""
     try:
         return [
             (
                 claim["claim"] + _about(claim),
-                words[claim.get("holds")],
+                word_of(claim.get("holds"), claim.get("difference_in_standard_errors")),
                 _unbroken(claim.get("numbers")) + _in_errors(claim),
             )
             for claim in found.get("claims", [])

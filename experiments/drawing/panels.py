@@ -415,8 +415,8 @@ def draw_given(
       axis: axis of the panel.
       evidence: the runs.
       name: name of the figure.
-      specs: the runs, each at its best beta.
-      references: runs at their best beta that are there to be compared with.
+      specs: the runs, each at the beta chosen for it.
+      references: further runs that are there to be compared with.
     """
     rows = []
     for spec in (*references, *specs):

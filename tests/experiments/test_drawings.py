@@ -581,7 +581,7 @@ def test_markers_of_fronts_grow_with_beta_and_are_hollow_where_seeds_diverged(ev
     assert "Hollow points" in drawing.caption
 
 
-def test_what_is_given_is_shown_at_the_best_beta_on_average(evidence):
+def test_what_is_given_is_shown_at_the_beta_that_is_chosen_on_average(evidence):
     """Not at the best beta of each number, nor at that of the first or last."""
     spec = Spec("translated", "mvtcae")
     coherences = {0.3: (0.9, 0.1), 1.0: (0.6, 0.6), 3.0: (0.1, 0.95)}
@@ -602,6 +602,29 @@ def test_what_is_given_is_shown_at_the_best_beta_on_average(evidence):
     assert {row["model"] for row in drawing.rows} == {
         model for kind in plan.KINDS.values() for model in kind
     } - {"unimodal"}
+
+
+def test_what_is_given_is_shown_for_each_seed_at_the_beta_of_the_others(evidence):
+    spec = Spec("translated", "mvtcae")
+
+    def change(member):
+        # Seed 2 alone finds beta = 1 best, by so much that the mean does too.
+        values = {0.3: 0.5, 1.0: 0.9 if member["seed"] == 2 else 0.4}
+        for given in (1, 2):
+            tag = f"eval/coherence/size_{given}"
+            member["metrics"][tag] = values.get(member["beta"], 0.1)
+
+    changed = with_changed_members(evidence, spec, change)
+    rows = tables.given_rows(changed, "inputs", spec)
+    assert [row["mean"] for row in rows] == pytest.approx([(0.4 * 2 + 0.5) / 3] * 2)
+    assert {row["betas"] for row in rows} == {"1 1 0.3"}
+    assert np.isnan([row["beta"] for row in rows]).all()
+    # One seed has nothing to choose its beta by, and is not shown.
+    record = changed.runs[spec]
+    alone = [m for m in record.summary["members"] if m["seed"] == 2]
+    one = record._replace(summary={**record.summary, "members": alone})
+    of_one = dataclasses.replace(changed, runs={**changed.runs, spec: one})
+    assert tables.given_rows(of_one, "inputs", spec) == []
 
 
 def test_published_coherences_are_apart_and_no_rows(evidence):

@@ -186,7 +186,9 @@ def test_claims_json_is_preferred(runs):
     }
     (runs / "claims.json").write_text(json.dumps({"claims": [claim]}))
     page = Page(render(runs))
-    words = "MVAE is new (PolyTest, MVAE, swd/m0) ✓ holds 1; difference +2.5 SE"
+    words = (
+        "MVAE is new (PolyTest, MVAE, swd/m0) ✓ holds (fragile) 1; difference +2.5 SE"
+    )
     assert words in page.text
     assert "MVAE is good" not in page.text
 
