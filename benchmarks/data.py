@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from tabulate import tabulate
 
 from benchmarks import reports
-from experiments.running import datasets
+from experiments.running import command, datasets
 from mmvae_jax.data import batches, prepared
 
 COUNTS = {"train": 60_000, "t10k": 10_000}
@@ -106,4 +106,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command.call(main)

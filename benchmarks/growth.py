@@ -127,4 +127,4 @@ def measure(options):
 
 
 if __name__ == "__main__":
-    main()
+    command.call(main)

@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 from benchmarks import reports
 from configs import polydigits
-from experiments.running import datasets
+from experiments.running import command, datasets
 from mmvae_jax import models
 from mmvae_jax.data import prepared
 from mmvae_jax.data.dataset import to_unit_interval
@@ -129,4 +129,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command.call(main)

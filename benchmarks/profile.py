@@ -123,4 +123,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command.call(main)

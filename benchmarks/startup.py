@@ -21,6 +21,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from benchmarks import data, reports
+from experiments.running import command
 
 # The parts in their order, each ended by a mark on the clock.
 START = """
@@ -106,4 +107,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command.call(main)

@@ -216,4 +216,4 @@ def measure_all(options):
 
 
 if __name__ == "__main__":
-    main()
+    command.call(main)

@@ -1,9 +1,31 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import hashlib
 import os
+import re
 import threading
 from pathlib import Path
+
+_MAX_NAME_BYTES = 150  # file systems take 255, with what stands before and after
+
+
+def file_name(text: str) -> str:
+    """A text as a part of the name of a file, and of a tag.
+
+    What systems refuse or take for folders is percent-encoded, so that
+    `urllib.parse.unquote` reads the text back; what is too long is cut, and ends in a
+    digest of it all.
+
+    Args:
+      text: anything, for instance the name of a modality.
+    """
+    name = re.sub(r'[%/\\:*?"<>|\x00-\x1f\x7f]', lambda c: f"%{ord(c[0]):02X}", text)
+    content = name.encode()
+    if len(content) <= _MAX_NAME_BYTES:
+        return name
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    return f"{content[:_MAX_NAME_BYTES].decode(errors='ignore')}~{digest}"
 
 
 def write_whole(path: Path, content: str | bytes, *, is_shared: bool = False) -> None:

@@ -99,7 +99,7 @@ def limits_around(shown: Sequence[float], least: float = 0.3) -> tuple[float, fl
 def say(axis: Axes, text: str, *, keeps_ticks: bool = False) -> None:
     """Writes in the middle of a panel why it is empty."""
     place = {"ha": "center", "va": "center", "transform": axis.transAxes}
-    axis.text(0.5, 0.5, text, color=_GREY, **place)
+    axis.text(0.5, 0.5, text, color=_GREY, parse_math=False, **place)
     if not keeps_ticks:
         axis.tick_params(left=False, labelleft=False)
         axis.grid(False)

@@ -63,8 +63,10 @@ _SENTENCES = {
     "deviations; better is up and to the right; a line is a model, its markers grow "
     "with β; faint: models of another kind, to compare with",
     "inputs": "How often generated modalities show the digit of 1, 2, ... others that "
-    "they are given, each model at the one β with the best mean over these numbers; "
-    "faint: models of another kind, to compare with. Last row, no run of this project: "
+    "they are given, each seed at the one β with the best mean over these numbers and "
+    "over the other seeds; a model of one seed and several β is left out, as nothing "
+    "is there to choose by; faint: models of another kind, to compare with. Last row, "
+    "no run of this project: "
     f"{paper.PUBLISHED_SOURCE}",
 }
 # Figure -> its sentence on pairs of images and captions, added where there are some.

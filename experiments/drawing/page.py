@@ -14,6 +14,7 @@ import jinja2
 import pandas as pd
 
 from experiments.drawing import page_pictures
+from experiments.judging.verdicts import word_of
 from experiments.plans.names import model_label, model_rank
 from experiments.plans.runs import RunRecord, find_runs, long_table, show, spreads
 from experiments.running import workdirs
@@ -25,7 +26,7 @@ from mmvae_jax.training.log import member_name
 from mmvae_jax.training.sweep import Member
 
 _TEMPLATE = "report.html.jinja"
-_DASH = "–"
+_DASH, _NAN = "–", "nan"  # not measured; measured, and not finite
 # Tag -> heading; a column that no run has measured is left out.
 METRICS = {t: titled(c) for t, c in COLUMNS.items() if not t.endswith("/*")}
 # Tag without its last part, the modality -> heading of a table.
@@ -72,7 +73,8 @@ class Points(NamedTuple):
         dataset, label, colour, setting (the beta as text) and seeds (likewise).
       spreads: `runs.spreads` by run, learning rate, beta and tag.
       cells: mean and standard deviation as text, a row as those of heads, a column
-        for each tag that some run has measured.
+        for each tag that some run has measured; "nan" where a member that did not
+        diverge has no finite value.
     """
 
     heads: pd.DataFrame
@@ -140,6 +142,7 @@ def render(directory: Path) -> str:
         figures=page_pictures.figures(directory),
         fronts=page_pictures.draw_fronts(points.heads, points.spreads, METRICS),
         quality=quality(points),
+        undefined=_undefined(runs, labels),
         modalities=_modality_tables(points),
         accuracy=_classifier_accuracy(points),
         real_captions=_real_captions(points),
@@ -194,8 +197,11 @@ def _points_of(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Points:
     ]
     found = spreads(long_table(summaries), [*place, "tag"])
     found = found.astype({"run": str, "tag": str})
-    known = found.dropna(subset="mean")
-    text = list(map(show, known["mean"], known["std"]))
+    known = found[found["seeds"] > 0]
+    text = [
+        _NAN if math.isnan(mean) else show(mean, std)
+        for mean, std in zip(known["mean"], known["std"], strict=True)
+    ]
     cells = known.assign(text=text).pivot(index=place, columns="tag", values="text")
     tags = known["tag"].unique()
     return Points(
@@ -243,13 +249,12 @@ def _read_results(directory: Path) -> dict:
 
 
 def _verdicts(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Claim, "holds", "fails" or "not measured", and the numbers."""
-    words = {True: "holds", False: "fails", None: "not measured"}
+    """Claim, verdict in words, and the numbers."""
     try:
         return [
             (
                 claim["claim"] + _about(claim),
-                words[claim.get("holds")],
+                word_of(claim.get("holds"), claim.get("difference_in_standard_errors")),
                 _unbroken(claim.get("numbers")) + _in_errors(claim),
             )
             for claim in found.get("claims", [])
@@ -281,6 +286,27 @@ def quality(points: Points) -> _Table:
     return _by_column(points, "", tags, ["setting", "seeds"])
 
 
+def _undefined(
+    runs: Sequence[RunRecord], labels: Mapping[Path, str]
+) -> list[tuple[str, str]]:
+    """Why values are nan: (reason, tags and runs of which it is), each reason once."""
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    for run in runs:
+        for tag, why in workdirs.undefined(run.summary["members"]).items():
+            for reason in why:
+                own = found.setdefault(reason, {})
+                own.setdefault(labels[run.workdir], {})[tag.removeprefix("eval/")] = (
+                    None
+                )
+    return [
+        (
+            reason,
+            "; ".join(f"{label}: {', '.join(tags)}" for label, tags in own.items()),
+        )
+        for reason, own in found.items()
+    ]
+
+
 def _modality_tables(points: Points) -> list[_Table]:
     """A table a metric, a column a modality; the last by size of the subset."""
     tables = [
@@ -299,8 +325,10 @@ def _modality_tables(points: Points) -> list[_Table]:
 
 def _classifier_accuracy(points: Points) -> str:
     """The accuracies on real data of what coherences are measured with."""
-    kinds = ("eval/classifier_accuracy", "eval/attribute_accuracy")
-    found = [item for kind in kinds for item in _suffixes(points, kind).items()]
+    found = list(_suffixes(points, "eval/classifier_accuracy").items())
+    readers = _suffixes(points, "eval/attribute_accuracy")
+    # Their means over attributes, which have the modality alone.
+    found += [(name, tag) for name, tag in readers.items() if "/" not in name]
     return ", ".join(f"{name} {_means(points, tag)}" for name, tag in found)
 
 
@@ -316,7 +344,7 @@ def _real_captions(points: Points) -> str:
 def _means(points: Points, tag: str) -> str:
     """The different means of a tag."""
     known = points.spreads[points.spreads["tag"] == tag]["mean"].dropna()
-    return " / ".join(sorted({_single(mean) for mean in known}))
+    return " / ".join(sorted({_single(mean) for mean in known})) or _NAN
 
 
 def _run_section(
@@ -325,15 +353,16 @@ def _run_section(
     """The part of the page on one run: members, samples (all or one), and config."""
     rows = run.summary["members"]
     members = [_member(row) for row in rows]
-    tags = [
-        t for t in METRICS if any(row["metrics"].get(t) is not None for row in rows)
-    ]
+    tags = [t for t in METRICS if any(t in row["metrics"] for row in rows)]
     shown = _shown_member(rows)
     table_rows, samples = [], []
     for row, member in zip(rows, members, strict=True):
         name = member_name(member, members)
         finite = "yes" if row["finite"] else "NO"
-        cells = [_single(row["metrics"].get(tag)) for tag in tags]
+        cells = [
+            _single(row["metrics"][tag]) if tag in row["metrics"] else _DASH
+            for tag in tags
+        ]
         label = name.replace("beta", "β").replace("=", " = ").replace(",", ", ")
         table_rows.append(Row(label, "", [finite, *cells]))
         is_shown = len(samples) == shown
@@ -390,7 +419,7 @@ def _suffixes(points: Points, prefix: str) -> dict[str, str]:
     return {
         tag.removeprefix(f"{prefix}/"): tag
         for tag in points.cells
-        if tag.rpartition("/")[0] == prefix and not tag.endswith("/standard_error")
+        if tag.startswith(f"{prefix}/")
     }
 
 
@@ -413,7 +442,7 @@ def _shown_member(rows: Sequence[Mapping]) -> int:
 def _single(value: float | None) -> str:
     """A number as text, with the digits of the tables of means."""
     is_known = value is not None and math.isfinite(value)
-    return show(float(value), math.nan) if is_known else _DASH
+    return show(float(value), math.nan) if is_known else _NAN
 
 
 def _unbroken(numbers: str | None) -> str:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import matplotlib
 import numpy as np
@@ -23,6 +24,8 @@ from experiments.plans.runs import RunRecord
 from mmvae_jax.errors import UsageError
 from mmvae_jax.training.log import read_metrics
 
+# Names of runs may hold "$".
+_STYLE = {"svg.hashsalt": "report", "font.size": 9, "text.parse_math": False}
 # Points drawn per curve at most.
 _MAX_POINTS = 500
 # Runs of a front beyond which the betas are not written beside the points.
@@ -98,7 +101,7 @@ def _draw_front(dataset: str, points: pd.DataFrame, label: str) -> Picture:
     runs = points.drop_duplicates("run")
     is_annotated = len(runs) <= MAX_ANNOTATED
     height = 3.9 + (0 if is_annotated else 0.06 * len(runs))
-    with matplotlib.rc_context({"svg.hashsalt": "report", "font.size": 9}):
+    with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, height), layout="constrained")
         axis = figure.subplots()
         for _, own in points.groupby("run", sort=False):
@@ -143,7 +146,7 @@ def member_grids(
     paths.sort(key=lambda path: not path.stem.endswith("_prior"))
     grids = []
     for path in paths:
-        caption, across = path.stem[len(name) + 1 :], 320
+        caption, across = unquote(path.stem[len(name) + 1 :]), 320
         if caption == "prior":
             # Twice as many images in a row.
             caption, across = "unconditional", 640
@@ -233,7 +236,7 @@ def _draw_panel(
     """One run's curves as SVG, darker for larger betas."""
     betas = sorted({member["beta"] for member, _ in lines})
     full = np.array(colors.to_rgb(colour_of(run)))
-    with matplotlib.rc_context({"svg.hashsalt": "report", "font.size": 9}):
+    with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.2, 2.9), layout="constrained")
         axis = figure.subplots()
         seen = set()

@@ -129,8 +129,7 @@ def draw_grid(
             own = _kind(evidence, panel)
             found = _fill_panel(axis, evidence, name, panel, x, betas[own], width)
             rows += found
-            if not found:
-                say(axis, NOT_MEASURED, keeps_ticks=is_shared)
+            _say_why_empty(axis, found, keeps_ticks=is_shared)
             if above is None or above.title != panel.title:
                 axis.set_title(panel.title)
             if j == 0 or not is_column:
@@ -240,10 +239,8 @@ def _fill_front(
         for spec in front.specs
         for row in _draw_run(axis, evidence, name, front, spec, betas)
     ]
-    if rows:
+    if not _say_why_empty(axis, rows, keeps_ticks=True):
         axis.axvline(front.coherence.chance, **LEVEL, label="chance")
-    else:
-        say(axis, NOT_MEASURED, keeps_ticks=True)
     axis.set_xlim(*front.coherence.limits)
     return rows
 
@@ -263,7 +260,8 @@ def _draw_run(
     own = evidence.spreads[evidence.spreads["run"] == spec.folder]
     points = tables.front_of(own, *tags)
     if points.empty:
-        return []
+        lines = (tables.beta_rows(evidence, name, spec, tag) for tag in tags)
+        return [row for line in lines for row in line if "note" in row]
     points = points.assign(setting=points["beta"].map(tables.show_beta))
     label, is_annotated = model_label(spec.model), front.is_annotated
     draw_front(
@@ -417,8 +415,8 @@ def draw_given(
       axis: axis of the panel.
       evidence: the runs.
       name: name of the figure.
-      specs: the runs, each at its best beta.
-      references: runs at their best beta that are there to be compared with.
+      specs: the runs, each at the beta chosen for it.
+      references: further runs that are there to be compared with.
     """
     rows = []
     for spec in (*references, *specs):
@@ -444,16 +442,26 @@ def draw_published(axis: Axes, lines: Mapping[str, Sequence[float]]) -> None:
     axis.axhline(COHERENCE.chance, **LEVEL, label="chance")
 
 
+def _say_why_empty(axis: Axes, rows: Sequence[Row], *, keeps_ticks: bool) -> bool:
+    """Writes in a panel why it is empty, if it is, and tells whether it is."""
+    if any(np.isfinite(row["mean"]) for row in rows):
+        return False
+    notes = dict.fromkeys(row["note"] for row in rows if "note" in row)
+    words = "\n".join(textwrap.wrap("; ".join(["nan", *notes]), 30))
+    say(axis, words if notes else NOT_MEASURED, keeps_ticks=keeps_ticks)
+    return True
+
+
 def _draw_line(
     axis: Axes, rows: Sequence[Row], x: str, model: str, alpha: float = 1.0
 ) -> list[Row]:
-    """Draws mean and band; returns the rows with a value.
+    """Draws mean and band; returns the rows, without any value those with a note.
 
     Points of which a seed diverged are hollow: they average fewer.
     """
     present = [row for row in rows if np.isfinite(row["mean"])]
     if not present:
-        return []
+        return [row for row in rows if "note" in row]
     places, mean, std, diverged = (
         np.array([row[column] for row in rows], float)
         for column in (x, "mean", "std", "diverged")

@@ -15,6 +15,7 @@ from experiments.plans import plan, tables
 from experiments.plans.names import model_label
 from experiments.plans.plan import Evidence, Spec
 from mmvae_jax.errors import UsageError
+from mmvae_jax.files import file_name
 from mmvae_jax.training.log import member_name
 from mmvae_jax.training.sweep import Member
 
@@ -144,7 +145,7 @@ def _read_picture(evidence: Evidence, spec: Spec, name: str) -> np.ndarray | str
         if tables.is_pictured(evidence, spec, found):
             if not found["finite"]:
                 return "diverged"
-            file = f"{member_name(member, known)}_{name}.png"
+            file = f"{member_name(member, known)}_{file_name(name)}.png"
             path = evidence.runs[spec].workdir / "samples" / file
             if path.is_file():
                 try:

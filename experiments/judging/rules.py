@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.judging import paper, statistics
-from experiments.plans import plan, tables
+from experiments.plans import choice, plan, tables
 from experiments.plans.names import model_label
 from experiments.plans.runs import RunRecord, show
 from mmvae_jax.training import log
@@ -52,13 +52,57 @@ def _points_of(line: Line, spec: plan.Spec, tag: str = "") -> list[statistics.Po
         )
     columns = several[["beta", "mean", "std", "seeds"]]
     label = _spec_label(line, spec)
-    return [statistics.Point(label, *row) for row in columns.itertuples(index=False)]
+    return [
+        statistics.at_one_beta(label, *row) for row in columns.itertuples(index=False)
+    ]
 
 
-def _best(line: Line, spec: plan.Spec, tag: str = "") -> statistics.Point:
-    """A metric of a run at the beta where its mean is best."""
-    sign = _sign(tag or line.tag)
-    return max(_points_of(line, spec, tag), key=lambda point: sign * point.mean)
+def _chosen(
+    line: Line,
+    spec: plan.Spec,
+    tag: str = "",
+    among: Sequence[statistics.Point] | None = None,
+) -> statistics.Point:
+    """A metric of a run, each seed at the beta that is best for the others.
+
+    Args:
+      line: what is judged.
+      spec: the run.
+      tag: the metric, if it is not the line's.
+      among: the points of the betas that are chosen from; all of `_points_of` if None.
+
+    Raises:
+      NotMeasured: the seeds do not suffice.
+    """
+    points = _points_of(line, spec, tag) if among is None else among
+    if len(points) == 1:
+        return points[0]
+    values = _values(line, spec, points, tag)
+    if values.shape[1] < choice.LEAST_SEEDS:
+        raise statistics.NotMeasured(
+            f"{values.shape[1]} finite seeds in {spec.folder}: with "
+            f"{choice.LEAST_SEEDS} or more, beta is chosen without the seed that it is "
+            "judged by, and the standard error is known"
+        )
+    found = choice.estimate(values, _sign(tag or line.tag) * values)
+    if math.isnan(found.error) or found.num < 2:
+        raise statistics.NotMeasured(
+            f"too many members of {spec.folder} diverged to choose beta without the "
+            "seed that it is judged by"
+        )
+    betas = tuple(points[place].beta for place in found.places)
+    beta = betas[0] if len(set(betas)) == 1 else math.nan
+    return statistics.Point(
+        points[0].label, beta, found.mean, found.std, found.num, found.error, betas
+    )
+
+
+def _values(
+    line: Line, spec: plan.Spec, points: Sequence[statistics.Point], tag: str = ""
+) -> np.ndarray:
+    """A metric of a run [betas of some points, seeds with a finite value]."""
+    known = tables.by_seed(line.evidence, spec, tag or line.tag)
+    return known.loc[[p.beta for p in points]].dropna(axis=1, how="all").to_numpy()
 
 
 def _at_figure_beta(line: Line, spec: plan.Spec) -> statistics.Point:
@@ -110,18 +154,18 @@ def _finding(
 
 
 def _is_better(line: Line) -> statistics.Finding:
-    """Whether the model is ahead of all others, each at its best beta."""
+    """Whether the model is ahead of all others."""
     return _differs(line, _sign(line.tag))
 
 
 def _is_worse(line: Line) -> statistics.Finding:
-    """Whether the model is behind all others, each at its best beta."""
+    """Whether the model is behind all others."""
     return _differs(line, -_sign(line.tag))
 
 
 def _differs(line: Line, sign: int) -> statistics.Finding:
     """sign * (model - other), the least of the others in standard errors."""
-    model, *others = (_best(line, spec) for spec in _specs(line))
+    model, *others = (_chosen(line, spec) for spec in _specs(line))
     findings = [_finding([(sign, model), (-sign, other)]) for other in others]
     least = min(findings, key=lambda finding: finding.z)
     return least._replace(points=[model, *others])
@@ -143,7 +187,7 @@ def _within(line: Line, sides: Sequence[int]) -> statistics.Finding:
     Gaps are to the target, positive where it is ahead. A mixture without a gap leaves
     nothing to be within.
     """
-    model, target, *mixtures = (_best(line, spec) for spec in _specs(line))
+    model, target, *mixtures = (_chosen(line, spec) for spec in _specs(line))
     sign = _sign(line.tag)
     nearer = max(mixtures, key=lambda point: sign * point.mean)
     findings = [
@@ -212,26 +256,26 @@ def _can_rise(line: Line) -> statistics.Finding:
         raise statistics.NotMeasured(
             f"only beta = {points[0].beta:g} has two finite seeds"
         )
-    top = max(points[1:], key=lambda point: _sign(line.tag) * point.mean)
+    top = _chosen(line, _specs(line)[0], among=points[1:])
     return _finding([(_sign(line.tag), top), (-_sign(line.tag), points[0])])
 
 
 def _falls(line: Line) -> statistics.Finding:
-    """Whether a metric is lower than on the other data set, each at its best beta."""
-    here, there = (_best(line, spec) for spec in _specs(line))
+    """Whether a metric is lower than on the other data set."""
+    here, there = (_chosen(line, spec) for spec in _specs(line))
     return _finding([(-1, here), (1, there)])
 
 
 def _collapses(line: Line) -> statistics.Finding:
     """Whether less than half of what is above chance on the other data set is left."""
     specs = _specs(line)
-    here, there = (_best(line, spec) for spec in specs)
+    here, there = (_chosen(line, spec) for spec in specs)
     seen, seen_there = (_accuracy(line, spec) for spec in specs)
     if seen_there <= paper.CHANCE:
         raise statistics.NotMeasured(f"the classifiers of {specs[1].folder} guess")
     # The part of the coherence that worse classifiers alone would leave.
     part = paper.PART_OF_GAP * (seen - paper.CHANCE) / (seen_there - paper.CHANCE)
-    chance = statistics.Point("chance", math.nan, paper.CHANCE, 0.0, 1)
+    chance = statistics.constant("chance", paper.CHANCE)
     found = _finding([(part, there), (-1, here), (1 - part, chance)])
     return found._replace(
         points=[here, there],
@@ -257,10 +301,10 @@ def _is_never_both(line: Line) -> statistics.Finding:
     tag = _image_quality(line)
     qualities = {point.beta: point for point in _points_of(line, model, tag)}
     coherences = {point.beta: point for point in _points_of(line, model)}
-    goal = _best(line, target, tag)
-    last = min(
-        (_best(line, spec, tag) for spec in others),
-        key=lambda point: _sign(tag) * point.mean,
+    goal = _chosen(line, target, tag)
+    last_spec, last = min(
+        ((spec, _chosen(line, spec, tag)) for spec in others),
+        key=lambda pair: _sign(tag) * pair[1].mean,
     )
     *_, z = statistics.combine([(_sign(tag), goal), (-_sign(tag), last)])
     bound = _half_of_real(line, model)
@@ -270,10 +314,12 @@ def _is_never_both(line: Line) -> statistics.Finding:
         points = [quality, coherence._replace(label=f"{quality.label} coherence")]
         short = [_finding([(1, bound), (-1, coherence)], "short of coherence")]
         if z >= paper.THRESHOLD:
-            weights = {goal: 1 - paper.PART_OF_GAP, last: paper.PART_OF_GAP}
-            # The model may be the last one itself.
-            weights[quality] = weights.get(quality, 0) - 1
-            terms = [(_sign(tag) * w, point) for point, w in weights.items()]
+            part, sign = paper.PART_OF_GAP, _sign(tag)
+            terms = [(sign * (1 - part), goal)]
+            if last_spec == model:  # one number of the same members
+                terms += [(sign, _part_of_own(line, model, tag, part, quality))]
+            else:
+                terms += [(sign * part, last), (-sign, quality)]
             short.append(_finding(terms, "short of quality"))
         most = max(short, key=lambda finding: finding.z)
         word = most.note if most.holds else "clearly short of neither"
@@ -289,6 +335,22 @@ def _is_never_both(line: Line) -> statistics.Finding:
     )
 
 
+def _part_of_own(
+    line: Line, spec: plan.Spec, tag: str, part: float, at: statistics.Point
+) -> statistics.Point:
+    """A part of a run's metric at the chosen beta less that at one beta.
+
+    Both are of the same members, and their error is that of the difference.
+    """
+    points = _points_of(line, spec, tag)
+    values = _values(line, spec, points, tag)
+    one = values[[[point.beta for point in points].index(at.beta)]]
+    found = part * choice.replicates(values, _sign(tag) * values)
+    found -= choice.replicates(one, one)
+    error = choice.jackknife_error(found)
+    return statistics.constant(at.label, float(found[0]))._replace(error=error)
+
+
 def _image_quality(line: Line) -> str:
     """The metric of the quality of images: FID where all runs have it."""
     (fid,), (swd,) = paper.IMAGE
@@ -302,7 +364,7 @@ def _half_of_real(line: Line, spec: plan.Spec) -> statistics.Point:
     if known.empty:
         raise statistics.NotMeasured(f"no {tag} in {spec.folder}")
     half = chance + paper.PART_OF_GAP * (known.iloc[0] - chance)
-    return statistics.Point("half of real images", math.nan, half, 0.0, 1)
+    return statistics.constant("half of real images", half)
 
 
 def _nothing_is_annotated(line: Line) -> statistics.Finding:
@@ -325,7 +387,7 @@ def _nothing_is_annotated(line: Line) -> statistics.Finding:
 def _ranks_alike(line: Line) -> statistics.Finding:
     """Whether log-likelihoods rank models as the line's metric does."""
     quality, likelihood = (
-        [_best(line, spec, tag) for spec in _specs(line)]
+        [_chosen(line, spec, tag) for spec in _specs(line)]
         for tag in (line.tag, paper.LOG_LIKELIHOOD)
     )
     sign = _sign(line.tag)
@@ -355,7 +417,7 @@ def _is_smaller(line: Line) -> statistics.Finding:
     terms, parts = [], []
     names = {line.tag: "", paper.LOG_LIKELIHOOD: " log-lik."}
     for tag, weight in ((line.tag, 1), (paper.LOG_LIKELIHOOD, -1)):
-        model, target, whole = (_best(line, spec, tag) for spec in _specs(line))
+        model, target, whole = (_chosen(line, spec, tag) for spec in _specs(line))
         *_, z = statistics.combine([(_sign(tag), target), (-_sign(tag), whole)])
         if z < paper.THRESHOLD:
             return statistics.Finding(

@@ -14,14 +14,16 @@ class NotMeasured(Exception):
 
 
 class Point(NamedTuple):
-    """A metric of a run at one beta, over its seeds.
+    """A metric of a run over its seeds, at one beta or at one that the others choose.
 
     Attributes:
       label: name of the measurement, for the text of the numbers.
-      beta: beta of the members.
+      beta: beta of the members; nan if the seeds are judged at different ones.
       mean: over the seeds that did not diverge.
       std: standard deviation (n - 1) over them.
       num: number of these seeds.
+      error: standard error of the mean, with that of the choice of beta.
+      betas: the beta of each seed where it was chosen (`plans.choice`).
     """
 
     label: str
@@ -29,6 +31,18 @@ class Point(NamedTuple):
     mean: float
     std: float
     num: int
+    error: float
+    betas: tuple[float, ...] = ()
+
+
+def at_one_beta(label: str, beta: float, mean: float, std: float, num: int) -> Point:
+    """The metric of the seeds of one beta, which nobody chose."""
+    return Point(label, beta, mean, std, num, std / math.sqrt(num))
+
+
+def constant(label: str, value: float) -> Point:
+    """A number that is known without an error."""
+    return at_one_beta(label, math.nan, value, 0.0, 1)
 
 
 class Finding(NamedTuple):
@@ -78,7 +92,7 @@ def combine(terms: Iterable[tuple[float, Point]]) -> tuple[float, float, float]:
     """
     terms = list(terms)
     value = math.fsum(c * point.mean for c, point in terms)
-    error = math.sqrt(math.fsum(c**2 * p.std**2 / p.num for c, p in terms))
+    error = math.sqrt(math.fsum(c**2 * p.error**2 for c, p in terms))
     if error > 0:
         return value, error, value / error
     return value, error, math.copysign(math.inf, value) if value else 0.0

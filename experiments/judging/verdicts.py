@@ -14,8 +14,19 @@ import tabulate
 from experiments.judging import paper, rules, statistics
 from experiments.plans import plan, tables
 from experiments.plans.runs import show
+from experiments.running import workdirs
+from mmvae_jax.errors import UsageError
 
 _WORDS = {True: "holds", False: "fails", None: "not measured"}
+_FRAGILE = "holds (fragile)"
+# Of claims.json: how beta was chosen. Files without it are of before.
+_CHOICE = "for each seed by the mean over the other seeds"
+_OLD_CHOICE = (
+    "by the mean over the seeds that it was judged by, which favours models whose "
+    "betas are alike"
+)
+# By which a verdict is found again in another claims.json.
+_KEY = ("name", "dataset", "model", "metric")
 
 
 class Verdict(NamedTuple):
@@ -51,8 +62,20 @@ class Verdict(NamedTuple):
 
     @property
     def word(self) -> str:
-        """The verdict in words, one of _WORDS."""
-        return _WORDS[self.holds]
+        """The verdict in words, one of _WORDS or _FRAGILE."""
+        return word_of(self.holds, self.z)
+
+
+def word_of(holds: bool | None, z: float | None) -> str:
+    """A verdict in words; one that holds by fewer than FRAGILE standard errors says so.
+
+    Args:
+      holds: the verdict; None for what was not measured.
+      z: the difference in standard errors; nan or None where there is none.
+    """
+    # A comparison with nan is false.
+    is_fragile = bool(holds) and z is not None and z < paper.FRAGILE
+    return _FRAGILE if is_fragile else _WORDS[holds]
 
 
 def evaluate(
@@ -130,7 +153,9 @@ def _show(point: statistics.Point, line: rules.Line) -> str:
     """A point as text: its beta if it was chosen, its seeds if some are missing."""
     parts = []
     if not line.claim.is_by_modalities:
-        parts.append(f"beta {point.beta:g}")
+        # Several if the seeds do not agree, in the order of the seeds.
+        shown = [point.beta] if math.isfinite(point.beta) else point.betas
+        parts += [f"beta {', '.join(f'{beta:g}' for beta in shown)}"] if shown else []
     scale = line.evidence.config
     seeds = plan.settings(scale, line.column).get("seed", scale.seed)
     if point.num != len(seeds):
@@ -173,8 +198,31 @@ def table(verdicts: Sequence[Verdict]) -> str:
     return "\n\n".join(parts)
 
 
-def found_claims(evidence: plan.Evidence, verdicts: Sequence[Verdict]) -> dict:
-    """Content of claims.json: the verdicts, and the runs they are about."""
+def found_claims(
+    evidence: plan.Evidence,
+    verdicts: Sequence[Verdict],
+    before: Mapping | None = None,
+) -> dict:
+    """Content of claims.json: the verdicts, and the runs they are about.
+
+    Args:
+      evidence: the runs.
+      verdicts: on them.
+      before: the content of an earlier claims.json, whose verdicts stand beside.
+    """
+    earlier = {
+        tuple(row[name] for name in _KEY): row
+        for row in (before or {}).get("claims", [])
+    }
+
+    def old_of(verdict: Verdict) -> dict:
+        key = (verdict.claim.name, verdict.dataset, verdict.model, verdict.tag)
+        if key not in earlier:
+            return {}
+        holds = earlier[key]["holds"]
+        z = earlier[key]["difference_in_standard_errors"]
+        return {"before": word_of(holds, z), "before_in_standard_errors": z}
+
     summaries = [run.summary for run in evidence.runs.values()]
     machines = dict.fromkeys(
         f"{s['device']}" + (f", {s['cpu_cores']} cores" if s.get("cpu_cores") else "")
@@ -195,6 +243,9 @@ def found_claims(evidence: plan.Evidence, verdicts: Sequence[Verdict]) -> dict:
         "runs": len(summaries),
         "minutes_of_runs": round(sum(s["wall_seconds"] for s in summaries) / 60, 1),
         "threshold_in_standard_errors": paper.THRESHOLD,
+        "fragile_below_standard_errors": paper.FRAGILE,
+        "beta_chosen": _CHOICE,
+        **({"before": before.get("date")} if before else {}),
         "claims": [
             {
                 "name": verdict.claim.name,
@@ -205,7 +256,9 @@ def found_claims(evidence: plan.Evidence, verdicts: Sequence[Verdict]) -> dict:
                 "metric": verdict.tag,
                 "rule": verdict.rule,
                 "holds": verdict.holds,
-                "verdict": verdict.word,
+                "verdict": _WORDS[verdict.holds],
+                "fragile": verdict.word == _FRAGILE,
+                **old_of(verdict),
                 "difference": verdict.difference,
                 "standard_error": verdict.standard_error,
                 "difference_in_standard_errors": verdict.z,
@@ -217,20 +270,75 @@ def found_claims(evidence: plan.Evidence, verdicts: Sequence[Verdict]) -> dict:
     }
 
 
+def read_claims(path: Path) -> dict:
+    """Content of an earlier claims.json.
+
+    Raises:
+      UsageError: it is not there, or something else.
+    """
+    try:
+        found = workdirs.read_json(path)
+        rows = found["claims"]
+        names = (*_KEY, "holds", "difference_in_standard_errors")
+        is_ours = bool(rows) and all(name in row for row in rows for name in names)
+    except OSError as error:
+        raise UsageError(f"--before={path} cannot be read: {error.strerror}") from error
+    except (KeyError, TypeError, UsageError):
+        is_ours = False
+    if not is_ours:
+        raise UsageError(f"--before={path} is no claims.json of experiments.claims")
+    return found
+
+
+def changed(found: Mapping) -> list[Mapping]:
+    """The verdicts of claims.json that are others than before."""
+    return [
+        verdict
+        for verdict in found["claims"]
+        if "before" in verdict
+        and verdict["before"] != word_of(verdict["holds"], _z_of(verdict))
+    ]
+
+
+def _old(verdict: Mapping) -> str:
+    """The verdict of before in words, with its difference in standard errors."""
+    z = verdict["before_in_standard_errors"]
+    return verdict["before"] + ("" if z is None else f" {z:+.1f}")
+
+
+def _z_of(verdict: Mapping) -> float:
+    """The difference in standard errors, of claims.json, where nan is None."""
+    z = verdict["difference_in_standard_errors"]
+    return math.nan if z is None else z
+
+
 def markdown(found: Mapping) -> str:
-    """Content of claims.json as a page: a table with a row for each verdict."""
+    """Content of claims.json as a page: a table with a row for each verdict.
+
+    Verdicts that hold by little are said to be fragile. Where there are verdicts of
+    before, those that differ stand beside.
+    """
+    others = changed(found)
     rows = [
         [
             f"{verdict['claim']} ({verdict['where']})",
             f"{verdict['dataset']}, {verdict['model']}",
             verdict["metric"].removeprefix("eval/"),
-            f"**{verdict['verdict']}**",
-            _number(verdict["difference_in_standard_errors"], "+.1f"),
+            f"**{word_of(verdict['holds'], _z_of(verdict))}**"
+            + (f", before: {_old(verdict)}" if verdict in others else ""),
+            _number(_z_of(verdict), "+.1f"),
             verdict["numbers"],
         ]
         for verdict in found["claims"]
     ]
     header = ["claim", "on", "metric", "verdict", "in SE", "numbers"]
+    num = sum("before" in verdict for verdict in found["claims"])
+    before = ""
+    if num:
+        before = (
+            f"{len(others)} of {num} verdicts are others than those of "
+            f"{found['before']} and say so. "
+        )
     return (
         f"# The papers' claims: {found['description']}\n\n"
         f"`{found['command']}` on {found['date']}; {found['runs']} runs, "
@@ -238,8 +346,9 @@ def markdown(found: Mapping) -> str:
         f"{', '.join(map(str, found['seeds']))}. In SE: the difference that the claim "
         "has positive, in units of its standard error; it holds from "
         f"{found['threshold_in_standard_errors']:g} on, by the rules in "
-        "`experiments/judging/paper.py`. No correction is made for the number of "
-        "verdicts or for the choice of the best beta.\n\n"
+        "`experiments/judging/paper.py`, and is fragile below "
+        f"{paper.FRAGILE:g}. Beta was chosen {found.get('beta_chosen', _OLD_CHOICE)}. "
+        f"{before}No correction is made for the number of verdicts.\n\n"
         + tabulate.tabulate(rows, header, tablefmt="github", disable_numparse=True)
         + "\n"
     )

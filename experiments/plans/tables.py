@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.plans import plan, runs
+from experiments.plans import choice, plan, runs
 from experiments.plans.plan import Evidence, Spec
 from experiments.plans.shown_metrics import (
     COHERENCE,
@@ -20,6 +20,7 @@ from experiments.plans.shown_metrics import (
     SWD,
     Metric,
 )
+from experiments.running import workdirs
 from mmvae_jax.training.sweep import Member
 
 Row = dict[str, Any]
@@ -50,6 +51,18 @@ def over_betas(evidence: Evidence, spec: Spec, tag: str) -> pd.DataFrame:
     """The rows of `Evidence.spreads` of a run and a metric, the smallest beta first."""
     spreads = evidence.spreads
     return spreads[(spreads["run"] == spec.folder) & (spreads["tag"] == tag)]
+
+
+def by_seed(evidence: Evidence, spec: Spec, tag: str) -> pd.DataFrame:
+    """A metric of a run's members: a row a beta, the smallest first, a column a seed.
+
+    A value is nan where the member diverged or nothing was measured.
+    """
+    table = evidence.table
+    own = table[(table["run"] == spec.folder) & (table["tag"] == tag)]
+    value = own["value"].where(own["finite"] & np.isfinite(own["value"]))
+    others = [name for name in Member._fields if name != "beta"]
+    return own.assign(value=value).pivot(index="beta", columns=others, values="value")
 
 
 def members_of(evidence: Evidence, spec: Spec) -> list[Mapping[str, Any]]:
@@ -177,6 +190,8 @@ def beta_rows(
 ) -> list[Row]:
     """One row for every beta of a run's sweep, nan where nothing was measured.
 
+    Where values are nan for a reason, it is in the column "note".
+
     Args:
       evidence: the runs.
       name: name of the figure.
@@ -187,7 +202,12 @@ def beta_rows(
     tag = f"{tag}/{modality}" if modality else tag
     head = point_row(evidence, name, spec, tag, modality=modality)
     found = over_betas(evidence, spec, tag).drop(columns=["run", "tag"])
-    return [head | row for row in found.to_dict("records")]
+    why = workdirs.undefined(members_of(evidence, spec)).get(tag)
+    note = {"note": "; ".join(why)} if why else {}
+    return [
+        head | row | (note if np.isnan(row["mean"]) else {})
+        for row in found.to_dict("records")
+    ]
 
 
 def front_of(spreads: pd.DataFrame, coherence: str, quality: str) -> pd.DataFrame:
@@ -213,24 +233,46 @@ def front_of(spreads: pd.DataFrame, coherence: str, quality: str) -> pd.DataFram
 
 
 def given_rows(evidence: Evidence, name: str, spec: Spec) -> list[Row]:
-    """Coherence by the number of given modalities, at the best beta of a run.
+    """Coherence by the number of given modalities, at one beta a seed.
 
-    That is the one beta with the best mean over these numbers.
+    That is the one with the best mean over these numbers and the other seeds
+    (`choice`).
 
     Returns:
-      Rows as `beta_rows`, one a number, in the column "given" too; none where one of
-      these numbers was not measured.
+      A row a number, in the column "given" too; in "betas" those of all seeds, in
+      "beta" the one that they have in common, or nan. None where one of these numbers
+      was not measured, or one seed has several betas: nothing is there to choose by.
     """
     numbers = range(1, num_modalities(evidence, spec))
-    rows = [
-        row | {"given": given}
-        for given in numbers
-        for row in beta_rows(evidence, name, spec, f"eval/coherence/size_{given}")
-    ]
-    if len({row["given"] for row in rows}) < len(numbers) or not rows:
+    tags = [f"eval/coherence/size_{given}" for given in numbers]
+    known = [by_seed(evidence, spec, tag) for tag in tags]
+    if not known or any(table.empty for table in known):
         return []
-    means = pd.DataFrame(rows).groupby("beta")["mean"].mean(skipna=False).dropna()
-    return [row for row in rows if len(means) and row["beta"] == means.idxmax()]
+    # Nothing is invented: a beta counts where all of its finite members have all.
+    spreads = [over_betas(evidence, spec, tag).set_index("beta") for tag in tags]
+    is_known = pd.concat([own["mean"] for own in spreads], axis=1).notna().all(axis=1)
+    betas = np.array(is_known.index[is_known])
+    values = np.stack([table.loc[betas].to_numpy() for table in known])
+    found = [choice.estimate(own, values.mean(axis=0)) for own in values]
+    if not betas.size or not found[0].num:
+        return []
+    chosen = [betas[place] for place in found[0].places if place >= 0]
+    return [
+        point_row(
+            evidence,
+            name,
+            spec,
+            tag,
+            beta=chosen[0] if len(set(chosen)) == 1 else np.nan,
+            mean=own.mean,
+            std=own.std,
+            seeds=own.num,
+            diverged=values.shape[2] - own.num,
+            given=given,
+            betas=" ".join(show_beta(beta) for beta in chosen),
+        )
+        for given, tag, own in zip(numbers, tags, found, strict=True)
+    ]
 
 
 def reachable_rows(
@@ -242,12 +284,8 @@ def reachable_rows(
         # The same for all members: classifiers are a data set's.
         for member in members_of(evidence, spec):
             found = member["metrics"].items()
-            values = [
-                x
-                for t, x in found
-                if (t == tag or t.startswith(prefix)) and x is not None
-            ]
-            if values:
+            values = [x for t, x in found if t == tag or t.startswith(prefix)]
+            if values and None not in values:
                 mean = float(np.mean(values))
                 row = point_row(evidence, name, spec, tag, mean=mean)
                 return [{**row, "model": "real data"}]

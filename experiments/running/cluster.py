@@ -172,6 +172,7 @@ def groups(configs: Mapping[str, Any]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+@command.devices_found()
 def _prepare_runs(folder: str, configs: Mapping[str, Any]) -> dict[str, int]:
     """Makes what the runs of a group share, in a task; what is there is left.
 
@@ -221,6 +222,7 @@ def _prepare_runs(folder: str, configs: Mapping[str, Any]) -> dict[str, int]:
     return sizes
 
 
+@command.devices_found()
 def _train_run(folder: str, config: Any, workdir: Path) -> int:
     """One run in a task: from its last checkpoint, if it has one.
 

@@ -1,8 +1,8 @@
 """Flags, one-line errors and exit codes of all entry points.
 
 Exit codes: 0 done; 1 a failure on the way (disk full, all members diverged);
-2 a mistake in flags, config, data or working directory; 128 + n stopped by
-signal n, after saving.
+2 a mistake in flags, config, data, working directory or environment; 128 + n
+stopped by signal n, after saving.
 """
 
 import contextlib
@@ -13,20 +13,23 @@ import runpy
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
+from jax.extend.backend import clear_backends
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from mmvae_jax import models
 from mmvae_jax.errors import UsageError
+from mmvae_jax.evaluation.metric import is_writable
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_HOME = "Could not determine home directory"  # as pathlib says it
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -52,7 +55,15 @@ def run(main: Callable[[], int | None], argument: str = "") -> None:
     sys.unraisablehook = _without_orphans
     threading.excepthook = _end_with_a_thread
     parse = partial(_parse, argument=argument)
-    app.run(lambda argv: sys.exit(_finished(_guarded(main))), flags_parser=parse)
+    app.run(lambda argv: call(main), flags_parser=parse)
+
+
+def call(main: Callable[[], int | None]) -> NoReturn:
+    """Calls `main` and ends the process with its code; errors become one line.
+
+    For benchmarks, which parse their arguments themselves.
+    """
+    _end(_guarded(main))
 
 
 def define_config(default: str) -> None:
@@ -110,14 +121,25 @@ def keep_programs() -> None:
     """Keeps compiled programs in a per-user directory, unless the user chose one.
 
     A sweep that is taken up, or one of the same networks on other data, then starts
-    without compiling.
+    without compiling. Where there is no such directory, that is said, and none is kept.
     """
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update(
-            "jax_compilation_cache_dir", str(Path(caches) / "mmvae_jax" / "programs")
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = caches / "mmvae_jax" / "programs"
+        problem = "" if is_writable(folder) else f"{folder} cannot be written"
+    except RuntimeError:  # HOME is not set, and the user is not in passwd
+        problem = "there is no home directory"
+    if problem:
+        print(
+            f"compiled programs are not kept, since {problem}: "
+            "JAX_COMPILATION_CACHE_DIR may name another folder",
+            file=sys.stderr,
         )
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def keep_memory() -> None:
@@ -167,17 +189,28 @@ def _end_with_a_thread(failed: threading.ExceptHookArgs) -> None:
         os._exit(1)
 
 
-def _finished(code: int) -> int:
-    """The exit code of a command that has nothing left that a signal could stop."""
+def _end(code: int) -> NoReturn:
+    """Ends the process with a code; nothing is left that a signal could stop.
+
+    What a signal stops may be a compilation, which the threads of XLA go on with. The
+    interpreter would take from them what they work on, a segmentation fault: it is not
+    asked. Several processes are not stopped there, and JAX lets them leave together.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    return code
+    if code > 128 and not jax.distributed.is_initialized():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # full, or closed
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _guarded(main: Callable[[], int | None]) -> int:
     """Calls `main` and turns what it raises into an exit code."""
     try:
-        return main() or 0
+        with devices_found():
+            return main() or 0
     except UsageError as error:
         return _report(error, 2)
     except OSError as error:
@@ -185,6 +218,45 @@ def _guarded(main: Callable[[], int | None]) -> int:
         if error.errno not in (*FULL, errno.EACCES, errno.EROFS):
             raise
         return _report_system(error)
+    except RuntimeError as error:
+        if _NO_HOME not in str(error):
+            raise
+        return _report("no home directory is known for ~ in a path: write it out", 2)
+    except KeyboardInterrupt:  # where there is nothing to save
+        print("SIGINT: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+@contextlib.contextmanager
+def devices_found() -> Iterator[None]:
+    """Says in one line that JAX has found no device where it was told to look.
+
+    JAX looks for devices when it is first asked for one, and not every command asks.
+
+    Raises:
+      UsageError: instead of what JAX raises then.
+    """
+    try:
+        yield
+    # With JAX_PLATFORMS=cuda and no such GPU, JAX asserts that there is a device, and
+    # under python -O takes None for one.
+    except (AssertionError, AttributeError, RuntimeError) as error:
+        asked = jax.config.jax_platforms
+        try:
+            jax.devices()
+        except (AssertionError, AttributeError, RuntimeError) as again:
+            said = "" if isinstance(again, AttributeError) else str(again)
+            reason = " ".join(said.partition(" (set JAX")[0].split()).rstrip(".")
+            if not asked:
+                raise UsageError(f"JAX finds no device: {reason}") from error
+            jax.config.update("jax_platforms", None)
+            clear_backends()  # JAX may have kept that None
+            raise UsageError(
+                f"JAX_PLATFORMS={asked} asks for devices that JAX does not find "
+                f"({reason or 'there is no such GPU'}); set "
+                f"JAX_PLATFORMS={jax.default_backend()}, which is here, or unset it"
+            ) from error
+        raise  # something else is wrong
 
 
 def _parse(argv: list[str], argument: str = "") -> list[str]:

@@ -10,6 +10,7 @@ from experiments.running import build, signals, terminal, workdirs
 from experiments.running.command import Stopped
 from experiments.running.evaluator import make_evaluator
 from mmvae_jax.errors import UsageError
+from mmvae_jax.evaluation.metric import reasons
 from mmvae_jax.interface import checks, description, trained
 from mmvae_jax.training import checkpoints
 from mmvae_jax.training.log import RunWriter, write_json
@@ -84,6 +85,9 @@ def _add(workdir: Path, step: int, values: list[dict], made: dict[str, Any]) -> 
         return
     for member, own in zip(summary["members"], values, strict=True):
         member["metrics"] |= own
+        former = member.get("undefined", {}).items()
+        kept = {tag: reason for tag, reason in former if tag not in own}
+        member["undefined"] = kept | reasons(own)
     summary.setdefault("evaluations", []).append(made)
     write_json(workdir / "summary.json", summary)
     terminal.print_table(workdirs.read_summary(workdir))

@@ -51,10 +51,7 @@ def make_evaluator(
                 metrics, model, params, data, key, announce
             )
             samples = draw_samples(model, params, data.test, key)
-            shown = (samples, data.test, data.words)
-            return Evaluated(
-                values, pictures.draw_grids(*shown), pictures.write_captions(*shown)
-            )
+            return Evaluated(values, *_draw(samples, data))
 
         name = f"evaluation at step {step}"
         found = _evaluate_members(sweep, state, evaluate_one, len(metrics), name, stop)
@@ -76,20 +73,39 @@ class Evaluated(NamedTuple):
       values: tag -> value.
       grids: name -> uint8 [H, W, C], pictures of samples.
       captions: samples in words; "" if there are none.
+      fault: why pictures are left out; "" if they are not.
     """
 
     values: dict[str, float]
     grids: dict[str, np.ndarray]
     captions: str
+    fault: str
+
+
+def _draw(
+    samples: pictures.Samples, data: EvaluationData
+) -> tuple[dict[str, np.ndarray], str, str]:
+    """Grids, captions and fault of Evaluated.
+
+    What was trained and measured is not lost by what cannot be drawn: whatever goes
+    wrong is told, in one line.
+    """
+    shown = (samples, data.test, data.words)
+    try:
+        return pictures.draw_grids(*shown), pictures.write_captions(*shown), ""
+    except Exception as error:
+        return {}, "", f"{type(error).__name__}: {error}"
 
 
 def _write_evaluation(writer: Any, step: int, found: Sequence[Evaluated]) -> None:
-    """Writes pictures, captions and values of all members."""
+    """Writes values, and then pictures and captions, of all members."""
+    writer.write_scalars(step, [one.values for one in found])
+    for fault in dict.fromkeys(one.fault for one in found if one.fault):
+        terminal.say(f"samples cannot be drawn and are left out ({fault})")
     for k, one in enumerate(found):
         writer.write_images(step, k, one.grids)
         if one.captions:
             writer.write_texts(step, k, {"captions": one.captions})
-    writer.write_scalars(step, [one.values for one in found])
 
 
 def _evaluate_members(

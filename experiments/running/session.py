@@ -17,6 +17,7 @@ import numpy as np
 from experiments.running import build, processes, signals, terminal, workdirs
 from experiments.running.command import Stopped
 from experiments.running.evaluator import make_evaluator
+from mmvae_jax.evaluation.metric import reasons
 from mmvae_jax.interface import checks, sweeps
 from mmvae_jax.interface.progress import ProgressBar
 from mmvae_jax.training import checkpoints, devices, loop
@@ -247,7 +248,12 @@ def _summarise(
         "cpu_cores": os.cpu_count(),
         "execution": sweep.execution._asdict(),
         "members": [
-            {**member._asdict(), "finite": bool(is_finite), "metrics": values}
+            {
+                **member._asdict(),
+                "finite": bool(is_finite),
+                "metrics": values,
+                "undefined": reasons(values),
+            }
             for member, is_finite, values in zip(
                 sweep.members, finite, results, strict=True
             )

@@ -9,6 +9,7 @@ import numpy as np
 import tabulate
 from tqdm import tqdm
 
+from experiments.running import workdirs
 from mmvae_jax.data.dataset import Dataset, Split, kind_of
 from mmvae_jax.evaluation.metrics import COLUMNS
 from mmvae_jax.interface.progress import drawing_interval
@@ -61,34 +62,32 @@ def print_modalities(dataset: Dataset, likelihoods: Mapping[str, str]) -> None:
 
 
 def print_table(summary: dict[str, Any]) -> None:
-    """Prints one row a member: its hyper-parameters and its main results."""
+    """Prints one row a member: its hyper-parameters and its main results.
+
+    Below it are the reasons for what is nan.
+    """
+    members = summary["members"]
     columns = {
         tag: column.short or column.heading
         for tag, column in COLUMNS.items()
-        if not tag.endswith("/*")
+        if any(tag in member["metrics"] for member in members)
     }
     rows = [
         [member["beta"], member["seed"], "yes" if member["finite"] else "NO"]
-        + [member["metrics"].get(tag) for tag in columns]
-        for member in summary["members"]
-    ]
-    header = ["beta", "seed", "finite", *columns.values()]
-    kept = [
-        i
-        for i in range(len(header))
-        if any(row[i] is not None and not _is_nan(row[i]) for row in rows)
+        + [_value(member["metrics"].get(tag)) for tag in columns]
+        for member in members
     ]
     say(
         f"{summary['model']} on {summary['dataset']}, {summary['num_steps']} steps\n"
         + tabulate.tabulate(
-            [[row[i] for i in kept] for row in rows],
-            [header[i] for i in kept],
-            floatfmt=".4g",
-            missingval="-",
+            rows, ["beta", "seed", "finite", *columns.values()], floatfmt=".4g"
         )
     )
+    for tag, why in workdirs.undefined(members).items():
+        if tag in columns:
+            say(f"{columns[tag]} is nan: {'; '.join(why)}")
 
 
-def _is_nan(value: Any) -> bool:
-    """Whether a value is a float and not a number."""
-    return isinstance(value, float) and math.isnan(value)
+def _value(value: float | None) -> float:
+    """A value of summary.json, in which nan is None."""
+    return math.nan if value is None else value

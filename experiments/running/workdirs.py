@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,7 @@ def is_summary(summary: Any) -> bool:
             numbers += [member[field] for field in Member._fields]
             numbers += [x for x in member["metrics"].values() if x is not None]
             marks.append(member["finite"])
+            texts += member.get("undefined", {}).values()
     except (AttributeError, KeyError, TypeError):
         return False
     return (
@@ -145,6 +146,15 @@ def is_summary(summary: Any) -> bool:
         and all(isinstance(mark, bool) for mark in marks)
         and len(marks) > 0
     )
+
+
+def undefined(members: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Tag -> the reasons for which it is nan for some members of a summary.json."""
+    found: dict[str, dict[str, None]] = {}
+    for member in members:
+        for tag, reason in member.get("undefined", {}).items():
+            found.setdefault(tag, {})[reason] = None
+    return {tag: list(own) for tag, own in found.items()}
 
 
 def resolved(config: Any) -> dict:

@@ -15,7 +15,7 @@ import numpy as np
 from mmvae_jax.data.dataset import Split
 from mmvae_jax.errors import ArgumentError
 from mmvae_jax.evaluation import needs
-from mmvae_jax.evaluation.metric import EvaluationData
+from mmvae_jax.evaluation.metric import EvaluationData, Undefined
 from mmvae_jax.evaluation.metrics import METRICS
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
@@ -89,16 +89,23 @@ def evaluate_member(
       announce: called with the name of every metric before it is computed.
 
     Returns:
-      tag -> value, tags with the prefix "eval/".
+      tag -> value, tags with the prefix "eval/"; Undefined what is not finite.
     """
     values: dict[str, float] = {}
     for name, metric in metrics.items():
         announce(name)
         found = metric(model, params, data, key_of(name, key))
-        values |= {f"eval/{tag}": float(value) for tag, value in found.items()}
+        values |= {f"eval/{tag}": _explained(value) for tag, value in found.items()}
     return values
 
 
 def key_of(name: str, key: PRNGKey) -> PRNGKey:
     """The key of a metric's draws, from that of the member and step."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def _explained(value: float) -> float:
+    """A value that is finite, or Undefined."""
+    if isinstance(value, Undefined) or np.isfinite(value):
+        return value if isinstance(value, Undefined) else float(value)
+    return Undefined("what the model computes is not finite")

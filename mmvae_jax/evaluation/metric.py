@@ -3,15 +3,17 @@
 The function is ``compute(model, params, data, key, **options) -> dict`` of tags
 (without the ``eval/`` prefix) and Python floats; ``METRICS`` in this package lists
 them. The functions of `model` arrive compiled, for one sweep member. Parameters that
-are not finite are a result, not an error: metrics return nan.
+are not finite are a result, not an error: metrics return nan. So are values that the
+data do not define: they are `Undefined`, a nan that says why.
 
 The ``require_*`` functions say in one line what data lack. They are called before a
 run trains (mmvae_jax.evaluation.needs), and by the metrics, which may be used without a
 run.
 """
 
+import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -24,6 +26,22 @@ from mmvae_jax.types import AnyArray, Array
 
 HIGHER, LOWER = "higher", "lower"  # values that are better
 _ARROWS = {HIGHER: " ↑", LOWER: " ↓", "": ""}
+
+
+class Undefined(float):
+    """A value that cannot be computed: nan, and why.
+
+    Attributes:
+      reason: words for it, in one line.
+    """
+
+    reason: str
+
+    def __new__(cls, reason: str) -> "Undefined":
+        """A nan with its reason."""
+        value = super().__new__(cls, "nan")
+        value.reason = reason
+        return value
 
 
 class Column(NamedTuple):
@@ -130,6 +148,29 @@ class EvaluationData(NamedTuple):
     whole_test: Split | None = None
 
 
+def mean(values: Iterable[float]) -> float:
+    """Mean of some values; where one is Undefined, that one."""
+    values = list(values)
+    undefined = [value for value in values if isinstance(value, Undefined)]
+    return undefined[0] if undefined else float(np.mean(values))
+
+
+def reasons(values: Mapping[str, float]) -> dict[str, str]:
+    """Tag -> why it is Undefined, of those values that are."""
+    return {t: x.reason for t, x in values.items() if isinstance(x, Undefined)}
+
+
+def too_few_observed(split: Split, modality: str, least: int = 1) -> Undefined | None:
+    """The value where fewer than `least` examples have a modality, else None."""
+    num = int(split.is_observed(modality).sum())
+    if num >= least:
+        return None
+    found = "no test example has" if num == 0 else f"only {num} test example has"
+    return Undefined(
+        f"{found} {modality}" + (f", {least} are needed" if least > 1 else "")
+    )
+
+
 def titled(column: Column) -> str:
     """The heading with an arrow up or down, towards better values."""
     return column.heading + _ARROWS[column.better]
@@ -162,8 +203,10 @@ def is_writable(folder: Path) -> bool:
 
     It leaves nothing behind: a folder that does not exist is not made.
     """
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    # A link to nowhere is in the way, as a file is.
+    places = (folder, *folder.absolute().parents)
     try:
+        place = next(path for path in places if os.path.lexists(path))
         with tempfile.TemporaryFile(dir=place):
             return True
     except OSError:
@@ -178,7 +221,11 @@ def images_of(split: Split, metric: str) -> tuple[str, ...]:
     """
     names = tuple(m for m, x in split.modalities.items() if is_image(x))
     if not names:
-        raise UsageError(f"metric {metric!r} is of images, and no modality is one")
+        raise ArgumentError(
+            "metric {!r} is of images, and no modality is one: leave it out of "
+            "{metrics}",
+            metric,
+        )
     return names
 
 
@@ -250,17 +297,20 @@ def require_attributes(split: Split, metric: str) -> tuple[str, ...]:
     return tuple(split.attributes)
 
 
-def require_complete(test: Split, metric: str) -> Split:
+def require_complete(test: Split, metric: str, least: int = 2) -> Split:
     """The test examples that have all modalities.
 
     Raises:
-      UsageError: there are fewer than two.
+      UsageError: there are fewer than `least`.
     """
     complete = test.complete()
-    if complete.num_examples < 2:
-        raise UsageError(
-            f"metric {metric!r} needs at least two test examples with all modalities, "
-            f"got {complete.num_examples}"
+    if complete.num_examples < least:
+        raise ArgumentError(
+            "metric {!r} needs test examples with all modalities, at least {}, got {}: "
+            "leave it out of {metrics}",
+            metric,
+            least,
+            complete.num_examples,
         )
     return complete
 

@@ -15,7 +15,7 @@ from mmvae_jax.evaluation.metrics import METRICS
 from mmvae_jax.networks import inception
 
 # Needs of metrics that compare modalities, which a single one is not compared by.
-_OF_SEVERAL_MODALITIES = ("complete tuples", "matchers")
+_OF_SEVERAL_MODALITIES = ("complete tuple", "complete tuples", "matchers")
 
 
 class Setting(NamedTuple):
@@ -48,11 +48,11 @@ def check(setting: Setting) -> list[str]:
         for need in needs:
             if need in NEEDS:
                 NEEDS[need](name, setting)
-            folder = _folder(name, need, setting.config.data.data_dir)
+            folder = _folder(name, need, setting.config)
             if folder is not None and not metric.is_writable(folder):
                 notes[folder] = (
                     f"{folder} cannot be written: what the metric {name!r} keeps there "
-                    "is not kept, and made again by every run"
+                    "is not kept, and what is not there yet is made again by every run"
                 )
     return list(notes.values())
 
@@ -91,17 +91,20 @@ def supplied(name: str, config: Any, data_dir: str) -> dict[str, Any]:
         variables = inception.to_variables(weights)
         options["extractor"] = inception.make_extractor(variables)
     if "cache" in own.needs:
-        folder = _folder(name, "cache", data_dir)
-        options["cache_dir"] = folder if folder and metric.is_writable(folder) else None
+        folder = Path(data_dir).expanduser() / name
+        options["cache_dir"] = folder if metric.is_writable(folder) else None
     return options
 
 
-def _folder(name: str, need: str, data_dir: str) -> Path | None:
+def _folder(name: str, need: str, config: Any) -> Path | None:
     """The folder of the files kept for a need of a metric; None where none are."""
+    data_dir = Path(config.data.data_dir).expanduser()
     if need == "cache":
-        return Path(data_dir).expanduser() / name
+        return data_dir / name
+    if need == "weights" and not config.eval.inception_weights:
+        return data_dir / need
     if need in judges.KINDS:
-        return Path(data_dir).expanduser() / judges.KINDS[need].folder
+        return data_dir / judges.KINDS[need].folder
     return None
 
 
@@ -133,6 +136,9 @@ NEEDS: dict[str, Callable[[str, Setting], Any]] = {
     "images": lambda name, setting: metric.images_of(setting.test, name),
     "images of 1 or 3 channels": lambda name, setting: metric.inception_images_of(
         setting.test, name
+    ),
+    "complete tuple": lambda name, setting: metric.require_complete(
+        setting.test, name, 1
     ),
     "complete tuples": lambda name, setting: metric.require_complete(
         setting.test, name

@@ -1,8 +1,9 @@
 """Samples of one member as pictures and, where there are captions, as text.
 
-Images are shown as they are, vectors as squares of grey values, row by row, from the
-least (black) to the largest value of the test examples, and captions as words, up to
-the first `<eos>`.
+Images are shown as they are, those of other than 1 or 3 channels as a grey image for
+each channel, one below the other. Vectors are shown as squares of grey values, row by
+row, from the least (black) to the largest value of the test examples, and captions as
+words, up to the first `<eos>`.
 """
 
 import math
@@ -69,7 +70,7 @@ def draw_grids(samples: Samples, test: Split, words: _Words) -> dict[str, np.nda
       words: modality of tokens -> the words by token; those without are left out.
 
     Returns:
-      name -> uint8 [H, W, C]. "prior": a row of samples for each modality.
+      name -> uint8 [H, W, 1 or 3]. "prior": a row of samples for each modality.
       "m0_given_m1" and so on: what is given on top, and a row a draw below. Where there
       are captions, "prior" has them beside their images, and what is given is on the
       left, with its draws beside it.
@@ -159,11 +160,14 @@ def _real_tiles(given: Draws, test: Split) -> np.ndarray:
 
 
 def _tiles(real: np.ndarray, examples: AnyArray) -> np.ndarray:
-    """Examples [N, ...] of the kind of `real` as pictures: uint8 [N, H, W, C]."""
-    values = np.nan_to_num(np.asarray(examples, np.float32))
-    if not is_image(real):
-        low, high = np.min(real), np.max(real)
-        grey = np.clip((values - low) / max(high - low, 1e-9), 0.0, 1.0)
+    """Examples [N, ...] of the kind of `real` as pictures: uint8 [N, H, W, 1 or 3]."""
+    values = np.nan_to_num(np.asarray(examples, np.float64))
+    if is_image(real):
+        if values.shape[-1] not in (1, 3):
+            values = einops.rearrange(values, "n h w c -> n (c h) w 1")
+    else:
+        low, high = np.float64(np.min(real)), np.float64(np.max(real))
+        grey = (np.clip(values, low, high) - low) / max(high - low, 1e-9)
         grey = grey.reshape(len(grey), -1)
         side = math.ceil(math.sqrt(grey.shape[1]))
         grey = np.pad(grey, ((0, 0), (0, side**2 - grey.shape[1])))

@@ -6,8 +6,10 @@ and member.
 """
 
 import json
+import logging
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ import tensorboardX
 from PIL import Image
 
 from mmvae_jax.errors import UsageError
-from mmvae_jax.files import write_whole
+from mmvae_jax.files import file_name, write_whole
 from mmvae_jax.training.sweep import Member
 
 # Field of lines of evaluations that were added to a run later.
 DATE = "date"
+# It warns of every nan, and of what is not said: nan is in all files of a run.
+logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
 
 class RunWriter:
@@ -64,19 +68,19 @@ class RunWriter:
             head = {"step": step, "member": k, **member._asdict(), **self._date}
             lines.append(json.dumps(jsonable({**head, **values}), allow_nan=False))
             for tag, value in values.items():
-                self._boards[k].add_scalar(tag, value, step)
+                self._boards[k].add_scalar(_board_tag(tag), value, step)
         self._file.write("".join(line + "\n" for line in lines))
         self.flush()
 
     def write_images(self, step: int, k: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes name -> uint8 [H, W, C] of member k as PNG and to TensorBoard."""
+        """Writes name -> uint8 [H, W, 1 or 3] of member k as PNG and to TensorBoard."""
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
         prefix = member_name(self.members[k], self.members)
         for name, image in images.items():
             squeezed = image[..., 0] if image.shape[-1] == 1 else image
-            Image.fromarray(squeezed).save(folder / f"{prefix}_{name}.png")
-            self._boards[k].add_image(name, image, step, dataformats="HWC")
+            Image.fromarray(squeezed).save(folder / f"{prefix}_{file_name(name)}.png")
+            self._boards[k].add_image(_board_tag(name), image, step, dataformats="HWC")
 
     def write_texts(self, step: int, k: int, texts: Mapping[str, str]) -> None:
         """Writes name -> lines of member k as a text file and to TensorBoard."""
@@ -105,6 +109,11 @@ class RunWriter:
         self._file.close()
         for board in self._boards:
             board.close()
+
+
+def _board_tag(tag: str) -> str:
+    """A tag of TensorBoard: different where tags are, which its own cleaning is not."""
+    return re.sub(r"[^-/\w.]", lambda c: f"_{ord(c[0]):02X}", tag)
 
 
 def member_name(member: Member, members: Sequence[Member]) -> str:

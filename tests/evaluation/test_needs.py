@@ -7,7 +7,7 @@ import pytest
 
 from configs import base
 from experiments.running import command, evaluator, session
-from mmvae_jax.data.dataset import Dataset, Split
+from mmvae_jax.data.dataset import Dataset, Split, is_tokens
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation import judges, needs
 from mmvae_jax.evaluation.judges import inception_weights
@@ -31,7 +31,9 @@ def make_split(observed=None, labels=True, channels=3, **others):
 def make_setting(metrics, split, test=None, data_dir="nowhere", used=2):
     config = base.get_config()
     config.eval.metrics, config.data.data_dir = metrics, str(data_dir)
-    complete = Dataset(split, split if test is None else test, "0" * 64, "toy")
+    words = {m: ("x",) for m, x in split.modalities.items() if is_tokens(x)}
+    test = split if test is None else test
+    complete = Dataset(split, test, "0" * 64, "toy", words)
 
     def reduced(split):
         kept = dict(list(split.modalities.items())[:used])
@@ -51,7 +53,7 @@ def alternating():
 
 VECTORS = Split({"m0": np.zeros((NUM, 4), np.float32)}, np.zeros(NUM, np.int32))
 REFUSED = {
-    "swd on vectors": ("swd", VECTORS, "'swd' is of images, and no modality is one"),
+    "swd on vectors": ("swd", VECTORS, "no modality is one: leave it out of metrics"),
     "fid on vectors": ("fid", VECTORS, "'fid' is of images, and no modality is one"),
     "fid of two channels": (
         "fid",
@@ -62,7 +64,17 @@ REFUSED = {
     "matching of what is never complete": (
         "matching",
         make_split(observed=alternating()),
-        "'matching' needs at least two test examples with all modalities, got 0",
+        "needs test examples with all modalities, at least 2, got 0: leave it out",
+    ),
+    "captions of what is never complete": (
+        "captions",
+        make_split(observed=alternating())._replace(
+            modalities={
+                "m0": np.zeros((NUM, 5), np.int32),
+                "m1": VECTORS.modalities["m0"],
+            }
+        ),
+        "needs test examples with all modalities, at least 1, got 0: leave it out",
     ),
     "captions without any": ("captions", make_split(), "'captions' is of captions"),
     "attributes without any": (
@@ -119,6 +131,11 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     (line,) = needs.check(setting)
     assert line.startswith(f"{tmp_path / 'classifiers'} cannot be written")
     assert needs.check(make_setting(("elbo",), make_split(), data_dir=tmp_path)) == []
+    setting = make_setting(("fid",), make_split(), data_dir=tmp_path)
+    (tmp_path / "weights").symlink_to(tmp_path / "nowhere")  # is in the way too
+    (line,) = needs.check(setting)
+    assert line.startswith(f"{tmp_path / 'weights'} cannot be written")
+    (tmp_path / "weights").unlink()
     # To ask leaves nothing behind.
     assert [path.name for path in tmp_path.iterdir()] == ["classifiers"]
     assert is_writable(tmp_path / "new" / "folder")

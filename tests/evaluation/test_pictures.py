@@ -140,3 +140,31 @@ def test_three_kinds_of_modalities():
     assert list(grids) == ["prior", *names]
     text = pictures.write_captions(samples, test, words)
     assert "other, unconditional" in text and "caption given other" in text
+
+
+@pytest.mark.parametrize("words", [{}, WORDS])
+@pytest.mark.parametrize("channels", [(5,), (2,), (3, 4), (3, 2), (1, 5)])
+def test_images_of_any_channels_are_drawn(channels, words):
+    """Those of other than 1 or 3 are drawn by channel, each in grey."""
+    images = {
+        f"m{c}": np.full((3, 8, 8, c), 10 * np.arange(1, c + 1), np.uint8)
+        for c in channels
+    }
+    test = Split(images | ({"caption": rows(TEXTS)} if words else {}))
+    prior = {m: x / 255 for m, x in images.items()} | {"caption": rows(TEXTS)}
+    target = f"m{channels[-1]}"
+    given = pictures.Draws(target, target, test, [images[target] / 255])
+    samples = pictures.Samples(prior, [given])
+    grids = pictures.draw_grids(samples, test, words)
+    assert list(grids) == ["prior", f"{target}_given_{target}"]
+    for grid in grids.values():
+        assert grid.dtype == np.uint8 and grid.shape[2] in (1, 3)
+        if channels[-1] not in (1, 3):
+            assert {10 * (k + 1) for k in range(channels[-1])} <= set(grid.flat)
+
+
+def test_vectors_of_any_size_are_drawn_without_a_warning():
+    real = np.array([[-3e38, 3e38]], np.float32)
+    with np.errstate(all="raise"):
+        tiles = pictures._tiles(real, np.array([[np.inf, np.nan]], np.float32))
+    assert set(tiles.flat) == {0, 128, 255}

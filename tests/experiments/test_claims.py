@@ -11,7 +11,14 @@ import pytest
 from evidence import as_in_the_paper, write
 
 from experiments.judging import paper, rules
-from experiments.judging.verdicts import evaluate, judge, tags_of
+from experiments.judging.verdicts import (
+    evaluate,
+    found_claims,
+    judge,
+    markdown,
+    table,
+    tags_of,
+)
 from experiments.plans import plan
 from experiments.running.command import flags
 
@@ -160,6 +167,8 @@ def test_is_not_measured_without_its_metric(tmp_path, claim, column, model):
 
 # What the rules compute.
 
+SHORT = {"changes": {"seed": (0, 1, 2), "beta": (0.3, 1.0)}}
+
 
 def difference(tmp_path, own, other, name="gap", **options):
     """The verdict on MMVAE against unimodal VAEs, whose SWDs are given."""
@@ -175,7 +184,7 @@ def difference(tmp_path, own, other, name="gap", **options):
 
 
 def test_z_in_closed_form(tmp_path):
-    """Best betas, standard errors from n - 1, and the sign of what is worse."""
+    """Chosen betas, standard errors from n - 1, and the sign of what is worse."""
     betas = dict(seed=(0, 1, 2), beta=(0.3, 1.0))
     verdict = difference(
         tmp_path, {0.3: 70.0, 1.0: 60.0}, {0.3: 50.0, 1.0: 55.0}, changes=betas,
@@ -188,6 +197,54 @@ def test_z_in_closed_form(tmp_path):
     assert verdict.z == pytest.approx(10 / error)
     assert [(p.beta, p.num) for p in verdict.points] == [(1.0, 3), (0.3, 3)]
     assert verdict.holds is True
+
+
+def test_each_seed_is_judged_at_the_beta_of_the_others(tmp_path):
+    """No seed has its own best value, and the error holds that the choice differs."""
+    verdict = difference(tmp_path, {0.3: 1.0, 1.0: 1.0}, {0.3: 0.0, 1.0: 0.0}, **SHORT)
+    path = tmp_path / "plan/polymnist/mmvae/summary.json"
+    summary = json.loads(path.read_text())
+    # Lower is better: seed 0 is best at 0.3, as the mean is; seeds 1 and 2 at 1.
+    of_seeds = {0.3: (10.0, 80.0, 70.0), 1.0: (65.0, 60.0, 50.0)}
+    for member in summary["members"]:
+        value = of_seeds[member["beta"]][member["seed"]]
+        member["metrics"]["eval/swd/m0"] = value
+    path.write_text(json.dumps(summary))
+    evidence = plan.read(tmp_path / "plan")
+    claim = BY_NAME["gap"]
+    verdict = verdicts_on(evidence, claim, "polymnist", "mmvae")[0]
+    own = verdict.points[0]
+    assert own.betas == (1.0, 0.3, 0.3) and math.isnan(own.beta)
+    assert own.mean == pytest.approx((65 + 80 + 70) / 3)
+    without = np.array([(60 + 50) / 2, (65 + 70) / 2, (65 + 80) / 2])
+    error = np.sqrt(2 / 3 * np.sum((without - without.mean()) ** 2))
+    assert verdict.standard_error == pytest.approx(error)  # the other's is 0
+    assert "(beta 1, 0.3, 0.3)" in verdict.numbers
+
+
+@pytest.mark.parametrize(
+    ("betas", "holds"), [((0.3, 1.0), None), ((1.0,), True)], ids=["choice", "none"]
+)
+def test_two_seeds_cannot_choose_for_each_other(tmp_path, betas, holds):
+    """They say so; where there is nothing to choose, they suffice."""
+    verdict = difference(
+        tmp_path, dict.fromkeys(betas, 60.0), dict.fromkeys(betas, 50.0),
+        changes=dict(seed=(0, 1), beta=betas), noise=0.01,
+    )  # fmt: skip
+    assert verdict.holds is holds
+    assert ("3 or more, beta is chosen without" in verdict.numbers) is (holds is None)
+
+
+@pytest.mark.parametrize(("mean", "word"), [(60.0, "holds (fragile)"), (70.0, "holds")])
+def test_what_holds_by_little_is_fragile(tmp_path, mean, word):
+    # SE = sqrt((6^2 + 5^2) / 3) = 4.51, and 5.0 of 70.
+    verdict = difference(
+        tmp_path, {1.0: mean}, {1.0: 50.0}, changes={"beta": (1.0,)}, noise=0.1
+    )
+    assert (verdict.holds, verdict.word) == (True, word)
+    found = found_claims(plan.read(tmp_path / "plan"), [verdict])
+    assert found["claims"][0]["fragile"] is (word != "holds")
+    assert word in table([verdict]) and f"**{word}**" in markdown(found)
 
 
 def test_a_difference_of_less_than_two_standard_errors_does_not_count(tmp_path):
@@ -221,7 +278,7 @@ def test_of_several_differences_the_least_counts(tmp_path):
 
 
 def test_diverged_members_are_left_out(tmp_path):
-    """A beta with one seed left cannot be the best; one with two can."""
+    """A beta with one seed left cannot be chosen; one with two can."""
     verdict = difference(
         tmp_path,
         {0.3: 10.0, 1.0: 60.0, 3.0: 80.0},
@@ -438,7 +495,8 @@ def command(monkeypatch, capsys):
         with pytest.raises(SystemExit) as stop:
             runpy.run_module("experiments.claims", run_name="__main__")
         flags.FLAGS.unparse_flags()
-        delattr(flags.FLAGS, "directory")
+        for name in ("directory", "before"):
+            delattr(flags.FLAGS, name)
         out, err = capsys.readouterr()
         return stop.value.code, out.splitlines(), err.splitlines()
 
@@ -487,6 +545,38 @@ def test_the_page_has_a_row_for_each_verdict(everything, command, monkeypatch):
         assert ("**holds**" if is_judged else "**not measured**") in row
         assert verdict["claim"] in row and verdict["numbers"] in row
     assert DEMO.description in lines[0]
+
+
+def test_verdicts_that_changed_say_what_they_were(tmp_path, command):
+    specs = plan.sweep(("polymnist",), plan.MODELS)
+    write(tmp_path / "plan", flat, specs=specs)
+    assert command(tmp_path / "plan")[0] == 0
+    old = tmp_path / "old.json"
+    found = read(tmp_path / "plan")
+    is_there = [row["holds"] is not None for row in found["claims"]]
+    row = found["claims"][is_there.index(True)]
+    row |= {"holds": True, "difference_in_standard_errors": 2.5}
+    old.write_text(json.dumps(found))
+    code, out, _ = command(tmp_path / "plan", f"--before={old}")
+    assert code == 0
+    (line,) = [line for line in out if "before" in line]
+    assert row["name"] in line and "fails; before: holds (fragile)" in line
+    page = (tmp_path / "plan/claims.md").read_text()
+    assert page.count("before: ") == 1 and "**fails**, before: holds (fragile)" in page
+    assert f"1 of {len(is_there)} verdicts" in page
+    new = read(tmp_path / "plan")["claims"][is_there.index(True)]
+    assert (new["before"], new["before_in_standard_errors"]) == ("holds (fragile)", 2.5)
+
+
+@pytest.mark.parametrize("text", [None, "[]", "{", '{"claims": [{}]}'])
+def test_before_is_a_claims_json(judged, command, text):
+    path = judged / "before.json"
+    if text is not None:
+        path.write_text(text)
+    code, out, err = command(judged, f"--before={path}")
+    assert (code, out, len(err)) == (2, [], 1)
+    assert f"--before={path}" in err[0]
+    assert (judged / "claims.json").read_text() == "old"
 
 
 def test_a_failing_claim_is_a_result_and_not_an_error(tmp_path, command):

@@ -1,11 +1,19 @@
 """What the entry points share, but for errors (tests/experiments/test_errors.py)."""
 
+import os
 import platform
+import pwd
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+
+from experiments.running import command
 
 ROOT = Path(__file__).resolve().parents[2]
 # Page faults of a compiled program with a temporary array of 128 MiB.
@@ -28,11 +36,57 @@ for _ in range(10):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+# A command that a signal stops while a program is compiled, which takes longer.
+STOPPED = """
+import os, signal, sys, threading
+import jax, jax.numpy as jnp
+from experiments.running import command, signals
+
+@jax.jit
+def program(x):
+    for _ in range(300):
+        x = jnp.sort(x) + x[::-1]
+    return x
+
+def compile_and_be_stopped(number):
+    x = jnp.arange(8.0)
+    threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+    program(x)
+    print("compiled")
+
+def saving():
+    with signals.caught_signals() as stop:
+        try:
+            with stop.at_once():
+                compile_and_be_stopped(signal.SIGTERM)
+        except command.Stopped as stopped:
+            print("saved", end="")  # in a buffer
+            return 128 + stopped.args[0]
+
+def drawing():
+    compile_and_be_stopped(signal.SIGINT)
+
+command.call(globals()[sys.argv[1]])
+"""
+DEVICES = """
+import jax
+from experiments.running import command
+command.call(lambda: print(jax.process_index()))
+"""
+
+
+def start(script, *arguments, options=(), **environment):
+    return subprocess.run(
+        [sys.executable, *options, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+
 
 def faults(mode):
-    done = subprocess.run(
-        [sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, cwd=ROOT
-    )
+    done = start(FAULTS, mode)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
@@ -41,3 +95,155 @@ def faults(mode):
 def test_memory_is_kept():
     # One of ten calls may find another place in memory.
     assert faults("kept") < 0.2 * faults("given back")
+
+
+@pytest.mark.parametrize(
+    ("main", "number", "stdout", "stderr"),
+    [
+        ("saving", signal.SIGTERM, "SIGTERM: saving, then stopping\nsaved", ""),
+        ("drawing", signal.SIGINT, "", "SIGINT: stopped\n"),
+    ],
+)
+def test_a_signal_while_a_program_is_compiled(main, number, stdout, stderr):
+    done = start(STOPPED, main)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, stdout, stderr)
+
+
+@pytest.mark.parametrize(
+    ("asked", "options", "reason"),
+    [
+        ("cuda", (), "there is no such GPU"),
+        ("cuda", ("-O",), "there is no such GPU"),
+        ("spu", (), "Unable to initialize backend 'spu'.*'cpu'.*"),
+    ],
+)
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
+def test_devices_that_are_not_there(asked, options, reason):
+    done = start(DEVICES, options=options, JAX_PLATFORMS=asked)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        rf"error: JAX_PLATFORMS={asked} asks for devices that JAX does not find "
+        rf"\({reason}\); set JAX_PLATFORMS=cpu, which is here, or unset it\n",
+        done.stderr,
+    )
+
+
+def test_other_errors_are_no_devices():
+    for kind in (AssertionError, AttributeError, RuntimeError):
+        with pytest.raises(kind, match="^mine$"), command.devices_found():
+            raise kind("mine")
+
+
+@pytest.fixture
+def no_home(monkeypatch):
+    """A user that the system does not know, as in containers."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+@pytest.fixture
+def updates(monkeypatch):
+    """What is set in JAX's configuration: names."""
+    found = []
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: found.append(name))
+    return found
+
+
+def test_programs_are_not_kept_without_a_home(no_home, updates, capsys):
+    command.keep_programs()
+    assert not updates
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search("not kept, since there is no home directory: JAX_COMP", line)
+
+
+# Nobody, not even root, writes there.
+@pytest.mark.skipif(sys.platform != "linux", reason="for the files of processes")
+@pytest.mark.parametrize("home", ["/proc", "/proc/nobody"])
+def test_programs_are_not_kept_in_a_home_of_others(home, updates, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", home)
+    command.keep_programs()
+    assert not updates
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"since {home}/.cache/mmvae_jax/programs cannot be written" in line
+
+
+def test_programs_are_not_kept_below_a_closed_folder(updates, monkeypatch, capsys):
+    def refuse(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    command.keep_programs()
+    assert not updates and "cannot be written" in capsys.readouterr().err
+
+
+def test_programs_are_kept(updates, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command.keep_programs()
+    assert "jax_compilation_cache_dir" in updates and not capsys.readouterr().err
+
+
+def test_a_path_below_an_unknown_home(no_home, monkeypatch, capsys):
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    with pytest.raises(SystemExit, match="^2$"):
+        command.call(lambda: print(Path("~/x").expanduser()))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "error: no home directory is known for ~ in a path: write it out"
+
+
+# A run whose classifiers are stopped within a compilation of half a second or more:
+# JAX tells of the end of a program's lowering, and of the end of its compilation.
+CLASSIFIERS = """
+import os, runpy, signal, sys, threading
+import jax
+from mmvae_jax.evaluation.judges import classifiers
+init_states, timers = classifiers.init_states, []
+def listen(event, seconds, **more):
+    if event.endswith("jaxpr_to_mlir_module_duration"):
+        timers.append(threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)))
+        timers[-1].start()
+    elif event.endswith("backend_compile_duration") and timers:
+        timers[-1].cancel()
+def init_and_be_stopped(*arguments):
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return init_states(*arguments)
+classifiers.init_states = init_and_be_stopped
+sys.argv[0] = "experiments.run"
+runpy.run_module("experiments.run", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_while_classifiers_are_compiled(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "arrays.npz"
+    np.savez(
+        path,
+        image=rng.integers(0, 256, (60, 64, 64, 3), dtype=np.uint8),
+        vector=rng.normal(size=(60, 4)).astype(np.float32),
+        labels=rng.integers(0, 3, 60),
+    )
+    done = start(
+        CLASSIFIERS,
+        "--config=configs/arrays.py",
+        f"--config.data.path={path}",
+        f"--config.data.data_dir={tmp_path / 'data'}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.model.latent_dim=4",
+        "--config.modality.network_options.widths=(16,)",
+        "--config.train.num_steps=20",
+        "--config.train.batch_size=16",
+        "--config.eval.metrics=('elbo', 'coherence')",
+        XDG_CACHE_HOME=str(tmp_path / "caches"),
+        JAX_DISABLE_MOST_OPTIMIZATIONS="0",
+    )
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    last = "SIGTERM: saved; the same command continues this run"
+    assert done.stdout.splitlines()[-1] == last
+    # It went on with a compilation: no classifier took a step.
+    assert "classifiers" in done.stderr and " 1/2000" not in done.stderr

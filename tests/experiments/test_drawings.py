@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.drawing import figure_captions, panels, paper_figures
 from experiments.judging import paper
-from experiments.plans import plan, runs
+from experiments.plans import plan, runs, tables
 from experiments.plans.names import model_colour, model_label
 from experiments.plans.plan import Spec
 from experiments.plans.tables import show_beta
@@ -580,7 +581,7 @@ def test_markers_of_fronts_grow_with_beta_and_are_hollow_where_seeds_diverged(ev
     assert "Hollow points" in drawing.caption
 
 
-def test_what_is_given_is_shown_at_the_best_beta_on_average(evidence):
+def test_what_is_given_is_shown_at_the_beta_that_is_chosen_on_average(evidence):
     """Not at the best beta of each number, nor at that of the first or last."""
     spec = Spec("translated", "mvtcae")
     coherences = {0.3: (0.9, 0.1), 1.0: (0.6, 0.6), 3.0: (0.1, 0.95)}
@@ -601,6 +602,29 @@ def test_what_is_given_is_shown_at_the_best_beta_on_average(evidence):
     assert {row["model"] for row in drawing.rows} == {
         model for kind in plan.KINDS.values() for model in kind
     } - {"unimodal"}
+
+
+def test_what_is_given_is_shown_for_each_seed_at_the_beta_of_the_others(evidence):
+    spec = Spec("translated", "mvtcae")
+
+    def change(member):
+        # Seed 2 alone finds beta = 1 best, by so much that the mean does too.
+        values = {0.3: 0.5, 1.0: 0.9 if member["seed"] == 2 else 0.4}
+        for given in (1, 2):
+            tag = f"eval/coherence/size_{given}"
+            member["metrics"][tag] = values.get(member["beta"], 0.1)
+
+    changed = with_changed_members(evidence, spec, change)
+    rows = tables.given_rows(changed, "inputs", spec)
+    assert [row["mean"] for row in rows] == pytest.approx([(0.4 * 2 + 0.5) / 3] * 2)
+    assert {row["betas"] for row in rows} == {"1 1 0.3"}
+    assert np.isnan([row["beta"] for row in rows]).all()
+    # One seed has nothing to choose its beta by, and is not shown.
+    record = changed.runs[spec]
+    alone = [m for m in record.summary["members"] if m["seed"] == 2]
+    one = record._replace(summary={**record.summary, "members": alone})
+    of_one = dataclasses.replace(changed, runs={**changed.runs, spec: one})
+    assert tables.given_rows(of_one, "inputs", spec) == []
 
 
 def test_published_coherences_are_apart_and_no_rows(evidence):
@@ -687,3 +711,39 @@ def test_there_is_no_global_state_of_figures(module):
         for alias in node.names
     } | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not {name for name in imported if name and "pyplot" in name}
+
+
+def test_what_is_nan_says_why_in_figures_and_tables(evidence):
+    """In the panel that is empty, and in the rows of the CSV."""
+    spec = next(spec for spec in evidence.runs if spec.model == "mvae")
+    tag = COHERENCE
+
+    def spoil(member):
+        member["metrics"][tag] = None
+        member["undefined"] = {tag: "$m1$ is never there"}
+
+    changed = with_changed_members(evidence, spec, spoil)
+    rows = tables.beta_rows(changed, "x", spec, tag)
+    assert rows and {row["note"] for row in rows} == {"$m1$ is never there"}
+    assert all(np.isnan(row["mean"]) for row in rows)
+    untouched = tables.beta_rows(evidence, "x", spec, tag)
+    assert not any("note" in row for row in untouched)
+    axis = Figure().subplots()
+    assert panels._say_why_empty(axis, rows, keeps_ticks=True)
+    assert [text.get_text() for text in axis.texts] == ["nan; $m1$ is never there"]
+    axis = Figure().subplots()
+    drawn = panels._draw_line(axis, rows, "beta", "mvae")
+    assert drawn == rows and not axis.lines
+
+
+def test_a_mean_over_modalities_is_over_all_of_them(evidence):
+    spec = next(s for s in evidence.runs if s.model == "mvae")
+    tag = "eval/classifier_accuracy"
+
+    def spoil(member):
+        name = next(t for t in member["metrics"] if t.startswith(f"{tag}/"))
+        member["metrics"][name] = None
+
+    assert tables.reachable_rows(evidence, "x", [spec], tag)
+    changed = with_changed_members(evidence, spec, spoil)
+    assert tables.reachable_rows(changed, "x", [spec], tag) == []

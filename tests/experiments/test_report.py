@@ -19,6 +19,7 @@ from experiments.drawing.page import METRICS, _shown_member, points_in, render, 
 from experiments.plans.names import model_label
 from experiments.plans.runs import find_runs
 from mmvae_jax.errors import UsageError
+from mmvae_jax.files import file_name
 from mmvae_jax.models import MODELS
 
 HOSTILE = "<script>alert('x')</script> & \"q\""
@@ -185,7 +186,9 @@ def test_claims_json_is_preferred(runs):
     }
     (runs / "claims.json").write_text(json.dumps({"claims": [claim]}))
     page = Page(render(runs))
-    words = "MVAE is new (PolyTest, MVAE, swd/m0) ✓ holds 1; difference +2.5 SE"
+    words = (
+        "MVAE is new (PolyTest, MVAE, swd/m0) ✓ holds (fragile) 1; difference +2.5 SE"
+    )
     assert words in page.text
     assert "MVAE is good" not in page.text
 
@@ -278,20 +281,47 @@ def test_values_are_escaped(tmp_path):
     assert not re.search(r"<script|<b>|<i>", text)
 
 
-def test_what_is_no_number_is_a_dash(runs):
+def test_what_is_no_number_is_nan(runs):
     def spoil(summary):
         first, second, third, fourth = summary["members"]
         first["metrics"].update({"eval/elbo": None, "eval/kl": math.nan})
         del second["metrics"]["eval/swd"]
         third["metrics"]["eval/elbo"] = fourth["metrics"]["eval/elbo"] = 1e400
+        first["metrics"]["eval/swd/a"] = None
+        first["undefined"] = {
+            "eval/elbo": "<b> is in no example",
+            "eval/swd/a": "<b> is in no example",
+        }
 
     edit(runs / "first" / "summary.json", spoil)
     page = Page(render(runs))
     # Of some seed, SWD, ELBO or KL is missing.
-    assert "MVAE 0.5 2 0.505 ± 0.007 – – – -90.0 ± 0.0" in page.text
-    assert "MVAE 2 2 0.605 ± 0.007 222.0 ± 0.0 – 5.000 ± 0.000" in page.text
-    assert "β = 0.5, seed = 0 yes 0.500 222.0 – – -90.0" in page.text
-    assert not re.search(r"\b(nan|inf|None)\b", page.text)
+    assert "MVAE 0.5 2 0.505 ± 0.007 nan nan nan -90.0 ± 0.0" in page.text
+    assert "MVAE 2 2 0.605 ± 0.007 222.0 ± 0.0 nan 5.000 ± 0.000" in page.text
+    assert "β = 0.5, seed = 0 yes 0.500 222.0 nan nan -90.0" in page.text
+    assert "β = 0.5, seed = 1 yes 0.510 – 99" not in page.text
+    assert "<b> is in no example (MVAE: elbo, swd/a)" in page.text
+    assert not re.search(r"\b(inf|None)\b", page.text)
+
+
+def test_names_of_modalities_are_safe_in_the_page(tmp_path):
+    names = ("a/b", "<i>x</i>", "%s{}", "standard_error")
+
+    def rename(summary):
+        for member in summary["members"]:
+            for name in names:
+                member["metrics"][f"eval/swd/{name}"] = 77.5
+                member["metrics"][f"eval/classifier_accuracy/{name}"] = 0.25
+
+    save_run(tmp_path / "run", betas=(1.0,), seeds=(0,))
+    edit(tmp_path / "run" / "summary.json", rename)
+    file = f"beta=1,seed=0_{file_name('a/b_given_<i>x</i>')}.png"
+    save_picture(tmp_path / "run" / "samples" / file)
+    page = Page(render(tmp_path))
+    assert "i" not in page.tags
+    assert f"β a b {' '.join(names)} MVAE 1 211.0 233.0 77.5 77.5 77.5" in page.text
+    assert ", ".join(f"{name} 0.250" for name in names) in page.text
+    assert "a/b given <i>x</i> (real, top row)" in page.text
 
 
 def test_members_that_diverged_are_marked(runs):
@@ -305,8 +335,8 @@ def test_members_that_diverged_are_marked(runs):
     assert "MVAE 0.5 1 of 2 finite" in page.text
     assert "MVAE 2 0 of 2 finite – – – – –" in page.text
     assert "β = 0.5, seed = 0 yes 0.500 222.0" in page.text
-    assert "β = 0.5, seed = 1 NO – – – – –" in page.text
-    assert "β = 2, seed = 0 NO – – – – –" in page.text
+    assert "β = 0.5, seed = 1 NO nan nan nan nan nan" in page.text
+    assert "β = 2, seed = 0 NO nan nan nan nan nan" in page.text
 
 
 def test_a_finite_member_is_the_one_shown(runs):

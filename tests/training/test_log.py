@@ -1,10 +1,12 @@
 """metrics.jsonl and summary.json are valid JSON whatever happens."""
 
 import json
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX import summary
 
 from mmvae_jax.training import log
 from mmvae_jax.training.sweep import Member
@@ -176,3 +178,34 @@ def test_member_names_of_close_values_differ():
     close = [Member(1.0, 1e-3, 0), Member(1.0000001, 1e-3, 0)]
     first, second = (log.member_name(member, close) for member in close)
     assert first != second
+
+
+NAMES = (
+    *("a b", "a_b", "a/b", "..", "/", "日本é", "<b>", 'it\'s "q"', "%s%2F", "{}{0}"),
+    *("", "a.b", "*?[", "line\nline", "x" * 300, "x" * 301, "$x$"),
+)
+
+
+def test_names_of_modalities_are_safe_in_files_and_tags(tmp_path):
+    picture = np.zeros((2, 2, 3), np.uint8)
+    images = {f"{name}_given_{name}": picture for name in NAMES}
+    (tmp_path / "run").mkdir()
+    writer = log.RunWriter(tmp_path / "run", MEMBERS[:1], 0)
+    writer.write_images(1, 0, images)
+    writer.write_scalars(1, [{f"eval/swd/{name}": 1.0 for name in NAMES}])
+    writer.close()
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["run"]
+    folders = {x.name for x in (tmp_path / "run").iterdir()}
+    assert folders == {"metrics.jsonl", "samples", "tensorboard"}
+    files = [x.name for x in (tmp_path / "run" / "samples").iterdir()]
+    assert len(files) == len(NAMES) and max(map(len, files)) < 255
+    short = [f"{name}_given_{name}" for name in NAMES if len(name) < 300]
+    found = {unquote(x.removesuffix(".png").partition("seed=0_")[2]) for x in files}
+    assert set(short) <= found
+    tags = {log._board_tag(name) for name in images}
+    assert len({summary._clean_tag(tag) for tag in tags}) == len(NAMES)
+
+
+def test_nan_is_no_warning_of_a_library(tmp_path, caplog):
+    write(tmp_path, 0, (1, (np.nan, 1.0)))
+    assert not caplog.records

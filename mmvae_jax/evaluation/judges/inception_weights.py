@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmvae_jax.errors import ArgumentError, UsageError
+from mmvae_jax.evaluation.metric import is_writable
 from mmvae_jax.files import write_whole
 
 ADDRESS = (
@@ -37,7 +38,8 @@ def load(path: str, data_dir: str) -> dict[str, np.ndarray]:
     """The published weights, downloaded if they are not there yet.
 
     Args:
-      path: of the file; "" = data_dir/weights/, where a download is kept.
+      path: of the file; "" = data_dir/weights/, where a download is kept if that can
+        be written.
       data_dir: where data sets are kept.
 
     Returns:
@@ -85,7 +87,7 @@ def _difference(content: bytes) -> str:
 
 
 def _download(path: Path) -> bytes:
-    """Fetches the weights and keeps them at `path`, complete or not at all."""
+    """Fetches the weights and keeps them at `path`, if that can be written."""
     remedy = "put a copy of {} at {}, or leave fid out of {metrics}"
     try:
         with urllib.request.urlopen(ADDRESS, timeout=_TIMEOUT) as response:
@@ -93,8 +95,9 @@ def _download(path: Path) -> bytes:
         if wrong := _difference(content):
             words = f"what came from the network {wrong}: {remedy}"
             raise ArgumentError(words, ADDRESS, str(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content, is_shared=True)
+        if is_writable(path.parent):  # else `needs.check` says that they are not kept
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, content, is_shared=True)
     except (OSError, http.client.HTTPException) as error:
         words = f"cannot fetch and keep the Inception weights ({{}}): {remedy}"
         raise ArgumentError(words, str(error), ADDRESS, str(path)) from error

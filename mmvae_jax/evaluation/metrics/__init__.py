@@ -140,7 +140,7 @@ METRICS = {
     ),
     "captions": Metric(
         captions.captions,
-        needs=("captions",),
+        needs=("captions", "complete tuple"),
         columns=(
             Column("captions/bleu", "BLEU", HIGHER, limits=(0.0, 100.0)),
             _fraction("captions/distinct_1", "distinct-1"),

@@ -21,7 +21,13 @@ from mmvae_jax.evaluation.generate import (
     prior_means,
     to_examples,
 )
-from mmvae_jax.evaluation.metric import EvaluationData, captions_of
+from mmvae_jax.evaluation.metric import (
+    EvaluationData,
+    Undefined,
+    captions_of,
+    mean,
+    require_complete,
+)
 from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
 
 _References = tuple[tuple[str, ...], ...]
@@ -65,10 +71,12 @@ def captions(
       With one modality, only the last two groups.
 
     Raises:
-      UsageError: no modality is a caption.
+      UsageError: no modality is a caption, or no test example has all modalities.
     """
     names = captions_of(data.test, data.words, "captions")
-    test = data.test.complete()
+    test = data.test
+    if len(model.modalities) > 1:
+        test = require_complete(test, "captions", 1)
     whole = (data.whole_test or data.test).complete()
     per_modality = {}
     for index, name in enumerate(names):
@@ -85,7 +93,7 @@ def captions(
     }
     for tag in dict.fromkeys(t for found in per_modality.values() for t in found):
         values = [found[tag] for found in per_modality.values() if tag in found]
-        tags[f"captions/{tag}"] = float(np.mean(values))
+        tags[f"captions/{tag}"] = mean(values)
     return tags
 
 
@@ -223,13 +231,16 @@ def distinct(texts: Sequence[str], n: int) -> float:
       n: at least 1.
 
     Returns:
-      In (0, 1], the lower the more captions there are; nan where none has n words.
+      In (0, 1], the lower the more captions there are; Undefined where none has n
+      words.
     """
     runs: list[tuple[str, ...]] = []
     for text in texts:
         words = text.split()
         runs += zip(*(words[i:] for i in range(n)), strict=False)
-    return len(set(runs)) / len(runs) if runs else float("nan")
+    if not runs:
+        return Undefined(f"no caption has {n} words")
+    return len(set(runs)) / len(runs)
 
 
 def bleu(texts: Sequence[str] | None, references: _References) -> float:

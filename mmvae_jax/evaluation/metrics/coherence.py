@@ -27,10 +27,13 @@ from mmvae_jax.evaluation.generate import (
 from mmvae_jax.evaluation.metric import (
     EvaluationData,
     Reader,
+    Undefined,
+    mean,
     most_probable,
     require_classifiers,
     require_labels,
     require_readers,
+    too_few_observed,
 )
 from mmvae_jax.types import AnyArray, Array, MultimodalVAE, Params, PRNGKey
 
@@ -94,7 +97,9 @@ def coherence(
     for (subset, target), value in table.items():
         tags[f"coherence/subset/{'+'.join(subset)}/{target}"] = value
     for name in modalities:
-        tags[f"classifier_accuracy/{name}"] = float(readers[_LABEL][name].accuracy)
+        tags[f"classifier_accuracy/{name}"] = _accuracy(
+            data, name, readers[_LABEL][name]
+        )
     return tags
 
 
@@ -151,13 +156,21 @@ def attributes(
         num = data.test.num_examples if num_prior_samples is None else num_prior_samples
         joint = joint_coherence(model, params, data, readers, prior_key, num)
         tags |= {f"attribute_coherence/{a}/joint": v for a, v in joint.items()}
-        tags["attribute_coherence/joint"] = _mean(joint.values())
+        tags["attribute_coherence/joint"] = mean(joint.values())
     for m in modalities:
-        accuracies = {a: float(own[m].accuracy) for a, own in readers.items()}
+        accuracies = {a: _accuracy(data, m, own[m]) for a, own in readers.items()}
         for a, accuracy in accuracies.items():
             tags[f"attribute_accuracy/{a}/{m}"] = accuracy
-        tags[f"attribute_accuracy/{m}"] = _mean(accuracies.values())
+        tags[f"attribute_accuracy/{m}"] = mean(accuracies.values())
     return tags
+
+
+def _accuracy(data: EvaluationData, modality: str, reader: Reader) -> float:
+    """Accuracy of a reader; Undefined where there was nothing to read."""
+    if np.isfinite(reader.accuracy):
+        return float(reader.accuracy)
+    whole = data.whole_test or data.test
+    return too_few_observed(whole, modality) or float(reader.accuracy)
 
 
 def non_empty_subsets(modalities: tuple[str, ...]) -> list[_Subset]:
@@ -188,7 +201,7 @@ def conditional_coherence(
 
     Returns:
       attribute -> (subset, target) -> fraction in [0, 1], for all targets, those
-      within the subset included; nan where no example has all of the subset.
+      within the subset included; Undefined where no example has all of the subset.
     """
     totals = {
         a: {(s, m): 0.0 for s in subsets for m in model.modalities} for a in readers
@@ -213,11 +226,14 @@ def conditional_coherence(
             for (a, target), values in _values(readers, found, num_valid).items():
                 is_right = np.where(np.isnan(values), np.nan, values == truth[a][rows])
                 totals[a][subset, target] += is_right[given].sum()
+
+    def fraction(total: float, subset: _Subset) -> float:
+        if counts[subset]:
+            return float(total / counts[subset])
+        return Undefined(f"no test example has {' and '.join(subset)}")
+
     return {
-        a: {
-            pair: float(total / counts[pair[0]]) if counts[pair[0]] else float("nan")
-            for pair, total in own.items()
-        }
+        a: {pair: fraction(total, pair[0]) for pair, total in own.items()}
         for a, own in totals.items()
     }
 
@@ -290,9 +306,9 @@ def _averages(table: _Table, modalities: tuple[str, ...]) -> dict[str, float]:
         f"coherence/leave_one_out/{m}": table[_others(m, modalities), m]
         for m in modalities
     }
-    tags["coherence/leave_one_out"] = _mean(tags.values())
+    tags["coherence/leave_one_out"] = mean(tags.values())
     for size in range(1, len(modalities)):
-        tags[f"coherence/size_{size}"] = _mean(_of_size(table, size))
+        tags[f"coherence/size_{size}"] = mean(_of_size(table, size))
     return tags
 
 
@@ -306,20 +322,20 @@ def _attribute_averages(
         for (subset, target), value in table.items()
     }
 
-    def mean(chosen: Iterable[str], pairs: Sequence[tuple[_Subset, str]]) -> float:
-        return _mean([tables[a][pair] for a in chosen for pair in pairs])
+    def over(chosen: Iterable[str], pairs: Sequence[tuple[_Subset, str]]) -> float:
+        return mean(tables[a][pair] for a in chosen for pair in pairs)
 
     for m in modalities:
-        tags[f"attribute_coherence/reconstruction/{m}"] = mean(tables, [((m,), m)])
+        tags[f"attribute_coherence/reconstruction/{m}"] = over(tables, [((m,), m)])
     if len(modalities) > 1:
         left_out = [(_others(m, modalities), m) for m in modalities]
         for pair in left_out:
-            tags[f"attribute_coherence/leave_one_out/{pair[1]}"] = mean(tables, [pair])
+            tags[f"attribute_coherence/leave_one_out/{pair[1]}"] = over(tables, [pair])
         for a in tables:
-            tags[f"attribute_coherence/{a}"] = mean((a,), left_out)
-        tags["attribute_coherence/leave_one_out"] = mean(tables, left_out)
+            tags[f"attribute_coherence/{a}"] = over((a,), left_out)
+        tags["attribute_coherence/leave_one_out"] = over(tables, left_out)
         single = [value for table in tables.values() for value in _of_size(table, 1)]
-        tags["attribute_coherence/size_1"] = _mean(single)
+        tags["attribute_coherence/size_1"] = mean(single)
     return tags
 
 
@@ -331,8 +347,3 @@ def _of_size(table: _Table, size: int) -> list[float]:
 def _others(target: str, modalities: tuple[str, ...]) -> _Subset:
     """All modalities but one."""
     return tuple(m for m in modalities if m != target)
-
-
-def _mean(values: Iterable[float]) -> float:
-    """Mean of some values."""
-    return float(np.mean(list(values)))

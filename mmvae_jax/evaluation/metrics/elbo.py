@@ -9,7 +9,7 @@ import numpy as np
 
 from mmvae_jax.data.dataset import Split
 from mmvae_jax.evaluation.generate import batches
-from mmvae_jax.evaluation.metric import EvaluationData
+from mmvae_jax.evaluation.metric import EvaluationData, too_few_observed
 from mmvae_jax.types import MultimodalVAE, ObjectiveTerms, Params, PRNGKey
 
 
@@ -32,7 +32,7 @@ def elbo(
       elbo, kl and reconstruction/m0, ...: nats per example; elbo is the sum of
       the reconstruction terms E[log p(x_m|z)] minus kl. Where modalities are missing,
       elbo is that of what is observed, and a modality's reconstruction the mean over
-      the examples that have it.
+      the examples that have it; Undefined where none has.
     """
     totals: dict[str, float] = defaultdict(float)
     for terms in term_batches(model, params, data.test, data.batch_size, key):
@@ -42,14 +42,14 @@ def elbo(
             totals[f"reconstruction/{name}"] += total
     num = data.test.num_examples
     reconstruction = sum(totals[f"reconstruction/{m}"] for m in model.modalities) / num
-    counts = {
-        f"reconstruction/{m}": data.test.is_observed(m).sum() for m in model.modalities
-    }
-    means = {
-        tag: total / counts.get(tag, num) if counts.get(tag, num) else float("nan")
-        for tag, total in totals.items()
-    }
-    return {"elbo": reconstruction - means["kl"], **means}
+    kl = totals["kl"] / num
+    tags = {"elbo": reconstruction - kl, "kl": kl}
+    for m in model.modalities:
+        count = data.test.is_observed(m).sum()
+        tags[f"reconstruction/{m}"] = too_few_observed(data.test, m) or (
+            totals[f"reconstruction/{m}"] / count
+        )
+    return tags
 
 
 def term_batches(

@@ -16,7 +16,7 @@ covariances are singular, which the distance bears, and the bias is large.
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -30,8 +30,11 @@ from mmvae_jax.evaluation.generate import as_coarse, batches, prior_examples
 from mmvae_jax.evaluation.metric import (
     EvaluationData,
     Reader,
+    Undefined,
     inception_images_of,
+    mean,
     require_classifiers,
+    too_few_observed,
 )
 from mmvae_jax.files import write_whole
 from mmvae_jax.types import AnyArray, MultimodalVAE, Params, PRNGKey
@@ -77,7 +80,8 @@ def frechet(
 
     Returns:
       frechet_classifier/m0, ..., and frechet_classifier, their mean: squared
-      distances >= 0, lower is better; nan where a parameter is not finite.
+      distances >= 0, lower is better; nan where a parameter is not finite,
+      Undefined where fewer than two real examples have the modality.
 
     Raises:
       UsageError: a modality has no classifier.
@@ -87,9 +91,10 @@ def frechet(
     real = {
         m: _moments(_features(extractors[m], _observed(data.test, m), data.batch_size))
         for m in model.modalities
+        if too_few_observed(data.test, m, 2) is None
     }
     generated = _generated_moments(model, params, data, key, extractors, num_samples)
-    return _distances("frechet_classifier", real, generated)
+    return _distances("frechet_classifier", model.modalities, data, real, generated)
 
 
 def fid(
@@ -120,21 +125,21 @@ def fid(
 
     Returns:
       fid/m0, ..., and fid, their mean: squared distances >= 0, lower is better;
-      nan where a parameter is not finite.
+      nan where a parameter is not finite, Undefined as in `frechet`.
 
     Raises:
       UsageError: no modality is of images, or of other images than these.
     """
     names = inception_images_of(data.test, "fid")
-    images = {m: _observed(data.test, m) for m in names}
     data = data._replace(batch_size=min(data.batch_size, MAX_BATCH))
     real = {
-        m: _kept_moments(extractor, x, data.batch_size, cache_dir)
-        for m, x in images.items()
+        m: _kept_moments(extractor, _observed(data.test, m), data.batch_size, cache_dir)
+        for m in names
+        if too_few_observed(data.test, m, 2) is None
     }
-    extractors = dict.fromkeys(images, extractor)
+    extractors = dict.fromkeys(real, extractor)
     generated = _generated_moments(model, params, data, key, extractors, num_samples)
-    return _distances("fid", real, generated)
+    return _distances("fid", names, data, real, generated)
 
 
 def _last_layer(classifier: Reader, examples: AnyArray) -> AnyArray:
@@ -170,12 +175,14 @@ def _generated_moments(
     extractors: Mapping[str, _Extractor],
     num: int | None,
 ) -> dict[str, _Moments]:
-    """Modality -> moments of the features of `num` prior samples.
+    """Modality -> moments of the features of `num` prior samples; {} of fewer than two.
 
     The features of all samples are in memory at once: 80 MB a modality for 10,000
     samples of 2048 features, and twice that while their covariance is computed.
     """
     num = data.test.num_examples if num is None else num
+    if num < 2:
+        return {}
     found = defaultdict(list)
     for batch, num_valid in prior_examples(model, params, data, key, num):
         features = {
@@ -188,11 +195,23 @@ def _generated_moments(
 
 
 def _distances(
-    tag: str, real: Mapping[str, _Moments], generated: Mapping[str, _Moments]
+    tag: str,
+    modalities: Iterable[str],
+    data: EvaluationData,
+    real: Mapping[str, _Moments],
+    generated: Mapping[str, _Moments],
 ) -> dict[str, float]:
     """The distance of every modality and, under the tag alone, their mean."""
-    tags = {f"{tag}/{m}": frechet_distance(*real[m], *generated[m]) for m in real}
-    return {tag: float(np.mean(list(tags.values()))), **tags}
+
+    def distance(m: str) -> float:
+        if m in real and m in generated:
+            return frechet_distance(*real[m], *generated[m])
+        return too_few_observed(data.test, m, 2) or Undefined(
+            "two generated examples are needed"
+        )
+
+    tags = {f"{tag}/{m}": distance(m) for m in modalities}
+    return {tag: mean(tags.values()), **tags}
 
 
 def _kept_moments(

@@ -106,5 +106,7 @@ def probe_accuracy(
     probe = LogisticRegression(C=1.0, solver="lbfgs", max_iter=max_iter, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
+        # Of classes of one example each; labels are classes.
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         probe.fit(train_features, train_labels)
     return float(probe.score(test_features, test_labels))

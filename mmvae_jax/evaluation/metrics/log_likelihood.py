@@ -20,7 +20,7 @@ from scipy.special import logsumexp
 from mmvae_jax.data.dataset import Split
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.generate import batches, observed_subset
-from mmvae_jax.evaluation.metric import EvaluationData
+from mmvae_jax.evaluation.metric import EvaluationData, Undefined
 from mmvae_jax.mathematics import distributions
 from mmvae_jax.types import (
     Batch,
@@ -80,12 +80,13 @@ def log_likelihood(
             )
         )
     )
-    error = np.nan
+    error: float = Undefined("one test example has no standard error")
     if estimates.size > 1:
-        error = estimates.std(ddof=1) / np.sqrt(estimates.size)
+        with np.errstate(invalid="ignore"):  # of what is not finite
+            error = float(estimates.std(ddof=1) / np.sqrt(estimates.size))
     return {
         "log_likelihood": float(estimates.mean()),
-        "log_likelihood/standard_error": float(error),
+        "log_likelihood/standard_error": error,
     }
 
 

@@ -37,6 +37,8 @@ from mmvae_jax.evaluation.generate import (
 from mmvae_jax.evaluation.metric import (
     EvaluationData,
     Matchers,
+    Undefined,
+    mean,
     require_complete,
     require_matchers,
 )
@@ -109,7 +111,7 @@ def matching(
 
     generated = _conditional_features(model, params, data, matchers, conditional_key)
     conditional = {
-        (subset, target): float(np.mean([score(n, target, features) for n in subset]))
+        (subset, target): mean(score(n, target, features) for n in subset)
         for (subset, target), features in generated.items()
     }
     num = data.test.num_examples if num_prior_samples is None else num_prior_samples
@@ -120,7 +122,7 @@ def matching(
     ]
     return {
         **_summarise(conditional, modalities),
-        "matching/joint": float(np.mean(joint)),
+        "matching/joint": mean(joint),
         **_worth(statistics, modalities),
     }
 
@@ -221,13 +223,15 @@ def calibrate(lifts: np.ndarray, real_lifts: np.ndarray) -> float:
       real_lifts: [N], of real test pairs of the same modalities.
 
     Returns:
-      A score, at most slightly above 1; nan if real pairs are not matched better
-      than shuffled ones.
+      A score, at most slightly above 1; Undefined if real pairs are not matched
+      better than shuffled ones.
     """
     excess = real_lifts.mean() - 1.0
     error = real_lifts.std() / np.sqrt(len(real_lifts))
     if not excess > max(_MIN_STANDARD_ERRORS * error, _MIN_EXCESS):
-        return float("nan")
+        return Undefined(
+            "the matching networks do not tell real pairs from shuffled ones"
+        )
     return float((lifts.mean() - 1.0) / excess)
 
 
@@ -317,9 +321,9 @@ def _summarise(
     for target in modalities:
         others = tuple(name for name in modalities if name != target)
         tags[f"matching/leave_one_out/{target}"] = table[others, target]
-    tags["matching/leave_one_out"] = float(np.mean(list(tags.values())))
+    tags["matching/leave_one_out"] = mean(tags.values())
     single = [value for (subset, _), value in table.items() if len(subset) == 1]
-    tags["matching/size_1"] = float(np.mean(single))
+    tags["matching/size_1"] = mean(single)
     return tags
 
 

@@ -14,7 +14,12 @@ import numpy as np
 from mmvae_jax.data.dataset import to_unit_interval
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.generate import prior_examples, to_eight_bits
-from mmvae_jax.evaluation.metric import EvaluationData, images_of
+from mmvae_jax.evaluation.metric import (
+    EvaluationData,
+    images_of,
+    mean,
+    too_few_observed,
+)
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 _PATCH_SIZE = 7
@@ -52,7 +57,8 @@ def swd(
 
     Returns:
       swd/m0, ..., mean over the levels of the pyramid, and swd, their mean; times
-      1e3 as usual; lower is better; nan where a parameter is not finite.
+      1e3 as usual; lower is better; nan where a parameter is not finite, Undefined
+      where all images are missing.
 
     Raises:
       UsageError: `normalisation` is unknown, or no modality is of images.
@@ -73,11 +79,16 @@ def swd(
             values = np.asarray(to_eight_bits(examples[name]), np.float32)
             generated[name].append(values[:num_valid])
     rng = np.random.default_rng(np.asarray(jax.random.key_data(patch_key)).ravel())
-    tags = {}
+    taken = data.test.take(rows)
+    tags: dict[str, float] = {}
     for name in modalities:
-        kept = data.test.is_observed(name)[rows]
+        undefined = too_few_observed(taken, name)
+        if undefined is not None:
+            tags[f"swd/{name}"] = undefined
+            continue
+        kept = taken.is_observed(name)
         distances = level_distances(
-            to_unit_interval(data.test.modalities[name][rows[kept]]),
+            to_unit_interval(taken.modalities[name][kept]),
             np.concatenate(generated[name])[kept],
             rng,
             patches_per_image,
@@ -85,7 +96,7 @@ def swd(
             normalisation,
         )
         tags[f"swd/{name}"] = 1e3 * float(np.mean(distances))
-    return {"swd": float(np.mean(list(tags.values()))), **tags}
+    return {"swd": mean(tags.values()), **tags}
 
 
 def level_distances(

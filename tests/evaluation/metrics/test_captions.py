@@ -170,10 +170,9 @@ def test_only_complete_examples_count():
     tags = measure(speaking_model(TEXTS), split._replace(observed=observed))
     wanted = measure(speaking_model(TEXTS), split.take(np.array([0, 2, 3, 4])))
     assert tags == wanted
-    nothing = measure(
-        speaking_model(TEXTS), split._replace(observed=np.zeros((6, 2), bool))
-    )
-    assert np.isnan(list(nothing.values())).all()
+    never = split._replace(observed=np.eye(2, dtype=bool)[np.arange(6) % 2])
+    with pytest.raises(UsageError, match="with all modalities, at least 1, got 0"):
+        measure(speaking_model(TEXTS), never)
 
 
 def test_a_diverged_model_says_nothing():

@@ -242,5 +242,5 @@ def test_without_matchers():
     data = make_data()._replace(matchers=None)
     with pytest.raises(UsageError, match="'matching' needs.*m0, m1, m2"):
         matching.matching(model_of(right), 0.0, data, jax.random.key(0))
-    with pytest.raises(UsageError, match="at least two test examples"):
+    with pytest.raises(UsageError, match="all modalities, at least 2, got 1"):
         run(right, labels=LABELS[:1])

@@ -1,0 +1,320 @@
+"""Whole data sets of a user, drawn by a seed: one or two .npz files, and a config.
+
+`draw(seed)` is the same for one seed. How odd a data set is, is drawn too: of many
+nothing is wrong, of others much. Nothing here says which are to be refused.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import arrays
+from mmvae_jax.evaluation.metrics import METRICS
+
+ODDITIES = (0.0, 0.0, 0.03, 0.03, 0.1, 0.3)  # probability of each thing that may be odd
+COUNTS, FEW = (30, 12, 8), (3, 2, 1)  # examples
+KINDS = ("image", "vector", "tokens")
+NAMES = ("m0", "image", "text", "x", "y", "vector", "sound", "text_1", "M", "ünïcode")
+ODD_NAMES = (
+    "a b",
+    "a/b",
+    "..",
+    "../up",
+    "/abs",
+    "<b>",
+    "%s",
+    "{}",
+    "{name}",
+    "x" * 90,
+    "label",
+    "mask",
+    "0",
+    "a\nb",
+    "'\"",
+    "eval",
+    "train/loss",
+    "observed_",
+    "params",
+    "*",
+)
+MODELS = ("mopoe", "mopoe", "mopoe", "mvae", "mmvae", "unimodal", "mvtcae", "jmvae_kl")
+ODD_MODELS = (
+    "mvae_plus",
+    "mmvae_official",
+    "mmvae_plus",
+    "dmvae",
+    "crmvae",
+    "jmvae",
+    "telbo",
+    "mmjsd",
+    "mmvm",
+    "contrastive",
+)
+# Metrics that a careful user asks for; of the others one needs weights from the web,
+# one attributes, which .npz files do not have.
+LABELLED = ("coherence", "frechet", "linear_probe")
+ALL_METRICS = tuple(sorted(set(METRICS) - {"fid", "attributes"}))
+
+
+class DataSet(NamedTuple):
+    """Arrays of a training and of a test file, and what a run of them is asked.
+
+    Attributes:
+      train: name -> array.
+      test: likewise; None: one file.
+      model: name.
+      modalities: name -> settings of it.
+      metrics: names.
+      changes: other fields of the config, "section.field" -> value.
+      words: what was drawn, for the line of a failure.
+    """
+
+    train: dict
+    test: dict | None
+    model: str
+    modalities: dict
+    metrics: tuple
+    changes: dict
+    words: tuple
+
+    def write(self, folder):
+        """Writes the files, and makes the config of a run of two steps."""
+        config = arrays.get_config(self.model)
+        config.update_from_flattened_dict(TINY | self.changes)
+        for name, settings in self.modalities.items():
+            config.modalities[name] = ConfigDict(settings)
+        config.eval.metrics = self.metrics
+        config.data.data_dir = str(folder / "data")
+        for field, content in (("path", self.train), ("test_path", self.test)):
+            if content is not None:
+                config.data[field] = str(folder / f"{field}.npz")
+                np.savez(config.data[field], **content)
+        return config
+
+
+TINY = {
+    "model.latent_dim": 4,
+    "modality.network_options.widths": (4,),
+    "train.num_steps": 2,
+    "train.batch_size": 2,
+    "train.log_every_steps": 1,
+    "train.checkpoint_every_steps": 2,
+    "classifier.network": "mlp",
+    "classifier.num_steps": 2,
+    "classifier.batch_size": 2,
+    "matcher.network": "mlp",
+    "matcher.feature_dim": 2,
+    "matcher.num_steps": 2,
+    "matcher.batch_size": 2,
+    "eval.batch_size": 8,
+    "eval.importance_samples": 2,
+}
+
+
+def draw(seed, oddity=None):
+    """The data set of a seed; `oddity` in place of the drawn one."""
+    return _Draw(seed, oddity).data_set()
+
+
+class _Draw:
+    """The draws of one seed, and words for those that are odd."""
+
+    def __init__(self, seed, oddity):
+        self.rng = np.random.default_rng(seed)
+        drawn = self.one_of(ODDITIES)
+        self.oddity = drawn if oddity is None else oddity
+        self.words = []
+
+    def one_of(self, choices):
+        return choices[self.rng.integers(len(choices))]
+
+    def is_odd(self):
+        return self.rng.random() < self.oddity
+
+    def odd(self, usual, choices):
+        """`usual`, or one of some odd choices, which is then told."""
+        choice = self.one_of(choices)
+        if not self.is_odd():
+            return usual
+        self.words.append(getattr(choice, "__name__", str(choice))[:20])
+        return choice
+
+    def data_set(self):
+        counts = [self.odd(self.one_of(COUNTS), FEW) for _ in range(2)]
+        num_modalities = int(self.rng.integers(1, 5))
+        names, kinds = [], {}
+        for _ in range(num_modalities):
+            name = self.odd(self.one_of(NAMES), ODD_NAMES)
+            if name not in names:
+                names.append(name)
+                kinds[name] = self.one_of(KINDS)
+        makers = {name: self.maker(kinds[name]) for name in names}
+        train = {name: makers[name](counts[0]) for name in names}
+        test = {name: makers[name](counts[1]) for name in names}
+        self.add_words(train, test, kinds)
+        self.add_labels(train, test, counts)
+        self.add_masks(train, test, counts, len(names))
+        if self.rng.random() < 0.5:
+            test = self.changed(test, names, counts[1])
+        else:
+            test = None
+        return DataSet(
+            train,
+            test,
+            self.odd(self.one_of(MODELS), ODD_MODELS),
+            {name: self.settings(kinds[name], name) for name in names},
+            self.metrics(train, kinds),
+            self.changes(),
+            (self.oddity, *self.words),
+        )
+
+    def maker(self, kind):
+        """num -> the array of a modality; kind, shape, type and range are drawn."""
+        rng, size = self.rng, int(self.rng.integers(1, 5))
+        if kind == "image":
+            channels = self.odd((3,), ((), (1,), (2,), (4,), (5,), (0,), (2, 2)))
+            shape = (8, self.odd(8, (5, 1, 0)), *channels)
+            high = self.odd(256, (1, 2))
+            dtype = self.odd(np.uint8, (bool, np.int64, np.int8, np.float32))
+            return lambda num: rng.integers(0, high, (num, *shape)).astype(dtype)
+        if kind == "vector":
+            shape = self.odd((size,), ((), (2, 3), (0,), (2, 2, 2, 2)))
+            dtype = self.odd(
+                np.float32,
+                (np.float64, np.float16, np.complex64, "f4,i4", object, "<U3", ">f8"),
+            )
+            scale = self.odd(1.0, (0.0, 1e-30, 1e30, 1e38, 1e300, np.nan, np.inf))
+            offset = self.odd(0.0, (1e6, -1e30))
+
+            def vectors(num):
+                x = offset + rng.normal(size=(num, *shape)) * scale
+                with np.errstate(all="ignore"):
+                    return x.astype(dtype)
+
+            return vectors
+        shape = self.odd((size,), ((), (0,), (1,), (2, 3), (40,)))
+        low, high = self.odd((0, 5), ((0, 1), (-1, 5), (3, 5), (0, 120), (100, 101)))
+        dtype = self.odd(np.int32, (np.int64, np.int8, np.uint16, np.uint64, ">i4"))
+
+        def sequences(num):
+            x = rng.integers(low, high, (num, *shape))
+            return x.astype(dtype)
+
+        return sequences
+
+    def add_words(self, train, test, kinds):
+        """Vocabularies of the tokens, in both files."""
+        for name, kind in kinds.items():
+            words = [f"w{i}" for i in range(5)]
+            mode = self.odd(self.one_of(("all", "none")), ("few", "twice", "bytes"))
+            if self.is_odd():
+                kind = self.one_of(KINDS)
+            if kind != "tokens" or mode == "none":
+                continue
+            words = {"few": words[:2], "twice": ["w"] * 5}.get(mode, words)
+            dtype = "S2" if mode == "bytes" else None
+            train[f"{name}_words"] = np.array(words, dtype)
+            other = self.odd(
+                words, (words[::-1], [*words, "more"], words[:-1], ["<b>", "", "\n"])
+            )
+            test[f"{name}_words"] = np.array(other, dtype)
+
+    def add_labels(self, train, test, counts):
+        if self.rng.random() < 0.3:
+            return
+        num = self.odd(4, (1, 2, 1000))
+        dtype = self.odd(np.int64, (np.uint8, np.float64, bool, "<U2", np.int8))
+        shift = self.odd(0, (-1, 10**7))
+        later = self.odd(0, (1, 5))
+        length = self.odd(0, (1, -1))
+        for own, size, more in zip((train, test), counts, (0, later), strict=True):
+            labels = np.arange(size + length) % num + shift + more
+            if self.is_odd():
+                labels = self.rng.permutation(labels)
+            if self.is_odd():
+                self.words.append("no labels")
+                continue
+            own[self.odd("labels", ("label",))] = labels.astype(dtype)
+
+    def add_masks(self, train, test, counts, num_modalities):
+        if self.rng.random() < 0.6:
+            return
+        for own, size in zip((train, test), counts, strict=True):
+            mask = self.rng.random((size, num_modalities)) < 0.7
+            mask[np.arange(size), self.rng.integers(num_modalities, size=size)] = True
+            mode = self.odd("", ("all", "alone", "never", "nothing", "narrow", "int"))
+            if mode == "all":
+                mask[:] = True
+            if mode == "alone":  # never complete
+                mask[:] = False
+                mask[:, 0] = True
+            if mode == "never" and num_modalities > 1:
+                mask[:, 0], mask[:, 1] = False, True
+            if mode == "nothing":
+                mask[0] = False
+            if mode == "narrow":
+                mask = mask[:, 1:]
+            own["observed"] = mask.astype(int) if mode == "int" else mask
+            for column, (_, x) in zip(mask.T, list(own.items()), strict=False):
+                if x.dtype.kind == "f" and x.ndim and len(x) == len(column):
+                    x[~column] = np.nan
+
+    def changed(self, test, names, num):
+        """The test file, in which something may not fit the training file."""
+        name = self.one_of(names)
+        mode = self.odd("", ("gone", "more", "order", "dtype", "shape", "short"))
+        x = test[name]
+        if mode == "gone":
+            del test[name]
+        if mode == "more":
+            test["another"] = np.zeros((num, 2), np.float32)
+        if mode == "order":
+            test = dict(reversed(test.items()))
+        if mode == "dtype" and x.dtype.kind in "iufb":
+            with np.errstate(all="ignore"):
+                test[name] = x.astype(self.one_of((np.float64, np.int16, np.uint8)))
+        if mode == "shape":
+            test[name] = np.concatenate([x, x], axis=-1) if x.ndim else x
+        if mode == "short":
+            test[name] = x[:-1] if x.ndim else x
+        return test
+
+    def settings(self, kind, name):
+        """What a config says of a modality."""
+        usual = {"image": "laplace", "vector": "gaussian", "tokens": "categorical"}
+        choices = ("laplace", "gaussian", "bernoulli", "categorical")
+        settings = {"likelihood": self.odd(usual[kind], choices)}
+        if self.is_odd():
+            settings["likelihood_scale"] = self.one_of((1e-30, 1e30, 0.01))
+        if self.is_odd():
+            settings["likelihood_weight"] = self.one_of((1e-6, 1e6))
+        if self.is_odd():
+            settings["count_padding"] = False
+        return settings
+
+    def metrics(self, train, kinds):
+        if self.is_odd():
+            self.words.append("all metrics")
+            return ALL_METRICS
+        found = ["elbo", "log_likelihood"]
+        found += LABELLED if "labels" in train else ()
+        found += ["swd"] if "image" in kinds.values() else ()
+        found += ["captions"] if "tokens" in kinds.values() else ()
+        found += ["matching"] if len(kinds) > 1 and "observed" not in train else ()
+        return tuple(found)
+
+    def changes(self):
+        """Fields of the config beside the modalities."""
+        found = {}
+        if self.is_odd():
+            found["train.batch_size"] = self.one_of((1, 3, 8, 16))
+        if self.is_odd():
+            found["data.test_fraction"] = self.one_of((0.01, 0.5, 0.99))
+        if self.is_odd():
+            found["eval.num_examples"] = self.one_of((1, 2, 3))
+        if self.is_odd():
+            found["classifier.network"] = "conv"
+        if self.is_odd():
+            found["eval.batch_size"] = self.one_of((1, 3))
+        return found
