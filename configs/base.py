@@ -28,9 +28,10 @@ def get_config() -> ConfigDict:
             modality=dict(
                 network="conv",  # one of mmvae_jax.networks.NETWORKS
                 network_options=ConfigDict(),  # fields of those modules
-                likelihood="laplace",  # laplace, gaussian, bernoulli, categorical
-                # Of laplace and gaussian. Sutter et al. (2021), and MNIST-SVHN of Shi
-                # et al. (2019): 0.75; images of CUB in Shi et al. and MMVAE+: 0.01.
+                likelihood="laplace",  # a row of the table in docs/models.md
+                # Of laplace and gaussian; where it is learned, at the start. Sutter et
+                # al. (2021), and MNIST-SVHN of Shi et al. (2019): 0.75; images of CUB
+                # in Shi et al. and MMVAE+: 0.01.
                 likelihood_scale=0.75,
                 # Weight of log p(x_m|z) in the loss, and nowhere else: what is logged
                 # and evaluated stays in nats. 1 is the bound, and PolyMNIST's. Of CUB,
@@ -39,6 +40,10 @@ def get_config() -> ConfigDict:
                 likelihood_weight=1.0,
                 # Of categorical: whether positions after <eos> count, as published.
                 count_padding=True,
+                # Of poisson and negative_binomial: the number of counts of an example
+                # that is generated, of which the decoder gives shares; the likelihood
+                # is given the sum of what is observed (scVI). 0 = it gives the means.
+                library_size=0.0,
             ),
             # ... and what differs for one: modalities.m0 = {"likelihood": ...}.
             modalities=ConfigDict(),

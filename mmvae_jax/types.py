@@ -143,6 +143,8 @@ class MultimodalVAE(NamedTuple):
       sample_prior: (params, key, num) -> z [num, D]; a prior may be learned.
       log_prior: (params, z [..., D]) -> [...], nats.
       convolutions: forms of `layers` in which the networks execute convolutions.
+      deviation: (params, z [B, D]) -> modality -> [B, ...], the likelihood's standard
+        deviation, in the units of `decode`; without tokens, which have none.
     """
 
     modalities: tuple[str, ...]
@@ -157,3 +159,4 @@ class MultimodalVAE(NamedTuple):
     sample_prior: Callable[..., Array]
     log_prior: Callable[..., Array]
     convolutions: frozenset[str] = frozenset()
+    deviation: Callable[..., Mapping[str, Array]] = lambda params, z: {}

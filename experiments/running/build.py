@@ -51,9 +51,9 @@ def build(config: Any, members: Sequence[sweep.Member], stop: signals.Signals) -
     """Loads (and if need be prepares) the data and builds the model.
 
     Raises:
-      UsageError: as `datasets.load`, `models.make_model`, `checks.check_with_data`.
+      UsageError: as `datasets.load_of`, `models.make_model`, `checks.check_with_data`.
     """
-    complete = processes.run_first_then_others(lambda: datasets.load(config.data))
+    complete = processes.run_first_then_others(lambda: datasets.load_of(config))
     dataset = datasets.keep_modalities(complete, config.data)
     model = models.make_model(config, dataset.shapes())
     task = step.vae_task(model, config.train.clip_norm)
@@ -95,8 +95,10 @@ def _execution(config: Any, task: step.Task, num_members: int) -> Execution:
 
 def _described(found: Sweep) -> str:
     """One line on a sweep: model, data, size and execution."""
-    size = parameter_overview.count_parameters(
-        jax.eval_shape(found.model.init, jax.random.key(0))
+    size = int(  # NumPy's product of the shape () is a float
+        parameter_overview.count_parameters(
+            jax.eval_shape(found.model.init, jax.random.key(0))
+        )
     )
     execution = found.execution
     return (

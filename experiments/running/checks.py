@@ -16,9 +16,12 @@ import jax
 
 from mmvae_jax import models
 from mmvae_jax.data import batches
+from mmvae_jax.data.dataset import kind_of
 from mmvae_jax.errors import UsageError, fields_of
 from mmvae_jax.evaluation import evaluate, needs
 from mmvae_jax.evaluation.metrics.log_likelihood import PROPOSALS
+from mmvae_jax.mathematics import distributions
+from mmvae_jax.models import parts
 from mmvae_jax.networks import CLASSIFIERS
 from mmvae_jax.training import devices, mapping, step, sweep
 from mmvae_jax.training.execution import matmul_precision
@@ -82,6 +85,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def _require_likelihoods(setting: needs.Setting) -> None:
+    """Whether the likelihood of every modality fits the type of its array."""
+    for modality, x in setting.dataset.train.modalities.items():
+        name = parts.options_of(setting.config, modality)["likelihood"]
+        kinds = {"images": "uint8", "vectors": "float", "tokens": "int"}
+        if line := distributions.misfit(name, modality, (kinds[kind_of(x)],)):
+            raise UsageError(line)
+
+
 _EMPTY = "{} is empty; give at least one value"
 _REPEATED = "{} repeats a value: {}"
 _PROBABILITY = "{} must be in [0, 1), got {}"
@@ -120,6 +132,7 @@ CHECKS: tuple[Check, ...] = (
     *_at_least(0, "eval.num_examples", "eval.seed"),
 )
 CHECKS_WITH_DATA: tuple[Check, ...] = (
+    Check("modality.likelihood", lambda _, run: _require_likelihoods(run.setting)),
     Check(
         "train.batch_size",
         lambda size, run: batches.batch_indices(

@@ -281,6 +281,7 @@ def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Multimodal
                 f"config.modalities.{modality} has no field {unknown[0]!r}; choose "
                 f"from {', '.join(config.modality)}"
             )
+    shapes = parts.shapes_of_counts(config, shapes)
     weights = parts.likelihood_weights(config, shapes)
     options = default_options(name) | dict(config.model.options.items())
     model = MODELS[name].build(config, shapes, options)

@@ -220,10 +220,8 @@ def test_laplace_samples_are_of_that_distribution():
 
 
 def test_unknown_likelihood():
-    message = (
-        "unknown likelihood 'cauchy'; choose one of "
-        "laplace, gaussian, bernoulli, categorical"
-    )
+    known = ", ".join(distributions.LIKELIHOODS)
+    message = f"unknown likelihood 'cauchy'; choose one of {known}"
     with pytest.raises(UsageError, match=message):
         distributions.make_likelihood("cauchy", 1.0)
 
