@@ -78,6 +78,15 @@ def get_config() -> ConfigDict:
                 # Precision of matrix products: the device's "default", "float32",
                 # and on GPUs "tensorfloat32" or "bfloat16"; all else is float32.
                 precision="default",
+                # Steps in which beta rises linearly from 0 to that of each member; 0 =
+                # it is constant. Evaluation has no part in it.
+                beta_warmup_steps=0,
+                # "constant", or "cosine" to the factor learning_rate_final at the last
+                # step; before that, learning_rate_warmup_steps of a linear rise from 0
+                # to each member's learning rate.
+                learning_rate_schedule="constant",
+                learning_rate_warmup_steps=0,
+                learning_rate_final=0.0,
                 clip_norm=0.0,  # largest norm of a member's gradient; 0 = any
                 log_every_steps=234,
                 eval_every_steps=0,  # 0 = only at the end

@@ -56,7 +56,8 @@ def build(config: Any, members: Sequence[sweep.Member], stop: signals.Signals) -
     complete = processes.run_first_then_others(lambda: datasets.load_of(config))
     dataset = datasets.keep_modalities(complete, config.data)
     model = models.make_model(config, dataset.shapes())
-    task = step.vae_task(model, config.train.clip_norm)
+    factors = checks.factors_of(config)
+    task = step.vae_task(model, config.train.clip_norm, factors)
     setting = needs.Setting(config, dataset, complete, evaluated(dataset, config.eval))
     for line in checks.check_with_data(checks.Run(setting, task, len(members))):
         terminal.say(line)
@@ -74,6 +75,9 @@ def build(config: Any, members: Sequence[sweep.Member], stop: signals.Signals) -
         is_over=threading.Event(),
     )
     terminal.say(_described(found))
+    own = () if model.schedule is None else (model.schedule.words,)
+    if words := (*factors.words, *own):
+        terminal.say(f"schedule: {'; '.join(words)}")
     return found
 
 

@@ -22,9 +22,20 @@ _FORMER = {
 }
 
 # Section -> its later fields, with what they were before.
-_LATER: dict[str, dict[str, Any]] = {"modality": {"library_size": 0.0}}
+_LATER: dict[str, dict[str, Any]] = {
+    "modality": {"library_size": 0.0},
+    "train": {
+        "beta_warmup_steps": 0,
+        "learning_rate_schedule": "constant",
+        "learning_rate_warmup_steps": 0,
+        "learning_rate_final": 0.0,
+    },
+}
 # Model -> its later options, likewise.
-_LATER_OPTIONS: dict[str, dict[str, Any]] = {}
+_LATER_OPTIONS: dict[str, dict[str, Any]] = {
+    "mmvm": {"alpha_steps": 0},
+    "telbo": {"joint_steps": 0},
+}
 
 
 def upgraded(config: Any) -> Any:

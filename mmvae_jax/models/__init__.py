@@ -302,9 +302,9 @@ def _in_nats(model: MultimodalVAE, weights: Mapping[str, float]) -> MultimodalVA
     """The model, its terms without the weights that its log-likelihoods have."""
 
     def objective(
-        params: Params, batch: Batch, key: PRNGKey, beta: Array
+        params: Params, batch: Batch, key: PRNGKey, beta: Array, *step: Array
     ) -> tuple[Array, ObjectiveTerms]:
-        value, terms = model.objective(params, batch, key, beta)
+        value, terms = model.objective(params, batch, key, beta, *step)
         return value, parts.unweighted(terms, weights)
 
     return model._replace(objective=objective)

@@ -128,7 +128,7 @@ def test_likelihoods_that_do_not_fit_are_refused(tiny_config):
 
 
 @pytest.mark.parametrize(
-    ("kind", "rate"), [("gaussian_learned", 3e-2), ("gaussian_optimal", 1e-2)]
+    ("kind", "rate"), [("gaussian_learned", 2e-2), ("gaussian_optimal", 1e-2)]
 )
 def test_scales_are_found_by_training(tiny_config, kind, rate):
     """The members of a sweep too, each by itself, with the bits of a run alone."""
@@ -139,15 +139,15 @@ def test_scales_are_found_by_training(tiny_config, kind, rate):
     data = {"vector": jnp.float32(1 + noise)}
     setup = Setup(vae_task(model), data)
     members = [Member(30.0, rate, 0), Member(30.0, rate, 1)]
-    states = {x: setup.fit(members, x, 300) for x in (MAP, VMAP)}
-    alone = setup.fit(members[1:], MAP, 300)
+    states = {x: setup.fit(members, x, 400) for x in (MAP, VMAP)}
+    alone = setup.fit(members[1:], MAP, 400)
     one = jax.tree.map(lambda leaf: leaf[1:], states[MAP].params)
     assert_same_bits(one, alone.params)
     for state in states.values():
         for k in range(2):
             params = jax.tree.map(lambda leaf, k=k: leaf[k], state.params)
             found = model.deviation(params, jnp.zeros((1, 6)))["vector"]
-            np.testing.assert_allclose(found, noise.std(), rtol=0.2)
+            np.testing.assert_allclose(found, noise.std(), rtol=0.3)
 
 
 def dataset_of(counts):
