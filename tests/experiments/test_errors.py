@@ -77,7 +77,11 @@ USAGE = {
     "--config.model.options.subsets=((0,),)": "subsets is no option of .*'mopoe'",
     "--config.sweep.beta=('a',)": "sweep.beta",
     "--config.data.digits_dir=somewhere": "digits_dir is for .*but that is .sklearn",
-    "--config.modality.likelihood=poisson": "unknown likelihood 'poisson'.*laplace",
+    "--config.modality.likelihood=cauchy": "unknown likelihood 'cauchy'.*laplace",
+    "--config.modality.likelihood=poisson": "m0 is uint8, for laplace, gaussian",
+    "--config.modality.library_size=-1.": "library_size must be >= 0 and finite, got",
+    "--config.train.beta_warmup_steps=-1": "config.train.beta_warmup_steps must be in",
+    "--config.train.learning_rate_schedule=step": "unknown config.train.learning_rate_",
     "--config.modality.likelihood_scale=0.": "scale must be > 0, got 0",
     # Subsets and weights.
     "--config=configs/smoke.py:custom": "no subsets are given",
