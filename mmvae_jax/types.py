@@ -111,10 +111,29 @@ class Hyper(NamedTuple):
     Attributes:
       beta: weight of the KL terms in the loss; float [] ([K] for a sweep).
       learning_rate: step size of Adam; float [] ([K] for a sweep).
+      step: int32 [], steps taken, where the train step gives it to an objective that
+        changes with it (`Schedule`); no sweep has it.
     """
 
     beta: Array
     learning_rate: Array
+    step: Array | None = None
+
+
+class Schedule(NamedTuple):
+    """How a model's own objective changes over its training.
+
+    Attributes:
+      num_steps: steps taken, from which on it changes no more.
+      words: what changes, for the log.
+      later: the entries of the parameters that are trained from `num_steps` on, when
+        all others are left as they are; until then it is the others. () = all are
+        trained all the time.
+    """
+
+    num_steps: int
+    words: str
+    later: tuple[str, ...] = ()
 
 
 class ObjectiveTerms(NamedTuple):
@@ -155,7 +174,9 @@ class MultimodalVAE(NamedTuple):
       objective: (params, batch, key, beta) -> (loss [], ObjectiveTerms), the loss to
         minimise, in nats, and the terms of a bound on log p(X) (a single-sample
         one, where the objective is importance-weighted); batch: modality ->
-        float [B, ...] as the likelihood expects it (images in [0, 1]).
+        float [B, ...] as the likelihood expects it (images in [0, 1]). With a
+        `schedule` it may be given the steps taken, int32 [], as a fifth argument;
+        without, it is the objective at the end of the schedule.
       encode: (params, batch) -> experts.
       posterior: (params, experts, subset, key) -> Distribution [B, D], q(z|x_A);
         where it is a mixture, the component of each example is drawn with `key`,
@@ -175,6 +196,9 @@ class MultimodalVAE(NamedTuple):
       latent_parts: (name, number of dimensions) in the order of the D axis: SHARED, and
         the name of a modality for what it has for itself.
       supports: modality -> Support of its likelihood, of images scaled to [0, 1].
+      deviation: (params, z [B, D]) -> modality -> [B, ...], the likelihood's standard
+        deviation, in the units of `decode`; without tokens, which have none.
+      schedule: how the objective changes with the steps taken; None: it does not.
     """
 
     modalities: tuple[str, ...]
@@ -192,3 +216,5 @@ class MultimodalVAE(NamedTuple):
     convolutions: frozenset[str] = frozenset()
     latent_parts: tuple[tuple[str, int], ...] = ()
     supports: Mapping[str, Support] = MappingProxyType({})
+    deviation: Callable[..., Mapping[str, Array]] = lambda params, z: {}
+    schedule: Schedule | None = None

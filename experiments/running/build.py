@@ -6,7 +6,7 @@ import jax
 from clu import parameter_overview
 
 from experiments.running import datasets, processes, terminal
-from mmvae_jax.interface import sweeps
+from mmvae_jax.interface import checks, sweeps
 from mmvae_jax.models import parts
 
 
@@ -14,12 +14,15 @@ def build(config: Any) -> sweeps.Sweep:
     """Loads (and if need be prepares) the data and builds the model.
 
     Raises:
-      UsageError: as `datasets.load`, `sweeps.build`.
+      UsageError: as `datasets.load_of`, `sweeps.build`.
     """
-    complete = processes.run_first_then_others(lambda: datasets.load(config.data))
+    complete = processes.run_first_then_others(lambda: datasets.load_of(config))
     dataset = datasets.keep_modalities(complete, config.data)
     sweep, notes = sweeps.build(config, dataset, complete)
-    for line in (*notes, _described(sweep)):
+    own = () if sweep.model.schedule is None else (sweep.model.schedule.words,)
+    if words := (*checks.factors_of(config).words, *own):
+        notes.append(f"schedule: {'; '.join(words)}")
+    for line in (_described(sweep), *notes):
         terminal.say(line)
     names = sweep.model.supports
     likelihoods = {m: parts.options_of(config, m)["likelihood"] for m in names}
@@ -29,8 +32,10 @@ def build(config: Any) -> sweeps.Sweep:
 
 def _described(sweep: sweeps.Sweep) -> str:
     """One line on a sweep: model, data, size and execution."""
-    size = parameter_overview.count_parameters(
-        jax.eval_shape(sweep.model.init, jax.random.key(0))
+    size = int(  # NumPy's product of the shape () is a float
+        parameter_overview.count_parameters(
+            jax.eval_shape(sweep.model.init, jax.random.key(0))
+        )
     )
     execution = sweep.execution
     return (

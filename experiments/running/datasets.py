@@ -29,9 +29,10 @@ from ml_collections import ConfigDict
 
 from configs import base
 from mmvae_jax.data import arrays, prepared
-from mmvae_jax.data.dataset import Dataset
+from mmvae_jax.data.dataset import Dataset, with_counts
 from mmvae_jax.data.reduce import first_modalities, with_missing
 from mmvae_jax.errors import UsageError, fields_of
+from mmvae_jax.models import parts
 from mmvae_jax.types import TokenShape
 
 DATASETS = Path(__file__).resolve().parents[2] / "datasets"
@@ -95,6 +96,18 @@ def load(data_config: ConfigDict) -> Dataset:
     _check_fields(data_config, fields)
     with fields_of("config.data"):
         return arrays.load(**{field: data_config[field] for field in fields})
+
+
+def load_of(config: ConfigDict) -> Dataset:
+    """`load`, with counts as vectors: int arrays that have a likelihood of counts.
+
+    Args:
+      config: as of configs/base.py.
+    """
+    dataset = load(config.data)
+    return with_counts(
+        dataset, [m for m in dataset.train.modalities if parts.has_counts(config, m)]
+    )
 
 
 def keep_modalities(dataset: Dataset, data_config: ConfigDict) -> Dataset:

@@ -2,6 +2,8 @@
 
 One array a modality, by its name and in the order of the file: images uint8 [N, H, W]
 or [N, H, W, C], vectors (of any shape) float [N, ...], sequences of tokens int [N, T].
+Counts are int [N, F] (or float): the modality has the likelihood "poisson" or
+"negative_binomial".
 Beside them there may be `labels` int [N], `observed` bool [N, M] (what is there of each
 example; the rest may hold anything, NaN too), and for tokens of a modality NAME their
 vocabulary `NAME_words`, an array of strings. The network "transformer" and
@@ -236,9 +238,9 @@ def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
                 "vectors are x.astype(float); tokens are int [N, T]"
             )
         if (x[mask] < 0).any():
-            raise UsageError(f"{where}: tokens are numbered from 0, got {x.min()}")
+            raise UsageError(f"{where}: tokens and counts are >= 0, got {x.min()}")
         if (x[mask] > np.iinfo(np.int32).max).any():
-            raise UsageError(f"{where}: token {x.max()} is beyond int32")
+            raise UsageError(f"{where}: {x.max()} is beyond int32")
         x = x.astype(np.int32)
     if 0 in x.shape:
         raise UsageError(f"{where} is empty: shape {x.shape}")

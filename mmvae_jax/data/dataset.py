@@ -1,20 +1,24 @@
 """Data sets in memory: splits, kinds of modalities, and bytes as numbers.
 
 A modality is of one of three kinds, told by its type: images are uint8, vectors (of any
-shape) float32, sequences of tokens int32.
+shape) float32, sequences of tokens int32. Counts [N, F] may be read as int32: where the
+likelihood is one of counts, `with_counts` makes vectors of them.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
+from mmvae_jax.errors import UsageError
 from mmvae_jax.types import OBSERVED, AnyArray, Array, TokenShape
 
 LABEL = "label"
 ATTRIBUTE = "attribute/"  # and its name
+_LARGEST_COUNT = 2**24
 # NumPy's arrays stay NumPy's.
 _Array = TypeVar("_Array", Array, np.ndarray, AnyArray)
 
@@ -98,6 +102,42 @@ class Dataset(NamedTuple):
             else x.shape[1:]
             for m, x in self.train.modalities.items()
         }
+
+
+def with_counts(dataset: Dataset, modalities: Collection[str]) -> Dataset:
+    """The data set with int arrays of counts [N, F] as vectors, in place of tokens.
+
+    Args:
+      dataset: Dataset.
+      modalities: those of counts; of other types than int they are left as they are.
+
+    Returns:
+      Dataset: floats without a vocabulary, and where there are any a fingerprint of
+      its own.
+
+    Raises:
+      UsageError: a count is not exact in float32.
+    """
+    own = [m for m in modalities if is_tokens(dataset.train.modalities[m])]
+    if not own:
+        return dataset
+    splits = []
+    for split in (dataset.train, dataset.test):
+        for m in own:
+            if split.modalities[m].max(initial=0) > _LARGEST_COUNT:
+                raise UsageError(
+                    f"{m} has the count {split.modalities[m].max()}, and float32 is "
+                    f"exact to {_LARGEST_COUNT}: scale it down"
+                )
+        counts = {m: split.modalities[m].astype(np.float32) for m in own}
+        splits.append(split._replace(modalities=split.modalities | counts))
+    source = f"{dataset.fingerprint} counts {' '.join(own)}"
+    return dataset._replace(
+        train=splits[0],
+        test=splits[1],
+        fingerprint=hashlib.sha256(source.encode()).hexdigest(),
+        words={m: words for m, words in dataset.words.items() if m not in own},
+    )
 
 
 def is_image(x: AnyArray) -> bool:

@@ -58,6 +58,7 @@ def compile_model(model: MultimodalVAE) -> MultimodalVAE:
         log_likelihood=jax.jit(model.log_likelihood),
         sample_prior=jax.jit(model.sample_prior, static_argnums=2),
         log_prior=jax.jit(model.log_prior),
+        deviation=jax.jit(model.deviation),
     )
 
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from mmvae_jax.data.dataset import Split
-from mmvae_jax.errors import ArgumentError
+from mmvae_jax.data.dataset import Split, is_image
+from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.evaluation import evaluate
 from mmvae_jax.evaluation import generate as generation
 from mmvae_jax.evaluation.metrics import elbo, log_likelihood
@@ -73,11 +73,16 @@ class Imputed(NamedTuple):
         decoded, in the units of `mean`: what the observed modalities leave open. Of
         tokens the entropy [N, T] of the averaged probabilities, in nats. 0 where
         observed.
+      deviation: modality -> float32 [N, ...], the standard deviation of the value
+        itself: that of what is decoded and that of the likelihood, their squares added.
+        It is what an interval is made of, and as good as the likelihood: learn its
+        scale ("gaussian_learned"). Tokens have none. 0 where observed.
       draws: modality -> [L, N, ...], each a draw; where observed, what was given.
     """
 
     mean: dict[str, np.ndarray]
     spread: dict[str, np.ndarray]
+    deviation: dict[str, np.ndarray]
     draws: dict[str, np.ndarray]
 
 
@@ -164,10 +169,9 @@ def impute(
     split = _given(trained, data, observed)
     pieces = impute_batches(trained, split, num_draws=num_draws, key=key)
     if not keep_draws:
-        moments = (one[:2] for one in pieces)
-        mean, spread = _collected(moments, split.num_examples)
-        return Imputed(mean, spread, {})
-    return Imputed(*_collected(pieces, split.num_examples, axes=(0, 0, 1)))
+        moments = (one[:3] for one in pieces)
+        return Imputed(*_collected(moments, split.num_examples), {})
+    return Imputed(*_collected(pieces, split.num_examples, axes=(0, 0, 0, 1)))
 
 
 def impute_batches(
@@ -182,16 +186,29 @@ def impute_batches(
         start += num
         decoded = _decoded_draws(trained, batch, _keys(key, index, num_draws), num)
         found = {
-            m.name: _imputed(m, given, [one[m.name] for one in decoded])
+            m.name: _imputed(
+                m,
+                given,
+                [means[m.name] for means, _ in decoded],
+                [noise[m.name] for _, noise in decoded if m.name in noise],
+            )
             for m in trained.description.modalities
         }
-        yield Imputed(*({m: x[i] for m, x in found.items()} for i in range(3)))
+        yield Imputed(
+            *(
+                {m: x[i] for m, x in found.items() if x[i] is not None}
+                for i in range(len(Imputed._fields))
+            )
+        )
 
 
 def _decoded_draws(
     trained: Trained, batch: Any, keys: Sequence[PRNGKey], num: int
-) -> list[dict[str, np.ndarray]]:
-    """Likelihood means of draws of the posterior, each modality -> [num, ...]."""
+) -> list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Likelihood means and deviations of draws of the posterior.
+
+    Each is modality -> [num, ...]; tokens have no deviation.
+    """
     model, params = trained.model, trained.params
     experts = model.encode(params, batch)
     subset = generation.observed_subset(model, batch)
@@ -199,15 +216,22 @@ def _decoded_draws(
     for own in keys:
         component_key, sample_key = jax.random.split(own)
         q = model.posterior(params, experts, subset, component_key)
-        means = model.decode(params, distributions.sample(q, sample_key))
-        decoded.append({m: np.asarray(x)[:num] for m, x in means.items()})
+        z = distributions.sample(q, sample_key)
+        of_draw = (model.decode(params, z), model.deviation(params, z))
+        means, noise = (
+            {m: np.asarray(x)[:num] for m, x in found.items()} for found in of_draw
+        )
+        decoded.append((means, noise))
     return decoded
 
 
 def _imputed(
-    modality: descriptions.Modality, given: Split, means: list[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, spread and draws of one modality, what is observed put back."""
+    modality: descriptions.Modality,
+    given: Split,
+    means: list[np.ndarray],
+    noise: list[np.ndarray],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
+    """The fields of Imputed of one modality, what is observed put back."""
     values = np.stack([_in_units(modality, x) for x in means]).astype(np.float64)
     if modality.kind == TOKENS:
         total = np.mean(values, axis=0)
@@ -217,11 +241,19 @@ def _imputed(
     else:
         mean = _in_form(modality, values.mean(axis=0))
         spread = values.std(axis=0).astype(np.float32)
+    deviation = None
+    if noise:
+        squares = np.mean(np.square(np.stack(noise).astype(np.float64)), axis=0)
+        scale = 255 if modality.kind == IMAGES else 1
+        total = np.square(spread.astype(np.float64)) + scale**2 * squares
+        deviation = np.sqrt(total).astype(np.float32)
     draws = np.stack([_in_form(modality, x) for x in values])
     is_given = given.is_observed(modality.name)
     own = given.modalities[modality.name][is_given]
     mean[is_given], spread[is_given], draws[:, is_given] = own, 0, own
-    return mean, spread, draws
+    if deviation is not None:
+        deviation[is_given] = 0
+    return mean, spread, deviation, draws
 
 
 def reconstruct(
@@ -251,7 +283,7 @@ def reconstruct(
     split = _given(trained, data, observed, given)
     batches = enumerate(generation.batches(split, _batch_size(trained)))
     pieces = (
-        _examples(trained, *_decoded_draws(trained, batch, _keys(key, i, 1), num))
+        _examples(trained, _decoded_draws(trained, batch, _keys(key, i, 1), num)[0][0])
         for i, (batch, num) in batches
     )
     return _collected(pieces, split.num_examples)
@@ -344,6 +376,13 @@ def _given(
     """The data as a Split, without modalities that may not be used."""
     names = descriptions.names_of(trained.description, given)
     split = descriptions.to_split(trained.description, data, observed)
+    for m, support in trained.model.supports.items():
+        x = split.modalities[m]
+        if not is_image(x) and not support.holds(x).all():
+            raise UsageError(
+                f"{m} holds {x[~np.asarray(support.holds(x))][0]:g}, and its likelihood "
+                f"is one of {support.words}"
+            )
     if given is None:
         return split
     masks = np.stack([split.is_observed(m) & (m in names) for m in split.modalities], 1)

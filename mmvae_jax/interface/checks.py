@@ -7,6 +7,7 @@ name of the field. Options of models (`mmvae_jax.models.options`) and needs of m
 (`mmvae_jax.evaluation.needs`) are tables of their own.
 """
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Iterable
@@ -16,13 +17,15 @@ import jax
 
 from mmvae_jax import models
 from mmvae_jax.data import batches, faults
-from mmvae_jax.errors import UsageError, fields_of
+from mmvae_jax.data.dataset import kind_of
+from mmvae_jax.errors import ArgumentError, UsageError, fields_of
 from mmvae_jax.evaluation import evaluate, needs
 from mmvae_jax.evaluation.metrics import METRICS
 from mmvae_jax.evaluation.metrics.log_likelihood import PROPOSALS
+from mmvae_jax.mathematics import distributions
 from mmvae_jax.models import parts
 from mmvae_jax.networks import CLASSIFIERS
-from mmvae_jax.training import devices, mapping, step, sweep
+from mmvae_jax.training import devices, mapping, schedules, step, sweep
 from mmvae_jax.training.execution import matmul_precision
 from mmvae_jax.types import MultimodalVAE
 
@@ -94,6 +97,39 @@ def _require_seen(metric: str, run: Run) -> None:
             faults.require_seen(run.setting.complete, kind, metric)
 
 
+def _require_schedule(num_steps: int, task: step.Task) -> None:
+    """Whether the schedule of a model ends before its training does."""
+    schedule = task.schedule
+    if schedule is not None and schedule.num_steps >= num_steps:
+        raise ArgumentError(
+            "{num_steps}={} ends before the schedule of the model does, after {} steps "
+            "({})",
+            num_steps,
+            schedule.num_steps,
+            schedule.words,
+        )
+
+
+def factors_of(config: Any) -> schedules.Factors:
+    """Schedules of beta and of the learning rate, from config.train.
+
+    Raises:
+      UsageError: a field that does not fit.
+    """
+    names = inspect.signature(schedules.make_factors).parameters
+    with fields_of("config.train"):
+        return schedules.make_factors(**{name: config.train[name] for name in names})
+
+
+def _require_likelihoods(setting: needs.Setting) -> None:
+    """Whether the likelihood of every modality fits the type of its array."""
+    for modality, x in setting.dataset.train.modalities.items():
+        name = parts.options_of(setting.config, modality)["likelihood"]
+        kinds = {"images": "uint8", "vectors": "float", "tokens": "int"}
+        if line := distributions.misfit(name, modality, (kinds[kind_of(x)],)):
+            raise UsageError(line)
+
+
 _EMPTY = "{} is empty; give at least one value"
 _REPEATED = "{} repeats a value: {}"
 _PROBABILITY = "{} must be in [0, 1), got {}"
@@ -132,6 +168,8 @@ CHECKS: tuple[Check, ...] = (
     *_at_least(0, "eval.num_examples", "eval.seed"),
 )
 CHECKS_WITH_DATA: tuple[Check, ...] = (
+    Check("train.num_steps", lambda num, run: _require_schedule(num, run.task)),
+    Check("modality.likelihood", lambda _, run: _require_likelihoods(run.setting)),
     Check(
         "train.batch_size",
         lambda size, run: batches.batch_indices(
@@ -168,6 +206,7 @@ def check(config: Any) -> dict[str, Callable]:
     """
     models.check(config)
     _apply(CHECKS, config)
+    factors_of(config)
     with fields_of("config.eval"):
         return evaluate.select_metrics(config.eval, config.data.data_dir)
 

@@ -9,11 +9,13 @@ from ml_collections import ConfigDict
 
 from mmvae_jax import tokens
 from mmvae_jax.data import arrays
-from mmvae_jax.data.dataset import Dataset, Split, is_tokens
+from mmvae_jax.data.dataset import Dataset, Split, is_tokens, with_counts
 from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.interface import checks, description, settings, sweeps
 from mmvae_jax.interface.progress import ProgressBar
 from mmvae_jax.interface.trained import Trained, build
+from mmvae_jax.mathematics.distributions import LIKELIHOODS
+from mmvae_jax.models import parts
 from mmvae_jax.training import devices, loop, mapping
 from mmvae_jax.types import OBSERVED, AnyArray
 
@@ -42,8 +44,8 @@ def fit(
 
     Args:
       data: modality -> array, in the order of the M axis: images uint8 [N, H, W] or
-        [N, H, W, C], vectors float [N, ...], tokens int [N, T] with their vocabulary
-        "NAME_words", or captions, N strings.
+        [N, H, W, C], vectors float [N, ...], counts int [N, F] (by their likelihood),
+        tokens int [N, T] with their vocabulary "NAME_words", or captions, N strings.
       model: one of `models.MODELS`.
       observed: bool [N, M], what is there of each example; default: everything. The
         values of what is missing may be anything, NaN too.
@@ -73,6 +75,8 @@ def fit(
     """
     dataset = _dataset(data, observed, labels)
     found = _config(dataset.train, network, likelihood, config)
+    counts = [m for m in dataset.train.modalities if parts.has_counts(found, m)]
+    dataset = with_counts(dataset, counts)
     found.model.update(name=model, latent_dim=latent_dim)
     settings.parse_arg(found, model)
     with found.ignore_type():
@@ -181,10 +185,11 @@ def _config(
     if isinstance(likelihood, str):
         found.modality.likelihood = likelihood
         likelihood = {}
+    default = found.modality.likelihood
     for name, x in train.modalities.items():
         own = {"likelihood": likelihood[name]} if name in likelihood else {}
-        if is_tokens(x) and name not in likelihood:
-            own |= {"network": "mlp", "likelihood": "categorical"}
+        if is_tokens(x) and not _is_of_counts(own.get("likelihood", default)):
+            own = {"network": "mlp", "likelihood": "categorical"} | own
         if own:
             found.modalities[name] = ConfigDict(own)
     for name in likelihood:
@@ -197,6 +202,11 @@ def _config(
     for path, value in (changes or {}).items():
         _set(found, path, value)
     return found
+
+
+def _is_of_counts(likelihood: str) -> bool:
+    """Whether int arrays of a likelihood are counts, and not tokens."""
+    return likelihood in LIKELIHOODS and LIKELIHOODS[likelihood].is_of_counts
 
 
 def _set(config: ConfigDict, path: str, value: Any) -> None:

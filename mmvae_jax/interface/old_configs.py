@@ -1,7 +1,8 @@
-"""Configs of runs that were started before models had options of their own.
+"""Configs of runs that were started before models had options of their own, or fields.
 
-Then config.model and config.objective had the settings of all models side by side, and
-a model ignored those that it did not read.
+Fields that came later have the values that do what was done before there were any.
+Before options, config.model and config.objective had the settings of all models side
+by side, and a model ignored those that it did not read.
 """
 
 from typing import Any
@@ -20,6 +21,22 @@ _FORMER = {
     "decode_prior": {"mmjsd": "mmjsd_decode_prior"},
 }
 
+# Section -> its later fields, with what they were before.
+_LATER: dict[str, dict[str, Any]] = {
+    "modality": {"library_size": 0.0},
+    "train": {
+        "beta_warmup_steps": 0,
+        "learning_rate_schedule": "constant",
+        "learning_rate_warmup_steps": 0,
+        "learning_rate_final": 0.0,
+    },
+}
+# Model -> its later options, likewise.
+_LATER_OPTIONS: dict[str, dict[str, Any]] = {
+    "mmvm": {"alpha_steps": 0},
+    "telbo": {"joint_steps": 0},
+}
+
 
 def upgraded(config: Any) -> Any:
     """A config.json as it would be written today.
@@ -29,16 +46,27 @@ def upgraded(config: Any) -> Any:
 
     Returns:
       The same without config.objective, and with config.model.options, those settings
-      that the model reads; what is no config of that time is returned as it is.
+      that the model reads, and with the fields that came later; what is no config is
+      returned as it is.
     """
     section = config.get("model") if isinstance(config, dict) else None
-    if not isinstance(section, dict) or "options" in section:
+    if not isinstance(section, dict):
         return config
     name = section.get("name")
     if not isinstance(name, str) or name not in models.MODELS:
         return config
-    kept = {field: x for field, x in config.items() if field != "objective"}
-    return kept | {"model": _with_options(name, section, config.get("objective"))}
+    if "options" not in section:
+        section = _with_options(name, section, config.get("objective"))
+        config = {field: x for field, x in config.items() if field != "objective"}
+    if isinstance(section["options"], dict):
+        options = _LATER_OPTIONS.get(name, {}) | section["options"]
+        section = section | {"options": options}
+    config = config | {"model": section}
+    return config | {
+        part: later | config[part]
+        for part, later in _LATER.items()
+        if isinstance(config.get(part), dict)
+    }
 
 
 def upgraded_scale(scale: Any) -> Any:

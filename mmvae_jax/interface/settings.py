@@ -26,9 +26,10 @@ def get_config() -> ConfigDict:
             modality=dict(
                 network="conv",  # one of mmvae_jax.networks.NETWORKS
                 network_options=ConfigDict(),  # fields of those modules
-                likelihood="laplace",  # laplace, gaussian, bernoulli, categorical
-                # Of laplace and gaussian. Sutter et al. (2021), and MNIST-SVHN of Shi
-                # et al. (2019): 0.75; images of CUB in Shi et al. and MMVAE+: 0.01.
+                likelihood="laplace",  # a row of the table in docs/models.md
+                # Of laplace and gaussian; where it is learned, at the start. Sutter et
+                # al. (2021), and MNIST-SVHN of Shi et al. (2019): 0.75; images of CUB
+                # in Shi et al. and MMVAE+: 0.01.
                 likelihood_scale=0.75,
                 # Weight of log p(x_m|z) in the loss, and nowhere else: what is logged
                 # and evaluated stays in nats. 1 is the bound, and PolyMNIST's. Of CUB,
@@ -37,6 +38,10 @@ def get_config() -> ConfigDict:
                 likelihood_weight=1.0,
                 # Of categorical: whether positions after <eos> count, as published.
                 count_padding=True,
+                # Of poisson and negative_binomial: the number of counts of an example
+                # that is generated, of which the decoder gives shares; the likelihood
+                # is given the sum of what is observed (scVI). 0 = it gives the means.
+                library_size=0.0,
             ),
             # ... and what differs for one: modalities.m0 = {"likelihood": ...}.
             modalities=ConfigDict(),
@@ -71,6 +76,15 @@ def get_config() -> ConfigDict:
                 # Precision of matrix products: the device's "default", "float32",
                 # and on GPUs "tensorfloat32" or "bfloat16"; all else is float32.
                 precision="default",
+                # Steps in which beta rises linearly from 0 to that of each member; 0 =
+                # it is constant. Evaluation has no part in it.
+                beta_warmup_steps=0,
+                # "constant", or "cosine" to the factor learning_rate_final at the last
+                # step; before that, learning_rate_warmup_steps of a linear rise from 0
+                # to each member's learning rate.
+                learning_rate_schedule="constant",
+                learning_rate_warmup_steps=0,
+                learning_rate_final=0.0,
                 clip_norm=0.0,  # largest norm of a member's gradient; 0 = any
                 log_every_steps=234,
                 eval_every_steps=0,  # 0 = only at the end

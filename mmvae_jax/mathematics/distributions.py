@@ -8,7 +8,7 @@ serves vectors, images and token sequences.
 import math
 from collections.abc import Callable
 from functools import partial, singledispatch
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,17 +37,60 @@ class Likelihood(NamedTuple):
         is -inf where a value of x is outside of the support.
       mean: output [B, ...] -> the distribution's mean [B, ...] (for tokens: the
         probabilities of every word).
+      deviation: output [B, ...] -> the distribution's standard deviation [B, ...], in
+        the units of the mean; None for tokens, which have none.
+      parameter_shape: shape of an example -> shape of a parameter that all examples
+        share and the decoder learns, from 0 on: the output is then the pair
+        (output [B, ...], parameter). None: there is no parameter.
       support: the values of x that have a probability.
     """
 
-    log_prob: Callable[[Array, Array], Array]
-    mean: Callable[[Array], Array]
-    support: Support
+    log_prob: Callable[[Any, Array], Array]
+    mean: Callable[[Any], Array]
+    deviation: Callable[[Any], Array] | None
+    parameter_shape: Callable[[Shape], Shape] | None = None
+    support: Support = Support("finite numbers")
 
 
 _REALS = Support("finite numbers")
 _UNIT_INTERVAL = Support("numbers in [0, 1]", least=0, largest=1)
 _TOKENS = Support("tokens 0, 1, 2, ...", least=0, is_whole=True)
+_COUNTS = Support("counts 0, 1, 2, ...", least=0, is_whole=True)
+
+
+class Settings(NamedTuple):
+    """The settings of a likelihood, as `make_likelihood` explains them."""
+
+    scale: float
+    count_padding: bool
+    library_size: float
+
+
+class LikelihoodKind(NamedTuple):
+    """A row of the table of likelihoods.
+
+    Attributes:
+      arrays: types of the arrays that it fits, keys of ARRAYS.
+      make: `Settings` -> Likelihood.
+      is_of_counts: whether int arrays are counts, and not tokens.
+    """
+
+    arrays: tuple[str, ...]
+    make: Callable[[Settings], Likelihood]
+    is_of_counts: bool = False
+
+
+# What arrays of one type are. The likelihood decides between two.
+ARRAYS = {
+    "uint8": "images [N, H, W, C]",
+    "float": "vectors [N, ...]",
+    "int": "tokens [N, T] or counts [N, F]",
+}
+# Learned scales stay within a factor of exp(10) of their first value, and log-variances
+# of encoders within the square of that: nothing else keeps them in float32.
+_LOG_SCALE_BOUND = 10.0
+# Steps of that logarithm to an optimum that is further away are cut.
+_FARTHEST = 10.0
 
 
 @singledispatch
@@ -174,41 +217,248 @@ def _categorical_log_prob(logits: Array, x: Array, count_padding: bool = True) -
     return _sum_event(taken)
 
 
+def _laplace(settings: Settings) -> Likelihood:
+    """Laplace of a fixed scale b; its standard deviation is sqrt(2) b."""
+    scale = settings.scale
+    return Likelihood(
+        partial(_laplace_log_prob, scale=scale),
+        jnp.asarray,
+        lambda loc: jnp.full_like(loc, math.sqrt(2) * scale),
+    )
+
+
+def _gaussian(settings: Settings) -> Likelihood:
+    """Normal of a fixed standard deviation."""
+    scale = settings.scale
+    return Likelihood(
+        partial(_normal_log_prob, scale=scale),
+        jnp.asarray,
+        lambda loc: jnp.full_like(loc, scale),
+    )
+
+
+def _learned_gaussian(settings: Settings, is_optimal: bool) -> Likelihood:
+    """Normal whose standard deviation, one for all values, is a parameter.
+
+    Args:
+      settings: `scale` is the standard deviation at the start.
+      is_optimal: whether it follows the analytic optimum, `_optimal_log_prob`, and not
+        the gradient alone.
+    """
+    first = math.log(settings.scale)
+    # Adam's steps are as long as the learning rate: ten times as fast.
+    factor = 1.0 if is_optimal else 1 / _LOG_SCALE_BOUND
+
+    def log_scale(parameter: Array) -> Array:
+        return first + _LOG_SCALE_BOUND * jnp.tanh(factor * parameter)
+
+    def log_prob(output: tuple[Array, Array], x: Array) -> Array:
+        loc, parameter = output
+        function = _optimal_log_prob if is_optimal else _scaled_log_prob
+        return function(loc, log_scale(parameter), x)
+
+    def deviation(output: tuple[Array, Array]) -> Array:
+        loc, parameter = output
+        return jnp.broadcast_to(jnp.exp(log_scale(parameter)), loc.shape)
+
+    return Likelihood(log_prob, lambda output: output[0], deviation, lambda shape: ())
+
+
+def _scaled_log_prob(loc: Array, log_scale: Array, x: Array) -> Array:
+    """Log-density of a normal distribution, log_scale []; nats [B]."""
+    squares = jnp.square((x - loc) * jnp.exp(-log_scale))
+    return _sum_event(-0.5 * squares - log_scale - 0.5 * math.log(2 * math.pi))
+
+
+@jax.custom_vjp
+def _optimal_log_prob(loc: Array, log_scale: Array, x: Array) -> Array:
+    """As `_scaled_log_prob`, with the gradient of the optimal sigma-VAE.
+
+    Rybkin et al. (2021), Sec. 3.3: the gradient is that at the standard deviation
+    which maximises the objective on this batch in closed form, the root of the mean
+    square of x - loc. The values are weighted as the objective weights their
+    log-densities, so that what is missing has no part in it. The gradient of log_scale
+    leads to the logarithm of it. The value itself is a density of one log_scale for
+    all batches, in training and evaluation alike; the published code has that of the
+    batch.
+    """
+    return _scaled_log_prob(loc, log_scale, x)
+
+
+def _optimal_forward(
+    loc: Array, log_scale: Array, x: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return _scaled_log_prob(loc, log_scale, x), (x - loc, log_scale)
+
+
+def _optimal_backward(
+    kept: tuple[Array, Array], weights: Array
+) -> tuple[Array, Array, Array]:
+    distances, log_scale = kept
+    num_values = math.prod(distances.shape[1:])
+    # Of one sign: an objective adds log-densities, a loss subtracts them.
+    total = num_values * jnp.sum(weights)
+    is_there = total != 0
+    squares = jnp.sum(weights * _sum_event(jnp.square(distances)))
+    optimum = 0.5 * jnp.log(squares / jnp.where(is_there, total, 1.0))
+    near = jnp.clip(optimum, log_scale - _FARTHEST, log_scale + _FARTHEST)
+    target = jnp.where(is_there, near, log_scale)
+    rows = weights.reshape(-1, *[1] * (distances.ndim - 1))
+    gradient = rows * distances * jnp.exp(-2 * target)
+    # The true gradient, total * (exp(2 (target - log_scale)) - 1), to first order.
+    return gradient, 2 * total * (target - log_scale), -gradient
+
+
+_optimal_log_prob.defvjp(_optimal_forward, _optimal_backward)
+
+
+def _bernoulli(settings: Settings) -> Likelihood:
+    """Bernoulli of logits."""
+    del settings
+    return Likelihood(
+        _bernoulli_log_prob,
+        jax.nn.sigmoid,
+        # sqrt(p (1 - p)), which does not round to 0 before p does.
+        lambda logits: jnp.exp(
+            0.5 * (jax.nn.log_sigmoid(logits) + jax.nn.log_sigmoid(-logits))
+        ),
+        support=_UNIT_INTERVAL,
+    )
+
+
+def _categorical(settings: Settings) -> Likelihood:
+    """Independent distributions of the words, of logits."""
+    function = partial(_categorical_log_prob, count_padding=settings.count_padding)
+    return Likelihood(function, jax.nn.softmax, None, support=_TOKENS)
+
+
+def _poisson(settings: Settings) -> Likelihood:
+    """Poisson of the logarithms of its rates."""
+
+    def log_prob(output: Array, x: Array) -> Array:
+        x = x.astype(jnp.float32)
+        log_rate, is_there = _log_rates_of(output, x, settings)
+        value = x * log_rate - jnp.exp(log_rate) - jax.lax.lgamma(x + 1)
+        return _sum_event(jnp.where(is_there, value, 0.0))
+
+    def mean(output: Array) -> Array:
+        return jnp.exp(_log_rates(output, settings.library_size))
+
+    deviation = lambda output: jnp.sqrt(mean(output))  # noqa: E731
+    return Likelihood(log_prob, mean, deviation, support=_COUNTS)
+
+
+def _negative_binomial(settings: Settings) -> Likelihood:
+    """Negative binomial by its mean, and the learned inverse dispersion of each value.
+
+    The variance is mean + mean^2 / r. As the default of scVI (Lopez et al., 2018), r is
+    a parameter of each value of an example; 1 at the start.
+    """
+
+    def log_r(parameter: Array) -> Array:
+        return _LOG_SCALE_BOUND * jnp.tanh(parameter / _LOG_SCALE_BOUND)
+
+    def log_prob(output: tuple[Array, Array], x: Array) -> Array:
+        x = x.astype(jnp.float32)
+        log_mean, is_there = _log_rates_of(output[0], x, settings)
+        r, log_ratio = jnp.exp(log_r(output[1])), log_mean - log_r(output[1])
+        choices = jax.lax.lgamma(x + r) - jax.lax.lgamma(r) - jax.lax.lgamma(x + 1)
+        value = (
+            choices - r * jax.nn.softplus(log_ratio) - x * jax.nn.softplus(-log_ratio)
+        )
+        return _sum_event(jnp.where(is_there, value, 0.0))
+
+    def mean(output: tuple[Array, Array]) -> Array:
+        return jnp.exp(_log_rates(output[0], settings.library_size))
+
+    def deviation(output: tuple[Array, Array]) -> Array:
+        own = mean(output)
+        return jnp.sqrt(own * (1 + own * jnp.exp(-log_r(output[1]))))
+
+    return Likelihood(log_prob, mean, deviation, lambda shape: shape, _COUNTS)
+
+
+def _log_rates(output: Array, library: float | Array) -> Array:
+    """Logarithms of the means of counts, [B, ...].
+
+    Args:
+      output: of the decoder, [B, ...]: the logarithms themselves, or where there is a
+        library the logits of the share that each value has in it.
+      library: counts of an example, or of each, [B]; the number 0: there is none.
+    """
+    if isinstance(library, float) and library == 0:
+        return output
+    shares = jax.nn.log_softmax(output.reshape(len(output), -1)).reshape(output.shape)
+    sizes = jnp.broadcast_to(jnp.asarray(library), len(output))
+    return shares + jnp.log(sizes).reshape(-1, *[1] * (output.ndim - 1))
+
+
+def _log_rates_of(
+    output: Array, x: Array, settings: Settings
+) -> tuple[Array, bool | Array]:
+    """`_log_rates` [B, ...] in the library of each example, and whether it has counts.
+
+    An example without any counts has no library: of it 0 is certain, and the rates are
+    of one count, for finite gradients.
+    """
+    if settings.library_size == 0:
+        return output, True
+    library = _sum_event(x)
+    rows = (library > 0).reshape(-1, *[1] * (x.ndim - 1))
+    return _log_rates(output, jnp.maximum(library, 1.0)), rows
+
+
+# The table of likelihoods: the arrays that each fits, and how it is made.
+LIKELIHOODS = {
+    "laplace": LikelihoodKind(("uint8", "float"), _laplace),
+    "gaussian": LikelihoodKind(("uint8", "float"), _gaussian),
+    "gaussian_learned": LikelihoodKind(
+        ("uint8", "float"), partial(_learned_gaussian, is_optimal=False)
+    ),
+    "gaussian_optimal": LikelihoodKind(
+        ("uint8", "float"), partial(_learned_gaussian, is_optimal=True)
+    ),
+    "bernoulli": LikelihoodKind(("uint8", "float"), _bernoulli),
+    "categorical": LikelihoodKind(("int",), _categorical),
+    "poisson": LikelihoodKind(("int", "float"), _poisson, is_of_counts=True),
+    "negative_binomial": LikelihoodKind(
+        ("int", "float"), _negative_binomial, is_of_counts=True
+    ),
+}
+
+
 def make_likelihood(
-    name: str, scale: float = 1.0, count_padding: bool = True
+    name: str,
+    scale: float = 1.0,
+    count_padding: bool = True,
+    library_size: float = 0.0,
 ) -> Likelihood:
     """The likelihood called `name`.
 
     Args:
-      name: laplace, gaussian, bernoulli or categorical.
-      scale: scale of laplace and gaussian.
+      name: a key of LIKELIHOODS.
+      scale: scale of laplace and gaussian, at the start where it is learned.
       count_padding: whether padding counts, for categorical.
+      library_size: of poisson and negative_binomial. 0: the decoder gives the
+        logarithms of their means. Else it gives the share that every value has in all
+        counts of an example, as scVI (Lopez et al., 2018) does: log_prob is given
+        their observed sum, and mean and deviation are of an example of `library_size`
+        counts.
 
     Raises:
-      UsageError: the name is unknown, or the scale is not positive.
+      UsageError: the name is unknown, the scale is not positive, or the library size
+        is negative or not finite.
     """
     if not scale > 0:
         raise UsageError(f"likelihood scale must be > 0, got {scale}")
-    identity = partial(jnp.asarray)
-    likelihoods = {
-        "laplace": Likelihood(
-            partial(_laplace_log_prob, scale=scale), identity, _REALS
-        ),
-        "gaussian": Likelihood(
-            partial(_normal_log_prob, scale=scale), identity, _REALS
-        ),
-        "bernoulli": Likelihood(_bernoulli_log_prob, jax.nn.sigmoid, _UNIT_INTERVAL),
-        "categorical": Likelihood(
-            partial(_categorical_log_prob, count_padding=count_padding),
-            jax.nn.softmax,
-            _TOKENS,
-        ),
-    }
-    if name not in likelihoods:
+    if not 0 <= library_size < math.inf:
+        raise UsageError(f"library_size must be >= 0 and finite, got {library_size}")
+    if name not in LIKELIHOODS:
         raise UsageError(
-            f"unknown likelihood {name!r}; choose one of {', '.join(likelihoods)}"
+            f"unknown likelihood {name!r}; choose one of {', '.join(LIKELIHOODS)}"
         )
-    return _within_support(likelihoods[name])
+    settings = Settings(scale, count_padding, float(library_size))
+    return _within_support(LIKELIHOODS[name].make(settings))
 
 
 def _within_support(own: Likelihood) -> Likelihood:
@@ -219,12 +469,31 @@ def _within_support(own: Likelihood) -> Likelihood:
     if own.support == _REALS:  # all that floats hold; NaN stays NaN
         return own
 
-    def log_prob(output: Array, x: Array) -> Array:
+    def log_prob(output: Any, x: Array) -> Array:
         is_inside = own.support.holds(jnp.asarray(x))
         is_inside = is_inside.all(axis=tuple(range(1, is_inside.ndim)))
         return jnp.where(is_inside, own.log_prob(output, x), -jnp.inf)
 
     return own._replace(log_prob=log_prob)
+
+
+def misfit(name: str, modality: str, types: tuple[str, ...]) -> str | None:
+    """The line for a likelihood that does not fit an array; None where it does.
+
+    Args:
+      name: a key of LIKELIHOODS.
+      modality: whose array it is.
+      types: the types that the array may be of, keys of ARRAYS.
+    """
+    if set(types) & set(LIKELIHOODS[name].arrays):
+        return None
+    own = " or ".join(f"{x} ({ARRAYS[x]})" for x in LIKELIHOODS[name].arrays)
+    fitting = [x for x, kind in LIKELIHOODS.items() if set(types) & set(kind.arrays)]
+    return (
+        f"likelihood {name!r} of {modality} is for {own}; {modality} is "
+        f"{' or '.join(types)}, for {', '.join(fitting)}: set "
+        f"config.modalities.{modality}.likelihood"
+    )
 
 
 def _squares(z: Array, q: Gaussian) -> Array:

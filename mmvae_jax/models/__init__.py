@@ -281,6 +281,7 @@ def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Multimodal
                 f"config.modalities.{modality} has no field {unknown[0]!r}; choose "
                 f"from {', '.join(config.modality)}"
             )
+    shapes = parts.shapes_of_counts(config, shapes)
     weights = parts.likelihood_weights(config, shapes)
     options = default_options(name) | dict(config.model.options.items())
     model = MODELS[name].build(config, shapes, options)
@@ -303,9 +304,9 @@ def _in_nats(model: MultimodalVAE, weights: Mapping[str, float]) -> MultimodalVA
     """The model, its terms without the weights that its log-likelihoods have."""
 
     def objective(
-        params: Params, batch: Batch, key: PRNGKey, beta: Array
+        params: Params, batch: Batch, key: PRNGKey, beta: Array, *step: Array
     ) -> tuple[Array, ObjectiveTerms]:
-        value, terms = model.objective(params, batch, key, beta)
+        value, terms = model.objective(params, batch, key, beta, *step)
         return value, parts.unweighted(terms, weights)
 
     return model._replace(objective=objective)

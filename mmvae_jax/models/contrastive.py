@@ -84,7 +84,7 @@ def contrastive_model(
     nets = make_networks(config, shapes, size, private_size)
     radius, log_variance = math.sqrt(size * (1 - variance)), math.log(variance)
     # Around 1/2, contrast may never leave its first plateau.
-    images = [m for m, shape in shapes.items() if len(shape) == 3]
+    images = [m for m, x in shapes.items() if len(x) == 3 and m not in nets.counts]
 
     def centred(batch: Batch) -> Batch:
         return dict(batch) | {m: 2.0 * batch[m] - 1.0 for m in images}

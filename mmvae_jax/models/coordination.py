@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, posteriors
 from mmvae_jax.mathematics.elbo import TermWeights
 from mmvae_jax.models import parts
@@ -48,6 +49,7 @@ from mmvae_jax.types import (
     ObjectiveTerms,
     Params,
     PRNGKey,
+    Schedule,
 )
 
 
@@ -193,7 +195,12 @@ TELBO = _Coordination(
     _network_inference,
     # Whether the gradients of the unimodal ELBOs stop at the decoders, or train the
     # decoders too ("joint").
-    {"decoder_gradients": one_of("stopped", "joint")},
+    {
+        "decoder_gradients": one_of("stopped", "joint"),
+        # Steps of the first of two stages, in which all but the unimodal encoders is
+        # trained, which alone is trained in the second. 0 = both at once.
+        "joint_steps": number(0, 0),
+    },
     is_reconstructing=True,
     is_coordinated=False,
 )
@@ -236,10 +243,11 @@ def coordination_model(
     Hwang et al. (2021) for MVTCAE, and the CRMVAE that MultiVae documents.
 
     TELBO fits its unimodal encoders to decoders that are constants for them. Vedantam
-    et al. do so in a second stage; here it is done at once with stopped gradients
-    (decoder_gradients = "stopped"). No parameter is then in both parts: joint
-    encoder and decoders take the steps of the first stage alone, and the unimodal
-    encoders follow them. With "joint" the decoders learn from the unimodal ELBOs too.
+    et al. do so in a second stage: that is joint_steps > 0. By default it is done at
+    once with stopped gradients (decoder_gradients = "stopped"). No parameter is then in
+    both parts: joint encoder and decoders take the steps of the first stage alone, and
+    the unimodal encoders follow them. With "joint" the decoders learn from the unimodal
+    ELBOs too.
     The released code of MultiVae has another KL of the unimodal posteriors, with the
     joint one's variances in its logarithm; here it is KL(q_m||p). And in its JMVAE-kl
     beta does not weigh sum_m KL(q_J||q_m): its alpha is alpha / beta here.
@@ -249,20 +257,37 @@ def coordination_model(
       shapes: modality -> shape of one example.
       options: those of the member.
       kind: a member of the family.
+
+    Raises:
+      UsageError: two stages, of which the first would train decoders for the second.
     """
     nets = make_networks(config, shapes, config.model.latent_dim)
     weights_of = _by_number(partial(kind.weights, options), len(shapes))
     inference = kind.inference(nets)
     base = assemble(nets, standard_latents((config.model.latent_dim,)))
     is_stopped = options.get("decoder_gradients") == "stopped"
+    schedule = None
+    if joint_steps := options.get("joint_steps"):
+        if not is_stopped:
+            raise UsageError(
+                "config.model.options.joint_steps > 0 is for decoder_gradients "
+                "'stopped': decoders are fixed in the stage of the unimodal encoders"
+            )
+        words = f"the unimodal encoders are trained after {joint_steps:,} steps, alone"
+        schedule = Schedule(joint_steps, words, ("encoders",))
 
     def init(key: PRNGKey) -> Params:
         own_key, joint_key = jax.random.split(key)
         return inference.init(base.init(own_key), joint_key)
 
     def objective(
-        params: Params, batch: Batch, key: PRNGKey, beta: Array
+        params: Params,
+        batch: Batch,
+        key: PRNGKey,
+        beta: Array,
+        step: Array | None = None,
     ) -> tuple[Array, ObjectiveTerms]:
+        del step  # in either stage the other part has gradients of its own
         experts = inference.encode(params, batch)
         observed = elbo.observed_of(batch, len(shapes))
         constant = jax.lax.stop_gradient(params) if is_stopped else params
@@ -288,7 +313,11 @@ def coordination_model(
         return inference.posterior(params, experts, subset)
 
     return base._replace(
-        init=init, objective=objective, encode=inference.encode, posterior=posterior
+        init=init,
+        objective=objective,
+        encode=inference.encode,
+        posterior=posterior,
+        schedule=schedule,
     )
 
 

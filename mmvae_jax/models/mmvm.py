@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from mmvae_jax.mathematics import components, distributions, elbo, posteriors
 from mmvae_jax.mathematics.elbo import TermWeights
@@ -34,12 +35,14 @@ from mmvae_jax.types import (
     ObjectiveTerms,
     Params,
     PRNGKey,
+    Schedule,
 )
 
 OPTIONS = {
-    # Weight of N(0, I) against the data-dependent prior. Constant; the released code
-    # anneals it from 1 to 0 over 150k steps.
+    # Weight of N(0, I) against the data-dependent prior, ...
     "alpha": number(0.0, 0, 1),
+    # ... which it falls to from 1 in so many steps. The released code: 150,000.
+    "alpha_steps": number(0, 0),
 }
 
 
@@ -55,9 +58,8 @@ def mixture_prior_model(
         sum_m -E_{q_m} log p(x_m|z_m) + beta {(1 - a) / M sum_mn KL(q_m || q_n)
                                               + a sum_m KL(q_m || N(0, I))},
 
-    a the option alpha: 0 is the paper's objective, 1 unimodal VAEs. The
-    released code anneals it from 1 to 0 over the first 150,000 steps; here it is
-    constant, since an objective does not know the step.
+    a the option alpha: 0 is the paper's objective, 1 unimodal VAEs. With the option
+    alpha_steps it falls linearly from 1 to alpha, as in the released code.
 
     Args:
       config: as for `make_model`; model.latent_dim is D.
@@ -65,21 +67,28 @@ def mixture_prior_model(
       options: those of OPTIONS.
     """
     size, alpha = config.model.latent_dim, options["alpha"]
+    num_steps = options["alpha_steps"]
     nets = make_networks(config, shapes, size)
-    weights = TermWeights(kl=alpha, auxiliary_kl=1 - alpha)
+    annealed = optax.linear_schedule(1.0, alpha, num_steps) if num_steps else None
 
     def split(z: Array) -> dict[str, Array]:
         return {m: z[..., i * size : (i + 1) * size] for i, m in enumerate(shapes)}
 
     def objective(
-        params: Params, batch: Batch, key: PRNGKey, beta: Array
+        params: Params,
+        batch: Batch,
+        key: PRNGKey,
+        beta: Array,
+        step: Array | None = None,
     ) -> tuple[Array, ObjectiveTerms]:
+        a = alpha if annealed is None or step is None else annealed(step)
         terms = mixture_prior_elbos(
             encode(nets, params, batch),
             batch,
             key,
             log_likelihoods=parts.log_likelihoods(nets, params),
         )
+        weights = TermWeights(kl=a, auxiliary_kl=1 - a)
         return elbo.loss(terms, beta, weights), terms
 
     def posterior(
@@ -126,6 +135,13 @@ def mixture_prior_model(
         mixture_posterior=mixture_posterior,
         posterior_components=posterior_components,
         latent_parts=tuple((m, size) for m in shapes),
+        schedule=(
+            Schedule(
+                num_steps, f"alpha falls from 1 to {alpha:g} over {num_steps:,} steps"
+            )
+            if num_steps
+            else None
+        ),
     )
 
 

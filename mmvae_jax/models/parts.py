@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mmvae_jax import networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, posteriors
-from mmvae_jax.mathematics.distributions import Likelihood
+from mmvae_jax.mathematics.distributions import LIKELIHOODS, Likelihood
 from mmvae_jax.networks import vectors
 from mmvae_jax.types import (
     OBSERVED,
@@ -39,6 +39,7 @@ class Networks(NamedTuple):
       weights: modality -> weight of its log-likelihood in the loss.
       shapes: modality -> shape of one example.
       latent_dim: D of every encoder and decoder.
+      counts: the modalities of counts, of which encoders are given log(1 + x).
     """
 
     encoders: Mapping[str, Any]
@@ -47,6 +48,7 @@ class Networks(NamedTuple):
     weights: Mapping[str, float]
     shapes: Mapping[str, tuple[int, ...]]
     latent_dim: int
+    counts: frozenset[str] = frozenset()
 
 
 def make_networks(
@@ -63,14 +65,7 @@ def make_networks(
     encoders, decoders, likelihoods = {}, {}, {}
     for modality, shape in shapes.items():
         options = options_of(config, modality)
-        is_tokens = isinstance(shape, TokenShape)
-        if is_tokens != (options["likelihood"] == "categorical"):
-            raise UsageError(
-                f"likelihood {options['likelihood']!r} of {modality}: tokens have the "
-                "likelihood 'categorical', and nothing else has; set "
-                f"config.modalities.{modality}.likelihood, or give floats, which are "
-                "vectors"
-            )
+        likelihoods[modality] = _likelihood(modality, shape, options)
         encoders[modality], decoders[modality] = networks.make_networks(
             options["network"], shape, latent_dim, **options["network_options"]
         )
@@ -79,14 +74,56 @@ def make_networks(
                 options["network"], shape, private_dim, **options["network_options"]
             )
             encoders[modality] = vectors.PairedEncoder(encoders[modality], private)
-        likelihoods[modality] = distributions.make_likelihood(
-            options["likelihood"],
-            options["likelihood_scale"],
-            options["count_padding"],
-        )
+        parameter_shape = likelihoods[modality].parameter_shape
+        if parameter_shape is not None:
+            decoders[modality] = vectors.ParameterDecoder(
+                decoders[modality], parameter_shape(tuple(shape))
+            )
     weights = likelihood_weights(config, shapes)
     latent_dim += private_dim
-    return Networks(encoders, decoders, likelihoods, weights, dict(shapes), latent_dim)
+    counts = frozenset(m for m in shapes if has_counts(config, m))
+    return Networks(
+        encoders, decoders, likelihoods, weights, dict(shapes), latent_dim, counts
+    )
+
+
+def _likelihood(
+    modality: str, shape: tuple[int, ...], options: Mapping[str, Any]
+) -> Likelihood:
+    """The likelihood of a modality.
+
+    Raises:
+      UsageError: it fits no array of this shape, or cannot be made.
+    """
+    name = options["likelihood"]
+    likelihood = distributions.make_likelihood(
+        name,
+        options["likelihood_scale"],
+        options["count_padding"],
+        options.get("library_size", 0.0),
+    )
+    types = ("int",) if isinstance(shape, TokenShape) else ("uint8", "float")
+    if mistake := distributions.misfit(name, modality, types):
+        raise UsageError(mistake)
+    return likelihood
+
+
+def has_counts(config: Any, modality: str) -> bool:
+    """Whether a modality has a likelihood of counts: of int [N, F], no tokens."""
+    name = options_of(config, modality)["likelihood"]
+    return name in LIKELIHOODS and LIKELIHOODS[name].is_of_counts
+
+
+def shapes_of_counts(
+    config: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes, those of int arrays [N, F] of counts as vectors (F,)."""
+    return {
+        m: (shape.length,)
+        if isinstance(shape, TokenShape) and has_counts(config, m)
+        else shape
+        for m, shape in shapes.items()
+    }
 
 
 def options_of(config: Any, modality: str) -> dict[str, Any]:
@@ -160,8 +197,12 @@ def encode(nets: Networks, params: Params, batch: Batch) -> Gaussian:
 
     Where a modality is missing, zeros: no gradient, and nothing that overflows.
     """
+
+    def seen(m: str, x: AnyArray) -> AnyArray:
+        return jnp.log1p(x) if m in nets.counts else x
+
     emitted = [
-        encoder.apply(params["encoders"][m], batch[m])
+        encoder.apply(params["encoders"][m], seen(m, batch[m]))
         for m, encoder in nets.encoders.items()
     ]
     stacked = jax.tree.map(lambda *fields: jnp.stack(fields), *emitted)
@@ -186,17 +227,21 @@ def without_missing(modalities: Sequence[str], batch: Batch) -> Batch:
     return clean | {OBSERVED: observed}
 
 
+def _output(nets: Networks, params: Params, modality: str, z: Array) -> Any:
+    """What the decoder of one modality gives its likelihood, of z [N, D]."""
+    return nets.decoders[modality].apply(params["decoders"][modality], z)
+
+
 def decode(nets: Networks, params: Params, modality: str, z: Array) -> Array:
     """The likelihood's mean of one modality, [B, ...]."""
-    output = nets.decoders[modality].apply(params["decoders"][modality], z)
-    return nets.likelihoods[modality].mean(output)
+    return nets.likelihoods[modality].mean(_output(nets, params, modality, z))
 
 
 def _log_likelihood(
     nets: Networks, params: Params, modality: str, z: Array, x: AnyArray
 ) -> Array:
     """log p(x|z) [N] of one modality, z [N, D], x [N, ...]; nats."""
-    output = nets.decoders[modality].apply(params["decoders"][modality], z)
+    output = _output(nets, params, modality, z)
     return nets.likelihoods[modality].log_prob(output, jnp.asarray(x))
 
 
@@ -260,6 +305,13 @@ def assemble(
         observed = elbo.observed_of(batch, len(values))
         return elbo.observed_terms(values, observed)
 
+    def deviation(params: Params, z: Array) -> dict[str, Array]:
+        return {
+            m: own(_output(nets, params, m, z_m))
+            for m, z_m in parts(z).items()
+            if (own := nets.likelihoods[m].deviation) is not None
+        }
+
     return MultimodalVAE(
         modalities=tuple(nets.shapes),
         latent_dim=math.prod(latents.shape),
@@ -282,4 +334,5 @@ def assemble(
         ),
         latent_parts=((SHARED, math.prod(latents.shape)),),
         supports={m: own.support for m, own in nets.likelihoods.items()},
+        deviation=deviation,
     )

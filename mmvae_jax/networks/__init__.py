@@ -69,6 +69,8 @@ def convolution_forms(*modules: nn.Module) -> frozenset[str]:
     for module in modules:
         if isinstance(module, vectors.PairedEncoder):
             forms |= convolution_forms(module.first, module.second)
+        elif isinstance(module, vectors.ParameterDecoder):
+            forms |= convolution_forms(module.decoder)
         elif hasattr(module, "form"):
             forms.add(layers.choose_form(module.form))
     return frozenset(forms)

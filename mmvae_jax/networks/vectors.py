@@ -88,6 +88,19 @@ def _flattened(x: Array, num_words: int) -> Array:
     return x.reshape(x.shape[0], -1)
 
 
+class ParameterDecoder(nn.Module):
+    """A decoder, and a parameter of its likelihood that all examples share."""
+
+    decoder: nn.Module
+    parameter_shape: Shape
+
+    @nn.compact
+    def __call__(self, z: Array) -> tuple[Array, Array]:
+        """Maps z [B, D] to the decoder's output and the parameter, 0 at the start."""
+        zeros = nn.initializers.zeros
+        return self.decoder(z), self.param("likelihood", zeros, self.parameter_shape)
+
+
 class PairedEncoder(nn.Module):
     """Two disjoint encoders of one input, their outputs end to end."""
 

@@ -1,6 +1,7 @@
 """Training of all members of a sweep in one program.
 
 step         the pure train step of one member
+schedules    what changes over a run: factors of beta and of the learning rate
 execution    the compiled program of a sweep: precision, steps a call, initial states
 sweep        the grid of a sweep, and how members are mapped
 mapping      choice of the mapping, within the memory of a device

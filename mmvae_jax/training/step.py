@@ -1,6 +1,7 @@
 """The pure train step of one sweep member."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,16 @@ import optax
 
 from mmvae_jax.data.dataset import to_unit_interval
 from mmvae_jax.mathematics import elbo
-from mmvae_jax.types import Array, Batch, Hyper, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.training.schedules import Factors
+from mmvae_jax.types import (
+    Array,
+    Batch,
+    Hyper,
+    MultimodalVAE,
+    Params,
+    PRNGKey,
+    Schedule,
+)
 
 # Adam's step is at most (1 - b1) / sqrt(1 - b2) = 3.2 learning rates long (Kingma &
 # Ba, 2015, Sec. 2.1): up to this rate none reaches infinity from parameters whose
@@ -31,12 +41,16 @@ class Task(NamedTuple):
         for any.
       convolutions: forms of `layers` in which its networks execute convolutions
         (`networks.convolution_forms`); they decide how it is mapped.
+      scheduled: (hyper, steps taken) -> hyper of the next step.
+      schedule: of the model itself; the train step keeps to its stages.
     """
 
     init: Callable[[PRNGKey], Params]
     loss: Callable[..., tuple[Array, Mapping[str, Array]]]
     clip_norm: float = 0.0
     convolutions: frozenset[str] = frozenset()
+    scheduled: Callable[[Any, Array], Any] = lambda hyper, step: hyper
+    schedule: Schedule | None = None
 
 
 class TrainState(NamedTuple):
@@ -59,15 +73,34 @@ class TrainState(NamedTuple):
     num_logged: Array
 
 
-def vae_task(model: MultimodalVAE, clip_norm: float = 0.0) -> Task:
-    """Training of a multimodal VAE on its objective; clip_norm as in `Task`."""
+def vae_task(
+    model: MultimodalVAE,
+    clip_norm: float = 0.0,
+    factors: Factors = Factors(),  # noqa: B008 (a NamedTuple is immutable)
+) -> Task:
+    """Training of a multimodal VAE on its objective.
+
+    Args:
+      model: its objective is given the step if it has a schedule.
+      clip_norm: as in `Task`.
+      factors: of beta and the learning rate of every member.
+    """
+
+    def scheduled(hyper: Hyper, step: Array) -> Hyper:
+        beta, rate, _ = hyper
+        if factors.beta is not None:
+            beta = beta * factors.beta(step)
+        if factors.learning_rate is not None:
+            rate = rate * factors.learning_rate(step)
+        return Hyper(beta, rate, None if model.schedule is None else step)
 
     def loss(
         params: Params, hyper: Hyper, key: PRNGKey, batch: Batch
     ) -> tuple[Array, dict[str, Array]]:
         # Masks, if there are any, go through unchanged.
         scaled_batch = {name: to_unit_interval(x) for name, x in batch.items()}
-        value, terms = model.objective(params, scaled_batch, key, hyper.beta)
+        at = () if hyper.step is None else (hyper.step,)
+        value, terms = model.objective(params, scaled_batch, key, hyper.beta, *at)
         metrics = {
             "train/loss": value,
             "train/elbo": jnp.mean(elbo.elbo(terms)),
@@ -77,7 +110,9 @@ def vae_task(model: MultimodalVAE, clip_norm: float = 0.0) -> Task:
             metrics[f"train/log_likelihood/{modality}"] = jnp.mean(log_likelihood)
         return value, metrics
 
-    return Task(model.init, loss, clip_norm, model.convolutions)
+    return Task(
+        model.init, loss, clip_norm, model.convolutions, scheduled, model.schedule
+    )
 
 
 def init_state(task: Task, hyper: Any, key: PRNGKey, batch: Batch) -> TrainState:
@@ -114,10 +149,17 @@ def train_step(
     Returns:
       The next state, its metrics added to `totals`.
     """
+    hyper = task.scheduled(hyper, state.step)
     step_key = jax.random.fold_in(key, state.step)
     gradient, metrics = jax.grad(task.loss, has_aux=True)(
         state.params, hyper, step_key, batch
     )
+    stages = task.schedule if task.schedule and task.schedule.later else None
+    if stages is not None:
+        state = _restarted(stages, state)
+        gradient = _of_stage(
+            stages, state, gradient, jax.tree.map(jnp.zeros_like, gradient)
+        )
     norm = gradient_norm(gradient)
     # NaN is below nothing.
     finite = state.finite & (norm <= LARGEST_GRADIENT)
@@ -128,6 +170,8 @@ def train_step(
         shrink = jnp.minimum(1.0, task.clip_norm / jnp.maximum(norm, 1e-30))
         gradient = jax.tree.map(lambda g: shrink * g, gradient)
     params, optimizer = _adam(state, gradient, hyper.learning_rate, finite)
+    if stages is not None:  # momentum goes on without a gradient
+        params = _of_stage(stages, state, params, state.params)
     return TrainState(
         step=state.step + 1,
         params=params,
@@ -136,6 +180,30 @@ def train_step(
         totals={tag: state.totals[tag] + metrics[tag] for tag in state.totals},
         num_logged=state.num_logged + 1,
     )
+
+
+def _of_stage(
+    schedule: Schedule, state: TrainState, trained: Params, others: Params
+) -> Params:
+    """`trained` where this stage trains parameters, `others` elsewhere."""
+    is_later = state.step >= schedule.num_steps
+    return {
+        name: jax.tree.map(
+            partial(jnp.where, is_later == (name in schedule.later)), own, others[name]
+        )
+        for name, own in trained.items()
+    }
+
+
+def _restarted(schedule: Schedule, state: TrainState) -> TrainState:
+    """The state; where the second stage begins, Adam counts its steps from 0.
+
+    Its moments are 0 there, of parameters without a gradient in the first.
+    """
+    count = jnp.where(
+        state.step == schedule.num_steps, 0, jnp.asarray(state.optimizer.count)
+    )
+    return state._replace(optimizer=state.optimizer._replace(count=count))
 
 
 def gradient_norm(gradient: Params) -> Array:

@@ -135,7 +135,7 @@ BAD = {
     ),
     "nan": ({"vector": GOOD["vector"] * np.nan}, "vector holds NaN.*'observed'"),
     "cube of tokens": ({"text": GOOD["text"][..., None]}, r"text .*int \[N, T\]"),
-    "negative tokens": ({"text": GOOD["text"] - 1}, "text: tokens are numbered from 0"),
+    "negative tokens": ({"text": GOOD["text"] - 1}, "text: tokens and counts are >= 0"),
     "few words": ({"text_words": GOOD["text_words"][:4]}, "token 4.*only 4 words"),
     "words of numbers": ({"text_words": np.arange(6)}, "text_words must be strings"),
     "large tokens": ({"text": np.full((N, 6), 2**40)}, "is beyond int32"),

@@ -147,6 +147,14 @@ def test_what_is_imputed(trained, split):
         )
         assert not found.spread[m][is_there].any()
         assert (found.spread[m][~is_there] > 0).any(), "draws differ"
+    assert set(found.deviation) == {"image", "waves"}
+    for i, m in enumerate(("image", "waves")):
+        is_there = OBSERVED[:, i]
+        assert not found.deviation[m][is_there].any()
+        # Laplace of scale 0.75: of variance 2 b^2.
+        noise = np.sqrt(2) * 0.75 * (255 if m == "image" else 1)
+        expected = np.hypot(found.spread[m][~is_there], noise)
+        np.testing.assert_allclose(found.deviation[m][~is_there], expected, rtol=1e-5)
     missing = ~OBSERVED[:, 1]
     draws = found.draws["waves"].astype(np.float64)
     np.testing.assert_allclose(

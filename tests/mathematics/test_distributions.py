@@ -249,10 +249,8 @@ def test_values_outside_of_the_support_have_no_probability(name, outside):
 
 
 def test_unknown_likelihood():
-    message = (
-        "unknown likelihood 'cauchy'; choose one of "
-        "laplace, gaussian, bernoulli, categorical"
-    )
+    known = ", ".join(distributions.LIKELIHOODS)
+    message = f"unknown likelihood 'cauchy'; choose one of {known}"
     with pytest.raises(UsageError, match=message):
         distributions.make_likelihood("cauchy", 1.0)
 

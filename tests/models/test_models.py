@@ -12,6 +12,7 @@ from configs import base, polydigits
 from mmvae_jax import models
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import elbo
+from mmvae_jax.mathematics.distributions import LIKELIHOODS
 from mmvae_jax.training import loop, sweep
 from mmvae_jax.training.execution import Execution, compile_steps, init_states
 from mmvae_jax.training.step import vae_task
@@ -436,8 +437,7 @@ def set_field(path, value):
         (
             "mvae",
             set_field("modality.likelihood", "cauchy"),
-            "unknown likelihood 'cauchy'; choose one of laplace, gaussian, bernoulli, "
-            "categorical",
+            f"unknown likelihood 'cauchy'; choose one of {', '.join(LIKELIHOODS)}",
         ),
     ],
 )
