@@ -170,7 +170,8 @@ def impute(
     pieces = impute_batches(trained, split, num_draws=num_draws, key=key)
     if not keep_draws:
         moments = (one[:3] for one in pieces)
-        return Imputed(*_collected(moments, split.num_examples), {})
+        mean, spread, deviation = _collected(moments, split.num_examples)
+        return Imputed(mean, spread, deviation, {})
     return Imputed(*_collected(pieces, split.num_examples, axes=(0, 0, 0, 1)))
 
 
@@ -194,12 +195,11 @@ def impute_batches(
             )
             for m in trained.description.modalities
         }
-        yield Imputed(
-            *(
-                {m: x[i] for m, x in found.items() if x[i] is not None}
-                for i in range(len(Imputed._fields))
-            )
+        mean, spread, deviation, draws = (
+            {m: x[i] for m, x in found.items()} for i in range(4)
         )
+        with_noise = {m: x for m, x in deviation.items() if x is not None}
+        yield Imputed(mean, spread, with_noise, draws)
 
 
 def _decoded_draws(
@@ -230,7 +230,7 @@ def _imputed(
     given: Split,
     means: list[np.ndarray],
     noise: list[np.ndarray],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
+) -> tuple[Any, ...]:
     """The fields of Imputed of one modality, what is observed put back."""
     values = np.stack([_in_units(modality, x) for x in means]).astype(np.float64)
     if modality.kind == TOKENS:
@@ -380,8 +380,8 @@ def _given(
         x = split.modalities[m]
         if not is_image(x) and not support.holds(x).all():
             raise UsageError(
-                f"{m} holds {x[~np.asarray(support.holds(x))][0]:g}, and its likelihood "
-                f"is one of {support.words}"
+                f"{m} holds {x[~np.asarray(support.holds(x))][0]:g}, and its "
+                f"likelihood is one of {support.words}"
             )
     if given is None:
         return split

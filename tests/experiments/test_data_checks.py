@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from configs.arrays import get_config
-from experiments.running import build, signals
+from experiments.running import build
 from mmvae_jax.errors import UsageError
-from mmvae_jax.training import sweep
 
 N = 60
 RNG = np.random.default_rng(0)
@@ -46,7 +45,7 @@ def start(tmp_path):
                 config.modalities.update(value)
             else:
                 config.update_from_flattened_dict({name.replace("__", "."): value})
-        return build.build(config, sweep.grid(config.sweep), signals.Signals())
+        return build.build(config)
 
     return build_it
 

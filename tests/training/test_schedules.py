@@ -7,9 +7,9 @@ import pytest
 from small_tasks import MAP, NUM, SHAPES, Setup, assert_same_bits, bits_differ
 
 from configs import base
-from experiments.running import checks
 from mmvae_jax import models
 from mmvae_jax.errors import UsageError
+from mmvae_jax.interface import checks
 from mmvae_jax.training import sweep
 from mmvae_jax.training.schedules import Factors, make_factors
 from mmvae_jax.training.step import init_state, train_step, vae_task
