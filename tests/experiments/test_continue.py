@@ -3,10 +3,11 @@
 import json
 import shutil
 
+import evidence
 import pytest
 
 from experiments.drawing import page
-from experiments.plans import runs
+from experiments.plans import plan, runs, tables
 from experiments.running import session, workdirs
 from mmvae_jax.errors import UsageError
 
@@ -174,3 +175,28 @@ def test_runs_that_are_no_part_of_a_sweep_stay_alone(change, array_run, tmp_path
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
     assert len(runs.find_runs(tmp_path)) == 2
+
+
+def test_figures_and_claims_read_further_members_with_their_run(tmp_path):
+    """Evidence of a plan, which is all that they read, with more seeds of one run."""
+    _, config = plan.load_scale("demo")
+    spec = plan.all_specs(config, plan.figure_specs(config))[0]
+    found = evidence.write(tmp_path / "plan", specs=[spec])
+    (run,) = found.runs.values()
+    more = run.workdir.with_name(f"{run.workdir.name}_more")
+    shutil.copytree(run.workdir, more)
+    with pytest.raises(UsageError, match="_more is no part of the sweep of"):
+        plan.read(tmp_path / "plan")  # the same members twice
+    texts = ("config.json", "summary.json")
+    config, summary = (read(more / name) for name in texts)
+    config["sweep"]["seed"] = [17]
+    summary["members"] = [
+        member | {"seed": 17} for member in summary["members"] if member["seed"] == 0
+    ]
+    for name, content in zip(texts, (config, summary), strict=True):
+        (more / name).write_text(json.dumps(content))
+    evidence._write_log(more, (2900.0, 2600.0))
+    joined = plan.read(tmp_path / "plan")
+    seeds = tables.by_seed(joined, spec, "eval/elbo").columns.get_level_values("seed")
+    before = tables.by_seed(found, spec, "eval/elbo").columns.get_level_values("seed")
+    assert set(seeds) == {*before, 17}
