@@ -190,6 +190,17 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 content = self.revisions[names[revision]]
                 siblings = [{"rfilename": name} for name in content]
                 oid = self._name(names[revision])
+                if parts[4:5] == ["tree"]:
+                    tree = [
+                        {
+                            "type": "file",
+                            "path": name,
+                            "size": len(data),
+                            "oid": hashlib.sha1(data).hexdigest(),
+                        }
+                        for name, data in content.items()
+                    ]
+                    return self._answer(tree)
                 found = {"id": "somebody/model", "sha": oid, "siblings": siblings}
                 return self._answer(found)
             headers = [("X-Error-Code", "RevisionNotFound")]
@@ -276,4 +287,3 @@ def test_a_hub_keeps_exports_and_their_revisions(outcomes, hub, tmp_path):
     away = call("-c", READ, "hub:nobody/model", HF_ENDPOINT="http://127.0.0.1:9")
     (line,) = away.stdout.splitlines()
     assert line.startswith("error: hub:nobody/model cannot be read: ")
-    print(gone, nobody, line, done.stderr, away.stderr, sep="\n")
