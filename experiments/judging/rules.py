@@ -10,8 +10,7 @@ import numpy as np
 from experiments.judging import paper, statistics
 from experiments.plans import choice, plan, tables
 from experiments.plans.names import model_label
-from experiments.plans.runs import RunRecord, show
-from mmvae_jax.training import log
+from experiments.plans.runs import RunRecord, read_log, show
 
 
 class Line(NamedTuple):
@@ -475,7 +474,7 @@ def _first_and_last_loss(run: RunRecord, member: dict) -> tuple[float, float]:
     names = ("beta", "learning_rate", "seed")
     losses = [
         math.nan if entry["train/loss"] is None else entry["train/loss"]
-        for entry in log.read_metrics(run.workdir / "metrics.jsonl")
+        for entry in read_log(run)
         if "train/loss" in entry and all(entry[name] == member[name] for name in names)
     ]
     if len(losses) < 2:

@@ -232,6 +232,27 @@ def check_with_data(run: Run) -> list[str]:
         return faults.notes(dataset) + needs.check(run.setting)
 
 
+def applicable(run: Run) -> tuple[dict[str, Callable], list[str]]:
+    """All metrics that can be computed of a run.
+
+    Returns:
+      (as of `evaluate.select_metrics`, a line for each of the others that says why).
+    """
+    found: dict[str, Callable] = {}
+    lines = []
+    for name in METRICS:
+        config = run.setting.config.copy_and_resolve_references()
+        config.eval.metrics = (name,)
+        try:
+            with fields_of("config.eval"):
+                _require_seen(name, run)
+                needs.check(run.setting._replace(config=config))
+                found |= evaluate.select_metrics(config.eval, config.data.data_dir)
+        except UsageError as error:
+            lines.append(f"{name} cannot be computed: {error}")
+    return found, lines
+
+
 def layout_of(config: Any, num_members: int) -> devices.Layout:
     """Numbers of devices for the members and for a batch, from config.train.mesh."""
     return devices.choose_layout(

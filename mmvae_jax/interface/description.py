@@ -231,17 +231,21 @@ def _as_modality(modality: Modality, x: np.ndarray, mask: np.ndarray) -> np.ndar
     }[modality.kind]
     if not is_fitting or x.shape[1:] != modality.shape:
         raise UsageError(f"{where} {wanted}")
-    there = x[mask]
-    if modality.kind == VECTORS and not np.isfinite(there).all():
-        raise UsageError(
-            f"{modality.name} holds NaN or infinity: where data are missing, say so in "
-            f"{OBSERVED!r}"
-        )
-    if modality.kind == TOKENS and there.size:
-        if there.min() < 0 or there.max() >= len(modality.words):
+    if modality.kind != IMAGES and mask.any():
+        # Of each example, [N]: a copy of all values would be as large as they are.
+        values = tuple(range(1, x.ndim))
+        with np.errstate(invalid="ignore"):
+            low, high = (f(x, axis=values)[mask] for f in (np.min, np.max))
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise UsageError(
-                f"{modality.name} has tokens {there.min()} to {there.max()}, and the "
-                f"model knows 0 to {len(modality.words) - 1}"
+                f"{modality.name} holds NaN or infinity: where data are missing, say "
+                f"so in {OBSERVED!r}"
+            )
+        words = len(modality.words)
+        if modality.kind == TOKENS and (low.min() < 0 or high.max() >= words):
+            raise UsageError(
+                f"{modality.name} has tokens {low.min()} to {high.max()}, and the "
+                f"model knows 0 to {words - 1}"
             )
     x = x.astype(_DTYPES[modality.kind], copy=not mask.all())
     if not mask.all():
