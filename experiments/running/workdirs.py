@@ -291,10 +291,17 @@ def compare_training(workdir: Path, config: Any, found: Any) -> None:
     steps = "config.train.num_steps"
     before, now = theirs.get(steps), ours[steps]
     if isinstance(before, int) and now > before:
+        if ours.get(_SCHEDULE) == theirs.get(_SCHEDULE) == "cosine":
+            raise UsageError(
+                f"{workdir} holds a run whose learning rate falls until step {before} "
+                f"({_SCHEDULE} is 'cosine'), so that it cannot go on to {now}: choose "
+                "another --workdir"
+            )
         names.remove(steps)
     _refuse(workdir, ours, theirs, names)
 
 
+_SCHEDULE = "config.train.learning_rate_schedule"
 # Sections that say how a run is evaluated, and no part of how it is trained.
 EVALUATION = ("eval", "classifier", "matcher")
 _EVALUATION = tuple(f"config.{section}." for section in EVALUATION)

@@ -118,3 +118,15 @@ def test_foreign_files_and_no_folder(tmp_path):
         with pytest.raises(UsageError, match="is not a folder"):
             claim(path, smoke.get_config())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_whose_learning_rate_has_an_end_does_not_go_on(tmp_path):
+    config = smoke.get_config()
+    config.train.learning_rate_schedule = "cosine"
+    claim(tmp_path / "run", config)
+    config.train.num_steps += 1
+    with pytest.raises(UsageError, match="falls until step 24.*cannot go on to 25"):
+        claim(tmp_path / "run", config)
+    config.train.learning_rate_schedule = "constant"
+    with pytest.raises(UsageError, match="another config"):
+        claim(tmp_path / "run", config)
