@@ -113,6 +113,12 @@ def to_split(
     labels, observed = arrays.pop(_LABELS, None), arrays.pop(OBSERVED, None)
     if not arrays:
         raise UsageError(f"{where} holds no modality: one array each, examples first")
+    for name in arrays:
+        if "." in name or not name:
+            raise UsageError(
+                f"{where}: no modality can be called {name!r}, of which a config could "
+                "not set anything: rename it, without dots"
+            )
     lengths = {name: len(x) if x.ndim else 0 for name, x in arrays.items()}
     num = min(lengths.values())
     if num < 1 or num < max(lengths.values()):
