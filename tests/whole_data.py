@@ -93,7 +93,8 @@ class DataSet(NamedTuple):
         config = arrays.get_config(self.model)
         config.update_from_flattened_dict(TINY | self.changes)
         for name, settings in self.modalities.items():
-            config.modalities[name] = ConfigDict(settings)
+            if "." not in name:  # which no config can set
+                config.modalities[name] = ConfigDict(settings)
         config.eval.metrics = self.metrics
         config.data.data_dir = str(folder / "data")
         for field, content in (("path", self.train), ("test_path", self.test)):
