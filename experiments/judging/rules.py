@@ -286,11 +286,10 @@ def _accuracy(line: Line, spec: plan.Spec) -> float:
     """Mean accuracy of the classifiers of all modalities on real images."""
     spreads = line.evidence.spreads
     own = spreads[(spreads["run"] == spec.folder) & (spreads["seeds"] > 0)]
-    # The same at every beta.
-    own = own[own["beta"] == own["beta"].iloc[0]].dropna(subset="mean")
-    own = own[own["tag"].str.startswith(f"{paper.ACCURACY}/")]
+    own = own[own["tag"].str.startswith(f"{paper.ACCURACY}/")].dropna(subset="mean")
     if own.empty:
         raise statistics.NotMeasured(f"no {paper.ACCURACY} in {spec.folder}")
+    own = own[own["beta"] == own["beta"].iloc[0]]  # the same at every beta
     return float(own["mean"].mean())
 
 

@@ -14,9 +14,9 @@ your words begin with those, or a run is refused.
 import hashlib
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -113,6 +113,12 @@ def to_split(
     labels, observed = arrays.pop(_LABELS, None), arrays.pop(OBSERVED, None)
     if not arrays:
         raise UsageError(f"{where} holds no modality: one array each, examples first")
+    for name in arrays:
+        if "." in name or not name:
+            raise UsageError(
+                f"{where}: no modality can be called {name!r}, of which a config could "
+                "not set anything: rename it, without dots"
+            )
     lengths = {name: len(x) if x.ndim else 0 for name, x in arrays.items()}
     num = min(lengths.values())
     if num < 1 or num < max(lengths.values()):
@@ -140,6 +146,53 @@ def to_split(
         name = next(iter(words))
         raise UsageError(f"{where}: {name}{_WORDS} is of no modality of tokens")
     return Split(modalities, _labels(where, labels, num), observed), vocabularies
+
+
+def given(data: Any, without: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Arrays by name, of whatever NumPy makes an array of.
+
+    Args:
+      data: name -> array, or nested sequences of numbers.
+      without: names that are left out.
+
+    Raises:
+      UsageError: it is something else, or the sequences are not of one length.
+    """
+    if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
+        raise UsageError(
+            "data must be a mapping of names to arrays, as {'image': x, 'vector': y}, "
+            f"got {type(data).__name__}"
+            + (f" of {list(data)[:2]}" if isinstance(data, Mapping) else "")
+        )
+    found = {}
+    for name in (name for name in data if name not in without):
+        try:
+            found[name] = np.asarray(data[name])
+        except ValueError as error:
+            raise UsageError(
+                f"data: {name} is not of one shape: its examples need equal lengths"
+            ) from error
+    return found
+
+
+def texts(name: str, x: np.ndarray, mask: np.ndarray) -> list[str]:
+    """Captions as N strings, "" where they are missing.
+
+    Args:
+      name: of the modality.
+      x: strings or objects [N].
+      mask: bool [N], where they are there.
+
+    Raises:
+      UsageError: one that is there is no string, as None and NaN are not.
+    """
+    for row in np.flatnonzero(mask):
+        if not isinstance(x[row], str):
+            raise UsageError(
+                f"data: {name} has {x[row]!r} among its captions (example {row}): say "
+                f"where one is missing in {OBSERVED!r}"
+            )
+    return [str(text) if there else "" for text, there in zip(x, mask, strict=True)]
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -277,7 +330,7 @@ def _labels(where: str, labels: np.ndarray | None, num: int) -> np.ndarray | Non
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (num,):
         raise UsageError(
             f"{where}: {_LABELS} must be integers ({num},), got {labels.dtype} "
-            f"{labels.shape}"
+            f"{labels.shape}: classes 0, 1, ... are x.astype(int)"
         )
     if labels.min() < 0 or labels.max() >= 1_000_000:
         raise UsageError(

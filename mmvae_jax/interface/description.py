@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmvae_jax import tokens
+from mmvae_jax.data.arrays import given, texts
 from mmvae_jax.data.dataset import Dataset, Split, is_image, is_tokens
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import OBSERVED, AnyArray, TokenShape
@@ -148,7 +149,7 @@ def to_split(
     if isinstance(data, Split):
         data = data.leaves()
     known = {m.name: m for m in description.modalities}
-    arrays = {m: np.asarray(x) for m, x in data.items() if m not in (OBSERVED, LABELS)}
+    arrays = given(data, without=(OBSERVED, LABELS))
     for name in arrays:
         if name not in known:
             raise UsageError(
@@ -263,8 +264,7 @@ def _encoded(modality: Modality, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
                 f"{', '.join(tokens.SPECIALS)}, and that of the model does not: give "
                 "its words, [N, T]"
             )
-        texts = [str(x[i]) if mask[i] else "" for i in range(len(x))]
-        return tokens.encode(texts, words, length)
+        return tokens.encode(texts(modality.name, x, mask), words, length)
     index = {word: token for token, word in enumerate(words)}
     unknown = sorted({str(word) for word in x[mask].ravel()} - index.keys())
     if unknown:

@@ -1,5 +1,6 @@
 """`fit`: training on arrays in memory, with the train loop of every run."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,6 +70,9 @@ def fit(
       Trained; a tuple of them, one a member, where one of the swept values is a
       sequence.
 
+    Warns:
+      UserWarning: what is odd about the data and may yet be meant.
+
     Raises:
       UsageError: a setting or an array that does not fit, before anything is trained;
         or all members have diverged.
@@ -90,7 +94,9 @@ def fit(
         log_every_steps=max(1, num_steps // 100),
     )
     checks.check(found)
-    sweep, _ = sweeps.build(found, dataset)
+    sweep, notes = sweeps.build(found, dataset)
+    for line in notes:
+        warnings.warn(line, stacklevel=2)
     trained = train(sweep, is_shown=is_shown)
     if not any(one.is_finite for one in trained):
         raise UsageError(
@@ -156,19 +162,32 @@ def train(sweep: sweeps.Sweep, *, is_shown: bool = True) -> tuple[Trained, ...]:
 
 def _dataset(data: Mapping[str, Any], observed: Any, labels: Any) -> Dataset:
     """The arrays as a data set without test examples of its own."""
-    given = {name: np.asarray(x) for name, x in data.items()}
+    given = arrays.given(data)
+    for name, x in ((OBSERVED, observed), (description.LABELS, labels)):
+        if x is not None:
+            given[name] = np.asarray(x)
     for name, x in list(given.items()):
         if x.dtype.kind in "UO" and x.ndim == 1 and not name.endswith("_words"):
-            texts = [str(text) for text in x]
+            texts = arrays.texts(name, x, _is_there(given, name))
             words = tokens.build_vocabulary(texts)
             length = 1 + max(len(tokens.tokenize(text)) for text in texts)
             given[name] = tokens.encode(texts, words, length)
             given[f"{name}_words"] = np.array(words)
-    for name, x in ((OBSERVED, observed), (description.LABELS, labels)):
-        if x is not None:
-            given[name] = np.asarray(x)
     split, vocabularies = arrays.to_split(given)
     return Dataset(split, split, arrays.fingerprint(split), "arrays", vocabularies)
+
+
+def _is_there(given: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """Which examples of a modality the mask says to be there, bool [N].
+
+    Its shape is not checked yet: if it does not fit, all of them are.
+    """
+    others = (OBSERVED, description.LABELS)
+    names = [m for m in given if m not in others and not m.endswith("_words")]
+    mask, num = given.get(OBSERVED), len(given[name])
+    if mask is None or mask.dtype != bool or mask.shape != (num, len(names)):
+        return np.ones(num, bool)
+    return mask[:, names.index(name)]
 
 
 def _config(

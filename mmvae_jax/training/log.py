@@ -72,12 +72,18 @@ class RunWriter:
         ]
 
     def write_scalars(self, step: int, scalars: Sequence[Mapping[str, float]]) -> None:
-        """Writes tag -> value of every member at a step, at once and to the disk."""
+        """Writes tag -> value of every member at a step, at once and to the disk.
+
+        Why a value is nan, as its attribute `reason` says where it has one, is in the
+        field "undefined" of the line.
+        """
         lines = []
         for k, (member, values) in enumerate(zip(self.members, scalars, strict=True)):
             head = {"step": step, "member": k, **member._asdict()}
             head |= {DATE: self.date} if self.date else {}
-            lines.append(json.dumps(jsonable({**head, **values}), allow_nan=False))
+            why = {t: x.reason for t, x in values.items() if hasattr(x, "reason")}
+            line = {**head, **values, **({"undefined": why} if why else {})}
+            lines.append(json.dumps(jsonable(line), allow_nan=False))
             for tag, value in values.items():
                 self._boards[k].add_scalar(_board_tag(tag), value, step)
         self._file.write("".join(line + "\n" for line in lines))
