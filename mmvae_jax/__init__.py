@@ -14,8 +14,8 @@ training     <-  mathematics data
 evaluation   <-  mathematics networks data models training
 interface    <-  mathematics networks data models training evaluation
 
-mathematics  distributions, subsets, products and mixtures of experts, Eq. 2 and its KL
-networks     Linen encoders, decoders and classifiers, and how a convolution is executed
+mathematics  distributions, subsets, products and mixtures of experts, Eq. 2, flows
+networks     Linen encoders, decoders, classifiers, flows; how a convolution is executed
 data         data sets in memory, what is missing of them, the order of batches
 models       a model is a NamedTuple of pure functions; one table; one file a kind
 training     the pure train step, the one train loop, sweeps, devices, checkpoints, log

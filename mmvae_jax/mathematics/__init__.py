@@ -7,5 +7,6 @@ components     choice of the component that an example is decoded from
 elbo           the terms of an objective, the loss, Eq. 2, Eq. 84, unimodal ELBOs
 subset_kl      the KL terms of Eq. 2 over all subsets, in fast and in plain form
 importance     the importance-weighted objective of the released MMVAE
+flows          rectified flows: their loss, guidance, solvers and density; whitening
 theory         the theorem on sub-sampling, for a known joint pmf
 """

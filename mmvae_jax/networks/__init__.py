@@ -7,6 +7,8 @@ int32 [B, T], and their likelihood's parameters are logits [B, T, V].
 A network with convolutions says in `form` how they are executed: one of
 `layers.FORMS`, a field if its layers are those of `layers`, and "lax" if some are
 Linen's.
+
+The networks of `flows` are neither: they map latents and a time to a velocity.
 """
 
 from typing import Any

@@ -1,0 +1,182 @@
+"""Linen networks for the velocity of a flow over latents.
+
+They map latents x [B, D] at times t to a velocity [B, D], and may have a condition
+[B, E], of which zeros say that there is none. Each block is shifted, scaled and gated
+by a function of time and condition, and begins as the identity, as in the diffusion
+transformers of Peebles & Xie (2023); the velocity begins as 0.
+"""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from mmvae_jax.networks import layers
+from mmvae_jax.types import AnyArray, Array, Shape
+
+# Sines and cosines of a time in [0, 1], and their highest frequency, in radians. Higher
+# ones would make a velocity rough in time, and its ODE need more steps.
+_NUM_FREQUENCIES = 32
+_HIGHEST_FREQUENCY = 100.0
+# Units of a Transformer's dense layers, relative to its width.
+_EXPANSION = 4
+
+
+class Context(nn.Module):
+    """A vector for times and, if there is one, a condition: the blocks' other input."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, t: Array, condition: Array | None) -> Array:
+        """Maps times [..., B] and a condition [B, E] to [..., B, width]."""
+        frequencies = np.geomspace(1.0, _HIGHEST_FREQUENCY, _NUM_FREQUENCIES)
+        angles = t[..., None] * frequencies.astype(np.float32)
+        waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        h = nn.silu(layers.dense(self.width, waves.shape[-1], "time")(waves))
+        h = layers.dense(self.width, self.width, "time_out")(h)
+        if condition is not None:
+            h += layers.dense(self.width, condition.shape[-1], "condition")(condition)
+        return nn.silu(h)
+
+
+class ModulatedBlock(nn.Module):
+    """Attention, if it has heads, and two dense layers, each modulated by a context.
+
+    Attributes:
+      num_tokens: tokens [B, T, F] that share each row of the context [B, M, F];
+        () = the context is that of h.
+      expansion: units of the hidden layer, relative to F.
+      num_heads: of the attention; 0 = there is none.
+    """
+
+    num_tokens: tuple[int, ...] = ()
+    expansion: int = 1
+    num_heads: int = 0
+
+    @nn.compact
+    def __call__(self, h: Array, context: Array) -> Array:
+        """Maps h [B, F], or tokens [B, T, F], to h's shape."""
+        width = h.shape[-1]
+        if self.num_heads:
+            x, gate = _modulated(h, context, self.num_tokens)
+            h += gate * nn.MultiHeadDotProductAttention(self.num_heads)(x)
+        x, gate = _modulated(h, context, self.num_tokens)
+        x = nn.silu(layers.dense(self.expansion * width, width)(x))
+        return h + gate * layers.dense(width, self.expansion * width)(x)
+
+
+def _modulated(
+    h: Array, context: Array, num_tokens: tuple[int, ...], num_changes: int = 3
+) -> list[Array]:
+    """h normalised, then shifted and scaled by the context; and a gate, of 3 changes.
+
+    All changes are 0 at the start.
+    """
+    zeros, width = nn.initializers.zeros, h.shape[-1]
+    changes = nn.Dense(num_changes * width, kernel_init=zeros)(context)
+    if num_tokens:
+        changes = _for_tokens(changes, num_tokens)
+    shift, scale, *gate = jnp.split(changes, num_changes, axis=-1)
+    normalised = nn.LayerNorm(use_bias=False, use_scale=False)(h)
+    return [normalised * (1 + scale) + shift, *gate]
+
+
+def _for_tokens(x: Array, num_tokens: tuple[int, ...]) -> Array:
+    """Rows [B, M, F], each as often as its modality has tokens: [B, T, F]."""
+    return x[:, np.repeat(np.arange(len(num_tokens)), num_tokens)]
+
+
+class MLPFlow(nn.Module):
+    """Dense blocks: the velocity of the latents of one modality, or of a code.
+
+    Attributes:
+      width: units of each layer.
+      depth: blocks.
+    """
+
+    width: int = 128
+    depth: int = 3
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, condition: Array | None = None) -> Array:
+        """Maps x [B, D], t [B] and a condition [B, E] to the velocity [B, D]."""
+        size = x.shape[-1]
+        context = Context(self.width)(t, condition)
+        h = layers.dense(self.width, size)(x)
+        for _ in range(self.depth):
+            h = ModulatedBlock()(h, context)
+        (h,) = _modulated(h, context, (), 2)
+        return nn.Dense(size, kernel_init=nn.initializers.zeros)(h)
+
+
+class TransformerFlow(nn.Module):
+    """A Transformer over the latents of all modalities, any of which may be given.
+
+    The latents of a modality are of any shape, and its last axis is a token: (D,) is
+    one token a modality, and (H, W, C) one for each place. Tokens of all modalities see
+    one another.
+
+    Attributes:
+      shapes: of the latents of each modality, which are flat and end to end in x.
+      width: units of each token, a multiple of num_heads.
+      depth: blocks.
+      num_heads: of the attention.
+    """
+
+    shapes: tuple[Shape, ...]
+    width: int = 128
+    depth: int = 3
+    num_heads: int = 4
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        t: Array,
+        condition: Array | None = None,
+        given: AnyArray | None = None,
+    ) -> Array:
+        """The velocity of all modalities; what it says of given ones means nothing.
+
+        Args:
+          x: [B, D], D being the entries of all shapes together.
+          t: [B], or [M, B] for a time of each modality; where given it is 1.
+          condition: [B, E].
+          given: bool [M, B], or [M]; modalities that x has as they are in the data.
+
+        Returns:
+          [B, D].
+        """
+        sizes = [math.prod(shape) for shape in self.shapes]
+        if x.shape[-1] != sum(sizes):
+            raise ValueError(
+                f"x has {x.shape[-1]} entries, and {self.shapes} have {sum(sizes)}"
+            )
+        num_tokens = tuple(math.prod(shape[:-1]) for shape in self.shapes)
+        batch, num = len(x), len(self.shapes)
+        if given is None:
+            given = np.zeros(num, bool)
+        given = jnp.broadcast_to(jnp.asarray(given).reshape(num, -1), (num, batch))
+        times = jnp.where(given, 1.0, t)
+        context = jnp.swapaxes(Context(self.width)(times, condition), 0, 1)
+        normal, zeros = nn.initializers.normal(1.0), nn.initializers.zeros
+        flags = self.param("given", normal, (num, self.width))
+        h = _for_tokens(jnp.where(given.T[..., None], flags, 0.0), num_tokens)
+        h += self.param("positions", normal, h.shape[1:])
+        parts = jnp.split(x, np.cumsum(sizes)[:-1], axis=-1)
+        pairs = zip(parts, self.shapes, strict=True)
+        own = [part.reshape(batch, -1, shape[-1]) for part, shape in pairs]
+        h += jnp.concatenate(
+            [layers.dense(self.width, part.shape[-1])(part) for part in own], axis=1
+        )
+        for _ in range(self.depth):
+            h = ModulatedBlock(num_tokens, _EXPANSION, self.num_heads)(h, context)
+        (h,) = _modulated(h, context, num_tokens, 2)
+        parts = jnp.split(h, np.cumsum(num_tokens)[:-1], axis=1)
+        velocities = [
+            nn.Dense(shape[-1], kernel_init=zeros)(part).reshape(batch, -1)
+            for part, shape in zip(parts, self.shapes, strict=True)
+        ]
+        return jnp.concatenate(velocities, axis=-1)
