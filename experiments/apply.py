@@ -100,7 +100,8 @@ def main() -> None:
     model = trained.load(Path(given.workdir).expanduser(), **member_of(given.member))
     held = arrays.read_npz(Path(given.data).expanduser())
     known = [m.name for m in model.description.modalities]
-    own = {name: x for name, x in held.items() if name in (*known, OBSERVED)}
+    read = {*known, *(f"{m}{description.WORDS}" for m in known), OBSERVED}
+    own = {name: x for name, x in held.items() if name in read}
     split = description.to_split(model.description, own)
     others = {name: x for name, x in held.items() if name not in known}
     del held, own

@@ -24,6 +24,8 @@ from mmvae_jax.types import OBSERVED
 
 # Refuses decompression bombs before anything is unpacked.
 _MAX_BYTES = 16 << 30
+# Tokens without words; networks have a row for each.
+_MAX_UNNAMED = 1 << 16
 _LABELS = "labels"
 _WORDS = "_words"
 
@@ -127,6 +129,12 @@ def to_split(
     vocabularies = {}
     for name, x in modalities.items():
         if x.dtype == np.int32:
+            if name not in words and x.max() >= _MAX_UNNAMED:
+                raise UsageError(
+                    f"{where}: {name} holds {x.max()}: ints are tokens, and so many "
+                    f"need their words, {name}{_WORDS}; counts and measurements are "
+                    "vectors, x.astype(float)"
+                )
             own = words.pop(name, tuple(str(i) for i in range(x.max() + 1)))
             if x.max() >= len(own):
                 raise UsageError(
@@ -191,7 +199,8 @@ def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
     if x.dtype.kind not in "biuf":
         raise UsageError(
             f"{given}: images are uint8, vectors float, tokens int (captions become "
-            "tokens by mmvae_jax.tokens.encode)"
+            "tokens by mmvae_jax.tokens.encode; numbers held as objects are "
+            "x.astype(float))"
         )
     if x.ndim < 2:
         raise UsageError(
@@ -236,7 +245,10 @@ def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
                 "vectors are x.astype(float); tokens are int [N, T]"
             )
         if (x[mask] < 0).any():
-            raise UsageError(f"{where}: tokens are numbered from 0, got {x.min()}")
+            raise UsageError(
+                f"{where}: tokens are numbered from 0, got {x[mask].min()}; ints that "
+                "are no tokens are vectors, x.astype(float)"
+            )
         if (x[mask] > np.iinfo(np.int32).max).any():
             raise UsageError(f"{where}: token {x.max()} is beyond int32")
         x = x.astype(np.int32)
