@@ -122,7 +122,8 @@ def _read(model: mmvae_jax.Trained, path: Path) -> tuple[Split, dict[str, np.nda
                 f"{path} holds {name!r}, the name of a result: give it another name"
             )
     known = [m.name for m in model.description.modalities]
-    own = {name: x for name, x in held.items() if name in (*known, OBSERVED)}
+    read = {*known, *(f"{m}{description.WORDS}" for m in known), OBSERVED}
+    own = {name: x for name, x in held.items() if name in read}
     split = description.to_split(model.description, own)
     others = {name: x for name, x in held.items() if name not in known}
     missing = [m for m in known if not split.is_observed(m).any()]

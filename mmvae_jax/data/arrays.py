@@ -14,9 +14,9 @@ your words begin with those, or a run is refused.
 import hashlib
 import math
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from mmvae_jax.types import OBSERVED
 
 # Refuses decompression bombs before anything is unpacked.
 _MAX_BYTES = 16 << 30
+# Tokens without words; networks have a row for each.
+_MAX_UNNAMED = 1 << 16
 _LABELS = "labels"
 _WORDS = "_words"
 
@@ -135,6 +137,12 @@ def to_split(
     vocabularies = {}
     for name, x in modalities.items():
         if x.dtype == np.int32:
+            if name not in words and x.max() >= _MAX_UNNAMED:
+                raise UsageError(
+                    f"{where}: {name} holds {x.max()}: ints are tokens, and so many "
+                    f"need their words, {name}{_WORDS}; counts and measurements are "
+                    "vectors, x.astype(float)"
+                )
             own = words.pop(name, tuple(str(i) for i in range(x.max() + 1)))
             if x.max() >= len(own):
                 raise UsageError(
@@ -146,53 +154,6 @@ def to_split(
         name = next(iter(words))
         raise UsageError(f"{where}: {name}{_WORDS} is of no modality of tokens")
     return Split(modalities, _labels(where, labels, num), observed), vocabularies
-
-
-def given(data: Any, without: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """Arrays by name, of whatever NumPy makes an array of.
-
-    Args:
-      data: name -> array, or nested sequences of numbers.
-      without: names that are left out.
-
-    Raises:
-      UsageError: it is something else, or the sequences are not of one length.
-    """
-    if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
-        raise UsageError(
-            "data must be a mapping of names to arrays, as {'image': x, 'vector': y}, "
-            f"got {type(data).__name__}"
-            + (f" of {list(data)[:2]}" if isinstance(data, Mapping) else "")
-        )
-    found = {}
-    for name in (name for name in data if name not in without):
-        try:
-            found[name] = np.asarray(data[name])
-        except ValueError as error:
-            raise UsageError(
-                f"data: {name} is not of one shape: its examples need equal lengths"
-            ) from error
-    return found
-
-
-def texts(name: str, x: np.ndarray, mask: np.ndarray) -> list[str]:
-    """Captions as N strings, "" where they are missing.
-
-    Args:
-      name: of the modality.
-      x: strings or objects [N].
-      mask: bool [N], where they are there.
-
-    Raises:
-      UsageError: one that is there is no string, as None and NaN are not.
-    """
-    for row in np.flatnonzero(mask):
-        if not isinstance(x[row], str):
-            raise UsageError(
-                f"data: {name} has {x[row]!r} among its captions (example {row}): say "
-                f"where one is missing in {OBSERVED!r}"
-            )
-    return [str(text) if there else "" for text, there in zip(x, mask, strict=True)]
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -246,7 +207,8 @@ def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
     if x.dtype.kind not in "biuf":
         raise UsageError(
             f"{given}: images are uint8, vectors float, tokens int (captions become "
-            "tokens by mmvae_jax.tokens.encode)"
+            "tokens by mmvae_jax.tokens.encode; numbers held as objects are "
+            "x.astype(float))"
         )
     if x.ndim < 2:
         raise UsageError(
@@ -291,7 +253,10 @@ def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
                 "vectors are x.astype(float); tokens are int [N, T]"
             )
         if (x[mask] < 0).any():
-            raise UsageError(f"{where}: tokens and counts are >= 0, got {x.min()}")
+            raise UsageError(
+                f"{where}: tokens and counts are >= 0, got {x[mask].min()}; ints that "
+                "are neither are vectors, x.astype(float)"
+            )
         if (x[mask] > np.iinfo(np.int32).max).any():
             raise UsageError(f"{where}: {x.max()} is beyond int32")
         x = x.astype(np.int32)
