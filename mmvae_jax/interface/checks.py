@@ -222,12 +222,12 @@ def check_with_data(run: Run) -> list[str]:
     """
     config, dataset = run.setting.config, run.setting.dataset
     faults.require_observed(dataset)
+    _apply(CHECKS_WITH_DATA, config, run)
     for modality, support in run.model.supports.items():
         with fields_of(f"config.modalities.{modality}"):
             faults.require_support(dataset, modality, support)
         if parts.takes_specials(config, modality):
             faults.require_specials(dataset, modality)
-    _apply(CHECKS_WITH_DATA, config, run)
     with fields_of("config.eval"):
         return faults.notes(dataset) + needs.check(run.setting)
 

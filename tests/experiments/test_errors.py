@@ -140,7 +140,7 @@ USAGE = {
         "another config: config.model.latent_dim is 4 there and 5 here"
     ),
     "--workdir={run} --config=configs/smoke.py:mvae --config.train.num_steps=30": (
-        r"another config: config.model.name .*\(and 1 more fields\)"
+        r"another config: config.model.name is mopoe there and mvae here; choose"
     ),
     "--workdir={corrupt_config}": r"config.json is not the JSON",
     "--workdir={corrupt_summary}": r"summary.json is not the JSON",
@@ -208,7 +208,7 @@ USAGE = {
     f"{PICTURES}{{picture_bomb}}": "9000x9000 pixels are more than the 64000000",
     f"{PICTURES}{{picture_zero}}": "1.png: ",
     f"{PICTURES}{{picture_program}}": "1.png: not a readable image",
-    f"{PICTURES}{{picture_floats}}": "1.png: its values are signed, .* mode F",
+    f"{PICTURES}{{picture_floats}}": "1.png: its values are signed, .* .mode F",
     f"{PICTURES}{{picture_transparent}}": "1.png: has transparent pixels .mode RGBA",
     f"{PUBLISHED}{{published_cut}}": "2.2.png: not a readable image",
     f"{PUBLISHED}{{published_size}}": "40x40 pixels where 8x8",

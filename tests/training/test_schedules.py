@@ -84,11 +84,14 @@ def test_a_schedule_of_a_model_ends_before_its_training():
     message = r"config.train.num_steps=10 ends .* after 10 steps \(alpha falls from 1"
     (row,) = [one for one in checks.CHECKS_WITH_DATA if one.field == "train.num_steps"]
     config.train.num_steps = 10
-    run = checks.Run(None, task, 1)
+    run = checks.Run(None, None, task, 1)
     with pytest.raises(UsageError, match=message):
         checks._apply([row], config, run)
     config.train.num_steps = 11
     checks._apply([row], config, run)
+
+
+_DEFAULTS = MultimodalVAE._field_defaults
 
 
 def toy_model():
@@ -99,7 +102,7 @@ def toy_model():
         loss = jnp.square(params["w"] - jnp.mean(batch["m0"])) + beta * params["w"]
         return loss, ObjectiveTerms({"m0": zeros + loss}, zeros, zeros, zeros)
 
-    others = dict.fromkeys(MultimodalVAE._fields[4:11])
+    others = dict.fromkeys(set(MultimodalVAE._fields[4:]) - set(_DEFAULTS))
     return MultimodalVAE(
         ("m0",), 1, lambda key: {"w": jax.random.normal(key)}, objective, **others
     )
