@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax import models
-from mmvae_jax.training import loop, sweep
+from mmvae_jax.training import loop, stages, sweep
 from mmvae_jax.training.execution import (
     Execution,
     compile_steps,
 )
+from mmvae_jax.training.mapping import Prepared
 from mmvae_jax.training.step import (
     Task,
     init_state,
@@ -37,15 +38,17 @@ def bits_differ(one, other):
 
 
 class Setup:
-    """A task with its data, and a compiled program for each execution."""
+    """A task with its data, and compiled programs for each execution."""
 
     def __init__(self, task, data):
         self.task, self.data, self.programs, self.starts = task, data, {}, {}
 
-    def program(self, execution):
+    def program(self, execution, stage=0):
         if execution not in self.programs:
-            self.programs[execution] = compile_steps(self.task, execution)
-        return self.programs[execution]
+            self.programs[execution] = tuple(
+                compile_steps(own, execution) for own in self.task.tasks()
+            )
+        return self.programs[execution][stage]
 
     def start(self, members):
         """State, hyper-parameters and keys before the first step."""
@@ -61,15 +64,16 @@ class Setup:
 
     def fit(self, members, execution, num_steps, state=None, hyper=None, **options):
         start, own_hyper, keys = self.start(members)
-        return loop.fit(
-            self.program(execution),
+        self.program(execution)
+        given = {"batch_size": BATCH, "data_seed": DATA_SEED, "events": loop.Events()}
+        return stages.fit(
+            self.task,
+            Prepared(self.programs[execution], execution, None, self.data),
             start if state is None else copy(state),
             own_hyper if hyper is None else hyper,
             keys,
-            self.data,
             num_steps=num_steps,
-            **{"batch_size": BATCH, "data_seed": DATA_SEED} | options,
-            execution=execution,
+            **given | options,
         )
 
 
