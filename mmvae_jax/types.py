@@ -224,6 +224,8 @@ class MultimodalVAE(NamedTuple):
         deviation, in the units of `decode`; without tokens, which have none.
       schedule: how the objective changes with the steps taken; None: it does not.
       stages: in which it is trained; () = on its objective, all at once.
+      draws_missing: whether `posterior` draws what is missing, from a distribution of
+        which it does not know the density: what it returns is around the draw.
     """
 
     modalities: tuple[str, ...]
@@ -244,3 +246,4 @@ class MultimodalVAE(NamedTuple):
     deviation: Callable[..., Mapping[str, Array]] = lambda params, z: {}
     schedule: Schedule | None = None
     stages: tuple[Stage, ...] = ()
+    draws_missing: bool = False

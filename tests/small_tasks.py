@@ -19,6 +19,7 @@ from mmvae_jax.training.step import (
 from mmvae_jax.training.sweep import Member
 
 NUM, BATCH, DATA_SEED = 40, 8, 5
+NUM_STEPS = 30  # of the whole run, where a model has stages
 SHAPES = {"m0": (2, 2, 1), "m1": (2, 2, 1)}
 MEMBERS = [Member(0.5, 3e-3, 0), Member(2.0, 1e-2, 1), Member(4.0, 1e-3, 0)]
 
@@ -111,7 +112,7 @@ def small_vae(name, tiny_config, tiny_images):
     def init(key):  # compiles faster than the model's own
         return jax.tree.map(lambda x: x * (1 + 0.1 * jax.random.normal(key)), base)
 
-    task = vae_task(model)._replace(init=init)
+    task = vae_task(model, num_steps=NUM_STEPS)._replace(init=init)
     return Setup(task, jax.device_put(tiny_images(SHAPES, NUM)))
 
 

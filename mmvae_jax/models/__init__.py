@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from mmvae_jax.errors import ArgumentError, UsageError, fields_of
 from mmvae_jax.mathematics import subsets
 from mmvae_jax.models import (
+    code_flow,
     contrastive,
     coordination,
     dmvae,
@@ -199,6 +200,13 @@ MODELS = {
         "contrastive code",
         OTHER,
         contrastive.OPTIONS,
+        Citation("", "this project"),
+    ),
+    "code_flow": Model(
+        code_flow.code_flow_model,
+        "code and flows",
+        OTHER,
+        code_flow.OPTIONS,
         Citation("", "this project"),
     ),
     "custom": Model(

@@ -54,7 +54,7 @@ def test_a_process_killed_while_it_wrote_its_config(tmp_path):
     ("field", "value", "message"),
     [
         ("sweep.beta", (0.5,), r"config.sweep.beta is \[0.0, 1.0, 9.0\] there and"),
-        ("train.num_steps", 23, "config.train.num_steps is 24 there and 23 here"),
+        ("train.num_steps", 25, "config.train.num_steps is 24 there and 25 here"),
         ("data.repeated", True, "config.data.repeated is False there and True here"),
     ],
 )

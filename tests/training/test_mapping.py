@@ -234,7 +234,7 @@ def task_of(tiny_config):
     def make(network, options, model="mvae"):
         is_text = network in networks.FOR_TOKENS and network != "mlp"
         shape = TokenShape(8, 5) if is_text else (8, 8, 1)
-        config = tiny_config(model)
+        config = tiny_config(model, 8)  # a multiple of the places of "spatial"
         config.modality.network = network
         config.modality.network_options = options
         if is_text:
