@@ -29,4 +29,15 @@ def get_config(arg: str = "mopoe"):
     config.train.checkpoint_every_steps = 500
     config.classifier.num_steps = 1_500
     config.matcher.num_steps = 800
+    if (arg or "").partition(",")[0].strip() == "code_flow":
+        _set_code_flow(config)
     return base.parse_arg(config, arg)
+
+
+def _set_code_flow(config):
+    """Latents with a place in the image, three stages, and beta of the first."""
+    config.model.latent_dim = 96  # 4 x 4 places of 6
+    config.modality.network = "spatial"
+    config.modality.network_options = {}
+    config.sweep.beta = (0.1,)
+    config.train.num_steps = 6_000

@@ -126,14 +126,38 @@ class Schedule(NamedTuple):
     Attributes:
       num_steps: steps taken, from which on it changes no more.
       words: what changes, for the log.
-      later: the entries of the parameters that are trained from `num_steps` on, when
-        all others are left as they are; until then it is the others. () = all are
-        trained all the time.
     """
 
     num_steps: int
     words: str
-    later: tuple[str, ...] = ()
+
+
+class Stage(NamedTuple):
+    """One of the stages in which a model is trained, one after the other.
+
+    Attributes:
+      name: of the stage, for the log.
+      end: steps of the whole run -> the step at which the stage ends, where the next
+        begins; of the last stage they are the same.
+      objective: (params, batch, key, beta) -> (loss [], terms), as
+        `MultimodalVAE.objective`; or instead of ObjectiveTerms, metrics: name -> [].
+      learns: the entries of the parameters that the loss trains, by an Adam of its own;
+        all others are left as they are.
+      begin: (params, fold) -> params, as the stage begins: a function of the parameters
+        and of all training examples that gives the same when it is applied again.
+        fold: (function (carry, batch) -> carry, first carry) -> carry, over batches
+        that hold every training example once.
+      after_step: params -> params, after every step, for instance an average of them.
+      learning_rate: (steps taken in the stage [], steps of the stage) -> factor [].
+    """
+
+    name: str
+    end: Callable[[int], int]
+    objective: Callable[..., tuple[Array, Any]]
+    learns: tuple[str, ...]
+    begin: Callable[..., Params] | None = None
+    after_step: Callable[[Params], Params] | None = None
+    learning_rate: Callable[[Array, int], Array] | None = None
 
 
 class ObjectiveTerms(NamedTuple):
@@ -199,6 +223,9 @@ class MultimodalVAE(NamedTuple):
       deviation: (params, z [B, D]) -> modality -> [B, ...], the likelihood's standard
         deviation, in the units of `decode`; without tokens, which have none.
       schedule: how the objective changes with the steps taken; None: it does not.
+      stages: in which it is trained; () = on its objective, all at once.
+      draws_missing: whether `posterior` draws what is missing, from a distribution of
+        which it does not know the density: what it returns is around the draw.
     """
 
     modalities: tuple[str, ...]
@@ -218,3 +245,5 @@ class MultimodalVAE(NamedTuple):
     supports: Mapping[str, Support] = MappingProxyType({})
     deviation: Callable[..., Mapping[str, Array]] = lambda params, z: {}
     schedule: Schedule | None = None
+    stages: tuple[Stage, ...] = ()
+    draws_missing: bool = False

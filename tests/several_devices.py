@@ -18,8 +18,9 @@ import numpy as np
 
 from configs import base
 from mmvae_jax import models
-from mmvae_jax.training import devices, loop, sweep
+from mmvae_jax.training import devices, loop, stages, sweep
 from mmvae_jax.training.execution import Execution, compile_steps, init_states
+from mmvae_jax.training.mapping import Prepared
 from mmvae_jax.training.step import Task, vae_task
 from mmvae_jax.types import OBSERVED
 
@@ -79,7 +80,7 @@ def vae(task):
     if kind == "missing":
         data[OBSERVED] = rng.integers(0, 2, (100, len(shapes))).astype(bool)
         data[OBSERVED][:, 0] = True
-    return vae_task(models.make_model(config, shapes)), data
+    return vae_task(models.make_model(config, shapes), num_steps=NUM_STEPS), data
 
 
 def train_on(task, data, mapping, layout, members=MEMBERS):
@@ -87,7 +88,7 @@ def train_on(task, data, mapping, layout, members=MEMBERS):
     mapping, _, at_once = mapping.partition(" ")
     execution = Execution(mapping, STEPS_PER_CALL, "float32", layout, int(at_once or 0))
     hyper, keys = sweep.stack_hyper(members), sweep.stack_keys(members)
-    program = compile_steps(task, execution)
+    programs = [compile_steps(own, execution) for own in task.tasks()]
     first = {m: x[:BATCH] for m, x in data.items()}
     state = init_states(task, hyper, keys, first, layout)
     arguments = (
@@ -97,23 +98,22 @@ def train_on(task, data, mapping, layout, members=MEMBERS):
         np.zeros((STEPS_PER_CALL, BATCH), np.int32),
         1,
     )
-    found = COLLECTIVE.findall(program.lower(*arguments).compile().as_text())
+    found = COLLECTIVE.findall(programs[0].lower(*arguments).compile().as_text())
     logged = []
-    state = loop.fit(
-        program,
+    state = stages.fit(
+        task,
+        Prepared(tuple(programs), execution, state, data),
         state,
         hyper,
         keys,
-        data,
         num_steps=NUM_STEPS,
         batch_size=BATCH,
         data_seed=3,
-        execution=execution,
         events=loop.Events(
             8, lambda step, metrics, finite: logged.append((step, metrics, finite))
         ),
     )
-    assert program._cache_size() == 1
+    assert {program._cache_size() for program in programs} == {1}
     return jax.device_get(state), logged, found
 
 

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax import models
-from mmvae_jax.training import loop, sweep
+from mmvae_jax.training import loop, stages, sweep
 from mmvae_jax.training.execution import (
     Execution,
     compile_steps,
 )
+from mmvae_jax.training.mapping import Prepared
 from mmvae_jax.training.step import (
     Task,
     init_state,
@@ -18,6 +19,7 @@ from mmvae_jax.training.step import (
 from mmvae_jax.training.sweep import Member
 
 NUM, BATCH, DATA_SEED = 40, 8, 5
+NUM_STEPS = 30  # of the whole run, where a model has stages
 SHAPES = {"m0": (2, 2, 1), "m1": (2, 2, 1)}
 MEMBERS = [Member(0.5, 3e-3, 0), Member(2.0, 1e-2, 1), Member(4.0, 1e-3, 0)]
 
@@ -37,15 +39,17 @@ def bits_differ(one, other):
 
 
 class Setup:
-    """A task with its data, and a compiled program for each execution."""
+    """A task with its data, and compiled programs for each execution."""
 
     def __init__(self, task, data):
         self.task, self.data, self.programs, self.starts = task, data, {}, {}
 
-    def program(self, execution):
+    def program(self, execution, stage=0):
         if execution not in self.programs:
-            self.programs[execution] = compile_steps(self.task, execution)
-        return self.programs[execution]
+            self.programs[execution] = tuple(
+                compile_steps(own, execution) for own in self.task.tasks()
+            )
+        return self.programs[execution][stage]
 
     def start(self, members):
         """State, hyper-parameters and keys before the first step."""
@@ -61,15 +65,16 @@ class Setup:
 
     def fit(self, members, execution, num_steps, state=None, hyper=None, **options):
         start, own_hyper, keys = self.start(members)
-        return loop.fit(
-            self.program(execution),
+        self.program(execution)
+        given = {"batch_size": BATCH, "data_seed": DATA_SEED, "events": loop.Events()}
+        return stages.fit(
+            self.task,
+            Prepared(self.programs[execution], execution, None, self.data),
             start if state is None else copy(state),
             own_hyper if hyper is None else hyper,
             keys,
-            self.data,
             num_steps=num_steps,
-            **{"batch_size": BATCH, "data_seed": DATA_SEED} | options,
-            execution=execution,
+            **given | options,
         )
 
 
@@ -107,7 +112,7 @@ def small_vae(name, tiny_config, tiny_images):
     def init(key):  # compiles faster than the model's own
         return jax.tree.map(lambda x: x * (1 + 0.1 * jax.random.normal(key)), base)
 
-    task = vae_task(model)._replace(init=init)
+    task = vae_task(model, num_steps=NUM_STEPS)._replace(init=init)
     return Setup(task, jax.device_put(tiny_images(SHAPES, NUM)))
 
 

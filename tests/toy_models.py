@@ -23,8 +23,8 @@ def toy_model(modalities, latent_dim, **functions):
     functions = {
         name: functions.get(name, not_used)
         for name in MultimodalVAE._fields
-        if name not in ("modalities", "latent_dim")
-    }
+        if name not in ("modalities", "latent_dim", *MultimodalVAE._field_defaults)
+    } | {x: functions[x] for x in functions if x in MultimodalVAE._field_defaults}
     return MultimodalVAE(modalities, latent_dim, **functions)
 
 

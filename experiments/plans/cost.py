@@ -15,7 +15,7 @@ from experiments.running import datasets, terminal, workdirs
 from mmvae_jax import models
 from mmvae_jax.training import loop, mapping, sweep
 from mmvae_jax.training.execution import MAX_STEPS_PER_CALL, compile_steps, init_states
-from mmvae_jax.training.step import vae_task
+from mmvae_jax.training.step import Task, vae_task
 from mmvae_jax.types import TokenShape
 
 
@@ -29,12 +29,14 @@ def _shapes_of(config: ConfigDict) -> dict[str, tuple[int, ...]]:
 def seconds_per_step(config: ConfigDict) -> float:
     """Measured time of a training step of all members, on random bytes and words.
 
-    One member is measured where members are trained one after the other (CPU), all
-    of them where they are trained at once.
+    Of a model with stages it is the mean over all steps of the run. One member is
+    measured where members are trained one after the other (CPU), all of them where they
+    are trained at once.
     """
     shapes = _shapes_of(config)
     model = models.make_model(config, shapes)
-    task = vae_task(model)
+    num_steps = config.train.num_steps
+    task = vae_task(model, num_steps=num_steps)
     members = sweep.grid(config.sweep)
     is_cpu = jax.default_backend() == "cpu"
     measured = members[:1] if is_cpu else members
@@ -53,28 +55,35 @@ def seconds_per_step(config: ConfigDict) -> float:
         task.convolutions,
         jax.default_backend(),
     )
-    calls: list[tuple[int, float]] = []  # (last step, seconds a step) of each
 
-    def is_stopping() -> bool:
-        """Whether calls after the first, which compiles, took half a second."""
-        return len(calls) > 1 and (calls[-1][0] - 1) * calls[-1][1] >= 0.5
+    def measure(own: Task) -> float:
+        """Seconds of a step of one stage."""
+        calls: list[tuple[int, float]] = []  # (last step, seconds a step) of each
 
-    loop.fit(
-        compile_steps(task, execution),
-        init_states(task, hyper, keys, data),
-        hyper,
-        keys,
-        data,
-        num_steps=2 * MAX_STEPS_PER_CALL,
-        batch_size=num,
-        data_seed=0,
-        execution=execution,
-        events=loop.Events(
-            progress=lambda step, seconds: calls.append((step, seconds)),
-            is_stopping=is_stopping,
-        ),
-    )
-    return calls[-1][1] * (len(members) if is_cpu else 1)
+        def is_stopping() -> bool:
+            """Whether calls after the first, which compiles, took half a second."""
+            return len(calls) > 1 and (calls[-1][0] - 1) * calls[-1][1] >= 0.5
+
+        loop.fit(
+            compile_steps(own, execution),
+            init_states(task, hyper, keys, data),
+            hyper,
+            keys,
+            data,
+            num_steps=2 * MAX_STEPS_PER_CALL,
+            batch_size=num,
+            data_seed=0,
+            execution=execution,
+            events=loop.Events(
+                progress=lambda step, seconds: calls.append((step, seconds)),
+                is_stopping=is_stopping,
+            ),
+        )
+        return calls[-1][1]
+
+    shares = [(one.end - one.start) / num_steps for one in task.stages] or [1.0]
+    seconds = sum(x * measure(y) for x, y in zip(shares, task.tasks(), strict=True))
+    return seconds * (len(members) if is_cpu else 1)
 
 
 def _estimate(

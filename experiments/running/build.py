@@ -8,6 +8,7 @@ from clu import parameter_overview
 from experiments.running import datasets, processes, terminal
 from mmvae_jax.interface import checks, sweeps
 from mmvae_jax.models import parts
+from mmvae_jax.training import stages
 
 
 def build(config: Any) -> sweeps.Sweep:
@@ -22,6 +23,8 @@ def build(config: Any) -> sweeps.Sweep:
     own = () if sweep.model.schedule is None else (sweep.model.schedule.words,)
     if words := (*checks.factors_of(config).words, *own):
         notes.append(f"schedule: {'; '.join(words)}")
+    if sweep.task.stages:
+        notes.append(f"stages, by their steps: {stages.words(sweep.task)}")
     for line in (_described(sweep), *notes):
         terminal.say(line)
     names = sweep.model.supports

@@ -20,7 +20,7 @@ from experiments.running.evaluator import make_evaluator
 from mmvae_jax.evaluation.metric import reasons
 from mmvae_jax.interface import checks, sweeps
 from mmvae_jax.interface.progress import ProgressBar
-from mmvae_jax.training import checkpoints, devices, loop
+from mmvae_jax.training import checkpoints, devices, loop, stages
 from mmvae_jax.training.log import RunWriter, member_name, write_json
 from mmvae_jax.training.mapping import Prepared, prepare
 from mmvae_jax.training.step import TrainState
@@ -64,6 +64,9 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
                 try:
                     with stop.at_once():
                         sweep = build.build(config)
+                        processes.run_on_first(
+                            partial(workdirs.require_length, workdir, sweep)
+                        )
                         record = partial(
                             workdirs.record, workdir, config, sweep.dataset
                         )
@@ -159,16 +162,15 @@ def run(
                 step, settings.num_steps, settings.batch_size * len(sweep.members)
             )
         )
-        state = loop.fit(
-            prepared.program,
+        state = stages.fit(
+            sweep.task,
+            prepared,
             state,
             sweep.hyper,
             sweep.keys,
-            prepared.data,
             num_steps=settings.num_steps,
             batch_size=settings.batch_size,
             data_seed=settings.data_seed,
-            execution=sweep.execution,
             events=make_events(sweep, stop, writer, bar, saved, evaluator, finite),
         )
         bar.close()

@@ -12,7 +12,8 @@ from typing import Any
 from mmvae_jax.data.dataset import Dataset
 from mmvae_jax.errors import UsageError
 from mmvae_jax.interface import description, old_configs, trained
-from mmvae_jax.training import log
+from mmvae_jax.interface.sweeps import Sweep
+from mmvae_jax.training import log, stages
 from mmvae_jax.training.devices import Layout
 from mmvae_jax.training.sweep import MAPPINGS, Member
 
@@ -299,6 +300,25 @@ def compare_training(workdir: Path, config: Any, found: Any) -> None:
             )
         names.remove(steps)
     _refuse(workdir, ours, theirs, names)
+
+
+def require_length(workdir: Path, sweep: Sweep) -> None:
+    """Refuses to go on for more steps where that changes steps that have been taken.
+
+    Raises:
+      UsageError: the run was started for another number of steps, by which the stages
+        of its model are divided.
+    """
+    path = workdir / trained.CONFIG
+    if not sweep.model.stages or not path.exists():
+        return
+    before, now = read_json(path)["train"]["num_steps"], sweep.config.train.num_steps
+    if stages.is_lengthened(sweep.model, before, now):
+        raise UsageError(
+            f"{workdir} holds a run of {before} steps, which the stages of the model "
+            f"{sweep.config.model.name!r} divide: it cannot go on to "
+            f"config.train.num_steps={now}; choose another --workdir"
+        )
 
 
 _SCHEDULE = "config.train.learning_rate_schedule"

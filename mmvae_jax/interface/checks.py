@@ -97,9 +97,9 @@ def _require_seen(metric: str, run: Run) -> None:
             faults.require_seen(run.setting.complete, kind, metric)
 
 
-def _require_schedule(num_steps: int, task: step.Task) -> None:
-    """Whether the schedule of a model ends before its training does."""
-    schedule = task.schedule
+def _require_schedule(num_steps: int, run: Run) -> None:
+    """Whether a model's schedule ends before its training, and all stages begin."""
+    schedule = run.model.schedule
     if schedule is not None and schedule.num_steps >= num_steps:
         raise ArgumentError(
             "{num_steps}={} ends before the schedule of the model does, after {} steps "
@@ -108,6 +108,13 @@ def _require_schedule(num_steps: int, task: step.Task) -> None:
             schedule.num_steps,
             schedule.words,
         )
+    for stage in run.task.stages:
+        if not 0 <= stage.start < stage.end <= num_steps:
+            raise ArgumentError(
+                "{num_steps}={} leaves no step to the stage {!r} of the model",
+                num_steps,
+                stage.name,
+            )
 
 
 def factors_of(config: Any) -> schedules.Factors:
@@ -168,7 +175,7 @@ CHECKS: tuple[Check, ...] = (
     *_at_least(0, "eval.num_examples", "eval.seed"),
 )
 CHECKS_WITH_DATA: tuple[Check, ...] = (
-    Check("train.num_steps", lambda num, run: _require_schedule(num, run.task)),
+    Check("train.num_steps", _require_schedule),
     Check("modality.likelihood", lambda _, run: _require_likelihoods(run.setting)),
     Check(
         "train.batch_size",

@@ -18,7 +18,7 @@ from mmvae_jax.interface.progress import ProgressBar
 from mmvae_jax.interface.trained import Trained, build
 from mmvae_jax.mathematics.distributions import LIKELIHOODS
 from mmvae_jax.models import parts
-from mmvae_jax.training import devices, loop, mapping
+from mmvae_jax.training import devices, loop, mapping, stages
 from mmvae_jax.types import OBSERVED, AnyArray
 
 Values = float | Sequence[float]
@@ -140,16 +140,15 @@ def train(sweep: sweeps.Sweep, *, is_shown: bool = True) -> tuple[Trained, ...]:
                 history.append({"step": step} | row)
             bar.losses = [history[-1]["train/loss"] for history in histories]
 
-        state = loop.fit(
-            prepared.program,
+        state = stages.fit(
+            sweep.task,
+            prepared,
             prepared.state,
             sweep.hyper,
             sweep.keys,
-            prepared.data,
             num_steps=config.train.num_steps,
             batch_size=config.train.batch_size,
             data_seed=config.train.data_seed,
-            execution=prepared.execution,
             events=loop.Events(
                 log_every_steps=config.train.log_every_steps,
                 log=log,

@@ -16,7 +16,8 @@ def get_config() -> ConfigDict:
             model=dict(
                 name="mopoe",  # one of mmvae_jax.models.MODELS
                 # D; the unimodal VAEs get D // M each, and of models with private
-                # vectors (mmvae_plus, dmvae, contrastive) it is that of the shared one.
+                # vectors (mmvae_plus, dmvae, contrastive) it is that of the shared one;
+                # of code_flow it is that of each modality.
                 latent_dim=512,
                 # What this model alone reads, with its defaults: beside its builder in
                 # mmvae_jax/models/; filled in by `parse_arg`.

@@ -60,7 +60,10 @@ def build(
     complete = dataset if complete is None else complete
     members = sweep.grid(config.sweep)
     model = models.make_model(config, dataset.shapes())
-    task = step.vae_task(model, config.train.clip_norm, checks.factors_of(config))
+    settings = config.train
+    task = step.vae_task(
+        model, settings.clip_norm, checks.factors_of(config), settings.num_steps
+    )
     setting = needs.Setting(config, dataset, complete, evaluated(dataset, config.eval))
     notes = checks.check_with_data(checks.Run(setting, model, task, len(members)))
     return (

@@ -144,7 +144,10 @@ def like_state(config: Any, shown: Description, model: MultimodalVAE) -> TrainSt
       model: of the config.
     """
     members = sweep.grid(config.sweep)
-    task = training_step.vae_task(model, config.train.clip_norm)
+    settings = config.train
+    task = training_step.vae_task(
+        model, settings.clip_norm, num_steps=settings.num_steps
+    )
     batch = descriptions.blank_batch(shown, 1)
     make = jax.vmap(partial(training_step.init_state, task, batch=batch))
     return jax.eval_shape(

@@ -327,10 +327,10 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     return Moments(num, a.mean + distance * share, squares)
 
 
-def _deviation(of: Moments) -> Array:
+def deviation(of: Moments) -> Array:
     """Standard deviation [...]; 1 where all examples are equal, which stay so."""
-    deviation = jnp.sqrt(of.squares / jnp.maximum(of.num, 1))
-    return jnp.where(deviation > 0, deviation, 1.0)
+    found = jnp.sqrt(of.squares / jnp.maximum(of.num, 1))
+    return jnp.where(found > 0, found, 1.0)
 
 
 def whiten(of: Moments, z: Array) -> Array:
@@ -338,14 +338,14 @@ def whiten(of: Moments, z: Array) -> Array:
 
     An entry without deviation is divided by 1.
     """
-    return (z - of.mean) / _deviation(of)
+    return (z - of.mean) / deviation(of)
 
 
 def unwhiten(of: Moments, r: Array) -> Array:
     """The inverse of `whiten`."""
-    return of.mean + _deviation(of) * r
+    return of.mean + deviation(of) * r
 
 
 def log_whitening(of: Moments) -> Array:
     """log |dr/dz|, a float [], in nats: log p(z) = log p(r) + log |dr/dz|."""
-    return -jnp.sum(jnp.log(_deviation(of)))
+    return -jnp.sum(jnp.log(deviation(of)))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from mmvae_jax.errors import ArgumentError, UsageError, fields_of
 from mmvae_jax.mathematics import subsets
 from mmvae_jax.models import (
+    code_flow,
     contrastive,
     coordination,
     dmvae,
@@ -32,12 +33,10 @@ from mmvae_jax.models.options import Options, mistakes
 from mmvae_jax.models.unimodal import unimodal_model
 from mmvae_jax.types import (
     Array,
-    Batch,
     Distribution,
     MultimodalVAE,
     ObjectiveTerms,
     Params,
-    PRNGKey,
 )
 
 
@@ -240,6 +239,13 @@ MODELS = {
         contrastive.OPTIONS,
         Citation("", "this project"),
     ),
+    "code_flow": Model(
+        code_flow.code_flow_model,
+        "code and flows",
+        OTHER,
+        code_flow.OPTIONS,
+        Citation("", "this project"),
+    ),
     "custom": Model(
         mixtures.custom_model,
         "custom subsets",
@@ -340,23 +346,46 @@ def _only_component(
 def _in_nats(model: MultimodalVAE, weights: Mapping[str, float]) -> MultimodalVAE:
     """The model, its terms without the weights that its log-likelihoods have."""
 
-    def objective(
-        params: Params, batch: Batch, key: PRNGKey, beta: Array, *step: Array
-    ) -> tuple[Array, ObjectiveTerms]:
-        value, terms = model.objective(params, batch, key, beta, *step)
-        return value, parts.unweighted(terms, weights)
+    def in_nats(objective: Callable[..., Any]) -> Callable[..., Any]:
+        def unweighted(*args: Any) -> tuple[Array, Any]:
+            value, terms = objective(*args)
+            if isinstance(terms, ObjectiveTerms):
+                terms = parts.unweighted(terms, weights)
+            return value, terms
 
-    return model._replace(objective=objective)
+        return unweighted
+
+    return model._replace(
+        objective=in_nats(model.objective),
+        stages=tuple(
+            stage._replace(objective=in_nats(stage.objective)) for stage in model.stages
+        ),
+    )
 
 
 def _with_missing(model: MultimodalVAE) -> MultimodalVAE:
     """The model, for batches in which modalities may be missing."""
     clean = partial(parts.without_missing, model.modalities)
+
+    def of_clean(fn: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda params, batch, *rest: fn(params, clean(batch), *rest)
+
+    def begin_of_clean(begin: Callable[..., Params]) -> Callable[..., Params]:
+        return lambda params, fold: begin(
+            params,
+            lambda f, first: fold(lambda carry, batch: f(carry, clean(batch)), first),
+        )
+
     return model._replace(
-        objective=lambda params, batch, *rest: model.objective(
-            params, clean(batch), *rest
+        objective=of_clean(model.objective),
+        stages=tuple(
+            stage._replace(
+                objective=of_clean(stage.objective),
+                begin=stage.begin and begin_of_clean(stage.begin),
+            )
+            for stage in model.stages
         ),
-        encode=lambda params, batch: model.encode(params, clean(batch)),
+        encode=of_clean(model.encode),
         log_likelihood=lambda params, z, batch: model.log_likelihood(
             params, z, clean(batch)
         ),

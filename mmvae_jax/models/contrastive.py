@@ -95,14 +95,14 @@ def contrastive_model(
     def encode_all(params: Params, batch: Batch) -> Gaussian:
         emitted = encode(nets, params, centred(batch))
         code, private = distributions.split(emitted, size)
-        return distributions.join(around(_unit(code.mean)), private)
+        return distributions.join(around(unit(code.mean)), private)
 
     def shared_posterior(
         key: PRNGKey | None, shared: Gaussian, subset: AnyArray
     ) -> Gaussian:
         del key  # not a mixture
         observed = posteriors.append_axes(jnp.asarray(subset), 3)
-        return around(_unit(elbo.observed_sum(shared.mean, observed)))
+        return around(unit(elbo.observed_sum(shared.mean, observed)))
 
     def objective(
         params: Params, batch: Batch, key: PRNGKey, beta: Array
@@ -218,7 +218,7 @@ def contrastive_terms(
       consistency, auxiliary_kl is 0.
     """
     code_key, private_key, prior_key = jax.random.split(key, 3)
-    codes, joint_codes = _unit(shared.mean), jax.lax.stop_gradient(_unit(joint.mean))
+    codes, joint_codes = unit(shared.mean), jax.lax.stop_gradient(unit(joint.mean))
     joint = jax.lax.stop_gradient(joint)
     s = distributions.sample(joint, code_key)
     w = distributions.sample(private, private_key)
@@ -233,7 +233,7 @@ def contrastive_terms(
     gain = contrast(codes, scale, observed)
     if consistency:
         w = jax.random.normal(prior_key, w.shape, w.dtype)
-        generated = _unit(
+        generated = unit(
             encode_generated(
                 {m: distributions.join(s, w[i]) for i, m in enumerate(log_likelihoods)}
             )
@@ -289,6 +289,6 @@ def _log_match(logits: Array) -> Array:
     return jnp.diagonal(jax.nn.log_softmax(logits, axis=-1), axis1=-2, axis2=-1)
 
 
-def _unit(x: Array) -> Array:
+def unit(x: Array) -> Array:
     """Vectors of length one."""
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)

@@ -49,7 +49,7 @@ from mmvae_jax.types import (
     ObjectiveTerms,
     Params,
     PRNGKey,
-    Schedule,
+    Stage,
 )
 
 
@@ -266,28 +266,20 @@ def coordination_model(
     inference = kind.inference(nets)
     base = assemble(nets, standard_latents((config.model.latent_dim,)))
     is_stopped = options.get("decoder_gradients") == "stopped"
-    schedule = None
-    if joint_steps := options.get("joint_steps"):
-        if not is_stopped:
-            raise UsageError(
-                "config.model.options.joint_steps > 0 is for decoder_gradients "
-                "'stopped': decoders are fixed in the stage of the unimodal encoders"
-            )
-        words = f"the unimodal encoders are trained after {joint_steps:,} steps, alone"
-        schedule = Schedule(joint_steps, words, ("encoders",))
+    joint_steps = options.get("joint_steps", 0)
+    if joint_steps and not is_stopped:
+        raise UsageError(
+            "config.model.options.joint_steps > 0 is for decoder_gradients "
+            "'stopped': decoders are fixed in the stage of the unimodal encoders"
+        )
 
     def init(key: PRNGKey) -> Params:
         own_key, joint_key = jax.random.split(key)
         return inference.init(base.init(own_key), joint_key)
 
     def objective(
-        params: Params,
-        batch: Batch,
-        key: PRNGKey,
-        beta: Array,
-        step: Array | None = None,
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
     ) -> tuple[Array, ObjectiveTerms]:
-        del step  # in either stage the other part has gradients of its own
         experts = inference.encode(params, batch)
         observed = elbo.observed_of(batch, len(shapes))
         constant = jax.lax.stop_gradient(params) if is_stopped else params
@@ -317,7 +309,12 @@ def coordination_model(
         objective=objective,
         encode=inference.encode,
         posterior=posterior,
-        schedule=schedule,
+        stages=(
+            Stage("joint", lambda _: joint_steps, objective, ("decoders", "joint")),
+            Stage("unimodal", lambda num: num, objective, ("encoders",)),
+        )
+        if joint_steps
+        else (),
     )
 
 

@@ -24,6 +24,7 @@ from mmvae_jax.types import Array, Shape, TokenShape
 NETWORKS = {
     "conv": (images.ConvEncoder, images.ConvDecoder),
     "resnet": (images.ResNetEncoder, images.ResNetDecoder),
+    "spatial": (images.SpatialEncoder, images.SpatialDecoder),
     "mlp": (vectors.MLPEncoder, vectors.MLPDecoder),
     "layered": (vectors.MLPEncoder, layered.LayeredDecoder),
     "text_conv": (text.TextConvEncoder, TextConvDecoder),
@@ -36,7 +37,7 @@ CLASSIFIERS = {
 }
 FOR_TOKENS = ("text_conv", "transformer", "mlp")
 UP_TO_EOS = ("transformer",)  # those that look no further in a text
-FOR_IMAGES = ("conv", "resnet", "layered")
+FOR_IMAGES = ("conv", "resnet", "spatial", "layered")
 # Options that are numbers of units, layers or pixels.
 _SIZES = ("width", "max_width", "min_size", "depth", "num_heads")
 
@@ -125,9 +126,19 @@ def make_networks(
     encoder, decoder = NETWORKS[network]
     own = {"num_words": shape.num_words} if isinstance(shape, TokenShape) else {}
     try:
-        return (
+        made = (
             encoder(latent_dim=latent_dim, **own, **options),
             decoder(shape=tuple(shape), **options),
         )
     except TypeError as error:
         raise UsageError(f"network {network!r}: {error}") from error
+    if network == "spatial":
+        channels = made[0].channels
+        places = images.num_places(shape[0], channels)
+        if latent_dim % places:
+            raise UsageError(
+                f"network 'spatial': the latent dimensions, {latent_dim}, must be a "
+                f"multiple of the {places} places that images of {shape[0]} pixels "
+                f"have after {len(channels)} convolutions"
+            )
+    return made

@@ -1,6 +1,7 @@
 """Convolutional encoders, decoders and classifiers of images."""
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import flax.linen as nn
@@ -51,6 +52,51 @@ class ConvDecoder(nn.Module):
         for i, (width, size) in enumerate(zip(features, sizes[-2::-1], strict=True)):
             x = layers.StridedConvTranspose(width, size, form=self.form)(
                 nn.relu(x) if i else x
+            )
+        return x
+
+
+class SpatialEncoder(nn.Module):
+    """Convolutions of stride 2 alone: every latent dimension has a place in the image.
+
+    With latent_dim = H' * H' * c, means and log-variances [H', H', c] of a layer of
+    each place alone, end to end; H' is the size after the convolutions.
+    """
+
+    latent_dim: int
+    channels: tuple[int, ...] = (32, 64)
+    form: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Gaussian:
+        """Maps images [B, H, H, C] to a Gaussian [B, D]."""
+        for i, features in enumerate(self.channels):
+            kernel_size = 3 if i else 4
+            x = layers.StridedConv(features, kernel_size, form=self.form)(x)
+            x = nn.relu(x)
+        places = x.shape[1] * x.shape[2]
+        head = vectors.GaussianHead(self.latent_dim // places)(x)
+        return Gaussian(*(field.reshape(len(x), -1) for field in head))
+
+
+class SpatialDecoder(nn.Module):
+    """The mirror of SpatialEncoder."""
+
+    shape: Shape
+    channels: tuple[int, ...] = (32, 64)
+    form: str = "auto"
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        """Maps z [B, D] to the likelihood's parameters [B, H, H, C]."""
+        sizes = _halvings(self.shape[0], len(self.channels))
+        x = z.reshape(len(z), sizes[-1], sizes[-1], -1)
+        x = layers.dense(self.channels[-1], x.shape[-1])(x)
+        features = (*self.channels[-2::-1], self.shape[-1])
+        for i, (width, size) in enumerate(zip(features, sizes[-2::-1], strict=True), 1):
+            kernel_size = 3 if i < len(features) else 4
+            x = layers.StridedConvTranspose(width, size, kernel_size, form=self.form)(
+                nn.relu(x)
             )
         return x
 
@@ -147,6 +193,11 @@ def _resnet_trunk(x: Array, width: int, max_width: int, min_size: int) -> Array:
     for stage in range(1, _num_stages(x.shape[1], min_size) + 1):
         x = layers.ResidualBlock(min(width * 2**stage, max_width))(layers.halve(x))
     return x.reshape(x.shape[0], -1)
+
+
+def num_places(size: int, channels: Sequence[int]) -> int:
+    """Places of a spatial latent vector: H' * H' of an image of H * H pixels."""
+    return _halvings(size, len(channels))[-1] ** 2
 
 
 def _halvings(size: int, num: int) -> list[int]:

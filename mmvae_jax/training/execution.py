@@ -4,6 +4,7 @@
 and several devices are applied to the train step. `Execution` says how.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -81,7 +82,12 @@ def compile_steps(task: step.Task, execution: Execution) -> jax.stages.Wrapped:
       (state [K], step [K]); data: modality -> [num_examples, ...]. `state` is
       donated; the second output is there to be waited for. On several devices, state,
       hyper, keys and data are expected where `devices` puts them.
+
+    Raises:
+      ValueError: the task has stages, each of which has a program of its own.
     """
+    if task.stages:
+        raise ValueError("a task with stages has a program for each of its tasks()")
     layout = execution.layout
 
     def steps(
@@ -102,17 +108,59 @@ def compile_steps(task: step.Task, execution: Execution) -> jax.stages.Wrapped:
             state = jax.lax.fori_loop(0, num, body, state)
         return state, jnp.copy(state.step)
 
-    def precisely(*args: Any) -> tuple[step.TrainState, Array]:
+    return _compile(steps, execution, num_shared=3)
+
+
+def compile_begin(
+    stage: step.StageTask, execution: Execution, batch_size: int
+) -> jax.stages.Wrapped:
+    """The compiled program of what is done before the first step of a stage.
+
+    Args:
+      stage: of every member.
+      execution: of members.
+      batch_size: examples at a time, of a pass over all of them; the last batch has
+        what is left.
+
+    Returns:
+      (state [K], data) -> state [K], where `compile_steps` has them; the state is
+      donated.
+    """
+
+    def begin(state: step.TrainState, data: Batch) -> step.TrainState:
+        num_examples = jax.tree.leaves(data)[0].shape[0]
+        num = num_examples // batch_size
+
+        def fold(f: Callable, first: Any) -> Any:
+            def body(i: Array, carry: Any) -> Any:
+                rows = i * batch_size + jnp.arange(batch_size)
+                return f(carry, jax.tree.map(lambda leaf: leaf[rows], data))
+
+            carry = jax.lax.fori_loop(0, num, body, first)
+            if num * batch_size == num_examples:
+                return carry
+            return f(carry, jax.tree.map(lambda leaf: leaf[num * batch_size :], data))
+
+        return step.begin_stage(stage, state, fold)
+
+    return _compile(begin, execution, num_shared=1)
+
+
+def _compile(fn: Callable, execution: Execution, num_shared: int) -> Any:
+    """A function of one member for all of them, on the devices; donates the first."""
+    layout = execution.layout
+
+    def precisely(*args: Any) -> Any:
         # It holds while this is traced, for all products that name no precision of
         # their own (products of experts do).
         precision = matmul_precision(execution.precision, jax.default_backend())
         with jax.default_matmul_precision(precision):
-            return steps(*args)
+            return fn(*args)
 
     mapped = sweep.map_members(
-        precisely, execution.mapping, 3, execution.members_at_once
+        precisely, execution.mapping, num_shared, execution.members_at_once
     )
-    sharded = devices.shard_members(mapped, layout, num_shared=3)
+    sharded = devices.shard_members(mapped, layout, num_shared=num_shared)
     return jax.jit(sharded, donate_argnums=0, **devices.jit_options(layout))
 
 

@@ -107,13 +107,14 @@ class Prepared(NamedTuple):
     """The parts that a run starts with.
 
     Attributes:
-      program: result of `execution.compile_steps`, or the same already compiled.
+      programs: of each of `Task.tasks()`, the result of `execution.compile_steps`, or
+        the same already compiled.
       execution: the one chosen.
       state: states of all members before the first step, fields [K, ...].
       data: as given, or on the devices if the program was compiled for them there.
     """
 
-    program: Callable
+    programs: tuple[Callable, ...]
     execution: Execution
     state: TrainState
     data: Batch
@@ -129,7 +130,7 @@ def prepare(
     batch_size: int,
     memory: int | None = None,
 ) -> Prepared:
-    """The program of a sweep, and the states that it starts from.
+    """The programs of a sweep, one a stage, and the states that it starts from.
 
     Members that are mapped at once are compiled here, in chunks if need be; those one
     after the other need the least memory that there is, and are not checked.
@@ -150,12 +151,16 @@ def prepare(
     layout = execution.layout
     state = init_states(task, hyper, keys, first, layout)
     if execution.mapping != "vmap":
-        return Prepared(compile_steps(task, execution), execution, state, data)
+        lazily = tuple(compile_steps(own, execution) for own in task.tasks())
+        return Prepared(lazily, execution, state, data)
     data = devices.put_shared(data, layout)
     rows = np.zeros((execution.steps_per_call, batch_size), np.int32)
     arguments = (state, *devices.put_members((hyper, keys), layout), data, rows)
-    program, execution = _compile_within(task, execution, arguments, memory)
-    return Prepared(program, execution, state, data)
+    programs = []
+    for own in task.tasks():
+        program, execution = _compile_within(own, execution, arguments, memory)
+        programs.append(program)
+    return Prepared(tuple(programs), execution, state, data)
 
 
 def _compile_within(

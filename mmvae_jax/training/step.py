@@ -1,7 +1,6 @@
 """The pure train step of one sweep member."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +15,10 @@ from mmvae_jax.types import (
     Batch,
     Hyper,
     MultimodalVAE,
+    ObjectiveTerms,
     Params,
     PRNGKey,
-    Schedule,
+    Stage,
 )
 
 # Adam's step is at most (1 - b1) / sqrt(1 - b2) = 3.2 learning rates long (Kingma &
@@ -42,7 +42,9 @@ class Task(NamedTuple):
       convolutions: forms of `layers` in which its networks execute convolutions
         (`networks.convolution_forms`); they decide how it is mapped.
       scheduled: (hyper, steps taken) -> hyper of the next step.
-      schedule: of the model itself; the train step keeps to its stages.
+      learns: the entries of the parameters that are trained; () = all.
+      after_step: params -> params, after every step; None: nothing is done.
+      stages: in which the member is trained; () = on `loss`.
     """
 
     init: Callable[[PRNGKey], Params]
@@ -50,7 +52,31 @@ class Task(NamedTuple):
     clip_norm: float = 0.0
     convolutions: frozenset[str] = frozenset()
     scheduled: Callable[[Any, Array], Any] = lambda hyper, step: hyper
-    schedule: Schedule | None = None
+    learns: tuple[str, ...] = ()
+    after_step: Callable[[Params], Params] | None = None
+    stages: tuple["StageTask", ...] = ()
+
+    def tasks(self) -> tuple["Task", ...]:
+        """The tasks of its stages; itself, where there are none."""
+        return tuple(stage.task for stage in self.stages) or (self,)
+
+
+class StageTask(NamedTuple):
+    """The training of one member in one stage.
+
+    Attributes:
+      name: of the stage.
+      start: the step at which it begins.
+      end: the step at which it ends.
+      begin: as of `types.Stage`.
+      task: what is trained in it.
+    """
+
+    name: str
+    start: int
+    end: int
+    begin: Callable[..., Params] | None
+    task: Task
 
 
 class TrainState(NamedTuple):
@@ -77,13 +103,18 @@ def vae_task(
     model: MultimodalVAE,
     clip_norm: float = 0.0,
     factors: Factors = Factors(),  # noqa: B008 (a NamedTuple is immutable)
+    num_steps: int = 0,
 ) -> Task:
-    """Training of a multimodal VAE on its objective.
+    """Training of a multimodal VAE on its objective, or in its stages.
 
     Args:
       model: its objective is given the step if it has a schedule.
       clip_norm: as in `Task`.
       factors: of beta and the learning rate of every member.
+      num_steps: of the whole run, which the stages of a model divide.
+
+    Raises:
+      ValueError: a model with stages is not given `num_steps`.
     """
 
     def scheduled(hyper: Hyper, step: Array) -> Hyper:
@@ -94,15 +125,40 @@ def vae_task(
             rate = rate * factors.learning_rate(step)
         return Hyper(beta, rate, None if model.schedule is None else step)
 
+    whole = Task(
+        model.init,
+        _scaled_loss(model.objective),
+        clip_norm,
+        model.convolutions,
+        scheduled,
+    )
+    if not model.stages:
+        return whole
+    if num_steps < 1:
+        raise ValueError("a model with stages is trained for a number of steps")
+    ends = [stage.end(num_steps) for stage in model.stages]
+    return whole._replace(
+        stages=tuple(
+            _stage_task(whole, stage, start, end)
+            for stage, start, end in zip(
+                model.stages, [0, *ends[:-1]], ends, strict=True
+            )
+        )
+    )
+
+
+def _scaled_loss(objective: Callable[..., tuple[Array, Any]]) -> Callable:
+    """`Task.loss` of an objective: of the bytes as they are, and its metrics."""
+
     def loss(
         params: Params, hyper: Hyper, key: PRNGKey, batch: Batch
     ) -> tuple[Array, dict[str, Array]]:
-        # Masks, if there are any, go through unchanged.
-        scaled_batch = {name: to_unit_interval(x) for name, x in batch.items()}
         at = () if hyper.step is None else (hyper.step,)
-        value, terms = model.objective(params, scaled_batch, key, hyper.beta, *at)
-        metrics = {
-            "train/loss": value,
+        value, terms = objective(params, _scaled(batch), key, hyper.beta, *at)
+        metrics = {"train/loss": value}
+        if not isinstance(terms, ObjectiveTerms):
+            return value, metrics | {f"train/{name}": x for name, x in terms.items()}
+        metrics |= {
             "train/elbo": jnp.mean(elbo.elbo(terms)),
             "train/kl": jnp.mean(terms.kl),
         }
@@ -110,22 +166,50 @@ def vae_task(
             metrics[f"train/log_likelihood/{modality}"] = jnp.mean(log_likelihood)
         return value, metrics
 
-    return Task(
-        model.init, loss, clip_norm, model.convolutions, scheduled, model.schedule
+    return loss
+
+
+def _scaled(batch: Batch) -> Batch:
+    """The batch, its images in [0, 1]."""
+    # Masks, if there are any, go through unchanged.
+    return {name: to_unit_interval(x) for name, x in batch.items()}
+
+
+def _stage_task(whole: Task, stage: Stage, start: int, end: int) -> StageTask:
+    """The training in one stage of the steps [start, end)."""
+
+    def scheduled(hyper: Hyper, step: Array) -> Hyper:
+        hyper = whole.scheduled(hyper, step)
+        if stage.learning_rate is None:
+            return hyper
+        factor = stage.learning_rate(step - start, end - start)
+        return hyper._replace(learning_rate=factor * hyper.learning_rate)
+
+    task = whole._replace(
+        loss=_scaled_loss(stage.objective),
+        scheduled=scheduled,
+        learns=stage.learns,
+        after_step=stage.after_step,
     )
+    return StageTask(stage.name, start, end, stage.begin, task)
+
+
+def tags(task: Task, params: Params, hyper: Any, key: PRNGKey, batch: Batch) -> tuple:
+    """The names of the metrics of a task's loss, which is only traced."""
+    return tuple(jax.eval_shape(task.loss, params, hyper, key, batch)[1])
 
 
 def init_state(task: Task, hyper: Any, key: PRNGKey, batch: Batch) -> TrainState:
     """The state of one member before the first step."""
     params = task.init(key)
-    # The loss is only traced, to learn the names of its metrics.
-    _, metrics = jax.eval_shape(task.loss, params, hyper, key, batch)
+    # One structure over all stages: the metrics of all of them.
+    names = [tags(own, params, hyper, key, batch) for own in task.tasks()]
     return TrainState(
         step=jnp.int32(0),
         params=params,
         optimizer=optax.scale_by_adam().init(params),
         finite=jnp.bool_(True),
-        totals={tag: jnp.float32(0) for tag in metrics},
+        totals={tag: jnp.float32(0) for own in names for tag in own},
         num_logged=jnp.int32(0),
     )
 
@@ -151,15 +235,10 @@ def train_step(
     """
     hyper = task.scheduled(hyper, state.step)
     step_key = jax.random.fold_in(key, state.step)
-    gradient, metrics = jax.grad(task.loss, has_aux=True)(
-        state.params, hyper, step_key, batch
-    )
-    stages = task.schedule if task.schedule and task.schedule.later else None
-    if stages is not None:
-        state = _restarted(stages, state)
-        gradient = _of_stage(
-            stages, state, gradient, jax.tree.map(jnp.zeros_like, gradient)
-        )
+    own, merged = _learning(task.learns, state)
+    gradient, metrics = jax.grad(
+        lambda params: task.loss(merged(params), hyper, step_key, batch), has_aux=True
+    )(own.params)
     norm = gradient_norm(gradient)
     # NaN is below nothing.
     finite = state.finite & (norm <= LARGEST_GRADIENT)
@@ -169,41 +248,79 @@ def train_step(
     if task.clip_norm:
         shrink = jnp.minimum(1.0, task.clip_norm / jnp.maximum(norm, 1e-30))
         gradient = jax.tree.map(lambda g: shrink * g, gradient)
-    params, optimizer = _adam(state, gradient, hyper.learning_rate, finite)
-    if stages is not None:  # momentum goes on without a gradient
-        params = _of_stage(stages, state, params, state.params)
+    trained, moments = _adam(own, gradient, hyper.learning_rate, finite)
+    params = merged(trained)
+    optimizer = _in_place(task.learns, state.optimizer, moments)
+    if task.after_step is not None:
+        params = _kept(finite, task.after_step(params), params)
     return TrainState(
         step=state.step + 1,
         params=params,
         optimizer=optimizer,
         finite=finite,
-        totals={tag: state.totals[tag] + metrics[tag] for tag in state.totals},
+        # Those of other stages stay as they are.
+        totals={
+            tag: total + metrics[tag] if tag in metrics else total
+            for tag, total in state.totals.items()
+        },
         num_logged=state.num_logged + 1,
     )
 
 
-def _of_stage(
-    schedule: Schedule, state: TrainState, trained: Params, others: Params
-) -> Params:
-    """`trained` where this stage trains parameters, `others` elsewhere."""
-    is_later = state.step >= schedule.num_steps
-    return {
-        name: jax.tree.map(
-            partial(jnp.where, is_later == (name in schedule.later)), own, others[name]
-        )
-        for name, own in trained.items()
-    }
+def begin_stage(stage: StageTask, state: TrainState, fold: Callable) -> TrainState:
+    """The state in which a stage begins: a new Adam, no sums, parameters by `begin`.
 
+    Pure, for one member; applied twice it gives what it gives once. A member of which
+    `begin` makes something that is not finite keeps the parameters it had.
 
-def _restarted(schedule: Schedule, state: TrainState) -> TrainState:
-    """The state; where the second stage begins, Adam counts its steps from 0.
-
-    Its moments are 0 there, of parameters without a gradient in the first.
+    Args:
+      stage: the stage.
+      state: at the end of the one before.
+      fold: as of `types.Stage`, but over batches as the data hold them.
     """
-    count = jnp.where(
-        state.step == schedule.num_steps, 0, jnp.asarray(state.optimizer.count)
+    empty = jax.tree.map(
+        jnp.zeros_like, (state.optimizer, state.totals, state.num_logged)
     )
-    return state._replace(optimizer=state.optimizer._replace(count=count))
+    params, finite = state.params, state.finite
+    if stage.begin is not None:
+
+        def scaled(f: Callable, first: Any) -> Any:
+            return fold(lambda carry, batch: f(carry, _scaled(batch)), first)
+
+        params = stage.begin(params, scaled)
+        for leaf in jax.tree.leaves(params):
+            finite &= jnp.all(jnp.isfinite(leaf))
+        params = _kept(finite, params, state.params)
+    return TrainState(state.step, params, empty[0], finite, *empty[1:])
+
+
+def _learning(
+    learns: tuple[str, ...], state: TrainState
+) -> tuple[TrainState, Callable[[Params], Params]]:
+    """The part of a state that is trained, and what puts its parameters in place."""
+    if not learns:
+        return state, lambda params: params
+    own, mu, nu = (
+        {name: tree[name] for name in learns}
+        for tree in (state.params, state.optimizer.mu, state.optimizer.nu)
+    )
+    optimizer = state.optimizer._replace(mu=mu, nu=nu)
+    part = state._replace(params=own, optimizer=optimizer)
+    return part, lambda params: {**state.params, **params}
+
+
+def _in_place(
+    learns: tuple[str, ...], old: optax.OptState, new: optax.OptState
+) -> optax.OptState:
+    """The state of Adam, with that of the part that is trained in its place."""
+    if not learns:
+        return new
+    return new._replace(mu={**old.mu, **new.mu}, nu={**old.nu, **new.nu})
+
+
+def _kept(finite: Array, new: Any, old: Any) -> Any:
+    """The new tree; the old one unless `finite`."""
+    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
 
 def gradient_norm(gradient: Params) -> Array:
@@ -226,9 +343,6 @@ def _adam(
     them twice, and cannot write them over the old ones.
     """
 
-    def kept(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-
     b1, b2, epsilon = 0.9, 0.999, 1e-8
     old = state.optimizer
     new = optax.ScaleByAdamState(
@@ -236,7 +350,7 @@ def _adam(
         mu=optax.tree.update_moment(gradient, old.mu, b1, 1),
         nu=optax.tree.update_moment_per_elem_norm(gradient, old.nu, b2, 2),
     )
-    new = jax.lax.optimization_barrier(kept(new, old))
+    new = jax.lax.optimization_barrier(_kept(finite, new, old))
     mean = optax.tree.bias_correction(new.mu, b1, new.count)
     square = optax.tree.bias_correction(new.nu, b2, new.count)
     params = jax.tree.map(
@@ -245,4 +359,4 @@ def _adam(
         mean,
         square,
     )
-    return kept(params, state.params), new
+    return _kept(finite, params, state.params), new

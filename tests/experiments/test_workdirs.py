@@ -1,6 +1,7 @@
 """The working directory: one config, one process, nothing overwritten."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from configs import smoke
 from experiments.running import workdirs
 from mmvae_jax.data.dataset import Dataset, Split
 from mmvae_jax.errors import UsageError
+from mmvae_jax.types import Stage
 
 _SPLIT = Split({"m0": np.zeros((1, 8, 8, 3), np.uint8)})
 DATASET = Dataset(_SPLIT, _SPLIT, "0", "none")
@@ -68,6 +70,25 @@ def test_another_config(field, value, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         claim(tmp_path / "run", other)
     assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_a_run_in_stages_does_not_go_on_for_more_steps(tmp_path):
+    """Its stages are divided by its steps: those taken would be others."""
+    config = smoke.get_config()
+    half = Stage("half", lambda num: num // 2, None, ())
+    whole = Stage("rest", lambda num: num, None, ())
+    sweep = SimpleNamespace(config=config, model=SimpleNamespace(stages=(half, whole)))
+    workdirs.require_length(tmp_path / "run", sweep)
+    claim(tmp_path / "run", config)
+    workdirs.require_length(tmp_path / "run", sweep)
+    config.train.num_steps += 10
+    with pytest.raises(UsageError, match="a run of 24 .* cannot go on to .*steps=34"):
+        workdirs.require_length(tmp_path / "run", sweep)
+    # ... unless what has been done stays what it is.
+    fixed = half._replace(end=lambda num: 12)
+    for stages in ((), (fixed, whole)):
+        sweep.model.stages = stages
+        workdirs.require_length(tmp_path / "run", sweep)
 
 
 def test_a_field_that_is_not_there(tmp_path):

@@ -21,12 +21,15 @@ from mmvae_jax.types import Gaussian, Laplace
 
 SHAPES = {"m0": (2, 2, 1), "m1": (2, 2, 1), "m2": (2, 2, 1)}
 M, B, D = 3, 4, 6
+C = models.MODELS["code_flow"].options["code_dim"].default
 UNIMODAL = ("unimodal", "unimodal_official")
 OFFICIAL = ("mmvae_official", "unimodal_official", "mmvae_plus")  # Laplace
 # Models with D shared dimensions and D of each modality.
 PRIVATE = [name for name, x in models.MODELS.items() if "private_dim" in x.options]
 WITH_NETWORK = ("jmvae", "jmvae_kl", "telbo")  # for the joint posterior
-APART = (*UNIMODAL, "mmvm")  # no encoder has a part in another modality's bound
+LEARNED_PRIOR = ("contrastive", "code_flow")
+# No encoder has a part in the bound of another modality.
+APART = (*UNIMODAL, "mmvm", "code_flow")
 KEY = jax.random.key(0)
 SUBSETS = [
     np.isin(np.arange(M), subset)
@@ -106,6 +109,8 @@ def num_components(name):
 def test_the_functions_of_every_model(evaluated, batch):
     name, model, everything = evaluated
     total_dim = (1 + M) * D if name in PRIVATE else M * D if name == "mmvm" else D
+    if name == "code_flow":
+        total_dim = C + M * D
     assert model.modalities == tuple(SHAPES) and model.latent_dim == total_dim
     results = everything(params_of(model), batch, SUBSETS[-1])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
@@ -114,9 +119,10 @@ def test_the_functions_of_every_model(evaluated, batch):
     assert set(terms.log_likelihood) == set(SHAPES)
     for leaf in jax.tree.leaves(terms):
         assert leaf.shape == (B,)
-    if name not in (*OFFICIAL, "contrastive"):  # its estimate has both signs
+    if name not in (*OFFICIAL, *LEARNED_PRIOR):  # their estimates have both signs
         assert (terms.kl > 0).all()
     own_dim = D // M if name in UNIMODAL else 2 * D if name in PRIVATE else D
+    own_dim += C if name == "code_flow" else 0
     assert type(results["experts"]) is (Laplace if name in OFFICIAL else Gaussian)
     assert type(results["posterior"]) is type(results["experts"])
     num_rows = M + 1 if name in ("jmvae_kl", "telbo") else M
@@ -131,7 +137,7 @@ def test_the_functions_of_every_model(evaluated, batch):
         assert results["log_likelihood"][m].shape == (B,)
     assert results["prior"].shape == (B, total_dim)
     z = np.float64(results["prior"])
-    if name not in (*OFFICIAL, "contrastive"):  # its prior is learned
+    if name not in (*OFFICIAL, *LEARNED_PRIOR):
         expected = -0.5 * (z**2 + np.log(2 * np.pi)).sum(-1)
         np.testing.assert_allclose(results["log_prior"], expected, rtol=1e-5)
     # The decoder's mean is where the Laplace likelihood has its constant.
@@ -162,7 +168,7 @@ def test_what_a_posterior_and_a_generation_depend_on(evaluated, batch):
             assert changed["posterior"] == (used[x], used[x])
             for output, is_changed in changed["decoded"].items():
                 # An observed modality of MMVM is decoded from its own posterior.
-                is_apart = name == "mmvm" and subset[list(SHAPES).index(output)]
+                is_apart = name in APART and subset[list(SHAPES).index(output)]
                 is_apart |= name in UNIMODAL
                 assert is_changed == (used[x] and (not is_apart or output == modality))
 
@@ -289,7 +295,9 @@ def each_model(*others):
 
 
 # Of others the latent vectors or the priors are not those of one VAE.
-@pytest.mark.parametrize("name", each_model(*OFFICIAL, *PRIVATE, *WITH_NETWORK))
+@pytest.mark.parametrize(
+    "name", each_model(*OFFICIAL, *PRIVATE, *WITH_NETWORK, "code_flow")
+)
 def test_with_one_modality_the_bound_is_that_of_the_vae(name, make, batch):
     shapes, one = {"m0": SHAPES["m0"]}, {"m0": batch["m0"]}
     alone = {"prior_expert": "never", "decode_prior": False, "subsets": ((0,),)}
@@ -307,10 +315,10 @@ def test_with_one_modality_the_bound_is_that_of_the_vae(name, make, batch):
 
 
 # A joint network reads modalities in their order, subsets of `custom` name them by it,
-# the reconstructions across modalities of MMVAE+ are random, and the pools of MoHELVAE
-# are as wide as narrow experts are apart.
+# flows are a row a modality, the reconstructions across modalities of MMVAE+ are random,
+# and the pools of MoHELVAE are as wide as narrow experts are apart.
 @pytest.mark.parametrize(
-    "name", each_model(*WITH_NETWORK, "custom", "mmvae_plus", "mohelvae")
+    "name", each_model(*WITH_NETWORK, "custom", "code_flow", "mmvae_plus", "mohelvae")
 )
 def test_the_order_of_modalities_does_not_matter(name, make, batch):
     order = [2, 0, 1]
@@ -435,8 +443,8 @@ def set_field(path, value):
         (
             "mvae",
             set_field("modality.network", "vit"),
-            "unknown network 'vit'; choose one of conv, resnet, mlp, layered, "
-            "text_conv, transformer",
+            "unknown network 'vit'; choose one of conv, resnet, spatial, mlp, "
+            "layered, text_conv, transformer",
         ),
         (
             "mvae",

@@ -1,3 +1,4 @@
+import math
 import re
 
 import jax
@@ -143,7 +144,7 @@ def test_the_resnet_classifier_has_no_dropout():
 
 
 def test_unknown_network():
-    message = "unknown network 'vit'; choose one of conv, resnet, mlp, layered"
+    message = "unknown network 'vit'; choose one of conv, resnet, spatial, mlp"
     with pytest.raises(UsageError, match=message):
         networks.make_networks("vit", IMAGE, 4)
 
@@ -152,10 +153,42 @@ def test_unknown_network():
 def test_unknown_option(network):
     shape = IMAGE if network in networks.FOR_IMAGES else TokenShape(4, 5)
     with pytest.raises(UsageError, match=f"network '{network}': .*'height'"):
-        networks.make_networks(network, shape, 4, height=3)
+        networks.make_networks(network, shape, 49, height=3)
 
 
-@pytest.mark.parametrize("network", ["conv", "resnet"])
+@pytest.mark.parametrize("size", [5, 8, 13, 16, 28])
+def test_spatial_latents_have_a_place(size):
+    """Round trip; and a pixel changes the latents of the places near it alone."""
+    places = images.num_places(size, (2, 3))
+    side = math.isqrt(places)
+    encoder, decoder = networks.make_networks(
+        "spatial", (size, size, 3), 2 * places, channels=(2, 3)
+    )
+    x = jax.random.uniform(KEY, (1, size, size, 3))
+    params = encoder.init(KEY, x)
+    q = encoder.apply(params, x)
+    assert q.mean.shape == q.log_variance.shape == (1, 2 * places)
+    changed = encoder.apply(params, x.at[0, 0, 0].add(1.0)).mean != q.mean
+    where = np.asarray(changed).reshape(side, side, 2).any(-1)
+    assert where.any() and not where[2:].any() and not where[:, 2:].any()
+    decoded, decoder_params = shapes_of(decoder, 2 * places)
+    assert decoded.shape == (2, size, size, 3)
+    params = jax.tree.map(lambda x: jnp.ones(x.shape), decoder_params)
+    z = jnp.ones((1, side, side, 2))
+    one, other = (
+        decoder.apply(params, z.reshape(1, -1)) for z in (z, z.at[0, 0, 0].add(1.0))
+    )
+    where = np.asarray(one != other).any((0, 3))
+    assert where.any() and not where[10:].any() and not where[:, 10:].any()
+
+
+def test_spatial_latents_fill_their_places():
+    message = "latent dimensions, 50, must be a multiple of the 49 places .* 28 pixels"
+    with pytest.raises(UsageError, match=message):
+        networks.make_networks("spatial", IMAGE, 50)
+
+
+@pytest.mark.parametrize("network", ["conv", "resnet", "spatial"])
 @pytest.mark.parametrize("shape", [(8, 9, 3), (8, 8), (64,)])
 def test_images_are_square(network, shape):
     message = f"network '{network}' needs square images, got shape {shape}"

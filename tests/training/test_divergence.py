@@ -365,7 +365,7 @@ def test_every_model_is_finite(name, num, num_examples, tiny_config):
     if name == "custom":
         config.model.options.subsets = ((0,), tuple(range(num))) if num > 1 else ((0,),)
     model = models.make_model(config, shapes)
-    task = vae_task(model)
+    task = vae_task(model, num_steps=20)
     structure = jax.eval_shape(model.init, jax.random.key(0))
 
     @jax.jit

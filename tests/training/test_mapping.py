@@ -63,7 +63,7 @@ def train_with(regression, execution, **options):
     """(what was prepared, the states after 5 steps)."""
     prepared, hyper, keys = prepare(regression, execution, **options)
     state = loop.fit(
-        prepared.program,
+        prepared.programs[0],
         prepared.state,
         hyper,
         keys,
@@ -86,7 +86,7 @@ def needed(regression, members_at_once):
     """Bytes of the program with that many members at once."""
     execution = Execution("vmap", 4, members_at_once=members_at_once)
     (prepared, _, _) = prepare(regression, execution)
-    return mapping.peak_bytes(prepared.program)
+    return mapping.peak_bytes(prepared.programs[0])
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
@@ -95,7 +95,7 @@ def test_members_beyond_the_memory_are_trained_in_chunks(regression, by_map, at_
     assert memory < needed(regression, 0)
     found, state = train_with(regression, Execution("vmap", 4), memory=memory)
     assert found.execution.members_at_once == at_once
-    assert mapping.peak_bytes(found.program) <= memory
+    assert mapping.peak_bytes(found.programs[0]) <= memory
     assert_close(state, by_map)
 
 
@@ -182,7 +182,7 @@ def test_a_run_beyond_the_memory_is_trained_in_chunks(
     whole = session.prepare_program(sweep, tmp_path)
     assert whole.execution.members_at_once == 0
     assert run_here(config, tmp_path / "whole")[0] == 0
-    memory = mapping.peak_bytes(whole.program) - 1
+    memory = mapping.peak_bytes(whole.programs[0]) - 1
     monkeypatch.setattr(mapping, "device_memory", lambda: memory)
     code, output = run_here(config, tmp_path / "run")
     assert code == 0
@@ -234,7 +234,7 @@ def task_of(tiny_config):
     def make(network, options, model="mvae"):
         is_text = network in networks.FOR_TOKENS and network != "mlp"
         shape = TokenShape(8, 5) if is_text else (8, 8, 1)
-        config = tiny_config(model)
+        config = tiny_config(model, 8)  # a multiple of the places of "spatial"
         config.modality.network = network
         config.modality.network_options = options
         if is_text:

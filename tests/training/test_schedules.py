@@ -80,7 +80,7 @@ def test_a_schedule_of_a_model_ends_before_its_training():
     config = base.parse_arg(base.get_config(), "mmvm")
     config.model.latent_dim, config.model.options.alpha_steps = 2, 10
     config.modality.network = "mlp"
-    task = vae_task(models.make_model(config, SHAPES))
+    model = models.make_model(config, SHAPES)
     message = r"config.train.num_steps=10 ends .* after 10 steps \(alpha falls from 1"
     (row,) = [one for one in checks.CHECKS_WITH_DATA if one.field == "train.num_steps"]
     config.train.num_steps = 10
@@ -132,11 +132,10 @@ def model_of(tiny_config, name, **options):
     return models.make_model(config, SHAPES)
 
 
-@pytest.fixture(scope="module", params=["mmvm", "telbo"])
-def setup(request, tiny_config, tiny_images):
+@pytest.fixture(scope="module")
+def setup(tiny_config, tiny_images):
     """A model with a schedule of its own, beside those of beta and learning rate."""
-    own = {"mmvm": {"alpha_steps": 8}, "telbo": {"joint_steps": 8}}[request.param]
-    model = model_of(tiny_config, request.param, **own)
+    model = model_of(tiny_config, "mmvm", alpha_steps=8)
     task = vae_task(model, factors=make_factors(12, **SCHEDULED))
     return Setup(task, jax.device_put(tiny_images(SHAPES, NUM)))
 
@@ -172,7 +171,7 @@ def test_alpha_of_mmvm_falls_to_the_option(tiny_config, tiny_images):
 def test_the_two_stages_of_telbo(tiny_config, tiny_images):
     data = jax.device_put(tiny_images(SHAPES, NUM))
     model = model_of(tiny_config, "telbo", joint_steps=5)
-    staged = Setup(vae_task(model), data)
+    staged = Setup(vae_task(model, num_steps=12), data)
     at_once = Setup(vae_task(model_of(tiny_config, "telbo")), data)
     start, *_ = staged.start(MEMBERS)
     first = staged.fit(MEMBERS, MAP, 5)

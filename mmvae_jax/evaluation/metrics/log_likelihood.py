@@ -62,11 +62,15 @@ def log_likelihood(
 
     Returns:
       log_likelihood, nats per example, and log_likelihood/standard_error, of
-      that mean over the test examples.
+      that mean over the test examples; Undefined where modalities are missing and the
+      model does not know the density of what it draws for them.
 
     Raises:
       UsageError: `proposal` is unknown or `num_samples` is not positive.
     """
+    if unknown := _unknown(model, data.test):
+        tags = ("log_likelihood", "log_likelihood/standard_error")
+        return dict.fromkeys(tags, Undefined(unknown))
     estimates = np.concatenate(
         list(
             estimate_batches(
@@ -106,8 +110,10 @@ def estimate_batches(
       float64 [B] in nats, fewer in the last batch.
 
     Raises:
-      UsageError: as `log_likelihood`.
+      UsageError: as `log_likelihood`, or it is Undefined.
     """
+    if unknown := _unknown(model, split):
+        raise UsageError(f"log p(x) cannot be estimated: {unknown}")
     if proposal not in PROPOSALS:
         raise UsageError(
             f"log_likelihood proposal {proposal!r} is none of {', '.join(PROPOSALS)}"
@@ -122,6 +128,14 @@ def estimate_batches(
             model, params, experts, subset, batch_key, num_samples
         )
         yield importance_estimate(model, params, batch, draws)[:num_valid]
+
+
+def _unknown(model: MultimodalVAE, split: Split) -> str:
+    """Why the weights of a model's proposals are not known, "" where they are."""
+    is_complete = split.observed is None or split.observed.all()
+    if not model.draws_missing or is_complete:
+        return ""
+    return "modalities are missing, and this model has no density of what it draws"
 
 
 def importance_estimate(

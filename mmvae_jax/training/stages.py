@@ -1,0 +1,121 @@
+"""`fit`: the train loop, once for every stage of a model's training.
+
+A model without stages has one. What a stage begins with is a function of the state at
+its boundary, and so are all of its steps: a state is all that a resumed run needs,
+whichever stage it is of.
+"""
+
+from typing import Any
+
+import jax
+
+from mmvae_jax.training import devices, loop
+from mmvae_jax.training.execution import compile_begin
+from mmvae_jax.training.mapping import Prepared
+from mmvae_jax.training.step import StageTask, Task, TrainState, tags
+from mmvae_jax.types import MultimodalVAE, PRNGKey
+
+
+def fit(
+    task: Task,
+    prepared: Prepared,
+    state: TrainState,
+    hyper: Any,
+    keys: PRNGKey,
+    *,
+    num_steps: int,
+    batch_size: int,
+    data_seed: int,
+    events: loop.Events,
+) -> TrainState:
+    """Trains all members up to step `num_steps`, through the stages that are left.
+
+    Args:
+      task: the training of one member.
+      prepared: result of `mapping.prepare` for this task.
+      state: fields [K], of any step; donated.
+      hyper: fields [K].
+      keys: key [K].
+      num_steps: the step at which to stop, in whatever stage.
+      batch_size: as of `loop.fit`, as are `data_seed` and `events`.
+      data_seed: likewise.
+      events: likewise; the last step of a stage is logged, and no tag of another stage.
+
+    Returns:
+      The state after `num_steps` steps, or earlier if `events.is_stopping` said so.
+    """
+    execution = prepared.execution
+    data = devices.put_shared(prepared.data, execution.layout)
+    whole = StageTask("", 0, num_steps, None, task)
+    stages = task.stages or (whole,)
+    for stage, program in zip(stages, prepared.programs, strict=True):
+        step, end = int(devices.first(state.step)), min(stage.end, num_steps)
+        if step >= end:
+            continue
+        own = events
+        if task.stages:
+            own = _of_stage(events, stage, (state, hyper, keys, data), batch_size)
+            if step == stage.start:
+                begin = compile_begin(stage, execution, batch_size)
+                state = begin(devices.put_members(state, execution.layout), data)
+        state = loop.fit(
+            program,
+            state,
+            hyper,
+            keys,
+            data,
+            num_steps=end,
+            batch_size=batch_size,
+            data_seed=data_seed,
+            execution=execution,
+            events=own,
+        )
+        if int(devices.first(state.step)) < stage.end:
+            break
+    return state
+
+
+def _of_stage(
+    events: loop.Events, stage: StageTask, arguments: tuple, batch_size: int
+) -> loop.Events:
+    """The events, of which `log` is given the metrics of one stage alone."""
+    state, hyper, keys, data = arguments
+
+    def shapes(tree: Any, *leading: int) -> Any:
+        """Those of one member, or of a batch."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype), tree
+        )
+
+    named = tags(
+        stage.task,
+        shapes(state.params),
+        shapes(hyper),
+        shapes(keys),
+        shapes(data, batch_size),
+    )
+
+    def log(step: int, metrics: Any, finite: Any) -> None:
+        events.log(step, {tag: metrics[tag] for tag in named}, finite)
+
+    return events._replace(log=log)
+
+
+def words(task: Task) -> str:
+    """The stages in words, "" where there are none: "code 101 to 200; ..."."""
+    return "; ".join(f"{s.name} {s.start + 1:,} to {s.end:,}" for s in task.stages)
+
+
+def is_lengthened(model: MultimodalVAE, before: int, now: int) -> bool:
+    """Whether more steps of the whole run change a step that has been taken.
+
+    Args:
+      model: with stages or without.
+      before: steps of the run as it was started.
+      now: steps that are asked for.
+    """
+    return before != now and any(
+        stage.learning_rate is not None or stage.end(before) != stage.end(now)
+        for stage in model.stages
+        if stage.learning_rate is not None or stage is not model.stages[-1]
+    )

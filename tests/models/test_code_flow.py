@@ -1,0 +1,214 @@
+"""A code by contrast and flows over latents: what is given, drawn and learned."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_tasks import MAP, NUM, Setup
+
+from mmvae_jax import models
+from mmvae_jax.data.dataset import Split
+from mmvae_jax.errors import UsageError
+from mmvae_jax.evaluation.metric import EvaluationData, Undefined
+from mmvae_jax.evaluation.metrics.log_likelihood import (
+    estimate_batches,
+    log_likelihood,
+)
+from mmvae_jax.training.step import vae_task
+from mmvae_jax.training.sweep import Member
+from mmvae_jax.types import OBSERVED
+
+SHAPES = {"m0": (3,), "m1": (4,), "m2": (2,)}
+M, B, C, D = 3, 5, 4, 2
+KEY = jax.random.key(1)
+SOME = np.array([True, False, True])
+
+
+def make(tiny_config, **options):
+    small = {"code_dim": C, "flow_width": 8, "flow_depth": 1, "ode_steps": 3}
+    config = tiny_config("code_flow", D, **small | options)
+    config.modality.network_options.widths = ()
+    return models.make_model(config, SHAPES)
+
+
+def vectors(num=B, seed=0):
+    rng = np.random.default_rng(seed)
+    return {m: rng.normal(size=(num, *x)).astype(np.float32) for m, x in SHAPES.items()}
+
+
+def params_of(model):
+    """Parameters drawn with NumPy: velocities are not 0, as they begin."""
+    rng = np.random.default_rng(0)
+    drawn = jax.tree.map(
+        lambda x: np.float32(rng.uniform(-1, 1, x.shape)),
+        jax.eval_shape(model.init, KEY),
+    )
+    drawn["whitening"]["num"] = np.full(M * D, 2, np.float32)
+    drawn["whitening"]["squares"] = np.arange(1, M * D + 1, dtype=np.float32)
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def model(tiny_config):
+    return make(tiny_config)
+
+
+def latents(model, params, batch, subset, key=KEY):
+    """The posterior of the code, and that of the latents [B, M, D]."""
+    experts = model.encode(params, batch)
+    q = model.posterior(params, experts, subset, key)
+    own = [jnp.moveaxis(field[..., C:], 0, 1) for field in experts]
+    code = [field[:, :C] for field in q]
+    return code, [field[:, C:].reshape(B, M, D) for field in q], own
+
+
+def test_what_is_given_is_kept_and_what_is_missing_is_drawn(model):
+    params, batch = params_of(model), vectors()
+    code, found, own = latents(model, params, batch, SOME)
+    for field, expert in zip(found, own, strict=True):
+        np.testing.assert_array_equal(field[:, SOME], expert[:, SOME])
+    # Another key is another draw of the missing one alone.
+    _, other, _ = latents(model, params, batch, SOME, jax.random.key(2))
+    differs = (np.asarray(found[0]) != np.asarray(other[0])).any((0, 2))
+    assert differs.tolist() == (~SOME).tolist()
+    assert (found[1][:, ~SOME] == -20).all()
+    # Each example has a subset of its own.
+    each = np.stack([np.arange(B) % 2 == 0, np.ones(B, bool), np.arange(B) < 2])
+    _, found, own = latents(model, params, batch, each)
+    np.testing.assert_array_equal(found[0][each.T], own[0][each.T])
+    # The code is the direction of the sum of codes, of length sqrt(c (1 - v)).
+    variance = models.MODELS["code_flow"].options["code_variance"].default
+    codes = np.asarray(model.encode(params, batch).mean)[..., :C]
+    radius = np.sqrt(C * (1 - variance))
+    np.testing.assert_allclose(np.linalg.norm(codes, axis=-1), radius, rtol=1e-4)
+    total = codes[SOME].sum(0)
+    expected = radius * total / np.linalg.norm(total, axis=-1, keepdims=True)
+    np.testing.assert_allclose(code[0], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(code[1], np.log(variance), rtol=1e-6)
+
+
+def test_the_density_of_what_the_flow_moves_nowhere(model):
+    """Flows begin as no motion: whitened latents are N(0, I), and so is the code."""
+    params = model.init(KEY)
+    mean = np.linspace(-1, 1, M * D).astype(np.float32)
+    variance = np.linspace(0.5, 2, M * D).astype(np.float32)
+    params["whitening"] = {
+        "num": np.full(M * D, 10, np.float32),
+        "mean": mean,
+        "squares": 10 * variance,
+    }
+    z = np.random.default_rng(0).normal(size=(2, B, C + M * D)).astype(np.float32)
+    whole_mean = np.concatenate([np.zeros(C), mean])
+    whole = np.concatenate([np.ones(C), variance])
+    expected = -0.5 * ((z - whole_mean) ** 2 / whole + np.log(2 * np.pi * whole))
+    found = model.log_prior(params, z)
+    np.testing.assert_allclose(found, expected.sum(-1), rtol=1e-4)
+    drawn = np.asarray(model.sample_prior(params, KEY, 4_000))
+    np.testing.assert_allclose(drawn.mean(0), whole_mean, atol=0.1)
+    np.testing.assert_allclose(drawn.var(0), whole, rtol=0.12)
+
+
+@pytest.mark.parametrize("flow", ["modality", "joint", "joint_without_code"])
+def test_what_a_draw_depends_on(tiny_config, flow):
+    """On the code, on given latents if the flow is joint, and on the guidance."""
+    batch, drawn = vectors(), {}
+    for guidance in (1.0, 3.0):
+        model = make(tiny_config, flow=flow, guidance=guidance)
+        params = params_of(model)
+        _, found, _ = latents(model, params, batch, SOME)
+        drawn[guidance] = np.asarray(found[0])[:, 1]
+        changed = {}
+        for name in ("code", "encoders"):
+            other = params | {name: jax.tree.map(lambda x: -1.5 * x, params[name])}
+            _, found, _ = latents(model, other, batch, SOME)
+            now = np.asarray(found[0])[:, 1]
+            changed[name] = not np.array_equal(now, drawn[guidance])
+        is_coded, is_joint = flow != "joint_without_code", flow != "modality"
+        assert changed == {"code": is_coded, "encoders": is_joint}
+    is_same = np.array_equal(drawn[1.0], drawn[3.0])
+    assert is_same == (flow == "joint_without_code")
+
+
+def test_stages_learn_all_there_is(model):
+    learned = [name for stage in model.stages for name in stage.learns]
+    kept = {"whitening", "flows_average"}
+    assert sorted([*learned, *kept]) == sorted(jax.eval_shape(model.init, KEY))
+
+
+def test_whitening_is_of_all_that_is_observed(model):
+    """Of draws of q(w|x), over the whole training set, with batches that differ."""
+    data = vectors(NUM + 3)
+    observed = np.random.default_rng(3).random((NUM + 3, M)) < 0.6
+    observed[:, 0] |= ~observed.any(axis=1)
+    spoilt = {
+        m: np.where(observed[:, [i]], x, np.float32(np.nan))
+        for i, (m, x) in enumerate(data.items())
+    }
+    task = vae_task(model, num_steps=10)
+    setup = Setup(task, jax.device_put(spoilt | {OBSERVED: observed}))
+    ends = [stage.end for stage in task.stages]
+    before = setup.fit([Member(0.1, 1e-2, 0)], MAP, ends[1])
+    after = setup.fit([Member(0.1, 1e-2, 0)], MAP, ends[2], before)
+    assert after.finite.all()
+    params = jax.tree.map(lambda x: x[0], after.params)
+    experts = model.encode(params, data)
+    for i in range(M):
+        rows, own = observed[:, i], slice(i * D, (i + 1) * D)
+        mean = np.asarray(experts.mean)[i, rows, C:]
+        noise = np.exp(np.asarray(experts.log_variance)[i, rows, C:])
+        found = {name: x[own] for name, x in params["whitening"].items()}
+        assert found["num"].tolist() == [rows.sum()] * D
+        np.testing.assert_allclose(found["mean"], mean.mean(0), rtol=1e-3, atol=1e-5)
+        variance = mean.var(0) + noise.mean(0)
+        np.testing.assert_allclose(found["squares"] / rows.sum(), variance, rtol=1e-3)
+    flows = (before.params["flows"], after.params["flows"])
+    is_moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), *flows)
+    assert all(jax.tree.leaves(is_moved["prior"]))
+
+
+def test_log_likelihood_where_modalities_are_missing(model):
+    """What is drawn for them has no density, and so the estimate none."""
+    params, data = params_of(model), vectors()
+    complete = Split(data)
+    mask = np.ones((B, M), bool)
+    mask[0, 1] = False
+    found = {}
+    for name, split in (
+        ("complete", complete),
+        ("all there", complete._replace(observed=np.ones((B, M), bool))),
+        ("missing", complete._replace(observed=mask)),
+    ):
+        given = EvaluationData(split, split, None, B)
+        found[name] = log_likelihood(model, params, given, KEY, num_samples=2)
+    assert np.isfinite(found["complete"]["log_likelihood"])
+    values = [found[name]["log_likelihood"] for name in ("complete", "all there")]
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    assert isinstance(found["missing"]["log_likelihood"], Undefined)
+    with pytest.raises(UsageError, match="modalities are missing, and this model"):
+        next(estimate_batches(model, params, split, B, KEY))
+
+
+def test_components_are_draws(model):
+    params, batch = params_of(model), vectors()
+    experts = model.encode(params, batch)
+    components, weights = model.posterior_components(params, experts, SOME)
+    num = len(weights)
+    assert num > 1 and weights.sum() == pytest.approx(1)
+    means = np.asarray(components.mean)[..., C:].reshape(num, B, M, D)
+    reach = np.ptp(means, axis=0)
+    assert (reach[:, SOME] == 0).all() and (reach[:, ~SOME] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("stage_shares", (0.5, 0.5), "must be two shares of the steps whose sum is"),
+        ("stage_shares", (0.5,), "must be two shares of the steps"),
+        ("flow", "none", "choose one of modality, joint, joint_without_code"),
+        ("code_network", "vit", "choose one of auto, conv, resnet, mlp"),
+        ("guidance", -1.0, "guidance must be >= 0, got -1.0"),
+    ],
+)
+def test_options_that_are_refused(tiny_config, option, value, message):
+    with pytest.raises(UsageError, match=f"{option}.*{message}|{message}"):
+        make(tiny_config, **{option: value})
