@@ -84,7 +84,7 @@ def test_a_schedule_of_a_model_ends_before_its_training():
     message = r"config.train.num_steps=10 ends .* after 10 steps \(alpha falls from 1"
     (row,) = [one for one in checks.CHECKS_WITH_DATA if one.field == "train.num_steps"]
     config.train.num_steps = 10
-    run = checks.Run(None, None, task, 1)
+    run = checks.Run(None, model, vae_task(model), 1)
     with pytest.raises(UsageError, match=message):
         checks._apply([row], config, run)
     config.train.num_steps = 11
