@@ -25,7 +25,7 @@ from mmvae_jax.training.sweep import Member
 
 # Of these what MultiVae encodes to is the mean of the joint posterior.
 MODELS = ("mvae", "mvtcae", "jmvae_kl", "crmvae")
-TOLERANCE = 1e-4  # of means, which are about 0.1
+TOLERANCE = 1e-4  # of means, of the largest one
 
 
 def as_trained(ours, batch_size):
@@ -50,11 +50,11 @@ def measure(name, images, num, turns, batch_size):
     if reason is None:
         other = peer.Peer(name, ours.config, ours.shapes, ours.params, images)
         theirs = other.embed(batch_size, batch_size)
-        row["difference"] = float(np.abs(theirs - mean).max())
+        row["difference"] = float(np.abs(theirs - mean).max() / np.abs(mean).max())
         if row["difference"] > TOLERANCE:
             raise SystemExit(f"error: embeddings of {name} differ: {row['difference']}")
-        functions["peer"] = lambda: other.embed(num, batch_size)
-    times = step.take_turns(turns, **functions)
+        functions["peer"] = lambda: other.embed(num, batch_size, is_returned=False)
+    times = step.take_turns(turns, is_compiled=True, **functions)
     row["seconds"] = statistics.median(times["ours"])
     if other is None:
         return row | {"peer": reason}

@@ -70,9 +70,9 @@ class Peer:
         """A step of Adam on each of these lists of examples."""
         self._ask("steps", picks)
 
-    def embed(self, num, batch_size):
+    def embed(self, num, batch_size, is_returned=True):
         """Means of the posterior of the first `num` examples, by `encode`, [num, D]."""
-        return self._ask("embed", num, batch_size)
+        return self._ask("embed", num, batch_size, is_returned)
 
     def prepare_evaluation(self, *arguments):
         """Arguments of `_evaluator` but the first, for `evaluate`."""
@@ -150,7 +150,7 @@ class _Peer:
         """The loss as a number."""
         return float(self.loss(rows).detach())
 
-    def embed(self, num, batch_size):
+    def embed(self, num, batch_size, is_returned):
         """As of `Peer`."""
         from multivae.data.datasets.base import MultimodalBaseDataset
 
@@ -163,7 +163,8 @@ class _Peer:
                 inputs = MultimodalBaseDataset(batch)
                 z = self.model.encode(inputs, return_mean=True, flatten=True).z
                 found.append(z.cpu().numpy())
-        return np.concatenate(found)
+        found = np.concatenate(found)
+        return found if is_returned else None
 
     def prepare_evaluation(self, *arguments):
         """As of `Peer`."""
