@@ -70,6 +70,10 @@ class Peer:
         """A step of Adam on each of these lists of examples."""
         self._ask("steps", picks)
 
+    def embed(self, num, batch_size):
+        """Means of the posterior of the first `num` examples, by `encode`, [num, D]."""
+        return self._ask("embed", num, batch_size)
+
     def prepare_evaluation(self, *arguments):
         """Arguments of `_evaluator` but the first, for `evaluate`."""
         self._ask("prepare_evaluation", *arguments)
@@ -145,6 +149,21 @@ class _Peer:
     def loss_of(self, rows):
         """The loss as a number."""
         return float(self.loss(rows).detach())
+
+    def embed(self, num, batch_size):
+        """As of `Peer`."""
+        from multivae.data.datasets.base import MultimodalBaseDataset
+
+        self.model.eval()
+        found = []
+        with self.torch.inference_mode():
+            for start in range(0, num, batch_size):
+                rows = slice(start, min(start + batch_size, num))
+                batch = {m: x[rows].float() / 255 for m, x in self.images.items()}
+                inputs = MultimodalBaseDataset(batch)
+                z = self.model.encode(inputs, return_mean=True, flatten=True).z
+                found.append(z.cpu().numpy())
+        return np.concatenate(found)
 
     def prepare_evaluation(self, *arguments):
         """As of `Peer`."""

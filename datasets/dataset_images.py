@@ -25,6 +25,10 @@ from PIL import Image
 MAX_PIXELS = 64_000_000
 # No others, whatever the name: for some Pillow starts another program.
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# A part of the name of data of which `was_decoded_otherwise` is true: those that the
+# first version prepared of the same files are not taken for them. The version of a
+# builder would tell them apart too, but all others would be prepared anew.
+DECODED_ANEW = b"decoded anew"
 _COLOURS = {"1", "L", "P", "RGB", "CMYK", "YCbCr"}
 _WITH_ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 # Tags of TIFF.
@@ -84,6 +88,29 @@ def decode(source: Path | bytes, where: str, remedy: str) -> np.ndarray:
         ) from error
     except Exception as error:  # Pillow raises many kinds for a broken file.
         raise unreadable(where, error, "not a readable image", remedy) from error
+
+
+def was_decoded_otherwise(path: Path) -> bool:
+    """Whether data that the first version prepared of a file have other values.
+
+    It decoded whatever Pillow opens by Image.convert("RGB"), which cuts 16 bits off at
+    255. Of files that are refused now it is true.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                samples = dict(getattr(image, "tag_v2", {})).get(_SAMPLE_FORMAT, (1,))
+                is_usual = image.mode in _COLOURS and set(samples) == {_UNSIGNED}
+                is_single = image.format == "MPO" or getattr(image, "n_frames", 1) == 1
+                if is_usual and is_single and not image.has_transparency_data:
+                    return False
+                before = np.asarray(image.convert("RGB"))
+        return not np.array_equal(before, decode(path, str(path), ""))
+    except DatasetError:
+        return True
+    except Exception:  # Pillow raises many kinds: nothing was prepared of it
+        return False
 
 
 def _first_bytes(path: Path) -> bytes:

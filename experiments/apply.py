@@ -7,6 +7,7 @@ The arrays of FILE.npz have the names of the model's modalities; one that is not
 is missing, and `observed`, bool [N, M], tells what else is. OUT.npz holds what was
 asked for, under names such as `embed/mean` and `impute/spread/m0`; captions also as
 text; and what FILE.npz holds beside modalities, such as labels and ids, as it is.
+With --pictures, samples are drawn into OUT_pictures/, captions among them also as text.
 """
 
 import zipfile
@@ -25,6 +26,7 @@ from mmvae_jax.data import arrays
 from mmvae_jax.data.dataset import Split
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation import pictures, samples
+from mmvae_jax.files import file_name
 from mmvae_jax.interface import description, trained
 from mmvae_jax.types import OBSERVED
 
@@ -86,24 +88,17 @@ APPLICATIONS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
 def main() -> None:
     """Reads, applies and writes."""
     given = flags.FLAGS
-    out = Path(given.out).expanduser()
     for name in given.what:
         if name not in APPLICATIONS:
             known = ", ".join(APPLICATIONS)
             raise UsageError(f"--what has {name!r}; choose from {known}")
-    if not given.data or out.suffix != ".npz":
-        raise UsageError("give --data=FILE.npz and --out=OUT.npz")
-    grids_folder = out.with_name(f"{out.stem}_pictures")
-    for path in (out, *([grids_folder] if given.pictures else [])):
-        if path.exists():
-            raise UsageError(f"{path} exists; choose another --out")
+    out = Path(given.out).expanduser()
+    if not (given.workdir and given.data and given.what and out.suffix == ".npz"):
+        raise UsageError("give --workdir, --data=FILE.npz, --what and --out=OUT.npz")
+    drawings = out.with_name(f"{out.stem}_pictures")
+    command.require_new("--out", out, *([drawings] if given.pictures else []))
     model = trained.load(Path(given.workdir).expanduser(), **member_of(given.member))
-    held = arrays.read_npz(Path(given.data).expanduser())
-    known = [m.name for m in model.description.modalities]
-    own = {name: x for name, x in held.items() if name in (*known, OBSERVED)}
-    split = description.to_split(model.description, own)
-    others = {name: x for name, x in held.items() if name not in known}
-    del held, own
+    split, others = _read(model, Path(given.data).expanduser())
     found: dict[str, np.ndarray] = {}
     with terminal.steps(len(given.what), "applying") as bar:
         for name in given.what:
@@ -114,8 +109,28 @@ def main() -> None:
     _write(out, found)
     terminal.say(f"{out}: {split.num_examples} examples, {', '.join(found)}")
     if given.pictures:
-        _draw(model, split, grids_folder)
-        terminal.say(f"pictures are in {grids_folder}")
+        _draw(model, split, drawings)
+        terminal.say(f"pictures are in {drawings}")
+
+
+def _read(model: mmvae_jax.Trained, path: Path) -> tuple[Split, dict[str, np.ndarray]]:
+    """The modalities of a file, and what is carried over; says what is which."""
+    held = arrays.read_npz(path)
+    for name in held:
+        if name.partition("/")[0] in flags.FLAGS.what:
+            raise UsageError(
+                f"{path} holds {name!r}, the name of a result: give it another name"
+            )
+    known = [m.name for m in model.description.modalities]
+    read = {*known, *(f"{m}{description.WORDS}" for m in known), OBSERVED}
+    own = {name: x for name, x in held.items() if name in read}
+    split = description.to_split(model.description, own)
+    others = {name: x for name, x in held.items() if name not in known}
+    missing = [m for m in known if not split.is_observed(m).any()]
+    for words, names in (("missing", missing), ("carried over", list(others))):
+        if names:
+            terminal.say(f"{words}: {', '.join(names)}")
+    return split, others
 
 
 def member_of(text: str) -> dict[str, Any]:
@@ -147,20 +162,28 @@ def _texts(
 
 
 def _draw(model: mmvae_jax.Trained, split: Split, folder: Path) -> None:
-    """Pictures of samples, as those of a run."""
+    """Pictures of samples, as those of a run, and their captions as text.
+
+    Nothing is drawn given a modality that no example has.
+    """
     words = {m.name: m.words for m in model.description.modalities if m.words}
     key = jax.random.key(flags.FLAGS.seed)
     drawn = samples.draw_samples(model.model, model.params, split, key)
+    there = [one for one in drawn.conditional if split.is_observed(one.source).any()]
+    shown = (drawn._replace(conditional=there), split, words)
     folder.mkdir()
-    for name, grid in pictures.draw_grids(drawn, split, words).items():
-        Image.fromarray(grid.squeeze()).save(folder / f"{name}.png")
+    for name, grid in pictures.draw_grids(*shown).items():
+        image = grid[..., 0] if grid.shape[-1] == 1 else grid
+        Image.fromarray(image).save(folder / f"{file_name(name)}.png")
+    if captions := pictures.write_captions(*shown):
+        (folder / "captions.txt").write_text(captions, encoding="utf-8")
 
 
 def _write(out: Path, found: dict[str, np.ndarray]) -> None:
     """Writes a .npz file whole or not at all, an array after the other."""
     partial = out.with_suffix(".npz.partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(partial, "w") as archive:
             for name, x in found.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:

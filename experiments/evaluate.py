@@ -2,25 +2,29 @@
 
     python -m experiments.evaluate --workdir=runs/tp --config.eval.metrics="('swd',)"
     python -m experiments.evaluate --all=runs/demo --config.eval.metrics="('matching',)"
+    python -m experiments.evaluate --workdir=runs/tp --config.eval.metrics=all
+
+`all` are the metrics that the data allow, and a line says why others are left out.
+--all goes on with the other runs where one cannot be evaluated.
 
 The settings are those of the run's config.json, with the changes given here: of
 config.eval, config.classifier and config.matcher, which are no part of what a run is.
-The values are added to metrics.jsonl, and of the last step to summary.json, with the
-date and the settings; report.html then shows them.
+The values are added to metrics.jsonl, and of a finished run to summary.json, with the
+date and the settings; the page of experiments.report shows them. Samples stay as they
+are.
 """
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.running import command, evaluation, terminal
+from experiments.running import command, evaluation, terminal, workdirs
 from mmvae_jax.errors import UsageError
-from mmvae_jax.interface import settings, trained
-
-CHANGEABLE = ("eval", "classifier", "matcher")
+from mmvae_jax.interface import exports, settings, trained
 
 
 def main() -> int:
@@ -29,32 +33,43 @@ def main() -> int:
     changes = _changes(config_flags.get_override_values(given["config"]))
     if bool(given.workdir) == bool(given.all):
         raise UsageError("give --workdir=FOLDER of a run, or --all=FOLDER of runs")
-    workdirs = [Path(given.workdir).expanduser()]
-    if given.all:
-        found = Path(given.all).expanduser().rglob(trained.CONFIG)
-        workdirs = sorted(path.parent for path in found)
-        if not workdirs:
-            raise UsageError(f"no run in {given.all}")
-    date = time.strftime("%Y-%m-%d")
-    code = 0
-    for workdir in workdirs:
-        if len(workdirs) > 1:
-            terminal.say(f"{workdir}:")
-        code = code or evaluation.evaluate(
-            workdir.absolute(), changes, given.step, date
-        )
-        if code:
-            break
-    return code
+    evaluate = partial(
+        evaluation.evaluate,
+        changes=changes,
+        step=given.step,
+        date=time.strftime("%Y-%m-%d"),
+    )
+    if given.workdir:
+        return evaluate(Path(given.workdir).expanduser().absolute())
+    found = Path(given.all).expanduser().absolute().rglob(trained.CONFIG)
+    folders = sorted(
+        path.parent for path in found if not (path.parent / exports.MANIFEST).exists()
+    )
+    if not folders:
+        raise UsageError(f"no run in {given.all}")
+    refused = {}
+    for folder in folders:
+        terminal.say(f"{folder}:")
+        try:
+            if code := evaluate(folder):
+                return code
+        except UsageError as error:  # the others can still be evaluated
+            refused[folder] = error
+    if refused:
+        lines = "; ".join(f"{folder}: {error}" for folder, error in refused.items())
+        num = f"{len(refused)} of {len(folders)}"
+        raise UsageError(f"{num} runs are not evaluated: {lines}")
+    return 0
 
 
 def _changes(overrides: dict[str, Any]) -> dict[str, Any]:
     """The fields that are changed, all of those that may be."""
     for name in overrides:
-        if name.partition(".")[0] not in CHANGEABLE:
+        if name.partition(".")[0] not in workdirs.EVALUATION:
+            sections = ", ".join(f"config.{own}" for own in workdirs.EVALUATION)
             raise UsageError(
                 f"config.{name} is a part of what the run is; what may be changed here "
-                f"is in {', '.join(f'config.{section}' for section in CHANGEABLE)}"
+                f"is in {sections}"
             )
     return overrides
 

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from configs import smoke
+from configs import arrays, smoke
 from experiments.running import datasets, session
 from mmvae_jax.data import prepared
 from mmvae_jax.training import mapping
@@ -27,10 +27,11 @@ CACHE_OPTIONS = {
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
 
-# Starts `python -m experiments.run` many times for the price of one import: a job a
-# line, and its exit code. A job may bring code that is executed first, for instance
-# to die at a certain point, and a signal that it is sent when it has used so many
-# seconds of processor time: a moment that does not depend on how busy the machine is.
+# Starts `python -m experiments.run`, or another command, many times for the price of
+# one import: a job a line, and its exit code. A job may bring code that is executed
+# first, for instance to die at a certain point, and a signal that it is sent when it
+# has used so many seconds of processor time: a moment that does not depend on how busy
+# the machine is.
 DRIVER = """
 import json, os, runpy, signal, sys, time, traceback
 from experiments.running import command, datasets, session
@@ -40,12 +41,13 @@ import polymnist.polymnist_dataset_builder
 def child(job):
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    sys.argv = ["experiments.run", *job["flags"]]
+    module = job.get("module", "experiments.run")
+    sys.argv = [module, *job["flags"]]
     signal.alarm(900)  # or a test could wait for ever
     code = 0
     try:
         exec(job["first"], {})
-        runpy.run_module("experiments.run", run_name="__main__", alter_sys=True)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as stop:
         code = stop.code or 0
     except BaseException:
@@ -212,6 +214,49 @@ def finished(smoke_config, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def array_config(tmp_path_factory, data_dir):
+    """("section.field" -> value) -> a config of tiny dense networks on arrays."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("arrays") / "arrays.npz"
+    np.savez(
+        path,
+        image=rng.integers(0, 256, (60, 8, 8, 3)).astype(np.uint8),
+        vector=rng.normal(size=(60, 4)).astype(np.float32),
+        labels=rng.integers(0, 3, 60),
+    )
+
+    def build(changes=None):
+        config = arrays.get_config()
+        settings = {
+            "data.path": str(path),
+            "data.data_dir": str(data_dir),
+            "model.latent_dim": 4,
+            "modality.network_options.widths": (16,),
+            "sweep.beta": (0.5, 1.0),
+            "train.num_steps": 20,
+            "train.batch_size": 16,
+            "train.log_every_steps": 7,  # not at the last step
+            "train.checkpoint_every_steps": 10,
+            "train.checkpoints_kept": 3,
+            "train.steps_per_call": 5,
+            "eval.metrics": ("elbo",),
+        }
+        config.update_from_flattened_dict(settings | (changes or {}))
+        return config
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def array_run(array_config, tmp_path_factory):
+    """The folder of a finished run of `array_config`; tests change copies of it."""
+    workdir = tmp_path_factory.mktemp("array_run") / "run"
+    code, _ = _run_here(array_config(), workdir)
+    assert code == 0
+    return workdir
+
+
+@pytest.fixture(scope="session")
 def run_here():
     """(config, workdir) -> (exit code, standard output) of a run in this process."""
     return _run_here
@@ -231,7 +276,11 @@ def _run_here(config, workdir):
 
 @pytest.fixture(scope="session")
 def commands(data_dir, cache, tmp_path_factory):
-    """[(flags, code to execute first)] -> the outcomes of the user's command."""
+    """[(flags, code to execute first)] -> the outcomes of the user's command.
+
+    That is experiments.run, with the smoke config if there is no other; or the one that
+    is the first of the flags, such as "experiments.apply".
+    """
 
     defaults = (
         "--config=configs/smoke.py",
@@ -242,15 +291,23 @@ def commands(data_dir, cache, tmp_path_factory):
         name = default.partition("=")[0] + "="
         return any(flag.startswith(name) for flag in flags)
 
+    def completed(flags):
+        if flags and flags[0].startswith("experiments."):
+            return {"module": flags[0], "flags": flags[1:]}
+        files = [flag for flag in flags if flag.startswith("--config=")]
+        return {
+            "flags": [
+                *files,
+                *(flag for flag in defaults if not is_given(flag, flags)),
+                *(flag for flag in flags if flag not in files),
+            ]
+        }
+
     def run_all(jobs):
         folder = tmp_path_factory.mktemp("outputs")
         described = [
             {
-                "flags": [
-                    *(flag for flag in flags if flag.startswith("--config=")),
-                    *(flag for flag in defaults if not is_given(flag, flags)),
-                    *(flag for flag in flags if not flag.startswith("--config=")),
-                ],
+                **completed(flags),
                 "first": first,
                 "stdout": str(folder / f"{i}.out"),
                 "stderr": str(folder / f"{i}.err"),

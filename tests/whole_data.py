@@ -11,10 +11,17 @@ from ml_collections import ConfigDict
 
 from configs import arrays
 from mmvae_jax.evaluation.metrics import METRICS
+from mmvae_jax.mathematics.distributions import LIKELIHOODS
 
 ODDITIES = (0.0, 0.0, 0.03, 0.03, 0.1, 0.3)  # probability of each thing that may be odd
 COUNTS, FEW = (30, 12, 8), (3, 2, 1)  # examples
-KINDS = ("image", "vector", "tokens")
+# Kind -> its usual likelihoods; the others do not fit it, or not its values.
+KINDS = {
+    "image": ("laplace", "laplace", "gaussian_learned", "gaussian_optimal"),
+    "vector": ("gaussian", "gaussian", "gaussian_learned", "gaussian_optimal"),
+    "tokens": ("categorical",),
+    "counts": ("poisson", "negative_binomial"),
+}
 NAMES = ("m0", "image", "text", "x", "y", "vector", "sound", "text_1", "M", "ünïcode")
 ODD_NAMES = (
     "a b",
@@ -37,6 +44,9 @@ ODD_NAMES = (
     "observed_",
     "params",
     "*",
+    "a.b",
+    "a+b",
+    "",
 )
 MODELS = ("mopoe", "mopoe", "mopoe", "mvae", "mmvae", "unimodal", "mvtcae", "jmvae_kl")
 ODD_MODELS = (
@@ -83,7 +93,8 @@ class DataSet(NamedTuple):
         config = arrays.get_config(self.model)
         config.update_from_flattened_dict(TINY | self.changes)
         for name, settings in self.modalities.items():
-            config.modalities[name] = ConfigDict(settings)
+            if "." not in name:  # which no config can set
+                config.modalities[name] = ConfigDict(settings)
         config.eval.metrics = self.metrics
         config.data.data_dir = str(folder / "data")
         for field, content in (("path", self.train), ("test_path", self.test)):
@@ -148,7 +159,7 @@ class _Draw:
             name = self.odd(self.one_of(NAMES), ODD_NAMES)
             if name not in names:
                 names.append(name)
-                kinds[name] = self.one_of(KINDS)
+                kinds[name] = self.one_of(tuple(KINDS))
         makers = {name: self.maker(kinds[name]) for name in names}
         train = {name: makers[name](counts[0]) for name in names}
         test = {name: makers[name](counts[1]) for name in names}
@@ -193,6 +204,17 @@ class _Draw:
                     return x.astype(dtype)
 
             return vectors
+        if kind == "counts":
+            shape = self.odd((size,), ((), (0,), (2, 3), (400,)))
+            rate = self.odd(3.0, (0.0, 1e-3, 1e6, 1e8))
+            shift = self.odd(0, (-1, 0.5))
+            dtype = self.odd(np.int64, (np.int32, np.uint16, np.float32, np.float16))
+
+            def counts(num):
+                with np.errstate(all="ignore"):
+                    return (rng.poisson(rate, (num, *shape)) + shift).astype(dtype)
+
+            return counts
         shape = self.odd((size,), ((), (0,), (1,), (2, 3), (40,)))
         low, high = self.odd((0, 5), ((0, 1), (-1, 5), (3, 5), (0, 120), (100, 101)))
         dtype = self.odd(np.int32, (np.int64, np.int8, np.uint16, np.uint64, ">i4"))
@@ -209,7 +231,7 @@ class _Draw:
             words = [f"w{i}" for i in range(5)]
             mode = self.odd(self.one_of(("all", "none")), ("few", "twice", "bytes"))
             if self.is_odd():
-                kind = self.one_of(KINDS)
+                kind = self.one_of(tuple(KINDS))
             if kind != "tokens" or mode == "none":
                 continue
             words = {"few": words[:2], "twice": ["w"] * 5}.get(mode, words)
@@ -282,9 +304,10 @@ class _Draw:
 
     def settings(self, kind, name):
         """What a config says of a modality."""
-        usual = {"image": "laplace", "vector": "gaussian", "tokens": "categorical"}
-        choices = ("laplace", "gaussian", "bernoulli", "categorical")
-        settings = {"likelihood": self.odd(usual[kind], choices)}
+        usual = self.one_of(KINDS[kind])
+        settings = {"likelihood": self.odd(usual, tuple(LIKELIHOODS))}
+        if self.is_odd():
+            settings["library_size"] = self.one_of((1.0, 1e4, 1e30))
         if self.is_odd():
             settings["likelihood_scale"] = self.one_of((1e-30, 1e30, 0.01))
         if self.is_odd():

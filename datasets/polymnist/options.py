@@ -5,6 +5,7 @@ import hashlib
 import math
 from pathlib import Path
 
+import dataset_images
 import tensorflow_datasets as tfds
 from dataset_errors import DatasetError, check_limits
 
@@ -127,7 +128,10 @@ def _config_name(config: Options) -> str:
         paths += [path for split in SPLITS for path in found[split]]
     if config.backgrounds_dir:
         num = 1 if config.repeated else config.num_modalities
-        paths += backgrounds.list_folder(config.backgrounds_dir)[:num]
+        images = backgrounds.list_folder(config.backgrounds_dir)[:num]
+        if any(map(dataset_images.was_decoded_otherwise, images)):
+            foreign.update(dataset_images.DECODED_ANEW)
+        paths += images
     for path in paths:
         foreign.update(_sha256(path))
     if paths:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import dataset_images
 import numpy as np
 from dataset_errors import DatasetError
 
@@ -129,3 +130,5 @@ def describe(folder: str | Path, num_modalities: int) -> Iterator[bytes]:
             place, _, _, names = list_files(folder, split, f"m{m}")
             sizes = {e.name: e.stat().st_size for e in os.scandir(place)}
             yield repr([(split, m, name, sizes[name]) for name in names]).encode()
+            if dataset_images.was_decoded_otherwise(place / names[0]):  # as all are
+                yield dataset_images.DECODED_ANEW

@@ -16,7 +16,14 @@ import pandas as pd
 from experiments.drawing import page_pictures
 from experiments.judging.verdicts import word_of
 from experiments.plans.names import model_label, model_rank
-from experiments.plans.runs import RunRecord, find_runs, long_table, show, spreads
+from experiments.plans.runs import (
+    RunRecord,
+    find_runs,
+    long_table,
+    samples_of,
+    show,
+    spreads,
+)
 from experiments.running import workdirs
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metric import titled
@@ -356,7 +363,9 @@ def _run_section(
     tags = [t for t in METRICS if any(t in row["metrics"] for row in rows)]
     shown = _shown_member(rows)
     table_rows, samples = [], []
-    for row, member in zip(rows, members, strict=True):
+    for row, member, (folder, prefix) in zip(
+        rows, members, samples_of(run), strict=True
+    ):
         name = member_name(member, members)
         finite = "yes" if row["finite"] else "NO"
         cells = [
@@ -368,22 +377,57 @@ def _run_section(
         is_shown = len(samples) == shown
         grids, text = [], ""
         if is_complete or is_shown:
-            text = page_pictures.member_captions(run, name)
+            text = page_pictures.member_captions(folder, prefix)
             is_exact = is_shown and is_complete
             grids = page_pictures.member_grids(
-                run, name, lossless=is_exact, has_text=bool(text)
+                folder, prefix, lossless=is_exact, has_text=bool(text)
             )
         samples.append((label, grids, text))
     return {
         "label": labels[run.workdir],
         "colour": page_pictures.colour_of(run),
         "members": _Table("", ["finite", *(METRICS[tag] for tag in tags)], table_rows),
+        "added": _added(run),
+        "at_other_steps": _at_other_steps(run),
         "shown": [sample for sample in samples[shown:][:1] if sample[1]],
         "hidden": [
             sample for k, sample in enumerate(samples) if sample[1] and k != shown
         ],
         "config": json.dumps(run.config, indent=2, ensure_ascii=False),
     }
+
+
+def _added(run: RunRecord) -> list[str]:
+    """Which values were added to a run later, when, and with which settings."""
+    return [
+        f"{', '.join(tag.removeprefix('eval/') for tag in tags)}: {how}"
+        + (f" ({part.workdir.name})" if run.parts else "")
+        for part in run.parts or (run,)
+        for how, tags in workdirs.additions(part.config, part.summary)
+    ]
+
+
+def _at_other_steps(run: RunRecord) -> list[_Table]:
+    """The evaluations that were added at other steps than the last."""
+    tables = []
+    for part in run.parts or (run,):
+        members = [_member(row) for row in part.summary["members"]]
+        for made in part.summary.get("evaluations", ()):
+            if made["step"] == part.summary["num_steps"]:
+                continue
+            tags = [tag for tag in METRICS if tag in made["tags"]]
+            rows = [
+                Row(
+                    member_name(member, members),
+                    "",
+                    [_single(own[tag]) if tag in own else _DASH for tag in tags],
+                )
+                for member, own in zip(members, made["members"], strict=True)
+            ]
+            how = workdirs.how_added(part.config, made)
+            title = f"At step {made['step']:,}, {how}"
+            tables.append(_Table(title, [METRICS[tag] for tag in tags], rows))
+    return tables
 
 
 def _by_column(

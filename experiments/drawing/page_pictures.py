@@ -20,9 +20,8 @@ from PIL import Image
 from experiments.drawing import panels
 from experiments.plans import tables
 from experiments.plans.names import model_colour, model_label
-from experiments.plans.runs import RunRecord
+from experiments.plans.runs import RunRecord, read_log
 from mmvae_jax.errors import UsageError
-from mmvae_jax.training.log import read_metrics
 
 # Names of runs may hold "$".
 _STYLE = {"svg.hashsalt": "report", "font.size": 9, "text.parse_math": False}
@@ -124,13 +123,13 @@ def _draw_front(dataset: str, points: pd.DataFrame, label: str) -> Picture:
         return Picture(_svg(figure), dataset, 520)
 
 
-def member_captions(run: RunRecord, name: str) -> str:
-    """The captions among the samples of the member of that name; "" without any.
+def member_captions(folder: Path, name: str) -> str:
+    """The captions in a folder of samples of the member of that name; "" without any.
 
     Raises:
       UsageError: they cannot be read.
     """
-    path = run.workdir / "samples" / f"{name}_captions.txt"
+    path = folder / f"{name}_captions.txt"
     try:
         return path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, ValueError) as error:
@@ -138,11 +137,14 @@ def member_captions(run: RunRecord, name: str) -> str:
 
 
 def member_grids(
-    run: RunRecord, name: str, lossless: bool, has_text: bool = False
+    folder: Path, name: str, lossless: bool, has_text: bool = False
 ) -> list[Picture]:
-    """The sample grids of the member of that name, the unconditional ones first."""
+    """The sample grids of the member of that name, the unconditional ones first.
+
+    `folder` is that of the samples.
+    """
     pattern = glob.escape(f"{name}_") + "*.png"
-    paths = sorted(run.workdir.joinpath("samples").glob(pattern))
+    paths = sorted(folder.glob(pattern))
     paths.sort(key=lambda path: not path.stem.endswith("_prior"))
     grids = []
     for path in paths:
@@ -212,7 +214,7 @@ def read_curves(run: RunRecord) -> tuple[str, list[tuple[Mapping, np.ndarray]]]:
     path = run.workdir / "metrics.jsonl"
     members = run.summary["members"]
     try:
-        logged = [dict(line) for line in read_metrics(path)]
+        logged = read_log(run)
         tag = next((t for t in _CURVES if any(t in line for line in logged)), "")
         points: list[list] = [[] for _ in members]
         for line in logged:

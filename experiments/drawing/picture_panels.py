@@ -14,10 +14,9 @@ from experiments.drawing.axes import NOT_MEASURED, make_axes, make_axes_above, s
 from experiments.plans import plan, tables
 from experiments.plans.names import model_label
 from experiments.plans.plan import Evidence, Spec
+from experiments.plans.runs import samples_of
 from mmvae_jax.errors import UsageError
 from mmvae_jax.files import file_name
-from mmvae_jax.training.log import member_name
-from mmvae_jax.training.sweep import Member
 
 
 class Strips(NamedTuple):
@@ -140,13 +139,12 @@ def show_pages(
 def _read_picture(evidence: Evidence, spec: Spec, name: str) -> np.ndarray | str:
     """The picture a run has written of the member to show, or why there is none."""
     members = tables.members_of(evidence, spec)
-    known = [Member(*(m[field] for field in Member._fields)) for m in members]
-    for member, found in zip(known, members, strict=True):
+    places = samples_of(evidence.runs[spec]) if members else []
+    for (folder, prefix), found in zip(places, members, strict=True):
         if tables.is_pictured(evidence, spec, found):
             if not found["finite"]:
                 return "diverged"
-            file = f"{member_name(member, known)}_{file_name(name)}.png"
-            path = evidence.runs[spec].workdir / "samples" / file
+            path = folder / f"{prefix}_{file_name(name)}.png"
             if path.is_file():
                 try:
                     with Image.open(path, formats=("PNG",)) as image:

@@ -18,13 +18,12 @@ from ml_collections import ConfigDict
 
 from experiments.plans import plan
 from experiments.plans.names import model_colour, model_label, model_rank
-from experiments.plans.runs import RunRecord
+from experiments.plans.runs import RunRecord, read_log
 from experiments.running import datasets
 from mmvae_jax.data import prepared
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import theory
 from mmvae_jax.models import MODELS
-from mmvae_jax.training.log import read_metrics
 
 # The models of the theorem, and their subsets of M modalities.
 MIXTURES = {name: MODELS[name].build.keywords["mixture"] for name in plan.MULTIMODAL}
@@ -134,7 +133,7 @@ def _curves(record: RunRecord) -> dict[float, _Curve]:
     path = record.workdir / "metrics.jsonl"
     finite = [member["finite"] for member in record.summary["members"]]
     points: dict[float, dict[int, dict[int, tuple]]] = {}
-    for line in read_metrics(path):
+    for line in read_log(record):
         # An evaluation's line has other tags; a diverged member says nothing.
         if line.get("train/elbo") is not None and finite[line["member"]]:
             members = points.setdefault(line["beta"], {})

@@ -10,8 +10,7 @@ import numpy as np
 from experiments.judging import paper, statistics
 from experiments.plans import choice, plan, tables
 from experiments.plans.names import model_label
-from experiments.plans.runs import RunRecord, show
-from mmvae_jax.training import log
+from experiments.plans.runs import RunRecord, read_log, show
 
 
 class Line(NamedTuple):
@@ -287,11 +286,10 @@ def _accuracy(line: Line, spec: plan.Spec) -> float:
     """Mean accuracy of the classifiers of all modalities on real images."""
     spreads = line.evidence.spreads
     own = spreads[(spreads["run"] == spec.folder) & (spreads["seeds"] > 0)]
-    # The same at every beta.
-    own = own[own["beta"] == own["beta"].iloc[0]].dropna(subset="mean")
-    own = own[own["tag"].str.startswith(f"{paper.ACCURACY}/")]
+    own = own[own["tag"].str.startswith(f"{paper.ACCURACY}/")].dropna(subset="mean")
     if own.empty:
         raise statistics.NotMeasured(f"no {paper.ACCURACY} in {spec.folder}")
+    own = own[own["beta"] == own["beta"].iloc[0]]  # the same at every beta
     return float(own["mean"].mean())
 
 
@@ -475,7 +473,7 @@ def _first_and_last_loss(run: RunRecord, member: dict) -> tuple[float, float]:
     names = ("beta", "learning_rate", "seed")
     losses = [
         math.nan if entry["train/loss"] is None else entry["train/loss"]
-        for entry in log.read_metrics(run.workdir / "metrics.jsonl")
+        for entry in read_log(run)
         if "train/loss" in entry and all(entry[name] == member[name] for name in names)
     ]
     if len(losses) < 2:

@@ -20,6 +20,11 @@ _COLOURS = {
     "crmvae": "k",
     "mmjsd": "#fdae6b",
     "mmvm": "#006d5b",
+    "wb_vae": "#c7b299",
+    "mwb_vae": "#a6761d",
+    "code_vae": "#e7ba52",
+    "helvae": "#9e9ac8",
+    "mohelvae": "#54278f",
     "contrastive": "#e7298a",
     "custom": "C4",
 }

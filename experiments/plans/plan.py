@@ -392,13 +392,36 @@ def read(directory: Path) -> Evidence:
         if summary is not None:
             found = old_configs.upgraded(workdirs.read_json(folder / "config.json"))
             _check_scale(folder, spec, config, found)
-            finished[spec] = runs.checked(RunRecord(folder, found, summary))
+            first = runs.checked(RunRecord(folder, found, summary))
+            (finished[spec],) = runs.join([first, *_further(first)])
     if not finished:
         raise UsageError(
             f"no finished run in {directory}; `python -m experiments.figures "
             f"--scale={scale} --directory={directory}` makes them"
         )
     return Evidence(directory, scale, config, finished)
+
+
+def _further(run: RunRecord) -> list[RunRecord]:
+    """Finished runs of further members, in folders beside that of a run.
+
+    Raises:
+      UsageError: one of them is no part of the sweep.
+    """
+    found = []
+    for folder in sorted(
+        run.workdir.parent.glob(f"{run.workdir.name}{workdirs.MORE}*")
+    ):
+        summary = workdirs.read_summary(folder)
+        if summary is not None:
+            config = old_configs.upgraded(workdirs.read_json(folder / "config.json"))
+            found.append(runs.checked(RunRecord(folder, config, summary)))
+            if len(runs.join([run, *found])) > 1:
+                raise UsageError(
+                    f"{folder} is no part of the sweep of {run.workdir}: they differ "
+                    "in more than their members, or have one twice; move it away"
+                )
+    return found
 
 
 def _check_scale(

@@ -1,6 +1,8 @@
 """Finished runs as data: what figures, reports and the demo read.
 
 A run is a folder with summary.json and config.json, as `experiments.run` leaves it.
+Further members of its sweep may be in folders beside it, FOLDER_more and so on: they
+are read as one run.
 """
 
 import warnings
@@ -15,6 +17,7 @@ import scipy.stats
 from experiments.running import workdirs
 from mmvae_jax.errors import UsageError
 from mmvae_jax.interface import old_configs
+from mmvae_jax.training import log
 from mmvae_jax.training.sweep import Member
 
 # The columns of the long table, and what its groups have in common if nothing else is
@@ -29,16 +32,105 @@ class RunRecord(NamedTuple):
     Attributes:
       workdir: its folder.
       config: the content of config.json.
-      summary: the content of summary.json.
+      summary: the content of summary.json, with the members of all parts.
+      parts: the runs of one sweep that it was joined from; none where it is one.
     """
 
     workdir: Path
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
+    parts: tuple["RunRecord", ...] = ()
+
+
+def join(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs, those of one sweep as one.
+
+    Such are a run in FOLDER and those in folders beside it whose names begin with
+    FOLDER_more, if they differ in the members of the sweep alone, and have none twice.
+
+    Args:
+      runs: in any order.
+
+    Returns:
+      The runs, in their order.
+    """
+    joined: dict[Path, list[RunRecord]] = {}
+    for run in sorted(runs, key=lambda run: len(run.workdir.name)):
+        base = run.workdir.with_name(run.workdir.name.partition(workdirs.MORE)[0])
+        if base in joined and _is_one_sweep(joined[base], run):
+            joined[base].append(run)
+        else:
+            joined[run.workdir] = [run]
+    return [_joined(joined[run.workdir]) for run in runs if run.workdir in joined]
+
+
+def _is_one_sweep(parts: Sequence[RunRecord], run: RunRecord) -> bool:
+    """Whether a run has further members of the sweep of others."""
+    heads = [
+        (
+            workdirs.trained_as(own.config),
+            *(own.summary[name] for name in ("model", "dataset", "num_steps")),
+        )
+        for own in (parts[0], run)
+    ]
+    members = [
+        tuple(member[field] for field in Member._fields)
+        for own in (*parts, run)
+        for member in own.summary["members"]
+    ]
+    return heads[0] == heads[1] and len(set(members)) == len(members)
+
+
+def _joined(parts: Sequence[RunRecord]) -> RunRecord:
+    """One run of all members, with the time and the evaluations of all parts."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    summaries = [part.summary for part in parts]
+    seconds = [summary.get("wall_seconds") for summary in summaries]
+    summary = {
+        **first.summary,
+        "members": [member for own in summaries for member in own["members"]],
+        "wall_seconds": None if None in seconds else sum(seconds),
+    }
+    return RunRecord(first.workdir, first.config, summary, tuple(parts))
+
+
+def read_log(run: RunRecord) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of a run, with the numbers of its members.
+
+    Raises:
+      UsageError: it is not the log of a run.
+    """
+    lines: list[dict[str, Any]] = []
+    before = 0
+    for part in run.parts or (run,):
+        path = part.workdir / "metrics.jsonl"
+        num = len(part.summary["members"])
+        for line in log.read_metrics(path):
+            k = line.get("member")
+            if not isinstance(k, int) or not 0 <= k < num:
+                raise UsageError(f"{path} is not the log of a run; move it away")
+            lines.append({**line, "member": before + k})
+        before += num
+    return lines
+
+
+def samples_of(run: RunRecord) -> list[tuple[Path, str]]:
+    """The folder of the samples of each member, and what their names begin with."""
+    found = []
+    for part in run.parts or (run,):
+        members = [
+            Member(*(row[field] for field in Member._fields))
+            for row in part.summary["members"]
+        ]
+        folder = part.workdir / "samples"
+        found += [(folder, log.member_name(own, members)) for own in members]
+    return found
 
 
 def find_runs(directory: Path) -> list[RunRecord]:
-    """The finished runs in a folder and all folders below it, by path.
+    """The finished runs in a folder and all folders below it, by path; joined.
 
     Raises:
       UsageError: there is none, or one of their files cannot be read.
@@ -55,7 +147,7 @@ def find_runs(directory: Path) -> list[RunRecord]:
         runs.append(checked(RunRecord(path.parent, config, summary)))
     if not runs:
         raise UsageError(f"no finished run in {directory}; run experiments.run first")
-    return runs
+    return join(runs)
 
 
 def checked(run: RunRecord) -> RunRecord:

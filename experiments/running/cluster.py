@@ -25,7 +25,6 @@ from clu import parameter_overview
 
 from experiments.running import (
     build,
-    checks,
     command,
     datasets,
     evaluator,
@@ -35,6 +34,7 @@ from experiments.running import (
 )
 from mmvae_jax import models
 from mmvae_jax.errors import UsageError
+from mmvae_jax.interface import checks
 from mmvae_jax.training.sweep import grid
 
 ROOT = Path(__file__).resolve().parents[2]

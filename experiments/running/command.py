@@ -98,6 +98,20 @@ def _unread_option(argv: list[str], default: str) -> str | None:
         return None
 
 
+def require_new(flag: str, *paths: Path) -> None:
+    """Checks, before anything is computed, that paths can be written to and are free.
+
+    Raises:
+      UsageError: one exists, or is below a file.
+    """
+    for path in paths:
+        if os.path.lexists(path):
+            raise UsageError(f"{path} exists; choose another {flag}")
+        above = next(x for x in path.absolute().parents if os.path.lexists(x))
+        if not above.is_dir():
+            raise UsageError(f"{flag} {path} is below a file; choose another")
+
+
 def require_fields(config: ConfigDict, like: ConfigDict) -> None:
     """Checks that a config has all fields of another one, of sections and numbers.
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,13 @@ from experiments.running import build, signals, terminal, workdirs
 from experiments.running.command import Stopped
 from experiments.running.evaluator import make_evaluator
 from mmvae_jax.errors import UsageError
+from mmvae_jax.evaluation import needs
 from mmvae_jax.evaluation.metric import reasons
-from mmvae_jax.interface import checks, description, trained
+from mmvae_jax.interface import checks, description, sweeps, trained
 from mmvae_jax.training import checkpoints
 from mmvae_jax.training.log import RunWriter, write_json
+
+ALL = ("all",)  # as config.eval.metrics: all that can be computed
 
 
 def evaluate(
@@ -38,6 +41,9 @@ def evaluate(
         raise UsageError(f"{workdir} holds no run (no {trained.CONFIG})")
     config = trained.config_of(trained.read_json(path), workdir)
     config.update_from_flattened_dict(changes)
+    is_all = tuple(config.eval.metrics) == ALL
+    if is_all:
+        config.eval.metrics = ()
     metrics = checks.check(config)
     original = config.copy_and_resolve_references()
     config.train.mesh = (1, 1)  # wherever it was trained
@@ -51,8 +57,10 @@ def evaluate(
                 shown = description.describe(sweep.dataset)
                 like = trained.like_state(config, shown, sweep.model)
                 found = checkpoints.read(workdir / "checkpoints", like, step)
-            if found is None:
-                raise UsageError(f"{workdir} holds no checkpoint yet")
+                if found is None:
+                    raise UsageError(f"{workdir} holds no checkpoint yet")
+                if is_all:
+                    metrics = _applicable(sweep)
             at, state = found
             writer = RunWriter(workdir, sweep.members, None, date)
             stack.callback(writer.close)
@@ -65,30 +73,47 @@ def evaluate(
             "date": date,
             "step": at,
             "metrics": list(metrics),
-            "settings": {name: config[name].to_dict() for name in _SETTINGS},
+            "tags": list(dict.fromkeys(tag for own in values for tag in own)),
+            "settings": {
+                name: workdirs.resolved(config[name]) for name in workdirs.EVALUATION
+            },
         }
         _add(workdir, at, values, made)
     return 0
 
 
-_SETTINGS = ("eval", "classifier", "matcher")
+def _applicable(sweep: sweeps.Sweep) -> dict[str, Callable]:
+    """All metrics that the data allow; says why others are left out."""
+    test = sweeps.evaluated(sweep.dataset, sweep.config.eval)
+    setting = needs.Setting(sweep.config, sweep.dataset, sweep.complete, test)
+    found, lines = checks.applicable(
+        checks.Run(setting, sweep.model, sweep.task, len(sweep.members))
+    )
+    for line in lines:
+        terminal.say(line)
+    return found
 
 
 def _add(workdir: Path, step: int, values: list[dict], made: dict[str, Any]) -> None:
     """Adds values to the summary of a run that is finished, and shows its table."""
     summary = workdirs.read_summary(workdir)
-    if summary is None or summary["num_steps"] != step:
+    is_last = summary is not None and summary["num_steps"] == step
+    if not is_last:
         for k, own in enumerate(values):
             shown = ", ".join(f"{tag}={x:.4g}" for tag, x in own.items())
             terminal.say(f"member {k} at step {step}: {shown}")
+        made["members"] = values
+    if summary is None:
         terminal.say(f"added to {workdir}/metrics.jsonl")
         return
-    for member, own in zip(summary["members"], values, strict=True):
-        member["metrics"] |= own
-        former = member.get("undefined", {}).items()
-        kept = {tag: reason for tag, reason in former if tag not in own}
-        member["undefined"] = kept | reasons(own)
+    if is_last:
+        for member, own in zip(summary["members"], values, strict=True):
+            member["metrics"] |= own
+            former = member.get("undefined", {}).items()
+            kept = {tag: reason for tag, reason in former if tag not in own}
+            member["undefined"] = kept | reasons(own)
     summary.setdefault("evaluations", []).append(made)
     write_json(workdir / "summary.json", summary)
-    terminal.print_table(workdirs.read_summary(workdir))
+    if is_last:
+        terminal.print_table(workdirs.read_summary(workdir))
     terminal.say(f"added to {workdir}/summary.json and metrics.jsonl")

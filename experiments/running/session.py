@@ -53,6 +53,11 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
             summary = None
         if summary is not None:
             terminal.say(f"{workdir} is finished; its results:")
+            if workdirs.is_evaluated_otherwise(workdir, config):
+                terminal.say(
+                    "these are of the settings that it was evaluated with; others: "
+                    f"python -m experiments.evaluate --workdir={workdir}"
+                )
         else:
             start = time.perf_counter()
             with signals.caught_signals() as stop:
@@ -141,7 +146,9 @@ def run(
             terminal.say(f"resuming {workdir} at step {step}")
         writer = None
         if processes.is_first():
-            writer = RunWriter(workdir, sweep.members, step)
+            is_last = step == settings.num_steps
+            is_logged = is_last or step % settings.log_every_steps == 0
+            writer = RunWriter(workdir, sweep.members, step, is_logged=is_logged)
             stack.callback(writer.close)
             if step == 0:
                 writer.write_hparams(sweep.config.to_dict())

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,8 @@ _MAX_JSON_BYTES = 64 << 20
 _REPR = reprlib.Repr()
 _REPR.maxlist = _REPR.maxother = _REPR.maxlong = 100
 
+# Ends the name of a folder of further members of the sweep in the folder beside it.
+MORE = "_more"
 # What a run that was killed before it had its config.json may have left.
 _BEFORE_CONFIG = (
     ".lock",
@@ -73,18 +76,31 @@ def record(workdir: Path, config: Any, dataset: Dataset) -> None:
     describe(workdir, dataset)
     summary = read_summary(workdir)
     if summary is not None:
-        former = workdir / f"summary_{summary['num_steps']}.json"
-        (workdir / "summary.json").replace(former)
+        names = (f"_{n}" if n else "" for n in itertools.count())
+        former = (f"summary_{summary['num_steps']}{name}.json" for name in names)
+        unused = next(name for name in former if not (workdir / name).exists())
+        (workdir / "summary.json").replace(workdir / unused)
     path, content = workdir / trained.CONFIG, resolved(config)
     if not path.exists() or read_json(path) != content:
         log.write_json(path, content)  # the last: it makes the folder a run
 
 
 def describe(workdir: Path, dataset: Dataset) -> None:
-    """Writes description.json where it is not there."""
+    """Writes description.json where it is not there.
+
+    Raises:
+      UsageError: it is there, and of other data.
+    """
     path = workdir / trained.DESCRIPTION
     if not path.exists():
         log.write_json(path, description.to_json(description.describe(dataset)))
+        return
+    found = trained.read_description(path)
+    if found.fingerprint != dataset.fingerprint:
+        raise UsageError(
+            f"the data of {workdir} are no longer what it was trained on ({path.name} "
+            "has another fingerprint); restore them, or choose another --workdir"
+        )
 
 
 def earlier_mapping(workdir: Path, device: str, layout: Layout) -> str | None:
@@ -133,7 +149,15 @@ def is_summary(summary: Any) -> bool:
     try:
         numbers = [summary["num_steps"], summary.get("wall_seconds") or 0]
         texts = [summary["model"], summary["dataset"], summary["device"]]
-        marks = []
+        marks, shapes = [], [len(summary["members"]) > 0]
+        for made in summary.get("evaluations", ()):
+            numbers.append(made["step"])
+            texts += [made["date"], *made["tags"]]
+            made["settings"].items()
+            is_last = made["step"] == summary["num_steps"]
+            shapes.append(is_last or len(made["members"]) == len(summary["members"]))
+            for values in made.get("members", ()):
+                numbers += [x for x in values.values() if x is not None]
         for member in summary["members"]:
             numbers += [member[field] for field in Member._fields]
             numbers += [x for x in member["metrics"].values() if x is not None]
@@ -145,7 +169,7 @@ def is_summary(summary: Any) -> bool:
         all(isinstance(number, (int, float)) for number in numbers)
         and all(isinstance(text, str) for text in texts)
         and all(isinstance(mark, bool) for mark in marks)
-        and len(marks) > 0
+        and all(shapes)
     )
 
 
@@ -156,6 +180,61 @@ def undefined(members: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
         for tag, reason in member.get("undefined", {}).items():
             found.setdefault(tag, {})[reason] = None
     return {tag: list(own) for tag, own in found.items()}
+
+
+def additions(
+    config: Mapping[str, Any], summary: Mapping[str, Any]
+) -> list[tuple[str, list[str]]]:
+    """Where values that were added to a finished run come from.
+
+    Args:
+      config: content of its config.json.
+      summary: content of its summary.json.
+
+    Returns:
+      (a line with the date and the settings, tags that it is of), as they were added.
+    """
+    latest: dict[str, int] = {}
+    entries = summary.get("evaluations", ())
+    for n, made in enumerate(entries):
+        if made["step"] == summary["num_steps"]:
+            latest |= dict.fromkeys(made["tags"], n)
+    return [
+        (how_added(config, made), [tag for tag, own in latest.items() if own == n])
+        for n, made in enumerate(entries)
+        if n in latest.values()
+    ]
+
+
+def how_added(config: Mapping[str, Any], made: Mapping[str, Any]) -> str:
+    """The date of an evaluation that was added, and its settings, as one line."""
+    theirs = _flatten({name: config.get(name, {}) for name in made["settings"]})
+    ours = _flatten(dict(made["settings"]))
+    changed = [
+        f"{name} = {_show(value)}"
+        for name, value in sorted(ours.items())
+        if theirs.get(name) != value and name != "config.eval.metrics"
+    ]
+    settings = ", ".join(changed) or "the settings of the run"
+    return f"added on {made['date']} with {settings}"
+
+
+def trained_as(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config.json that all members of a sweep are trained with."""
+    left_out = (*_EVALUATION, "config.sweep.", "config.train.mesh")
+    fields = _flatten(dict(config)).items()
+    return {name: x for name, x in fields if not name.startswith(left_out)}
+
+
+def is_evaluated_otherwise(workdir: Path, config: Any) -> bool:
+    """Whether a run is asked for with other settings of evaluation than it has."""
+    ours = _flatten(resolved(config))
+    theirs = _flatten(old_configs.upgraded(read_json(workdir / trained.CONFIG)))
+    return any(
+        ours.get(name) != theirs.get(name)
+        for name in ours.keys() | theirs.keys()
+        if name.startswith(_EVALUATION)
+    )
 
 
 def resolved(config: Any) -> dict:
@@ -213,6 +292,12 @@ def compare_training(workdir: Path, config: Any, found: Any) -> None:
     steps = "config.train.num_steps"
     before, now = theirs.get(steps), ours[steps]
     if isinstance(before, int) and now > before:
+        if ours.get(_SCHEDULE) == theirs.get(_SCHEDULE) == "cosine":
+            raise UsageError(
+                f"{workdir} holds a run whose learning rate falls until step {before} "
+                f"({_SCHEDULE} is 'cosine'), so that it cannot go on to {now}: choose "
+                "another --workdir"
+            )
         names.remove(steps)
     _refuse(workdir, ours, theirs, names)
 
@@ -236,8 +321,10 @@ def require_length(workdir: Path, sweep: Sweep) -> None:
         )
 
 
+_SCHEDULE = "config.train.learning_rate_schedule"
 # Sections that say how a run is evaluated, and no part of how it is trained.
-_EVALUATION = ("config.eval.", "config.classifier.", "config.matcher.")
+EVALUATION = ("eval", "classifier", "matcher")
+_EVALUATION = tuple(f"config.{section}." for section in EVALUATION)
 
 
 def _refuse(
@@ -258,12 +345,12 @@ def _refuse(
     if all(name.startswith("config.sweep.") for name in differing):
         advice = (
             "train further members in a folder of their own beside it, --workdir="
-            f"{workdir}_more with their values alone: report, figures and claims of "
+            f"{workdir}{MORE} with their values alone: report, figures and claims of "
             "the folder that holds both read them as one sweep"
         )
     if name == "config.train.num_steps":
         advice = (
-            f"it has been trained for {_show(theirs.get(name))}, give as many or more"
+            f"its run is one of {_show(theirs.get(name))} steps, give as many or more"
         )
     raise UsageError(
         f"{workdir} holds a run with another config: {_show(name)} is "

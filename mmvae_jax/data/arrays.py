@@ -26,6 +26,8 @@ from mmvae_jax.types import OBSERVED
 
 # Refuses decompression bombs before anything is unpacked.
 _MAX_BYTES = 16 << 30
+# Tokens without words; networks have a row for each.
+_MAX_UNNAMED = 1 << 16
 _LABELS = "labels"
 _WORDS = "_words"
 
@@ -113,6 +115,12 @@ def to_split(
     labels, observed = arrays.pop(_LABELS, None), arrays.pop(OBSERVED, None)
     if not arrays:
         raise UsageError(f"{where} holds no modality: one array each, examples first")
+    for name in arrays:
+        if "." in name or not name:
+            raise UsageError(
+                f"{where}: no modality can be called {name!r}, of which a config could "
+                "not set anything: rename it, without dots"
+            )
     lengths = {name: len(x) if x.ndim else 0 for name, x in arrays.items()}
     num = min(lengths.values())
     if num < 1 or num < max(lengths.values()):
@@ -129,6 +137,12 @@ def to_split(
     vocabularies = {}
     for name, x in modalities.items():
         if x.dtype == np.int32:
+            if name not in words and x.max() >= _MAX_UNNAMED:
+                raise UsageError(
+                    f"{where}: {name} holds {x.max()}: ints are tokens, and so many "
+                    f"need their words, {name}{_WORDS}; counts and measurements are "
+                    "vectors, x.astype(float)"
+                )
             own = words.pop(name, tuple(str(i) for i in range(x.max() + 1)))
             if x.max() >= len(own):
                 raise UsageError(
@@ -193,7 +207,8 @@ def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
     if x.dtype.kind not in "biuf":
         raise UsageError(
             f"{given}: images are uint8, vectors float, tokens int (captions become "
-            "tokens by mmvae_jax.tokens.encode)"
+            "tokens by mmvae_jax.tokens.encode; numbers held as objects are "
+            "x.astype(float))"
         )
     if x.ndim < 2:
         raise UsageError(
@@ -238,7 +253,10 @@ def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
                 "vectors are x.astype(float); tokens are int [N, T]"
             )
         if (x[mask] < 0).any():
-            raise UsageError(f"{where}: tokens and counts are >= 0, got {x.min()}")
+            raise UsageError(
+                f"{where}: tokens and counts are >= 0, got {x[mask].min()}; ints that "
+                "are neither are vectors, x.astype(float)"
+            )
         if (x[mask] > np.iinfo(np.int32).max).any():
             raise UsageError(f"{where}: {x.max()} is beyond int32")
         x = x.astype(np.int32)
@@ -277,7 +295,7 @@ def _labels(where: str, labels: np.ndarray | None, num: int) -> np.ndarray | Non
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (num,):
         raise UsageError(
             f"{where}: {_LABELS} must be integers ({num},), got {labels.dtype} "
-            f"{labels.shape}"
+            f"{labels.shape}: classes 0, 1, ... are x.astype(int)"
         )
     if labels.min() < 0 or labels.max() >= 1_000_000:
         raise UsageError(

@@ -13,6 +13,7 @@ run.
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,7 @@ import numpy as np
 
 from mmvae_jax.data.dataset import Split, is_image, is_tokens
 from mmvae_jax.errors import ArgumentError, UsageError
+from mmvae_jax.files import write_whole
 from mmvae_jax.types import AnyArray, Array
 
 HIGHER, LOWER = "higher", "lower"  # values that are better
@@ -211,6 +213,26 @@ def is_writable(folder: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Writes a file that spares later runs some work, or warns that it cannot.
+
+    A disk that is full by then must not cost a run what it has trained.
+
+    Args:
+      path: of the file; its folder is made.
+      content: several threads or processes may write the same.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content, is_shared=True)
+    except OSError as error:
+        warnings.warn(
+            f"{path} cannot be written ({error.strerror or error}): it is not kept, "
+            "and is made again when it is needed",
+            stacklevel=2,
+        )
 
 
 def images_of(split: Split, metric: str) -> tuple[str, ...]:

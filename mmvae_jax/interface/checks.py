@@ -229,14 +229,35 @@ def check_with_data(run: Run) -> list[str]:
     """
     config, dataset = run.setting.config, run.setting.dataset
     faults.require_observed(dataset)
+    _apply(CHECKS_WITH_DATA, config, run)
     for modality, support in run.model.supports.items():
         with fields_of(f"config.modalities.{modality}"):
             faults.require_support(dataset, modality, support)
         if parts.takes_specials(config, modality):
             faults.require_specials(dataset, modality)
-    _apply(CHECKS_WITH_DATA, config, run)
     with fields_of("config.eval"):
         return faults.notes(dataset) + needs.check(run.setting)
+
+
+def applicable(run: Run) -> tuple[dict[str, Callable], list[str]]:
+    """All metrics that can be computed of a run.
+
+    Returns:
+      (as of `evaluate.select_metrics`, a line for each of the others that says why).
+    """
+    found: dict[str, Callable] = {}
+    lines = []
+    for name in METRICS:
+        config = run.setting.config.copy_and_resolve_references()
+        config.eval.metrics = (name,)
+        try:
+            with fields_of("config.eval"):
+                _require_seen(name, run)
+                needs.check(run.setting._replace(config=config))
+                found |= evaluate.select_metrics(config.eval, config.data.data_dir)
+        except UsageError as error:
+            lines.append(f"{name} cannot be computed: {error}")
+    return found, lines
 
 
 def layout_of(config: Any, num_members: int) -> devices.Layout:

@@ -7,7 +7,7 @@ strings. What a mapping does not have is missing for all examples; OBSERVED, boo
 [N, M], tells what else is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from mmvae_jax.types import OBSERVED, AnyArray, TokenShape
 IMAGES, VECTORS, TOKENS = "images", "vectors", "tokens"
 _DTYPES = {IMAGES: np.uint8, VECTORS: np.float32, TOKENS: np.int32}
 # What a mapping may hold beside modalities; a model does not read it.
-LABELS = "labels"
+LABELS, WORDS = "labels", "_words"
 
 
 class Modality(NamedTuple):
@@ -145,10 +145,10 @@ def to_split(
       UsageError: an unknown name, or an array of another kind, shape or range; in one
         line that says which, and what the model knows.
     """
-    if isinstance(data, Split):
-        data = data.leaves()
+    given = to_arrays(data.leaves() if isinstance(data, Split) else data)
     known = {m.name: m for m in description.modalities}
-    arrays = {m: np.asarray(x) for m, x in data.items() if m not in (OBSERVED, LABELS)}
+    _check_words(known, given)
+    arrays = {m: x for m, x in given.items() if m in known or is_modality(m)}
     for name in arrays:
         if name not in known:
             raise UsageError(
@@ -156,10 +156,10 @@ def to_split(
             )
     if not arrays:
         raise UsageError(f"the data have none of the modalities {', '.join(known)}")
-    num = _num_examples(arrays)
-    if observed is None:
-        observed = data.get(OBSERVED)
-    masks = _masks(known, arrays, observed, num)
+    masks = observed_masks(
+        known, arrays, given.get(OBSERVED) if observed is None else observed
+    )
+    num = len(masks)
     return Split(
         {
             m: (
@@ -173,8 +173,54 @@ def to_split(
     )
 
 
+def to_arrays(data: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What users give, as arrays by name.
+
+    Raises:
+      UsageError: it is no mapping of names to what NumPy makes an array of, or one is
+        masked: what is missing is said in OBSERVED alone.
+    """
+    if not isinstance(data, Mapping):
+        raise UsageError(
+            f"data is of type {type(data).__name__}: give a mapping of the names of "
+            'modalities to arrays, {"image": x, ...}'
+        )
+    arrays = {}
+    for name, x in data.items():
+        if not isinstance(name, str):
+            raise UsageError(f"names of modalities are strings, got {name!r}")
+        if np.ma.isMaskedArray(x):
+            raise UsageError(
+                f"{name} is a masked array: give x.data, and what is missing in "
+                f"{OBSERVED!r}"
+            )
+        try:
+            arrays[name] = np.asarray(x)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{name} makes no array: {error}") from error
+    return arrays
+
+
+def is_modality(name: str) -> bool:
+    """Whether an array of this name is a modality, and nothing about one."""
+    return name not in (OBSERVED, LABELS) and not name.endswith(WORDS)
+
+
+def _check_words(known: Mapping[str, Modality], given: Mapping[str, Any]) -> None:
+    """Raises UsageError where data number words otherwise than the model."""
+    for name, modality in known.items():
+        own = tuple(str(word) for word in given.get(f"{name}{WORDS}", ()))
+        if own != modality.words[: len(own)]:
+            raise UsageError(
+                f"{name}{WORDS} numbers words otherwise than the model's vocabulary: "
+                "number them as for training"
+            )
+
+
 def _num_examples(arrays: Mapping[str, np.ndarray]) -> int:
     """N, the same for all."""
+    if not arrays:
+        raise UsageError("data hold no modality: one array each, examples first")
     lengths = {name: len(x) if x.ndim else 0 for name, x in arrays.items()}
     num = next(iter(lengths.values()))
     if num < 1 or any(n != num for n in lengths.values()):
@@ -183,13 +229,20 @@ def _num_examples(arrays: Mapping[str, np.ndarray]) -> int:
     return num
 
 
-def _masks(
-    known: Mapping[str, Modality],
-    arrays: Mapping[str, np.ndarray],
-    observed: Any,
-    num: int,
+def observed_masks(
+    known: Collection[str], arrays: Mapping[str, np.ndarray], observed: Any
 ) -> np.ndarray:
-    """What is there, bool [N, M]."""
+    """What is there, bool [N, M].
+
+    Args:
+      known: names of the modalities, in the order of M.
+      arrays: modality -> array [N, ...], of some of them.
+      observed: as of `to_split`.
+
+    Raises:
+      UsageError: lengths differ, or `observed` does not fit.
+    """
+    num = _num_examples(arrays)
     shape = (num, len(known))
     masks = np.broadcast_to(np.array([m in arrays for m in known]), shape).copy()
     if isinstance(observed, Mapping):
@@ -231,17 +284,21 @@ def _as_modality(modality: Modality, x: np.ndarray, mask: np.ndarray) -> np.ndar
     }[modality.kind]
     if not is_fitting or x.shape[1:] != modality.shape:
         raise UsageError(f"{where} {wanted}")
-    there = x[mask]
-    if modality.kind == VECTORS and not np.isfinite(there).all():
-        raise UsageError(
-            f"{modality.name} holds NaN or infinity: where data are missing, say so in "
-            f"{OBSERVED!r}"
-        )
-    if modality.kind == TOKENS and there.size:
-        if there.min() < 0 or there.max() >= len(modality.words):
+    if modality.kind != IMAGES and mask.any():
+        # Of each example, [N]: a copy of all values would be as large as they are.
+        values = tuple(range(1, x.ndim))
+        with np.errstate(invalid="ignore"):
+            low, high = (f(x, axis=values)[mask] for f in (np.min, np.max))
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise UsageError(
-                f"{modality.name} has tokens {there.min()} to {there.max()}, and the "
-                f"model knows 0 to {len(modality.words) - 1}"
+                f"{modality.name} holds NaN or infinity: where data are missing, say "
+                f"so in {OBSERVED!r}"
+            )
+        words = len(modality.words)
+        if modality.kind == TOKENS and (low.min() < 0 or high.max() >= words):
+            raise UsageError(
+                f"{modality.name} has tokens {low.min()} to {high.max()}, and the "
+                f"model knows 0 to {words - 1}"
             )
     x = x.astype(_DTYPES[modality.kind], copy=not mask.all())
     if not mask.all():
@@ -259,8 +316,7 @@ def _encoded(modality: Modality, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
                 f"{', '.join(tokens.SPECIALS)}, and that of the model does not: give "
                 "its words, [N, T]"
             )
-        texts = [str(x[i]) if mask[i] else "" for i in range(len(x))]
-        return tokens.encode(texts, words, length)
+        return tokens.encode(texts_of(modality.name, x, mask), words, length)
     index = {word: token for token, word in enumerate(words)}
     unknown = sorted({str(word) for word in x[mask].ravel()} - index.keys())
     if unknown:
@@ -270,6 +326,23 @@ def _encoded(modality: Modality, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
         )
     rows = [[index.get(str(word), 0) for word in row] for row in x]
     return np.array(rows, np.int32).reshape(x.shape)
+
+
+def texts_of(name: str, x: np.ndarray, mask: np.ndarray) -> list[str]:
+    """Captions [N], empty where they are missing.
+
+    Raises:
+      UsageError: one that is observed is no string, as None and NaN are none.
+    """
+    for i in np.flatnonzero(mask):
+        if not isinstance(x[i], str):
+            raise UsageError(
+                f"{name}: the caption of example {i} is {x[i]!r}, no string; where it "
+                f"is missing, say so in {OBSERVED!r}"
+            )
+    return [
+        str(text) if is_there else "" for text, is_there in zip(x, mask, strict=True)
+    ]
 
 
 def to_texts(modality: Modality, rows: AnyArray) -> np.ndarray:

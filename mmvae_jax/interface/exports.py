@@ -200,16 +200,11 @@ def push(folder: Path, name: str) -> str:
       The address of what was uploaded.
 
     Raises:
-      UsageError: there is no network, no token, or no permission.
+      UsageError: it is no export; there is no network, no token, or no permission.
     """
-    if name.count("/") != 1 or not all(name.split("/")):
-        raise UsageError(f"a model of a hub is called USER/NAME, got {name!r}")
+    require_pushable(name)
+    read(folder)
     hub = _hub()
-    if hub.get_token() is None:
-        raise UsageError(
-            "no token of the hub: set HF_TOKEN, or call `hf auth login`, and push "
-            f"again; the export is in {folder}"
-        )
     try:
         api = hub.HfApi()
         api.create_repo(name, exist_ok=True)
@@ -221,6 +216,20 @@ def push(folder: Path, name: str) -> str:
             f"{name} cannot be pushed: {_reason(error)}; the export is in {folder}"
         ) from error
     return str(done)
+
+
+def require_pushable(name: str) -> None:
+    """Checks what can be checked before an export is pushed under a name.
+
+    Raises:
+      UsageError: it is no name, or there is no library or no token.
+    """
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise UsageError(f"a model of a hub is called USER/NAME, got {name!r}")
+    if _hub().get_token() is None:
+        raise UsageError(
+            "no token of the hub: set HF_TOKEN, or call `hf auth login`, and repeat"
+        )
 
 
 def _hub() -> Any:

@@ -1,6 +1,8 @@
 """`fit`: training on arrays in memory, with the train loop of every run."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +28,7 @@ def fit(
     data: Mapping[str, Any],
     *,
     model: str = "mopoe",
-    observed: AnyArray | None = None,
+    observed: AnyArray | Mapping[str, AnyArray] | None = None,
     labels: AnyArray | None = None,
     latent_dim: int = 16,
     num_steps: int = 5_000,
@@ -46,9 +48,11 @@ def fit(
       data: modality -> array, in the order of the M axis: images uint8 [N, H, W] or
         [N, H, W, C], vectors float [N, ...], counts int [N, F] (by their likelihood),
         tokens int [N, T] with their vocabulary "NAME_words", or captions, N strings.
+        Whatever NumPy makes such arrays of will do: lists, DataFrames.
       model: one of `models.MODELS`.
-      observed: bool [N, M], what is there of each example; default: everything. The
-        values of what is missing may be anything, NaN too.
+      observed: what is there of each example, bool [N, M], or a mapping of some
+        modalities to bool [N]; default: everything. The values of what is missing may
+        be anything, NaN too.
       labels: int [N]; not used in training.
       latent_dim: D.
       num_steps: of Adam.
@@ -69,35 +73,48 @@ def fit(
       Trained; a tuple of them, one a member, where one of the swept values is a
       sequence.
 
+    Warns:
+      UserWarning: what is odd about the data and may yet be meant, for instance images
+        given as floats, which are taken for vectors.
+
     Raises:
       UsageError: a setting or an array that does not fit, before anything is trained;
         or all members have diverged.
     """
     dataset = _dataset(data, observed, labels)
-    found = _config(dataset.train, network, likelihood, config)
+    found = _config(dataset.train, network, likelihood)
     counts = [m for m in dataset.train.modalities if parts.has_counts(found, m)]
     dataset = with_counts(dataset, counts)
-    found.model.update(name=model, latent_dim=latent_dim)
-    settings.parse_arg(found, model)
+    arguments = {
+        ("model", "name"): model,
+        ("model", "latent_dim"): latent_dim,
+        ("train", "num_steps"): num_steps,
+        ("train", "batch_size"): batch_size,
+        ("sweep", "beta"): _values(beta),
+        ("sweep", "learning_rate"): _values(learning_rate),
+        ("sweep", "seed"): _values(seed),
+    }
+    for path, value in arguments.items():
+        _set(found, path, value)
+    found.train.log_every_steps = max(1, found.train.num_steps // 100)
+    for name, value in _mapping(config or {}, "config").items():
+        _set(found, tuple(str(name).split(".")), value, arguments)
+    settings.parse_arg(found, found.model.name)
     with found.ignore_type():
-        found.model.options.update(options or {})
-    found.sweep.update(
-        beta=_values(beta), learning_rate=_values(learning_rate), seed=_values(seed)
-    )
-    found.train.update(
-        num_steps=num_steps,
-        batch_size=min(batch_size, dataset.train.num_examples),
-        log_every_steps=max(1, num_steps // 100),
-    )
+        found.model.options.update(_mapping(options or {}, "options"))
+    num = dataset.train.num_examples
+    found.train.batch_size = min(found.train.batch_size, num)
     checks.check(found)
-    sweep, _ = sweeps.build(found, dataset)
+    sweep, notes = sweeps.build(found, dataset)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     trained = train(sweep, is_shown=is_shown)
     if not any(one.is_finite for one in trained):
         raise UsageError(
             "all members have diverged: lower learning_rate, set train.clip_norm, or "
             "scale the data"
         )
-    is_sweep = any(not np.isscalar(x) for x in (beta, learning_rate, seed))
+    is_sweep = any(np.ndim(x) for x in (beta, learning_rate, seed))
     return trained if is_sweep else trained[0]
 
 
@@ -155,26 +172,25 @@ def train(sweep: sweeps.Sweep, *, is_shown: bool = True) -> tuple[Trained, ...]:
 
 def _dataset(data: Mapping[str, Any], observed: Any, labels: Any) -> Dataset:
     """The arrays as a data set without test examples of its own."""
-    given = {name: np.asarray(x) for name, x in data.items()}
-    for name, x in list(given.items()):
-        if x.dtype.kind in "UO" and x.ndim == 1 and not name.endswith("_words"):
-            texts = [str(text) for text in x]
+    given = description.to_arrays(data)
+    if labels is not None:
+        given[description.LABELS] = np.asarray(labels)
+    observed = given.pop(OBSERVED, None) if observed is None else observed
+    own = {m: x for m, x in given.items() if description.is_modality(m)}
+    masks = description.observed_masks(own, own, observed)
+    for (name, x), mask in zip(own.items(), masks.T, strict=True):
+        if x.dtype.kind in "UO" and x.ndim == 1:
+            texts = description.texts_of(name, x, mask)
             words = tokens.build_vocabulary(texts)
             length = 1 + max(len(tokens.tokenize(text)) for text in texts)
             given[name] = tokens.encode(texts, words, length)
-            given[f"{name}_words"] = np.array(words)
-    for name, x in ((OBSERVED, observed), (description.LABELS, labels)):
-        if x is not None:
-            given[name] = np.asarray(x)
-    split, vocabularies = arrays.to_split(given)
+            given[f"{name}{description.WORDS}"] = np.array(words)
+    split, vocabularies = arrays.to_split(given | {OBSERVED: masks})
     return Dataset(split, split, arrays.fingerprint(split), "arrays", vocabularies)
 
 
 def _config(
-    train: Split,
-    network: str,
-    likelihood: str | Mapping[str, str],
-    changes: Mapping[str, Any] | None,
+    train: Split, network: str, likelihood: str | Mapping[str, str]
 ) -> ConfigDict:
     """The settings, with networks and likelihoods by the kind of each modality."""
     found = settings.get_config()
@@ -184,6 +200,7 @@ def _config(
     if isinstance(likelihood, str):
         found.modality.likelihood = likelihood
         likelihood = {}
+    likelihood = _mapping(likelihood, "likelihood")
     default = found.modality.likelihood
     for name, x in train.modalities.items():
         own = {"likelihood": likelihood[name]} if name in likelihood else {}
@@ -198,8 +215,6 @@ def _config(
                 name,
                 ", ".join(train.modalities),
             )
-    for path, value in (changes or {}).items():
-        _set(found, path, value)
     return found
 
 
@@ -208,21 +223,58 @@ def _is_of_counts(likelihood: str) -> bool:
     return likelihood in LIKELIHOODS and LIKELIHOODS[likelihood].is_of_counts
 
 
-def _set(config: ConfigDict, path: str, value: Any) -> None:
-    """Sets one field, "section.field"."""
-    *sections, field = path.split(".")
+def _set(
+    config: ConfigDict,
+    path: tuple[str, ...],
+    value: Any,
+    arguments: Collection[tuple[str, ...]] = (),
+) -> None:
+    """Sets one field, or those of a mapping for a section; not those of `arguments`."""
+    *sections, field = path
+    shown = ".".join(path)
     at: Any = config
     for name in sections:
+        if at is config.modalities and name not in at:
+            at[name] = ConfigDict()
         at = at[name] if name in at else None
         if not isinstance(at, ConfigDict):
-            raise UsageError(f"there is no setting {path!r} (see settings.get_config)")
-    is_open = sections[-1:] in (["network_options"], ["modalities"], ["options"])
+            raise UsageError(f"there is no setting {shown!r} (see settings.get_config)")
+    if path in arguments:
+        raise UsageError(
+            f"config has {shown!r}, which is an argument of fit: give that"
+        )
+    if isinstance(value, Mapping) and isinstance(at.get(field), ConfigDict):
+        for name, own in value.items():
+            _set(config, (*path, str(name)), own, arguments)
+        return
+    is_open = path[0] == "modalities" or sections[-1:] in (
+        ["network_options"],
+        ["options"],
+    )
     if field not in at and not is_open:
-        raise UsageError(f"there is no setting {path!r} (see settings.get_config)")
-    with config.ignore_type():
-        at[field] = value
+        raise UsageError(f"there is no setting {shown!r} (see settings.get_config)")
+    try:
+        with config.ignore_type() if is_open else contextlib.nullcontext():
+            if value is None:
+                raise TypeError
+            at[field] = _plain(value)
+    except TypeError:
+        kind = type(at.get(field)).__name__
+        raise UsageError(f"{shown} is of type {kind}, got {value!r}") from None
+
+
+def _plain(value: Any) -> Any:
+    """A number of Python instead of one of NumPy or JAX."""
+    return value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
+
+
+def _mapping(value: Any, name: str) -> Mapping[str, Any]:
+    """The value of an argument that is a mapping."""
+    if not isinstance(value, Mapping):
+        raise ArgumentError(f"{{{name}}} must be a mapping, got {{!r}}", value)
+    return value
 
 
 def _values(value: Any) -> tuple:
     """One value, or several, as a tuple."""
-    return (value,) if np.isscalar(value) else tuple(value)
+    return tuple(_plain(x) for x in (value if np.ndim(value) else (value,)))

@@ -34,6 +34,7 @@ _LATER: dict[str, dict[str, Any]] = {
 # Model -> its later options, likewise.
 _LATER_OPTIONS: dict[str, dict[str, Any]] = {
     "mmvm": {"alpha_steps": 0},
+    "custom": {"pooling": "product", "correlation": 0.5, "pooled_over": "vector"},
     "telbo": {"joint_steps": 0},
 }
 

@@ -120,7 +120,7 @@ def _load_run(folder: Path, asked: Member, step: int | None) -> Trained:
             f"{folder} has no {DESCRIPTION}: an earlier version started its run; "
             f"`python -m experiments.evaluate --workdir={folder}` writes it"
         )
-    description = _description(read_json(folder / DESCRIPTION), folder / DESCRIPTION)
+    description = read_description(folder / DESCRIPTION)
     members = sweep.grid(config.sweep)
     k = choose_member(members, asked, folder)
     model = models.make_model(config, description.shapes())
@@ -248,8 +248,17 @@ def read_json(path: Path) -> Any:
         raise UsageError(f"{path} cannot be read: {error}") from error
 
 
+def read_description(path: Path) -> Description:
+    """The description that a file holds.
+
+    Raises:
+      UsageError: it cannot be read, or describes no data.
+    """
+    return _description(read_json(path), path)
+
+
 def _description(found: Any, path: Path) -> Description:
-    """The description that a file holds."""
+    """The description that is the content of a file."""
     try:
         return descriptions.from_json(found)
     except ValueError as error:

@@ -2,7 +2,7 @@
 
 distributions  log-densities, samples and KL divergences; likelihoods of the modalities
 subsets        the family of mixture-based models as arrays (Definition 2)
-posteriors     products and mixtures of experts, where modalities may be missing
+posteriors     products, other pools and mixtures of experts; modalities may be missing
 components     choice of the component that an example is decoded from
 elbo           the terms of an objective, the loss, Eq. 2, Eq. 84, unimodal ELBOs
 subset_kl      the KL terms of Eq. 2 over all subsets, in fast and in plain form

@@ -112,7 +112,7 @@ def posterior_component(
 ) -> Gaussian:
     """One component of the mixture per example, stratified over the batch.
 
-    Only the chosen product is computed for each example.
+    Only the chosen one is computed for each example.
 
     Args:
       key: random key.
@@ -124,10 +124,10 @@ def posterior_component(
     """
     num = experts.mean.shape[1]
     indices = stratified_components(key, mixture.weights, num)
-    return chosen_products(experts, mixture, indices)
+    return chosen_posteriors(experts, mixture, indices)
 
 
-def chosen_products(
+def chosen_posteriors(
     experts: Gaussian, mixture: SubsetMixture, indices: Array
 ) -> Gaussian:
     """The posterior of subset indices[b] of example b, and of no other.
@@ -145,4 +145,4 @@ def chosen_products(
     masks = jnp.broadcast_to(mixture.masks, (*mixture.masks.shape[:2], num))
     masks = jnp.take_along_axis(masks, indices[None, None, :], axis=0)[0]
     prior_expert = jnp.asarray(mixture.prior_expert)[indices]
-    return posteriors.product_of_experts(experts, masks, prior_expert)
+    return posteriors.pool(experts, masks, prior_expert, mixture.pooling)

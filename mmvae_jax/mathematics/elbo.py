@@ -26,7 +26,7 @@ import numpy as np
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, posteriors, subset_kl
 from mmvae_jax.mathematics.components import (
-    chosen_products,
+    chosen_posteriors,
     random_components,
     stratified_components,
 )
@@ -123,6 +123,8 @@ def subset_elbo(
 ) -> ObjectiveTerms:
     """L_S of Definition 3 (Eq. 2): MVAE, MMVAE, MoPoE-VAE by their subsets.
 
+    Models whose experts are pooled otherwise have the same bound.
+
     L_S = sum_A omega_A { E_{q(z|x_A)} [sum_m log p(x_m|z)] - KL(q(z|x_A)||p(z)) }.
     The KL terms of all S subsets are exact for every estimator.
 
@@ -146,15 +148,20 @@ def subset_elbo(
     observed = observed_of(batch, len(log_likelihoods))
     given = posteriors.available_subsets(mixture, observed)
     num_subsets = len(mixture.weights)
-    kl = subset_kl.mixture_kl(experts, mixture, given.weights[:num_subsets])
-    if len(given.weights) > num_subsets:
-        rest = posteriors.product_of_experts(
-            experts, given.masks[-1], given.prior_expert[-1]
-        )
-        kl += given.weights[-1] * distributions.kl_to_standard_gaussian(rest)
+    if mixture.pooling.name != "product":
+        components, weights = posteriors.observed_mixture(experts, mixture, observed)
+        kl = distributions.kl_to_standard_gaussian(components)
+        kl = jnp.sum(weights * kl, axis=0)
+    else:
+        kl = subset_kl.mixture_kl(experts, mixture, given.weights[:num_subsets])
+        if len(given.weights) > num_subsets:
+            rest = posteriors.product_of_experts(
+                experts, given.masks[-1], given.prior_expert[-1]
+            )
+            kl += given.weights[-1] * distributions.kl_to_standard_gaussian(rest)
     log_likelihood = mixture_log_likelihood(
         lambda: posteriors.observed_mixture(experts, mixture, observed)[0],
-        partial(chosen_products, experts, given),
+        partial(chosen_posteriors, experts, given),
         given.weights,
         batch,
         key,

@@ -116,10 +116,9 @@ def flow_matching_loss(
     """
     given = jnp.broadcast_to(False if given is None else given, r.shape)
     learned = jnp.broadcast_to(~given if learned is None else learned, r.shape)
-    # NaN times zero is NaN: values that do not count are taken away.
-    r = jnp.where(given | learned, r, 0.0)
     times = append_axes(jnp.asarray(t), r.ndim)
     x = jnp.where(learned, (1 - times) * noise + times * r, noise)
+    # Chosen by `where`, so that values that do not count may be NaN.
     errors = velocity(jnp.where(given, r, x), jnp.asarray(t)) - (r - noise)
     axes = tuple(range(1, r.ndim))
     total = jnp.sum(jnp.square(jnp.where(learned, errors, 0.0)), axis=axes)

@@ -1,4 +1,4 @@
-"""Products and mixtures of experts.
+"""Products and mixtures of experts, and other ways to pool them.
 
 The experts of M modalities are one Gaussian with fields [M, B, D]. Mixtures take
 Laplace experts too; products do not, since no product of them is a Laplace
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax.mathematics import distributions, subset_kl
-from mmvae_jax.mathematics.subsets import SubsetMixture
+from mmvae_jax.mathematics.subsets import Pooling, SubsetMixture
 from mmvae_jax.types import AnyArray, Array, Distribution, Gaussian, Laplace
 
 
@@ -56,6 +56,150 @@ def product_of_experts(
     means = jnp.where(mask, experts.mean, 0.0)
     mean = jnp.sum(weights * means, axis=0) / total
     return Gaussian(mean, -(top + jnp.log(total)))
+
+
+def wasserstein_barycentre(experts: Gaussian, mask: AnyArray) -> Gaussian:
+    """The barycentre of a subset's experts under the 2-Wasserstein distance.
+
+    The distribution with the least sum of squared distances to the experts, as in
+    Qiu et al. (2025). Between diagonal Gaussians the squared distance is that of
+    the means plus that of the standard deviations, so that both are averaged.
+
+    Args:
+      experts: fields [M, B, D].
+      mask: bool [M] or [M, B], the members of the subset; not empty.
+
+    Returns:
+      Gaussian with fields [B, D]. Its gradient with respect to experts outside of
+      the subset is exactly zero.
+    """
+    mask = append_axes(jnp.asarray(mask), experts.mean.ndim)
+    count = jnp.sum(mask, axis=0)
+    mean = jnp.sum(jnp.where(mask, experts.mean, 0.0), axis=0) / count
+    log_deviations = jnp.where(mask, 0.5 * experts.log_variance, -jnp.inf)
+    log_deviation = jax.nn.logsumexp(log_deviations, axis=0) - jnp.log(count)
+    return Gaussian(mean, 2 * log_deviation)
+
+
+def dependent_experts(
+    experts: Gaussian, mask: AnyArray, correlation: float
+) -> Gaussian:
+    """The consensus of a subset's experts, whose errors are correlated.
+
+    Mancisidor et al. (2025): the means are estimates of one z whose errors have the
+    covariance Sigma_ij = rho s_i s_j, Sigma_ii = s_i^2, a dimension at a time; the
+    mean is the generalised least squares estimate 1' Sigma^-1 mu / 1' Sigma^-1 1, the
+    variance 1 / 1' Sigma^-1 1. With rho = 0 it is the product of experts. A mean may
+    have a negative weight, where another expert is far more certain.
+
+    With p_i = 1 / s_i, their mean p and number n, Sigma^-1 has a closed form, of which
+    sums are taken without cancellation:
+
+        1' Sigma^-1 1 = sum_i (p_i - p)^2 / (1 - rho) + n p^2 / (1 + (n - 1) rho).
+
+    Args:
+      experts: fields [M, B, D].
+      mask: bool [M] or [M, B], the members of the subset; not empty.
+      correlation: rho, in [0, 1).
+
+    Returns:
+      Gaussian with fields [B, D]. Its gradient with respect to experts outside of
+      the subset is exactly zero.
+    """
+    mask = append_axes(jnp.asarray(mask), experts.mean.ndim)
+    logs = jnp.where(mask, -0.5 * experts.log_variance, -jnp.inf)
+    top = jax.lax.stop_gradient(jnp.max(logs, axis=0))
+    inverse = jnp.exp(logs - top)
+    count = jnp.sum(mask, axis=0)
+    centre = jnp.sum(inverse, axis=0) / count
+    offset = jnp.where(mask, inverse - centre, 0.0) / (1 - correlation)
+    weights = inverse * (offset + centre / (1 + (count - 1) * correlation))
+    total = (1 - correlation) * jnp.sum(jnp.square(offset), axis=0)
+    total += count * jnp.square(centre) / (1 + (count - 1) * correlation)
+    means = jnp.where(mask, experts.mean, 0.0)
+    mean = jnp.sum(weights * means, axis=0) / total
+    return Gaussian(mean, -(2 * top + jnp.log(total)))
+
+
+def hoelder_pool(experts: Gaussian, mask: AnyArray, pooled_over: str) -> Gaussian:
+    """The moments of the Hoelder pool, with exponent 1/2, of a subset's experts.
+
+    The pool is proportional to (sum_i q_i^(1/2))^2 = sum_i q_i + 2 sum_{i<j}
+    (q_i q_j)^(1/2) (Vo & Valera, 2026). The root of a product of two Gaussians is
+    S_ij times a Gaussian, S_ij their Bhattacharyya coefficient, so that the pool is
+    a mixture of weights proportional to 1 and 2 S_ij; the result has its means and
+    variances. S_ij is a product over the dimensions of z: where there are many, the
+    experts that differ in them leave the pool a mixture of the q_i alone, unless each
+    dimension is pooled by itself.
+
+    Args:
+      experts: fields [M, B, D].
+      mask: bool [M] or [M, B], the members of the subset; not empty.
+      pooled_over: one of `subsets.POOLED_OVER`: densities of the "vector" z, or of
+        its "dimensions", each by itself.
+
+    Returns:
+      Gaussian with fields [B, D]. Its gradient with respect to experts outside of
+      the subset is exactly zero.
+    """
+    mask = append_axes(jnp.asarray(mask), experts.mean.ndim)
+    experts = jax.tree.map(lambda field: jnp.where(mask, field, 0.0), experts)
+    one, other = np.triu_indices(len(mask))
+    means, others = experts.mean[one], experts.mean[other]
+    log_variance, log_others = experts.log_variance[one], experts.log_variance[other]
+    log_total = jnp.logaddexp(log_variance, log_others)
+    # Bounded, so that no gradient leaves float32.
+    squares = jnp.square(means - others) * jnp.exp(-jnp.maximum(log_total, -40.0))
+    log_overlap = 0.5 * (math.log(2) + 0.5 * (log_variance + log_others) - log_total)
+    log_overlap -= squares / 4
+    if pooled_over == "vector":
+        log_overlap = jnp.sum(log_overlap, axis=-1, keepdims=True)
+    is_pair = (one != other)[:, None, None]
+    log_weights = jnp.where(is_pair, math.log(2) + log_overlap, 0.0)
+    log_weights = jnp.where(mask[one] & mask[other], log_weights, -jnp.inf)
+    share = jax.nn.sigmoid(log_others - log_variance)
+    components = Gaussian(
+        share * means + (1 - share) * others,
+        math.log(2) + log_variance + log_others - log_total,
+    )
+    return mixture_moments(components, jax.nn.softmax(log_weights, axis=0))
+
+
+def pool(
+    experts: Gaussian, mask: AnyArray, prior_expert: AnyArray | bool, pooling: Pooling
+) -> Gaussian:
+    """The posterior of a subset: its experts, pooled as a mixture has it.
+
+    Args:
+      experts: fields [M, B, D].
+      mask: bool [M], or [M, B] for a subset per example; not empty.
+      prior_expert: bool [] or [B], whether the prior is one more factor of a product;
+        no other pooling has it (`subsets.pooled`).
+      pooling: of `SubsetMixture`.
+
+    Returns:
+      Gaussian with fields [B, D].
+    """
+    match pooling.name:
+        case "product":
+            return product_of_experts(experts, mask, prior_expert)
+        case "barycentre":
+            return wasserstein_barycentre(experts, mask)
+        case "dependent":
+            return dependent_experts(experts, mask, pooling.correlation)
+    return hoelder_pool(experts, mask, pooling.pooled_over)
+
+
+def subset_posteriors(experts: Gaussian, mixture: SubsetMixture) -> Gaussian:
+    """The posteriors of all S subsets, fields [S, B, D], of experts [M, B, D].
+
+    Those of products are computed in one product of matrices
+    (`subset_kl.subset_posteriors`). The mixture's masks are not traced.
+    """
+    if mixture.pooling.name == "product":
+        return subset_kl.subset_posteriors(experts, mixture)
+    masks = jnp.asarray(mixture.masks)
+    return jax.vmap(lambda mask: pool(experts, mask, False, mixture.pooling))(masks)
 
 
 def geometric_mean(components: Gaussian, weights: Array) -> Gaussian:
@@ -111,8 +255,8 @@ def available_subsets(
     """The mixture over the subsets of which everything is observed.
 
     Weights are renormalised over them. Where there is none, the posterior is the
-    product of what is observed, with the prior as an expert if the mixture has it
-    anywhere (MVAE).
+    product of what is observed (or what `mixture.pooling` has in its place), with the
+    prior as an expert if the mixture has it anywhere (MVAE).
 
     The papers define the posterior of any subset A of the inputs for every model. With
     `is_exact_preferred` one rule covers them: if A is a subset of the mixture, its
@@ -120,7 +264,8 @@ def available_subsets(
     otherwise, if there is none, the product over A (MVAE).
 
     Args:
-      mixture: S subsets of M modalities, not traced.
+      mixture: S subsets of M modalities, not traced; learned weights may be, and are
+        then positive.
       observed: bool [M], [M, 1] or [M, B], not empty; an array of numpy is known while
         tracing.
       is_exact_preferred: whether a subset that is all that is observed is alone.
@@ -134,7 +279,7 @@ def available_subsets(
     weights = jnp.asarray(mixture.weights)[:, None]
     is_complete = isinstance(observed, np.ndarray) and observed.all()
     if is_complete and not is_exact_preferred:
-        return SubsetMixture(masks, weights, mixture.prior_expert)
+        return mixture._replace(masks=masks, weights=weights)
     observed = append_axes(jnp.asarray(observed), 2)
     is_available = jnp.all(masks <= observed, axis=1)
     if is_exact_preferred:
@@ -146,12 +291,14 @@ def available_subsets(
     renormalised = kept / jnp.where(is_any, total, 1.0)
     # Where all are available, the weights have the bits that they are given with.
     weights = jnp.where(jnp.all(is_available, axis=0), weights, renormalised)
-    has_singles = (mixture.masks.sum(axis=1) == 1) & (mixture.weights > 0)
-    if mixture.masks[has_singles].any(axis=0).all():
-        return SubsetMixture(masks, weights, mixture.prior_expert)
+    is_single = np.sum(mixture.masks, axis=1) == 1
+    if isinstance(mixture.weights, np.ndarray):
+        is_single &= mixture.weights > 0
+    if mixture.masks[is_single].any(axis=0).all():
+        return mixture._replace(masks=masks, weights=weights)
     masks = jnp.broadcast_to(masks, (*masks.shape[:2], observed.shape[1]))
     rest = jnp.where(is_any, 0.0, 1.0)
-    return SubsetMixture(
+    return mixture._replace(
         masks=jnp.concatenate([masks, observed[None]]),
         weights=jnp.concatenate([weights, rest[None]]),
         prior_expert=np.append(mixture.prior_expert, mixture.prior_expert.any()),
@@ -178,9 +325,9 @@ def observed_mixture(
       `available_subsets`; like those, S + 1 if all may be unavailable.
     """
     given = available_subsets(mixture, observed, is_exact_preferred=is_exact_preferred)
-    components = subset_kl.subset_posteriors(experts, mixture)
+    components = subset_posteriors(experts, mixture)
     if len(given.masks) > len(mixture.masks):
-        rest = product_of_experts(experts, given.masks[-1], given.prior_expert[-1])
+        rest = pool(experts, given.masks[-1], given.prior_expert[-1], mixture.pooling)
         components = jax.tree.map(
             lambda field, own: jnp.concatenate([field, own[None]]), components, rest
         )
@@ -195,12 +342,12 @@ def mixture_moments(components: Distribution, weights: AnyArray) -> Gaussian:
 
     Args:
       components: fields [S, B, D].
-      weights: float [S, 1 or B], summing to 1.
+      weights: float [S, 1 or B], summing to 1; or [S, B, D], of each dimension.
 
     Returns:
       Gaussian, fields [B, D].
     """
-    shares = jnp.asarray(weights)[:, :, None]
+    shares = append_axes(jnp.asarray(weights), components.mean.ndim)
     mean = jnp.sum(shares * components.mean, axis=0)
     if isinstance(components, Laplace):
         log_variance = math.log(2) + 2 * components.log_scale

@@ -1,5 +1,7 @@
 """The KL terms of Eq. 2 over all subsets: the fast form, and the plain one beside it.
 
+Posteriors are products of experts here; those of other poolings are in `posteriors`.
+
 `plain_mixture_kl` is the equation in two lines. `mixture_kl` has its value and its
 gradient, with less memory: block by block, and with a gradient written by hand.
 """
@@ -195,6 +197,15 @@ def _subset_sums(masks: Array, values: Array) -> Array:
 
 
 def _experts_of(mixture: SubsetMixture, dtype: Any) -> tuple[Array, Array]:
-    """The experts of each subset as 0 or 1: modalities [S, M], the prior [S, 1, 1]."""
+    """The experts of each subset as 0 or 1: modalities [S, M], the prior [S, 1, 1].
+
+    Raises:
+      ValueError: they are not multiplied.
+    """
+    if mixture.pooling.name != "product":
+        raise ValueError(
+            f"subset_kl has products of experts alone, got {mixture.pooling}; "
+            "posteriors.subset_posteriors has the others"
+        )
     prior = jnp.asarray(mixture.prior_expert, dtype)[:, None, None]
     return jnp.asarray(mixture.masks, dtype), prior

@@ -3,37 +3,78 @@
 A model of the family is a set S of subsets A of the modalities with mixture
 weights omega_A; MVAE, MMVAE and MoPoE-VAE differ in nothing else. What the
 paper's definition leaves open, whether the prior is multiplied in as one more
-expert, is a third array.
+expert, is a third array. How the experts of a subset are pooled, by their product
+in all of these, is data too.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.types import AnyArray
 
 PRIOR_EXPERT_CHOICES = ("paper", "released", "always", "never")
+POOLINGS = ("product", "barycentre", "dependent", "hoelder")
+POOLED_OVER = ("vector", "dimensions")
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Pooling:
+    """How the experts of a subset become its posterior (`posteriors.pool`).
+
+    Attributes:
+      name: one of POOLINGS.
+      correlation: of "dependent": rho of the errors of two experts, in [0, 1).
+      pooled_over: of "hoelder", one of POOLED_OVER: whether densities of the latent
+        vector are pooled, or those of each dimension by itself.
+
+    Raises:
+      ArgumentError: a value is not allowed.
+    """
+
+    name: str = "product"
+    correlation: float = 0.5
+    pooled_over: str = "vector"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for field, choices in (("name", POOLINGS), ("pooled_over", POOLED_OVER)):
+            if getattr(self, field) not in choices:
+                words = f"unknown {{{field}}} {{!r}}; choose one of {{}}"
+                raise ArgumentError(words, getattr(self, field), ", ".join(choices))
+        if not 0 <= self.correlation < 1:
+            words = "{correlation} must be in [0, 1), got {}"
+            raise ArgumentError(words, self.correlation)
+
+
+PRODUCT = Pooling()
 
 
 class SubsetMixture(NamedTuple):
-    """S = {(A, omega_A)} of Definition 2, and where the prior is an expert.
+    """S = {(A, omega_A)} of Definition 2, and how the experts of A are pooled.
 
     Attributes:
       masks: bool [S, M], the members of each subset; no row is all False.
       weights: float32 [S], omega_A, in [0, 1], summing to 1.
       prior_expert: bool [S], whether N(0, I) is one of the subset's experts.
+      pooling: how they are pooled.
 
-    The arrays of a model's own mixture are NumPy's, known while tracing. A mixture of
-    what is observed (`posteriors`) may have traced ones, with an axis of examples.
+    The arrays of a model's own mixture are NumPy's, known while tracing, except for
+    weights that are learned. A mixture of what is observed (`posteriors`) may have
+    traced ones, with an axis of examples.
     """
 
     masks: AnyArray
     weights: AnyArray
     prior_expert: AnyArray
+    pooling: Pooling = PRODUCT
 
 
 def subset_mixture(
@@ -73,6 +114,20 @@ def subset_mixture(
             f"(sum {weights.sum():.6g})"
         )
     return SubsetMixture(masks, weights.astype(np.float32), prior_expert)
+
+
+def pooled(mixture: SubsetMixture, pooling: Pooling) -> SubsetMixture:
+    """The mixture of the same subsets, their experts pooled in this way.
+
+    Raises:
+      UsageError: the prior is an expert, which it can be in products alone.
+    """
+    if pooling.name != "product" and np.any(mixture.prior_expert):
+        raise UsageError(
+            f"the prior is an expert in products alone, not under the pooling "
+            f"{pooling.name!r}; choose prior_expert = 'never'"
+        )
+    return mixture._replace(pooling=pooling)
 
 
 def all_subsets(num_modalities: int) -> np.ndarray:

@@ -78,8 +78,10 @@ OFFICIAL = "importance-weighted, as released"
 OTHER = "other"
 
 _DAUNHAWER = Citation("daunhawer2022limitations", "Daunhawer et al. (2022)")
+_QIU = Citation("qiu2025multimodal", "Qiu et al. (2025)")
 _SHI = Citation("shi2019variational", "Shi et al. (2019)")
 _SUZUKI = Citation("suzuki2016joint", "Suzuki et al. (2016)")
+_VO = Citation("vo2026hellinger", "Vo & Valera (2026)")
 
 # In the order in which they are listed and drawn.
 MODELS = {
@@ -194,6 +196,41 @@ MODELS = {
         PRIVATE,
         mmvm.OPTIONS,
         Citation("sutter2024unity", "Sutter et al. (2024)"),
+    ),
+    "wb_vae": Model(
+        partial(mixture_model, mixture=subsets.full_set, pooling="barycentre"),
+        "WB-VAE",
+        OTHER,
+        {},
+        _QIU,
+    ),
+    "mwb_vae": Model(
+        partial(mixture_model, mixture=subsets.powerset, pooling="barycentre"),
+        "MWB-VAE",
+        OTHER,
+        mixtures.POOLED_OPTIONS,
+        _QIU,
+    ),
+    "code_vae": Model(
+        partial(mixture_model, mixture=subsets.powerset, pooling="dependent"),
+        "CoDE-VAE",
+        OTHER,
+        mixtures.CODE_OPTIONS,
+        Citation("mancisidor2025aggregation", "Mancisidor et al. (2025)"),
+    ),
+    "helvae": Model(
+        partial(mixture_model, mixture=subsets.full_set, pooling="hoelder"),
+        "HELVAE",
+        OTHER,
+        mixtures.HELVAE_OPTIONS,
+        _VO,
+    ),
+    "mohelvae": Model(
+        partial(mixture_model, mixture=subsets.powerset, pooling="hoelder"),
+        "MoHELVAE",
+        OTHER,
+        mixtures.MOHELVAE_OPTIONS,
+        _VO,
     ),
     "contrastive": Model(
         contrastive.contrastive_model,

@@ -1,12 +1,20 @@
-"""Mixture-based multimodal VAEs: MVAE, MVAE+, MMVAE, MoPoE-VAE and all between."""
+"""Mixture-based multimodal VAEs: MVAE, MVAE+, MMVAE, MoPoE-VAE and all between.
+
+The models that pool the experts of a subset otherwise than by their product are rows of
+the same builder: WB-VAE, MWB-VAE, CoDE-VAE, HELVAE.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax.errors import UsageError, fields_of
 from mmvae_jax.mathematics import components, elbo, posteriors, subsets
-from mmvae_jax.mathematics.subsets import SubsetMixture
-from mmvae_jax.models.options import Option, one_of
+from mmvae_jax.mathematics.subsets import Pooling, SubsetMixture
+from mmvae_jax.models.options import Option, number, one_of
 from mmvae_jax.models.parts import (
     assemble,
     encode,
@@ -35,9 +43,25 @@ SUBSET_ESTIMATOR = one_of(*elbo.SUBSET_ESTIMATORS)
 
 OPTIONS = {"prior_expert": PRIOR_EXPERT, "subset_estimator": SUBSET_ESTIMATOR}
 SUBSAMPLED_OPTIONS = {"prior_expert": PRIOR_EXPERT}
+POOLED_OPTIONS = {"subset_estimator": SUBSET_ESTIMATOR}
+# HELVAE: densities of the whole latent vector are pooled, or of each dimension.
+HELVAE_OPTIONS = {"pooled_over": one_of(*subsets.POOLED_OVER)}
+MOHELVAE_OPTIONS = HELVAE_OPTIONS | POOLED_OPTIONS
+# rho of the errors of two experts.
+CORRELATION = Option(0.5, lambda value: 0 <= value < 1, "{} must be in [0, 1), got {}")
+CODE_OPTIONS = {
+    "correlation": CORRELATION,
+    # All subsets are decoded, as released, which weights that are learned need.
+    "subset_estimator": one_of("exact", "stratified", "random"),
+    "learned_weights": Option(True),  # whether the weights of subsets are parameters
+    "entropy_weight": number(1000.0, 0),  # of the entropy of these weights, as released
+}
 CUSTOM_OPTIONS = OPTIONS | {
     "subsets": Option(()),  # tuples of modality indices, ((0,), (0, 1))
     "subset_weights": Option(()),  # omega_A, summing to 1; () = uniform
+    "pooling": one_of(*subsets.POOLINGS),  # of the experts of a subset
+    "correlation": CORRELATION,
+    **HELVAE_OPTIONS,
 }
 
 
@@ -48,23 +72,54 @@ def mixture_model(
     *,
     mixture: Callable[[int, str], SubsetMixture],
     is_subsampled: bool = False,
+    pooling: str = "product",
 ) -> MultimodalVAE:
     """A mixture-based multimodal VAE (Definition 3), or MVAE+ (Eq. 84).
+
+    With learned weights (CoDE-VAE) the loss is that of the bound, less
+    `entropy_weight` times the entropy of the weights of all subsets, in nats.
 
     Args:
       config: as for `make_model`.
       shapes: modality -> shape of one example.
-      options: those of OPTIONS; of SUBSAMPLED_OPTIONS for MVAE+.
+      options: those of the model's row in `MODELS`; the prior is an expert of none
+        that does not read prior_expert.
       mixture: (M, prior_expert choice) -> the model's subsets and weights.
       is_subsampled: whether the unimodal ELBOs are added (MVAE+).
+      pooling: how the experts of a subset are pooled, one of `subsets.POOLINGS`.
+
+    Raises:
+      UsageError: weights of subsets are to be learned from some decodings of all, or
+        the prior to be an expert of what is no product.
     """
     nets = make_networks(config, shapes, config.model.latent_dim)
-    subset_mixture = mixture(len(shapes), options["prior_expert"])
+    read = {x: options[x] for x in ("correlation", "pooled_over") if x in options}
+    with fields_of("config.model.options"):
+        how = Pooling(pooling, **read)
+    fixed = subsets.pooled(
+        mixture(len(shapes), options.get("prior_expert", "never")), how
+    )
+    estimator = options.get("subset_estimator", "stratified")
+    is_learned = options.get("learned_weights", False)
+    if is_learned and estimator != "exact":
+        raise UsageError(
+            "config.model.options.learned_weights = True needs subset_estimator = "
+            f"'exact', got {estimator!r}: what is decoded from one subset says nothing "
+            "of the weights of the others; set learned_weights = False or 'exact'"
+        )
     bound = (
         elbo.subsampled_elbo
         if is_subsampled
-        else partial(elbo.subset_elbo, estimator=options["subset_estimator"])
+        else partial(elbo.subset_elbo, estimator=estimator)
     )
+
+    def subset_mixture(params: Params) -> SubsetMixture:
+        if not is_learned:
+            return fixed
+        return fixed._replace(weights=jax.nn.softmax(params["subset_logits"]))
+
+    def init() -> dict[str, Array]:
+        return {"subset_logits": jnp.zeros(len(fixed.weights))} if is_learned else {}
 
     def objective(
         params: Params, batch: Batch, key: PRNGKey, beta: Array
@@ -73,35 +128,37 @@ def mixture_model(
             encode(nets, params, batch),
             batch,
             key,
-            mixture=subset_mixture,
+            mixture=subset_mixture(params),
             log_likelihoods=log_likelihoods(nets, params),
         )
-        return elbo.loss(terms, beta), terms
+        loss = elbo.loss(terms, beta)
+        if is_learned:
+            logs = jax.nn.log_softmax(params["subset_logits"])
+            loss += options["entropy_weight"] * jnp.sum(jnp.exp(logs) * logs)
+        return loss, terms
 
     def posterior(
         params: Params, experts: Gaussian, subset: Array, key: PRNGKey
     ) -> Gaussian:
-        del params
         given = posteriors.available_subsets(
-            subset_mixture, subset, is_exact_preferred=True
+            subset_mixture(params), subset, is_exact_preferred=True
         )
         return components.posterior_component(key, experts, given)
 
     def mixture_posterior(
         params: Params, experts: Gaussian, observed: Array
     ) -> tuple[Gaussian, AnyArray]:
-        del params
-        return posteriors.observed_mixture(experts, subset_mixture, observed)
+        return posteriors.observed_mixture(experts, subset_mixture(params), observed)
 
     def posterior_components(
         params: Params, experts: Gaussian, subset: Array
     ) -> tuple[Gaussian, AnyArray]:
-        del params
         return posteriors.observed_mixture(
-            experts, subset_mixture, subset, is_exact_preferred=True
+            experts, subset_mixture(params), subset, is_exact_preferred=True
         )
 
-    return assemble(nets, standard_latents((config.model.latent_dim,)))._replace(
+    latents = standard_latents((config.model.latent_dim,))._replace(init=init)
+    return assemble(nets, latents)._replace(
         objective=objective,
         posterior=posterior,
         mixture_posterior=mixture_posterior,
@@ -122,4 +179,5 @@ def custom_model(
             prior_expert,
         )
 
-    return mixture_model(config, shapes, options, mixture=mixture)
+    pooling = options["pooling"]
+    return mixture_model(config, shapes, options, mixture=mixture, pooling=pooling)

@@ -34,24 +34,34 @@ class RunWriter:
     Attributes:
       workdir: the folder of the run.
       members: the members of the sweep.
+      date: of evaluations that are added to a run later; "" while it runs.
     """
 
     def __init__(
-        self, workdir: Path, members: Sequence[Member], step: int | None, date: str = ""
+        self,
+        workdir: Path,
+        members: Sequence[Member],
+        step: int | None,
+        date: str = "",
+        *,
+        is_logged: bool = True,
     ):
         """Opens the files of a run that continues at `step` (0 = a new run).
 
         Lines that an interrupted run logged beyond `step` are dropped, and so are
-        evaluations of `step` itself: they will be logged again. Nothing is dropped
-        where `step` is None: for evaluations that are added to a run later. Those have
-        a `date`, which is written with them, and are not dropped at `step` itself.
+        evaluations of `step` itself: they will be logged again. Where `is_logged` is
+        False, so are all lines of `step`: a run that was to end there has logged it,
+        and one that goes on does not.
+
+        Nothing but a torn line is dropped where `step` is None: for evaluations that
+        are added to a run later. Those have a `date`, which is written with them, and
+        are not dropped at `step` itself.
         """
         self.workdir = workdir
         self.members = members
-        self._date = {DATE: date} if date else {}
+        self.date = date
         self._path = workdir / "metrics.jsonl"
-        if step is not None:
-            _drop_lines_to_come(self._path, step)
+        _drop_lines_to_come(self._path, step, is_logged)
         self._file = open(self._path, "a")  # noqa: SIM115 (closed by close())
         self._boards = [
             tensorboardX.SummaryWriter(
@@ -62,11 +72,18 @@ class RunWriter:
         ]
 
     def write_scalars(self, step: int, scalars: Sequence[Mapping[str, float]]) -> None:
-        """Writes tag -> value of every member at a step, at once and to the disk."""
+        """Writes tag -> value of every member at a step, at once and to the disk.
+
+        Why a value is nan, as its attribute `reason` says where it has one, is in the
+        field "undefined" of the line.
+        """
         lines = []
         for k, (member, values) in enumerate(zip(self.members, scalars, strict=True)):
-            head = {"step": step, "member": k, **member._asdict(), **self._date}
-            lines.append(json.dumps(jsonable({**head, **values}), allow_nan=False))
+            head = {"step": step, "member": k, **member._asdict()}
+            head |= {DATE: self.date} if self.date else {}
+            why = {t: x.reason for t, x in values.items() if hasattr(x, "reason")}
+            line = {**head, **values, **({"undefined": why} if why else {})}
+            lines.append(json.dumps(jsonable(line), allow_nan=False))
             for tag, value in values.items():
                 self._boards[k].add_scalar(_board_tag(tag), value, step)
         self._file.write("".join(line + "\n" for line in lines))
@@ -172,18 +189,23 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, text + "\n")
 
 
-def _drop_lines_to_come(path: Path, step: int) -> None:
-    """Drops the lines of a metrics.jsonl that a run continued at `step` logs again."""
+def _drop_lines_to_come(path: Path, step: int | None, is_logged: bool) -> None:
+    """Drops the lines of a metrics.jsonl that a run continued at `step` logs again.
+
+    That is what is torn, and more where `step` is not None. `is_logged`: whether the
+    run logs `step`.
+    """
     if not path.exists():
         return
-    kept = [
-        line
-        for line in read_metrics(path)
+
+    def is_kept(line: Mapping[str, Any]) -> bool:
+        if step is None or line["step"] != step:
+            return step is None or line["step"] < step
         # The log of a step is complete before its checkpoint, an evaluation may
         # have been cut off between two members.
-        if line["step"] < step
-        or (line["step"] == step and (DATE in line or not _is_evaluation(line)))
-    ]
+        return DATE in line or (is_logged and not _is_evaluation(line))
+
+    kept = [line for line in read_metrics(path) if is_kept(line)]
     write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 

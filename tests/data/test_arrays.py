@@ -95,6 +95,8 @@ def test_two_files(tmp_path):
 
 
 BAD = {
+    "a dot in a name": ({"observed": None, "a.b": GOOD["vector"]}, "'a.b'.*without do"),
+    "no name": ({"observed": None, "": GOOD["vector"]}, "can be called ''.*rename it"),
     "lengths": ({"vector": GOOD["vector"][:5]}, "equally many examples.*5 of vector"),
     "no modality": (dict.fromkeys(("image", "vector", "text", "text_words")), "no mod"),
     "objects": ({"vector": np.array([{}] * N)}, "is not a .npz file"),

@@ -12,6 +12,7 @@ from cub import birds
 from dataset_errors import DatasetError
 from PIL import Image, TiffImagePlugin
 from polymnist import backgrounds, published
+from polymnist.options import Options
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 COLOURS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -265,6 +266,30 @@ def test_16_bits_in_every_data_set(tmp_path):
     np.testing.assert_array_equal(published._read(path, 16), as_grey(GREY))
     bird = birds.decode_image(path.read_bytes(), 16, None, "1.jpg")
     np.testing.assert_array_equal(bird, as_grey(GREY))
+
+
+def test_data_of_other_values_have_another_name(tmp_path, monkeypatch):
+    """Only where the first version gave other ones: nothing else is prepared anew."""
+
+    def names():
+        where = {"digits": "published", "published_dir": str(tmp_path)}
+        for options in ({"backgrounds_dir": str(tmp_path / "train/m0")}, where):
+            yield Options(num_modalities=1, image_size=16, **options).name
+
+    found = {}
+    for kind, mode in written():
+        for split in ("train", "test"):
+            place = tmp_path / split / "m0"
+            place.mkdir(parents=True, exist_ok=True)
+            images()[mode][0].save(place / "1.0.png", kind)
+        new = list(names())
+        with monkeypatch.context() as patch:
+            patch.setattr(dataset_images, "was_decoded_otherwise", lambda path: False)
+            is_new = [a != b for a, b in zip(new, names(), strict=True)]
+        assert is_new in ([False] * 2, [True] * 2)
+        found.setdefault(is_new[0], set()).add(mode)
+    assert found[True] == {"I;16", "I;16L", "I;16B", "I", "F", "LAB"}
+    assert not found[True] & found[False]
 
 
 @pytest.mark.parametrize(

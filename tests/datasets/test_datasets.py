@@ -576,7 +576,7 @@ def write_idx_files(folder, size=40):
     for word, (images, labels) in enumerate(digits.FILES.values()):
         pixels = exact.random_integers((word,), size * 784, 255).astype(np.uint8)
         pixels = pixels.reshape(size, 28, 28)
-        (folder / f"{images}.gz").write_bytes(gzip.compress(idx(pixels)))
+        (folder / f"{images}.gz").write_bytes(gzip.compress(idx(pixels), mtime=0))
         (folder / labels).write_bytes(idx(np.arange(size).astype(np.uint8) % 10))
     return folder
 
@@ -601,7 +601,10 @@ ONES = np.ones((2, 3, 3), np.uint8)
             b"<!DOCTYPE html>",
             "not an idx file, .* begins with b'<!DOCTYP'; put the file of that name",
         ),
-        (gzip.compress(idx(ONES)), "that gzip has compressed; add .gz to its name"),
+        (
+            gzip.compress(idx(ONES), mtime=0),
+            "that gzip has compressed; add .gz to its name",
+        ),
         (idx(ONES, dtype_code=13), "data type code 0x0d is not 0x08"),
         (idx(np.ones(20, np.uint8)), "1 dimensions where 3 are expected"),
         (idx(ONES)[:-1], "announces 18 bytes of data but the file has 17"),
@@ -616,7 +619,7 @@ ONES = np.ones((2, 3, 3), np.uint8)
 @pytest.mark.parametrize("compress", [False, True])
 def test_damaged_idx_files(tmp_path, content, message, compress):
     path = tmp_path / ("file.gz" if compress else "file")
-    path.write_bytes(gzip.compress(content) if compress else content)
+    path.write_bytes(gzip.compress(content, mtime=0) if compress else content)
     with pytest.raises(DatasetError, match=re.escape(str(path)) + ".*" + message):
         digits.read_idx(path, 3)
 
@@ -679,7 +682,9 @@ def test_download_without_network(tmp_path, monkeypatch):
 def test_download_happens_once(tmp_path, monkeypatch):
     folder = write_idx_files(tmp_path / "server")
     for labels in folder.glob("*labels*"):
-        (folder / f"{labels.name}.gz").write_bytes(gzip.compress(labels.read_bytes()))
+        (folder / f"{labels.name}.gz").write_bytes(
+            gzip.compress(labels.read_bytes(), mtime=0)
+        )
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):

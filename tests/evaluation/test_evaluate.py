@@ -74,7 +74,7 @@ def test_proposals_are_those_of_the_metric():
     message = log_likelihood.log_likelihood.__doc__
     assert all(f'"{proposal}"' in message for proposal in log_likelihood.PROPOSALS)
     with pytest.raises(UsageError, match="joint, mixture"):
-        log_likelihood.log_likelihood(None, None, None, None, proposal="prior")
+        next(log_likelihood.estimate_batches(*5 * [None], proposal="prior"))
 
 
 def test_random_examples():

@@ -1,5 +1,7 @@
 """Metrics that cannot be computed are refused before the first step."""
 
+import errno
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,9 +12,9 @@ from experiments.running import command, evaluator, session
 from mmvae_jax.data.dataset import Dataset, Split, is_tokens
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation import judges, needs
-from mmvae_jax.evaluation.judges import inception_weights
-from mmvae_jax.evaluation.metric import HIGHER, LOWER, is_writable, titled
-from mmvae_jax.evaluation.metrics import COLUMNS, METRICS
+from mmvae_jax.evaluation.judges import classifiers, inception_weights
+from mmvae_jax.evaluation.metric import HIGHER, LOWER, is_writable, keep, titled
+from mmvae_jax.evaluation.metrics import COLUMNS, METRICS, frechet
 from mmvae_jax.networks import inception
 from mmvae_jax.training import loop
 
@@ -150,6 +152,30 @@ def test_a_cache_is_used_only_where_it_can_be_written(tmp_path, monkeypatch):
     assert found["cache_dir"] == tmp_path / "fid"
     (tmp_path / "fid").write_text("in the way")
     assert needs.supplied("fid", config, str(tmp_path))["cache_dir"] is None
+
+
+def test_what_a_full_disk_cannot_keep_is_said_and_costs_nothing(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    settings, trained = base.get_config().classifier, {"a": np.ones(2)}
+    dataset = make_setting((), make_split()).dataset
+    words = r"cannot be written \(No space left on device\): it is not kept"
+    with pytest.warns(UserWarning, match=words):
+        found = classifiers.load_or_train(
+            str(tmp_path), dataset, settings, lambda: trained
+        )
+    assert found is trained
+    images = np.arange(48, dtype=np.uint8).reshape(4, 2, 2, 3)
+    flat = lambda x: np.asarray(x).reshape(len(x), -1)  # noqa: E731
+    with pytest.warns(UserWarning, match=words):
+        moments = frechet._kept_moments(flat, images, 2, tmp_path / "fid")
+    np.testing.assert_allclose(moments.mean, flat(images).mean(axis=0) / 255)
+    assert [path.name for path in tmp_path.rglob("*")] == ["fid"]
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(UserWarning, match="cannot be written"):
+        keep(tmp_path / "file" / "a.msgpack", b"content")
 
 
 def test_a_run_is_not_lost_where_judges_cannot_be_kept(

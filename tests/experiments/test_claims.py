@@ -5,12 +5,13 @@ import json
 import math
 import runpy
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from evidence import as_in_the_paper, write
 
-from experiments.judging import paper, rules
+from experiments.judging import paper, rules, statistics
 from experiments.judging.verdicts import (
     evaluate,
     found_claims,
@@ -415,6 +416,16 @@ def test_worse_classifiers_are_no_collapse(tmp_path):
     evidence = write(tmp_path / "plan", value, specs=specs)
     (verdict,) = verdicts_on(evidence, claim, "translated", "mopoe")
     assert verdict.holds is False
+
+
+def test_classifiers_of_which_nothing_is_known_are_not_measured(tmp_path):
+    claim = BY_NAME["coherence_collapses"]
+    here, there = specs_of(claim, "translated", "mopoe")
+    evidence = write(tmp_path / "plan", lambda *given: 0.9, specs=(here, there))
+    none = SimpleNamespace(spreads=evidence.spreads[:0])
+    line = rules.Line(none, claim, "translated", "mopoe", "eval/coherence/joint")
+    with pytest.raises(statistics.NotMeasured, match="no eval/classifier_accuracy in"):
+        rules._accuracy(line, here)
 
 
 @pytest.mark.parametrize(

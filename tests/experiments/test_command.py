@@ -247,3 +247,34 @@ def test_a_signal_while_classifiers_are_compiled(tmp_path):
     assert done.stdout.splitlines()[-1] == last
     # It went on with a compilation: no classifier took a step.
     assert "classifiers" in done.stderr and " 1/2000" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("JAX_ENABLE_X64", "maybe"), ("JAX_NUM_CPU_DEVICES", "x")]
+)
+def test_settings_of_jax_in_the_environment(name, value):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.run"],
+        env=os.environ | {name: value},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and value in line and name in line.upper()
+
+
+def test_matplotlib_is_silent_about_its_folder():
+    """It says at length where it writes if it cannot at home."""
+    code = "from experiments.drawing import page_pictures"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"HOME": "/proc/nobody", "MPLCONFIGDIR": "/proc/nobody"},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -140,7 +140,7 @@ USAGE = {
         "another config: config.model.latent_dim is 4 there and 5 here"
     ),
     "--workdir={run} --config=configs/smoke.py:mvae --config.train.num_steps=30": (
-        r"another config: config.model.name .*\(and 1 more fields\)"
+        r"another config: config.model.name is mopoe there and mvae here; choose"
     ),
     "--workdir={corrupt_config}": r"config.json is not the JSON",
     "--workdir={corrupt_summary}": r"summary.json is not the JSON",
@@ -208,7 +208,7 @@ USAGE = {
     f"{PICTURES}{{picture_bomb}}": "9000x9000 pixels are more than the 64000000",
     f"{PICTURES}{{picture_zero}}": "1.png: ",
     f"{PICTURES}{{picture_program}}": "1.png: not a readable image",
-    f"{PICTURES}{{picture_floats}}": "1.png: its values are signed, .* mode F",
+    f"{PICTURES}{{picture_floats}}": "1.png: its values are signed, .* .mode F",
     f"{PICTURES}{{picture_transparent}}": "1.png: has transparent pixels .mode RGBA",
     f"{PUBLISHED}{{published_cut}}": "2.2.png: not a readable image",
     f"{PUBLISHED}{{published_size}}": "40x40 pixels where 8x8",
@@ -248,6 +248,62 @@ USAGE = {
     f"{WEIGHTS}{{empty}}": "cannot read the Inception weights .*it is no file",
     f"{WEIGHTS}nothing.pth": "cannot read the Inception weights nothing.pth",
 }
+# Of commands on trained runs: the command's name, then its flags.
+APPLY = "apply --workdir={run} --member=beta=1 --data="
+EVALUATE = "evaluate --workdir="
+EXPORT = "export --workdir="
+COMMANDS = {
+    "apply --data={good.npz} --out=out.npz": "give --workdir, --data=FILE.npz",
+    f"{APPLY}{{good.npz}} --out={{a_file}}": "and --out=OUT.npz",
+    f"{APPLY}{{good.npz}} --out={{good.npz}}": "good.npz exists; choose another --out",
+    f"{APPLY}{{good.npz}} --out={{a_file}}/out.npz": "a_file/out.npz is below a file",
+    f"{APPLY}{{good.npz}} --out=out.npz --what=embbed": "--what has 'embbed'; choose",
+    f"{APPLY}{{good.npz}} --out=out.npz --num_draws=0": "num_draws",
+    f"{APPLY}{{good.npz}} --out=out.npz": "none of the modalities m0, m1",
+    f"{APPLY}{{npz_cut.npz}} --out=out.npz": "is not a .npz file",
+    f"{APPLY}{{fit_shape.npz}} --out=out.npz": (
+        r"m0 is uint8 \(2, 4, 4, 3\), .* images uint8 \[N, 8, 8, 3\]"
+    ),
+    f"{APPLY}{{fit_kind.npz}} --out=out.npz": "m0 is float64 .* images uint8",
+    f"{APPLY}{{fit_number.npz}} --out=out.npz": "equally many examples, got 2 of m0, 3",
+    f"{APPLY}{{fit_mask.npz}} --out=out.npz": "observed must be bool .2, 2.",
+    f"{APPLY}{{fit_result.npz}} --out=out.npz": "holds 'embed/mean', the name of a res",
+    "apply --workdir={run} --data={good.npz} --out=out.npz": "has 3 members; choose",
+    "apply --workdir={run} --member=beta=7 --data={good.npz} --out=out.npz": (
+        "has no member with beta=7; choose one of: beta=0, "
+    ),
+    "apply --workdir={run} --member=beta --data={good.npz} --out=out.npz": (
+        "--member has 'beta'; write beta=1"
+    ),
+    "apply --workdir={empty} --data={good.npz} --out=out.npz": "holds no run",
+    "apply --workdir={no_steps} --member=beta=1 --data={good.npz} --out=out.npz": (
+        "holds no checkpoint yet"
+    ),
+    "apply --workdir={run_fields} --member=beta=1 --data={good.npz} --out=out.npz": (
+        "another version of mmvae_jax: it has the field config.train.speed"
+    ),
+    "apply --workdir={corrupt_config} --data={good.npz} --out=out.npz": (
+        "config.json cannot be read"
+    ),
+    EVALUATE: "give --workdir=FOLDER of a run, or --all=FOLDER",
+    f"{EVALUATE}{{empty}}": "holds no run",
+    "evaluate --all={empty}": "no run in",
+    f"{EVALUATE}{{run}} --config.train.num_steps=3": "is a part of what the run is",
+    f"{EVALUATE}{{run}} --config.eval.metrics=('sdw',)": "unknown metric 'sdw'",
+    f"{EVALUATE}{{run}} --config.eval.metrics=('captions',)": "captions",
+    f"{EVALUATE}{{run}} --step=7": "has no checkpoint 7, it keeps 18, 24",
+    f"{EVALUATE}{{run_fields}}": "it has the field config.train.speed",
+    f"{EVALUATE}{{no_steps}}": "holds no checkpoint yet",
+    f"{EVALUATE}{{claimed}}": "another process is running in",
+    EXPORT: "give --workdir of a run and --out=DIR",
+    f"{EXPORT}{{run}} --member=beta=1 --out={{empty}}": "empty exists; choose another",
+    f"{EXPORT}{{run}} --member=beta=1 --out={{a_file}}/x": "a_file/x is below a file",
+    f"{EXPORT}{{run}} --out=exported": "has 3 members; choose one of",
+    f"{EXPORT}{{no_steps}} --member=beta=1 --out=exported": "holds no checkpoint yet",
+    f"{EXPORT}{{run_export}} --out=exported": "damaged export",
+    f"{EXPORT}{{run}} --member=beta=1 --out=exported --push=model": "called USER/NAME",
+}
+USAGE |= COMMANDS
 # What is wrong -> flags of which it is; the first that fits.
 KINDS = {
     "working directories, their JSON, logs and checkpoints": "--workdir={",
@@ -257,6 +313,7 @@ KINDS = {
     "pictures": "backgrounds_dir=|published_dir=",
     "CUB: archives, links, captions": "cub_dir=",
     "Inception weights": "inception_weights=",
+    "commands on trained runs": "^(apply|evaluate|export) ",
     "config files": "--config={|--config=$|nothing.py",
     "flags and fields of configs": "",
 }
@@ -321,8 +378,28 @@ def places(finished, smoke_config, tmp_path_factory):
         "claimed",
         "other_shape",
         "no_checkpoint",
+        "no_steps",
+        "run_fields",
     ):
         shutil.copytree(finished.workdir, root / name)
+    shutil.rmtree(root / "no_steps" / "checkpoints")
+    for name in ("no_steps", "run_fields"):
+        (root / name / "summary.json").unlink()
+    path = root / "run_fields" / "config.json"
+    config = json.loads(path.read_text())
+    config["train"]["speed"] = 3
+    path.write_text(json.dumps(config))
+    (root / "run_export").mkdir()
+    (root / "run_export" / "export.json").write_text('{"format": 1}')
+    images = noise[None, :8, :8].repeat(2, axis=0)
+    for name, arrays in {
+        "shape": {"m0": images[:, :4, :4]},
+        "kind": {"m0": images / 255},
+        "number": {"m0": images, "m1": images.repeat(2, axis=0)[:3]},
+        "mask": {"m0": images, "observed": np.ones((2, 1), bool)},
+        "result": {"m0": images, "embed/mean": np.zeros(2)},
+    }.items():
+        np.savez(root / f"fit_{name}.npz", **arrays)
     malformed.write_arrays(root)
     malformed.write_digits(root)
     malformed.write_pictures(root)
@@ -358,7 +435,9 @@ def results(places, commands, contents, tmp_path_factory):
         given = [fill.sub(lambda m: names[m[1]], flag) for flag in flags.split(" --")]
         given = [given[0], *(f"--{flag}" for flag in given[1:])]
         workdirs[flags] = root / str(number)
-        if "--workdir" not in flags:
+        if flags in COMMANDS:
+            given[0] = f"experiments.{given[0]}"
+        elif "--workdir" not in flags:
             given.insert(0, f"--workdir={workdirs[flags]}")
         jobs[flags] = (given, NO_NETWORK)
     for name, first in FAILURES.items():

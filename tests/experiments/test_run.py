@@ -66,6 +66,7 @@ def test_files(finished):
         ".lock",
         "checkpoints",
         "config.json",
+        "description.json",
         "metrics.jsonl",
         "samples",
         "summary.json",

@@ -54,7 +54,11 @@ def test_a_process_killed_while_it_wrote_its_config(tmp_path):
     ("field", "value", "message"),
     [
         ("sweep.beta", (0.5,), r"config.sweep.beta is \[0.0, 1.0, 9.0\] there and"),
-        ("train.num_steps", 25, "config.train.num_steps is 24 there and 25 here"),
+        (
+            "train.num_steps",
+            23,
+            "num_steps is 24 there and 23 here; its run is one of 24",
+        ),
         ("data.repeated", True, "config.data.repeated is False there and True here"),
     ],
 )
@@ -91,9 +95,9 @@ def test_a_field_that_is_not_there(tmp_path):
     claim(tmp_path / "run", smoke.get_config())
     path = tmp_path / "run" / "config.json"
     config = json.loads(path.read_text())
-    del config["eval"]["proposal"]
+    del config["train"]["clip_norm"]
     path.write_text(json.dumps(config))
-    message = "config.eval.proposal is absent there and joint here"
+    message = "config.train.clip_norm is absent there and 0.0 here"
     with pytest.raises(UsageError, match=message):
         claim(tmp_path / "run", smoke.get_config())
 
@@ -135,3 +139,15 @@ def test_foreign_files_and_no_folder(tmp_path):
         with pytest.raises(UsageError, match="is not a folder"):
             claim(path, smoke.get_config())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_whose_learning_rate_has_an_end_does_not_go_on(tmp_path):
+    config = smoke.get_config()
+    config.train.learning_rate_schedule = "cosine"
+    claim(tmp_path / "run", config)
+    config.train.num_steps += 1
+    with pytest.raises(UsageError, match="falls until step 24.*cannot go on to 25"):
+        claim(tmp_path / "run", config)
+    config.train.learning_rate_schedule = "constant"
+    with pytest.raises(UsageError, match="another config"):
+        claim(tmp_path / "run", config)

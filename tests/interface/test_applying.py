@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 import mmvae_jax
+from mmvae_jax import tokens
 from mmvae_jax.data.dataset import Split
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation import evaluate
 from mmvae_jax.evaluation.metric import EvaluationData
 from mmvae_jax.evaluation.metrics import METRICS, linear_probe
-from mmvae_jax.interface import description
+from mmvae_jax.interface import description, fitting
 
 N = 11
 RNG = np.random.default_rng(0)
@@ -121,7 +122,7 @@ def test_embeddings_are_those_of_the_probe_where_nothing_is_drawn(trained, split
         linear_probe.embed(model, params, split, key, batch_size=4) for key in keys
     )
     if np.array_equal(one, other):
-        np.testing.assert_array_equal(ours.mean, one)
+        np.testing.assert_allclose(ours.mean, one, rtol=1e-5, atol=1e-6)
     else:  # a mixture: a draw is one of its components
         assert not np.array_equal(ours.mean, one)
     assert ours.mean.shape == ours.log_variance.shape == (N, model.latent_dim)
@@ -210,6 +211,10 @@ def test_words_tokens_and_texts_are_the_same(trained):
         (DATA, np.ones((N, 2), bool), "observed must be bool (11, 3)"),
         (DATA, np.zeros((N, 3), bool), "example 0 has no modality"),
         (DATA, {"image": np.ones(3, bool)}, "observed['image'] is bool (3,)"),
+        ([DATA["image"]], None, "a mapping of names to arrays"),
+        ({0: DATA["image"]}, None, "a mapping of names to arrays"),
+        ({"waves": [[1.0, 2.0], [3.0]]}, None, "waves is not of one shape"),
+        ({"text": [None, "a cat"]}, None, "text has None among its captions"),
     ],
 )
 def test_data_that_do_not_fit_are_named(trained, data, observed, line):
@@ -235,6 +240,76 @@ def test_a_sweep_gives_a_model_a_member():
     assert both[0].history[-1]["step"] == 3
     assert len(both[0].history) == 3
     assert_same(mmvae_jax.embed(both[1], DATA), mmvae_jax.embed(alone, DATA))
+
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+VECTORS = RNG.normal(size=(60, 4)).astype(np.float32)
+CLASSES = RNG.integers(0, 5, 60)
+SMALL = {"latent_dim": 2, "config": {"modality.network_options.widths": (4,)}}
+MALFORMED = {
+    "support": ({}, {"likelihood": "bernoulli"}, "one of numbers in .0, 1., and tr"),
+    "counts": ({}, {"likelihood": {"vector": "poisson"}}, "vector.*one of counts"),
+    "likelihood": ({}, {"likelihood": {"image": "categorical"}}, "'categorical' of im"),
+    "classes": ({"label": CLASSES}, {}, "classes are called 'labels'"),
+    "labels": ({}, {"labels": CLASSES / 2}, "labels must be integers .*astype.int"),
+    "bool labels": (
+        {},
+        {"labels": CLASSES > 2},
+        "labels must be integers .60,., got b",
+    ),
+    "channels": ({"image": np.moveaxis(IMAGES, -1, 1)}, {}, "looks like images .N, C,"),
+    "int64": ({"image": IMAGES.astype(int)}, {}, "image is int64.*images are uint8"),
+    "mask": ({"mask": np.ones((60, 2), bool)}, {}, "mask is bool.*called 'observed'"),
+    "int mask": ({}, {"observed": np.ones((60, 2), int)}, "observed must be bool"),
+    "never": (
+        {},
+        {"observed": np.eye(2, dtype=bool)[[0] * 60]},
+        "no training .* vector",
+    ),
+    "float64": (
+        {"vector": VECTORS * np.float64(1e300)},
+        {},
+        "vector holds .*beyond float32",
+    ),
+    "dots": ({"a.b": VECTORS}, {}, "'a.b'.*rename it"),
+    "a list": ([IMAGES, VECTORS], {}, "a mapping of names to arrays.* got list"),
+    "numbers": ({0: IMAGES}, {}, "a mapping of names to arrays"),
+    "ragged": ({"vector": [[1.0, 2.0], [3.0]]}, {}, "vector is not of one shape"),
+    "captions": ({"text": [None] * 60}, {}, "text has None among its captions"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_arrays_that_do_not_fit_are_named_before_training(case, monkeypatch):
+    """The checks of a run's files, for arrays in memory."""
+    data, options, line = MALFORMED[case]
+
+    def train(*given, **options):
+        raise AssertionError("nothing is to be trained")
+
+    monkeypatch.setattr(fitting, "train", train)
+    if isinstance(data, dict):
+        data = {"image": IMAGES, "vector": VECTORS} | data
+    with pytest.raises(UsageError, match=line) as caught:
+        mmvae_jax.fit(data, is_shown=False, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_odd_about_arrays_is_said(monkeypatch):
+    monkeypatch.setattr(fitting, "train", lambda *given, **options: ())
+    floats = RNG.integers(0, 256, (60, 8, 8, 3)).astype(float)
+    odd = pytest.warns(UserWarning, match="image looks like images given as floats")
+    with odd, pytest.raises(UsageError, match="diverged"):  # nothing is trained
+        mmvae_jax.fit({"image": floats}, model="unimodal", is_shown=False, **SMALL)
+
+
+def test_a_missing_caption_may_be_anything():
+    texts = np.array(["a cat", None, float("nan"), *["a dog"] * 57], object)
+    there = np.ones((60, 2), bool)
+    there[1:3, 1] = False
+    found = fitting._dataset({"vector": VECTORS, "text": texts}, there, None)
+    assert set(found.words["text"]) == {*tokens.SPECIALS, "a", "cat", "dog"}
 
 
 @pytest.mark.parametrize(

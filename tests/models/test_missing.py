@@ -126,7 +126,7 @@ def test_an_example_is_one_of_a_model_of_what_is_observed(name, tiny_config, bat
     # The reconstructions across modalities of MMVAE+ are random.
     kept = ("m2",) if name == "mmvae_plus" else ("m0", "m2")
     dims = {"unimodal": 2, "unimodal_official": 2}.get(name)
-    options = {"posterior": "gaussian", "consistency": 0.0}
+    options = {"posterior": "gaussian", "consistency": 0.0, "learned_weights": False}
     if name == "mmvm":
         options["alpha"] = 0.3
     large = make(tiny_config, name, latent_dim=dims * M if dims else 4, **options)
@@ -166,9 +166,10 @@ def test_an_example_is_one_of_a_model_of_what_is_observed(name, tiny_config, bat
             assert float(loss) == pytest.approx(float(expected), rel=2e-3)
 
 
-@pytest.mark.parametrize("name", ["mmvae", "mopoe", "mmjsd"])
+@pytest.mark.parametrize("name", ["mmvae", "mopoe", "mmjsd", "mwb_vae", "code_vae"])
 def test_mixtures_decode_only_what_can_be_inferred(name, tiny_config, batch):
     options = {"decode_prior": False, "subset_estimator": "exact"}
+    options["learned_weights"] = False
     large = make(tiny_config, name, **options)
     small = make(tiny_config, name, {m: SHAPES[m] for m in ("m0", "m2")}, **options)
     params = narrow(params_of(large))

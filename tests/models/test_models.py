@@ -277,6 +277,7 @@ WITHOUT_DRAWS = {
     "posterior": "gaussian",
     "num_samples": 1,
     "consistency": 0.0,
+    "learned_weights": False,
 }
 
 
@@ -314,10 +315,10 @@ def test_with_one_modality_the_bound_is_that_of_the_vae(name, make, batch):
 
 
 # A joint network reads modalities in their order, subsets of `custom` name them by it,
-# flows are a row a modality, and the reconstructions across modalities of MMVAE+ are
-# random.
+# flows are a row a modality, reconstructions across modalities of MMVAE+ are random, and
+# the pools of MoHELVAE are as wide as narrow experts are apart.
 @pytest.mark.parametrize(
-    "name", each_model(*WITH_NETWORK, "custom", "code_flow", "mmvae_plus")
+    "name", each_model(*WITH_NETWORK, "custom", "code_flow", "mmvae_plus", "mohelvae")
 )
 def test_the_order_of_modalities_does_not_matter(name, make, batch):
     order = [2, 0, 1]

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from mmvae_jax.mathematics import flows
-from mmvae_jax.networks.flows import MLPFlow, TransformerFlow
+from mmvae_jax.networks.flows import MLPFlow, ModulatedBlock, TransformerFlow
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -71,6 +71,11 @@ def test_networks_are_mapped_over_members_and_used_in_loops(module):
         np.testing.assert_allclose(result, end(params), rtol=1e-3, atol=1e-4)
 
 
+def test_a_block_is_the_identity_at_the_start():
+    h, _ = ModulatedBlock().init_with_output(KEY, X, CONDITION)
+    np.testing.assert_array_equal(h, X)
+
+
 def test_given_modalities_are_clean_for_a_transformer():
     given = np.array([[1, 1, 0, 0, 1], [0, 0, 0, 1, 1]], bool)
     params = trained_like(TRANSFORMER, X, T)
@@ -98,6 +103,10 @@ def test_tokens_of_a_transformer():
     assert params["positions"].shape == (5, 8)
     inputs = [params[f"Dense_{i}"]["kernel"].shape for i in (0, 1)]
     assert inputs == [(3, 8), (2, 8)]
+    # Places are told apart: other values in them are not other values out of them.
+    swapped = np.array([0, 1, 2, 5, 6, 3, 4, 7, 8, 9, 10])
+    v, other = (TRANSFORMER.apply({"params": params}, x, T) for x in (X, X[:, swapped]))
+    assert np.abs(other - v[:, swapped]).max() > 1e-3
     jacobian = jax.jit(
         jax.jacobian(lambda x: TRANSFORMER.apply({"params": params}, x[None], T[:1])[0])
     )(X[0])

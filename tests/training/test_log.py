@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from tensorboardX import summary
 
+from mmvae_jax.evaluation.metric import Undefined
 from mmvae_jax.training import log
 from mmvae_jax.training.sweep import Member
 
@@ -50,6 +51,17 @@ def test_what_is_not_finite_is_null(value, tmp_path):
     text = (tmp_path / "metrics.jsonl").read_text()
     assert '"train/loss": null' in text
     assert losses(tmp_path) == [(1, 0, None), (1, 1, 1.0)]
+
+
+def test_why_a_value_is_nan_is_in_its_line(tmp_path):
+    writer = log.RunWriter(tmp_path, MEMBERS, 0)
+    values = {"eval/a": Undefined("no test example has m0"), "eval/b": 1.0}
+    writer.write_scalars(1, [values, {"eval/a": 1.0}])
+    writer.close()
+    first, second = log.read_metrics(tmp_path / "metrics.jsonl")
+    assert (first["eval/a"], first["eval/b"]) == (None, 1.0)
+    assert first["undefined"] == {"eval/a": "no test example has m0"}
+    assert "undefined" not in second
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -91,6 +91,9 @@ def test_a_schedule_of_a_model_ends_before_its_training():
     checks._apply([row], config, run)
 
 
+_DEFAULTS = MultimodalVAE._field_defaults
+
+
 def toy_model():
     """One weight, whose loss tells beta; the objective sees no step."""
 
@@ -99,7 +102,7 @@ def toy_model():
         loss = jnp.square(params["w"] - jnp.mean(batch["m0"])) + beta * params["w"]
         return loss, ObjectiveTerms({"m0": zeros + loss}, zeros, zeros, zeros)
 
-    others = dict.fromkeys(MultimodalVAE._fields[4:12])
+    others = dict.fromkeys(set(MultimodalVAE._fields[4:]) - set(_DEFAULTS))
     return MultimodalVAE(
         ("m0",), 1, lambda key: {"w": jax.random.normal(key)}, objective, **others
     )

@@ -18,8 +18,7 @@ import optax
 
 from mmvae_jax import networks
 from mmvae_jax.data.dataset import Dataset, Split, is_image, to_unit_interval
-from mmvae_jax.evaluation.metric import Reader, is_writable, require_labels
-from mmvae_jax.files import write_whole
+from mmvae_jax.evaluation.metric import Reader, is_writable, keep, require_labels
 from mmvae_jax.training import loop, mapping, step, sweep
 from mmvae_jax.training.execution import compile_steps, init_states
 from mmvae_jax.types import OBSERVED, Array, Batch, Params, PRNGKey, Shape
@@ -273,9 +272,8 @@ def _accuracy(apply: Callable, params: Params, split: Split, modality: str) -> f
 
 def _save(path: Path, trained: Mapping[str, Any]) -> None:
     """Writes a file whose first bytes are the sha256 of the others."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     body = flax.serialization.msgpack_serialize(dict(trained))
-    write_whole(path, hashlib.sha256(body).digest() + body, is_shared=True)
+    keep(path, hashlib.sha256(body).digest() + body)
 
 
 def _load(path: Path) -> dict | None:

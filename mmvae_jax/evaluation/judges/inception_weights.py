@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmvae_jax.errors import ArgumentError, UsageError
-from mmvae_jax.evaluation.metric import is_writable
-from mmvae_jax.files import write_whole
+from mmvae_jax.evaluation.metric import is_writable, keep
 
 ADDRESS = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
@@ -96,10 +95,9 @@ def _download(path: Path) -> bytes:
             words = f"what came from the network {wrong}: {remedy}"
             raise ArgumentError(words, ADDRESS, str(path))
         if is_writable(path.parent):  # else `needs.check` says that they are not kept
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, content, is_shared=True)
+            keep(path, content)
     except (OSError, http.client.HTTPException) as error:
-        words = f"cannot fetch and keep the Inception weights ({{}}): {remedy}"
+        words = f"cannot fetch the Inception weights ({{}}): {remedy}"
         raise ArgumentError(words, str(error), ADDRESS, str(path)) from error
     return content
 

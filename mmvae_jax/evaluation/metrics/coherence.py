@@ -35,6 +35,7 @@ from mmvae_jax.evaluation.metric import (
     require_readers,
     too_few_observed,
 )
+from mmvae_jax.files import file_name
 from mmvae_jax.types import AnyArray, Array, MultimodalVAE, Params, PRNGKey
 
 _Subset = tuple[str, ...]
@@ -95,7 +96,7 @@ def coherence(
         joint = joint_coherence(model, params, data, readers, prior_key, num)
         tags["coherence/joint"] = joint[_LABEL]
     for (subset, target), value in table.items():
-        tags[f"coherence/subset/{'+'.join(subset)}/{target}"] = value
+        tags[f"coherence/subset/{_joined(subset)}/{_joined([target])}"] = value
     for name in modalities:
         tags[f"classifier_accuracy/{name}"] = _accuracy(
             data, name, readers[_LABEL][name]
@@ -300,6 +301,11 @@ def _values(
     return found
 
 
+def _joined(subset: Iterable[str]) -> str:
+    """A subset as a part of a tag; other subsets have others, whatever names hold."""
+    return "+".join(file_name(name).replace("+", "%2B") for name in subset)
+
+
 def _averages(table: _Table, modalities: tuple[str, ...]) -> dict[str, float]:
     """Averages that papers report: coherence/leave_one_out and coherence/size_1, ..."""
     tags = {
@@ -317,7 +323,7 @@ def _attribute_averages(
 ) -> dict[str, float]:
     """All tags of `attributes` that are conditional."""
     tags = {
-        f"attribute_coherence/{a}/{target}_given_{'+'.join(subset)}": value
+        f"attribute_coherence/{a}/{target}_given_{_joined(subset)}": value
         for a, table in tables.items()
         for (subset, target), value in table.items()
     }

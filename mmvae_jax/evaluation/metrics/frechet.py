@@ -32,11 +32,11 @@ from mmvae_jax.evaluation.metric import (
     Reader,
     Undefined,
     inception_images_of,
+    keep,
     mean,
     require_classifiers,
     too_few_observed,
 )
-from mmvae_jax.files import write_whole
 from mmvae_jax.types import AnyArray, MultimodalVAE, Params, PRNGKey
 
 # The widest layer of the Inception network takes 5.5 MB an image.
@@ -237,11 +237,10 @@ def _kept_moments(
             return _Moments(kept["mean"], kept["covariance"])
     except Exception:  # NumPy and zipfile raise many kinds for a damaged file.
         moments = _moments(_features(extractor, images, batch_size))
-    path.parent.mkdir(parents=True, exist_ok=True)
     packed = io.BytesIO()
     np.savez(packed, **moments._asdict())
     # Members on several devices are evaluated by threads.
-    write_whole(path, packed.getvalue(), is_shared=True)
+    keep(path, packed.getvalue())
     return moments
 
 

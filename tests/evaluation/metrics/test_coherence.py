@@ -20,14 +20,14 @@ MODALITIES = ("m0", "m1", "m2")
 LABELS = np.random.default_rng(0).integers(0, NUM_CLASSES, 37)
 
 
-def copying_model(log_variance=-60.0):
+def copying_model(log_variance=-60.0, modalities=MODALITIES):
     """Copies the first observed modality to m0 and m1; m2 is always black.
 
     The decoder's black is -0.3, which only clipping makes an image.
     """
 
     def encode(params, batch):
-        values = jnp.stack([batch[m][:, 0, 0, :] for m in MODALITIES])
+        values = jnp.stack([batch[m][:, 0, 0, :] for m in modalities])
         return Gaussian(values + params, jnp.full_like(values, log_variance))
 
     def posterior(params, experts, subset, key):
@@ -36,14 +36,15 @@ def copying_model(log_variance=-60.0):
 
     def decode(params, z):
         image = jnp.broadcast_to(z[:, :, None, None], (len(z), 2, 2, 1))
-        return {"m0": image, "m1": image, "m2": jnp.full_like(image, -0.3)}
+        black = jnp.full_like(image, -0.3)
+        return dict(zip(modalities, (image, image, black), strict=True))
 
     def sample_prior(params, key, num):
         labels = jax.random.randint(key, (num, 1), 0, NUM_CLASSES)
         return labels * 20 / 255
 
     return toy_model(
-        MODALITIES,
+        modalities,
         1,
         encode=encode,
         posterior=posterior,
@@ -92,6 +93,21 @@ def test_every_subset_and_target_as_constructed(tags):
             for target in MODALITIES:
                 tag = f"coherence/subset/{'+'.join(subset)}/{target}"
                 assert tags[tag] == pytest.approx(expected[target]), tag
+
+
+@pytest.mark.parametrize(
+    "names", [("a", "b", "a+b"), ("a", "a/b", "b/a"), ("a", "+", "a%2B")]
+)
+def test_tags_of_different_subsets_differ(names, data):
+    images = zip(names, data.test.modalities.values(), strict=True)
+    own = data._replace(
+        test=data.test._replace(modalities=dict(images)),
+        classifiers=dict.fromkeys(names, data.classifiers["m0"]),
+    )
+    model = copying_model(modalities=names)
+    tags = coherence.coherence(model, 0.0, own, jax.random.key(0))
+    num = sum(tag.startswith("coherence/subset/") for tag in tags)
+    assert num == 7 * 3
 
 
 def test_summaries_average_targets_outside_the_subset(tags):

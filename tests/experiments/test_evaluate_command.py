@@ -1,0 +1,188 @@
+"""Metrics that are computed later: added, with date and settings; nothing is lost."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+
+from experiments.drawing import page
+from experiments.running import evaluation
+from mmvae_jax.errors import UsageError
+from mmvae_jax.interface import progress
+from mmvae_jax.training.log import read_metrics
+
+pytest_plugins = ("run_fixtures",)
+
+DATE = "2031-05-06"
+SWD = {"eval.metrics": ("swd",)}
+
+
+@pytest.fixture
+def workdir(array_run, tmp_path):
+    return shutil.copytree(array_run, tmp_path / "runs" / "run")
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def add(workdir, changes, step=None):
+    assert evaluation.evaluate(workdir, changes, step, DATE) == 0
+
+
+def test_values_are_added_with_date_and_settings(workdir, contents, capsys):
+    before = read(workdir / "summary.json")
+    lines = (workdir / "metrics.jsonl").read_text()
+    samples = contents(workdir / "samples")
+    config = (workdir / "config.json").read_bytes()
+    add(workdir, SWD | {"eval.num_examples": 5})
+    assert "added to" in capsys.readouterr().out
+    summary = read(workdir / "summary.json")
+    for member, former in zip(summary["members"], before["members"], strict=True):
+        assert member["metrics"].items() > former["metrics"].items()
+        assert member["metrics"]["eval/swd"] > 0
+    (made,) = summary["evaluations"]
+    assert (made["date"], made["step"], made["metrics"]) == (DATE, 20, ["swd"])
+    assert made["settings"]["eval"]["num_examples"] == 5
+    text = (workdir / "metrics.jsonl").read_text()
+    assert text.startswith(lines)
+    added = [json.loads(line) for line in text.removeprefix(lines).splitlines()]
+    assert [line["date"] for line in added] == [DATE, DATE]
+    assert "eval/swd" in added[0] and "eval/elbo" not in added[0]
+    # The run is what it was: its config and the samples of its own evaluation.
+    assert (workdir / "config.json").read_bytes() == config
+    assert contents(workdir / "samples") == samples
+    report = page.render(workdir.parent)
+    assert f"swd, swd/image: added on {DATE} with config.eval.num_examples = 5." in (
+        report
+    )
+    assert f"{summary['members'][0]['metrics']['eval/swd']:.1f}" in report
+    # Computed once more, the latest settings count.
+    add(workdir, SWD)
+    assert len(read(workdir / "summary.json")["evaluations"]) == 2
+    report = page.render(workdir.parent)
+    assert f"swd, swd/image: added on {DATE} with the settings of the run." in report
+    assert "num_examples = 5" not in report
+
+
+def test_a_metric_again_is_the_same_number(workdir):
+    before = read(workdir / "summary.json")["members"]
+    add(workdir, {})
+    assert read(workdir / "summary.json")["members"] == before
+
+
+def test_any_checkpoint_that_is_kept(workdir, capsys):
+    before = read(workdir / "summary.json")
+    add(workdir, SWD, step=10)
+    assert "member 1 at step 10: eval/swd=" in capsys.readouterr().out
+    summary = read(workdir / "summary.json")
+    (made,) = summary.pop("evaluations")
+    assert summary == before, "its results are those of the last step"
+    last = read_metrics(workdir / "metrics.jsonl")[-1]
+    assert (last["step"], last["date"]) == (10, DATE)
+    assert last["eval/swd"] == made["members"][1]["eval/swd"]
+    report = page.render(workdir.parent)
+    assert f"At step 10, added on {DATE} with the settings of the run" in report
+    assert f"{last['eval/swd']:.1f}" in report
+    with pytest.raises(UsageError, match="has no checkpoint 7, it keeps 10, 20"):
+        add(workdir, SWD, step=7)
+
+
+def test_all_metrics_that_the_data_allow(workdir, capsys, monkeypatch):
+    chosen = ("captions", "attributes", "swd", "elbo")
+    table = evaluation.checks.METRICS
+    monkeypatch.setattr(
+        evaluation.checks, "METRICS", {name: table[name] for name in chosen}
+    )
+    add(workdir, {"eval.metrics": ("all",)})
+    said = capsys.readouterr().out
+    assert "captions cannot be computed: " in said
+    assert "attributes cannot be computed: " in said
+    (made,) = read(workdir / "summary.json")["evaluations"]
+    assert made["metrics"] == ["swd", "elbo"]
+
+
+def test_other_data_under_the_same_name_are_refused(workdir, contents):
+    path = workdir / "description.json"
+    path.write_text(json.dumps(read(path) | {"fingerprint": "another"}))
+    before = contents(workdir)
+    with pytest.raises(UsageError, match="no longer what it was trained on"):
+        add(workdir, SWD)
+    assert contents(workdir) == before
+
+
+def test_a_line_that_a_kill_has_torn_is_not_written_on(workdir):
+    path = workdir / "metrics.jsonl"
+    whole = read_metrics(path)
+    with open(path, "a") as file:
+        file.write('{"step": 20, "member": 0, "be')
+    add(workdir, SWD)
+    lines = read_metrics(path)
+    assert lines[:-2] == whole
+    assert [line["date"] for line in lines[-2:]] == [DATE, DATE]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": "20"}, {"date": 3}, {"tags": None}, {"settings": []}, {"step": 10}],
+)
+def test_evaluations_of_others_are_no_summary(workdir, change):
+    path = workdir / "summary.json"
+    made = {"date": DATE, "step": 20, "tags": [], "settings": {"eval": {}}}
+    summary = read(path) | {"evaluations": [made]}
+    path.write_text(json.dumps(summary))
+    page.render(workdir.parent)
+    made |= change
+    path.write_text(json.dumps(summary | {"evaluations": [made]}))
+    with pytest.raises(UsageError, match="not a readable run"):
+        page.render(workdir.parent)
+
+
+def test_an_interrupted_run_is_evaluated_and_goes_on(
+    array_config, array_run, run_here, tmp_path, monkeypatch, assert_same_end
+):
+    workdir = tmp_path / "run"
+    update = progress.ProgressBar.update
+
+    def update_and_stop(self, step, seconds):
+        update(self, step, seconds)
+        if step == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.ProgressBar, "update", update_and_stop)
+        code, _ = run_here(array_config(), workdir)
+    assert code == 128 + signal.SIGTERM
+    add(workdir, SWD)
+    assert run_here(array_config(), workdir)[0] == 0
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    added = [line for line in lines if DATE in line]
+    assert len(added) == 2
+    assert json.loads(added[0])["step"] == json.loads(added[1])["step"] < 20
+    path.write_text("".join(line for line in lines if line not in added))
+    assert_same_end(workdir, array_run)
+
+
+@pytest.mark.slow
+def test_the_command_for_one_run_and_for_a_folder(workdir, commands):
+    shutil.copytree(workdir, workdir.with_name("second"))
+    shutil.copytree(workdir, workdir.with_name("broken"))
+    shutil.rmtree(workdir.with_name("broken") / "checkpoints")
+    flags = ["experiments.evaluate", "--config.eval.metrics=('swd',)"]
+    one, several = commands(
+        [
+            ([*flags, f"--workdir={workdir}"], ""),
+            ([*flags, f"--all={workdir.parent}"], ""),
+        ]
+    )
+    assert one.code == 0, one.stderr
+    assert "SWD" in one.stdout
+    assert several.code == 2
+    assert "error: 1 of 3 runs are not evaluated: " in several.stderr
+    assert f"{workdir.with_name('broken')}" in several.stderr.splitlines()[-1]
+    for name, num in (("run", 2), ("second", 1)):
+        summary = read(workdir.with_name(name) / "summary.json")
+        assert len(summary["evaluations"]) == num

@@ -1,0 +1,135 @@
+"""`fit` as users call it: what it takes, and lines about what does not fit."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mmvae_jax
+from mmvae_jax.errors import UsageError
+from mmvae_jax.interface import fitting
+from mmvae_jax.types import OBSERVED
+
+G = np.random.default_rng(0)
+IMAGES = G.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+VECTORS = G.normal(size=(60, 4)).astype(np.float32)
+DATA = {"image": IMAGES, "waves": VECTORS}
+TEXTS = ["a red bird", None] * 30
+HALF = np.arange(60) % 2 == 0
+
+
+def fit(data=DATA, **options):
+    config = {"modality.network_options.widths": (8,)} | options.pop("config", {})
+    options = {"num_steps": 1, "latent_dim": 2, "model": "mvae"} | options
+    return mmvae_jax.fit(data, is_shown=False, config=config, **options)
+
+
+def dataset(data, observed=None):
+    return fitting._dataset(data, observed, None).train
+
+
+@pytest.mark.parametrize(
+    "waves",
+    [
+        pd.DataFrame(VECTORS),
+        VECTORS.tolist(),
+        list(VECTORS),
+        VECTORS.astype(np.float64),
+    ],
+)
+def test_what_numpy_makes_arrays_of_is_the_same_data(waves):
+    found = dataset(DATA | {"waves": waves}).modalities["waves"]
+    np.testing.assert_array_equal(found, VECTORS)
+
+
+def test_what_is_observed_is_said_as_for_new_data():
+    masks = np.stack([np.ones(60, bool), HALF], 1)
+    for observed in (
+        {"waves": HALF},
+        masks.tolist(),
+        pd.DataFrame(masks, columns=["image", "waves"]),
+    ):
+        np.testing.assert_array_equal(dataset(DATA, observed).observed, masks)
+    np.testing.assert_array_equal(dataset(DATA | {OBSERVED: masks}).observed, masks)
+
+
+def test_a_caption_that_is_missing_adds_no_word():
+    found = fitting._dataset({"image": IMAGES, "text": TEXTS}, {"text": HALF}, None)
+    assert found.words["text"][3:] == ("a", "bird", "red")
+
+
+def test_data_with_their_words_are_applied_to_as_they_were_trained_on():
+    data = {"text": G.integers(0, 3, (60, 2)), "text_words": ["a", "b", "c"]}
+    trained = fit(data)
+    assert mmvae_jax.embed(trained, data).mean.shape == (60, 2)
+    with pytest.raises(UsageError, match="text_words numbers words otherwise"):
+        mmvae_jax.embed(trained, data | {"text_words": ["b", "a", "c"]})
+
+
+def test_numbers_of_numpy_are_numbers_and_sections_are_mappings():
+    trained = fit(
+        num_steps=np.int64(2),
+        beta=np.array(0.5),
+        config={
+            "train": {"clip_norm": np.float32(1), "log_every_steps": 1},
+            "modalities.waves.likelihood": "gaussian",
+            "eval.metrics": ["elbo"],
+        },
+    )
+    assert isinstance(trained, mmvae_jax.Trained) and trained.member.beta == 0.5
+    assert trained.config.train.clip_norm == 1 and len(trained.history) == 2
+    assert trained.config.modalities.waves.likelihood == "gaussian"
+    assert trained.config.eval.metrics == ("elbo",)
+
+
+def test_one_example_of_one_modality_is_enough():
+    trained = fit({"waves": VECTORS[:1]}, num_steps=3)
+    assert [row["step"] for row in trained.history] == [1, 2, 3]
+    assert mmvae_jax.impute(trained, {"waves": VECTORS}).mean["waves"].shape == (60, 4)
+
+
+def test_what_is_odd_and_may_be_meant_is_a_warning(monkeypatch):
+    found = SimpleNamespace(is_finite=True)
+    monkeypatch.setattr(fitting, "train", lambda *given, **options: (found,))
+    with pytest.warns(UserWarning, match="looks like images given as floats"):
+        fit(DATA | {"image": IMAGES / 255})
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "line"),
+    [
+        ([IMAGES, VECTORS], {}, "data is of type list: give a mapping"),
+        ("digits.npz", {}, "data is of type str: give a mapping"),
+        (pd.DataFrame(VECTORS), {}, "data is of type DataFrame: give a mapping"),
+        ({}, {}, "data hold no modality"),
+        ({0: IMAGES}, {}, "names of modalities are strings, got 0"),
+        (DATA | {"waves": [[1.0, 2.0], [1.0]]}, {}, "waves makes no array"),
+        (
+            DATA | {"waves": np.ma.masked_array(VECTORS, VECTORS > 1)},
+            {},
+            "waves is a masked array",
+        ),
+        (DATA | {"waves": VECTORS[:5]}, {}, "got 60 of image, 5 of waves"),
+        (DATA | {"waves": np.full((60, 2), -3)}, {}, "got -3; ints that are no tokens"),
+        (DATA | {"waves": np.full((60, 2), 10**6)}, {}, "counts and measurements are"),
+        (DATA | {"text": TEXTS}, {}, "the caption of example 1 is None, no string"),
+        (DATA, {"observed": {"w": HALF}}, "of one of image, waves"),
+        (DATA, {"observed": np.ones((60, 2), int)}, "observed must be bool (60, 2)"),
+        (DATA, {"num_steps": 10.5}, "train.num_steps is of type int, got 10.5"),
+        (DATA, {"latent_dim": "4"}, "model.latent_dim is of type int, got '4'"),
+        (DATA, {"model": None}, "model.name is of type str, got None"),
+        (DATA, {"beta": None}, "config.sweep.beta holds None, not a number"),
+        (DATA, {"options": 3}, "options must be a mapping, got 3"),
+        (DATA, {"likelihood": None}, "likelihood must be a mapping, got None"),
+        (DATA, {"config": {"train.clip_norm": "x"}}, "is of type float, got 'x'"),
+        (DATA, {"config": {"train": {"lr": 1}}}, "there is no setting 'train.lr'"),
+        (DATA, {"config": {"train": 1}}, "train is of type ConfigDict, got 1"),
+        (DATA, {"config": {"train.num_steps": 3}}, "which is an argument of fit"),
+        (DATA, {"config": {"modalities.w.likelihood": "laplace"}}, "names w, but the"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_before_training(data, options, line):
+    with pytest.raises(UsageError) as caught:
+        fit(data, **options)
+    assert line in str(caught.value) and "\n" not in str(caught.value)

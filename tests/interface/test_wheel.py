@@ -1,0 +1,100 @@
+"""The wheel alone: what is in it, and the calls of users in an empty folder."""
+
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("configs", "experiments", "datasets", "benchmarks", "tests")
+# The five lines of the README, of few steps and small arrays.
+CALLS = """
+import importlib.util
+import sys
+
+wheel, packages, *others = sys.argv[1:]
+sys.path[:] = [wheel, *sys.path, packages]
+
+import numpy as np
+
+g = np.random.default_rng(0)
+images = g.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+waves = g.normal(size=(60, 4)).astype(np.float32)
+observed = np.ones((60, 2), bool)
+observed[::3, 1] = False
+key = 0
+
+import mmvae_jax
+trained = mmvae_jax.fit(
+    {"image": images, "waves": waves}, model="mvtcae", observed=observed, num_steps=20
+)
+mmvae_jax.export(trained, "runs/tp")
+data = {"image": images[:7], "waves": waves[:7], "observed": observed[:7]}
+trained = mmvae_jax.load("runs/tp", beta=1.0, seed=0)
+z = mmvae_jax.embed(trained, data)
+filled = mmvae_jax.impute(trained, data, num_draws=20)
+pairs = mmvae_jax.generate(trained, 64, key)
+values = mmvae_jax.score(trained, data)
+
+assert z.mean.shape == z.log_variance.shape == (7, 16) and z.mean.dtype == np.float32
+assert list(filled.mean) == list(pairs) == ["image", "waves"]
+for own, shape, kind in (("image", (8, 8, 3), np.uint8), ("waves", (4,), np.float32)):
+    assert filled.mean[own].shape == filled.spread[own].shape == (7, *shape)
+    assert filled.draws[own].shape == (20, 7, *shape)
+    assert pairs[own].shape == (64, *shape)
+    assert filled.mean[own].dtype == filled.draws[own].dtype == pairs[own].dtype == kind
+    assert filled.spread[own].dtype == np.float32
+assert np.array_equal(filled.mean["waves"][1:3], waves[1:3])
+assert (filled.spread["waves"][0] > 0).all()
+assert values.elbo.shape == values.log_likelihood.shape == (7,)
+assert values.elbo.dtype == np.float64 and np.isfinite(values.elbo).all()
+reconstructed = mmvae_jax.reconstruct(trained, data)
+assert reconstructed["image"].shape == (7, 8, 8, 3)
+
+for name in others:
+    found = importlib.util.find_spec(name)
+    assert found is None or all(
+        path.startswith(packages) for path in found.submodule_search_locations
+    ), name
+assert mmvae_jax.__file__.startswith(wheel), mmvae_jax.__file__
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, of the files of the library alone, so that no build is left here."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "mmvae_jax", *FOLDERS):
+        (source / name).symlink_to(ROOT / name)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "-w", out]
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", source, *options]
+    subprocess.run(build, check=True, capture_output=True, text=True)
+    (found,) = out.iterdir()
+    return found
+
+
+def test_the_wheel_holds_every_file_of_the_library_and_nothing_else(wheel):
+    library = [
+        p for p in (ROOT / "mmvae_jax").rglob("*") if "__pycache__" not in p.parts
+    ]
+    files = {str(path.relative_to(ROOT)) for path in library if path.is_file()}
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert held == files and "mmvae_jax/py.typed" in held
+
+
+def test_the_calls_of_users_need_no_checkout(wheel, tmp_path):
+    installed, folder = tmp_path / "installed", tmp_path / "empty"
+    with zipfile.ZipFile(wheel) as archive:  # as installers do with pure Python
+        archive.extractall(installed)
+    folder.mkdir()
+    packages = sysconfig.get_path("purelib")
+    # -S: no .pth of the environment, which may name a checkout; -I: no variables.
+    python = [sys.executable, "-I", "-S", "-c", CALLS, installed, packages, *FOLDERS]
+    subprocess.run(python, check=True, cwd=folder, timeout=600)
+    assert {path.name for path in folder.iterdir()} == {"runs"}
