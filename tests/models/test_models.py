@@ -315,7 +315,7 @@ def test_with_one_modality_the_bound_is_that_of_the_vae(name, make, batch):
 
 
 # A joint network reads modalities in their order, subsets of `custom` name them by it,
-# flows are a row a modality, reconstructions across modalities of MMVAE+ are random, and
+# flows are a row a modality, MMVAE+ draws what it reconstructs across modalities, and
 # the pools of MoHELVAE are as wide as narrow experts are apart.
 @pytest.mark.parametrize(
     "name", each_model(*WITH_NETWORK, "custom", "code_flow", "mmvae_plus", "mohelvae")
