@@ -39,7 +39,7 @@ LATER_OPTIONS = (
     *("alpha_steps", "joint_steps"),
     *("pooling", "correlation", "pooled_over"),
 )
-LATER_MODELS = ("wb_vae", "mwb_vae", "code_vae", "helvae", "mohelvae")
+LATER_MODELS = ("wb_vae", "mwb_vae", "code_vae", "helvae", "mohelvae", "code_flow")
 LATER_FIELDS = {
     "modality": ("library_size",),
     "train": (

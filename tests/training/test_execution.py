@@ -42,11 +42,13 @@ ADAM_LIMIT = 1e-6  # parameters of order 1 after 30 steps
 def test_a_member_of_a_sweep_is_its_solo_run(any_vae):
     mapped = any_vae.fit(MEMBERS, MAP, 30)
     vmapped = any_vae.fit(MEMBERS, VMAP, 30)
+    # An Adam that begins anew takes steps by the signs of gradients, small ones too.
+    limit = 10 * ADAM_LIMIT if any_vae.task.stages else ADAM_LIMIT
     for k, member in enumerate(MEMBERS):
         solo = any_vae.fit([member], MAP, 30)
         assert_same_bits(sweep.member(mapped, k), sweep.member(solo, 0))
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=ADAM_LIMIT),
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=limit),
             sweep.member(vmapped.params, k),
             sweep.member(solo.params, 0),
         )
