@@ -46,7 +46,7 @@ def _embed(model: mmvae_jax.Trained, split: Split) -> dict[str, np.ndarray]:
 
 
 def _impute(model: mmvae_jax.Trained, split: Split) -> dict[str, np.ndarray]:
-    """What is missing: mean, spread, and the draws where --keep_draws."""
+    """Mean, spread and deviation of what is missing; draws where --keep_draws."""
     settings = flags.FLAGS
     found = mmvae_jax.impute(
         model,

@@ -19,13 +19,13 @@ from mmvae_jax.errors import UsageError
 
 _WORDS = {True: "holds", False: "fails", None: "not measured"}
 _FRAGILE = "holds (fragile)"
-# Of claims.json: how beta was chosen. Files without it are of before.
+# A field of claims.json: how beta was chosen. Files without it are older.
 _CHOICE = "for each seed by the mean over the other seeds"
 _OLD_CHOICE = (
     "by the mean over the seeds that it was judged by, which favours models whose "
     "betas are alike"
 )
-# By which a verdict is found again in another claims.json.
+# Fields by which a verdict is found again in another claims.json.
 _KEY = ("name", "dataset", "model", "metric")
 
 

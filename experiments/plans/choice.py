@@ -111,7 +111,7 @@ def jackknife_error(found: np.ndarray) -> float:
 
 
 def estimate(values: np.ndarray, scores: np.ndarray) -> Estimate:
-    """What is judged, each seed at the setting that the others choose.
+    """Judged values, each seed's at the setting that the others choose.
 
     Args:
       values: [settings, seeds], what is judged; nan where a member diverged.

@@ -33,7 +33,7 @@ _MARKERS = {
     **{"mvtcae": "v", "crmvae": "*", "jmvae": "H", "jmvae_kl": "<", "telbo": ">"},
     **{"mmvae_plus": "p", "dmvae": "d", "mmvm": "X"},
 }
-# Of models that the first table does not have, in their order in MODELS.
+# Colours of models that the first table does not have, in their order in MODELS.
 _PALETTE = ("#8c2d04", "#6a51a3", "#41ab5d", "#dd3497", "#225ea8", "#bfa100")
 _UNKNOWN = "0.2"
 

@@ -23,7 +23,7 @@ _REPR.maxlist = _REPR.maxother = _REPR.maxlong = 100
 
 # Ends the name of a folder of further members of the sweep in the folder beside it.
 MORE = "_more"
-# What a run that was killed before it had its config.json may have left.
+# Files of a run that was killed before it had its config.json.
 _BEFORE_CONFIG = (
     ".lock",
     "config.partial",

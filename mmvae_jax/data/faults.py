@@ -118,7 +118,7 @@ def require_seen(dataset: Dataset, kind: str, metric: str) -> None:
 
 
 def notes(dataset: Dataset) -> list[str]:
-    """What is odd about a data set and may yet be meant, a line each."""
+    """Oddities of a data set that may yet be meant, a line each."""
     (_, train), (_, test) = _splits(dataset)
     found = []
     for name, x in train.modalities.items():
@@ -146,7 +146,7 @@ def notes(dataset: Dataset) -> list[str]:
 
 
 def _note_on_vectors(name: str, x: np.ndarray, num_others: int) -> list[str]:
-    """What vectors look like that may be meant for something else."""
+    """Signs that vectors may be meant for something else."""
     few = x[:1000]
     if x.shape[1:] == (num_others,) and np.isin(few, (0, 1)).all():
         return [

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmvae_jax import tokens
-from mmvae_jax.data.dataset import Dataset, Split, is_image, is_tokens
+from mmvae_jax.data.dataset import Dataset, Split, is_image, is_tokens, kind_of
 from mmvae_jax.errors import UsageError
 from mmvae_jax.types import OBSERVED, AnyArray, TokenShape
 
 IMAGES, VECTORS, TOKENS = "images", "vectors", "tokens"
 _DTYPES = {IMAGES: np.uint8, VECTORS: np.float32, TOKENS: np.int32}
-# What a mapping may hold beside modalities; a model does not read it.
+# An array that a mapping may hold beside modalities; a model does not read it.
 LABELS, WORDS = "labels", "_words"
 
 
@@ -70,7 +70,7 @@ def describe(dataset: Dataset) -> Description:
         tuple(
             Modality(
                 name,
-                IMAGES if is_image(x) else TOKENS if is_tokens(x) else VECTORS,
+                kind_of(x),
                 tuple(x.shape[1:]),
                 tuple(dataset.words[name]) if is_tokens(x) else (),
             )
@@ -174,7 +174,7 @@ def to_split(
 
 
 def to_arrays(data: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What users give, as arrays by name.
+    """Users' data as arrays by name.
 
     Raises:
       UsageError: it is no mapping of names to what NumPy makes an array of, or one is
@@ -182,13 +182,16 @@ def to_arrays(data: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """
     if not isinstance(data, Mapping):
         raise UsageError(
-            f"data is of type {type(data).__name__}: give a mapping of the names of "
-            'modalities to arrays, {"image": x, ...}'
+            'data must be a mapping of names to arrays, {"image": x, ...}, got '
+            f"{type(data).__name__}"
         )
     arrays = {}
     for name, x in data.items():
         if not isinstance(name, str):
-            raise UsageError(f"names of modalities are strings, got {name!r}")
+            raise UsageError(
+                "data must be a mapping of names to arrays, whose names are strings, "
+                f"got {name!r}"
+            )
         if np.ma.isMaskedArray(x):
             raise UsageError(
                 f"{name} is a masked array: give x.data, and what is missing in "
@@ -196,7 +199,11 @@ def to_arrays(data: Mapping[str, Any]) -> dict[str, np.ndarray]:
             )
         try:
             arrays[name] = np.asarray(x)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
+            raise UsageError(
+                f"{name} is not of one shape: its examples need equal lengths"
+            ) from error
+        except TypeError as error:
             raise UsageError(f"{name} makes no array: {error}") from error
     return arrays
 
@@ -232,7 +239,7 @@ def _num_examples(arrays: Mapping[str, np.ndarray]) -> int:
 def observed_masks(
     known: Collection[str], arrays: Mapping[str, np.ndarray], observed: Any
 ) -> np.ndarray:
-    """What is there, bool [N, M].
+    """Masks of the modalities that are observed, bool [N, M].
 
     Args:
       known: names of the modalities, in the order of M.
@@ -285,7 +292,7 @@ def _as_modality(modality: Modality, x: np.ndarray, mask: np.ndarray) -> np.ndar
     if not is_fitting or x.shape[1:] != modality.shape:
         raise UsageError(f"{where} {wanted}")
     if modality.kind != IMAGES and mask.any():
-        # Of each example, [N]: a copy of all values would be as large as they are.
+        # One value an example, [N]: a copy of all values would be as large as they are.
         values = tuple(range(1, x.ndim))
         with np.errstate(invalid="ignore"):
             low, high = (f(x, axis=values)[mask] for f in (np.min, np.max))
@@ -337,8 +344,8 @@ def texts_of(name: str, x: np.ndarray, mask: np.ndarray) -> list[str]:
     for i in np.flatnonzero(mask):
         if not isinstance(x[i], str):
             raise UsageError(
-                f"{name}: the caption of example {i} is {x[i]!r}, no string; where it "
-                f"is missing, say so in {OBSERVED!r}"
+                f"{name} has {x[i]!r} among its captions (example {i}): say where one "
+                f"is missing in {OBSERVED!r}"
             )
     return [
         str(text) if is_there else "" for text, is_there in zip(x, mask, strict=True)

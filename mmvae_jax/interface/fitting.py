@@ -16,7 +16,6 @@ from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.interface import checks, description, settings, sweeps
 from mmvae_jax.interface.progress import ProgressBar
 from mmvae_jax.interface.trained import Trained, build
-from mmvae_jax.mathematics.distributions import LIKELIHOODS
 from mmvae_jax.models import parts
 from mmvae_jax.training import devices, loop, mapping, stages
 from mmvae_jax.types import OBSERVED, AnyArray
@@ -201,26 +200,19 @@ def _config(
         found.modality.likelihood = likelihood
         likelihood = {}
     likelihood = _mapping(likelihood, "likelihood")
-    default = found.modality.likelihood
-    for name, x in train.modalities.items():
-        own = {"likelihood": likelihood[name]} if name in likelihood else {}
-        if is_tokens(x) and not _is_of_counts(own.get("likelihood", default)):
-            own = {"network": "mlp", "likelihood": "categorical"} | own
-        if own:
-            found.modalities[name] = ConfigDict(own)
-    for name in likelihood:
+    for name, choice in likelihood.items():
         if name not in train.modalities:
             raise ArgumentError(
                 "{likelihood} names {!r}, and the data have {}",
                 name,
                 ", ".join(train.modalities),
             )
+        found.modalities[name] = ConfigDict({"likelihood": choice})
+    for name, x in train.modalities.items():
+        if is_tokens(x) and not parts.has_counts(found, name):
+            own = {"network": "mlp", "likelihood": likelihood.get(name, "categorical")}
+            found.modalities[name] = ConfigDict(own)
     return found
-
-
-def _is_of_counts(likelihood: str) -> bool:
-    """Whether int arrays of a likelihood are counts, and not tokens."""
-    return likelihood in LIKELIHOODS and LIKELIHOODS[likelihood].is_of_counts
 
 
 def _set(

@@ -19,11 +19,11 @@ def get_config() -> ConfigDict:
                 # vectors (mmvae_plus, dmvae, contrastive) it is that of the shared one;
                 # of code_flow it is that of each modality.
                 latent_dim=512,
-                # What this model alone reads, with its defaults: beside its builder in
-                # mmvae_jax/models/; filled in by `parse_arg`.
+                # Options that this model alone reads: their table is beside its
+                # builder in mmvae_jax/models/; filled in by `parse_arg`.
                 options=ConfigDict(),
             ),
-            # What holds for every modality ...
+            # Settings of every modality ...
             modality=dict(
                 network="conv",  # one of mmvae_jax.networks.NETWORKS
                 network_options=ConfigDict(),  # fields of those modules

@@ -266,7 +266,7 @@ def _description(found: Any, path: Path) -> Description:
 
 
 def _history(folder: Path, k: int, up_to: int) -> list[dict[str, float]]:
-    """What metrics.jsonl has of the training of member k."""
+    """Lines of metrics.jsonl on the training of member k."""
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []

@@ -80,7 +80,7 @@ class LikelihoodKind(NamedTuple):
     is_of_counts: bool = False
 
 
-# What arrays of one type are. The likelihood decides between two.
+# Kinds of arrays of one type. The likelihood decides between two.
 ARRAYS = {
     "uint8": "images [N, H, W, C]",
     "float": "vectors [N, ...]",
@@ -296,7 +296,7 @@ def _optimal_backward(
 ) -> tuple[Array, Array, Array]:
     distances, log_scale = kept
     num_values = math.prod(distances.shape[1:])
-    # Of one sign: an objective adds log-densities, a loss subtracts them.
+    # The sign is one for all: an objective adds log-densities, a loss subtracts them.
     total = num_values * jnp.sum(weights)
     is_there = total != 0
     squares = jnp.sum(weights * _sum_event(jnp.square(distances)))

@@ -115,7 +115,7 @@ def mixture_prior_model(
     def posterior_components(
         params: Params, experts: Gaussian, subset: Array
     ) -> tuple[Gaussian, Array]:
-        # What is missing is drawn from each of the observed experts in turn.
+        # A missing modality is drawn from each of the observed experts in turn.
         del params
         is_there = posteriors.append_axes(jnp.asarray(subset), 3)
         rows = [

@@ -228,7 +228,7 @@ def without_missing(modalities: Sequence[str], batch: Batch) -> Batch:
 
 
 def _output(nets: Networks, params: Params, modality: str, z: Array) -> Any:
-    """What the decoder of one modality gives its likelihood, of z [N, D]."""
+    """Output of the decoder of one modality, the parameters of its likelihood."""
     return nets.decoders[modality].apply(params["decoders"][modality], z)
 
 

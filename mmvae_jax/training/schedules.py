@@ -1,4 +1,4 @@
-"""What changes over a training run: factors of beta and of the learning rate.
+"""Schedules of a training run: factors of beta and of the learning rate.
 
 They are functions of the step inside the compiled train step, so that a resumed run has
 the bits of an unbroken one and nothing is compiled again.

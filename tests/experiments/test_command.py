@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -39,6 +40,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 # A command that a signal stops while a program is compiled, which takes longer.
 STOPPED = """
 import os, signal, sys, threading
+# A shell starts what is in the background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import jax, jax.numpy as jnp
 from experiments.running import command, signals
 
@@ -174,10 +177,10 @@ def test_programs_are_not_kept_in_a_home_of_others(home, updates, monkeypatch, c
 
 
 def test_programs_are_not_kept_below_a_closed_folder(updates, monkeypatch, capsys):
-    def refuse(path):
-        raise PermissionError(path)
+    def refuse(dir):
+        raise PermissionError(dir)
 
-    monkeypatch.setattr(Path, "exists", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     command.keep_programs()
     assert not updates and "cannot be written" in capsys.readouterr().err
 

@@ -59,7 +59,7 @@ def test_a_call_that_returns_when_it_is_done_is_timed_by_itself(monkeypatch):
 
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(loop, "TARGET_SECONDS_PER_CALL", 1e9)
-    setup.programs[MAP] = program
+    setup.programs[MAP] = (program,)
     events = Events(
         save_every_steps=7,
         save=lambda step, state: None,

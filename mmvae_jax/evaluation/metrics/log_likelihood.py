@@ -112,14 +112,14 @@ def estimate_batches(
     Raises:
       UsageError: as `log_likelihood`, or it is Undefined.
     """
-    if unknown := _unknown(model, split):
-        raise UsageError(f"log p(x) cannot be estimated: {unknown}")
     if proposal not in PROPOSALS:
         raise UsageError(
             f"log_likelihood proposal {proposal!r} is none of {', '.join(PROPOSALS)}"
         )
     if num_samples < 1:
         raise UsageError(f"log_likelihood num_samples must be >= 1, not {num_samples}")
+    if unknown := _unknown(model, split):
+        raise UsageError(f"log p(x) cannot be estimated: {unknown}")
     for index, (batch, num_valid) in enumerate(batches(split, batch_size)):
         batch_key = jax.random.fold_in(key, index)
         experts = model.encode(params, batch)
