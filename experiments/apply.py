@@ -7,6 +7,7 @@ The arrays of FILE.npz have the names of the model's modalities; one that is not
 is missing, and `observed`, bool [N, M], tells what else is. OUT.npz holds what was
 asked for, under names such as `embed/mean` and `impute/spread/m0`; captions also as
 text; and what FILE.npz holds beside modalities, such as labels and ids, as it is.
+--step takes another checkpoint of a run than the last, one that it has kept.
 With --pictures, samples are drawn into OUT_pictures/, captions among them also as text.
 """
 
@@ -97,7 +98,8 @@ def main() -> None:
         raise UsageError("give --workdir, --data=FILE.npz, --what and --out=OUT.npz")
     drawings = out.with_name(f"{out.stem}_pictures")
     command.require_new("--out", out, *([drawings] if given.pictures else []))
-    model = trained.load(Path(given.workdir).expanduser(), **member_of(given.member))
+    workdir = Path(given.workdir).expanduser()
+    model = trained.load(workdir, **member_of(given.member), step=given.step)
     split, others = _read(model, Path(given.data).expanduser())
     found: dict[str, np.ndarray] = {}
     with terminal.steps(len(given.what), "applying") as bar:
@@ -196,6 +198,7 @@ def _write(out: Path, found: dict[str, np.ndarray]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", "", "folder of a run or of an export")
     flags.DEFINE_string("member", "", "of a sweep, for instance beta=1,seed=0")
+    flags.DEFINE_integer("step", None, "of the checkpoint; default: the last")
     flags.DEFINE_string("data", "", "the .npz file of the data")
     flags.DEFINE_list("what", ["embed"], f"of {', '.join(APPLICATIONS)}")
     flags.DEFINE_string("out", "", "the .npz file to write; must not exist")

@@ -26,8 +26,13 @@ def run(folder, *command):
 
 
 def test_the_page_comes_to_what_it_says(tmp_path):
-    assert sum(bool(line.strip()) for own in CODE for line in own.splitlines()) <= 40
+    assert sum(bool(line.strip()) for own in CODE for line in own.splitlines()) <= 55
     printed = run(tmp_path, sys.executable, "-c", "\n".join(CODE))
+    tried, chosen = re.search(r"({.*}) (\S+)\n", printed).groups()
+    densities = {float(x): float(y) for x, y in re.findall(r"([\d.]+): '(\S+)'", tried)}
+    assert densities[float(chosen)] == max(densities.values()), printed
+    assert min(densities) < float(chosen) < max(densities), "the grid is wide enough"
+    assert f"likelihood_scale={chosen} " in PAGE, "of the commands"
     ours, means, regressions = map(float, re.findall(r"RMSE (\S+)", printed))
     assert ours < 0.9 * regressions < 0.9 * means, printed
     assert float(re.search(r"accuracy (\S+)", printed)[1]) > 0.85, printed

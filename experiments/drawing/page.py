@@ -403,7 +403,9 @@ def _added(run: RunRecord) -> list[str]:
         f"{', '.join(tag.removeprefix('eval/') for tag in tags)}: {how}"
         + (f" ({part.workdir.name})" if run.parts else "")
         for part in run.parts or (run,)
-        for how, tags in workdirs.additions(part.config, part.summary)
+        for how, tags in workdirs.additions(
+            part.config, part.summary, part.summary["num_steps"]
+        )
     ]
 
 

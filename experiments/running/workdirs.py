@@ -183,13 +183,14 @@ def undefined(members: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def additions(
-    config: Mapping[str, Any], summary: Mapping[str, Any]
+    config: Mapping[str, Any], summary: Mapping[str, Any], step: int
 ) -> list[tuple[str, list[str]]]:
     """Where values that were added to a finished run come from.
 
     Args:
       config: content of its config.json.
       summary: content of its summary.json.
+      step: at which they were computed.
 
     Returns:
       (a line with the date and the settings, tags that it is of), as they were added.
@@ -197,7 +198,7 @@ def additions(
     latest: dict[str, int] = {}
     entries = summary.get("evaluations", ())
     for n, made in enumerate(entries):
-        if made["step"] == summary["num_steps"]:
+        if made["step"] == step:
             latest |= dict.fromkeys(made["tags"], n)
     return [
         (how_added(config, made), [tag for tag, own in latest.items() if own == n])

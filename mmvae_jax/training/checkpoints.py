@@ -150,13 +150,18 @@ def read(
         )
     ) as checkpoints:
         steps = sorted(checkpoints.all_steps(), reverse=True)
+        kept = ", ".join(str(one) for one in reversed(steps)) or "none"
         if step is not None and step not in steps:
-            kept = ", ".join(str(one) for one in reversed(steps)) or "none"
             raise UsageError(f"{directory} has no checkpoint {step}, it keeps {kept}")
         for one in steps if step is None else [step]:
             try:
                 return one, _read(checkpoints, one, template)
             except _Damaged as damage:
+                if step is not None:
+                    raise UsageError(
+                        f"checkpoint {step} in {directory} cannot be read: {damage}; "
+                        f"it keeps {kept}"
+                    ) from damage
                 reason = damage
                 warnings.warn(
                     f"checkpoint {one} in {directory} cannot be read ({damage})",

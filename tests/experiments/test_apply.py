@@ -21,6 +21,7 @@ DATA = {
     "text": np.array(["a red bird", "two blue birds fly", "red"])[np.arange(N) % 3],
 }
 OTHERS = {"labels": np.arange(N), "ids": np.array([f"x{i}" for i in range(N)])}
+RUN_DATA = {"vector": RNG.normal(size=(N, 4)).astype(np.float32)}  # of array_run
 WHAT = ("embed", "impute", "reconstruct", "generate", "score")
 
 
@@ -51,6 +52,7 @@ def files(tmp_path_factory):
         "text": {"text": DATA["text"]} | OTHERS,
         "result": DATA | {"embed/mean": np.zeros(N)},
         "other_key": {"imgae": DATA["image"]},
+        "run": RUN_DATA,
     }
     for name, arrays in contents.items():
         np.savez(root / f"{name}.npz", **arrays)
@@ -58,20 +60,27 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def outcomes(model, files, commands, tmp_path_factory):
+def outcomes(model, files, array_run, commands, tmp_path_factory):
     """name -> (outcome, OUT) of commands that are run at once."""
     root = tmp_path_factory.mktemp("out")
     (root / "taken.npz").write_text("kept")
     (root / "pictured_pictures").mkdir()
 
-    def flags(name, data, *others, out=None):
+    def flags(name, data, *others, out=None, workdir=model):
         out = root / (out or f"{name}.npz")
-        given = {"workdir": model, "data": files[data], "out": out}
+        given = {"workdir": workdir, "data": files[data], "out": out}
         return [*(f"--{flag}={x}" for flag, x in given.items()), *others], out
 
     jobs = {
         "all": flags("all", "whole", f"--what={','.join(WHAT)}", "--pictures"),
         "draws": flags("draws", "text", "--what=impute", "--keep_draws", "--pictures"),
+        "earlier": flags(
+            "earlier", "run", "--member=beta=1", "--step=10", workdir=array_run
+        ),
+        "no_step": flags(
+            "no_step", "run", "--member=beta=1", "--step=7", workdir=array_run
+        ),
+        "no_such_step": flags("no_such_step", "whole", "--step=7"),
         "taken": flags("taken", "whole"),
         "pictured": flags("pictured", "whole", "--pictures"),
         "below": flags("below", "whole", out="taken.npz/out.npz"),
@@ -117,6 +126,16 @@ def test_the_file_holds_what_the_library_returns(outcomes, model):
     for m, x in mmvae_jax.generate(trained, N).items():
         assert_same(found[f"generate/{m}"], x)
     assert {name.partition("/")[0] for name in found} == {*WHAT, *OTHERS}
+
+
+def test_an_earlier_checkpoint_of_a_run(outcomes, array_run):
+    found = read(outcomes, "earlier")["embed/mean"]
+    last, earlier = (
+        mmvae_jax.embed(mmvae_jax.load(array_run, beta=1.0, step=step), RUN_DATA).mean
+        for step in (None, 10)
+    )
+    assert_same(found, earlier)
+    assert not np.array_equal(found, last)
 
 
 def test_what_is_imputed_and_each_draw(outcomes, model):
@@ -168,6 +187,8 @@ def test_nothing_is_drawn_given_what_no_example_has(outcomes):
         ("taken", "taken.npz exists; choose another --out"),
         ("pictured", "pictured_pictures exists; choose another --out"),
         ("below", "taken.npz/out.npz is below a file; choose another"),
+        ("no_step", "checkpoints has no checkpoint 7, it keeps 10, 20"),
+        ("no_such_step", "export holds step 3 alone, not 7"),
         ("result", "holds 'embed/mean', the name of a result"),
         ("other_key", "the data have none of the modalities image, waves, text"),
         ("nothing", "give --workdir, --data=FILE.npz, --what and --out=OUT.npz"),

@@ -38,18 +38,23 @@ def outcomes(array_run, commands, tmp_path_factory):
     workdir = shutil.copytree(array_run, root / "run")
     changes = {"eval.metrics": ("swd",), "eval.num_examples": 5}
     assert evaluation.evaluate(workdir, changes, None, "2031-05-06") == 0
+    changes = {"eval.metrics": ("elbo",)}
+    assert evaluation.evaluate(workdir, changes, 10, "2032-07-08") == 0
     (root / "taken").mkdir()
     jobs = {
         "one": (workdir, "--member=beta=1"),
         "other": (workdir, "--member=beta=0.5,seed=0"),
+        "earlier": (workdir, "--member=beta=1 --step=10"),
         "taken": (workdir, "--member=beta=1"),
         "any": (workdir, ""),
         "unknown": (workdir, "--member=beta=7"),
         "strange": (workdir, "--member=gamma=7"),
+        "no_step": (workdir, "--member=beta=1 --step=7"),
         "no_run": (root / "nowhere", ""),
         "no_name": (workdir, "--member=beta=1 --push=model"),
         "no_token": (workdir, "--member=beta=1 --push=somebody/model"),
         "no_export": ("", "--push=somebody/model"),
+        "no_choice": ("", "--push=somebody/model --step=10"),
     }
     no_token = "import os\nos.environ.pop('HF_TOKEN', None)\nos.environ['HF_HOME']='/'"
     described = [
@@ -98,6 +103,24 @@ def test_the_card_has_the_numbers_with_their_settings(outcomes):
         assert part in card
 
 
+def test_an_earlier_checkpoint_with_its_own_numbers(outcomes, array_run):
+    outcome, folder = outcomes["earlier"]
+    assert outcome.code == 0, outcome.stderr
+    loaded, wanted = (
+        mmvae_jax.load(folder),
+        mmvae_jax.load(array_run, beta=1.0, step=10),
+    )
+    assert loaded.step == 10 and loaded.member == wanted.member
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, wanted.params)
+    card = (folder / "README.md").read_text()
+    summary = json.loads((folder.with_name("run") / "summary.json").read_text())
+    (k,) = (k for k, own in enumerate(summary["members"]) if own["beta"] == 1)
+    value = summary["evaluations"][-1]["members"][k]["eval/elbo"]
+    assert f"| eval/elbo | {value:.4g} |" in card
+    assert "`eval/elbo`" in card and "added on 2032-07-08" in card
+    assert "2031-05-06" not in card and "eval/swd" not in card
+
+
 @pytest.mark.parametrize(
     ("name", "line"),
     [
@@ -105,10 +128,12 @@ def test_the_card_has_the_numbers_with_their_settings(outcomes):
         ("any", "has 2 members; choose one of: beta=0.5, learning_rate=0.001, seed=0;"),
         ("unknown", "has no member with beta=7; choose one of: beta=0.5, "),
         ("strange", "--member has 'gamma=7'; write beta=1,learning_rate="),
+        ("no_step", "checkpoints has no checkpoint 7, it keeps 10, 20"),
         ("no_run", "no folder"),
         ("no_name", "a model of a hub is called USER/NAME, got 'model'"),
         ("no_token", "no token of the hub: set HF_TOKEN"),
         ("no_export", "no token of the hub: set HF_TOKEN"),
+        ("no_choice", "--member and --step choose from a run: give its --workdir"),
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_written(outcomes, name, line):

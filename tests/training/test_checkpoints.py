@@ -139,6 +139,20 @@ def test_damage_is_passed_over(damage, tmp_path):
     assert restore(tmp_path / "c", make_state(0))[0] == 3
 
 
+def test_a_checkpoint_that_is_asked_for_is_read_or_named(tmp_path):
+    """No other one instead, and nothing in the folder is changed."""
+    save_all(tmp_path / "c", [1, 2])
+    step, state = checkpoints.read(tmp_path / "c", make_state(0), 1)
+    assert step == 1 and bits(state) == bits(make_state(1))
+    truncate(tmp_path / "c" / "1")
+    before = contents(tmp_path / "c")
+    with pytest.raises(UsageError, match="checkpoint 1 in .*; it keeps 1, 2$"):
+        checkpoints.read(tmp_path / "c", make_state(0), 1)
+    with pytest.raises(UsageError, match="has no checkpoint 3, it keeps 1, 2$"):
+        checkpoints.read(tmp_path / "c", make_state(0), 3)
+    assert contents(tmp_path / "c") == before
+
+
 def test_nothing_readable(tmp_path):
     save_all(tmp_path / "c", [1, 2])
     for name in "12":
