@@ -44,12 +44,15 @@ class Citation(NamedTuple):
     """Source of a model.
 
     Attributes:
-      key: of its BibTeX entry; "" where nothing is published.
+      key: of its entry in references.bib; that of this project where nothing is
+        published.
       text: as documents have it, authors and year.
+      also: keys of what it is made of besides.
     """
 
     key: str
     text: str
+    also: tuple[str, ...] = ()
 
 
 class Model(NamedTuple):
@@ -76,6 +79,8 @@ COORDINATED = "coordination-based"
 PRIVATE = "private vectors, MMVM"
 OFFICIAL = "importance-weighted, as released"
 OTHER = "other"
+
+_DREG = ("burda2016importance", "tucker2019doubly")
 
 _DAUNHAWER = Citation("daunhawer2022limitations", "Daunhawer et al. (2022)")
 _QIU = Citation("qiu2025multimodal", "Qiu et al. (2025)")
@@ -125,21 +130,21 @@ MODELS = {
         "MMVAE (official)",
         OFFICIAL,
         official.OPTIONS,
-        _SHI,
+        _SHI._replace(also=_DREG),
     ),
     "unimodal_official": Model(
         partial(unimodal_model, is_official=True),
         "unimodal VAEs (official)",
         OFFICIAL,
         official.UNIMODAL_OPTIONS,
-        _DAUNHAWER,
+        _DAUNHAWER._replace(also=("shi2019variational", *_DREG)),
     ),
     "mmvae_plus": Model(
         mmvae_plus.mmvae_plus_model,
         "MMVAE+",
         PRIVATE,
         mmvae_plus.OPTIONS,
-        Citation("palumbo2023mmvae", "Palumbo et al. (2023)"),
+        Citation("palumbo2023mmvae", "Palumbo et al. (2023)", _DREG),
     ),
     "dmvae": Model(
         dmvae.dmvae_model,
@@ -237,14 +242,18 @@ MODELS = {
         "contrastive code",
         OTHER,
         contrastive.OPTIONS,
-        Citation("", "this project"),
+        Citation("mmvae_jax", "this project", ("oord2018representation",)),
     ),
     "code_flow": Model(
         code_flow.code_flow_model,
         "code and flows",
         OTHER,
         code_flow.OPTIONS,
-        Citation("", "this project"),
+        Citation(
+            "mmvae_jax",
+            "this project",
+            ("oord2018representation", "liu2023flow", "lipman2023flow"),
+        ),
     ),
     "custom": Model(
         mixtures.custom_model,
