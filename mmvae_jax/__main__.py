@@ -11,7 +11,7 @@ def main() -> None:
         prog="python -m mmvae_jax",
         description="Multimodal VAEs in JAX. In Python: mmvae_jax.fit, load, embed, "
         "impute, generate, score, export. Commands are in a checkout: "
-        "python -m experiments.run, and others that its README lists.",
+        "python -m experiments.run, and others in docs/commands.md.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.parse_args()

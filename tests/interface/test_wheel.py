@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("configs", "experiments", "datasets", "benchmarks", "tests")
-# The five lines of the README, of few steps and small arrays.
+# Users' calls, of few steps and small arrays.
 CALLS = """
 import importlib.util
 import sys
