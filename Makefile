@@ -12,7 +12,7 @@ RUN_STAMP := $(VENV)/run$(if $(EXTRAS),-$(EXTRAS)).stamp
 RUNS ?= runs
 SCALE ?= demo
 
-.PHONY: help setup demo figures test test-slow lint format bench bench-gpu clean
+.PHONY: help setup demo figures test test-slow lint format docs bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,11 @@ $(VENV)/cluster.stamp: $(RUN_STAMP)
 		--constraint $(CONSTRAINTS) --editable ".[cluster]"
 	@touch $@
 
+$(VENV)/docs.stamp: $(RUN_STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(CONSTRAINTS) --editable ".[docs]"
+	@touch $@
+
 setup: $(RUN_STAMP)  ## build the environment
 
 demo: $(RUN_STAMP)  ## data, training, evaluation and pictures in minutes
@@ -46,7 +51,7 @@ figures: $(RUN_STAMP)  ## every figure of the paper, SCALE=demo, cpu or paper
 test: $(VENV)/test.stamp  ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
-test-slow: $(VENV)/test.stamp $(VENV)/cluster.stamp  ## the slow tests
+test-slow: $(VENV)/test.stamp $(VENV)/cluster.stamp $(VENV)/docs.stamp  ## the slow tests
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 lint: $(VENV)/test.stamp  ## style, common mistakes and types
@@ -57,6 +62,9 @@ lint: $(VENV)/test.stamp  ## style, common mistakes and types
 format: $(VENV)/test.stamp  ## rewrite in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/docs.stamp  ## the documentation site, build/site
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet
 
 bench: $(RUN_STAMP)  ## the CPU benchmarks; EXTRAS=bench: against MultiVae
 	$(BIN)/python -m benchmarks.step --turns 2 --steps 4 --out results/bench_step.json

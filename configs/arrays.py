@@ -3,7 +3,7 @@
     python -m experiments.run --config=configs/arrays.py:mopoe --config.data.path=F.npz
 
 For images and vectors. Tokens, and likelihoods that differ, are said modality by
-modality in a config of your own that starts from this one; the README has an example.
+modality in a config of your own that starts from this one: docs/adding.md has one.
 """
 
 from configs import base

@@ -21,23 +21,28 @@ from contributions import (
 pytestmark = pytest.mark.slow
 DOCS_ROW = "| `up_to_pairs` | L_S of all subsets of one and two | this project |\n"
 BARS = files_of("datasets/README.md")
-METRIC = files_of("README.md", "**A metric**")
+METRIC = files_of("docs/adding.md", "## A metric")
+README_ROW = (
+    "| `up_to_pairs` | up to pairs | – | The joint posterior is the mixture of single "
+    "experts and of pairs. | `mmvae_jax` |\n"
+)
 
 
 def add_model(tree):
     """A function, its row in the table, and its row in the documents."""
-    function, row = blocks_of("README.md", "**A model**")[:2]
+    function, row = blocks_of("docs/adding.md", "## A model")[:2]
     subsets = tree / "mmvae_jax" / "mathematics" / "subsets.py"
     subsets.write_text(f"{subsets.read_text()}\n\n{function}")
     table = tree / "mmvae_jax" / "models" / "__init__.py"
     insert(table, row, before='    "custom": Model(')
     insert(tree / "docs" / "models.md", DOCS_ROW, before="| `custom` |")
+    insert(tree / "README.md", README_ROW, before="| `custom` |")
 
 
 def add_metric(tree):
     """A file, its import and its row in the table."""
     write_files(tree, METRIC)
-    _, row = blocks_of("README.md", "**A metric**")[:2]
+    _, row = blocks_of("docs/adding.md", "## A metric")[:2]
     table = tree / "mmvae_jax" / "evaluation" / "metrics" / "__init__.py"
     insert(table, "    diversity,\n", before="    elbo,\n")
     insert(table, row.partition("\n")[2], before='    "elbo": Metric(')
@@ -180,6 +185,7 @@ def test_they_are_as_typed_and_as_clean_as_the_others(call):
             tuple(f"experiments/test_{x}.py" for x in ("figures", "drawings", "names")),
         ),
         ("", ("test_architecture.py",)),
+        ("table or every_row", ("test_readme.py", "experiments/test_cite.py")),
     ],
 )
 def test_the_tests_of_models_metrics_and_figures_pass(chosen, paths, call):

@@ -24,7 +24,7 @@ from experiments.plans.runs import (
     show,
     spreads,
 )
-from experiments.running import workdirs
+from experiments.running import citing, workdirs
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metric import titled
 from mmvae_jax.evaluation.metrics import COLUMNS
@@ -154,6 +154,7 @@ def render(directory: Path) -> str:
         accuracy=_classifier_accuracy(points),
         real_captions=_real_captions(points),
         curves=page_pictures.draw_curves(runs, labels),
+        bibtex=citing.bibtex([(run.config, run.summary) for run in runs]),
         runs=[_run_section(run, labels, num_members <= MAX_MEMBERS) for run in runs],
         versions={
             "Python": platform.python_version(),

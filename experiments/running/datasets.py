@@ -2,7 +2,7 @@
 
 A data set is a folder `datasets/NAME` with two modules that are found by their names:
 `options.py` has the dataclass `Options`, whose fields are read from config.data, and
-`NAME_dataset_builder.py` the TFDS class `Builder` (README.md, "Add your own"). The
+`NAME_dataset_builder.py` the TFDS class `Builder` (datasets/README.md). The
 name "arrays" means a file of the user's own arrays, `mmvae_jax.data.arrays`.
 
 `datasets/` is a source root, put on the path here and nowhere else, so that a library
@@ -39,7 +39,7 @@ DATASETS = Path(__file__).resolve().parents[2] / "datasets"
 ARRAYS = "arrays"
 # Metadata of every prepared data set, see `mmvae_jax.data.dataset`.
 _METADATA = ("modalities", "num_examples", "fingerprint")
-_GUIDE = 'README.md, "Add your own", lists what a data set needs'
+_GUIDE = "datasets/README.md lists what a data set needs"
 
 
 def prepare(data_config: ConfigDict) -> Path:

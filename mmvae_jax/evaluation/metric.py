@@ -81,12 +81,14 @@ class Metric(NamedTuple):
       needs: keys of `mmvae_jax.evaluation.needs.NEEDS`, each checked before training.
       columns: in which its values are shown, the main ones.
       options: argument of `compute` -> field of config.eval that it is given.
+      citations: keys of its sources in references.bib.
     """
 
     compute: Callable[..., dict[str, float]]
     needs: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
     options: Mapping[str, str] = MappingProxyType({})
+    citations: tuple[str, ...] = ()
 
 
 class Reader(NamedTuple):

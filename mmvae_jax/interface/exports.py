@@ -11,7 +11,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from mmvae_jax import __version__
 from mmvae_jax.errors import UsageError
 from mmvae_jax.files import write_whole
 from mmvae_jax.training.sweep import Member
@@ -81,7 +81,7 @@ def write(folder: Path, content: Export, card: str) -> None:
         }
         manifest = {
             "format": FORMAT,
-            "mmvae_jax": metadata.version("mmvae_jax"),
+            "mmvae_jax": __version__,
             "member": content.member._asdict(),
             "step": content.step,
             "sha256": {name: _digest(data) for name, data in files.items()},
@@ -105,7 +105,7 @@ def read(folder: Path) -> Export:
         if manifest["format"] != FORMAT:
             raise UsageError(
                 f"{folder} has the format {manifest['format']}, and this version of "
-                f"mmvae_jax ({metadata.version('mmvae_jax')}) reads {FORMAT}; it was "
+                f"mmvae_jax ({__version__}) reads {FORMAT}; it was "
                 f"written by {manifest.get('mmvae_jax')}"
             )
         files = {name: _bytes(folder / name) for name in _FILES}

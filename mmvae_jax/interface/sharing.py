@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmvae_jax import models
-from mmvae_jax.interface import description, exports
+from mmvae_jax.interface import description, exports, references
 from mmvae_jax.interface.trained import Trained
 from mmvae_jax.training.log import jsonable
 
@@ -45,6 +45,12 @@ filled = mmvae_jax.impute(trained, data, num_draws=20)
 ```
 
 `data` maps the names above to arrays; what is left out is missing.
+
+## Cite
+
+```bibtex
+{cite}
+```
 
 ## Limits
 
@@ -87,6 +93,8 @@ def export(
         trained.step,
     )
     model = models.MODELS[trained.config.model.name]
+    used = references.uses(trained.config.model.name, ())
+    entries = references.entries()
     card = _CARD.format(
         label=model.label,
         citation=model.citation.text,
@@ -98,6 +106,7 @@ def export(
         num_params=sum(math.prod(x.shape) for x in params.values()),
         numbers=_numbers(results or {}, settings),
         folder=folder.name,
+        cite="\n\n".join(entries[key] for keys in used.values() for key in keys),
         **trained.member._asdict(),
     )
     exports.write(folder, content, card)

@@ -44,12 +44,15 @@ class Citation(NamedTuple):
     """Source of a model.
 
     Attributes:
-      key: of its BibTeX entry; "" where nothing is published.
+      key: of its entry in references.bib; that of this project where nothing is
+        published.
       text: as documents have it, authors and year.
+      also: keys of what it is made of besides.
     """
 
     key: str
     text: str
+    also: tuple[str, ...] = ()
 
 
 class Model(NamedTuple):
@@ -62,6 +65,7 @@ class Model(NamedTuple):
         figures of the family, a panel for each kind.
       options: name -> Option, what the model reads of config.model.options.
       citation: its source.
+      summary: what it is, in one sentence; the table of the README has it.
     """
 
     build: Callable[..., MultimodalVAE]
@@ -69,6 +73,7 @@ class Model(NamedTuple):
     kind: str
     options: Options
     citation: Citation
+    summary: str
 
 
 MIXTURE = "products, mixtures"
@@ -76,6 +81,8 @@ COORDINATED = "coordination-based"
 PRIVATE = "private vectors, MMVM"
 OFFICIAL = "importance-weighted, as released"
 OTHER = "other"
+
+_DREG = ("burda2016importance", "tucker2019doubly")
 
 _DAUNHAWER = Citation("daunhawer2022limitations", "Daunhawer et al. (2022)")
 _QIU = Citation("qiu2025multimodal", "Qiu et al. (2025)")
@@ -91,6 +98,7 @@ MODELS = {
         MIXTURE,
         {},
         Citation("kingma2014auto", "Kingma & Welling (2014)"),
+        "One VAE for each modality, for comparison: nothing is shared.",
     ),
     "mvae": Model(
         partial(mixture_model, mixture=subsets.full_set),
@@ -98,6 +106,7 @@ MODELS = {
         MIXTURE,
         mixtures.OPTIONS,
         Citation("wu2018multimodal", "Wu & Goodman (2018)"),
+        "The joint posterior is the product of all experts and the prior.",
     ),
     "mvae_plus": Model(
         partial(mixture_model, mixture=subsets.full_set, is_subsampled=True),
@@ -105,6 +114,7 @@ MODELS = {
         MIXTURE,
         mixtures.SUBSAMPLED_OPTIONS,
         _DAUNHAWER,
+        "MVAE, and the ELBO of each modality alone.",
     ),
     "mmvae": Model(
         partial(mixture_model, mixture=subsets.unimodal_subsets),
@@ -112,6 +122,7 @@ MODELS = {
         MIXTURE,
         mixtures.OPTIONS,
         _SHI,
+        "The joint posterior is the mixture of the experts.",
     ),
     "mopoe": Model(
         partial(mixture_model, mixture=subsets.powerset),
@@ -119,27 +130,31 @@ MODELS = {
         MIXTURE,
         mixtures.OPTIONS,
         Citation("sutter2021generalized", "Sutter et al. (2021)"),
+        "The joint posterior is the mixture of the products of all subsets.",
     ),
     "mmvae_official": Model(
         official.official_mixture_model,
         "MMVAE (official)",
         OFFICIAL,
         official.OPTIONS,
-        _SHI,
+        _SHI._replace(also=_DREG),
+        "MMVAE as released: Laplace experts, importance-weighted, DReG.",
     ),
     "unimodal_official": Model(
         partial(unimodal_model, is_official=True),
         "unimodal VAEs (official)",
         OFFICIAL,
         official.UNIMODAL_OPTIONS,
-        _DAUNHAWER,
+        _DAUNHAWER._replace(also=("shi2019variational", *_DREG)),
+        "Unimodal VAEs with the objective of MMVAE as released.",
     ),
     "mmvae_plus": Model(
         mmvae_plus.mmvae_plus_model,
         "MMVAE+",
         PRIVATE,
         mmvae_plus.OPTIONS,
-        Citation("palumbo2023mmvae", "Palumbo et al. (2023)"),
+        Citation("palumbo2023mmvae", "Palumbo et al. (2023)", _DREG),
+        "A mixture for what is shared, and a private vector for each modality.",
     ),
     "dmvae": Model(
         dmvae.dmvae_model,
@@ -147,6 +162,7 @@ MODELS = {
         PRIVATE,
         dmvae.OPTIONS,
         Citation("lee2021private", "Lee & Pavlovic (2021)"),
+        "A product for what is shared, and a private vector for each modality.",
     ),
     "mvtcae": Model(
         partial(coordination_model, kind=coordination.MVTCAE),
@@ -154,6 +170,7 @@ MODELS = {
         COORDINATED,
         coordination.MVTCAE.options,
         Citation("hwang2021multi", "Hwang et al. (2021)"),
+        "A product, and KL terms that pull the experts to it.",
     ),
     "crmvae": Model(
         partial(coordination_model, kind=coordination.CRMVAE),
@@ -161,6 +178,7 @@ MODELS = {
         COORDINATED,
         coordination.CRMVAE.options,
         Citation("anonymous2023mitigating", "Anonymous (ICLR 2023 submission)"),
+        "MVTCAE's terms, and each expert reconstructs its own modality.",
     ),
     "jmvae_kl": Model(
         partial(coordination_model, kind=coordination.JMVAE_KL),
@@ -168,6 +186,7 @@ MODELS = {
         COORDINATED,
         coordination.JMVAE_KL.options,
         _SUZUKI,
+        "A joint encoder, and KL terms that pull the experts to it.",
     ),
     "telbo": Model(
         partial(coordination_model, kind=coordination.TELBO),
@@ -175,6 +194,7 @@ MODELS = {
         COORDINATED,
         coordination.TELBO.options,
         Citation("vedantam2018generative", "Vedantam et al. (2018)"),
+        "A joint encoder, and the ELBO of each modality alone.",
     ),
     "jmvae": Model(
         partial(coordination_model, kind=coordination.JMVAE),
@@ -182,6 +202,7 @@ MODELS = {
         COORDINATED,
         coordination.JMVAE.options,
         _SUZUKI,
+        "A joint encoder, and no experts.",
     ),
     "mmjsd": Model(
         jensen_shannon.jensen_shannon_model,
@@ -189,6 +210,7 @@ MODELS = {
         MIXTURE,
         jensen_shannon.OPTIONS,
         Citation("sutter2020multimodal", "Sutter et al. (2020)"),
+        "A mixture, and the Jensen-Shannon divergence to a dynamic prior.",
     ),
     "mmvm": Model(
         mmvm.mixture_prior_model,
@@ -196,6 +218,7 @@ MODELS = {
         PRIVATE,
         mmvm.OPTIONS,
         Citation("sutter2024unity", "Sutter et al. (2024)"),
+        "One VAE for each modality, tied by a prior that is the mixture of experts.",
     ),
     "wb_vae": Model(
         partial(mixture_model, mixture=subsets.full_set, pooling="barycentre"),
@@ -203,6 +226,7 @@ MODELS = {
         OTHER,
         {},
         _QIU,
+        "The joint posterior is the Wasserstein barycentre of the experts.",
     ),
     "mwb_vae": Model(
         partial(mixture_model, mixture=subsets.powerset, pooling="barycentre"),
@@ -210,6 +234,7 @@ MODELS = {
         OTHER,
         mixtures.POOLED_OPTIONS,
         _QIU,
+        "The joint posterior is the mixture of the barycentres of all subsets.",
     ),
     "code_vae": Model(
         partial(mixture_model, mixture=subsets.powerset, pooling="dependent"),
@@ -217,6 +242,7 @@ MODELS = {
         OTHER,
         mixtures.CODE_OPTIONS,
         Citation("mancisidor2025aggregation", "Mancisidor et al. (2025)"),
+        "A mixture over subsets of experts whose errors are correlated.",
     ),
     "helvae": Model(
         partial(mixture_model, mixture=subsets.full_set, pooling="hoelder"),
@@ -224,6 +250,7 @@ MODELS = {
         OTHER,
         mixtures.HELVAE_OPTIONS,
         _VO,
+        "The joint posterior has the moments of the Hölder pool of the experts.",
     ),
     "mohelvae": Model(
         partial(mixture_model, mixture=subsets.powerset, pooling="hoelder"),
@@ -231,20 +258,27 @@ MODELS = {
         OTHER,
         mixtures.MOHELVAE_OPTIONS,
         _VO,
+        "The joint posterior is the mixture of such moments over all subsets.",
     ),
     "contrastive": Model(
         contrastive.contrastive_model,
         "contrastive code",
         OTHER,
         contrastive.OPTIONS,
-        Citation("", "this project"),
+        Citation("mmvae_jax", "this project", ("oord2018representation",)),
+        "A contrastive code for what is shared, private vectors for the rest.",
     ),
     "code_flow": Model(
         code_flow.code_flow_model,
         "code and flows",
         OTHER,
         code_flow.OPTIONS,
-        Citation("", "this project"),
+        Citation(
+            "mmvae_jax",
+            "this project",
+            ("oord2018representation", "liu2023flow", "lipman2023flow"),
+        ),
+        "A contrastive code, and flows that draw missing latent vectors given it.",
     ),
     "custom": Model(
         mixtures.custom_model,
@@ -252,6 +286,7 @@ MODELS = {
         OTHER,
         mixtures.CUSTOM_OPTIONS,
         _DAUNHAWER,
+        "Any mixture of products of subsets that you name.",
     ),
 }
 

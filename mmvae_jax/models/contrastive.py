@@ -207,8 +207,8 @@ def contrastive_terms(
       batch: modality -> [B, ...].
       key: random key.
       log_code_prior: s [B, d] -> log p(s) [B].
-      log_likelihoods: modality -> function ([s, w] [N, d + e], x_m) -> [N].
-      encode_generated: modality -> [s, w] [B, d + e] to codes [M, B, d], of any length.
+      log_likelihoods: modality -> function (s and w, [N, d + e], x_m) -> [N].
+      encode_generated: modality -> s and w, [B, d + e], to codes [M, B, d], any length.
       scale: t, float [] or [1].
       consistency: lambda; 0 decodes nothing from the prior.
 

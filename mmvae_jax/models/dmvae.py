@@ -117,7 +117,7 @@ def private_shared_elbos(
       joint: q(z|X), fields [B, d], given whatever is observed of each example.
       shared_dim: d.
       is_single_with_prior: whether q(z|x_m) is the expert's product with the prior.
-      log_likelihoods: modality -> function ([z, w] [N, d + e], x_m) -> [N].
+      log_likelihoods: modality -> function (z and w, [N, d + e], x_m) -> [N].
 
     Returns:
       ObjectiveTerms, fields [B].

@@ -185,7 +185,7 @@ def private_importance_weighted(
       shared_dim: d.
       prior: p(z) p(w), fields [d + e].
       auxiliary_priors: r_n(w), fields [M, e].
-      log_likelihoods: modality -> function ([z, w] [N, d + e], x_n) -> [N].
+      log_likelihoods: modality -> function (z and w, [N, d + e], x_n) -> [N].
       num_samples: K.
       form: one of `importance.FORMS`; "tight" is published by nobody.
       estimator: one of `importance.ESTIMATORS`.

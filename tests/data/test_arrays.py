@@ -1,4 +1,4 @@
-"""The user's own arrays: what is read, what is refused, and the README's example."""
+"""The user's own arrays: what is read, what is refused, and the page's example."""
 
 import re
 import subprocess
@@ -179,8 +179,10 @@ def test_files_that_are_none(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_example_of_the_readme(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def test_the_example_of_the_page(tmp_path):
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/adding.md").read_text(), re.S
+    )
     (script,) = (block for block in blocks if "np.savez" in block)
     (config,) = (block for block in blocks if block.startswith("# configs/digits.py"))
     assert len(config.splitlines()) <= 30

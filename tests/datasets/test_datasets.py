@@ -371,8 +371,8 @@ def test_a_new_data_set_is_a_folder(new_data_set):
 @pytest.mark.parametrize(
     "options_source, builder_source, message",
     [
-        (None, BUILDER, "options.py is missing: README.md, .Add your own"),
-        ("", BUILDER, "options.py has no class Options: README.md"),
+        (None, BUILDER, "options.py is missing: datasets/README.md"),
+        ("", BUILDER, "options.py has no class Options: datasets/README.md"),
         (
             OPTIONS.replace("@dataclasses.dataclass(eq=False, kw_only=True)", ""),
             BUILDER,
@@ -388,7 +388,7 @@ def test_a_new_data_set_is_a_folder(new_data_set):
             BUILDER,
             "Options sets no name that tells its values apart",
         ),
-        (OPTIONS, None, "broken_dataset_builder.py is missing: README.md"),
+        (OPTIONS, None, "broken_dataset_builder.py is missing: datasets/README.md"),
         (OPTIONS, "", "broken_dataset_builder.py has no class Builder"),
         (
             OPTIONS,

@@ -159,6 +159,15 @@ def test_what_the_page_shows(runs):
     assert page.tags.count("details") == 2 + 2
 
 
+def test_the_entries_of_what_the_runs_used_end_the_page(runs):
+    text = Page(render(runs)).text
+    *_, end = text.partition("Citations The BibTeX entries")
+    assert "% model mvae: wu2018multimodal" in end
+    for key in ("wu2018multimodal", "shi2019variational", "karras2018progressive"):
+        assert f"{{{key}," in end
+    assert "burda2016importance," in end and "heusel2017gans," not in end
+
+
 def test_many_members_show_one_of_each_run(runs, monkeypatch):
     monkeypatch.setattr(page, "MAX_MEMBERS", 7)
     shown = Page(render(runs))
@@ -255,7 +264,7 @@ def test_the_page_stands_alone(runs):
 def test_links_lead_somewhere(runs):
     text = render(runs)
     targets = [r[1:] for r in Page(text).references if r.startswith("#")]
-    assert len(targets) == 9
+    assert len(targets) == 10
     assert all(f'id="{target}"' in text for target in targets)
 
 

@@ -1,18 +1,22 @@
-"""The wheel alone: what is in it, and the calls of users in an empty folder."""
+"""The sdist and the wheel made of it: what is in them, and the calls of users."""
 
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.metadata import Metadata
+
+import mmvae_jax
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("configs", "experiments", "datasets", "benchmarks", "tests")
-# The five lines of the README, of few steps and small arrays.
+# Users' calls, of few steps and small arrays.
 CALLS = """
 import importlib.util
 import sys
@@ -65,17 +69,72 @@ assert mmvae_jax.__file__.startswith(wheel), mmvae_jax.__file__
 """
 
 
+ROOT_FILES = (
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "LICENSE",
+    "MANIFEST.in",
+    "README.md",
+    "constraints.txt",
+    "pyproject.toml",
+)
+BUILD_SDIST = (
+    "import sys; from setuptools import build_meta as m; m.build_sdist(*sys.argv[1:])"
+)
+
+
+def run(*command, **options):
+    subprocess.run(command, check=True, capture_output=True, text=True, **options)
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, of the files of the library alone, so that no build is left here."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "mmvae_jax", *FOLDERS):
+def sdist(tmp_path_factory):
+    """The sdist, of links to the files, so that no build is left here."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
+    for name in (*ROOT_FILES, "mmvae_jax", *FOLDERS):
         (source / name).symlink_to(ROOT / name)
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "-w", out]
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", source, *options]
-    subprocess.run(build, check=True, capture_output=True, text=True)
+    run(sys.executable, "-c", BUILD_SDIST, out, cwd=source)
     (found,) = out.iterdir()
     return found
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
+    """The wheel, of nothing but the sdist."""
+    out = tmp_path_factory.mktemp("wheel")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "-w", out]
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", sdist, *options)
+    (found,) = out.iterdir()
+    return found
+
+
+def described(content):
+    """The metadata of a distribution: names, versions and licences are checked."""
+    found = Metadata.from_email(content, validate=True)
+    assert found.name == "mmvae_jax" and str(found.version) == mmvae_jax.__version__
+    assert found.license_expression == "Apache-2.0"
+    assert found.license_files == ["LICENSE"]
+    assert found.description_content_type == "text/markdown"
+    assert found.description == (ROOT / "README.md").read_text()
+    return found
+
+
+def test_the_sdist_holds_the_library_and_what_a_project_is_told_by(sdist):
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+        (top,) = {name.partition("/")[0] for name in archive.getnames()}
+        described(archive.extractfile(f"{top}/PKG-INFO").read())
+    assert set(ROOT_FILES) <= held
+    assert top == f"mmvae_jax-{mmvae_jax.__version__}"
+    assert not any(name.partition("/")[0] in FOLDERS for name in held)
+
+
+def test_the_wheel_says_what_it_is(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (info,) = (x for x in archive.namelist() if x.endswith("dist-info/METADATA"))
+        described(archive.read(info))
+        licence = archive.read(info.replace("METADATA", "licenses/LICENSE"))
+    assert licence == (ROOT / "LICENSE").read_bytes()
 
 
 def test_the_wheel_holds_every_file_of_the_library_and_nothing_else(wheel):

@@ -39,6 +39,11 @@ METRICS = {
             _accuracy("coherence/joint", "joint coherence", short="joint coh."),
             _accuracy("coherence/leave_one_out/*", "Leave-one-out coherence"),
         ),
+        citations=(
+            "shi2019variational",
+            "sutter2021generalized",
+            "daunhawer2022limitations",
+        ),
     ),
     "attributes": Metric(
         coherence.attributes,
@@ -57,6 +62,7 @@ METRICS = {
             ),
             _accuracy("attribute_coherence/leave_one_out/*", "Attribute coherence"),
         ),
+        citations=("shi2019variational", "daunhawer2022limitations"),
     ),
     "matching": Metric(
         matching.matching,
@@ -77,11 +83,13 @@ METRICS = {
                 chance=0.0,
             ),
         ),
+        citations=("oord2018representation", "daunhawer2022limitations"),
     ),
     "fid": Metric(
         frechet.fid,
         needs=("images of 1 or 3 channels", "weights", "cache"),
         columns=(_distance("fid", "FID"), _distance("fid/*", "FID")),
+        citations=("heusel2017gans", "szegedy2016rethinking", "seitzer2020fid"),
     ),
     "frechet": Metric(
         frechet.frechet,
@@ -97,6 +105,7 @@ METRICS = {
                 "frechet_classifier/*", "Fréchet distance on classifier features"
             ),
         ),
+        citations=("heusel2017gans",),
     ),
     "swd": Metric(
         swd.swd,
@@ -105,6 +114,7 @@ METRICS = {
             _distance("swd", "SWD", long="sliced Wasserstein distance"),
             _distance("swd/*", "Sliced Wasserstein distance"),
         ),
+        citations=("karras2018progressive",),
     ),
     "elbo": Metric(
         elbo.elbo,
@@ -113,6 +123,7 @@ METRICS = {
             Column("kl", "KL", unit="nats"),
             _likelihood("reconstruction/*", "Reconstruction (log-likelihood in nats)"),
         ),
+        citations=("kingma2014auto", "daunhawer2022limitations"),
     ),
     "log_likelihood": Metric(
         log_likelihood.log_likelihood,
@@ -125,6 +136,7 @@ METRICS = {
             ),
         ),
         options={"num_samples": "importance_samples", "proposal": "proposal"},
+        citations=("burda2016importance", "sutter2021generalized"),
     ),
     "linear_probe": Metric(
         linear_probe.linear_probe,
@@ -137,6 +149,7 @@ METRICS = {
                 long="accuracy of a linear classifier",
             ),
         ),
+        citations=("sutter2021generalized", "daunhawer2022limitations"),
     ),
     "captions": Metric(
         captions.captions,
@@ -146,6 +159,7 @@ METRICS = {
             _fraction("captions/distinct_1", "distinct-1"),
             _fraction("captions/distinct_2", "distinct-2"),
         ),
+        citations=("papineni2002bleu", "post2018call", "li2016diversity"),
     ),
 }
 # Tag as in summary.json -> its column.

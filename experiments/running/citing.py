@@ -1,0 +1,93 @@
+"""What runs used, as BibTeX: model, metrics and data set."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.running import datasets, workdirs
+from mmvae_jax.errors import UsageError
+from mmvae_jax.evaluation.metrics import METRICS
+from mmvae_jax.interface import old_configs, references
+
+_BIB = "CITATIONS.bib"
+_CONDITIONS = re.compile(r"^\s*keywords\s*=\s*\{(.*?)\}", re.MULTILINE)
+
+
+def bibtex(runs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> str:
+    """The entries of what some runs used, after comments that say what each is for.
+
+    Args:
+      runs: content of config.json, and of summary.json if the run is finished.
+    """
+    entries, used = references.entries(), {}
+    for config, summary in runs:
+        model = _section(config, "model").get("name", "")
+        own = datasets_entries(_section(config, "data"))
+        # A key that both have is of the same entry (tests/experiments/test_cite.py).
+        entries = own | entries
+        used |= references.uses(model, _metrics(config, summary))
+        if name := _section(config, "data").get("name"):
+            used[f"data set {name}"] = tuple(own)
+    lines = [
+        f"% {what}: {', '.join(keys) or 'no entry'}" for what, keys in used.items()
+    ]
+    cited = dict.fromkeys(key for keys in used.values() for key in keys)
+    return "\n\n".join(["\n".join(lines), *(entries[key] for key in cited)])
+
+
+def datasets_entries(data_config: Mapping[str, Any]) -> dict[str, str]:
+    """The entries of a data set that its options ask for: key -> entry.
+
+    Args:
+      data_config: config.data. An entry of datasets/NAME/CITATIONS.bib that has the
+        field `keywords` is used where one of them, FIELD=VALUE, is in it.
+    """
+    path = datasets.DATASETS / str(data_config.get("name")) / _BIB
+    if not path.is_file():
+        return {}
+    found = {}
+    for key, entry in references.parse(path.read_text(encoding="utf-8")).items():
+        asked = _CONDITIONS.search(entry)
+        conditions = [x.strip() for x in asked[1].split(",")] if asked else []
+        held = {f"{field}={value}" for field, value in data_config.items()}
+        if not conditions or held & set(conditions):
+            found[key] = entry
+    return found
+
+
+def read(directory: Path) -> list[tuple[Any, dict | None]]:
+    """The configs of all runs and exports in a folder and below, and their summaries.
+
+    Raises:
+      UsageError: there is none, or one of their files cannot be read.
+    """
+    found = []
+    for path in sorted(directory.rglob("config.json")):
+        config = old_configs.upgraded(workdirs.read_json(path))
+        if not _section(config, "model").get("name"):
+            raise UsageError(f"{path} names no model: it is no config of this project")
+        found.append((config, workdirs.read_summary(path.parent)))
+    if not found:
+        raise UsageError(
+            f"no run in {directory}: name the folder of a run, of several, or an export"
+        )
+    return found
+
+
+def _section(config: Any, name: str) -> Mapping[str, Any]:
+    """A section of a config; empty where it has none."""
+    section = config.get(name) if isinstance(config, Mapping) else None
+    return section if isinstance(section, Mapping) else {}
+
+
+def _metrics(config: Any, summary: Mapping[str, Any] | None) -> list[str]:
+    """The metrics of a run: those of its config, and those that it has values of."""
+    named = _section(config, "eval").get("metrics")
+    named = named if isinstance(named, list) else ()
+    tags = {t for row in (summary or {}).get("members", ()) for t in row["metrics"]}
+    return [
+        name
+        for name, metric in METRICS.items()
+        if name in named or any(f"eval/{c.tag}" in tags for c in metric.columns)
+    ]

@@ -1,0 +1,63 @@
+"""BibTeX entries of what a run is made of.
+
+The rows of MODELS and METRICS name keys of references.bib in this package. A data set
+brings its own entries.
+"""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from mmvae_jax.evaluation.metrics import METRICS
+from mmvae_jax.models import MODELS
+
+SOFTWARE = "mmvae_jax"  # key of this project
+_FILE = Path(__file__).resolve().parents[1] / "references.bib"
+_HEAD = re.compile(r"^@\w+\s*\{\s*([^\s,{}]+)\s*,", re.MULTILINE)
+
+
+def parse(text: str) -> dict[str, str]:
+    """The entries of a BibTeX file: key -> entry as it is written, in their order.
+
+    Raises:
+      ValueError: an entry does not end, or two have the same key.
+    """
+    found: dict[str, str] = {}
+    for head in _HEAD.finditer(text):
+        key, depth = head[1], 0
+        for place in range(head.start(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[place], 0)
+            if text[place] == "}" and depth == 0:
+                break
+        else:
+            raise ValueError(f"the BibTeX entry {key} does not end")
+        if key in found:
+            raise ValueError(f"there are two BibTeX entries {key}")
+        found[key] = text[head.start() : place + 1]
+    return found
+
+
+def entries() -> dict[str, str]:
+    """The entries of models, of metrics and of this project: key -> entry."""
+    return parse(_FILE.read_text(encoding="utf-8"))
+
+
+def uses(model: str, metrics: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """The keys of a model and of metrics, and of this project.
+
+    Args:
+      model: key of MODELS, or any other name.
+      metrics: keys of METRICS, or any other names.
+
+    Returns:
+      What is used, in words -> keys of `entries`; () for what no table has.
+    """
+    citation = MODELS[model].citation if model in MODELS else None
+    return {
+        "this software": (SOFTWARE,),
+        f"model {model}": (citation.key, *citation.also) if citation else (),
+        **{
+            f"metric {name}": METRICS[name].citations if name in METRICS else ()
+            for name in metrics
+        },
+    }

@@ -1,0 +1,105 @@
+"""The documentation site: what is in it, where its links lead, and that it is built."""
+
+import os
+import posixpath
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+import site_hooks  # noqa: E402
+
+BIN = Path(sys.executable).parent
+MKDOCS = shutil.which("mkdocs", path=f"{BIN}:{os.environ['PATH']}")
+
+
+class Loader(yaml.SafeLoader):
+    """Of a mkdocs.yml, the names of Python's functions left out."""
+
+
+Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+SITE = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)
+
+
+def pages_of(nav):
+    """The pages of the navigation, in order."""
+    for item in nav:
+        value = item if isinstance(item, str) else next(iter(item.values()))
+        yield from [value] if isinstance(value, str) else pages_of(value)
+
+
+OWN = {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}
+REFERENCE = site_hooks.reference()
+
+
+def test_every_page_is_in_the_navigation_once():
+    pages = list(pages_of(SITE["nav"]))
+    assert len(set(pages)) == len(pages)
+    assert set(pages) == OWN | REFERENCE.keys() | set(site_hooks.PAGES.values())
+
+
+def test_the_reference_has_every_module_once():
+    found = re.findall(r"^::: (\S+)$", "\n".join(REFERENCE.values()), re.MULTILINE)
+    files = [p for p in (ROOT / "mmvae_jax").rglob("*.py") if p.stem != "__main__"]
+    names = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for p in files
+    } - {"mmvae_jax"}
+    assert len(found) == len(names) and set(found) == names
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "wanted"),
+    [
+        ("index.md", "[a](docs/models.md#options)", "[a](models.md#options)"),
+        ("index.md", "![a](docs/growth.png)", "![a](growth.png)"),
+        ("index.md", "[a](CONTRIBUTING.md)", "[a](contributing.md)"),
+        ("index.md", "[`a`](tests/conftest.py)", "`a`"),
+        ("theory.md", "[a](../datasets/README.md)", "[a](datasets.md)"),
+        ("theory.md", "[a](../results/demo.json)", "a"),
+        ("theory.md", "[a](models.md)", "[a](models.md)"),
+        ("theory.md", "[a](#here)", "[a](#here)"),
+        ("theory.md", "[a](https://arxiv.org)", "[a](https://arxiv.org)"),
+        ("contributing.md", "[a](docs/adding.md)", "[a](adding.md)"),
+    ],
+)
+def test_links_are_those_of_the_site(page, link, wanted):
+    known = OWN | set(site_hooks.PAGES.values()) | {"growth.png"}
+    files = SimpleNamespace(get_file_from_path=lambda p: p if p in known else None)
+    own = SimpleNamespace(file=SimpleNamespace(src_uri=page))
+    assert site_hooks.on_page_markdown(link, own, None, files) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(MKDOCS is None, reason="the extra docs is not installed")
+def test_it_is_built_without_a_warning_and_asks_no_other_server(tmp_path):
+    command = [
+        MKDOCS,
+        "build",
+        "--strict",
+        "--quiet",
+        f"--site-dir={tmp_path / 'site'}",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > len(list(pages_of(SITE["nav"])))
+    for page in pages:
+        text = page.read_text()
+        loaded = re.findall(
+            r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"?([^\" >]+)", text
+        )
+        assert loaded and not any(
+            "//" in posixpath.normpath(x) or x.startswith("http") for x in loaded
+        ), page
+        assert "fonts.g" not in text and "cdn" not in text.lower(), page
