@@ -776,6 +776,7 @@ def test_crops_are_what_the_folder_has(tmp_path):
         assert config.name == options.Options(cub_dir=str(folder), crop=crop).name
 
 
+@pytest.mark.slow
 def test_command_reports_in_one_line(tmp_path):
     folder = write_packed(tmp_path / "cub")
     command = [

@@ -531,6 +531,7 @@ def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.glob("polymnist/*/*")] == [".lock"]
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path):
     config = data_config(tmp_path, pairings=4)
     processes = [start(config) for _ in range(2)]
@@ -544,6 +545,7 @@ def test_two_processes_at_once(tmp_path):
     assert dataset.fingerprint == alone.fingerprint
 
 
+@pytest.mark.slow
 def test_command_reports_in_one_line(tmp_path):
     file = tmp_path / "config.py"
     config = data_config(tmp_path, num_modalities=9).to_dict()

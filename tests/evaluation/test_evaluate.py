@@ -115,7 +115,7 @@ def test_all_examples(num):
                 "m1_given_m0": (44, 40, 3),
             },
         ),
-        (
+        pytest.param(
             {"m0": (4, 4, 3), "m1": (6, 6, 3), "m2": (8, 8, 1)},
             {
                 "prior": (18, 160, 3),
@@ -123,6 +123,7 @@ def test_all_examples(num):
                 "m1_given_m2": (68, 80, 3),
                 "m2_given_m0": (84, 80, 3),
             },
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -178,6 +178,7 @@ def test_what_a_full_disk_cannot_keep_is_said_and_costs_nothing(tmp_path, monkey
         keep(tmp_path / "file" / "a.msgpack", b"content")
 
 
+@pytest.mark.slow
 def test_a_run_is_not_lost_where_judges_cannot_be_kept(
     smoke_config, dataset, tmp_path, run_here
 ):

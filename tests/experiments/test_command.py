@@ -94,6 +94,7 @@ def faults(mode):
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="for the GNU C library")
 def test_memory_is_kept():
     # One of ten calls may find another place in memory.
@@ -104,7 +105,9 @@ def test_memory_is_kept():
     ("main", "number", "stdout", "stderr"),
     [
         ("saving", signal.SIGTERM, "SIGTERM: saving, then stopping\nsaved", ""),
-        ("drawing", signal.SIGINT, "", "SIGINT: stopped\n"),
+        pytest.param(
+            *("drawing", signal.SIGINT, "", "SIGINT: stopped\n"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_signal_while_a_program_is_compiled(main, number, stdout, stderr):
@@ -116,8 +119,13 @@ def test_a_signal_while_a_program_is_compiled(main, number, stdout, stderr):
     ("asked", "options", "reason"),
     [
         ("cuda", (), "there is no such GPU"),
-        ("cuda", ("-O",), "there is no such GPU"),
-        ("spu", (), "Unable to initialize backend 'spu'.*'cpu'.*"),
+        pytest.param(
+            *("cuda", ("-O",), "there is no such GPU"), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            *("spu", (), "Unable to initialize backend 'spu'.*'cpu'.*"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
@@ -269,6 +277,7 @@ def test_settings_of_jax_in_the_environment(name, value):
     assert line.startswith("error: ") and value in line and name in line.upper()
 
 
+@pytest.mark.slow
 def test_matplotlib_is_silent_about_its_folder():
     """It says at length where it writes if it cannot at home."""
     code = "from experiments.drawing import page_pictures"

@@ -52,6 +52,7 @@ def test_more_steps_end_in_the_bits_of_a_run_planned_so_long(
         run_here(array_config(), workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "steps"),
     [

@@ -34,6 +34,14 @@ OVER_BETA = {  # figure -> the tags of its rows of panels, the models of its lin
 }
 
 
+# Quick to draw; the others are drawn by slow tests.
+FAST = ("2", "3", "9", "matching")
+EVERY = [
+    name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+    for name in paper_figures.DRAWINGS
+]
+
+
 def metrics_of(rng, names, is_complete, has_fid):
     """Plausible numbers, all different."""
     kinds = ["frechet_classifier", "swd", *(["fid"] if has_fid else [])]
@@ -268,7 +276,16 @@ def test_coherence_has_the_levels_of_chance_and_of_real_data(evidence):
     assert len(rows_of(drawing, model="real data")) == 2
 
 
-@pytest.mark.parametrize("name", ("2", "3", "8", "11", "12", "13"))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "3",
+        *(
+            pytest.param(x, marks=pytest.mark.slow)
+            for x in ("2", "8", "11", "12", "13")
+        ),
+    ],
+)
 def test_fid_is_shown_only_where_every_run_has_it(evidence, tmp_path, name):
     drawing = paper_figures.DRAWINGS[name](evidence)
     labels = " ".join(" ".join(texts_of(drawing.figure)).split())
@@ -422,7 +439,7 @@ def test_one_seed_has_no_band(evidence):
     assert "one seed" in drawing.caption and "deviation" not in drawing.caption
 
 
-@pytest.mark.parametrize("name", paper_figures.DRAWINGS)
+@pytest.mark.parametrize("name", EVERY)
 def test_nothing_measured_is_said_and_no_error(evidence, name):
     drawing = paper_figures.DRAWINGS[name](dataclasses.replace(evidence, runs={}))
     assert drawing.rows == []
@@ -434,7 +451,7 @@ def test_nothing_measured_is_said_and_no_error(evidence, name):
             assert [text.get_text() for text in axis.texts] == ["not measured"]
 
 
-@pytest.mark.parametrize("name", paper_figures.DRAWINGS)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_data_set_without_runs_is_an_empty_column(evidence, name):
     gone = [spec for spec in evidence.runs if spec.dataset == "translated"]
     drawing = paper_figures.DRAWINGS[name](without(evidence, *gone))
@@ -557,6 +574,7 @@ def test_fronts_are_quality_against_coherence(evidence):
     assert row["std"] == pytest.approx(np.std(found, ddof=1))
 
 
+@pytest.mark.slow
 def test_markers_of_fronts_grow_with_beta_and_are_hollow_where_seeds_diverged(evidence):
     spec = Spec("polymnist", "crmvae")
 
@@ -645,15 +663,15 @@ def test_published_coherences_are_apart_and_no_rows(evidence):
     assert paper.PUBLISHED_SOURCE in drawing.caption
 
 
-def test_rows_of_a_figure_have_the_same_columns(evidence):
-    for name, draw in paper_figures.DRAWINGS.items():
-        rows = draw(evidence).rows
-        assert len({tuple(row) for row in rows}) <= 1
-        assert {row["figure"] for row in rows} <= {name}
-        assert bool(rows) == (name not in figure_captions.PICTURES)
+@pytest.mark.parametrize("name", EVERY)
+def test_rows_of_a_figure_have_the_same_columns(evidence, name):
+    rows = paper_figures.DRAWINGS[name](evidence).rows
+    assert len({tuple(row) for row in rows}) <= 1
+    assert {row["figure"] for row in rows} <= {name}
+    assert bool(rows) == (name not in figure_captions.PICTURES)
 
 
-@pytest.mark.parametrize("name", paper_figures.DRAWINGS)
+@pytest.mark.parametrize("name", EVERY)
 def test_captions_say_what_was_measured(evidence, name):
     text = paper_figures.DRAWINGS[name](evidence).caption
     for part in ("demo scale", "made-up-polymnist", "1,500 steps", "an abacus", "seed"):
@@ -663,15 +681,7 @@ def test_captions_say_what_was_measured(evidence, name):
     assert "ot measured" not in text and text.endswith(".")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        if name in ("2", "3", "matching")
-        else pytest.param(name, marks=pytest.mark.slow)
-        for name in paper_figures.DRAWINGS
-    ],
-)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_caption_is_below_the_panels_and_inside_the_figure(evidence, name):
     drawing = paper_figures.DRAWINGS[name](evidence)
     width, height = drawing.figure.get_size_inches()

@@ -317,6 +317,20 @@ KINDS = {
     "config files": "--config={|--config=$|nothing.py",
     "flags and fields of configs": "",
 }
+# Those of the fast tests: every kind of input, and every module that refuses it. The
+# others are slow; checks of fields are also tested one by one, in test_checks.py.
+FAST = re.compile(
+    "wrokdir|net=conv|^stray|modle|num_steps=many|bfloat16|name=arrays|mopeo|loos$"
+    r"|alpha=0.5|network=vit|likelihood=poisson|widths=\(0,\)|\(0,\),\(2,\)|beta=\(-1"
+    "|size=100000|metrics=.*psnr|digits=mnist$|{a_file}/run|{foreign}|latent_dim=5"
+    "|{claimed}|{no_checkpoint}|{config_raises.py}|{config_none.py}"
+    "|{npz_(lengths|narrow_mask|cut|bomb).npz}|{idx_huge}|{picture_(cut|bomb)}"
+    "|{published_size}|{cub_(outside|cut|class)}|{prepared_module}|{run_(members|log)}"
+    "|{weights_attack.pth}|^apply --workdir={run} --member=beta=1.*(embbed|fit_shape)"
+    "|^apply --workdir={run} --member=beta=7|^evaluate.*({empty}$|num_steps|step=7)"
+    "|^evaluate --workdir={run_fields}|^export.*({a_file}|run_export)"
+)
+SLOW = pytest.mark.slow
 SECONDS = 5  # of the processors, without the imports
 MEGABYTES = 300  # more than the same command needs to refuse a flag
 NO_NETWORK = """
@@ -342,6 +356,9 @@ from polymnist import polymnist_dataset_builder as module
 module.Builder._generate_examples = full
 """,
 }
+
+
+FAST_FAILURES = ("checkpoint", "data")
 
 
 @pytest.fixture(scope="module")
@@ -424,12 +441,23 @@ def places(finished, smoke_config, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(places, commands, contents, tmp_path_factory):
-    """Flags or name -> (outcome, its workdir), and what was in `places`."""
+def results(places, commands, contents, tmp_path_factory, request):
+    """Flags or name -> (outcome, its workdir), and what was in `places`.
+
+    Of the flags whose tests are run.
+    """
+    asked = {
+        value
+        for test in request.session.items
+        if test.function in (test_usage, test_full_disk)
+        for value in test.callspec.params.values()
+    }
     root = tmp_path_factory.mktemp("workdirs")
     names = {path.name: str(path) for path in places.iterdir()}
     jobs, workdirs = {}, {}
     for number, flags in enumerate(USAGE):
+        if flags not in asked:
+            continue
         # Names of files have points, which format() takes for attributes.
         fill = re.compile(r"{([^}]+)}")
         given = [fill.sub(lambda m: names[m[1]], flag) for flag in flags.split(" --")]
@@ -441,6 +469,8 @@ def results(places, commands, contents, tmp_path_factory):
             given.insert(0, f"--workdir={workdirs[flags]}")
         jobs[flags] = (given, NO_NETWORK)
     for name, first in FAILURES.items():
+        if name not in asked:
+            continue
         workdirs[name] = root / name
         given = [f"--workdir={workdirs[name]}"]
         if name == "data":
@@ -460,10 +490,13 @@ def least(outcomes):
 
 def test_the_table_is_of_all_kinds_of_input():
     for kind, form in KINDS.items():
-        assert any(re.search(form, flags) for flags in USAGE), kind
+        own = [flags for flags in USAGE if re.search(form, flags)]
+        assert any(map(FAST.search, own)), kind
 
 
-@pytest.mark.parametrize("flags", USAGE)
+@pytest.mark.parametrize(
+    "flags", [x if FAST.search(x) else pytest.param(x, marks=SLOW) for x in USAGE]
+)
 def test_usage(flags, results):
     outcomes, workdirs, _, _ = results
     outcome = outcomes[flags]
@@ -483,7 +516,13 @@ def test_usage(flags, results):
     assert left in ([], [".lock"])
 
 
-@pytest.mark.parametrize("name", FAILURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in FAST_FAILURES else pytest.param(name, marks=SLOW)
+        for name in FAILURES
+    ],
+)
 def test_full_disk(name, results):
     outcomes, workdirs, _, _ = results
     outcome = outcomes[name]
@@ -496,11 +535,15 @@ def test_full_disk(name, results):
 
 
 def test_no_half_written_data(results):
+    if "data" not in results[1]:
+        pytest.skip("the command was not run")
     folder = results[1]["data"].parent / "full_data"
     assert not list(folder.rglob("dataset_info.json"))
 
 
-def test_existing_files_are_left_as_they_are(places, results):
+@pytest.mark.parametrize("commands_of", ["fast", pytest.param("slow", marks=SLOW)])
+def test_existing_files_are_left_as_they_are(commands_of, places, results):
+    """By the commands of the fast tests, and by those of the slow ones."""
     _, _, before, after = results
     assert not (places / "attacked").exists()
     assert len(before) > 100
@@ -509,10 +552,8 @@ def test_existing_files_are_left_as_they_are(places, results):
     assert before == after
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["run", pytest.param("prepare", marks=pytest.mark.slow)],
-)
+@SLOW
+@pytest.mark.parametrize("module", ["run", "prepare"])
 def test_a_wrong_field_of_the_default_config_is_one_line(module):
     done = subprocess.run(
         [sys.executable, "-m", f"experiments.{module}", "--config.data.sed=1"],

@@ -140,6 +140,7 @@ def test_evaluations_of_others_are_no_summary(workdir, change):
         page.render(workdir.parent)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_evaluated_and_goes_on(
     array_config, array_run, run_here, tmp_path, monkeypatch, assert_same_end
 ):

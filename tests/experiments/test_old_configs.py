@@ -132,6 +132,7 @@ def config(smoke_config):
     )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on(
     config, data_dir, run_here, last_state, assert_same_end, tmp_path
 ):

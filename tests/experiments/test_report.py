@@ -477,6 +477,7 @@ def test_a_page_is_replaced(runs):
             write(runs, wrong)
 
 
+@pytest.mark.slow
 def test_the_command_refuses_an_empty_directory(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.report", f"--directory={tmp_path}"],

@@ -1,4 +1,9 @@
-"""A run that was stopped and started again ends in the bits of an unbroken one."""
+"""A run that was stopped and started again ends in the bits of an unbroken one.
+
+The chains of stops are slow tests. Fast ones resume in the process: a loop
+(tests/training/test_loop.py), schedules and stages (test_schedules.py, test_stages.py),
+and a run that is continued (test_continue.py).
+"""
 
 import functools
 import signal
@@ -107,10 +112,7 @@ STOPPED = {
 }
 CHAINS = {"killed": KILLED, "elsewhere": KILLED_ELSEWHERE, "stopped": STOPPED}
 # What signals do is also tested at drawn moments, by test_kills.py.
-EVERY_CHAIN = [
-    pytest.param(chain, marks=() if chain == "killed" else pytest.mark.slow)
-    for chain in CHAINS
-]
+EVERY_CHAIN = [pytest.param(chain, marks=pytest.mark.slow) for chain in CHAINS]
 EVERY_STOP = [
     pytest.param(*chain.values, name, marks=chain.marks)
     for chain in EVERY_CHAIN

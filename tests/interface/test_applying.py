@@ -232,6 +232,7 @@ def test_wrong_arguments_are_named(trained):
         mmvae_jax.embed(trained, DATA, given=["sound"])
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_a_model_a_member():
     both = fit("mvae", beta=(0.5, 2.0))
     alone = fit("mvae", beta=2.0)

@@ -59,6 +59,7 @@ def test_a_caption_that_is_missing_adds_no_word():
     assert found.words["text"][3:] == ("a", "bird", "red")
 
 
+@pytest.mark.slow
 def test_data_with_their_words_are_applied_to_as_they_were_trained_on():
     data = {"text": G.integers(0, 3, (60, 2)), "text_words": ["a", "b", "c"]}
     trained = fit(data)
@@ -67,6 +68,7 @@ def test_data_with_their_words_are_applied_to_as_they_were_trained_on():
         mmvae_jax.embed(trained, data | {"text_words": ["b", "a", "c"]})
 
 
+@pytest.mark.slow
 def test_numbers_of_numpy_are_numbers_and_sections_are_mappings():
     trained = fit(
         num_steps=np.int64(2),

@@ -343,7 +343,9 @@ def test_gather_takes_one_component_an_example():
         )
 
 
-@pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
+@pytest.mark.parametrize(
+    "leading", [(), pytest.param((3,), marks=pytest.mark.slow), (2, 3)]
+)
 def test_mixture_density_against_scipy(leading):
     components = random_experts(7)
     weights = np.array([0.1, 0.0, 0.6, 0.3])
@@ -469,7 +471,9 @@ def test_posterior_components_are_the_products_of_balanced_subsets():
 
 
 @pytest.mark.parametrize("spread", [10.0, 38.0, 100.0])
-@pytest.mark.parametrize("make", [subsets.powerset, subsets.full_set])
+@pytest.mark.parametrize(
+    "make", [pytest.param(subsets.powerset, marks=pytest.mark.slow), subsets.full_set]
+)
 def test_subset_posteriors_at_extreme_log_variances(spread, make):
     """Equal to the exact products within +-40, finite with finite gradients at
     +-100 too."""

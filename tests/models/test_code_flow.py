@@ -87,6 +87,7 @@ def test_what_is_given_is_kept_and_what_is_missing_is_drawn(model):
     np.testing.assert_allclose(code[1], np.log(variance), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_density_of_what_the_flow_moves_nowhere(model):
     """Flows begin as no motion: whitened latents are N(0, I), and so is the code."""
     params = model.init(KEY)
@@ -108,7 +109,10 @@ def test_the_density_of_what_the_flow_moves_nowhere(model):
     np.testing.assert_allclose(drawn.var(0), whole, rtol=0.12)
 
 
-@pytest.mark.parametrize("flow", ["modality", "joint", "joint_without_code"])
+@pytest.mark.parametrize(
+    "flow",
+    ["modality", "joint", pytest.param("joint_without_code", marks=pytest.mark.slow)],
+)
 def test_what_a_draw_depends_on(tiny_config, flow):
     """On the code, on given latents if the flow is joint, and on the guidance."""
     batch, drawn = vectors(), {}
@@ -135,6 +139,7 @@ def test_stages_learn_all_there_is(model):
     assert sorted([*learned, *kept]) == sorted(jax.eval_shape(model.init, KEY))
 
 
+@pytest.mark.slow
 def test_whitening_is_of_all_that_is_observed(model):
     """Of draws of q(w|x), over the whole training set, with batches that differ."""
     data = vectors(NUM + 3)
@@ -166,6 +171,7 @@ def test_whitening_is_of_all_that_is_observed(model):
     assert all(jax.tree.leaves(is_moved["prior"]))
 
 
+@pytest.mark.slow
 def test_log_likelihood_where_modalities_are_missing(model):
     """What is drawn for them has no density, and so the estimate none."""
     params, data = params_of(model), vectors()

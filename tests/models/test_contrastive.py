@@ -285,6 +285,7 @@ def test_the_layered_decoder_has_images_of_any_size(size):
 # The comparison.
 
 
+@pytest.mark.slow
 def test_runs_of_the_comparison_have_equal_data_steps_and_parameters():
     made = configs({"data_dir": "somewhere"})
     shapes = {f"m{i}": (16, 16, 3) for i in range(5)}

@@ -20,7 +20,7 @@ LIKELIHOODS = {
     "counts": "negative_binomial",
 }
 B, KEY = 6, jax.random.key(0)
-FAST = ("mopoe", "jmvae")
+FAST = ("mopoe",)
 EVERY = [
     name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
     for name in models.MODELS
@@ -128,7 +128,11 @@ def test_likelihoods_that_do_not_fit_are_refused(tiny_config):
 
 
 @pytest.mark.parametrize(
-    ("kind", "rate"), [("gaussian_learned", 2e-2), ("gaussian_optimal", 1e-2)]
+    ("kind", "rate"),
+    [
+        pytest.param("gaussian_learned", 2e-2, marks=pytest.mark.slow),
+        ("gaussian_optimal", 1e-2),
+    ],
 )
 def test_scales_are_found_by_training(tiny_config, kind, rate):
     """The members of a sweep too, each by itself, with the bits of a run alone."""

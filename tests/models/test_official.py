@@ -146,6 +146,7 @@ def test_with_one_sample_it_is_the_beta_weighted_elbo(beta, estimator):
     assert loss == pytest.approx(float(elbo.loss(terms, beta)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_more_samples_and_the_tight_form_are_the_tighter_bounds():
     """Towards log p(X) from below, all three by more than noise."""
     experts = Gaussian(MEANS, SPREADS)
@@ -275,7 +276,7 @@ def mean_differences(one, other):
     return np.concatenate(scores), np.concatenate(errors)
 
 
-@pytest.mark.parametrize("beta", [1.0, 3.0])
+@pytest.mark.parametrize("beta", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
 @pytest.mark.parametrize("form", importance.FORMS)
 def test_decoders_and_prior_have_the_gradient_of_the_objective(form, beta):
     options = {"form": form, "beta": beta, "num_samples": K}
@@ -302,7 +303,13 @@ UNBIASED = {
 
 
 @pytest.mark.parametrize("family", [Laplace, pytest.param(Gaussian, marks=SLOW)])
-@pytest.mark.parametrize("name", UNBIASED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "agreeing, tight" else pytest.param(name, marks=SLOW)
+        for name in UNBIASED
+    ],
+)
 def test_dreg_has_the_expectation_of_the_objectives_gradient(name, family):
     experts, options = UNBIASED[name]
     options = {"num_samples": 4} | options
@@ -327,7 +334,7 @@ BIASED = {
 @pytest.mark.parametrize(
     "name",
     [
-        name if name.startswith("different") else pytest.param(name, marks=SLOW)
+        name if name == "different, tight" else pytest.param(name, marks=SLOW)
         for name in BIASED
     ],
 )
@@ -505,6 +512,7 @@ def test_the_config_reaches_the_objective(name, tiny_config):
     assert len(set(jaxprs)) == 1 + len(changes)
 
 
+@pytest.mark.slow
 def test_dreg_decodes_no_second_time(tiny_config):
     """XLA merges its two passes: no more operations than for the plain estimator."""
     config = tiny_config("mmvae_official")

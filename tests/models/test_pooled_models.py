@@ -88,11 +88,12 @@ def test_weights_of_an_incomplete_example_are_those_of_what_is_there(code_vae, b
     [
         ("wb_vae", {}, Pooling("barycentre")),
         ("code_vae", {"correlation": 0.9}, Pooling("dependent", 0.9)),
-        ("helvae", {}, Pooling("hoelder")),
-        (
+        pytest.param("helvae", {}, Pooling("hoelder"), marks=pytest.mark.slow),
+        pytest.param(
             "helvae",
             {"pooled_over": "dimensions"},
             Pooling("hoelder", pooled_over="dimensions"),
+            marks=pytest.mark.slow,
         ),
         (
             "custom",

@@ -287,6 +287,7 @@ def exact_log_likelihood(batch):
     return scipy.stats.multivariate_normal.logpdf(x, cov=covariance)
 
 
+@pytest.mark.slow
 def test_the_terms_are_a_bound_and_the_objective_is_one_for_equal_priors():
     """Of log p(X), from below; with r_n other than p, the terms alone."""
     experts = Gaussian(0.3 * MEANS, 0.2 * SPREADS)

@@ -42,21 +42,23 @@ def test_the_velocity_is_zero_at_the_start_and_learns(module):
 
 @NETWORKS
 def test_the_velocity_depends_on_each_input_of_its_own_example_alone(module):
-    params = trained_like(module, X, T, CONDITION)
-    v = module.apply(params, X, T, CONDITION)
+    params, apply = trained_like(module, X, T, CONDITION), jax.jit(module.apply)
+    v = apply(params, X, T, CONDITION)
     assert v.shape == X.shape
     inputs = X, T, CONDITION
     for i, values in enumerate(inputs):
         changed = values.copy()
         changed[2] += 0.3
-        other = module.apply(params, *inputs[:i], changed, *inputs[i + 1 :])
+        other = apply(params, *inputs[:i], changed, *inputs[i + 1 :])
         is_changed = np.abs(other - v).max(axis=1) > 1e-4
         np.testing.assert_array_equal(is_changed, np.arange(5) == 2)
         same = np.arange(5) != 2
         np.testing.assert_allclose(other[same], v[same], atol=1e-5)
 
 
-@NETWORKS
+@pytest.mark.parametrize(
+    "module", [MLP, pytest.param(TRANSFORMER, marks=pytest.mark.slow)]
+)
 def test_networks_are_mapped_over_members_and_used_in_loops(module):
     members = [
         jax.tree.map(lambda p, s=s: s * p, trained_like(module, X, T)) for s in (1, 0.5)
@@ -161,6 +163,7 @@ def fitted(module, keys, draw):
     return run(jax.jit(module.init)(KEY, r, jnp.zeros(len(r)), condition))
 
 
+@pytest.mark.slow
 def test_a_trained_flow_has_the_moments_of_a_mixture():
     """Two Gaussians in a plane, of weights 0.7 and 0.3; the condition says which."""
     centres = jnp.array([[-1.0, 0.5], [1.5, -0.5]])

@@ -156,7 +156,9 @@ def test_unknown_option(network):
         networks.make_networks(network, shape, 49, height=3)
 
 
-@pytest.mark.parametrize("size", [5, 8, 13, 16, 28])
+@pytest.mark.parametrize(
+    "size", [8, *(pytest.param(x, marks=pytest.mark.slow) for x in (5, 13, 16, 28))]
+)
 def test_spatial_latents_have_a_place(size):
     """Round trip; and a pixel changes the latents of the places near it alone."""
     places = images.num_places(size, (2, 3))

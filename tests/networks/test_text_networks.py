@@ -137,7 +137,7 @@ def test_the_order_of_words_matters(pair):
 def test_the_transformer_reads_up_to_the_end():
     encoder, _ = networks.make_networks("transformer", SMALL, 4, **TEXT["transformer"])
     x = captions()
-    params = encoder.init(KEY, x)
+    params = jax.jit(encoder.init)(KEY, x)
     is_after = np.asarray(x) == tokens.PAD
     other = jnp.where(is_after, jnp.arange(SMALL.length) + 2, x)
     apply = jax.jit(encoder.apply)
@@ -150,16 +150,16 @@ def test_the_transformer_reads_up_to_the_end():
 def test_a_block_attends_to_what_the_mask_shows():
     block = text.TransformerBlock(2)
     h = jax.random.normal(KEY, (2, 5, 4))
-    params = block.init(KEY, h)
+    params, apply = jax.jit(block.init)(KEY, h), jax.jit(block.apply)
     mask = jnp.array([True, True, False, True, False])[None, None, None]
     other = h.at[:, 2].add(1.0).at[:, 4].add(1.0)
-    one, two = block.apply(params, h, mask), block.apply(params, other, mask)
+    one, two = apply(params, h, mask), apply(params, other, mask)
     np.testing.assert_array_equal(one[:, [0, 1, 3]], two[:, [0, 1, 3]])
     # Without positions it treats all alike.
     order = np.array([3, 0, 4, 1, 2])
     np.testing.assert_allclose(
-        block.apply(params, h[:, order]),
-        block.apply(params, h)[:, order],
+        apply(params, h[:, order]),
+        apply(params, h)[:, order],
         rtol=1e-4,
         atol=1e-5,
     )
@@ -253,6 +253,7 @@ def losses(config_of):
     return build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -239,6 +239,7 @@ def divergences(q, p, z):
     return pairs
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=15)
 @hypothesis.given(st.integers(0, 10**6), st.sampled_from([20.0, 60.0, 100.0]))
 def test_divergences_and_densities_are_finite_where_they_can_be(seed, limit):

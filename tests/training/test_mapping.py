@@ -89,7 +89,7 @@ def needed(regression, members_at_once):
     return mapping.peak_bytes(prepared.programs[0])
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("at_once", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_members_beyond_the_memory_are_trained_in_chunks(regression, by_map, at_once):
     memory = needed(regression, at_once)
     assert memory < needed(regression, 0)
@@ -157,6 +157,7 @@ def test_a_mapping_that_cannot_be_read(tmp_path, found):
         workdirs.earlier_mapping(tmp_path, "cpu", (1, 1))
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_keeps_its_mapping(smoke_config, tmp_path, capsys):
     config = smoke_config("mvae")
     sweep = build.build(config)
@@ -267,6 +268,7 @@ SMALL = {
     "text_conv": {"channels": (2, 2, 2, 2, 2)},
     "transformer": {"width": 4},
 }
+SLOW_TO_TRACE = dict.fromkeys(("text_conv", "transformer"), pytest.mark.slow)
 FORMED = [
     (network, {"form": form})
     for network, (encoder, _) in networks.NETWORKS.items()
@@ -278,8 +280,14 @@ FORMED = [
 
 @pytest.mark.parametrize(
     ("network", "form", "model"),
-    [(network, {}, "mvae") for network in networks.NETWORKS]
-    + [(network, form, "mvae") for network, form in FORMED]
+    [
+        pytest.param(network, {}, "mvae", marks=SLOW_TO_TRACE.get(network, ()))
+        for network in networks.NETWORKS
+    ]
+    + [
+        pytest.param(network, form, "mvae", marks=SLOW_TO_TRACE.get(network, ()))
+        for network, form in FORMED
+    ]
     + [("conv", {"form": "lax"}, name) for name in ("dmvae", "jmvae")],
 )
 def test_networks_say_how_they_convolve(network, form, model, task_of):

@@ -98,7 +98,9 @@ def recorded():
 
 
 @pytest.mark.parametrize(
-    "execution", [MAP, VMAP, Execution("unroll", 1)], ids=lambda x: x.mapping
+    "execution",
+    [MAP, VMAP, pytest.param(Execution("unroll", 1), marks=pytest.mark.slow)],
+    ids=lambda x: x.mapping,
 )
 def test_a_run_interrupted_in_any_stage_is_the_unbroken_one(setup, execution):
     events, lines = recorded()
@@ -206,6 +208,7 @@ def test_the_steps_of_stages(setup):
     assert stages.is_lengthened(constant._replace(stages=(half, last)), 12, 20)
 
 
+@pytest.mark.slow
 def test_the_stages_of_telbo_with_missing_modalities(tiny_config, tiny_images):
     """What is missing has no part: its values may be anything."""
     config = tiny_config("telbo", 2, joint_steps=3)
