@@ -37,7 +37,12 @@ def get_config(arg: str = "mopoe"):
 def _set_code_flow(config):
     """Latents with a place in the image, three stages, and beta of the first."""
     config.model.latent_dim = 96  # 4 x 4 places of 6
+    config.model.options.stage_shares = (0.25, 0.05)
     config.modality.network = "spatial"
     config.modality.network_options = {}
-    config.sweep.beta = (0.1,)
-    config.train.num_steps = 6_000
+    config.sweep.beta = (0.05,)
+    config.train.num_steps = 14_000
+    config.train.checkpoint_every_steps = 2_000
+    # log p(X) takes longer than the training, by the ODE of each sample:
+    # `python -m experiments.evaluate` adds it.
+    config.eval.metrics = ("elbo", "coherence", "frechet", "swd", "linear_probe")

@@ -11,8 +11,12 @@ class UsageError(ValueError):
 
     The message is one line that says what is wrong, where, and what to do. The
     entry points in ``experiments/`` print it without a traceback and exit with
-    code 2.
+    code 2. What a name holds that cannot be shown, as the end of a line, is escaped.
     """
+
+    def __str__(self) -> str:
+        """The message, in one line whatever names it has."""
+        return _in_one_line(super().__str__())
 
 
 class ArgumentError(UsageError):
@@ -35,7 +39,14 @@ class ArgumentError(UsageError):
     def named(self, prefix: str) -> str:
         """The line; `prefix` goes before the names of arguments."""
         words, *values = self.args
-        return _Names().vformat(words, values, {"prefix": prefix})
+        return _in_one_line(_Names().vformat(words, values, {"prefix": prefix}))
+
+
+def _in_one_line(words: str) -> str:
+    """Words in which characters that cannot be printed are escaped."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in words
+    )
 
 
 class _Names(string.Formatter):

@@ -34,7 +34,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from mmvae_jax import networks
@@ -126,6 +125,11 @@ class _Parts(NamedTuple):
     def solver(self) -> tuple[int, str]:
         """Steps and method of the ODE."""
         return self.options["ode_steps"], self.options["ode_method"]
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether latents are drawn with a guidance by the code."""
+        return self.options["guidance"] != 1 and self.options["flow"] in _FLOWS[:2]
 
     def split(self, z: Any) -> tuple[Any, Any]:
         """The code and the rest, of a latent vector or a distribution of it."""
@@ -294,10 +298,26 @@ def _velocity(
 
 def _guided(own: _Parts, params: Params, s: Array, given: Array) -> flows.Velocity:
     """The velocity that latents are drawn by."""
-    conditional = _velocity(own, params["flows_average"], s, given)
-    if own.options["guidance"] == 1 or own.options["flow"] not in _FLOWS[:2]:
+    velocities = params["flows_average"]
+    conditional = _velocity(own, velocities, s, given)
+    if not own.is_guided:
         return conditional
-    free = _velocity(own, params["flows_average"], jnp.zeros_like(s), given)
+    free = _velocity(own, velocities, jnp.zeros_like(s), given)
+    return flows.guided(conditional, free, own.options["guidance"])
+
+
+def _guided_alone(own: _Parts, velocities: Params, s: Array) -> flows.Velocity:
+    """As `_guided`, of the latents [B, d] of one modality, at a time shared by all."""
+
+    def conditional(x: Array, t: Array) -> Array:
+        return own.network.apply(velocities, x, t, s)
+
+    def free(x: Array, t: Array) -> Array:
+        # One row of time and condition for all examples: it costs a third.
+        return own.network.apply(velocities, x, t[:1], jnp.zeros_like(s[:1]))
+
+    if not own.is_guided:
+        return conditional
     return flows.guided(conditional, free, own.options["guidance"])
 
 
@@ -312,15 +332,37 @@ def _moments(params: Params) -> flows.Moments:
 
 
 def _draw(
-    own: _Parts, params: Params, key: PRNGKey, s: Array, w: Array, given: AnyArray
+    own: _Parts, params: Params, key: PRNGKey, s: Array, w: Array, given: Array
 ) -> Array:
     """Latents w [B, M d], where they are not given (bool [M, B]) by the flow."""
     mask = flows.dimensions_of(given, own.sizes)
     r = flows.whiten(_moments(params), w)
     r = jnp.where(mask, r, jax.random.normal(key, w.shape, w.dtype))
-    velocity = _guided(own, params, s, jnp.asarray(given))
-    r = flows.integrate(velocity, r, *own.solver, mask)
+    if own.options["flow"] == "modality":
+        r = _drawn_apart(own, params["flows_average"]["modality"], s, r, given)
+    else:
+        velocity = _guided(own, params, s, given)
+        r = flows.integrate(velocity, r, *own.solver, mask)
     return jnp.where(mask, w, flows.unwhiten(_moments(params), r))
+
+
+def _drawn_apart(
+    own: _Parts, velocities: Params, s: Array, r: Array, given: Array
+) -> Array:
+    """Noise r [B, M d] moved by the flow of each modality, if some have to draw it."""
+
+    def move(arguments: tuple[Params, Array, Array]) -> Array:
+        velocity, noise, is_given = arguments
+        return jax.lax.cond(
+            jnp.all(is_given),
+            lambda: noise,
+            lambda: flows.integrate(
+                _guided_alone(own, velocity, s), noise, *own.solver
+            ),
+        )
+
+    rows = jnp.moveaxis(r.reshape(len(r), own.num, own.size), 1, 0)
+    return _end_to_end(jax.lax.map(move, (velocities, rows, given)))
 
 
 def _posterior(
@@ -362,7 +404,7 @@ def _sample_prior(own: _Parts, params: Params, key: PRNGKey, count: int) -> Arra
     velocity = _prior_velocity(own, params["flows_average"])
     s = flows.integrate(velocity, s, *own.solver)
     w = jnp.zeros((count, own.num * own.size))
-    nothing = np.zeros((own.num, count), bool)
+    nothing = jnp.zeros((own.num, count), bool)
     return jnp.concatenate([s, _draw(own, params, draw_key, s, w, nothing)], axis=-1)
 
 

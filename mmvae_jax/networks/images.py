@@ -60,18 +60,20 @@ class SpatialEncoder(nn.Module):
     """Convolutions of stride 2 alone: every latent dimension has a place in the image.
 
     With latent_dim = H' * H' * c, means and log-variances [H', H', c] of a layer of
-    each place alone, end to end; H' is the size after the convolutions.
+    each place alone, end to end; H' is the size after the convolutions. The kernels
+    have 3 x 3 taps, and next to the image `outer_kernel`.
     """
 
     latent_dim: int
     channels: tuple[int, ...] = (32, 64)
+    outer_kernel: int = 6
     form: str = "auto"
 
     @nn.compact
     def __call__(self, x: Array) -> Gaussian:
         """Maps images [B, H, H, C] to a Gaussian [B, D]."""
         for i, features in enumerate(self.channels):
-            kernel_size = 3 if i else 4
+            kernel_size = 3 if i else self.outer_kernel
             x = layers.StridedConv(features, kernel_size, form=self.form)(x)
             x = nn.relu(x)
         places = x.shape[1] * x.shape[2]
@@ -84,6 +86,7 @@ class SpatialDecoder(nn.Module):
 
     shape: Shape
     channels: tuple[int, ...] = (32, 64)
+    outer_kernel: int = 6
     form: str = "auto"
 
     @nn.compact
@@ -94,7 +97,7 @@ class SpatialDecoder(nn.Module):
         x = layers.dense(self.channels[-1], x.shape[-1])(x)
         features = (*self.channels[-2::-1], self.shape[-1])
         for i, (width, size) in enumerate(zip(features, sizes[-2::-1], strict=True), 1):
-            kernel_size = 3 if i < len(features) else 4
+            kernel_size = 3 if i < len(features) else self.outer_kernel
             x = layers.StridedConvTranspose(width, size, kernel_size, form=self.form)(
                 nn.relu(x)
             )

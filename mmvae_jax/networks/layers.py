@@ -19,6 +19,7 @@ convolution exist in three forms with the same parameters and the same values:
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -62,7 +63,7 @@ class StridedConv(nn.Module):
 
     Attributes:
       features: output channels.
-      kernel_size: k, 3 or 4.
+      kernel_size: k, 3 or more.
       axes: axes that are halved; along the other one k and the stride are 1.
       use_bias: whether a bias is added.
       form: one of FORMS (module docstring).
@@ -101,7 +102,7 @@ class StridedConvTranspose(nn.Module):
       features: output channels.
       out_size: output height and width, 2 * size - 1 or 2 * size; one number for
         both, or one for each.
-      kernel_size: k, 3 or 4.
+      kernel_size: k, 3 or more.
       axes: axes that are doubled; along the other one k and the stride are 1.
       use_bias: whether a bias is added.
       form: one of FORMS (module docstring).
@@ -184,12 +185,12 @@ def _conv_by_matmul(x: Array, kernel: Array, strides: _Pair) -> Array:
 
 
 def _spread(x: Array, kernel: Array, strides: _Pair, out_size: _Pair) -> Array:
-    """The transposed convolution with kernel [k, k, C, F]: output 2 i + k - 1.
+    """The transposed convolution with kernel [k, k, C, F].
 
     Dilating the input and flipping the taps turns it into a plain convolution.
     """
     padding = [
-        (k - 1 - (k - 1) // 2 if s > 1 else 0, o - s * n + 2 * s - 2 if s > 1 else 0)
+        (k - 1 - (k - 1) // 2, o - s * n + (k - 1) // 2 + 1) if s > 1 else (0, 0)
         for k, s, n, o in zip(
             kernel.shape[:2], strides, x.shape[1:3], out_size, strict=True
         )
@@ -274,30 +275,28 @@ def _window(kernel_size: int, axes: tuple[int, ...]) -> tuple[_Pair, _Pair]:
 
 
 def _overlap_add(taps: Array, axis: int, tap_axis: int) -> Array:
-    """Adds up three or four taps along one axis at output positions 2 i + k - 1.
+    """Adds up k taps along one axis at output positions 2 i + tap - (k - 1) // 2.
 
-    Even positions get tap 1 of their own input and tap 3 of the one before; odd
-    ones get tap 2 of theirs and tap 0 of the next. No scatter: pads, additions and
-    an interleaving.
+    No scatter: pads, additions, and an interleaving of even and odd positions.
     """
-    first, centre, last, *fourth = (
-        jnp.squeeze(tap, tap_axis)
-        for tap in jnp.split(taps, taps.shape[tap_axis], tap_axis)
-    )
-    size = taps.shape[axis]
+    num, size = taps.shape[tap_axis], taps.shape[axis]
 
-    def shifted(tap: Array, before: int) -> Array:
-        """The tap of the input before (1) or after (0), zeros where there is none."""
+    def shifted(tap: Array, by: int) -> Array:
+        """The tap of the input `by` places before, zeros where there is none."""
+        if by == 0:
+            return tap
         padding = [(0, 0)] * tap.ndim
-        padding[axis] = (before, 1 - before)
-        start = 1 - before
+        padding[axis] = (max(by, 0), max(-by, 0))
+        start = max(-by, 0)
         return jax.lax.slice_in_dim(
             jnp.pad(tap, padding), start, start + size, axis=axis
         )
 
-    if fourth:
-        centre += shifted(fourth[0], 1)
-    pairs = jnp.stack([centre, shifted(first, 0) + last], axis=axis + 1)
+    sums: list[Any] = [0.0, 0.0]
+    for i, tap in enumerate(jnp.split(taps, num, tap_axis)):
+        by, parity = divmod(i - (num - 1) // 2, 2)
+        sums[parity] += shifted(jnp.squeeze(tap, tap_axis), by)
+    pairs = jnp.stack(sums, axis=axis + 1)
     return pairs.reshape(*pairs.shape[:axis], 2 * size, *pairs.shape[axis + 2 :])
 
 

@@ -127,3 +127,10 @@ def test_arguments_are_called_by_the_fields_they_come_from():
     message = r"^config.s.size='a \{b\}' and config.s.other: not 3$"
     with pytest.raises(UsageError, match=message), fields_of("config.s"):
         fail(3)
+
+
+def test_a_line_is_one_line_whatever_names_hold():
+    name = "a\nb\r\udc80\x1b[0m é"
+    shown = "a\\nb\\r\\udc80\\x1b[0m é"
+    assert str(UsageError(f"{name} is missing")) == f"{shown} is missing"
+    assert str(ArgumentError("{size} of {}", name)) == f"size of {shown}"

@@ -86,13 +86,20 @@ def test_the_forms_agree_for_four_taps_and_one_axis(axes, size):
             assert_trees_close(one, xla)
 
 
+@pytest.mark.parametrize("kernel_size", [4, 5, 6])
 @pytest.mark.parametrize("axes", [(1, 2), (2,)])
-def test_four_transposed_taps_are_the_adjoint(axes):
+@pytest.mark.parametrize("form", ["matmul", "mixed", "lax"])
+def test_more_transposed_taps_are_the_adjoint(form, axes, kernel_size):
     rows = 3 if 1 in axes else 6
-    window = (4 if 1 in axes else 1, 4)
+    window = (kernel_size if 1 in axes else 1, kernel_size)
     x, y = normal(8, 1, 6, 7, 2), normal(9, 1, rows, 4, 5)
     kernel = normal(10, *window, 2, 5)
-    options = {"kernel_size": 4, "axes": axes, "use_bias": False}
+    options = {
+        "kernel_size": kernel_size,
+        "axes": axes,
+        "use_bias": False,
+        "form": form,
+    }
     forward = layers.StridedConv(5, **options).apply({"params": {"kernel": kernel}}, x)
     backward = layers.StridedConvTranspose(2, (6, 7), **options).apply(
         {"params": {"kernel": kernel.transpose(0, 1, 3, 2)}}, y
@@ -101,7 +108,7 @@ def test_four_transposed_taps_are_the_adjoint(axes):
     assert inner_products[0] == pytest.approx(inner_products[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("kernel_size", [3, 4])
+@pytest.mark.parametrize("kernel_size", [3, 4, 6])
 def test_the_convolution_by_its_definition(kernel_size):
     """y[i] = sum_k x[2 i + k - low] w[k] with zeros outside, low = (k - 1) // 2."""
     shape = (6, 9)
@@ -143,7 +150,7 @@ def test_all_sizes():
     for size in range(4, 17):
         half = math.ceil(size / 2)
         x = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
-        for kernel_size in (3, 4):
+        for kernel_size in (3, 4, 6):
             layer = layers.StridedConv(2, kernel_size)
             y, _ = jax.eval_shape(layer.init_with_output, key, x)
             assert y.shape == (1, half, half, 2)
