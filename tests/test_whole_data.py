@@ -28,7 +28,7 @@ pytest_plugins = ("run_fixtures",)
 
 REFUSED, FINISHED = "refused", "finished"
 # Both ends, in the time of a fast test; the others are slow.
-FAST = (0, 2, 3, 4, 9, 13, 15, 16, 17)
+FAST = (0, 2, 3, 4, 9, 13, 15, 17)
 TRAINED = (16,)  # of them
 SLOW = range(300)
 

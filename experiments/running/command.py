@@ -309,8 +309,8 @@ def _report_system(error: OSError) -> int:
 def _report(error: Exception | str, code: int) -> int:
     """Prints one line."""
     text = str(error)
-    if isinstance(error, (AttributeError, KeyError)):
-        # Such an error's text may be the repr of its message.
+    if isinstance(error, (AttributeError, KeyError)) or "\\nTraceback" in text:
+        # Such an error's text may be the repr of its message, as a UsageError's is.
         text = text.replace("\\n", "\n").replace("\\'", "'").strip("'\"")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if any(line.startswith("Traceback") for line in lines):

@@ -507,6 +507,7 @@ def start(config, die=False):
     )
 
 
+@pytest.mark.slow
 def test_killed_preparation_is_not_taken_for_a_finished_one(tmp_path):
     config = data_config(tmp_path)
     process = start(config, die=True)

@@ -12,6 +12,7 @@ from PIL import Image
 import mmvae_jax
 
 pytest_plugins = ("run_fixtures",)
+pytestmark = pytest.mark.slow  # commands; the library's tests are fast
 
 N = 11
 RNG = np.random.default_rng(0)

@@ -164,6 +164,7 @@ def test_several_entries_are_read_whole():
     ]
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_entries_of_all_runs(tmp_path, commands):
     for model in ("mvae", "mmvm"):
         (tmp_path / "runs" / model).mkdir(parents=True)

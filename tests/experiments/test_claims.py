@@ -549,6 +549,7 @@ def test_the_command_writes_what_evaluate_says(everything, command):
         assert claim.text in text and claim.where in text
 
 
+@pytest.mark.slow
 def test_the_page_has_a_row_for_each_verdict(everything, command, monkeypatch):
     monkeypatch.chdir(everything.directory.parent)
     assert command(everything.directory)[0] == 0

@@ -101,6 +101,7 @@ def test_memory_is_kept():
     assert faults("kept") < 0.2 * faults("given back")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("main", "number", "stdout", "stderr"),
     [

@@ -68,6 +68,7 @@ def test_a_claim_that_fails_is_its_exit_code(tmp_path, make, capsys):
     assert "FAILS" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_its_figures_are_drawn_by_the_figures_command(tmp_path):
     found = write(tmp_path / "demo")
     gallery.draw(found, demo.FIGURES)

@@ -541,6 +541,7 @@ def fronts_of(axis, model, is_faint):
     return [list(zip(*line.get_data(), strict=True)) for line in found]
 
 
+@pytest.mark.slow
 def test_fronts_are_quality_against_coherence(evidence):
     drawing = paper_figures.DRAWINGS["family"](evidence)
     axes = panels_of(drawing)

@@ -317,12 +317,11 @@ KINDS = {
     "config files": "--config={|--config=$|nothing.py",
     "flags and fields of configs": "",
 }
-# Those of the fast tests: every kind of input, and every module that refuses it. The
+# Those of the fast tests, of every kind of input. The
 # others are slow; checks of fields are also tested one by one, in test_checks.py.
 FAST = re.compile(
-    "wrokdir|net=conv|^stray|modle|num_steps=many|bfloat16|name=arrays|mopeo|loos$"
-    r"|alpha=0.5|network=vit|likelihood=poisson|widths=\(0,\)|\(0,\),\(2,\)|beta=\(-1"
-    "|size=100000|metrics=.*psnr|digits=mnist$|{a_file}/run|{foreign}|latent_dim=5"
+    "wrokdir|^stray|modle|mopeo|alpha=0.5|likelihood=poisson"
+    "|metrics=.*psnr|{a_file}/run|{foreign}|latent_dim=5"
     "|{claimed}|{no_checkpoint}|{config_raises.py}|{config_none.py}"
     "|{npz_(lengths|narrow_mask|cut|bomb).npz}|{idx_huge}|{picture_(cut|bomb)}"
     "|{published_size}|{cub_(outside|cut|class)}|{prepared_module}|{run_(members|log)}"

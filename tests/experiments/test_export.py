@@ -20,6 +20,7 @@ import mmvae_jax
 from experiments.running import evaluation
 
 pytest_plugins = ("run_fixtures",)
+pytestmark = pytest.mark.slow  # commands; the library's tests are fast
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {

@@ -102,12 +102,14 @@ def rows(directory, name="13"):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_figure_trains_what_it_needs_and_nothing_else(made):
     assert {p.parent.name for p in made.rglob("summary.json")} == {"mvae", "mvae_plus"}
     for suffix in ("png", "pdf", "csv"):
         assert (made / "figures" / f"figure_13.{suffix}").stat().st_size > 100
 
 
+@pytest.mark.slow
 def test_the_csv_holds_the_means_of_the_runs(made):
     summary = json.loads((made / "polymnist" / "mvae" / "summary.json").read_text())
     values = [
@@ -124,6 +126,7 @@ def test_the_csv_holds_the_means_of_the_runs(made):
     assert found == [pytest.approx(sum(values) / 2)]
 
 
+@pytest.mark.slow
 def test_again_trains_nothing_and_draws_the_same(made, scale, run_figures, capsys):
     before = {p: p.read_bytes() for p in made.rglob("*") if p.is_file()}
     assert run_figures(figure="13", scale=scale(), directory=made) == 0
@@ -189,6 +192,7 @@ def test_what_does_not_exist_is_one_line(values, message, run_figures, scale, tm
     assert not (tmp_path / "plan").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_scale_is_refused(made, scale, run_figures):
     with pytest.raises(UsageError, match="holds runs of scale 'tiny' with other"):
         run_figures(figure="13", scale=scale(9), directory=made)
@@ -196,6 +200,7 @@ def test_a_folder_of_another_scale_is_refused(made, scale, run_figures):
         run_figures(figure="13", scale=scale(8, "other"), directory=made)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_scale_is_refused(made, scale, run_figures):
     path = made / "polymnist" / "mvae" / "config.json"
     config = json.loads(path.read_text())
@@ -212,6 +217,7 @@ def test_a_folder_of_something_else_is_refused(scale, run_figures, tmp_path):
         run_figures(figure="13", scale=scale(), directory=tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_plan_that_lacks_a_field_of_later_is_taken_up(made, scale, run_figures):
     path = made / "plan.json"
     plan = json.loads(path.read_text())
@@ -234,6 +240,7 @@ def test_no_runs_at_all(scale, run_figures, tmp_path):
     assert not (tmp_path / "plan").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_without_runs(made, scale, run_figures):
     for path in made.rglob("summary.json"):
         path.unlink()
@@ -241,6 +248,7 @@ def test_a_plan_without_runs(made, scale, run_figures):
         run_figures(figure="13", scale=scale(), directory=made, train=False)
 
 
+@pytest.mark.slow
 def test_a_plan_that_is_none(made, scale, run_figures):
     (made / "plan.json").write_text("[]")
     with pytest.raises(UsageError, match="is not a plan of this project"):

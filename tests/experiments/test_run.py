@@ -191,6 +191,7 @@ def test_a_finished_run_is_only_shown(finished, run_here, contents):
     assert "is finished" in stdout.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_all_members_diverged(smoke_config, run_here, tmp_path):
     changes = {
         "sweep.beta": (1e37, 1e38, 3e38),

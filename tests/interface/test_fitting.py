@@ -85,6 +85,7 @@ def test_numbers_of_numpy_are_numbers_and_sections_are_mappings():
     assert trained.config.eval.metrics == ("elbo",)
 
 
+@pytest.mark.slow
 def test_one_example_of_one_modality_is_enough():
     trained = fit({"waves": VECTORS[:1]}, num_steps=3)
     assert [row["step"] for row in trained.history] == [1, 2, 3]

@@ -258,6 +258,7 @@ def test_extreme_log_variances_are_finite_in_value_and_gradient(log_variances):
             assert np.isfinite(leaf).all(), pooling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [subsets.full_set, subsets.powerset])
 @each_pooling
 def test_missing_modalities_are_pooled_like_those_of_a_smaller_model(make, pooling):

@@ -470,6 +470,7 @@ def test_posterior_components_are_the_products_of_balanced_subsets():
     assert len(set(np.argmax(is_close, 0)[:8])) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [10.0, 38.0, 100.0])
 @pytest.mark.parametrize(
     "make", [pytest.param(subsets.powerset, marks=pytest.mark.slow), subsets.full_set]

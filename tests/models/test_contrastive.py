@@ -162,6 +162,7 @@ def test_no_reconstruction_reaches_the_code_and_no_consistency_its_scale():
     assert np.abs(gradient).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_variance", [-30.0, 30.0])
 def test_gradients_are_finite_at_extreme_log_variances(log_variance):
     private = Gaussian(PRIVATE.mean, jnp.full((M, B, E), log_variance))

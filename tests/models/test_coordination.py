@@ -375,6 +375,7 @@ def losses(batch, beta, *described):
     return [float(model.objective(params, batch, KEY, beta)[0]) for model in described]
 
 
+@pytest.mark.slow
 def test_coefficients_lead_to_the_neighbours(make, batch, without_noise):
     kl, plain = make("jmvae_kl", alpha=0.0), make("jmvae")
     assert len(set(losses(batch, 2.0, kl, plain))) == 1

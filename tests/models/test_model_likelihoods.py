@@ -127,6 +127,7 @@ def test_likelihoods_that_do_not_fit_are_refused(tiny_config):
             models.make_model(config, shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "rate"),
     [

@@ -314,6 +314,7 @@ def test_with_one_modality_the_bound_is_that_of_the_vae(name, make, batch):
     )
 
 
+@pytest.mark.slow
 # A joint network reads modalities in their order, subsets of `custom` name them by it,
 # flows are a row a modality, reconstructions across modalities of MMVAE+ are random,
 # and the pools of MoHELVAE are as wide as narrow experts are apart.
@@ -477,6 +478,7 @@ def trained(task, members, data, **options):
     )
 
 
+@pytest.mark.slow
 def test_experts_that_drift_do_not_stop_mvae(make, tiny_images):
     """Experts without a penalty of their own may drift to any variance. From a
     log-variance of 100 on, the published product's gradient is not finite

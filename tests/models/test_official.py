@@ -106,6 +106,7 @@ def test_the_objective_is_that_of_brute_force(family, form, estimator, beta):
     assert not terms.auxiliary_kl.any() and not terms.auxiliary_log_likelihood.any()
 
 
+@pytest.mark.slow
 def test_samples_are_of_the_expert_they_count_for():
     seen, num = {}, 4_000
     importance.importance_weighted(
@@ -179,6 +180,7 @@ def test_more_samples_and_the_tight_form_are_the_tighter_bounds():
     assert values[-1] == pytest.approx(exact, abs=0.02) and values[0] < exact - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", importance.ESTIMATORS)
 def test_with_one_modality_all_forms_are_one(estimator):
     one = Laplace(MEANS[:1], SPREADS[:1])
@@ -331,6 +333,7 @@ BIASED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -395,6 +398,7 @@ def test_scaled_gradients():
     assert not other.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", importance.ESTIMATORS)
 @pytest.mark.parametrize("form", importance.FORMS)
 def test_finite_at_extreme_heads(form, estimator, tiny_config):
@@ -431,6 +435,7 @@ SHAPES = {m: (2, 2, 1) for m in MODALITIES}
 NAMES = ("mmvae_official", "unimodal_official")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("family", ["laplace", "gaussian"])
 def test_the_prior_has_scales_that_sum_to_d(name, family, tiny_config):

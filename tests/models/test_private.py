@@ -340,6 +340,7 @@ EXTREME = np.float32(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", DENSITIES)
 def test_mmvae_plus_is_finite_at_extreme_heads(family):
     def loss(experts, auxiliary, beta):

@@ -78,6 +78,7 @@ def test_a_block_is_the_identity_at_the_start():
     np.testing.assert_array_equal(h, X)
 
 
+@pytest.mark.slow
 def test_given_modalities_are_clean_for_a_transformer():
     given = np.array([[1, 1, 0, 0, 1], [0, 0, 0, 1, 1]], bool)
     params = trained_like(TRANSFORMER, X, T)

@@ -63,6 +63,7 @@ def test_the_forms_of_the_transposed_convolution_agree(size, out_size):
         assert_trees_close(one, xla)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [(1, 2), (2,)])
 @pytest.mark.parametrize("size", [5, 8])
 def test_the_forms_agree_for_four_taps_and_one_axis(axes, size):
@@ -86,7 +87,9 @@ def test_the_forms_agree_for_four_taps_and_one_axis(axes, size):
             assert_trees_close(one, xla)
 
 
-@pytest.mark.parametrize("kernel_size", [4, 5, 6])
+@pytest.mark.parametrize(
+    "kernel_size", [*(pytest.param(k, marks=pytest.mark.slow) for k in (4, 5)), 6]
+)
 @pytest.mark.parametrize("axes", [(1, 2), (2,)])
 @pytest.mark.parametrize("form", ["matmul", "mixed", "lax"])
 def test_more_transposed_taps_are_the_adjoint(form, axes, kernel_size):

@@ -195,6 +195,7 @@ def test_a_caption_without_an_end_counts_whole():
     np.testing.assert_array_equal(tokens.until_eos(jnp.asarray(x)), tokens.until_eos(x))
 
 
+@pytest.mark.slow
 def test_a_member_is_its_solo_run(pair):
     encoder, decoder, params = pair
     x = captions()
@@ -291,6 +292,7 @@ def test_weights_of_terms_that_are_summed_over_modalities(losses):
     )
 
 
+@pytest.mark.slow
 def test_what_is_evaluated_has_no_weights(config_of):
     batch = {"image": jnp.ones((3, 4, 4, 1)), "caption": captions()}
     z, found = jnp.ones((3, 6)), []

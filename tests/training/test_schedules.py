@@ -152,6 +152,7 @@ def test_a_run_interrupted_in_a_schedule_is_the_unbroken_one(setup):
     assert setup.program(MAP)._cache_size() == 2  # of two members, and of one
 
 
+@pytest.mark.slow
 def test_alpha_of_mmvm_falls_to_the_option(tiny_config, tiny_images):
     batch = {m: x / np.float32(255) for m, x in tiny_images(SHAPES, 6).items()}
     annealed = model_of(tiny_config, "mmvm", alpha=0.2, alpha_steps=10)

@@ -80,6 +80,7 @@ def values_of(trained, test, accuracy=0.5):
         return evaluate.evaluate_member(chosen, *trained, data, jax.random.key(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", SHAPES)
 def test_a_modality_that_no_test_example_has(missing, trained):
     found = reasons(values_of(trained, make_split(6, missing), math.nan))
