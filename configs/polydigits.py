@@ -33,7 +33,7 @@ def get_config(arg: str = "mopoe"):
         _set_code_flow(config)
     config = base.parse_arg(config, arg)
     if config.model.name == "code_flow":
-        # Of the VAEs and the code; the flows, whose steps are cheap, have the rest.
+        # VAEs and code have these shares of the steps, flows the rest.
         config.model.options.stage_shares = (0.22, 0.05)
         # On training examples, at guidance 3, 12 were as coherent as 25 (0.90, 0.89).
         config.model.options.ode_steps = 12

@@ -1,4 +1,4 @@
-"""What runs used, as BibTeX: model, metrics and data set."""
+"""BibTeX entries of the model, the metrics and the data set that runs used."""
 
 import re
 from collections.abc import Iterable, Mapping
