@@ -35,7 +35,7 @@ def get_config(arg: str = "mopoe"):
     if config.model.name == "code_flow":
         # VAEs and code have these shares of the steps, flows the rest.
         config.model.options.stage_shares = (0.22, 0.05)
-        # On training examples, at guidance 3, 12 were as coherent as 25 (0.90, 0.89).
+        # Fewer than elsewhere: coherence draws for every subset of every example.
         config.model.options.ode_steps = 12
     return config
 
@@ -48,6 +48,6 @@ def _set_code_flow(config):
     config.sweep.beta = (0.05,)
     config.train.num_steps = 14_000
     config.train.checkpoint_every_steps = 2_000
-    # log p(X) takes longer than the training, by the ODE of each sample:
-    # `python -m experiments.evaluate` adds it.
+    # log p(X) solves an ODE for each of its samples: `python -m experiments.evaluate`
+    # adds it to a run that is finished.
     config.eval.metrics = ("elbo", "coherence", "frechet", "swd", "linear_probe")

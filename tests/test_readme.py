@@ -118,6 +118,9 @@ def test_its_commands_run_as_written(tmp_path):
     for command in commands:
         subprocess.run(command, shell=True, cwd=tmp_path, env=environment, check=True)
     assert (tmp_path / "runs" / "report.html").exists()
+    (call,) = re.findall(r"`(mmvae_jax\.load\(.*?\))`", README)
+    check = f"import mmvae_jax; mmvae_jax.generate({call}, 2)"
+    subprocess.run([sys.executable, "-c", check], cwd=tmp_path, check=True)
 
 
 @pytest.mark.slow

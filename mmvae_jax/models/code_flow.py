@@ -126,11 +126,6 @@ class _Parts(NamedTuple):
         """Steps and method of the ODE."""
         return self.options["ode_steps"], self.options["ode_method"]
 
-    @property
-    def is_guided(self) -> bool:
-        """Whether latents are drawn with a guidance by the code."""
-        return self.options["guidance"] != 1 and self.options["flow"] in _FLOWS[:2]
-
     def split(self, z: Any) -> tuple[Any, Any]:
         """The code and the rest, of a latent vector or a distribution of it."""
         return distributions.split(z, self.options["code_dim"])
@@ -300,10 +295,9 @@ def _guided(own: _Parts, params: Params, s: Array, given: Array) -> flows.Veloci
     """The velocity that latents are drawn by."""
     velocities = params["flows_average"]
     conditional = _velocity(own, velocities, s, given)
-    if not own.is_guided:
-        return conditional
-    free = _velocity(own, velocities, jnp.zeros_like(s), given)
-    return flows.guided(conditional, free, own.options["guidance"])
+    return _guide(
+        own, conditional, _velocity(own, velocities, jnp.zeros_like(s), given)
+    )
 
 
 def _guided_alone(own: _Parts, velocities: Params, s: Array) -> flows.Velocity:
@@ -313,12 +307,20 @@ def _guided_alone(own: _Parts, velocities: Params, s: Array) -> flows.Velocity:
         return own.network.apply(velocities, x, t, s)
 
     def free(x: Array, t: Array) -> Array:
-        # One row of time and condition for all examples: it costs a third.
+        # One row of time and condition does for all examples.
         return own.network.apply(velocities, x, t[:1], jnp.zeros_like(s[:1]))
 
-    if not own.is_guided:
-        return conditional
-    return flows.guided(conditional, free, own.options["guidance"])
+    return _guide(own, conditional, free)
+
+
+def _guide(
+    own: _Parts, conditional: flows.Velocity, free: flows.Velocity
+) -> flows.Velocity:
+    """The velocities with and without a code, as the options weigh them."""
+    strength = own.options["guidance"]
+    if strength == 1 or own.options["flow"] not in _FLOWS[:2]:
+        return conditional  # the other one is not computed
+    return flows.guided(conditional, free, strength)
 
 
 def _prior_velocity(own: _Parts, velocities: Params) -> flows.Velocity:
@@ -339,30 +341,38 @@ def _draw(
     r = flows.whiten(_moments(params), w)
     r = jnp.where(mask, r, jax.random.normal(key, w.shape, w.dtype))
     if own.options["flow"] == "modality":
-        r = _drawn_apart(own, params["flows_average"]["modality"], s, r, given)
+        r = _moved_apart(own, params["flows_average"]["modality"], s, r, given)
     else:
-        velocity = _guided(own, params, s, given)
-        r = flows.integrate(velocity, r, *own.solver, mask)
+        r = _moved(own, _guided(own, params, s, given), r, given, mask)
     return jnp.where(mask, w, flows.unwhiten(_moments(params), r))
 
 
-def _drawn_apart(
+def _moved_apart(
     own: _Parts, velocities: Params, s: Array, r: Array, given: Array
 ) -> Array:
-    """Noise r [B, M d] moved by the flow of each modality, if some have to draw it."""
+    """Latents r [B, M d], each modality moved by its own flow."""
+    rows = jnp.moveaxis(r.reshape(len(r), own.num, own.size), 1, 0)
 
     def move(arguments: tuple[Params, Array, Array]) -> Array:
-        velocity, noise, is_given = arguments
-        return jax.lax.cond(
-            jnp.all(is_given),
-            lambda: noise,
-            lambda: flows.integrate(
-                _guided_alone(own, velocity, s), noise, *own.solver
-            ),
-        )
+        velocity, *latents = arguments
+        return _moved(own, _guided_alone(own, velocity, s), *latents)
 
-    rows = jnp.moveaxis(r.reshape(len(r), own.num, own.size), 1, 0)
     return _end_to_end(jax.lax.map(move, (velocities, rows, given)))
+
+
+def _moved(
+    own: _Parts,
+    velocity: flows.Velocity,
+    r: Array,
+    given: Array,
+    mask: Array | None = None,
+) -> Array:
+    """Latents moved from noise by a flow; as they are where nothing is missing."""
+    return jax.lax.cond(
+        jnp.all(given),
+        lambda: r,
+        lambda: flows.integrate(velocity, r, *own.solver, mask),
+    )
 
 
 def _posterior(
@@ -377,11 +387,7 @@ def _posterior(
         posteriors.append_axes(jnp.asarray(subset), 2), (own.num, len(s))
     )
     mask = flows.dimensions_of(given, own.sizes)
-    mean = jax.lax.cond(  # nothing is drawn where nothing is missing
-        jnp.all(given),
-        lambda: latents.mean,
-        lambda: _draw(own, params, draw_key, s, latents.mean, given),
-    )
+    mean = _draw(own, params, draw_key, s, latents.mean, given)
     spread = jnp.where(mask, latents.log_variance, _DRAWN)
     return distributions.join(code, Gaussian(mean, spread))
 
