@@ -69,7 +69,9 @@ def test_every_row_has_entries_and_every_entry_a_use():
         assert metric.citations, name
         used |= set(metric.citations)
     assert used == set(ENTRIES["references"])
-    assert sorted([*BIBS, datasets.ARRAYS]) == datasets.names()
+    # Data that nobody has published may have none.
+    assert {"cub", "discrete", "polymnist", "shapes"} <= set(BIBS)
+    assert set(BIBS) <= set(datasets.names())
 
 
 def test_tables_and_entries_name_the_same_authors_and_years():
