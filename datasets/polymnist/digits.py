@@ -23,6 +23,7 @@ Files = dict[str, tuple[Path, Path]]
 MAX_BYTES = 1 << 30
 SKLEARN_SPLIT_SEED = 1797
 SKLEARN_TEST_PERCENT = 20
+VALIDATION_SEED = 1798
 
 
 class Digits(NamedTuple):
@@ -228,10 +229,29 @@ def load_sklearn(image_size: int) -> dict[str, Digits]:
     large = exact.resize(small, side, side)
     images = np.pad(large, ((0, 0), (margin, margin), (margin, margin)))
 
-    bits = exact.random_bits((SKLEARN_SPLIT_SEED,), len(labels))
+    return _parted(Digits(images, labels), SKLEARN_TEST_PERCENT, SKLEARN_SPLIT_SEED)
+
+
+def for_validation(digits: dict[str, Digits], percent: int) -> dict[str, Digits]:
+    """The training digits in two parts, so that choices need no test digit.
+
+    Args:
+      digits: split -> Digits.
+      percent: share of each class of the training digits that is not trained on.
+
+    Returns:
+      split -> Digits: "test" are the training digits held out, always the same ones.
+    """
+    return _parted(digits["train"], percent, VALIDATION_SEED)
+
+
+def _parted(digits: Digits, percent: int, seed: int) -> dict[str, Digits]:
+    """Two disjoint splits, stratified by class: "test" has `percent` of each class."""
+    images, labels = digits
+    bits = exact.random_bits((seed,), len(labels))
     order = np.lexsort((bits, labels))
     counts = np.bincount(labels, minlength=10)
     rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    is_test = rank * 100 < counts[labels[order]] * SKLEARN_TEST_PERCENT
+    is_test = rank * 100 < counts[labels[order]] * percent
     chosen = {"train": np.sort(order[~is_test]), "test": np.sort(order[is_test])}
     return {s: Digits(images[index], labels[index]) for s, index in chosen.items()}

@@ -30,6 +30,9 @@ class Options(tfds.core.BuilderConfig):
       translate_scale: side of the digit relative to the image; 1.0 does not move it.
       repeated: every modality uses the first background.
       pairings: how many tuples each digit image is part of, per modality.
+      validation: per cent of the training digits of each class that are not trained
+        on and make the test split, so that no choice is made by test digits; 0: the
+        test split is of test digits.
       seed: int, at least 0.
     """
 
@@ -43,6 +46,7 @@ class Options(tfds.core.BuilderConfig):
     translate_scale: float = 1.0
     repeated: bool = False
     pairings: int = 1
+    validation: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,6 +68,7 @@ def _check_options(config: Options) -> None:
             "num_modalities": (1, 1000),
             "image_size": (8, 512),
             "pairings": (1, 10_000),
+            "validation": (0, 90),
             "seed": (0, 2**63),
         },
     )
@@ -89,10 +94,11 @@ def _check_options(config: Options) -> None:
             'config.data.digits="published" needs config.data.published_dir, a folder '
             "with {train,test}/m{i}/{n}.{digit}.png"
         )
-    if config.translate_scale != 1.0 or config.repeated or config.pairings != 1:
+    changes = (config.translate_scale, config.repeated, config.pairings)
+    if changes != (1.0, False, 1) or config.validation:
         raise DatasetError(
             'config.data.digits="published" takes the images as they are: leave '
-            "translate_scale=1.0, repeated=False and pairings=1"
+            "translate_scale=1.0, repeated=False, pairings=1 and validation=0"
         )
 
 
@@ -121,6 +127,8 @@ def _config_name(config: Options) -> str:
         words.append("repeated")
     if config.pairings > 1:
         words.append(f"{config.pairings}pairings")
+    if config.validation:
+        words.append(f"{config.validation}validation")
     words.append(f"seed{config.seed}")
     paths = []
     if config.digits == "mnist" and config.digits_dir:

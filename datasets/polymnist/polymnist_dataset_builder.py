@@ -94,6 +94,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             images = digits.load_sklearn(config.image_size)
         else:
             images = digits.load_mnist(self._mnist_files(dl_manager), config.image_size)
+        if config.validation:
+            images = digits.for_validation(images, config.validation)
         num = 1 if config.repeated else config.num_modalities
         scenes = backgrounds.load(config.backgrounds_dir, num, config.image_size)
         return {

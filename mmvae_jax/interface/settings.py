@@ -63,6 +63,9 @@ def get_config() -> ConfigDict:
                 translate_scale=1.0,  # size of a translated digit; 1 = in place
                 repeated=False,  # the same background image for all modalities
                 pairings=1,  # tuples made of each digit
+                # Per cent of the training digits that make the test split in place of
+                # the test digits, for choices; 0 = none.
+                validation=0,
                 seed=0,  # of pairing, crops, translations, and what is missing
             ),
             sweep=dict(  # the grid of members trained in one program

@@ -51,6 +51,7 @@ def data_config(data_dir, **changes):
         "translate_scale": 1.0,
         "repeated": False,
         "pairings": 1,
+        "validation": 0,
         "seed": 0,
     }
     return ConfigDict({**fields, **changes})
@@ -197,6 +198,25 @@ def test_pairings_repeat_the_recipe_with_other_choices():
     )
     np.testing.assert_array_equal(np.bincount(plan.digits[0]), np.full(size, 3))
     assert len(np.unique(plan.digits, axis=1).T) > 2.9 * size
+
+
+def test_validation_digits_are_training_digits_that_are_not_trained_on(tmp_path):
+    before = sklearn_digits()
+    parted = digits.for_validation(before, 25)
+
+    def rows(images):
+        return {image.tobytes() for image in images}
+
+    train, held_out = rows(parted["train"].images), rows(parted["test"].images)
+    assert train | held_out == rows(before["train"].images)
+    assert not train & held_out and not held_out & rows(before["test"].images)
+    counts = np.bincount(parted["test"].labels)
+    np.testing.assert_array_equal(
+        counts, np.ceil(np.bincount(before["train"].labels) / 4)
+    )
+    dataset = prepared.load(datasets.prepare(data_config(tmp_path, validation=25)))
+    assert dataset.test.num_examples == len(parted["test"].labels)
+    assert dataset.name.endswith("25validation-seed0")
 
 
 def test_a_modality_does_not_depend_on_the_others():
@@ -448,6 +468,7 @@ def test_a_field_that_the_data_set_does_not_read(tmp_path):
         ({"num_modalities": 0}, r"config.data.num_modalities=0 must be in 1\.\.1000"),
         ({"image_size": 4}, r"config.data.image_size=4 must be in 8\.\.512"),
         ({"pairings": 0}, "config.data.pairings=0 must be in"),
+        ({"validation": 95}, "config.data.validation=95 must be in"),
         ({"seed": -1}, "config.data.seed=-1 must be in"),
         ({"digits": "svhn"}, "config.data.digits='svhn' must be one of mnist, sklearn"),
         ({"translate_scale": 1.5}, r"config.data.translate_scale=1.5 must be in 0.25"),
@@ -455,6 +476,10 @@ def test_a_field_that_the_data_set_does_not_read(tmp_path):
         (
             {"digits": "published", "published_dir": "x", "repeated": True},
             "takes the images as they are: leave translate_scale=1.0",
+        ),
+        (
+            {"digits": "published", "published_dir": "x", "validation": 10},
+            "pairings=1 and validation=0",
         ),
         ({"backgrounds_dir": "no/such"}, "no/such is not a folder: set config.data.ba"),
         (
