@@ -39,7 +39,7 @@ import optax
 from mmvae_jax import networks
 from mmvae_jax.mathematics import distributions, elbo, flows, posteriors
 from mmvae_jax.models import parts
-from mmvae_jax.models.contrastive import contrast, unit
+from mmvae_jax.models.contrastive import AUTO, code_networks, contrast, unit
 from mmvae_jax.models.options import Option, Options, number, one_of
 from mmvae_jax.models.parts import assemble, encode, make_networks, standard_latents
 from mmvae_jax.networks.flows import MLPFlow
@@ -71,7 +71,7 @@ OPTIONS: Options = {
     "code_dim": number(16, 2),  # c
     "code_variance": Option(0.01, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}"),
     # Encoder of the code: "auto" is "conv" for images, and "mlp" for all else.
-    "code_network": one_of("auto", *networks.CLASSIFIERS),
+    "code_network": one_of(AUTO, *networks.CLASSIFIERS),
     # Flow of each "modality" given the code; or one of all latents, given some and
     # the code, or without it.
     "flow": one_of(*_FLOWS),
@@ -143,10 +143,7 @@ def code_flow_model(
     """
     size, code_size = config.model.latent_dim, options["code_dim"]
     nets = make_networks(config, shapes, size)
-    coders: dict[str, Any] = {
-        m: networks.make_classifier(_code_network(options, nets, m), shape, code_size)
-        for m, shape in nets.shapes.items()
-    }
+    coders = code_networks(options["code_network"], nets, code_size)
 
     def latents_of(z: Array) -> dict[str, Array]:
         own = jnp.split(z[..., code_size:], len(shapes), axis=-1)
@@ -568,12 +565,3 @@ def _end_to_end(x: Array) -> Array:
 def _cosine(step: Array, num_steps: int) -> Array:
     """Factor of the learning rate, from 1 to 0 over a stage."""
     return 0.5 * (1 + jnp.cos(jnp.pi * step / num_steps))
-
-
-def _code_network(options: Mapping[str, Any], nets: parts.Networks, m: str) -> str:
-    """Name of the encoder of the code of a modality."""
-    name = options["code_network"]
-    if name != "auto":
-        return name
-    is_image = len(nets.shapes[m]) == 3 and m not in nets.counts
-    return "conv" if is_image else "mlp"

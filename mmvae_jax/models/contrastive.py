@@ -30,16 +30,19 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmvae_jax import networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, posteriors
 from mmvae_jax.models import parts
-from mmvae_jax.models.options import Option, number
+from mmvae_jax.models.options import Option, number, one_of
 from mmvae_jax.models.parts import decode, encode, make_networks, standard_latents
 from mmvae_jax.models.private import PRIVATE_OPTIONS, private_model
+from mmvae_jax.networks import vectors
 from mmvae_jax.types import (
     AnyArray,
     Array,
@@ -52,6 +55,10 @@ from mmvae_jax.types import (
     TokenShape,
 )
 
+# The encoder of the code is one like that of the private vector.
+_SAME = "same"
+AUTO = "auto"
+
 # Initial logit scale t of a pair of modalities; cosines lie in -1..1.
 _INITIAL_SCALE = 5.0
 
@@ -59,6 +66,9 @@ OPTIONS = PRIVATE_OPTIONS | {
     # Variance of the shared code, where its prior begins with 1.
     "code_variance": Option(0.1, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}"),
     "code_components": number(50, 1),  # Gaussians in the prior of the code
+    # Encoder of the code: the "same" network as that of the private vector, one of
+    # CLASSIFIERS, or "auto", "conv" for images and "mlp" for all else.
+    "code_network": one_of(_SAME, AUTO, *networks.CLASSIFIERS),
     # Weight of finding the code again in generated examples.
     "consistency": number(1.0, 0),
 }
@@ -82,6 +92,14 @@ def contrastive_model(
     private_size = options["private_dim"] or size
     variance = options["code_variance"]
     nets = make_networks(config, shapes, size, private_size)
+    if options["code_network"] != _SAME:
+        coders = code_networks(options["code_network"], nets, size)
+        nets = nets._replace(
+            encoders={
+                m: vectors.PairedEncoder(vectors.MeanEncoder(coders[m]), pair.second)
+                for m, pair in nets.encoders.items()
+            }
+        )
     radius, log_variance = math.sqrt(size * (1 - variance)), math.log(variance)
     # Around 1/2, contrast may never leave its first plateau.
     images = [m for m, x in shapes.items() if len(x) == 3 and m not in nets.counts]
@@ -134,6 +152,27 @@ def contrastive_model(
     return _with_code_prior(base, size, options["code_components"])._replace(
         objective=objective, encode=encode_all
     )
+
+
+def code_networks(
+    name: str, nets: parts.Networks, code_dim: int
+) -> dict[str, nn.Module]:
+    """Modality -> the encoder of its code: a classifier of `code_dim` outputs.
+
+    Args:
+      name: one of networks.CLASSIFIERS, or AUTO: "conv" for images, else "mlp".
+      nets: of all modalities.
+      code_dim: d.
+    """
+
+    def own(m: str, shape: tuple[int, ...]) -> str:
+        is_image = len(shape) == 3 and m not in nets.counts
+        return name if name != AUTO else "conv" if is_image else "mlp"
+
+    return {
+        m: networks.make_classifier(own(m, shape), shape, code_dim)
+        for m, shape in nets.shapes.items()
+    }
 
 
 def _refuse_tokens(shapes: Mapping[str, tuple[int, ...]]) -> None:

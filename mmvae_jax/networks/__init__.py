@@ -74,6 +74,8 @@ def convolution_forms(*modules: nn.Module) -> frozenset[str]:
             forms |= convolution_forms(module.first, module.second)
         elif isinstance(module, vectors.ParameterDecoder):
             forms |= convolution_forms(module.decoder)
+        elif isinstance(module, vectors.MeanEncoder):
+            forms |= convolution_forms(module.network)
         elif hasattr(module, "form"):
             forms.add(layers.choose_form(module.form))
     return frozenset(forms)

@@ -101,6 +101,18 @@ class ParameterDecoder(nn.Module):
         return self.decoder(z), self.param("likelihood", zeros, self.parameter_shape)
 
 
+class MeanEncoder(nn.Module):
+    """A classifier as an encoder: its outputs are the means, variances are one."""
+
+    network: nn.Module
+
+    @nn.compact
+    def __call__(self, x: Array) -> Gaussian:
+        """Maps [B, ...] to a Gaussian [B, D]."""
+        _, outputs = self.network(x)
+        return Gaussian(outputs, jnp.zeros_like(outputs))
+
+
 class PairedEncoder(nn.Module):
     """Two disjoint encoders of one input, their outputs end to end."""
 

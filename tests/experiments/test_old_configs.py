@@ -36,11 +36,12 @@ FORMER = {
 
 
 LATER_OPTIONS = (
-    *("alpha_steps", "joint_steps"),
+    *("alpha_steps", "joint_steps", "code_network"),
     *("pooling", "correlation", "pooled_over"),
 )
 LATER_MODELS = ("wb_vae", "mwb_vae", "code_vae", "helvae", "mohelvae", "code_flow")
 LATER_FIELDS = {
+    "data": ("validation",),
     "modality": ("library_size",),
     "train": (
         "beta_warmup_steps",
@@ -70,7 +71,7 @@ def changed(value):
     return f"{value}!" if isinstance(value, str) else [value, 1]
 
 
-@pytest.mark.parametrize("name", ["mopoe", "mmvm", "telbo", "custom"])
+@pytest.mark.parametrize("name", ["mopoe", "mmvm", "telbo", "custom", "contrastive"])
 def test_fields_that_came_later_are_as_they_were(name):
     wanted = workdirs.resolved(base.parse_arg(base.get_config(), name))
     former = workdirs.resolved(base.parse_arg(base.get_config(), name))

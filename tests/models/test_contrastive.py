@@ -195,10 +195,23 @@ def test_samples_of_the_mixture_have_its_moments():
 # The model.
 
 
-@pytest.fixture(scope="module")
-def model(tiny_config):
-    config = tiny_config("contrastive", latent_dim=D, private_dim=E, code_components=3)
+@pytest.fixture(scope="module", params=["same", "conv"])
+def model(request, tiny_config):
+    config = tiny_config(
+        "contrastive",
+        latent_dim=D,
+        private_dim=E,
+        code_components=3,
+        code_network=request.param,
+    )
     return models.make_model(config, SHAPES)
+
+
+def test_the_network_of_the_code_is_the_one_that_is_named(model):
+    encoders = model.init(KEY)["encoders"]["m0"]["params"]["first"]
+    is_conv = "network" in encoders
+    assert is_conv == any("StridedConv" in name for name in encoders.get("network", {}))
+    assert is_conv == bool(model.convolutions)
 
 
 def test_codes_lie_on_a_sphere_and_a_subset_has_their_direction(model, tiny_images):
