@@ -9,7 +9,6 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from experiments.studies.contrastive import COLUMNS, configs, row
 from mmvae_jax import models, networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo
@@ -297,36 +296,6 @@ def test_the_layered_decoder_has_images_of_any_size(size):
 
 
 # The comparison.
-
-
-@pytest.mark.slow
-def test_runs_of_the_comparison_have_equal_data_steps_and_parameters():
-    made = configs({"data_dir": "somewhere"})
-    shapes = {f"m{i}": (16, 16, 3) for i in range(5)}
-    sizes, settings = {}, set()
-    for name, config in made.items():
-        model = models.make_model(config, shapes)
-        leaves = jax.tree.leaves(jax.eval_shape(model.init, KEY))
-        sizes[name] = sum(leaf.size for leaf in leaves)
-        settings.add((str(config.data), str(config.train), str(config.sweep.seed)))
-        is_layered = config.modality.network == "layered"
-        assert is_layered == name.partition("_")[2].startswith("layered")
-    assert len(settings) == 1
-    layered = [size for name, size in sizes.items() if "layered" in name]
-    assert max(layered) < 1.004 * min(layered)
-    assert max(sizes.values()) < 1.14 * min(sizes.values())
-
-
-def test_rows_are_of_members_that_did_not_diverge():
-    config = configs({})["crmvae"]
-    members = [
-        {"finite": finite, "metrics": {f"eval/{tag}": value for tag in COLUMNS}}
-        for finite, value in ((True, 1.0), (False, np.nan), (True, 3.0))
-    ]
-    found = row("crmvae", config, {"members": members})
-    assert found["num_seeds"] == 2 and found["beta"] == 0.3
-    assert found["swd mean"] == 2.0
-    assert found["swd std"] == pytest.approx(np.sqrt(2), 1e-3)
 
 
 def test_contrast_is_among_what_is_observed():

@@ -1,0 +1,288 @@
+"""Models side by side on the same data: the tables of docs/better.md.
+
+    python -m experiments.studies.comparison --study=in_place --out=results/in_place.csv
+
+Trains what is not there yet, evaluates it, and writes a line for each run: means and
+standard deviations over seeds. A study is a function of this file that names its runs,
+and of some of them what earlier ones have to choose:
+
+layered     a code by contrast against coordination on translated digits, with a decoder
+            of layers and without; the same steps, and as many parameters to 4 %
+in_place    all with convolutional networks, and as many steps as `code_flow`, whose
+            steps take about as long as theirs
+translated  the same on translated digits
+
+The last two choose the networks by MoPoE-VAE, and beta by each model, by the
+leave-one-out coherence of digits that are neither trained on nor test digits
+(config.data.validation), after a quarter of the steps. `--runs` names some runs, for
+several processes.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from configs import polydigits
+from experiments.plans import plan
+from experiments.running import command, session, workdirs
+from mmvae_jax.errors import UsageError
+from mmvae_jax.files import write_whole
+
+_METRICS = ("elbo", "coherence", "frechet", "swd", "log_likelihood")
+COLUMNS = (
+    "coherence/leave_one_out",
+    "coherence/size_1",
+    "coherence/joint",
+    "swd",
+    "frechet_classifier",
+    "elbo",
+    "log_likelihood",
+)
+# Two encoders a modality: fewer hidden units, for as many parameters.
+_CONTRASTIVE = {
+    "model.latent_dim": 16,
+    "model.options.private_dim": 8,
+    "modality.network_options.widths": (96,),
+    "sweep.beta": (1.0,),
+}
+_LAYERED = {"modality.network": "layered"}
+# Run -> what differs from the config of its model, the first word of its name.
+_CHANGES = {
+    "contrastive_layered": _CONTRASTIVE | _LAYERED,
+    "contrastive_layered_no_consistency": _CONTRASTIVE
+    | _LAYERED
+    | {"model.options.consistency": 0.0},
+    "crmvae_layered": _LAYERED,
+    "mmvm_layered": _LAYERED,
+    "mopoe_layered": _LAYERED,
+    "mvae_layered": _LAYERED,
+    "contrastive": _CONTRASTIVE,
+    "contrastive_no_consistency": _CONTRASTIVE | {"model.options.consistency": 0.0},
+    "crmvae": {},
+    "mmvm": {},
+}
+
+_NUM_STEPS = 5_000
+# The first one chooses the networks of all.
+_BASELINES = (
+    "mopoe",
+    "mvtcae",
+    "crmvae",
+    "mmvae",
+    "contrastive",
+    "mvae",
+    "mmvae_plus",
+    "mmvm",
+)
+_NETWORKS: dict[str, dict[str, Any]] = {
+    "spatial": {},
+    "conv": {"channels": (32, 64)},  # as many, and dense layers at the latent vector
+}
+_BETAS = (0.1, 0.5, 2.5)
+_SEEDS = (0, 1, 2)
+_JUDGED = "eval/coherence/leave_one_out"
+# Latent vectors of 96 dimensions in all that a modality is decoded from.
+_PRIVATE = {
+    "mmvae_plus": (48, {"private_dim": 48, "num_samples": 1, "estimator": "iwae"}),
+    "contrastive": (16, {"private_dim": 80, "code_network": "auto"}),
+}
+
+Runs = Iterator[tuple[str, ConfigDict]]
+Summaries = Mapping[str, Mapping[str, Any]]
+
+
+class Study(NamedTuple):
+    """The runs of a table.
+
+    Attributes:
+      runs: (config.data.data_dir, summaries of the runs that are finished) -> name and
+        config of each run, those that earlier ones have to choose where that is known.
+      columns: tags of the table.
+      is_judged: name -> whether a run is a line of the table.
+    """
+
+    runs: Callable[[str, Summaries], Runs]
+    columns: tuple[str, ...] = COLUMNS
+    is_judged: Callable[[str], bool] = lambda name: True
+
+
+def layered(data_dir: str, summaries: Summaries = {}) -> Runs:  # noqa: B006 (not changed)
+    """The runs of the decoder of layers."""
+    del summaries  # nothing is chosen
+    _, scale = plan.load_scale("demo")
+    scale.beta, scale.metrics = (0.3,), _METRICS
+    for name, changes in _CHANGES.items():
+        spec = plan.Spec("translated", name.partition("_")[0])
+        config = plan.run_config(scale, spec, {"data_dir": data_dir})
+        config.update_from_flattened_dict(changes)
+        yield name, config
+
+
+def equal(is_translated: bool, data_dir: str, summaries: Summaries) -> Runs:
+    """The runs at equal networks and steps: those that choose, and the chosen."""
+
+    def config_of(model: str, network: str) -> ConfigDict:
+        return _equal_config(model, network, is_translated, data_dir)
+
+    config = config_of("code_flow", "spatial")
+    config.sweep.seed = _SEEDS
+    yield "code_flow", config
+    tried: Sequence[str] = tuple(_NETWORKS)
+    for model in _BASELINES:
+        names = {f"choose_{model}_{network}": network for network in tried}
+        for name, network in names.items():
+            config = config_of(model, network)
+            config.sweep.update(beta=_BETAS, seed=(0,))
+            config.train.num_steps //= 4
+            config.data.validation = 20
+            config.eval.metrics = ("coherence", "swd")
+            yield name, config
+        if not names.keys() <= summaries.keys():
+            return
+        _, network, beta = max(
+            (member["metrics"][_JUDGED], network, member["beta"])
+            for name, network in names.items()
+            for member in summaries[name]["members"]
+            if member["finite"]
+        )
+        tried = (network,)
+        config = config_of(model, network)
+        config.sweep.update(beta=(beta,), seed=_SEEDS)
+        yield model, config
+
+
+def _equal_config(
+    model: str, network: str, is_translated: bool, data_dir: str
+) -> ConfigDict:
+    """A model on five modalities, with one of _NETWORKS."""
+    config = polydigits.get_config(model)
+    config.data.update(data_dir=data_dir, num_modalities=5)
+    config.data.translate_scale = 0.75 if is_translated else 1.0
+    config.model.latent_dim, options = _PRIVATE.get(model, (96, {}))
+    config.model.options.update(options)
+    config.modality.network = network
+    config.modality.network_options = ConfigDict(_NETWORKS[network])
+    config.train.num_steps = _NUM_STEPS
+    config.train.checkpoint_every_steps = 1_000
+    config.eval.num_examples = 1_000
+    config.eval.metrics = ("elbo", "coherence", "matching", "frechet", "swd")
+    return config
+
+
+def _is_no_choice(name: str) -> bool:
+    """Whether a run is judged."""
+    return not name.startswith("choose_")
+
+
+_EQUAL_COLUMNS = (
+    *(f"coherence/size_{k}" for k in (1, 2, 3, 4)),
+    "coherence/joint",
+    "matching",
+    "swd",
+    "frechet_classifier",
+    "elbo",
+)
+STUDIES = {
+    "layered": Study(layered),
+    "in_place": Study(lambda *args: equal(False, *args), _EQUAL_COLUMNS, _is_no_choice),
+    "translated": Study(
+        lambda *args: equal(True, *args), _EQUAL_COLUMNS, _is_no_choice
+    ),
+}
+
+
+def row(
+    name: str,
+    config: ConfigDict,
+    summary: Mapping[str, Any],
+    columns: Sequence[str] = COLUMNS,
+) -> dict[str, Any]:
+    """A line of the table: of the seeds whose parameters are finite."""
+    members = [m["metrics"] for m in summary["members"] if m["finite"]]
+    values = {
+        "run": name,
+        "network": config.modality.network,
+        "beta": config.sweep.beta[0],
+        "num_steps": config.train.num_steps,
+        "num_seeds": len(members),
+    }
+    for tag in columns:
+        each = [metrics[f"eval/{tag}"] for metrics in members]
+        values[f"{tag} mean"] = round(float(np.mean(each)), 4)
+        values[f"{tag} std"] = round(float(np.std(each, ddof=1)), 4)
+    return values
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the table as CSV, at once or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
+
+
+def _summaries(directory: Path) -> Summaries:
+    """Name -> summary of the runs of a folder that are finished."""
+    found = {
+        path.parent.name: workdirs.read_summary(path.parent)
+        for path in sorted(directory.glob("*/summary.json"))
+    }
+    return {name: own for name, own in found.items() if own is not None}
+
+
+def main() -> int:
+    """Trains, evaluates, and writes the table of what is finished."""
+    if FLAGS.study not in STUDIES:
+        raise UsageError(
+            f"unknown --study {FLAGS.study!r}; choose from {', '.join(STUDIES)}"
+        )
+    study = STUDIES[FLAGS.study]
+    directory = Path(FLAGS.directory or f"runs/{FLAGS.study}")
+    chosen = [name for name in FLAGS.runs.split(",") if name]
+    made: dict[str, ConfigDict] = {}
+    # Runs that are chosen by others are known once those are finished.
+    while left := {
+        name: config
+        for name, config in study.runs(FLAGS.data_dir, _summaries(directory))
+        if name not in made
+    }:
+        wanted = [name for name in left if not chosen or name in chosen]
+        if not wanted:
+            break
+        name = wanted[0]
+        if code := session.train_and_evaluate(left[name], directory / name):
+            return code
+        made[name] = left[name]
+    if unknown := set(chosen) - set(made):
+        raise UsageError(
+            f"unknown --runs {min(unknown)!r}, or one that others have to choose "
+            f"first; choose from {', '.join({**left, **made})}"
+        )
+    if FLAGS.out:
+        summaries = _summaries(directory)
+        runs = dict(study.runs(FLAGS.data_dir, summaries))
+        rows = [
+            row(name, config, summaries[name], study.columns)
+            for name, config in runs.items()
+            if name in summaries and study.is_judged(name)
+        ]
+        _write(Path(FLAGS.out), rows)
+    return 0
+
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+    flags.DEFINE_string("study", "in_place", "one of " + ", ".join(STUDIES))
+    flags.DEFINE_string("directory", "", "folder of the runs; empty: runs/STUDY")
+    flags.DEFINE_string("data_dir", "data", "where prepared data sets are kept")
+    flags.DEFINE_string("runs", "", "runs to make, with commas; empty: all")
+    flags.DEFINE_string("out", "", "CSV file of all finished runs; empty: none")
+    command.run(main)

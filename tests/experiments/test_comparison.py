@@ -1,0 +1,72 @@
+"""The runs of the study of models side by side, and the lines of its table."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.studies.comparison import COLUMNS, STUDIES, layered, row
+from mmvae_jax import models
+
+
+@pytest.mark.slow
+def test_runs_of_the_comparison_have_equal_data_steps_and_parameters():
+    made = dict(layered("somewhere"))
+    shapes = {f"m{i}": (16, 16, 3) for i in range(5)}
+    sizes, settings = {}, set()
+    for name, config in made.items():
+        model = models.make_model(config, shapes)
+        leaves = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
+        sizes[name] = sum(leaf.size for leaf in leaves)
+        settings.add((str(config.data), str(config.train), str(config.sweep.seed)))
+        is_layered = config.modality.network == "layered"
+        assert is_layered == name.partition("_")[2].startswith("layered")
+    assert len(settings) == 1
+    of_layers = [size for name, size in sizes.items() if "layered" in name]
+    assert max(of_layers) < 1.004 * min(of_layers)
+    assert max(sizes.values()) < 1.14 * min(sizes.values())
+
+
+def test_rows_are_of_members_that_did_not_diverge():
+    config = dict(layered("data"))["crmvae"]
+    members = [
+        {"finite": finite, "metrics": {f"eval/{tag}": value for tag in COLUMNS}}
+        for finite, value in ((True, 1.0), (False, np.nan), (True, 3.0))
+    ]
+    found = row("crmvae", config, {"members": members})
+    assert found["num_seeds"] == 2 and found["beta"] == 0.3
+    assert found["swd mean"] == 2.0
+    assert found["swd std"] == pytest.approx(np.sqrt(2), 1e-3)
+
+
+def test_runs_at_equal_networks_are_chosen_by_digits_that_are_not_judged():
+    summaries = {}
+
+    def runs():
+        return dict(STUDIES["in_place"].runs("data", summaries))
+
+    while left := runs().keys() - summaries.keys():
+        (name,) = left if len(left) == 1 else [min(left)]
+        config = runs()[name]
+        is_choosing = name.startswith("choose_")
+        assert bool(config.data.validation) == is_choosing
+        members = [
+            {"beta": beta, "finite": beta < 1, "metrics": {}}
+            for beta in config.sweep.beta
+        ]
+        for member in members:
+            # Of a member that has diverged it says nothing.
+            score = member["beta"] + ("conv" in name)
+            member["metrics"]["eval/coherence/leave_one_out"] = score
+        summaries[name] = {"members": members}
+    made = runs()
+    assert [n for n in made if n.startswith("choose_mopoe")] == [
+        "choose_mopoe_spatial",
+        "choose_mopoe_conv",
+    ]
+    judged = {n: c for n, c in made.items() if STUDIES["in_place"].is_judged(n)}
+    assert len(judged) == 9
+    for name, config in judged.items():
+        if name != "code_flow":
+            assert config.modality.network == "conv" and config.sweep.beta == (0.5,)
+        assert len(config.sweep.seed) == 3 and not config.data.validation
+        assert config.train.num_steps == judged["code_flow"].train.num_steps
