@@ -30,7 +30,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,10 +153,8 @@ def contrastive_model(
     )
 
 
-def code_networks(
-    name: str, nets: parts.Networks, code_dim: int
-) -> dict[str, nn.Module]:
-    """Modality -> the encoder of its code: a classifier of `code_dim` outputs.
+def code_networks(name: str, nets: parts.Networks, code_dim: int) -> dict[str, Any]:
+    """Modality -> the encoder of its code, a Linen classifier of `code_dim` outputs.
 
     Args:
       name: one of networks.CLASSIFIERS, or AUTO: "conv" for images, else "mlp".
