@@ -18,21 +18,18 @@ leave-one-out coherence of digits that are neither trained on nor test digits
 several processes.
 """
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
 from configs import polydigits
 from experiments.plans import plan
 from experiments.running import command, session, workdirs
+from experiments.studies import tables
 from mmvae_jax.errors import UsageError
-from mmvae_jax.files import write_whole
 
 _METRICS = ("elbo", "coherence", "frechet", "swd", "log_likelihood")
 COLUMNS = (
@@ -197,35 +194,20 @@ STUDIES = {
 }
 
 
-def row(
+def line(
     name: str,
     config: ConfigDict,
     summary: Mapping[str, Any],
     columns: Sequence[str] = COLUMNS,
 ) -> dict[str, Any]:
     """A line of the table: of the seeds whose parameters are finite."""
-    members = [m["metrics"] for m in summary["members"] if m["finite"]]
-    values = {
+    return {
         "run": name,
         "network": config.modality.network,
         "beta": config.sweep.beta[0],
         "num_steps": config.train.num_steps,
-        "num_seeds": len(members),
+        **tables.row(summary, columns),
     }
-    for tag in columns:
-        each = [metrics[f"eval/{tag}"] for metrics in members]
-        values[f"{tag} mean"] = round(float(np.mean(each)), 4)
-        values[f"{tag} std"] = round(float(np.std(each, ddof=1)), 4)
-    return values
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the table as CSV, at once or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue())
 
 
 def _summaries(directory: Path) -> Summaries:
@@ -269,11 +251,11 @@ def main() -> int:
         summaries = _summaries(directory)
         runs = dict(study.runs(FLAGS.data_dir, summaries))
         rows = [
-            row(name, config, summaries[name], study.columns)
+            line(name, config, summaries[name], study.columns)
             for name, config in runs.items()
             if name in summaries and study.is_judged(name)
         ]
-        _write(Path(FLAGS.out), rows)
+        tables.write(Path(FLAGS.out), rows)
     return 0
 
 

@@ -1,11 +1,16 @@
-"""The runs of the study of models side by side, and the lines of its table."""
+"""Studies: the runs of models side by side, the lines of tables, guidance."""
+
+import json
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.studies.comparison import COLUMNS, STUDIES, layered, row
+from experiments.running import workdirs
+from experiments.studies.comparison import COLUMNS, STUDIES, layered, line
+from experiments.studies.guidance import guided_config, strengths_of
 from mmvae_jax import models
+from mmvae_jax.errors import UsageError
 
 
 @pytest.mark.slow
@@ -32,7 +37,7 @@ def test_rows_are_of_members_that_did_not_diverge():
         {"finite": finite, "metrics": {f"eval/{tag}": value for tag in COLUMNS}}
         for finite, value in ((True, 1.0), (False, np.nan), (True, 3.0))
     ]
-    found = row("crmvae", config, {"members": members})
+    found = line("crmvae", config, {"members": members})
     assert found["num_seeds"] == 2 and found["beta"] == 0.3
     assert found["swd mean"] == 2.0
     assert found["swd std"] == pytest.approx(np.sqrt(2), 1e-3)
@@ -70,3 +75,22 @@ def test_runs_at_equal_networks_are_chosen_by_digits_that_are_not_judged():
             assert config.modality.network == "conv" and config.sweep.beta == (0.5,)
         assert len(config.sweep.seed) == 3 and not config.data.validation
         assert config.train.num_steps == judged["code_flow"].train.num_steps
+
+
+def test_a_run_is_evaluated_at_another_strength_of_guidance(tmp_path, tiny_config):
+    def recorded(name):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = workdirs.resolved(tiny_config(name))
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    found = guided_config(recorded("code_flow"), 3.5, 7)
+    assert found.model.options.guidance == 3.5 and found.eval.num_examples == 7
+    with pytest.raises(UsageError, match="is of mopoe, which has no guidance"):
+        guided_config(recorded("mopoe"), 3.5, 0)
+    with pytest.raises(UsageError, match="holds no run"):
+        guided_config(tmp_path, 3.5, 0)
+    assert strengths_of("1,2.5") == [1.0, 2.5]
+    with pytest.raises(UsageError, match="give numbers with commas"):
+        strengths_of("1,much")

@@ -1,0 +1,111 @@
+"""Coherence against quality over the strength of guidance, of one trained run.
+
+    python -m experiments.studies.guidance --workdir=runs/in_place/code_flow \\
+        --out=results/guidance.csv
+
+Guidance decides on what is drawn and on nothing that is learned, so that one run of
+`code_flow` has a point for each strength. It writes a line for each: means and standard
+deviations over the members of the run, on its test examples. Nothing is chosen here,
+and the run is left as it is.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments.running import build, command, evaluator, signals, terminal
+from experiments.studies.tables import row, write
+from mmvae_jax.errors import UsageError
+from mmvae_jax.interface import checks, description, trained
+from mmvae_jax.training import checkpoints
+
+_OPTION = "guidance"
+METRICS = ("coherence", "conditional_swd", "conditional_frechet", "swd", "frechet")
+COLUMNS = (
+    "coherence/size_1",
+    "coherence/leave_one_out",
+    "coherence/joint",
+    "conditional_swd/leave_one_out",
+    "conditional_frechet/leave_one_out",
+    "swd",
+    "frechet_classifier",
+)
+
+
+def values_at(workdir: Path, strength: float, num_examples: int) -> dict[str, Any]:
+    """The line of a strength.
+
+    Args:
+      workdir: folder of a run of a model with the option `guidance`.
+      strength: g.
+      num_examples: of the test split; 0: as many as the run was evaluated with.
+
+    Raises:
+      UsageError: there is no such run, or it has no guidance.
+    """
+    config = guided_config(workdir, strength, num_examples)
+    metrics = checks.check(config)
+    with signals.caught_signals() as stop:
+        sweep = build.build(config)
+        shown = description.describe(sweep.dataset)
+        like = trained.like_state(config, shown, sweep.model)
+        found = checkpoints.read(workdir / "checkpoints", like, None)
+        if found is None:
+            raise UsageError(f"{workdir} holds no checkpoint yet")
+        values = evaluator.make_evaluator(sweep, metrics, stop, None)(*found)
+    members = [{"finite": True, "metrics": own} for own in values]
+    return {_OPTION: strength, **row({"members": members}, COLUMNS)}
+
+
+def guided_config(workdir: Path, strength: float, num_examples: int) -> ConfigDict:
+    """The config of a run, with another strength; as of `values_at`."""
+    path = workdir / trained.CONFIG
+    if not path.exists():
+        raise UsageError(f"{workdir} holds no run (no {trained.CONFIG})")
+    config = trained.config_of(trained.read_json(path), workdir)
+    if _OPTION not in config.model.options:
+        raise UsageError(
+            f"{workdir} is of {config.model.name}, which has no guidance: give a run "
+            "of code_flow"
+        )
+    config.model.options[_OPTION] = strength
+    config.eval.metrics = METRICS
+    config.eval.num_examples = num_examples or config.eval.num_examples
+    config.train.mesh = (1, 1)  # wherever it was trained
+    return config
+
+
+def strengths_of(text: str) -> list[float]:
+    """The numbers of a text with commas.
+
+    Raises:
+      UsageError: it has none, or something else.
+    """
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--guidance: {error}; give numbers with commas") from error
+
+
+def main() -> int:
+    """Evaluates the run at every strength, and writes the table."""
+    given = flags.FLAGS
+    if not given.workdir or not given.out:
+        raise UsageError("give --workdir=FOLDER of a run, and --out=FILE.csv")
+    strengths = strengths_of(given.guidance)
+    rows = []
+    for strength in strengths:
+        terminal.say(f"guidance {strength:g}:")
+        rows.append(values_at(Path(given.workdir), strength, given.num_examples))
+        write(Path(given.out), rows)
+    return 0
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", "", "folder of a run of code_flow")
+    flags.DEFINE_string("guidance", "1,1.5,2,3,4", "strengths, with commas")
+    flags.DEFINE_integer("num_examples", 0, "of the test split; 0: as the run was")
+    flags.DEFINE_string("out", "", "CSV file")
+    command.run(main)

@@ -1,0 +1,37 @@
+"""Tables of studies: a line a run, with means and standard deviations over seeds."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmvae_jax.files import write_whole
+
+
+def row(summary: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    """Number, means and standard deviations of the members that are finite.
+
+    Args:
+      summary: as of summary.json.
+      columns: tags without "eval/".
+    """
+    members = [m["metrics"] for m in summary["members"] if m["finite"]]
+    values: dict[str, Any] = {"num_seeds": len(members)}
+    for tag in columns:
+        each = [metrics[f"eval/{tag}"] for metrics in members]
+        spread = np.std(each, ddof=1) if len(each) > 1 else np.nan
+        values[f"{tag} mean"] = round(float(np.mean(each)), 4)
+        values[f"{tag} std"] = round(float(spread), 4)
+    return values
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the table as CSV, at once or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
