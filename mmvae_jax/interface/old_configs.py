@@ -37,6 +37,7 @@ _LATER_OPTIONS: dict[str, dict[str, Any]] = {
     "mmvm": {"alpha_steps": 0},
     "custom": {"pooling": "product", "correlation": 0.5, "pooled_over": "vector"},
     "telbo": {"joint_steps": 0},
+    "mmvae_plus": {"self_gradient": True, "prior_components": 0},
     "contrastive": {"code_network": "same"},
 }
 

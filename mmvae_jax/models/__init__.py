@@ -156,6 +156,14 @@ MODELS = {
         Citation("palumbo2023mmvae", "Palumbo et al. (2023)", _DREG),
         "A mixture for what is shared, and a private vector for each modality.",
     ),
+    "cmvae": Model(
+        mmvae_plus.mmvae_plus_model,
+        "CMVAE",
+        OTHER,
+        mmvae_plus.CLUSTERED_OPTIONS,
+        Citation("palumbo2024deep", "Palumbo et al. (2024)", _DREG),
+        "MMVAE+ with a learned mixture as the prior of what is shared.",
+    ),
     "dmvae": Model(
         dmvae.dmvae_model,
         "DMVAE",

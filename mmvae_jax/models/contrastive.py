@@ -40,7 +40,12 @@ from mmvae_jax.mathematics import distributions, elbo, posteriors
 from mmvae_jax.models import parts
 from mmvae_jax.models.options import Option, number, one_of
 from mmvae_jax.models.parts import decode, encode, make_networks, standard_latents
-from mmvae_jax.models.private import PRIVATE_OPTIONS, private_model
+from mmvae_jax.models.private import (
+    PRIVATE_OPTIONS,
+    log_mixture_prob,
+    private_model,
+    with_mixture_prior,
+)
 from mmvae_jax.networks import vectors
 from mmvae_jax.types import (
     AnyArray,
@@ -148,8 +153,22 @@ def contrastive_model(
 
     latents = standard_latents((size + len(shapes) * private_size,))
     base = private_model(nets, latents, size, options["private_draw"], shared_posterior)
-    return _with_code_prior(base, size, options["code_components"])._replace(
-        objective=objective, encode=encode_all
+    shape = (options["code_components"], size)
+
+    def init(key: PRNGKey) -> Params:
+        own_key, prior_key = jax.random.split(key)
+        code_prior = {
+            "mean": jax.random.normal(prior_key, shape),
+            "log_variance": jnp.zeros(shape),
+            "log_weight": jnp.zeros(shape[0]),
+        }
+        return base.init(own_key) | {
+            "code_prior": code_prior,
+            "log_scale": jnp.full(1, math.log(_INITIAL_SCALE)),
+        }
+
+    return with_mixture_prior(base, latents, size, "code_prior")._replace(
+        init=init, objective=objective, encode=encode_all
     )
 
 
@@ -179,46 +198,6 @@ def _refuse_tokens(shapes: Mapping[str, tuple[int, ...]]) -> None:
             raise UsageError(
                 f"model 'contrastive' is for images and vectors, and {m} is of tokens"
             )
-
-
-def _with_code_prior(
-    base: MultimodalVAE, size: int, num_components: int
-) -> MultimodalVAE:
-    """The model with a learned mixture of Gaussians as the prior of the code.
-
-    Args:
-      base: with N(0, I) as the prior of its whole latent vector.
-      size: d, dimensions of the code.
-      num_components: Gaussians in the mixture.
-    """
-
-    def init(key: PRNGKey) -> Params:
-        own_key, prior_key = jax.random.split(key)
-        components = (num_components, size)
-        code_prior = {
-            "mean": jax.random.normal(prior_key, components),
-            "log_variance": jnp.zeros(components),
-            "log_weight": jnp.zeros(num_components),
-        }
-        return base.init(own_key) | {
-            "code_prior": code_prior,
-            "log_scale": jnp.full(1, math.log(_INITIAL_SCALE)),
-        }
-
-    def sample_prior(params: Params, key: PRNGKey, num: int) -> Array:
-        code_key, private_key = jax.random.split(key)
-        code = sample_mixture(params["code_prior"], code_key, num)
-        private = base.sample_prior(params, private_key, num)[:, size:]
-        return distributions.join(code, private)
-
-    def log_prior(params: Params, z: Array) -> Array:
-        code, private = distributions.split(z, size)
-        standard = Gaussian(jnp.zeros_like(private), jnp.zeros_like(private))
-        return log_mixture_prob(params["code_prior"], code) + distributions.log_prob(
-            standard, private
-        )
-
-    return base._replace(init=init, sample_prior=sample_prior, log_prior=log_prior)
 
 
 def contrastive_terms(
@@ -302,22 +281,6 @@ def contrast(codes: Array, scale: Array, observed: AnyArray) -> Array:
     total = jnp.sum(jnp.where(is_pair, _log_match(logits), 0.0), axis=(0, 1))
     shares = np.append(1.0, 1 / np.arange(1, max(len(codes), 2))).astype(np.float32)
     return jnp.asarray(shares)[jnp.sum(observed, axis=0) - 1] * total
-
-
-def log_mixture_prob(mixture: Mapping[str, Array], s: Array) -> Array:
-    """Log-density of a mixture of S diagonal Gaussians; s [..., d] -> [...], nats."""
-    components = Gaussian(mixture["mean"], mixture["log_variance"])
-    by_component = jax.vmap(distributions.log_prob, (0, None), -1)(components, s)
-    log_weights = jax.nn.log_softmax(mixture["log_weight"])
-    return jax.nn.logsumexp(by_component + log_weights, axis=-1)
-
-
-def sample_mixture(mixture: Mapping[str, Array], key: PRNGKey, num: int) -> Array:
-    """Samples [num, d] of a mixture of S diagonal Gaussians."""
-    component_key, noise_key = jax.random.split(key)
-    rows = jax.random.categorical(component_key, mixture["log_weight"], shape=(num,))
-    chosen = Gaussian(mixture["mean"][rows], mixture["log_variance"][rows])
-    return distributions.sample(chosen, noise_key)
 
 
 def _log_match(logits: Array) -> Array:

@@ -20,6 +20,13 @@ and w_mk are weighted once more. (The first release meant to do so and does
 neither: its log q keeps the encoders' parameters.) r_n is in no density of the
 objective; it learns through its samples, by the plain derivative.
 
+Two variations of it are options. With `self_gradient` False, z_mk is a constant where
+modality m is reconstructed from it, so that the shared vector learns from what is
+reconstructed across modalities alone (Märtens and Yau, 2024, MMVAE++). With
+`prior_components` S > 0, p(z) = sum_c pi_c N(z; mu_c, I) over c = 1..S with learned mu
+and pi (Palumbo et al., 2024, CMVAE): their sum over clusters at q(c|z) = p(c|z), which
+is exact. Its clusters are not pruned after training, as theirs are.
+
 Because r_n is in no density, the objective is a bound on log p(X) only where
 r_n = p. The terms returned are of a bound everywhere: w~_n is counted as a
 sample of a proposal r_n, log r_n(w~_n) - log p(w~_n) is part of `kl`, and
@@ -28,7 +35,8 @@ terms.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -42,13 +50,19 @@ from mmvae_jax.mathematics import (
     posteriors,
 )
 from mmvae_jax.models import official
+from mmvae_jax.models.options import Option, number, one_of
 from mmvae_jax.models.parts import (
     Latents,
     encode,
     log_likelihoods,
     make_networks,
 )
-from mmvae_jax.models.private import PRIVATE_OPTIONS, private_model
+from mmvae_jax.models.private import (
+    PRIVATE_OPTIONS,
+    log_mixture_prob,
+    private_model,
+    with_mixture_prior,
+)
 from mmvae_jax.types import (
     Array,
     Batch,
@@ -62,7 +76,22 @@ from mmvae_jax.types import (
 
 # The prior is fixed: learned_prior is whether the scales of the auxiliary priors, which
 # sum to their dimension, are learned.
-OPTIONS = official.OPTIONS | PRIVATE_OPTIONS
+OPTIONS = {
+    **official.OPTIONS,
+    **PRIVATE_OPTIONS,
+    # Whether z learns from the reconstruction of the modality that it is of, too.
+    "self_gradient": Option(True),
+    # Gaussians in the prior of z; 0: one of the family of the posteriors.
+    "prior_components": number(0, 0),
+}
+# One sample, and Gaussians in place of the scales that sum to their dimension.
+CLUSTERED_OPTIONS = OPTIONS | {
+    "posterior": one_of("gaussian", "laplace"),
+    "num_samples": number(1, 1),
+    "prior_components": number(40, 0),
+}
+# Largest mean of a component of p(z) at the start, in each dimension.
+_LARGEST_MEAN = 1.0
 
 
 def mmvae_plus_model(
@@ -89,6 +118,7 @@ def mmvae_plus_model(
     auxiliary_shape = (len(shapes), private_dim)
 
     latents = _latents(shared_dim, auxiliary_shape, family, is_learned)
+    num_components = options["prior_components"]
 
     def objective(
         params: Params, batch: Batch, key: PRNGKey, beta: Array
@@ -110,7 +140,21 @@ def mmvae_plus_model(
             num_samples=options["num_samples"],
             form=options["form"],
             estimator=options["estimator"],
+            log_shared_prior=partial(log_mixture_prob, params["clusters"])
+            if num_components
+            else None,
+            has_self_gradient=options["self_gradient"],
         )
+
+    def init(key: PRNGKey) -> Params:
+        own_key, mean_key = jax.random.split(key)
+        shape, most = (num_components, shared_dim), _LARGEST_MEAN
+        return model.init(own_key) | {
+            "clusters": {
+                "mean": jax.random.uniform(mean_key, shape, minval=-most, maxval=most),
+                "log_weight": jnp.zeros(num_components),
+            }
+        }
 
     model = private_model(
         nets, latents, shared_dim, options["private_draw"], components.expert_component
@@ -129,7 +173,10 @@ def mmvae_plus_model(
         weights = posteriors.uniform_weights(posteriors.append_axes(observed, 2))
         return distributions.join(shared, own), weights
 
-    return model._replace(objective=objective, mixture_posterior=mixture_posterior)
+    made = model._replace(objective=objective, mixture_posterior=mixture_posterior)
+    if not num_components:
+        return made
+    return with_mixture_prior(made, latents, shared_dim, "clusters")._replace(init=init)
 
 
 def _latents(
@@ -174,6 +221,8 @@ def private_importance_weighted(
     num_samples: int,
     form: str = "loose",
     estimator: str = "dreg",
+    log_shared_prior: Callable[[Array], Array] | None = None,
+    has_self_gradient: bool = True,
 ) -> tuple[Array, ObjectiveTerms]:
     """The objective of MMVAE+ as released; the equation is at the top of this file.
 
@@ -189,6 +238,8 @@ def private_importance_weighted(
       num_samples: K.
       form: one of `importance.FORMS`; "tight" is published by nobody.
       estimator: one of `importance.ESTIMATORS`.
+      log_shared_prior: z [..., d] -> log p(z) [...]; None: that of `prior`.
+      has_self_gradient: whether z learns from its own modality, too.
 
     Returns:
       The loss [], and ObjectiveTerms, fields [B], of the single-sample bound (beta
@@ -214,13 +265,21 @@ def private_importance_weighted(
         values = {}
         for n, (m, f) in enumerate(log_likelihoods.items()):
             w = jnp.where(is_other[..., n, None], auxiliary[..., n, :], private)
-            own = distributions.join(shared, w)
+            z_n = shared
+            if not has_self_gradient:
+                constant = jax.lax.stop_gradient(shared)
+                z_n = jnp.where(is_other[..., n, None], shared, constant)
+            own = distributions.join(z_n, w)
             values[m] = elbo.fold_samples(f, own, batch[m])
         log_likelihood = elbo.observed_terms(values, observed)
         shared_experts, private_experts = distributions.split(experts, shared_dim)
         kl = posteriors.mixture_log_prob(shared_experts, uniform, shared)
         kl += distributions.log_prob(private_experts, private)
-        kl -= distributions.log_prob(prior, z)
+        if log_shared_prior is None:
+            kl -= distributions.log_prob(prior, z)
+        else:
+            kl -= log_shared_prior(shared)
+            kl -= distributions.log_prob(private_prior, private)
         value = elbo.total(log_likelihood.values()) - beta * kl
         return value, (log_likelihood, kl, excess)
 

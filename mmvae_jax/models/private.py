@@ -1,6 +1,6 @@
 """Latent vectors that a modality has for itself, beside a shared one or without it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -14,6 +14,7 @@ from mmvae_jax.types import (
     AnyArray,
     Array,
     Distribution,
+    Gaussian,
     MultimodalVAE,
     Params,
     PRNGKey,
@@ -112,3 +113,54 @@ def private_model(
         sample_prior=sample_prior,
         latent_parts=((SHARED, shared_dim), *((m, private_dim) for m in nets.shapes)),
     )
+
+
+def with_mixture_prior(
+    base: MultimodalVAE, latents: Latents, shared_dim: int, name: str
+) -> MultimodalVAE:
+    """The model with a mixture of Gaussians as the prior of its shared vector.
+
+    Args:
+      base: of `private_model`.
+      latents: its own, whose prior the private vectors keep.
+      shared_dim: d, dimensions of the shared vector.
+      name: of the parameters of the mixture: "mean" [S, d], "log_weight" [S], any
+        constant apart, and "log_variance" [S, d], or 0 without it.
+    """
+
+    def sample_prior(params: Params, key: PRNGKey, num: int) -> Array:
+        shared_key, private_key = jax.random.split(key)
+        shared = sample_mixture(params[name], shared_key, num)
+        private = base.sample_prior(params, private_key, num)[:, shared_dim:]
+        return distributions.join(shared, private)
+
+    def log_prior(params: Params, z: Array) -> Array:
+        shared, private = distributions.split(z, shared_dim)
+        _, prior = distributions.split(latents.prior(params), shared_dim)
+        return log_mixture_prob(params[name], shared) + distributions.log_prob(
+            prior, private
+        )
+
+    return base._replace(sample_prior=sample_prior, log_prior=log_prior)
+
+
+def log_mixture_prob(mixture: Mapping[str, Array], s: Array) -> Array:
+    """Log-density of a mixture of S diagonal Gaussians; s [..., d] -> [...], nats."""
+    components = _components(mixture)
+    by_component = jax.vmap(distributions.log_prob, (0, None), -1)(components, s)
+    log_weights = jax.nn.log_softmax(mixture["log_weight"])
+    return jax.nn.logsumexp(by_component + log_weights, axis=-1)
+
+
+def sample_mixture(mixture: Mapping[str, Array], key: PRNGKey, num: int) -> Array:
+    """Samples [num, d] of a mixture of S diagonal Gaussians."""
+    component_key, noise_key = jax.random.split(key)
+    rows = jax.random.categorical(component_key, mixture["log_weight"], shape=(num,))
+    chosen = jax.tree.map(lambda field: field[rows], _components(mixture))
+    return distributions.sample(chosen, noise_key)
+
+
+def _components(mixture: Mapping[str, Array]) -> Gaussian:
+    """The Gaussians of a mixture, fields [S, d]; of variance one where none is kept."""
+    mean = mixture["mean"]
+    return Gaussian(mean, mixture.get("log_variance", jnp.zeros_like(mean)))

@@ -37,9 +37,12 @@ FORMER = {
 
 LATER_OPTIONS = (
     *("alpha_steps", "joint_steps", "code_network"),
+    *("self_gradient", "prior_components"),
     *("pooling", "correlation", "pooled_over"),
 )
-LATER_MODELS = ("wb_vae", "mwb_vae", "code_vae", "helvae", "mohelvae", "code_flow")
+LATER_MODELS = (
+    *("cmvae", "wb_vae", "mwb_vae", "code_vae", "helvae", "mohelvae", "code_flow"),
+)
 LATER_FIELDS = {
     "data": ("validation",),
     "modality": ("library_size",),

@@ -12,7 +12,7 @@ import scipy.stats
 from mmvae_jax import models, networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo
-from mmvae_jax.models import contrastive
+from mmvae_jax.models import contrastive, private
 from mmvae_jax.networks.layered import displace
 from mmvae_jax.types import Gaussian, TokenShape
 
@@ -52,7 +52,7 @@ def terms_of(codes=CODES, consistency=0.5, seen=None, **changes):
         return jnp.stack([z[m] @ READERS[i] for i, m in enumerate(MODALITIES)])
 
     options = {
-        "log_code_prior": lambda s: contrastive.log_mixture_prob(MIXTURE, s),
+        "log_code_prior": lambda s: private.log_mixture_prob(MIXTURE, s),
         "log_likelihoods": {m: decoder(m) for m in MODALITIES},
         "encode_generated": encode_generated,
         "scale": jnp.float32(SCALE),
@@ -178,12 +178,12 @@ def test_mixture_with_one_component_is_a_gaussian():
     expected = distributions.log_prob(
         Gaussian(one["mean"][0], one["log_variance"][0]), JOINT.mean
     )
-    found = contrastive.log_mixture_prob(one, JOINT.mean)
+    found = private.log_mixture_prob(one, JOINT.mean)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_samples_of_the_mixture_have_its_moments():
-    s = np.float64(contrastive.sample_mixture(MIXTURE, KEY, 100_000))
+    s = np.float64(private.sample_mixture(MIXTURE, KEY, 100_000))
     weights = scipy.special.softmax(np.float64(MIXTURE["log_weight"]))
     mean = weights @ MIXTURE["mean"]
     second = weights @ (MIXTURE["mean"] ** 2 + np.exp(MIXTURE["log_variance"]))

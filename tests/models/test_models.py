@@ -27,7 +27,7 @@ OFFICIAL = ("mmvae_official", "unimodal_official", "mmvae_plus")  # Laplace
 # Models with D shared dimensions and D of each modality.
 PRIVATE = [name for name, x in models.MODELS.items() if "private_dim" in x.options]
 WITH_NETWORK = ("jmvae", "jmvae_kl", "telbo")  # for the joint posterior
-LEARNED_PRIOR = ("contrastive", "code_flow")
+LEARNED_PRIOR = ("contrastive", "code_flow", "cmvae")
 # No encoder has a part in the bound of another modality.
 APART = (*UNIMODAL, "mmvm", "code_flow")
 KEY = jax.random.key(0)
@@ -102,7 +102,7 @@ def num_components(name):
     keywords = getattr(models.MODELS[name].build, "keywords", {})
     if "mixture" in keywords:
         return len(keywords["mixture"](M).weights)
-    is_of_experts = name in ("mmvae_official", "mmvae_plus", "mmjsd", "custom")
+    is_of_experts = name in ("mmvae_official", "mmvae_plus", "cmvae", "mmjsd", "custom")
     return M if is_of_experts else 1
 
 

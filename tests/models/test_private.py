@@ -14,7 +14,7 @@ import scipy.stats
 from mmvae_jax import models
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, importance, posteriors, subsets
-from mmvae_jax.models import dmvae, mmvae_plus
+from mmvae_jax.models import dmvae, mmvae_plus, private
 from mmvae_jax.types import Gaussian, Laplace
 
 M, B, D, E, F, K = 3, 4, 2, 3, 3, 5  # D shared dimensions, E private ones
@@ -521,6 +521,66 @@ def test_dmvae_is_finite_at_extreme_heads():
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
 
 
+def test_one_gaussian_around_zero_is_the_prior_of_mmvae_plus():
+    experts = Gaussian(MEANS, SPREADS)
+    standard = Gaussian(jnp.zeros(D + E), jnp.zeros(D + E))
+    one = {"mean": jnp.zeros((1, D)), "log_weight": jnp.array([3.0])}
+
+    @jax.jit
+    def both():
+        return [
+            weighted(experts, prior=standard, log_shared_prior=log_prior)
+            for log_prior in (None, partial(private.log_mixture_prob, one))
+        ]
+
+    assert_close(*both())
+
+
+def test_a_mixture_of_the_shared_vector_is_learned():
+    experts = Gaussian(MEANS, SPREADS)
+    prior = Gaussian(jnp.zeros(D + E), jnp.zeros(D + E))
+    rng = np.random.default_rng(3)
+    mixture = {
+        "mean": np.float32(rng.normal(size=(4, D))),
+        "log_weight": np.float32(rng.normal(size=4)),
+    }
+
+    @jax.jit
+    @jax.grad
+    def gradient(mixture):
+        log_prior = partial(private.log_mixture_prob, mixture)
+        return weighted(experts, prior=prior, log_shared_prior=log_prior)[0]
+
+    found = gradient(mixture)
+    assert (np.abs(found["mean"]) > 0).all() and np.abs(found["log_weight"]).max() > 0
+    # Weights are a softmax: their gradient sums to zero.
+    assert np.sum(found["log_weight"]) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["iwae", "dreg"])
+@pytest.mark.parametrize("has_self_gradient", [True, False])
+def test_the_shared_vector_learns_across_modalities_alone(has_self_gradient, estimator):
+    experts = Gaussian(MEANS, SPREADS)
+    decode = decoders(LOADINGS)
+    nothing = {m: lambda z, x: 0.0 * z[..., 0] for m in MODALITIES[1:]}
+
+    @jax.jit
+    @jax.grad
+    def gradient(experts):
+        return weighted(
+            experts,
+            beta=0.0,
+            prior=Gaussian(jnp.zeros(D + E), jnp.zeros(D + E)),
+            log_likelihoods={"m0": decode["m0"], **nothing},
+            has_self_gradient=has_self_gradient,
+            estimator=estimator,
+        )[0]
+
+    own, across = (np.abs(gradient(experts).mean[m, :, :D]) for m in (0, 1))
+    assert (own.max() > 0) == has_self_gradient and across.max() > 0
+    assert np.abs(gradient(experts).mean[0, :, D:]).max() > 0  # of w_m
+
+
 # The models.
 
 SHAPES = {m: (2, 2, 1) for m in MODALITIES}
@@ -693,6 +753,27 @@ def test_the_auxiliary_priors_are_all_that_is_learned_of_priors(
     assert set(params) == {"encoders", "decoders"} | own
     if is_learned:
         assert params["auxiliary_priors"].shape == (M, E)
+
+
+def test_clusters_are_the_prior_of_cmvae(tiny_config):
+    model = make(tiny_config, "cmvae", prior_components=3)
+    params = model.init(KEY)
+    means = np.float64(params["clusters"]["mean"])
+    assert means.shape == (3, D) and 0.5 < np.abs(means).max() <= 1
+    far = params | {"clusters": {"mean": 40 * means, "log_weight": np.zeros(3)}}
+    z = np.float64(model.sample_prior(far, KEY, 900))
+    offsets = z[:, None, :D] - 40 * means
+    nearest = np.square(offsets).sum(-1).argmin(1)
+    assert np.bincount(nearest, minlength=3).min() > 200
+    rest = np.concatenate([offsets[np.arange(900), nearest], z[:, D:]], axis=1)
+    assert scipy.stats.kstest(rest.ravel(), "norm").pvalue > 1e-3
+    expected = scipy.special.logsumexp(
+        scipy.stats.norm.logpdf(offsets).sum(-1) - np.log(3), axis=1
+    )
+    expected += scipy.stats.norm.logpdf(z[:, D:]).sum(-1)
+    np.testing.assert_allclose(
+        model.log_prior(far, np.float32(z)), expected, rtol=1e-4, atol=1e-3
+    )
 
 
 def test_the_prior_is_an_expert_as_asked(tiny_config):
