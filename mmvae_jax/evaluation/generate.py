@@ -88,6 +88,17 @@ def conditional_means(
       Modality -> [B, ...].
     """
     mask = np.array([m in subset for m in model.modalities])
+    return means_given(model, params, experts, mask, keys)
+
+
+def means_given(
+    model: MultimodalVAE,
+    params: Params,
+    experts: Distribution,
+    mask: np.ndarray,
+    keys: Sequence[PRNGKey] | PRNGKey,
+) -> dict[str, Array]:
+    """The same given what a mask tells: bool [M], or [M, B] of each example."""
     posterior = model.posterior(params, experts, mask, keys[0])
     z = distributions.sample(posterior, keys[1])
     return dict(model.decode(params, z))

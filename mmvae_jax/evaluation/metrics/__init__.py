@@ -5,12 +5,14 @@ what data it is refused on, and where its values are shown (`COLUMNS`). Tables s
 columns in this order.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from mmvae_jax.evaluation.metric import HIGHER, LOWER, Column, Metric
 from mmvae_jax.evaluation.metrics import (
     captions,
     coherence,
+    conditional_quality,
     elbo,
     frechet,
     linear_probe,
@@ -24,6 +26,25 @@ _fraction = partial(Column, limits=(0.0, 1.0))
 _accuracy = partial(_fraction, better=HIGHER)
 _distance = partial(Column, better=LOWER)
 _likelihood = partial(Column, better=HIGHER, unit="nats")
+
+
+def _conditional(
+    tag: str, name: str, kind: Callable[..., Column]
+) -> tuple[Column, ...]:
+    """Columns of a metric of conditional generation, as `conditionals.summarise` tags.
+
+    Args:
+      tag: of the metric.
+      name: of its values.
+      kind: what makes a column.
+    """
+    return (
+        kind(f"{tag}/leave_one_out", f"{name}, leave one out", short=f"{name} l.o.o."),
+        kind(f"{tag}/reconstruction", f"{name}, given all", short=f"{name} rec."),
+        kind(f"{tag}/leave_one_out/*", f"{name} of one modality given the others"),
+        kind(f"{tag}/reconstruction/*", f"{name} of reconstructions"),
+    )
+
 
 METRICS = {
     "coherence": Metric(
@@ -115,6 +136,18 @@ METRICS = {
             _distance("swd/*", "Sliced Wasserstein distance"),
         ),
         citations=("karras2018progressive",),
+    ),
+    "conditional_swd": Metric(
+        conditional_quality.conditional_swd,
+        needs=("images",),
+        columns=_conditional("conditional_swd", "SWD", _distance),
+        citations=("karras2018progressive", "daunhawer2022limitations"),
+    ),
+    "conditional_frechet": Metric(
+        conditional_quality.conditional_frechet,
+        needs=("labels", "classifiers"),
+        columns=_conditional("conditional_frechet", "Fréchet (classifier)", _distance),
+        citations=("heusel2017gans", "sutter2021generalized"),
     ),
     "elbo": Metric(
         elbo.elbo,

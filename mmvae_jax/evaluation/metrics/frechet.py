@@ -43,10 +43,10 @@ from mmvae_jax.types import AnyArray, MultimodalVAE, Params, PRNGKey
 MAX_BATCH = 50
 
 # Examples of one modality, [B, ...], images in [0, 1] -> features [B, F].
-_Extractor = Callable[[AnyArray], AnyArray]
+Extractor = Callable[[AnyArray], AnyArray]
 
 
-class _Moments(NamedTuple):
+class Moments(NamedTuple):
     """Gaussian fitted to features.
 
     Attributes:
@@ -87,9 +87,11 @@ def frechet(
       UsageError: a modality has no classifier.
     """
     classifiers = require_classifiers(data, model.modalities, "frechet")
-    extractors = {m: partial(_last_layer, classifiers[m]) for m in model.modalities}
+    extractors = {m: partial(last_layer, classifiers[m]) for m in model.modalities}
     real = {
-        m: _moments(_features(extractors[m], _observed(data.test, m), data.batch_size))
+        m: moments_of(
+            features_of(extractors[m], _observed(data.test, m), data.batch_size)
+        )
         for m in model.modalities
         if too_few_observed(data.test, m, 2) is None
     }
@@ -103,7 +105,7 @@ def fid(
     data: EvaluationData,
     key: PRNGKey,
     *,
-    extractor: _Extractor,
+    extractor: Extractor,
     cache_dir: str | Path | None = None,
     num_samples: int | None = None,
 ) -> dict[str, float]:
@@ -142,7 +144,7 @@ def fid(
     return _distances("fid", names, data, real, generated)
 
 
-def _last_layer(classifier: Reader, examples: AnyArray) -> AnyArray:
+def last_layer(classifier: Reader, examples: AnyArray) -> AnyArray:
     """Features [B, F] that a classifier computes its logits from."""
     return classifier.apply(examples)[0]
 
@@ -152,7 +154,7 @@ def _observed(split: Split, modality: str) -> np.ndarray:
     return split.modalities[modality][split.is_observed(modality)]
 
 
-def _features(extractor: _Extractor, real: np.ndarray, batch_size: int) -> np.ndarray:
+def features_of(extractor: Extractor, real: np.ndarray, batch_size: int) -> np.ndarray:
     """Features [N, F] of real examples [N, ...], in batches of one size."""
     found = []
     for batch, num_valid in batches(Split({"": real}), batch_size):
@@ -161,10 +163,10 @@ def _features(extractor: _Extractor, real: np.ndarray, batch_size: int) -> np.nd
     return np.concatenate(found)
 
 
-def _moments(features: np.ndarray) -> _Moments:
+def moments_of(features: np.ndarray) -> Moments:
     """Moments of features [N, F] of at least two examples."""
     mean = features.mean(axis=0, dtype=np.float64)
-    return _Moments(mean, np.cov(features, rowvar=False, dtype=np.float64))
+    return Moments(mean, np.cov(features, rowvar=False, dtype=np.float64))
 
 
 def _generated_moments(
@@ -172,9 +174,9 @@ def _generated_moments(
     params: Params,
     data: EvaluationData,
     key: PRNGKey,
-    extractors: Mapping[str, _Extractor],
+    extractors: Mapping[str, Extractor],
     num: int | None,
-) -> dict[str, _Moments]:
+) -> dict[str, Moments]:
     """Modality -> moments of the features of `num` prior samples; {} of fewer than two.
 
     The features of all samples are in memory at once: 80 MB a modality for 10,000
@@ -191,15 +193,15 @@ def _generated_moments(
         }
         for m, values in jax.device_get(features).items():
             found[m].append(values[:num_valid])
-    return {m: _moments(np.concatenate(values)) for m, values in found.items()}
+    return {m: moments_of(np.concatenate(values)) for m, values in found.items()}
 
 
 def _distances(
     tag: str,
     modalities: Iterable[str],
     data: EvaluationData,
-    real: Mapping[str, _Moments],
-    generated: Mapping[str, _Moments],
+    real: Mapping[str, Moments],
+    generated: Mapping[str, Moments],
 ) -> dict[str, float]:
     """The distance of every modality and, under the tag alone, their mean."""
 
@@ -215,11 +217,11 @@ def _distances(
 
 
 def _kept_moments(
-    extractor: _Extractor,
+    extractor: Extractor,
     images: np.ndarray,
     batch_size: int,
     cache_dir: str | Path | None,
-) -> _Moments:
+) -> Moments:
     """Moments of the features of real images, from the cache if they are there.
 
     Args:
@@ -229,14 +231,14 @@ def _kept_moments(
       cache_dir: as in `fid`.
     """
     if cache_dir is None:
-        return _moments(_features(extractor, images, batch_size))
+        return moments_of(features_of(extractor, images, batch_size))
     digest = hashlib.sha256(f"{images.shape} ".encode() + images.tobytes())
     path = Path(cache_dir).expanduser() / f"{digest.hexdigest()[:32]}.npz"
     try:
         with np.load(path, allow_pickle=False) as kept:
-            return _Moments(kept["mean"], kept["covariance"])
+            return Moments(kept["mean"], kept["covariance"])
     except Exception:  # NumPy and zipfile raise many kinds for a damaged file.
-        moments = _moments(_features(extractor, images, batch_size))
+        moments = moments_of(features_of(extractor, images, batch_size))
     packed = io.BytesIO()
     np.savez(packed, **moments._asdict())
     # Members on several devices are evaluated by threads.
