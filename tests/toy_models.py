@@ -137,7 +137,7 @@ def label_classifier(accuracy=0.9):
         )
         return values, -(distance**2)
 
-    return Reader(apply, accuracy)
+    return Reader(jax.jit(apply), accuracy)
 
 
 def replaying_model(modalities, images, change=lambda x: x):

@@ -74,7 +74,7 @@ def conditions(
     found = [reconstruction(test, target)]
     num_others = len(test.modalities) - 1
     found += [given_others(test, target, k, rng) for k in range(1, num_others + 1)]
-    return [_at_most(one, rng, num) for one in found]
+    return [at_most(one, rng, num) for one in found]
 
 
 def reconstruction(test: Split, target: str) -> Condition:
@@ -110,7 +110,7 @@ def _observed(test: Split) -> np.ndarray:
     return np.stack([test.is_observed(m) for m in test.modalities], axis=1)
 
 
-def _at_most(
+def at_most(
     condition: Condition, rng: np.random.Generator, num: int | None
 ) -> Condition:
     """A condition on `num` random ones of its examples, or all if there are fewer."""

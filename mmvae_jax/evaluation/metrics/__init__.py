@@ -18,7 +18,9 @@ from mmvae_jax.evaluation.metrics import (
     linear_probe,
     log_likelihood,
     matching,
+    precision_recall,
     swd,
+    variation,
 )
 
 _CLASSIFIERS, _READERS = "classifier_accuracy", "attribute_accuracy"
@@ -148,6 +150,42 @@ METRICS = {
         needs=("labels", "classifiers"),
         columns=_conditional("conditional_frechet", "Fréchet (classifier)", _distance),
         citations=("heusel2017gans", "sutter2021generalized"),
+    ),
+    "precision_recall": Metric(
+        precision_recall.precision_recall,
+        needs=("labels", "classifiers"),
+        columns=(
+            _accuracy("precision_recall/prior/precision", "precision"),
+            _accuracy("precision_recall/prior/recall", "recall"),
+            Column("precision_recall/prior/density", "density", HIGHER),
+            _accuracy("precision_recall/prior/coverage", "coverage"),
+            *(
+                Column(
+                    f"precision_recall/leave_one_out/{name}",
+                    f"{name}, leave one out",
+                    HIGHER,
+                    limits=None if name == "density" else (0.0, 1.0),
+                    short=f"{name} l.o.o.",
+                )
+                for name in precision_recall.Scores._fields
+            ),
+        ),
+        citations=("kynkaanniemi2019improved", "naeem2020reliable"),
+    ),
+    "variation": Metric(
+        variation.variation,
+        needs=("labels", "classifiers"),
+        columns=(
+            Column(
+                "variation/leave_one_out",
+                "variation of draws over that of a class",
+                short="variation",
+            ),
+            Column(
+                "variation/leave_one_out/*", "Variation of draws over that of a class"
+            ),
+        ),
+        citations=("mmvae_jax",),
     ),
     "elbo": Metric(
         elbo.elbo,

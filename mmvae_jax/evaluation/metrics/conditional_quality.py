@@ -15,7 +15,7 @@ import numpy as np
 
 from mmvae_jax.data.dataset import to_unit_interval
 from mmvae_jax.evaluation import conditionals
-from mmvae_jax.evaluation.metric import EvaluationData, images_of, require_classifiers
+from mmvae_jax.evaluation.metric import EvaluationData, images_of
 from mmvae_jax.evaluation.metrics import frechet, swd
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
@@ -97,31 +97,24 @@ def conditional_frechet(
     """
 
     def distance(m: str, real: np.ndarray, generated: conditionals.Generated) -> float:
-        found = features_of_both(data, m, real, generated)
-        moments = [frechet.moments_of(features) for features in found]
-        return frechet.frechet_distance(*moments[0], *moments[1])
+        size = data.batch_size
+        return frechet.frechet_distance(
+            *frechet.moments_of(frechet.features_of(extractors[m], real, size)),
+            *frechet.moments_of(generated_features(extractors[m], generated, size)),
+        )
 
-    require_classifiers(data, model.modalities, "conditional_frechet")
-    distances = {m: partial(distance, m) for m in model.modalities}
     tag = "conditional_frechet"
+    extractors = frechet.classifier_extractors(data, model.modalities, tag)
+    distances = {m: partial(distance, m) for m in model.modalities}
     return _measured(tag, model, params, data, key, distances, 2, None)
 
 
-def features_of_both(
-    data: EvaluationData,
-    modality: str,
-    real: np.ndarray,
-    generated: conditionals.Generated,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Classifier features of real and of generated examples, [N, F] and [n, F].
-
-    Those of what is not finite are nan.
-    """
-    classifiers = require_classifiers(data, [modality], "conditional_frechet")
-    extractor = partial(frechet.last_layer, classifiers[modality])
-    own = frechet.features_of(extractor, generated.examples, data.batch_size)
-    own = np.where(generated.is_finite[:, None], own, np.nan)
-    return frechet.features_of(extractor, real, data.batch_size), own
+def generated_features(
+    extractor: frechet.Extractor, generated: conditionals.Generated, batch_size: int
+) -> np.ndarray:
+    """Features [n, F] of generated examples; nan of those that are not finite."""
+    features = frechet.features_of(extractor, generated.examples, batch_size)
+    return np.where(generated.is_finite[:, None], features, np.nan)
 
 
 def _measured(

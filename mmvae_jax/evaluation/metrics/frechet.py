@@ -16,7 +16,7 @@ covariances are singular, which the distance bears, and the bias is large.
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax.data.dataset import Split
-from mmvae_jax.evaluation.generate import as_coarse, batches, prior_examples
+from mmvae_jax.evaluation.generate import (
+    as_coarse,
+    batches,
+    nan_if_not_finite,
+    prior_means,
+    to_examples,
+)
 from mmvae_jax.evaluation.metric import (
     EvaluationData,
     Reader,
@@ -86,8 +92,7 @@ def frechet(
     Raises:
       UsageError: a modality has no classifier.
     """
-    classifiers = require_classifiers(data, model.modalities, "frechet")
-    extractors = {m: partial(last_layer, classifiers[m]) for m in model.modalities}
+    extractors = classifier_extractors(data, model.modalities, "frechet")
     real = {
         m: moments_of(
             features_of(extractors[m], _observed(data.test, m), data.batch_size)
@@ -144,7 +149,19 @@ def fid(
     return _distances("fid", names, data, real, generated)
 
 
-def last_layer(classifier: Reader, examples: AnyArray) -> AnyArray:
+def classifier_extractors(
+    data: EvaluationData, modalities: Sequence[str], metric: str
+) -> dict[str, Extractor]:
+    """Modality -> features of its label classifier.
+
+    Raises:
+      UsageError: one is missing.
+    """
+    classifiers = require_classifiers(data, modalities, metric)
+    return {m: partial(_last_layer, classifiers[m]) for m in modalities}
+
+
+def _last_layer(classifier: Reader, examples: AnyArray) -> AnyArray:
     """Features [B, F] that a classifier computes its logits from."""
     return classifier.apply(examples)[0]
 
@@ -169,6 +186,37 @@ def moments_of(features: np.ndarray) -> Moments:
     return Moments(mean, np.cov(features, rowvar=False, dtype=np.float64))
 
 
+def prior_features(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    extractors: Mapping[str, Extractor],
+    num: int,
+) -> dict[str, np.ndarray]:
+    """Modality -> features [num, F] of prior samples, nan where they are not finite.
+
+    The features of all samples are in memory at once: 80 MB a modality for 10,000
+    samples of 2048 features.
+    """
+    found = defaultdict(list)
+    real = data.test.modalities
+    means = prior_means(model, params, data.batch_size, key, num)
+    for decoded, num_valid in means:
+        examples = to_examples(data.test, decoded, data.words)
+        features = {
+            m: nan_if_not_finite(
+                real[m],
+                decoded[m],
+                jnp.asarray(extractor(as_coarse(real[m], examples[m]))),
+            )
+            for m, extractor in extractors.items()
+        }
+        for m, values in jax.device_get(features).items():
+            found[m].append(values[:num_valid])
+    return {m: np.concatenate(values) for m, values in found.items()}
+
+
 def _generated_moments(
     model: MultimodalVAE,
     params: Params,
@@ -179,21 +227,13 @@ def _generated_moments(
 ) -> dict[str, Moments]:
     """Modality -> moments of the features of `num` prior samples; {} of fewer than two.
 
-    The features of all samples are in memory at once: 80 MB a modality for 10,000
-    samples of 2048 features, and twice that while their covariance is computed.
+    Their covariance takes twice the memory of the features.
     """
     num = data.test.num_examples if num is None else num
     if num < 2:
         return {}
-    found = defaultdict(list)
-    for batch, num_valid in prior_examples(model, params, data, key, num):
-        features = {
-            m: extractor(as_coarse(data.test.modalities[m], batch[m]))
-            for m, extractor in extractors.items()
-        }
-        for m, values in jax.device_get(features).items():
-            found[m].append(values[:num_valid])
-    return {m: moments_of(np.concatenate(values)) for m, values in found.items()}
+    found = prior_features(model, params, data, key, extractors, num)
+    return {m: moments_of(features) for m, features in found.items()}
 
 
 def _distances(
