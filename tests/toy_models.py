@@ -9,7 +9,7 @@ import scipy.stats
 
 from mmvae_jax.data.dataset import Split
 from mmvae_jax.evaluation.metric import EvaluationData, Reader
-from mmvae_jax.types import Gaussian, MultimodalVAE, ObjectiveTerms
+from mmvae_jax.types import SHARED, Gaussian, MultimodalVAE, ObjectiveTerms
 
 NUM_CLASSES = 5
 
@@ -186,4 +186,5 @@ def averaging_model(modalities, shape, shift=0.0, log_variance=-60.0):
         posterior=jax.jit(posterior),
         decode=jax.jit(decode),
         sample_prior=sample_prior,
+        latent_parts=((SHARED, int(np.prod(shape))),),
     )

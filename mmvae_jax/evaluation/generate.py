@@ -68,6 +68,15 @@ def observed_rows(
     return dict(zip(modalities, observed.T, strict=True))
 
 
+def part_slices(latent_parts: Sequence[tuple[str, int]]) -> dict[str, slice]:
+    """Name of a part of the latent vector (`MultimodalVAE.latent_parts`) -> where."""
+    found, start = {}, 0
+    for name, size in latent_parts:
+        found[name] = slice(start, start + size)
+        start += size
+    return found
+
+
 def conditional_means(
     model: MultimodalVAE,
     params: Params,

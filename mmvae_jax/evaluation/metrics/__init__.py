@@ -11,14 +11,17 @@ from functools import partial
 from mmvae_jax.evaluation.metric import HIGHER, LOWER, Column, Metric
 from mmvae_jax.evaluation.metrics import (
     captions,
+    codes,
     coherence,
     conditional_quality,
     elbo,
     frechet,
+    image_errors,
     linear_probe,
     log_likelihood,
     matching,
     precision_recall,
+    retrieval,
     swd,
     variation,
 )
@@ -27,7 +30,8 @@ _CLASSIFIERS, _READERS = "classifier_accuracy", "attribute_accuracy"
 _fraction = partial(Column, limits=(0.0, 1.0))
 _accuracy = partial(_fraction, better=HIGHER)
 _distance = partial(Column, better=LOWER)
-_likelihood = partial(Column, better=HIGHER, unit="nats")
+_score = partial(Column, better=HIGHER)
+_likelihood = partial(_score, unit="nats")
 
 
 def _conditional(
@@ -187,6 +191,16 @@ METRICS = {
         ),
         citations=("mmvae_jax",),
     ),
+    "image_errors": Metric(
+        image_errors.image_errors,
+        needs=("images",),
+        columns=(
+            *_conditional("image_errors/mse", "MSE", _distance),
+            *_conditional("image_errors/psnr", "PSNR", partial(_score, unit="dB")),
+            *_conditional("image_errors/ssim", "SSIM", _score),
+        ),
+        citations=("wang2004image",),
+    ),
     "elbo": Metric(
         elbo.elbo,
         columns=(
@@ -221,6 +235,29 @@ METRICS = {
             ),
         ),
         citations=("sutter2021generalized", "daunhawer2022limitations"),
+    ),
+    "codes": Metric(
+        codes.codes,
+        needs=("labels",),
+        columns=(
+            _accuracy("clusters/accuracy", "clustering accuracy", short="clusters"),
+            _accuracy("clusters/nmi", "NMI"),
+            Column("clusters/ari", "ARI", HIGHER, limits=(-0.5, 1.0), chance=0.0),
+            _accuracy("probe/shared/label/linear", "shared, linear probe"),
+            _accuracy("probe/shared/label/neighbours", "shared, k-NN probe"),
+            _fraction("probe/private/label/linear", "private, linear probe"),
+            _fraction("probe/private/label/neighbours", "private, k-NN probe"),
+        ),
+        citations=("hubert1985comparing", "pedregosa2011scikit"),
+    ),
+    "retrieval": Metric(
+        retrieval.retrieval,
+        needs=("complete tuples",),
+        columns=tuple(
+            _accuracy(f"recall_at_{rank}", f"recall at {rank}", short=f"R@{rank}")
+            for rank in retrieval.RANKS
+        ),
+        citations=("frome2013devise",),
     ),
     "captions": Metric(
         captions.captions,
