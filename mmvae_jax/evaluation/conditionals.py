@@ -15,7 +15,7 @@ from mmvae_jax.evaluation.generate import (
     as_coarse,
     batches,
     is_finite,
-    means_given,
+    latents_given,
     observed_subset,
     to_examples,
 )
@@ -127,6 +127,8 @@ def draw(
     data: EvaluationData,
     condition: Condition,
     key: PRNGKey,
+    *,
+    has_noise: bool = False,
 ) -> Generated:
     """One draw an example: z ~ q(z|x_A), and the mean of p(x_m|z) of the target.
 
@@ -136,6 +138,8 @@ def draw(
       data: test split.
       condition: on at least one example.
       key: of the posteriors' components and samples.
+      has_noise: whether normal noise of the likelihood's standard deviation is added
+        to its mean; of tokens there is none.
 
     Returns:
       Generated, in the order of the condition's rows.
@@ -146,11 +150,14 @@ def draw(
     split = data.test.take(condition.rows)._replace(observed=condition.given)
     parts = []
     for index, (batch, num) in enumerate(batches(split, data.batch_size)):
-        keys = jax.random.split(jax.random.fold_in(key, index))
+        keys = jax.random.split(jax.random.fold_in(key, index), 3)
         experts = model.encode(params, batch)
         subset = observed_subset(model, batch)
-        decoded = means_given(model, params, experts, subset, keys)
-        own = {target: decoded[target]}
+        z = latents_given(model, params, experts, subset, keys)
+        own = {target: model.decode(params, z)[target]}
+        if has_noise:
+            deviation = model.deviation(params, z)[target]
+            own[target] += deviation * jax.random.normal(keys[2], deviation.shape)
         examples = to_examples(data.test, own, data.words)[target]
         found = jax.device_get((as_coarse(real, examples), is_finite(own[target])))
         parts.append([x[:num] for x in found])

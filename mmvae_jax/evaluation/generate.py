@@ -97,20 +97,23 @@ def conditional_means(
       Modality -> [B, ...].
     """
     mask = np.array([m in subset for m in model.modalities])
-    return means_given(model, params, experts, mask, keys)
+    return dict(model.decode(params, latents_given(model, params, experts, mask, keys)))
 
 
-def means_given(
+def latents_given(
     model: MultimodalVAE,
     params: Params,
     experts: Distribution,
     mask: np.ndarray,
     keys: Sequence[PRNGKey] | PRNGKey,
-) -> dict[str, Array]:
-    """The same given what a mask tells: bool [M], or [M, B] of each example."""
+) -> Array:
+    """One draw of the latent vector for each example, z [B, D].
+
+    Args as of `conditional_means`, but for the mask of what is given: bool [M], or
+    [M, B] of each example.
+    """
     posterior = model.posterior(params, experts, mask, keys[0])
-    z = distributions.sample(posterior, keys[1])
-    return dict(model.decode(params, z))
+    return distributions.sample(posterior, keys[1])
 
 
 def prior_examples(

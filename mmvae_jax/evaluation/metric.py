@@ -253,6 +253,22 @@ def images_of(split: Split, metric: str) -> tuple[str, ...]:
     return names
 
 
+def values_of(split: Split, metric: str) -> tuple[str, ...]:
+    """The modalities of a split that are images or vectors.
+
+    Raises:
+      UsageError: there is none.
+    """
+    names = tuple(m for m, x in split.modalities.items() if not is_tokens(x))
+    if not names:
+        raise ArgumentError(
+            "metric {!r} is of images and vectors, and no modality is one: leave it "
+            "out of {metrics}",
+            metric,
+        )
+    return names
+
+
 def inception_images_of(split: Split, metric: str) -> tuple[str, ...]:
     """The modalities of a split that are images, all of 1 or 3 channels.
 

@@ -134,6 +134,7 @@ NEEDS: dict[str, Callable[[str, Setting], Any]] = {
         setting.test, setting.dataset.words, name
     ),
     "images": lambda name, setting: metric.images_of(setting.test, name),
+    "images or vectors": lambda name, setting: metric.values_of(setting.test, name),
     "images of 1 or 3 channels": lambda name, setting: metric.inception_images_of(
         setting.test, name
     ),

@@ -10,6 +10,7 @@ from functools import partial
 
 from mmvae_jax.evaluation.metric import HIGHER, LOWER, Column, Metric
 from mmvae_jax.evaluation.metrics import (
+    calibration,
     captions,
     codes,
     coherence,
@@ -35,7 +36,7 @@ _likelihood = partial(_score, unit="nats")
 
 
 def _conditional(
-    tag: str, name: str, kind: Callable[..., Column]
+    tag: str, name: str, kind: Callable[..., Column], short: str = ""
 ) -> tuple[Column, ...]:
     """Columns of a metric of conditional generation, as `conditionals.summarise` tags.
 
@@ -43,10 +44,17 @@ def _conditional(
       tag: of the metric.
       name: of its values.
       kind: what makes a column.
+      short: name on a terminal; "": `name`.
     """
     return (
-        kind(f"{tag}/leave_one_out", f"{name}, leave one out", short=f"{name} l.o.o."),
-        kind(f"{tag}/reconstruction", f"{name}, given all", short=f"{name} rec."),
+        kind(
+            f"{tag}/leave_one_out",
+            f"{name}, leave one out",
+            short=f"{short or name} l.o.o.",
+        ),
+        kind(
+            f"{tag}/reconstruction", f"{name}, given all", short=f"{short or name} rec."
+        ),
         kind(f"{tag}/leave_one_out/*", f"{name} of one modality given the others"),
         kind(f"{tag}/reconstruction/*", f"{name} of reconstructions"),
     )
@@ -152,7 +160,9 @@ METRICS = {
     "conditional_frechet": Metric(
         conditional_quality.conditional_frechet,
         needs=("labels", "classifiers"),
-        columns=_conditional("conditional_frechet", "Fréchet (classifier)", _distance),
+        columns=_conditional(
+            "conditional_frechet", "Fréchet (classifier)", _distance, "Frechet"
+        ),
         citations=("heusel2017gans", "sutter2021generalized"),
     ),
     "precision_recall": Metric(
@@ -201,6 +211,35 @@ METRICS = {
         ),
         citations=("wang2004image",),
     ),
+    "calibration": Metric(
+        calibration.calibration,
+        needs=("images or vectors",),
+        columns=(
+            _fraction(
+                "calibration/coverage_50/leave_one_out",
+                "coverage of 50 % intervals",
+                short="cover 50",
+            ),
+            _fraction(
+                "calibration/coverage_90/leave_one_out",
+                "coverage of 90 % intervals",
+                short="cover 90",
+            ),
+            _distance("calibration/crps/leave_one_out", "CRPS"),
+            *(
+                column
+                for name, title, better in (
+                    ("coverage_50", "Coverage of 50 % intervals", ""),
+                    ("coverage_90", "Coverage of 90 % intervals", ""),
+                    ("crps", "CRPS", LOWER),
+                )
+                for column in (
+                    Column(f"calibration/{name}/leave_one_out/*", title, better),
+                )
+            ),
+        ),
+        citations=("gneiting2007strictly",),
+    ),
     "elbo": Metric(
         elbo.elbo,
         columns=(
@@ -243,10 +282,24 @@ METRICS = {
             _accuracy("clusters/accuracy", "clustering accuracy", short="clusters"),
             _accuracy("clusters/nmi", "NMI"),
             Column("clusters/ari", "ARI", HIGHER, limits=(-0.5, 1.0), chance=0.0),
-            _accuracy("probe/shared/label/linear", "shared, linear probe"),
-            _accuracy("probe/shared/label/neighbours", "shared, k-NN probe"),
-            _fraction("probe/private/label/linear", "private, linear probe"),
-            _fraction("probe/private/label/neighbours", "private, k-NN probe"),
+            _accuracy(
+                "probe/shared/label/linear", "shared, linear probe", short="shared lin."
+            ),
+            _accuracy(
+                "probe/shared/label/neighbours",
+                "shared, k-NN probe",
+                short="shared k-NN",
+            ),
+            _fraction(
+                "probe/private/label/linear",
+                "private, linear probe",
+                short="private lin.",
+            ),
+            _fraction(
+                "probe/private/label/neighbours",
+                "private, k-NN probe",
+                short="private k-NN",
+            ),
         ),
         citations=("hubert1985comparing", "pedregosa2011scikit"),
     ),
