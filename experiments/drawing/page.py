@@ -229,12 +229,20 @@ def _overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> _Table:
             f"{finite}",
             f"{summary['num_steps']:,}",
             _DASH if seconds is None else _duration(seconds),
+            _number(summary.get("step_seconds"), "{:.3g} s"),
+            _number(summary.get("num_parameters"), "{:,}"),
             summary["device"],
             summary["dataset"],
         ]
         rows.append(Row(labels[run.workdir], page_pictures.colour_of(run), cells))
-    header = ["members", "finite", "steps", "wall time", "device", "data set"]
+    header = ["members", "finite", "steps", "wall time", "a step", "parameters"]
+    header += ["device", "data set"]
     return _Table("", header, rows)
+
+
+def _number(value: float | None, form: str) -> str:
+    """A number of summary.json, which those of older versions do not have."""
+    return _DASH if value is None else form.format(value)
 
 
 def _read_results(directory: Path) -> dict:

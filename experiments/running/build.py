@@ -33,13 +33,16 @@ def build(config: Any) -> sweeps.Sweep:
     return sweep
 
 
+def num_parameters(sweep: sweeps.Sweep) -> int:
+    """The number of parameters of a member."""
+    shapes = jax.eval_shape(sweep.model.init, jax.random.key(0))
+    # NumPy's product of the shape () is a float.
+    return int(parameter_overview.count_parameters(shapes))
+
+
 def _described(sweep: sweeps.Sweep) -> str:
     """One line on a sweep: model, data, size and execution."""
-    size = int(  # NumPy's product of the shape () is a float
-        parameter_overview.count_parameters(
-            jax.eval_shape(sweep.model.init, jax.random.key(0))
-        )
-    )
+    size = num_parameters(sweep)
     execution = sweep.execution
     return (
         f"{sweep.config.model.name} on {sweep.dataset.name}: "

@@ -15,6 +15,7 @@ from mmvae_jax.evaluation.metrics import (
     codes,
     coherence,
     conditional_quality,
+    cost,
     elbo,
     frechet,
     image_errors,
@@ -302,6 +303,21 @@ METRICS = {
             ),
         ),
         citations=("hubert1985comparing", "pedregosa2011scikit"),
+    ),
+    "cost": Metric(
+        cost.cost,
+        columns=(
+            Column("cost/parameters", "parameters"),
+            Column("cost/sample", "time of a sample", LOWER, "ms", short="ms a sample"),
+            Column(
+                "cost/conditional",
+                "time of a conditional sample",
+                LOWER,
+                "ms",
+                short="ms cond.",
+            ),
+        ),
+        citations=("mmvae_jax",),
     ),
     "retrieval": Metric(
         retrieval.retrieval,
