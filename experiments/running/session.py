@@ -39,6 +39,7 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
     Raises:
       UsageError: a mistake in the config, the data or the working directory.
     """
+    is_all = build.takes_all_metrics(config)
     metrics = checks.check(config)
     with contextlib.ExitStack() as stack:
         processes.run_on_first(
@@ -53,7 +54,7 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
             summary = None
         if summary is not None:
             terminal.say(f"{workdir} is finished; its results:")
-            if workdirs.is_evaluated_otherwise(workdir, config):
+            if not is_all and workdirs.is_evaluated_otherwise(workdir, config):
                 terminal.say(
                     "these are of the settings that it was evaluated with; others: "
                     f"python -m experiments.evaluate --workdir={workdir}"
@@ -64,6 +65,8 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
                 try:
                     with stop.at_once():
                         sweep = build.build(config)
+                        if is_all:
+                            metrics = build.choose_metrics(sweep)
                         processes.run_on_first(
                             partial(workdirs.require_length, workdir, sweep)
                         )

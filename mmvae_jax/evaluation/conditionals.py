@@ -189,15 +189,16 @@ def summarise(
       num_modalities: M, of the model.
 
     Returns:
-      tag/condition, means over targets; tag/condition/m of all but sizes; and
-      tag/size_(M - 1), which is to leave one out.
+      tag/condition, means over targets; tag/condition/m of all but sizes; and where
+      there are several conditions tag/size_(M - 1), which is to leave one out.
     """
     tags: dict[str, float] = {}
-    for name in dict.fromkeys(name for name, _ in values):
+    names = dict.fromkeys(name for name, _ in values)
+    for name in names:
         own = {m: x for (other, m), x in values.items() if other == name}
         tags[f"{tag}/{name}"] = mean(own.values())
         if name in (RECONSTRUCTION, LEAVE_ONE_OUT):
             tags |= {f"{tag}/{name}/{m}": value for m, value in own.items()}
-        if name == LEAVE_ONE_OUT:
+        if name == LEAVE_ONE_OUT and len(names) > 1:
             tags[f"{tag}/size_{num_modalities - 1}"] = tags[f"{tag}/{name}"]
     return tags

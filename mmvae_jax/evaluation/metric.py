@@ -140,6 +140,7 @@ class EvaluationData(NamedTuple):
       readers: attribute -> modality -> Reader; None where no metric needs them.
       words: modality of tokens -> its vocabulary, the word of every token.
       whole_test: the test split of which `test` is a part; None where it is whole.
+      second_classifiers: as `classifiers`, others; None where no metric needs them.
     """
 
     train: Split
@@ -150,6 +151,7 @@ class EvaluationData(NamedTuple):
     readers: Mapping[str, Mapping[str, Reader]] | None = None
     words: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     whole_test: Split | None = None
+    second_classifiers: Mapping[str, Reader] | None = None
 
 
 def mean(values: Iterable[float]) -> float:

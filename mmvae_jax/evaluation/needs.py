@@ -15,7 +15,12 @@ from mmvae_jax.evaluation.metrics import METRICS
 from mmvae_jax.networks import inception
 
 # Needs of metrics that compare modalities, which a single one is not compared by.
-_OF_SEVERAL_MODALITIES = ("complete tuple", "complete tuples", "matchers")
+_OF_SEVERAL_MODALITIES = (
+    "complete tuple",
+    "complete tuples",
+    "matchers",
+    "second_classifiers",
+)
 
 
 class Setting(NamedTuple):

@@ -79,6 +79,8 @@ def test_summary_has_means_and_modalities():
         "x/leave_one_out/b": 6.0,
         "x/size_2": 4.0,
     }
+    del values["size_1", "a"], values["size_1", "b"]
+    assert "x/size_2" not in conditionals.summarise("x", values, 3)
     one = conditionals.given_others(make_split(), "m1", 2, rng())
     why = conditionals.no_example(one)
     tags = conditionals.summarise("x", {("size_2", "m1"): why}, 4)

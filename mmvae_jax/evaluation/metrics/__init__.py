@@ -24,6 +24,7 @@ from mmvae_jax.evaluation.metrics import (
     matching,
     precision_recall,
     retrieval,
+    second_judge,
     swd,
     variation,
 )
@@ -99,6 +100,29 @@ METRICS = {
             _accuracy("attribute_coherence/leave_one_out/*", "Attribute coherence"),
         ),
         citations=("shi2019variational", "daunhawer2022limitations"),
+    ),
+    "second_judge": Metric(
+        second_judge.second_judge,
+        needs=("labels", "classifiers", "second_classifiers"),
+        columns=(
+            _accuracy(
+                "second_judge/coherence/leave_one_out",
+                "coherence, second judge",
+                reachable="second_judge/accuracy",
+                short="coh. 2nd",
+            ),
+            _fraction(
+                "second_judge/disagreement/leave_one_out",
+                "disagreement of two judges",
+                short="disagree",
+            ),
+            _fraction(
+                "second_judge/real_disagreement/leave_one_out",
+                "disagreement on real examples",
+                short="on real",
+            ),
+        ),
+        citations=("shi2019variational",),
     ),
     "matching": Metric(
         matching.matching,
