@@ -390,6 +390,21 @@ def test_the_least_a_run_can_have(tmp_path):
     assert {"#claims", "#figures", "#curves", "#modalities"}.isdisjoint(page.references)
 
 
+def test_conditional_metrics_are_shown_by_what_is_given(tmp_path):
+    save_run(tmp_path, seeds=(0,))
+    names = ("size_2", "size_10", "leave_one_out", "reconstruction")
+    values = {f"eval/conditional_swd/{x}": 2.0 + i for i, x in enumerate(names)}
+    edit(
+        tmp_path / "summary.json",
+        lambda summary: [m["metrics"].update(values) for m in summary["members"]],
+    )
+    text = Page(render(tmp_path)).text
+    title = "SWD ↓ by the number of modalities given model β 2 given 10 given all given"
+    assert f"{title} MVAE 0.5 2.000 3.000 5.000" in text
+    assert "SWD, leave one out ↓" in text and "SWD, given all ↓" in text
+    assert "Fréchet (classifier) ↓ by the number" not in text
+
+
 def test_curves_with_gaps_and_outliers(runs):
     path = runs / "first" / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
