@@ -3,6 +3,9 @@
     python -m experiments.run --config=configs/translated_polymnist.py:mopoe \\
         --workdir=runs/tp --config.sweep.beta="(0.3,1.,3.)"
 
+--config.eval.metrics=all computes all metrics that the data allow, and a line says why
+others are left out.
+
 The same command again takes up an interrupted run where its last checkpoint is;
 the result has the bits of a run without interruption. Several devices are used by
 themselves; on several hosts, each runs this command (docs/scaling.md).

@@ -9,7 +9,7 @@ import scipy.stats
 
 from mmvae_jax.data.dataset import Split
 from mmvae_jax.evaluation.metric import EvaluationData, Reader
-from mmvae_jax.types import Gaussian, MultimodalVAE, ObjectiveTerms
+from mmvae_jax.types import SHARED, Gaussian, MultimodalVAE, ObjectiveTerms
 
 NUM_CLASSES = 5
 
@@ -137,7 +137,7 @@ def label_classifier(accuracy=0.9):
         )
         return values, -(distance**2)
 
-    return Reader(apply, accuracy)
+    return Reader(jax.jit(apply), accuracy)
 
 
 def replaying_model(modalities, images, change=lambda x: x):
@@ -152,3 +152,39 @@ def replaying_model(modalities, images, change=lambda x: x):
         return {m: change(jnp.float32(images[rows]) / 255) + params for m in modalities}
 
     return toy_model(modalities, 1, sample_prior=sample_prior, decode=decode)
+
+
+def averaging_model(modalities, shape, shift=0.0, log_variance=-60.0):
+    """Decodes every modality to the mean of those given, plus `shift` a missing one.
+
+    Its modalities have one shape. `log_variance` is that of the posterior.
+    """
+
+    def encode(params, batch):
+        values = jnp.stack([batch[m].reshape(len(batch[m]), -1) for m in modalities])
+        return Gaussian(values + params, jnp.full_like(values, log_variance))
+
+    def posterior(params, experts, subset, key):
+        given = jnp.broadcast_to(
+            jnp.asarray(subset).reshape(len(modalities), -1), experts.mean.shape[:2]
+        )[..., None]
+        count = given.sum(axis=0)
+        mean = jnp.where(given, experts.mean, 0).sum(axis=0) / jnp.maximum(count, 1)
+        mean = mean + shift * (len(modalities) - count)
+        return Gaussian(mean, experts.log_variance[0])
+
+    def decode(params, z):
+        return dict.fromkeys(modalities, z.reshape(len(z), *shape))
+
+    def sample_prior(params, key, num):
+        return jax.random.uniform(key, (num, int(np.prod(shape)))) + params
+
+    return toy_model(
+        modalities,
+        int(np.prod(shape)),
+        encode=jax.jit(encode),
+        posterior=jax.jit(posterior),
+        decode=jax.jit(decode),
+        sample_prior=sample_prior,
+        latent_parts=((SHARED, int(np.prod(shape))),),
+    )

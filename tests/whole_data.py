@@ -62,9 +62,9 @@ ODD_MODELS = (
     "contrastive",
 )
 # Metrics that a careful user asks for; of the others one needs weights from the web,
-# one attributes, which .npz files do not have.
+# one attributes, which .npz files do not have, and one is a time.
 LABELLED = ("coherence", "frechet", "linear_probe")
-ALL_METRICS = tuple(sorted(set(METRICS) - {"fid", "attributes"}))
+ALL_METRICS = tuple(sorted(set(METRICS) - {"fid", "attributes", "cost"}))
 
 
 class DataSet(NamedTuple):

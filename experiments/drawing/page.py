@@ -40,7 +40,13 @@ METRICS = {t: titled(c) for t, c in COLUMNS.items() if not t.endswith("/*")}
 _PER_MODALITY = {
     t.removesuffix("/*"): titled(c) for t, c in COLUMNS.items() if t.endswith("/*")
 }
-_SIZE = re.compile(r"eval/coherence/size_(\d+)")
+# Tag of a metric with sizes of what is given -> title of the table of these.
+_LEAVE_ONE_OUT, _WORDS = "/leave_one_out", ", leave one out"
+_BY_SIZE = {"eval/coherence": "Coherence ↑"} | {
+    t.removesuffix(_LEAVE_ONE_OUT): titled(c).replace(_WORDS, "")
+    for t, c in COLUMNS.items()
+    if t.endswith(_LEAVE_ONE_OUT) and c.heading.endswith(_WORDS)
+}
 _ATTRIBUTE = re.compile(
     r"eval/attribute_coherence/(?!leave_one_out|size_1|joint)([^/]+)"
 )
@@ -229,12 +235,20 @@ def _overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> _Table:
             f"{finite}",
             f"{summary['num_steps']:,}",
             _DASH if seconds is None else _duration(seconds),
+            _number(summary.get("step_seconds"), "{:.3g} s"),
+            _number(summary.get("num_parameters"), "{:,}"),
             summary["device"],
             summary["dataset"],
         ]
         rows.append(Row(labels[run.workdir], page_pictures.colour_of(run), cells))
-    header = ["members", "finite", "steps", "wall time", "device", "data set"]
+    header = ["members", "finite", "steps", "wall time", "a step", "parameters"]
+    header += ["device", "data set"]
     return _Table("", header, rows)
+
+
+def _number(value: float | None, form: str) -> str:
+    """A number of summary.json, which those of older versions do not have."""
+    return _DASH if value is None else form.format(value)
 
 
 def _read_results(directory: Path) -> dict:
@@ -321,10 +335,15 @@ def _modality_tables(points: Points) -> list[_Table]:
         _by_column(points, title, _suffixes(points, prefix))
         for prefix, title in _PER_MODALITY.items()
     ]
-    sizes = sorted(int(m[1]) for t in points.cells if (m := _SIZE.fullmatch(t)))
-    tags = {f"{size} given": f"eval/coherence/size_{size}" for size in sizes}
-    title = "Coherence ↑ by the number of modalities given"
-    tables.append(_by_column(points, title, tags))
+    for prefix, title in _BY_SIZE.items():
+        found = _suffixes(points, prefix)
+        numbers = (t.removeprefix("size_") for t in found if t.startswith("size_"))
+        sizes = sorted(int(number) for number in numbers if number.isdigit())
+        tags = {f"{size} given": found[f"size_{size}"] for size in sizes}
+        if "reconstruction" in found and tags:
+            tags["all given"] = found["reconstruction"]
+        title = f"{title} by the number of modalities given"
+        tables.append(_by_column(points, title, tags))
     attributes = {m[1]: t for t in points.cells if (m := _ATTRIBUTE.fullmatch(t))}
     title = "Attribute coherence ↑ by attribute, mean over modalities"
     tables.append(_by_column(points, title, attributes))

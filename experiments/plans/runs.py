@@ -91,6 +91,7 @@ def _joined(parts: Sequence[RunRecord]) -> RunRecord:
     summary = {
         **first.summary,
         "members": [member for own in summaries for member in own["members"]],
+        "step_seconds": None,  # of all members at once there is none
         "wall_seconds": None if None in seconds else sum(seconds),
     }
     return RunRecord(first.workdir, first.config, summary, tuple(parts))

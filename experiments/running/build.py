@@ -1,14 +1,18 @@
 """A sweep of a run: its data are loaded, and what it is made of is said."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from clu import parameter_overview
 
 from experiments.running import datasets, processes, terminal
+from mmvae_jax.evaluation import needs
 from mmvae_jax.interface import checks, sweeps
 from mmvae_jax.models import parts
 from mmvae_jax.training import stages
+
+ALL = ("all",)  # as config.eval.metrics: all that can be computed
 
 
 def build(config: Any) -> sweeps.Sweep:
@@ -33,13 +37,46 @@ def build(config: Any) -> sweeps.Sweep:
     return sweep
 
 
+def takes_all_metrics(config: Any) -> bool:
+    """Whether a config asks for all metrics; if so, it names none from here on.
+
+    Which ones the data allow is known when they are loaded (`choose_metrics`).
+    """
+    if tuple(config.eval.metrics) != ALL:
+        return False
+    config.eval.metrics = ()
+    return True
+
+
+def choose_metrics(sweep: sweeps.Sweep) -> dict[str, Callable]:
+    """All metrics that the data allow, which the sweep's config then names.
+
+    It says why the others are left out.
+
+    Returns:
+      As of `evaluate.select_metrics`.
+    """
+    test = sweeps.evaluated(sweep.dataset, sweep.config.eval)
+    setting = needs.Setting(sweep.config, sweep.dataset, sweep.complete, test)
+    found, lines = checks.applicable(
+        checks.Run(setting, sweep.model, sweep.task, len(sweep.members))
+    )
+    for line in lines:
+        terminal.say(line)
+    sweep.config.eval.metrics = tuple(found)
+    return found
+
+
+def num_parameters(sweep: sweeps.Sweep) -> int:
+    """The number of parameters of a member."""
+    shapes = jax.eval_shape(sweep.model.init, jax.random.key(0))
+    # NumPy's product of the shape () is a float.
+    return int(parameter_overview.count_parameters(shapes))
+
+
 def _described(sweep: sweeps.Sweep) -> str:
     """One line on a sweep: model, data, size and execution."""
-    size = int(  # NumPy's product of the shape () is a float
-        parameter_overview.count_parameters(
-            jax.eval_shape(sweep.model.init, jax.random.key(0))
-        )
-    )
+    size = num_parameters(sweep)
     execution = sweep.execution
     return (
         f"{sweep.config.model.name} on {sweep.dataset.name}: "

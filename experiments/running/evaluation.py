@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,10 @@ from experiments.running import build, signals, terminal, workdirs
 from experiments.running.command import Stopped
 from experiments.running.evaluator import make_evaluator
 from mmvae_jax.errors import UsageError
-from mmvae_jax.evaluation import needs
 from mmvae_jax.evaluation.metric import reasons
-from mmvae_jax.interface import checks, description, sweeps, trained
+from mmvae_jax.interface import checks, description, trained
 from mmvae_jax.training import checkpoints
 from mmvae_jax.training.log import RunWriter, write_json
-
-ALL = ("all",)  # as config.eval.metrics: all that can be computed
 
 
 def evaluate(
@@ -41,9 +38,7 @@ def evaluate(
         raise UsageError(f"{workdir} holds no run (no {trained.CONFIG})")
     config = trained.config_of(trained.read_json(path), workdir)
     config.update_from_flattened_dict(changes)
-    is_all = tuple(config.eval.metrics) == ALL
-    if is_all:
-        config.eval.metrics = ()
+    is_all = build.takes_all_metrics(config)
     metrics = checks.check(config)
     original = config.copy_and_resolve_references()
     config.train.mesh = (1, 1)  # wherever it was trained
@@ -60,7 +55,7 @@ def evaluate(
                 if found is None:
                     raise UsageError(f"{workdir} holds no checkpoint yet")
                 if is_all:
-                    metrics = _applicable(sweep)
+                    metrics = build.choose_metrics(sweep)
             at, state = found
             writer = RunWriter(workdir, sweep.members, None, date)
             stack.callback(writer.close)
@@ -80,18 +75,6 @@ def evaluate(
         }
         _add(workdir, at, values, made)
     return 0
-
-
-def _applicable(sweep: sweeps.Sweep) -> dict[str, Callable]:
-    """All metrics that the data allow; says why others are left out."""
-    test = sweeps.evaluated(sweep.dataset, sweep.config.eval)
-    setting = needs.Setting(sweep.config, sweep.dataset, sweep.complete, test)
-    found, lines = checks.applicable(
-        checks.Run(setting, sweep.model, sweep.task, len(sweep.members))
-    )
-    for line in lines:
-        terminal.say(line)
-    return found
 
 
 def _add(workdir: Path, step: int, values: list[dict], made: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -39,6 +39,7 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
     Raises:
       UsageError: a mistake in the config, the data or the working directory.
     """
+    is_all = build.takes_all_metrics(config)
     metrics = checks.check(config)
     with contextlib.ExitStack() as stack:
         processes.run_on_first(
@@ -53,7 +54,7 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
             summary = None
         if summary is not None:
             terminal.say(f"{workdir} is finished; its results:")
-            if workdirs.is_evaluated_otherwise(workdir, config):
+            if not is_all and workdirs.is_evaluated_otherwise(workdir, config):
                 terminal.say(
                     "these are of the settings that it was evaluated with; others: "
                     f"python -m experiments.evaluate --workdir={workdir}"
@@ -64,6 +65,8 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
                 try:
                     with stop.at_once():
                         sweep = build.build(config)
+                        if is_all:
+                            metrics = build.choose_metrics(sweep)
                         processes.run_on_first(
                             partial(workdirs.require_length, workdir, sweep)
                         )
@@ -73,9 +76,9 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
                         processes.run_on_first(record)
                         prepared = prepare_program(sweep, workdir)
                         sweep = sweep._replace(execution=prepared.execution)
-                    results, finite = run(sweep, prepared, metrics, workdir, stop)
+                    found = run(sweep, prepared, metrics, workdir, stop)
                     seconds = time.perf_counter() - start
-                    summary = _summarise(sweep, results, finite, seconds)
+                    summary = _summarise(sweep, found, seconds)
                     write = partial(write_json, workdir / "summary.json", summary)
                     processes.run_on_first(write)
                     for number in stop[:1]:  # while it was written
@@ -118,17 +121,29 @@ def prepare_program(sweep: sweeps.Sweep, workdir: Path) -> Prepared:
     return prepared
 
 
+class Finished(NamedTuple):
+    """What a run has found.
+
+    Attributes:
+      values: tag -> value at the last step, of every member.
+      finite: bool [K].
+      step_seconds: time of a step of all members, the mean over those of this start but
+        for its first call, which compiles; None where there were no others.
+    """
+
+    values: list[dict[str, float]]
+    finite: np.ndarray
+    step_seconds: float | None
+
+
 def run(
     sweep: sweeps.Sweep,
     prepared: Prepared,
     metrics: dict[str, Callable],
     workdir: Path,
     stop: signals.Signals,
-) -> tuple[list[dict[str, float]], np.ndarray]:
+) -> Finished:
     """Trains from the last checkpoint, or from the start, and evaluates.
-
-    Returns:
-      (tag -> value of every member at the last step, finite bool [K]).
 
     Raises:
       Stopped: a signal arrived.
@@ -179,7 +194,8 @@ def run(
         for number in itertools.chain(*processes.exchange(stop[:1])):
             raise Stopped(number)
         results = evaluator(step, state)
-        return results, np.asarray(devices.gather(state.finite, layout))
+        finite = np.asarray(devices.gather(state.finite, layout))
+        return Finished(results, finite, bar.step_seconds)
 
 
 def make_events(
@@ -244,15 +260,15 @@ def make_events(
     )
 
 
-def _summarise(
-    sweep: sweeps.Sweep, results: list[dict], finite: np.ndarray, seconds: float
-) -> dict:
+def _summarise(sweep: sweeps.Sweep, found: Finished, seconds: float) -> dict:
     """The content of summary.json."""
     return {
         "model": sweep.config.model.name,
         "dataset": sweep.dataset.name,
         "num_steps": sweep.config.train.num_steps,
+        "num_parameters": build.num_parameters(sweep),
         "wall_seconds": round(seconds, 1),
+        "step_seconds": found.step_seconds,
         "device": jax.devices()[0].device_kind,
         "cpu_cores": os.cpu_count(),
         "execution": sweep.execution._asdict(),
@@ -264,7 +280,7 @@ def _summarise(
                 "undefined": reasons(values),
             }
             for member, is_finite, values in zip(
-                sweep.members, finite, results, strict=True
+                sweep.members, found.finite, found.values, strict=True
             )
         ],
     }

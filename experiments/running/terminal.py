@@ -14,6 +14,9 @@ from mmvae_jax.data.dataset import Dataset, Split, kind_of
 from mmvae_jax.evaluation.metrics import COLUMNS
 from mmvae_jax.interface.progress import drawing_interval
 
+# Columns of results that fit on a terminal.
+_MAX_COLUMNS = 14
+
 
 def say(text: str) -> None:
     """Prints one line without tearing a progress bar."""
@@ -64,7 +67,8 @@ def print_modalities(dataset: Dataset, likelihoods: Mapping[str, str]) -> None:
 def print_table(summary: dict[str, Any]) -> None:
     """Prints one row a member: its hyper-parameters and its main results.
 
-    Below it are the reasons for what is nan.
+    Where these are many, it is one row a result, with a column a member. Below it are
+    the reasons for what is nan.
     """
     members = summary["members"]
     columns = {
@@ -77,11 +81,13 @@ def print_table(summary: dict[str, Any]) -> None:
         + [_value(member["metrics"].get(tag)) for tag in columns]
         for member in members
     ]
+    header = ["beta", "seed", "finite", *columns.values()]
+    if len(columns) > _MAX_COLUMNS:
+        texts = [[x if isinstance(x, str) else f"{x:.4g}" for x in row] for row in rows]
+        rows, header = [list(row) for row in zip(header, *texts, strict=True)], []
     say(
         f"{summary['model']} on {summary['dataset']}, {summary['num_steps']} steps\n"
-        + tabulate.tabulate(
-            rows, ["beta", "seed", "finite", *columns.values()], floatfmt=".4g"
-        )
+        + tabulate.tabulate(rows, header, floatfmt=".4g", disable_numparse=not header)
     )
     for tag, why in workdirs.undefined(members).items():
         if tag in columns:

@@ -147,7 +147,8 @@ def read_summary(workdir: Path) -> dict | None:
 def is_summary(summary: Any) -> bool:
     """Whether this is what summary.json holds: experiments.run writes it."""
     try:
-        numbers = [summary["num_steps"], summary.get("wall_seconds") or 0]
+        times = ("wall_seconds", "step_seconds", "num_parameters")
+        numbers = [summary["num_steps"], *(summary.get(name) or 0 for name in times)]
         texts = [summary["model"], summary["dataset"], summary["device"]]
         marks, shapes = [], [len(summary["members"]) > 0]
         for made in summary.get("evaluations", ()):

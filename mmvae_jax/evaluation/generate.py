@@ -68,6 +68,15 @@ def observed_rows(
     return dict(zip(modalities, observed.T, strict=True))
 
 
+def part_slices(latent_parts: Sequence[tuple[str, int]]) -> dict[str, slice]:
+    """Name of a part of the latent vector (`MultimodalVAE.latent_parts`) -> where."""
+    found, start = {}, 0
+    for name, size in latent_parts:
+        found[name] = slice(start, start + size)
+        start += size
+    return found
+
+
 def conditional_means(
     model: MultimodalVAE,
     params: Params,
@@ -88,9 +97,23 @@ def conditional_means(
       Modality -> [B, ...].
     """
     mask = np.array([m in subset for m in model.modalities])
+    return dict(model.decode(params, latents_given(model, params, experts, mask, keys)))
+
+
+def latents_given(
+    model: MultimodalVAE,
+    params: Params,
+    experts: Distribution,
+    mask: np.ndarray,
+    keys: Sequence[PRNGKey] | PRNGKey,
+) -> Array:
+    """One draw of the latent vector for each example, z [B, D].
+
+    Args as of `conditional_means`, but for the mask of what is given: bool [M], or
+    [M, B] of each example.
+    """
     posterior = model.posterior(params, experts, mask, keys[0])
-    z = distributions.sample(posterior, keys[1])
-    return dict(model.decode(params, z))
+    return distributions.sample(posterior, keys[1])
 
 
 def prior_examples(

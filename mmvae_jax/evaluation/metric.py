@@ -140,6 +140,7 @@ class EvaluationData(NamedTuple):
       readers: attribute -> modality -> Reader; None where no metric needs them.
       words: modality of tokens -> its vocabulary, the word of every token.
       whole_test: the test split of which `test` is a part; None where it is whole.
+      second_classifiers: as `classifiers`, others; None where no metric needs them.
     """
 
     train: Split
@@ -150,6 +151,7 @@ class EvaluationData(NamedTuple):
     readers: Mapping[str, Mapping[str, Reader]] | None = None
     words: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     whole_test: Split | None = None
+    second_classifiers: Mapping[str, Reader] | None = None
 
 
 def mean(values: Iterable[float]) -> float:
@@ -248,6 +250,22 @@ def images_of(split: Split, metric: str) -> tuple[str, ...]:
         raise ArgumentError(
             "metric {!r} is of images, and no modality is one: leave it out of "
             "{metrics}",
+            metric,
+        )
+    return names
+
+
+def values_of(split: Split, metric: str) -> tuple[str, ...]:
+    """The modalities of a split that are images or vectors.
+
+    Raises:
+      UsageError: there is none.
+    """
+    names = tuple(m for m, x in split.modalities.items() if not is_tokens(x))
+    if not names:
+        raise ArgumentError(
+            "metric {!r} is of images and vectors, and no modality is one: leave it "
+            "out of {metrics}",
             metric,
         )
     return names

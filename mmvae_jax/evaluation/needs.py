@@ -15,7 +15,12 @@ from mmvae_jax.evaluation.metrics import METRICS
 from mmvae_jax.networks import inception
 
 # Needs of metrics that compare modalities, which a single one is not compared by.
-_OF_SEVERAL_MODALITIES = ("complete tuple", "complete tuples", "matchers")
+_OF_SEVERAL_MODALITIES = (
+    "complete tuple",
+    "complete tuples",
+    "matchers",
+    "second_classifiers",
+)
 
 
 class Setting(NamedTuple):
@@ -134,6 +139,7 @@ NEEDS: dict[str, Callable[[str, Setting], Any]] = {
         setting.test, setting.dataset.words, name
     ),
     "images": lambda name, setting: metric.images_of(setting.test, name),
+    "images or vectors": lambda name, setting: metric.values_of(setting.test, name),
     "images of 1 or 3 channels": lambda name, setting: metric.inception_images_of(
         setting.test, name
     ),

@@ -53,13 +53,10 @@ class Embedding(NamedTuple):
         Raises:
           ArgumentError: there is none of this name.
         """
-        start = 0
-        for other, size in self.parts:
-            if other == name:
-                own = slice(start, start + size)
-                return self.mean[:, own], self.log_variance[:, own]
-            start += size
-        known = ", ".join(other for other, _ in self.parts)
+        slices = generation.part_slices(self.parts)
+        if name in slices:
+            return self.mean[:, slices[name]], self.log_variance[:, slices[name]]
+        known = ", ".join(slices)
         raise ArgumentError("no part {!r} of the latent vector: it has {}", name, known)
 
 

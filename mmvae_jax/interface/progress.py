@@ -10,6 +10,8 @@ class ProgressBar:
 
     Attributes:
       losses: the members' latest losses, in nats; set by whoever logs them.
+      step_seconds: mean over the steps seen but for those of the first call, which
+        compiles; None before there are others.
     """
 
     def __init__(
@@ -23,6 +25,8 @@ class ProgressBar:
         """A bar that starts at `step` and appears with its first move."""
         self.losses: list[float] = []
         self._examples_per_step = examples_per_step
+        self._step = step
+        self._timed: list[tuple[int, float]] = []  # steps of a call, seconds of each
         self._bar = tqdm(
             total=num_steps,
             initial=step,
@@ -35,6 +39,8 @@ class ProgressBar:
 
     def update(self, step: int, seconds_per_step: float) -> None:
         """Moves the bar; called after every call of the compiled program."""
+        self._timed.append((step - self._step, seconds_per_step))
+        self._step = step
         examples = self._examples_per_step / max(seconds_per_step, 1e-9)
         losses = " ".join(f"{loss:.4g}" for loss in self.losses[:6])
         if len(self.losses) > 6:
@@ -44,6 +50,13 @@ class ProgressBar:
             refresh=False,
         )
         self._bar.update(step - self._bar.n)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Seconds a step, see above."""
+        later = self._timed[1:]
+        num = sum(steps for steps, _ in later)
+        return sum(n * seconds for n, seconds in later) / num if num else None
 
     def close(self) -> None:
         """Leaves the bar as it is."""

@@ -122,6 +122,8 @@ def get_config() -> ConfigDict:
                 seed=0,
             ),
             eval=dict(
+                # Names of docs/evaluation.md; ("all",) = all that the data allow, of
+                # commands.
                 metrics=(
                     "elbo",
                     "coherence",

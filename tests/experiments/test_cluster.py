@@ -124,7 +124,7 @@ def results_of(directory, contents):
     for name in RUNS:
         files = contents(directory / name)
         summary = json.loads(files.pop("summary.json"))
-        del summary["wall_seconds"]
+        del summary["wall_seconds"], summary["step_seconds"]
         kept = {
             path: body
             for path, body in files.items()

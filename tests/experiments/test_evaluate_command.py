@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from experiments.drawing import page
-from experiments.running import evaluation
+from experiments.running import build, evaluation
 from mmvae_jax.errors import UsageError
 from mmvae_jax.interface import progress
 from mmvae_jax.training.log import read_metrics
@@ -102,6 +102,39 @@ def test_all_metrics_that_the_data_allow(workdir, capsys, monkeypatch):
     assert "attributes cannot be computed: " in said
     (made,) = read(workdir / "summary.json")["evaluations"]
     assert made["metrics"] == ["swd", "elbo"]
+
+
+@pytest.fixture
+def few_metrics(monkeypatch):
+    """A table without what takes weights from the web."""
+    table = evaluation.checks.METRICS
+    few = {name: table[name] for name in ("captions", "swd", "elbo")}
+    monkeypatch.setattr(evaluation.checks, "METRICS", few)
+
+
+def test_a_config_may_ask_for_all_metrics(array_config, few_metrics, capsys):
+    config = array_config({"eval.metrics": ("all",)})
+    assert build.takes_all_metrics(config)
+    assert evaluation.checks.check(config) == {}
+    found = build.choose_metrics(build.build(config))
+    assert list(found) == ["swd", "elbo"]
+    assert config.eval.metrics == ("swd", "elbo"), "the run is recorded with these"
+    assert "captions cannot be computed: " in capsys.readouterr().out
+    assert not build.takes_all_metrics(config)
+
+
+@pytest.mark.slow
+def test_a_run_of_all_metrics(array_config, few_metrics, run_here, tmp_path):
+    config = array_config({"eval.metrics": ("all",)})
+    code, stdout = run_here(config, tmp_path / "run")
+    assert code == 0 and "captions cannot be computed: " in stdout
+    assert read(tmp_path / "run" / "config.json")["eval"]["metrics"] == ["swd", "elbo"]
+    (member, _) = read(tmp_path / "run" / "summary.json")["members"]
+    assert {"eval/swd", "eval/elbo"} <= member["metrics"].keys()
+    # A finished run is not asked for other metrics than it has.
+    config.eval.metrics = ("all",)
+    code, stdout = run_here(config, tmp_path / "run")
+    assert code == 0 and "these are of the settings" not in stdout
 
 
 def test_other_data_under_the_same_name_are_refused(workdir, contents):

@@ -87,6 +87,8 @@ def save_run(workdir, model="mvae", betas=(0.5, 2.0), seeds=(0, 1), **changes):
         "dataset": "polytest",
         "num_steps": 1200,
         "wall_seconds": 150.0,
+        "step_seconds": 0.25,
+        "num_parameters": 12345,
         "device": "cpu",
         "members": members,
     }
@@ -135,8 +137,8 @@ def test_what_the_page_shows(runs):
     page = Page(render(runs))
     for words in (
         "Multimodal VAEs: study",
-        "MVAE 4 4 1,200 2.5 min cpu polytest",
-        "MMVAE 4 4 1,200 2.5 min cpu polytest",
+        "MVAE 4 4 1,200 2.5 min 0.25 s 12,345 cpu polytest",
+        "MMVAE 4 4 1,200 2.5 min 0.25 s 12,345 cpu polytest",
         "MVAE is good ✓ holds 1.0 ± 0.1 against 2.0",
         "MMVAE is bad ✗ fails 3.0 against 4.0",
         "MoPoE is late ○ not measured –",
@@ -375,7 +377,7 @@ def test_learning_rates_are_not_averaged(tmp_path):
 
 def test_the_least_a_run_can_have(tmp_path):
     """No results, figures, samples, log or metrics."""
-    save_run(tmp_path, seeds=(0,), wall_seconds=None)
+    save_run(tmp_path, seeds=(0,), wall_seconds=None, step_seconds=None)
     shutil.rmtree(tmp_path / "samples")
     (tmp_path / "metrics.jsonl").unlink()
     edit(
@@ -383,9 +385,24 @@ def test_the_least_a_run_can_have(tmp_path):
         lambda summary: [m.update(metrics={}) for m in summary["members"]],
     )
     page = Page(render(tmp_path))
-    assert "MVAE 2 2 1,200 – cpu" in page.text
+    assert "MVAE 2 2 1,200 – – 12,345 cpu" in page.text
     assert "img" not in page.tags
     assert {"#claims", "#figures", "#curves", "#modalities"}.isdisjoint(page.references)
+
+
+def test_conditional_metrics_are_shown_by_what_is_given(tmp_path):
+    save_run(tmp_path, seeds=(0,))
+    names = ("size_2", "size_10", "leave_one_out", "reconstruction")
+    values = {f"eval/conditional_swd/{x}": 2.0 + i for i, x in enumerate(names)}
+    edit(
+        tmp_path / "summary.json",
+        lambda summary: [m["metrics"].update(values) for m in summary["members"]],
+    )
+    text = Page(render(tmp_path)).text
+    title = "SWD ↓ by the number of modalities given model β 2 given 10 given all given"
+    assert f"{title} MVAE 0.5 2.000 3.000 5.000" in text
+    assert "SWD, leave one out ↓" in text and "SWD, given all ↓" in text
+    assert "Fréchet (classifier) ↓ by the number" not in text
 
 
 def test_curves_with_gaps_and_outliers(runs):

@@ -112,6 +112,8 @@ def test_summary(finished):
     assert summary["dataset"] == "polymnist/sklearn-m2-8px-seed0"
     assert summary["num_steps"] == 24
     assert summary["wall_seconds"] > 0
+    assert 0 < summary["step_seconds"] < summary["wall_seconds"]
+    assert f"{summary['num_parameters']:,} parameters" in finished.stdout
     assert isinstance(summary["device"], str) and summary["device"]
     assert [m["beta"] for m in summary["members"]] == [0.0, 1.0, 9.0]
     lines = log.read_metrics(finished.workdir / "metrics.jsonl")

@@ -18,7 +18,8 @@ from mmvae_jax.training.log import read_metrics
 pytest_plugins = ("run_fixtures",)
 pytestmark = pytest.mark.slow
 
-METRICS = tuple(name for name in metrics.METRICS if name != "fid")
+# One needs weights from the web, one is a time, which differs between runs.
+METRICS = tuple(name for name in metrics.METRICS if name not in ("fid", "cost"))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 
 from experiments.running import evaluator, terminal, workdirs
 from mmvae_jax.evaluation import pictures
+from mmvae_jax.evaluation.metrics import COLUMNS
 from mmvae_jax.training import log
 
 
@@ -38,6 +39,18 @@ def test_nan_keeps_its_column_and_has_a_reason(is_read, tmp_path, capsys):
     assert lines[1].split()[3:] == ["matching", "ELBO"]
     assert [line.split()[3] for line in lines[3:6]] == ["nan", "0.25", "nan"]
     assert lines[6:] == [f"matching is nan: {why}"]
+
+
+def test_many_results_are_rows(capsys):
+    tags = list(COLUMNS)[: terminal._MAX_COLUMNS + 1]
+    values = [{tag: i + x for i, tag in enumerate(tags)} for x in (1.0, 2.12345)]
+    terminal.print_table(summary_of(*(member(k, own) for k, own in enumerate(values))))
+    lines = capsys.readouterr().out.splitlines()
+    names = [COLUMNS[tag].short or COLUMNS[tag].heading for tag in tags]
+    rows = [line.split() for line in lines if line.strip("- ")][1:]
+    assert rows[1] == ["seed", "0", "1"] and len(rows) == 3 + len(tags)
+    assert rows[3] == [*names[0].split(), "1", "2.123"]
+    assert rows[-1][-2:] == ["15", "16.12"]
 
 
 def test_a_summary_without_reasons_is_one_and_others_are_not():

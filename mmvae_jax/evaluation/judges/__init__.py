@@ -38,6 +38,9 @@ KINDS = {
     "classifiers": Kind(
         classifiers.check, classifiers.get_classifiers, "classifier", "classifiers"
     ),
+    "second_classifiers": Kind(
+        classifiers.check_second, classifiers.get_second, "classifier", "classifiers"
+    ),
     "matchers": Kind(matchers.check, matchers.get_matchers, "matcher", "matchers"),
     "readers": Kind(readers.check, readers.get_readers, "classifier", "classifiers"),
 }

@@ -92,6 +92,33 @@ def check(config: Any, dataset: Dataset, metric: str = "coherence") -> None:
     make_networks(config, dataset, metric)
 
 
+def get_second(
+    config: Any,
+    dataset: Dataset,
+    directory: str,
+    events: loop.Events = loop.Events(),  # noqa: B008 (a NamedTuple is immutable)
+) -> dict[str, Reader] | None:
+    """Classifiers of another architecture and seed; otherwise as `get_classifiers`."""
+    return get_classifiers(_of_second(config), dataset, directory, events)
+
+
+def check_second(config: Any, dataset: Dataset, metric: str = "second_judge") -> None:
+    """`check` of what `get_second` trains."""
+    check(_of_second(config), dataset, metric)
+
+
+def _of_second(config: Any) -> Any:
+    """The config of second classifiers: MLPs where the first are not, and conversely.
+
+    Classifiers of vectors and tokens are MLPs in both, from different seeds.
+    """
+    second = config.copy_and_resolve_references()
+    is_mlp = config.classifier.network == "mlp"
+    second.classifier.network = "conv" if is_mlp else "mlp"
+    second.classifier.seed += 1
+    return second
+
+
 def make_networks(
     config: Any, dataset: Dataset, metric: str = "coherence"
 ) -> list[tuple[Any, list[str]]]:

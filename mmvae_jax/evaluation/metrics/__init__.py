@@ -5,25 +5,62 @@ what data it is refused on, and where its values are shown (`COLUMNS`). Tables s
 columns in this order.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from mmvae_jax.evaluation.metric import HIGHER, LOWER, Column, Metric
 from mmvae_jax.evaluation.metrics import (
+    calibration,
     captions,
+    codes,
     coherence,
+    conditional_quality,
+    cost,
     elbo,
     frechet,
+    image_errors,
     linear_probe,
     log_likelihood,
     matching,
+    precision_recall,
+    retrieval,
+    second_judge,
     swd,
+    variation,
 )
 
 _CLASSIFIERS, _READERS = "classifier_accuracy", "attribute_accuracy"
 _fraction = partial(Column, limits=(0.0, 1.0))
 _accuracy = partial(_fraction, better=HIGHER)
 _distance = partial(Column, better=LOWER)
-_likelihood = partial(Column, better=HIGHER, unit="nats")
+_score = partial(Column, better=HIGHER)
+_likelihood = partial(_score, unit="nats")
+
+
+def _conditional(
+    tag: str, name: str, kind: Callable[..., Column], short: str = ""
+) -> tuple[Column, ...]:
+    """Columns of a metric of conditional generation, as `conditionals.summarise` tags.
+
+    Args:
+      tag: of the metric.
+      name: of its values.
+      kind: what makes a column.
+      short: name on a terminal; "": `name`.
+    """
+    return (
+        kind(
+            f"{tag}/leave_one_out",
+            f"{name}, leave one out",
+            short=f"{short or name} l.o.o.",
+        ),
+        kind(
+            f"{tag}/reconstruction", f"{name}, given all", short=f"{short or name} rec."
+        ),
+        kind(f"{tag}/leave_one_out/*", f"{name} of one modality given the others"),
+        kind(f"{tag}/reconstruction/*", f"{name} of reconstructions"),
+    )
+
 
 METRICS = {
     "coherence": Metric(
@@ -63,6 +100,29 @@ METRICS = {
             _accuracy("attribute_coherence/leave_one_out/*", "Attribute coherence"),
         ),
         citations=("shi2019variational", "daunhawer2022limitations"),
+    ),
+    "second_judge": Metric(
+        second_judge.second_judge,
+        needs=("labels", "classifiers", "second_classifiers"),
+        columns=(
+            _accuracy(
+                "second_judge/coherence/leave_one_out",
+                "coherence, second judge",
+                reachable="second_judge/accuracy",
+                short="coh. 2nd",
+            ),
+            _fraction(
+                "second_judge/disagreement/leave_one_out",
+                "disagreement of two judges",
+                short="disagree",
+            ),
+            _fraction(
+                "second_judge/real_disagreement/leave_one_out",
+                "disagreement on real examples",
+                short="on real",
+            ),
+        ),
+        citations=("shi2019variational",),
     ),
     "matching": Metric(
         matching.matching,
@@ -116,6 +176,95 @@ METRICS = {
         ),
         citations=("karras2018progressive",),
     ),
+    "conditional_swd": Metric(
+        conditional_quality.conditional_swd,
+        needs=("images",),
+        columns=_conditional("conditional_swd", "SWD", _distance),
+        citations=("karras2018progressive", "daunhawer2022limitations"),
+    ),
+    "conditional_frechet": Metric(
+        conditional_quality.conditional_frechet,
+        needs=("labels", "classifiers"),
+        columns=_conditional(
+            "conditional_frechet", "Fréchet (classifier)", _distance, "Frechet"
+        ),
+        citations=("heusel2017gans", "sutter2021generalized"),
+    ),
+    "precision_recall": Metric(
+        precision_recall.precision_recall,
+        needs=("labels", "classifiers"),
+        columns=(
+            _accuracy("precision_recall/prior/precision", "precision"),
+            _accuracy("precision_recall/prior/recall", "recall"),
+            Column("precision_recall/prior/density", "density", HIGHER),
+            _accuracy("precision_recall/prior/coverage", "coverage"),
+            *(
+                Column(
+                    f"precision_recall/leave_one_out/{name}",
+                    f"{name}, leave one out",
+                    HIGHER,
+                    limits=None if name == "density" else (0.0, 1.0),
+                    short=f"{name} l.o.o.",
+                )
+                for name in precision_recall.Scores._fields
+            ),
+        ),
+        citations=("kynkaanniemi2019improved", "naeem2020reliable"),
+    ),
+    "variation": Metric(
+        variation.variation,
+        needs=("labels", "classifiers"),
+        columns=(
+            Column(
+                "variation/leave_one_out",
+                "variation of draws over that of a class",
+                short="variation",
+            ),
+            Column(
+                "variation/leave_one_out/*", "Variation of draws over that of a class"
+            ),
+        ),
+        citations=("mmvae_jax",),
+    ),
+    "image_errors": Metric(
+        image_errors.image_errors,
+        needs=("images",),
+        columns=(
+            *_conditional("image_errors/mse", "MSE", _distance),
+            *_conditional("image_errors/psnr", "PSNR", partial(_score, unit="dB")),
+            *_conditional("image_errors/ssim", "SSIM", _score),
+        ),
+        citations=("wang2004image",),
+    ),
+    "calibration": Metric(
+        calibration.calibration,
+        needs=("images or vectors",),
+        columns=(
+            _fraction(
+                "calibration/coverage_50/leave_one_out",
+                "coverage of 50 % intervals",
+                short="cover 50",
+            ),
+            _fraction(
+                "calibration/coverage_90/leave_one_out",
+                "coverage of 90 % intervals",
+                short="cover 90",
+            ),
+            _distance("calibration/crps/leave_one_out", "CRPS"),
+            *(
+                column
+                for name, title, better in (
+                    ("coverage_50", "Coverage of 50 % intervals", ""),
+                    ("coverage_90", "Coverage of 90 % intervals", ""),
+                    ("crps", "CRPS", LOWER),
+                )
+                for column in (
+                    Column(f"calibration/{name}/leave_one_out/*", title, better),
+                )
+            ),
+        ),
+        citations=("gneiting2007strictly",),
+    ),
     "elbo": Metric(
         elbo.elbo,
         columns=(
@@ -150,6 +299,58 @@ METRICS = {
             ),
         ),
         citations=("sutter2021generalized", "daunhawer2022limitations"),
+    ),
+    "codes": Metric(
+        codes.codes,
+        needs=("labels",),
+        columns=(
+            _accuracy("clusters/accuracy", "clustering accuracy", short="clusters"),
+            _accuracy("clusters/nmi", "NMI"),
+            Column("clusters/ari", "ARI", HIGHER, limits=(-0.5, 1.0), chance=0.0),
+            _accuracy(
+                "probe/shared/label/linear", "shared, linear probe", short="shared lin."
+            ),
+            _accuracy(
+                "probe/shared/label/neighbours",
+                "shared, k-NN probe",
+                short="shared k-NN",
+            ),
+            _fraction(
+                "probe/private/label/linear",
+                "private, linear probe",
+                short="private lin.",
+            ),
+            _fraction(
+                "probe/private/label/neighbours",
+                "private, k-NN probe",
+                short="private k-NN",
+            ),
+        ),
+        citations=("hubert1985comparing", "pedregosa2011scikit"),
+    ),
+    "cost": Metric(
+        cost.cost,
+        columns=(
+            Column("cost/parameters", "parameters"),
+            Column("cost/sample", "time of a sample", LOWER, "ms", short="ms a sample"),
+            Column(
+                "cost/conditional",
+                "time of a conditional sample",
+                LOWER,
+                "ms",
+                short="ms cond.",
+            ),
+        ),
+        citations=("mmvae_jax",),
+    ),
+    "retrieval": Metric(
+        retrieval.retrieval,
+        needs=("complete tuples",),
+        columns=tuple(
+            _accuracy(f"recall_at_{rank}", f"recall at {rank}", short=f"R@{rank}")
+            for rank in retrieval.RANKS
+        ),
+        citations=("frome2013devise",),
     ),
     "captions": Metric(
         captions.captions,

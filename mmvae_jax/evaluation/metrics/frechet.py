@@ -16,7 +16,7 @@ covariances are singular, which the distance bears, and the bias is large.
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax.data.dataset import Split
-from mmvae_jax.evaluation.generate import as_coarse, batches, prior_examples
+from mmvae_jax.evaluation.generate import (
+    as_coarse,
+    batches,
+    nan_if_not_finite,
+    prior_means,
+    to_examples,
+)
 from mmvae_jax.evaluation.metric import (
     EvaluationData,
     Reader,
@@ -43,10 +49,10 @@ from mmvae_jax.types import AnyArray, MultimodalVAE, Params, PRNGKey
 MAX_BATCH = 50
 
 # Examples of one modality, [B, ...], images in [0, 1] -> features [B, F].
-_Extractor = Callable[[AnyArray], AnyArray]
+Extractor = Callable[[AnyArray], AnyArray]
 
 
-class _Moments(NamedTuple):
+class Moments(NamedTuple):
     """Gaussian fitted to features.
 
     Attributes:
@@ -86,10 +92,11 @@ def frechet(
     Raises:
       UsageError: a modality has no classifier.
     """
-    classifiers = require_classifiers(data, model.modalities, "frechet")
-    extractors = {m: partial(_last_layer, classifiers[m]) for m in model.modalities}
+    extractors = classifier_extractors(data, model.modalities, "frechet")
     real = {
-        m: _moments(_features(extractors[m], _observed(data.test, m), data.batch_size))
+        m: moments_of(
+            features_of(extractors[m], _observed(data.test, m), data.batch_size)
+        )
         for m in model.modalities
         if too_few_observed(data.test, m, 2) is None
     }
@@ -103,7 +110,7 @@ def fid(
     data: EvaluationData,
     key: PRNGKey,
     *,
-    extractor: _Extractor,
+    extractor: Extractor,
     cache_dir: str | Path | None = None,
     num_samples: int | None = None,
 ) -> dict[str, float]:
@@ -142,6 +149,18 @@ def fid(
     return _distances("fid", names, data, real, generated)
 
 
+def classifier_extractors(
+    data: EvaluationData, modalities: Sequence[str], metric: str
+) -> dict[str, Extractor]:
+    """Modality -> features of its label classifier.
+
+    Raises:
+      UsageError: one is missing.
+    """
+    classifiers = require_classifiers(data, modalities, metric)
+    return {m: partial(_last_layer, classifiers[m]) for m in modalities}
+
+
 def _last_layer(classifier: Reader, examples: AnyArray) -> AnyArray:
     """Features [B, F] that a classifier computes its logits from."""
     return classifier.apply(examples)[0]
@@ -152,7 +171,7 @@ def _observed(split: Split, modality: str) -> np.ndarray:
     return split.modalities[modality][split.is_observed(modality)]
 
 
-def _features(extractor: _Extractor, real: np.ndarray, batch_size: int) -> np.ndarray:
+def features_of(extractor: Extractor, real: np.ndarray, batch_size: int) -> np.ndarray:
     """Features [N, F] of real examples [N, ...], in batches of one size."""
     found = []
     for batch, num_valid in batches(Split({"": real}), batch_size):
@@ -161,10 +180,41 @@ def _features(extractor: _Extractor, real: np.ndarray, batch_size: int) -> np.nd
     return np.concatenate(found)
 
 
-def _moments(features: np.ndarray) -> _Moments:
+def moments_of(features: np.ndarray) -> Moments:
     """Moments of features [N, F] of at least two examples."""
     mean = features.mean(axis=0, dtype=np.float64)
-    return _Moments(mean, np.cov(features, rowvar=False, dtype=np.float64))
+    return Moments(mean, np.cov(features, rowvar=False, dtype=np.float64))
+
+
+def prior_features(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    extractors: Mapping[str, Extractor],
+    num: int,
+) -> dict[str, np.ndarray]:
+    """Modality -> features [num, F] of prior samples, nan where they are not finite.
+
+    The features of all samples are in memory at once: 80 MB a modality for 10,000
+    samples of 2048 features.
+    """
+    found = defaultdict(list)
+    real = data.test.modalities
+    means = prior_means(model, params, data.batch_size, key, num)
+    for decoded, num_valid in means:
+        examples = to_examples(data.test, decoded, data.words)
+        features = {
+            m: nan_if_not_finite(
+                real[m],
+                decoded[m],
+                jnp.asarray(extractor(as_coarse(real[m], examples[m]))),
+            )
+            for m, extractor in extractors.items()
+        }
+        for m, values in jax.device_get(features).items():
+            found[m].append(values[:num_valid])
+    return {m: np.concatenate(values) for m, values in found.items()}
 
 
 def _generated_moments(
@@ -172,34 +222,26 @@ def _generated_moments(
     params: Params,
     data: EvaluationData,
     key: PRNGKey,
-    extractors: Mapping[str, _Extractor],
+    extractors: Mapping[str, Extractor],
     num: int | None,
-) -> dict[str, _Moments]:
+) -> dict[str, Moments]:
     """Modality -> moments of the features of `num` prior samples; {} of fewer than two.
 
-    The features of all samples are in memory at once: 80 MB a modality for 10,000
-    samples of 2048 features, and twice that while their covariance is computed.
+    Their covariance takes twice the memory of the features.
     """
     num = data.test.num_examples if num is None else num
     if num < 2:
         return {}
-    found = defaultdict(list)
-    for batch, num_valid in prior_examples(model, params, data, key, num):
-        features = {
-            m: extractor(as_coarse(data.test.modalities[m], batch[m]))
-            for m, extractor in extractors.items()
-        }
-        for m, values in jax.device_get(features).items():
-            found[m].append(values[:num_valid])
-    return {m: _moments(np.concatenate(values)) for m, values in found.items()}
+    found = prior_features(model, params, data, key, extractors, num)
+    return {m: moments_of(features) for m, features in found.items()}
 
 
 def _distances(
     tag: str,
     modalities: Iterable[str],
     data: EvaluationData,
-    real: Mapping[str, _Moments],
-    generated: Mapping[str, _Moments],
+    real: Mapping[str, Moments],
+    generated: Mapping[str, Moments],
 ) -> dict[str, float]:
     """The distance of every modality and, under the tag alone, their mean."""
 
@@ -215,11 +257,11 @@ def _distances(
 
 
 def _kept_moments(
-    extractor: _Extractor,
+    extractor: Extractor,
     images: np.ndarray,
     batch_size: int,
     cache_dir: str | Path | None,
-) -> _Moments:
+) -> Moments:
     """Moments of the features of real images, from the cache if they are there.
 
     Args:
@@ -229,14 +271,14 @@ def _kept_moments(
       cache_dir: as in `fid`.
     """
     if cache_dir is None:
-        return _moments(_features(extractor, images, batch_size))
+        return moments_of(features_of(extractor, images, batch_size))
     digest = hashlib.sha256(f"{images.shape} ".encode() + images.tobytes())
     path = Path(cache_dir).expanduser() / f"{digest.hexdigest()[:32]}.npz"
     try:
         with np.load(path, allow_pickle=False) as kept:
-            return _Moments(kept["mean"], kept["covariance"])
+            return Moments(kept["mean"], kept["covariance"])
     except Exception:  # NumPy and zipfile raise many kinds for a damaged file.
-        moments = _moments(_features(extractor, images, batch_size))
+        moments = moments_of(features_of(extractor, images, batch_size))
     packed = io.BytesIO()
     np.savez(packed, **moments._asdict())
     # Members on several devices are evaluated by threads.

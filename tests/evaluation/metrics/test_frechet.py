@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from toy_models import label_classifier, replaying_model, toy_split
+from toy_models import label_classifier, replaying_model, toy_model, toy_split
 
-from mmvae_jax.evaluation.metric import EvaluationData
+from mmvae_jax.evaluation.metric import EvaluationData, Reader
 from mmvae_jax.evaluation.metrics import frechet
 
 IMAGES = np.random.default_rng(0).integers(0, 120, (30, 2, 2, 1), dtype=np.uint8)
@@ -126,3 +126,26 @@ def test_a_diverged_model_has_no_distance(data):
     model = replaying_model(MODALITIES, IMAGES)
     tags = frechet.frechet(model, jnp.float32(jnp.nan), data, jax.random.key(0))
     assert np.isnan(list(tags.values())).all()
+
+
+def test_captions_of_a_model_that_diverged_have_no_distance():
+    """The most probable of words without a probability would be the first."""
+    tokens = np.random.default_rng(0).integers(0, 5, (30, 4)).astype(np.int32)
+    data = EvaluationData(
+        None,
+        toy_split({"m0": tokens}, np.zeros(30)),
+        {"m0": Reader(lambda x: (jnp.asarray(x, jnp.float32), x), 1.0)},
+        10,
+    )
+    model = toy_model(
+        ("m0",),
+        1,
+        sample_prior=lambda params, key, num: jnp.zeros((num, 1)),
+        decode=lambda params, z: {"m0": jnp.full((len(z), 4, 5), params)},
+    )
+    assert np.isfinite(
+        frechet.frechet(model, 0.2, data, jax.random.key(0))["frechet_classifier"]
+    )
+    assert np.isnan(
+        frechet.frechet(model, np.nan, data, jax.random.key(0))["frechet_classifier"]
+    )

@@ -1,0 +1,112 @@
+"""Calibration of what is imputed: do intervals of draws hold the real values?
+
+Of each value (a pixel, an entry of a vector) of a missing modality there are 19 draws
+given the other modalities. If the real value is a further draw of the same
+distribution, it lies between the 5th and the 15th of them with probability 10 / 20, and
+between the least and the largest with probability 18 / 20: exactly, whatever the
+distribution is. The draws are of the value itself: the mean that is decoded, and noise
+of the likelihood's standard deviation.
+"""
+
+import jax
+import numpy as np
+
+from mmvae_jax.data.dataset import to_unit_interval
+from mmvae_jax.evaluation import conditionals
+from mmvae_jax.evaluation.metric import EvaluationData, values_of
+from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
+
+NUM_DRAWS = 19
+# Name -> ranks of the draws between which a value lies with that probability.
+INTERVALS = {"coverage_50": (4, 14), "coverage_90": (0, 18)}
+
+
+def calibration(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    *,
+    num_examples: int = 500,
+) -> dict[str, float]:
+    """Coverage of intervals, and CRPS, of images and vectors given all the rest.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: test split.
+      key: of the examples and the draws.
+      num_examples: at most, a modality: all draws are in memory at once.
+
+    Returns:
+      calibration/coverage_50/leave_one_out/m0, the share of values of m0 that lie in
+      the interval, given all other modalities; calibration/coverage_50/leave_one_out,
+      the mean over modalities; likewise coverage_90, and crps, mean over values, in the
+      units of the data, images in [0, 1]; >= 0 up to its error, lower is better. {}
+      with one modality; nan where a parameter is not finite, Undefined where no example
+      has all.
+
+    Raises:
+      UsageError: no modality is of images or vectors.
+    """
+    names = values_of(data.test, "calibration")
+    if len(model.modalities) == 1:
+        return {}
+    row_key, draw_key = jax.random.split(key)
+    rng = conditionals.numpy_rng(row_key)
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    for m in names:
+        whole = conditionals.leave_one_out(data.test, m)
+        condition = conditionals.at_most(whole, rng, num_examples)
+        place = (condition.name, m)
+        draw_key, *keys = jax.random.split(draw_key, 1 + NUM_DRAWS)
+        if len(condition.rows):
+            draws = np.stack(
+                [
+                    conditionals.draw(
+                        model, params, data, condition, own_key, has_noise=True
+                    ).examples
+                    for own_key in keys
+                ]
+            )
+            real = to_unit_interval(data.test.modalities[m][condition.rows])
+            scores = interval_scores(draws, np.asarray(real))
+        else:
+            why = conditionals.no_example(condition)
+            scores = dict.fromkeys((*INTERVALS, "crps"), why)
+        for name, value in scores.items():
+            found.setdefault(name, {})[place] = value
+    tags: dict[str, float] = {}
+    for name, values in found.items():
+        tag = f"calibration/{name}"
+        tags |= conditionals.summarise(tag, values, len(model.modalities))
+    return tags
+
+
+def interval_scores(draws: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """Coverage of the intervals of 19 draws, and the CRPS.
+
+    CRPS: Gneiting & Raftery (2007), Eq. 21, E|x - y| - E|x - x'| / 2 with its unbiased
+    estimate: over pairs of different draws.
+
+    Args:
+      draws: float [19, ...].
+      real: float [...].
+
+    Returns:
+      coverage_50, coverage_90 in [0, 1], and crps; nan if a draw is not finite.
+    """
+    if not np.isfinite(draws).all():
+        return dict.fromkeys((*INTERVALS, "crps"), float("nan"))
+    ordered = np.sort(draws, axis=0)
+    num = len(ordered)
+    scores = {
+        name: float(np.mean((ordered[low] <= real) & (real <= ordered[high])))
+        for name, (low, high) in INTERVALS.items()
+    }
+    error = np.mean([np.abs(x - real).mean(dtype=np.float64) for x in ordered])
+    # The sum over pairs of |x - x'|, of ordered draws.
+    factors = 2 * np.arange(num) - num + 1
+    means = ordered.reshape(num, -1).mean(axis=1, dtype=np.float64)
+    pairs = (factors * means).sum() / (num * (num - 1) / 2)
+    return scores | {"crps": float(error - pairs / 2)}

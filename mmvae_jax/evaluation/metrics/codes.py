@@ -1,0 +1,165 @@
+"""What the parts of the latent code hold: clusters, and probes of each part.
+
+Clusters of the shared part should be the classes, if these are what modalities share.
+The shared part should tell the label and the private parts should not, which should
+tell what belongs to their modality alone. Probes are linear, which asks whether it is
+easy to read, and of nearest neighbours, which asks whether it is there.
+"""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from mmvae_jax.data.dataset import LABEL, Split
+from mmvae_jax.evaluation import conditionals
+from mmvae_jax.evaluation.generate import part_slices
+from mmvae_jax.evaluation.metric import EvaluationData, mean, require_labels
+from mmvae_jax.evaluation.metrics.linear_probe import embed, probe_accuracy
+from mmvae_jax.files import file_name
+from mmvae_jax.types import SHARED, MultimodalVAE, Params, PRNGKey
+
+NUM_NEIGHBOURS = 5
+_RESTARTS = 10  # of k-means
+
+
+def codes(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    *,
+    num_train: int = 2_000,
+    num_test: int = 10_000,
+) -> dict[str, float]:
+    """Clustering of the shared part, and probes of each part, for label and attributes.
+
+    The code of an example is its posterior mean given all that is observed.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: both splits, with labels.
+      key: of the examples and of posteriors that draw.
+      num_train: training examples of the probes; all, if there are fewer.
+      num_test: test examples that are clustered and classified, likewise.
+
+    Returns:
+      clusters/accuracy, clusters/nmi and clusters/ari, of k-means on the shared part
+      (of the whole code where a model has none), with as many clusters as classes;
+      probe/shared/label/linear and probe/shared/label/neighbours: test accuracies for
+      the label; likewise of each attribute ("attribute_" and its name), of the private
+      part of each modality (probe/private/m0/label/linear), of the mean over these
+      (probe/private/label/linear), and of "all" where there is more than one part;
+      probe/majority/label, the accuracy of the most frequent class. In [0, 1], the ARI
+      in [-0.5, 1]; nan where a code is not finite.
+
+    Raises:
+      UsageError: there are no labels.
+    """
+    for split in (data.train, data.test):
+        require_labels(split, "codes")
+    row_key, train_key, test_key = jax.random.split(key, 3)
+    rng = conditionals.numpy_rng(row_key)
+    train, test = (
+        split.take(np.sort(rng.permutation(split.num_examples)[:num]))
+        for split, num in ((data.train, num_train), (data.test, num_test))
+    )
+    found = [
+        embed(model, params, split, own_key, data.batch_size)
+        for split, own_key in ((train, train_key), (test, test_key))
+    ]
+    slices = part_slices(model.latent_parts)
+    tags = _clusters(
+        found[1][:, slices.get(SHARED, slice(None))], np.asarray(test.labels)
+    )
+    names = {SHARED: SHARED} | {m: f"private/{file_name(m)}" for m in model.modalities}
+    parts = {names[part]: where for part, where in slices.items()}
+    if len(parts) != 1:
+        parts["all"] = slice(None)
+    for target, (train_values, test_values) in _targets(train, test).items():
+        own: dict[str, list[float]] = defaultdict(list)
+        for part, where in parts.items():
+            train_codes, test_codes = (x[:, where] for x in found)
+            pairs = (train_codes, train_values, test_codes, test_values)
+            probes = {
+                "linear": probe_accuracy(*pairs),
+                "neighbours": neighbour_accuracy(*pairs),
+            }
+            for kind, value in probes.items():
+                tags[f"probe/{part}/{target}/{kind}"] = value
+                if part.startswith("private/"):
+                    own[kind].append(value)
+        for kind, values in own.items():
+            tags[f"probe/private/{target}/{kind}"] = mean(values)
+        most = np.bincount(train_values).argmax()
+        tags[f"probe/majority/{target}"] = float(np.mean(test_values == most))
+    return tags
+
+
+def _targets(train: Split, test: Split) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
+    """What is to be told by a code -> its values of both splits."""
+    targets = {LABEL: (train.labels, test.labels)}
+    for name in train.attributes:
+        pair = train.attributes[name], test.attributes[name]
+        targets[f"attribute_{file_name(name)}"] = pair
+    return {t: (np.asarray(x), np.asarray(y)) for t, (x, y) in targets.items()}
+
+
+def _clusters(found: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The tags of clusters of codes [N, d]."""
+    names = ("accuracy", "nmi", "ari")
+    if not np.isfinite(found).all():
+        return {f"clusters/{name}": float("nan") for name in names}
+    num = min(len(np.unique(labels)), len(np.unique(found, axis=0)))
+    means = KMeans(num, n_init=_RESTARTS, random_state=0)
+    clusters = means.fit_predict(np.asarray(found, np.float64))
+    values = (
+        cluster_accuracy(labels, clusters),
+        float(normalized_mutual_info_score(labels, clusters)),
+        float(adjusted_rand_score(labels, clusters)),
+    )
+    return {f"clusters/{name}": x for name, x in zip(names, values, strict=True)}
+
+
+def cluster_accuracy(labels: np.ndarray, clusters: np.ndarray) -> float:
+    """Share of examples whose cluster is that of their class.
+
+    Classes and clusters are paired one to one so that it is largest (Kuhn, 1955).
+
+    Args:
+      labels: int [N].
+      clusters: int [N], numbers of their own.
+    """
+    classes, row = np.unique(labels, return_inverse=True)
+    found, column = np.unique(clusters, return_inverse=True)
+    counts = np.zeros((len(classes), len(found)), int)
+    np.add.at(counts, (row, column), 1)
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    return float(counts[rows, columns].sum() / len(labels))
+
+
+def neighbour_accuracy(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+) -> float:
+    """Test accuracy of the majority of the 5 nearest of the training examples.
+
+    Args and Returns as of `probe_accuracy`; fewer neighbours where there are fewer.
+    """
+    if not (np.isfinite(train_features).all() and np.isfinite(test_features).all()):
+        return float("nan")
+    probe = KNeighborsClassifier(min(NUM_NEIGHBOURS, len(train_features)))
+    with warnings.catch_warnings():
+        # Of classes of one example each; labels are classes.
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        probe.fit(train_features, train_labels)
+    return float(probe.score(test_features, test_labels))

@@ -1,0 +1,143 @@
+"""Quality of what is generated given other modalities, next to that of reconstructions.
+
+The distances of `swd` and `frechet`, which there are of prior samples, here of a
+modality that is generated from a number of others (one draw an example), from all
+others, and from everything. A model may be coherent and draw badly, or draw well only
+what it was given: coherence alone tells neither. Generated and real examples are of the
+same test examples, as many of each.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import jax
+import numpy as np
+
+from mmvae_jax.data.dataset import to_unit_interval
+from mmvae_jax.evaluation import conditionals
+from mmvae_jax.evaluation.metric import EvaluationData, images_of
+from mmvae_jax.evaluation.metrics import frechet, swd
+from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
+
+# (real test examples, generated ones of the same rows) -> distance.
+_Distance = Callable[[np.ndarray, conditionals.Generated], float]
+
+
+def conditional_swd(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    *,
+    num_images: int = 2048,
+    patches_per_image: int = 16,
+    num_projections: int = 128,
+) -> dict[str, float]:
+    """Sliced Wasserstein distance of conditionally generated images to real ones.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: test split.
+      key: of the subsets, the posterior samples, the patches and the projections; the
+        last two are the same of all conditions.
+      num_images: of each kind and condition; all, if there are fewer.
+      patches_per_image: as in `swd`.
+      num_projections: as in `swd`.
+
+    Returns:
+      conditional_swd/leave_one_out, mean over images of the next;
+      conditional_swd/leave_one_out/m0, of m0 given all other modalities;
+      conditional_swd/size_1, ..., of a random subset of so many others, mean;
+      conditional_swd/reconstruction and /m0, of m0 given all that is observed.
+      Times 1e3; lower is better; nan where a parameter is not finite, Undefined where
+      no example has what is needed. With one modality only reconstruction.
+
+    Raises:
+      UsageError: no modality is of images.
+    """
+
+    def distance(real: np.ndarray, generated: conditionals.Generated) -> float:
+        distances = swd.level_distances(
+            to_unit_interval(real),
+            np.asarray(generated.examples, np.float32),
+            conditionals.numpy_rng(patch_key),
+            patches_per_image,
+            num_projections,
+        )
+        return 1e3 * float(np.mean(distances))
+
+    names = images_of(data.test, "conditional_swd")
+    own_key, patch_key = jax.random.split(key)
+    distances = dict.fromkeys(names, distance)
+    return _measured(
+        "conditional_swd", model, params, data, own_key, distances, 1, num_images
+    )
+
+
+def conditional_frechet(
+    model: MultimodalVAE, params: Params, data: EvaluationData, key: PRNGKey
+) -> dict[str, float]:
+    """Frechet distance of conditionally generated to real examples.
+
+    In the features of the label classifier, as `frechet` has it of prior samples.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: test split, and classifiers for all modalities.
+      key: of the subsets and the posterior samples.
+
+    Returns:
+      Tags as of `conditional_swd`: squared distances >= 0, lower is better; Undefined
+      where fewer than two examples have what is needed.
+
+    Raises:
+      UsageError: a modality has no classifier.
+    """
+
+    def distance(m: str, real: np.ndarray, generated: conditionals.Generated) -> float:
+        size = data.batch_size
+        return frechet.frechet_distance(
+            *frechet.moments_of(frechet.features_of(extractors[m], real, size)),
+            *frechet.moments_of(generated_features(extractors[m], generated, size)),
+        )
+
+    tag = "conditional_frechet"
+    extractors = frechet.classifier_extractors(data, model.modalities, tag)
+    distances = {m: partial(distance, m) for m in model.modalities}
+    return _measured(tag, model, params, data, key, distances, 2, None)
+
+
+def generated_features(
+    extractor: frechet.Extractor, generated: conditionals.Generated, batch_size: int
+) -> np.ndarray:
+    """Features [n, F] of generated examples; nan of those that are not finite."""
+    features = frechet.features_of(extractor, generated.examples, batch_size)
+    return np.where(generated.is_finite[:, None], features, np.nan)
+
+
+def _measured(
+    tag: str,
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    distances: Mapping[str, _Distance],
+    least: int,
+    num: int | None,
+) -> dict[str, float]:
+    """The distance of each modality under each of its conditions, as tags."""
+    subset_key, draw_key = jax.random.split(key)
+    rng = conditionals.numpy_rng(subset_key)
+    values: dict[tuple[str, str], float] = {}
+    for m, distance in distances.items():
+        for one in conditionals.conditions(data.test, m, rng, num):
+            if len(one.rows) < least:
+                values[one.name, m] = conditionals.no_example(one)
+                continue
+            draw_key, own_key = jax.random.split(draw_key)
+            generated = conditionals.draw(model, params, data, one, own_key)
+            real = data.test.modalities[m][one.rows]
+            values[one.name, m] = distance(real, generated)
+    return conditionals.summarise(tag, values, len(model.modalities))

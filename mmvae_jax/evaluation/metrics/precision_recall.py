@@ -1,0 +1,196 @@
+"""Precision and recall, density and coverage: how good, and how diverse.
+
+Kynkäänniemi et al. (2019), "Improved precision and recall metric for assessing
+generative models", and Naeem et al. (2020), "Reliable fidelity and diversity metrics
+for generative models". A Fréchet distance is one number for two faults: examples that
+look wrong (precision, density), and kinds of examples that are never generated (recall,
+coverage). All four count who lies within whose ball, which reaches from an example to
+its k-th nearest neighbour in its own set; here with k = 5, in the features of the label
+classifier. Balls are closed, as in Eq. 1 of the former; their released code and that of
+the latter count what is strictly inside.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from mmvae_jax.evaluation import conditionals
+from mmvae_jax.evaluation.metric import (
+    EvaluationData,
+    Undefined,
+    mean,
+)
+from mmvae_jax.evaluation.metrics import frechet
+from mmvae_jax.evaluation.metrics.conditional_quality import generated_features
+from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
+
+NUM_NEIGHBOURS = 5
+_ROWS_AT_ONCE = 500  # 40 MB a block of distances to 10,000 examples
+# Squared distances below this part of the squared norms are rounding errors.
+_ROUNDING = 1e-12
+
+
+class Scores(NamedTuple):
+    """Of a set of generated examples, in [0, 1] but for the density, which is >= 0.
+
+    Attributes:
+      precision: share of generated examples within the ball of a real one.
+      recall: share of real examples within the ball of a generated one.
+      density: in how many balls of real examples a generated one lies, over k.
+      coverage: share of real examples whose ball holds a generated one.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def precision_recall(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    *,
+    num_examples: int = 10_000,
+) -> dict[str, float]:
+    """Precision, recall, density and coverage of prior and conditional samples.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: test split, and classifiers for all modalities.
+      key: of the samples.
+      num_examples: of each kind; all real ones, if there are fewer.
+
+    Returns:
+      precision_recall/prior/precision, mean over modalities of
+      precision_recall/prior/precision/m0; likewise recall, density and coverage; and
+      precision_recall/leave_one_out/..., of each modality given all others, which is
+      left out with one modality. nan where a parameter is not finite, Undefined where
+      there are no more than k real examples.
+
+    Raises:
+      UsageError: a modality has no classifier.
+    """
+    row_key, prior_key, draw_key = jax.random.split(key, 3)
+    extractors = frechet.classifier_extractors(
+        data, model.modalities, "precision_recall"
+    )
+    if data.test.num_examples > num_examples:
+        rng = conditionals.numpy_rng(row_key)
+        rows = rng.permutation(data.test.num_examples)[:num_examples]
+        data = data._replace(test=data.test.take(np.sort(rows)))
+    num, size = data.test.num_examples, data.batch_size
+    prior = frechet.prior_features(model, params, data, prior_key, extractors, num)
+    found: dict[str, dict[str, Scores]] = {"prior": {}}
+    for m, extractor in extractors.items():
+        is_there = data.test.is_observed(m)
+        real = np.zeros((0, 1))
+        if is_there.any():
+            examples = data.test.modalities[m][is_there]
+            real = frechet.features_of(extractor, examples, size)
+        # As many of each kind: the balls of more examples are smaller.
+        found["prior"][m] = _scores(real, prior[m][: len(real)], f"{m} (prior)")
+        if len(model.modalities) == 1:
+            continue
+        condition = conditionals.leave_one_out(data.test, m)
+        features = np.zeros((0, 1))
+        if len(condition.rows):
+            draw_key, own_key = jax.random.split(draw_key)
+            generated = conditionals.draw(model, params, data, condition, own_key)
+            features = generated_features(extractor, generated, size)
+        # Of a mask among those that are there, the rows that are given the others.
+        own = real[np.isin(np.flatnonzero(is_there), condition.rows)]
+        name = f"{m} ({condition.name})"
+        found.setdefault(condition.name, {})[m] = _scores(own, features, name)
+    tags = {}
+    for name, scores in found.items():
+        for field in Scores._fields:
+            own_tags = {
+                f"precision_recall/{name}/{field}/{m}": getattr(one, field)
+                for m, one in scores.items()
+            }
+            tags[f"precision_recall/{name}/{field}"] = mean(own_tags.values())
+            tags |= own_tags
+    return tags
+
+
+def _scores(real: np.ndarray, generated: np.ndarray, name: str) -> Scores:
+    """`manifold_scores`, or why there are none."""
+    if len(real) > NUM_NEIGHBOURS:
+        return manifold_scores(real, generated)
+    why = Undefined(
+        f"{name}: more than {NUM_NEIGHBOURS} test examples are needed, "
+        f"there are {len(real)}"
+    )
+    return Scores(*[why] * len(Scores._fields))
+
+
+def manifold_scores(
+    real: np.ndarray, generated: np.ndarray, k: int = NUM_NEIGHBOURS
+) -> Scores:
+    """Precision, recall, density and coverage of generated examples.
+
+    Distances are computed in blocks of rows: memory grows as the number of examples.
+
+    Args:
+      real: float [N, F], N > k.
+      generated: float [n, F], n > k.
+      k: the ball of an example reaches to its k-th nearest neighbour.
+
+    Returns:
+      Scores; nan if a feature is not finite.
+
+    Raises:
+      ValueError: there are too few examples.
+    """
+    if min(len(real), len(generated)) <= k:
+        raise ValueError(
+            f"more than {k} examples of each kind are needed, got {len(real)} real and "
+            f"{len(generated)} generated"
+        )
+    if not (np.isfinite(real).all() and np.isfinite(generated).all()):
+        return Scores(*[float("nan")] * len(Scores._fields))
+    centre = real.mean(axis=0, dtype=np.float64)  # which spares digits
+    real, generated = real - centre, generated - centre
+    real_radii, own_radii = squared_radii(real, k), squared_radii(generated, k)
+    num_precise, num_inside = 0, 0
+    is_recalled = np.zeros(len(real), bool)
+    is_covered = np.zeros(len(real), bool)
+    for start in range(0, len(generated), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        distances = squared_distances(generated[rows], real)
+        is_inside = distances <= real_radii
+        num_precise += int(is_inside.any(axis=1).sum())
+        num_inside += int(is_inside.sum())
+        is_covered |= is_inside.any(axis=0)
+        is_recalled |= (distances <= own_radii[rows, None]).any(axis=0)
+    num = len(generated)
+    return Scores(
+        num_precise / num,
+        float(is_recalled.mean()),
+        num_inside / (k * num),
+        float(is_covered.mean()),
+    )
+
+
+def squared_radii(x: np.ndarray, k: int) -> np.ndarray:
+    """Squared distance from each of x [N, F] to its k-th nearest other, float64 [N]."""
+    found = []
+    for start in range(0, len(x), _ROWS_AT_ONCE):
+        distances = squared_distances(x[start : start + _ROWS_AT_ONCE], x)
+        # The nearest of all is the example itself.
+        # A copy, as a view would keep the block.
+        found.append(np.partition(distances, k, axis=1)[:, k].copy())
+    return np.concatenate(found)
+
+
+def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances of x [n, F] and y [N, F], float64 [n, N]."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    norms = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)
+    distances = norms - 2 * (x @ y.T)
+    # Two that are equal are at distance 0, and not at what rounding leaves.
+    return np.where(distances > _ROUNDING * norms, distances, 0.0)

@@ -1,0 +1,94 @@
+"""Coherence by a second classifier: how much does it rest on the judge?
+
+A model may draw what one classifier takes for the right class. A second classifier, of
+another architecture for images (an MLP beside a convolutional one, or the reverse) and
+from another seed, judges the same draws. Where the two disagree much more about
+generated than about real examples, generated ones are not like those that the judges
+were trained on, and coherence is worth less than it says.
+"""
+
+import jax
+import numpy as np
+
+from mmvae_jax.evaluation import conditionals
+from mmvae_jax.evaluation.metric import (
+    EvaluationData,
+    Reader,
+    most_probable,
+    require_classifiers,
+    require_labels,
+)
+from mmvae_jax.evaluation.metrics.frechet import features_of
+from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
+
+
+def second_judge(
+    model: MultimodalVAE, params: Params, data: EvaluationData, key: PRNGKey
+) -> dict[str, float]:
+    """Leave-one-out coherence by a second classifier, and how much the two disagree.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: test split, and two classifiers for all modalities.
+      key: of the posterior samples.
+
+    Returns:
+      second_judge/coherence/leave_one_out/m0, the share of examples of m0, generated
+      given all other modalities, that the second classifier gives the label, and
+      second_judge/coherence/leave_one_out, their mean; likewise
+      second_judge/disagreement, the share that the two give different labels,
+      second_judge/real_disagreement, the same of the real m0 of those examples, and
+      second_judge/accuracy/m0, of the second on real test examples. In [0, 1]; {} with
+      one modality; nan where a parameter is not finite, Undefined where no example has
+      all modalities.
+
+    Raises:
+      UsageError: there are no labels, or a modality has not both classifiers.
+    """
+    if len(model.modalities) == 1:
+        return {}
+    labels = require_labels(data.test, "second_judge")
+    first = require_classifiers(data, model.modalities, "second_judge")
+    other = data._replace(classifiers=data.second_classifiers)
+    second = require_classifiers(other, model.modalities, "second_judge")
+    found: dict[str, dict[tuple[str, str], float]] = {
+        name: {} for name in ("coherence", "disagreement", "real_disagreement")
+    }
+    for m in model.modalities:
+        condition = conditionals.leave_one_out(data.test, m)
+        place = (condition.name, m)
+        if not len(condition.rows):
+            why = conditionals.no_example(condition)
+            found = {name: own | {place: why} for name, own in found.items()}
+            continue
+        key, own_key = jax.random.split(key)
+        generated = conditionals.draw(model, params, data, condition, own_key)
+        real = data.test.modalities[m][condition.rows]
+        own, others, *of_real = (
+            _classes(judge[m], examples, data.batch_size)
+            for examples in (generated.examples, real)
+            for judge in (first, second)
+        )
+        own = np.where(generated.is_finite, own, np.nan)
+        found["coherence"][place] = _share(
+            np.where(generated.is_finite, others, np.nan), labels[condition.rows]
+        )
+        found["disagreement"][place] = 1 - _share(own, others)
+        found["real_disagreement"][place] = 1 - _share(*of_real)
+    tags = {f"second_judge/accuracy/{m}": x.accuracy for m, x in second.items()}
+    for name, values in found.items():
+        tag = f"second_judge/{name}"
+        tags |= conditionals.summarise(tag, values, len(model.modalities))
+    return tags
+
+
+def _classes(judge: Reader, examples: np.ndarray, batch_size: int) -> np.ndarray:
+    """Classes [N] that a classifier gives to examples; nan where it gives none."""
+    return most_probable(features_of(lambda x: judge.apply(x)[1], examples, batch_size))
+
+
+def _share(classes: np.ndarray, expected: np.ndarray) -> float:
+    """Share of classes [N] that are as expected; nan if one is nan."""
+    is_known = ~(np.isnan(classes) | np.isnan(expected))
+    return float(np.where(is_known, classes == expected, np.nan).mean())

@@ -1,0 +1,121 @@
+"""Variation of several draws for one condition, over that of a class.
+
+One-to-many: what is not shared (handwriting, background) should vary between the draws
+for one condition as it does between real examples of one class. Coherence does not see
+a model that draws the same image every time.
+"""
+
+import itertools
+
+import jax
+import numpy as np
+from scipy.spatial.distance import pdist
+
+from mmvae_jax.evaluation import conditionals
+from mmvae_jax.evaluation.metric import EvaluationData, Undefined, require_labels
+from mmvae_jax.evaluation.metrics import frechet
+from mmvae_jax.evaluation.metrics.conditional_quality import generated_features
+from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
+
+NUM_DRAWS = 10
+_MAX_OF_A_CLASS = 200
+
+
+def variation(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    *,
+    num_examples: int = 500,
+    num_draws: int = NUM_DRAWS,
+) -> dict[str, float]:
+    """Mean distance of draws for one condition over that of real examples of a class.
+
+    Distances are Euclidean, in the features of the label classifier.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: test split, and classifiers for all modalities.
+      key: of the examples and the draws.
+      num_examples: conditions at most, a modality.
+      num_draws: for each condition, at least 2.
+
+    Returns:
+      variation/leave_one_out/m0, of draws of m0 given all other modalities, and
+      variation/leave_one_out, their mean: >= 0; 0: all draws are the same, 1: they
+      differ as real examples of a class do. {} with one modality; nan where a
+      parameter is not finite, Undefined where no condition or no two examples of a
+      class are there.
+
+    Raises:
+      UsageError: there are no labels, or a modality has no classifier.
+    """
+    if len(model.modalities) == 1:
+        return {}
+    labels = require_labels(data.test, "variation")
+    extractors = frechet.classifier_extractors(data, model.modalities, "variation")
+    row_key, draw_key = jax.random.split(key)
+    rng = conditionals.numpy_rng(row_key)
+    values: dict[tuple[str, str], float] = {}
+    for m, extractor in extractors.items():
+        whole = conditionals.leave_one_out(data.test, m)
+        condition = conditionals.at_most(whole, rng, num_examples)
+        if not len(condition.rows):
+            values[condition.name, m] = conditionals.no_example(condition)
+            continue
+        draw_key, *keys = jax.random.split(draw_key, 1 + num_draws)
+        draws = [
+            generated_features(
+                extractor,
+                conditionals.draw(model, params, data, condition, own_key),
+                data.batch_size,
+            )
+            for own_key in keys
+        ]
+        is_there = data.test.is_observed(m)
+        real = data.test.modalities[m][is_there]
+        features = frechet.features_of(extractor, real, data.batch_size)
+        of_classes = spread_of_classes(features, labels[is_there], rng)
+        values[condition.name, m] = (
+            of_classes
+            if isinstance(of_classes, Undefined)
+            else spread_of_draws(np.stack(draws)) / of_classes
+        )
+    return conditionals.summarise("variation", values, len(model.modalities))
+
+
+def spread_of_draws(features: np.ndarray) -> float:
+    """Mean Euclidean distance of two draws for one condition.
+
+    Args:
+      features: [L, n, F], of L >= 2 draws for each of n conditions.
+    """
+    pairs = itertools.combinations(features.astype(np.float64), 2)
+    return float(np.mean([np.linalg.norm(x - y, axis=-1).mean() for x, y in pairs]))
+
+
+def spread_of_classes(
+    features: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+) -> float:
+    """Mean Euclidean distance of two examples of one class, mean over classes.
+
+    Args:
+      features: [N, F].
+      labels: int [N].
+      rng: of the examples of a class, if it has more than 200.
+
+    Returns:
+      A number >= 0; Undefined if no class has two examples, or all are the same.
+    """
+    found = []
+    for label in np.unique(labels):
+        own = rng.permutation(np.flatnonzero(labels == label))[:_MAX_OF_A_CLASS]
+        if len(own) > 1:
+            found.append(pdist(features[own].astype(np.float64)).mean())
+    if not found:
+        return Undefined("no class has two test examples, between which to differ")
+    if not np.mean(found):
+        return Undefined("real examples of a class have the same features")
+    return float(np.mean(found))

@@ -1,0 +1,89 @@
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from toy_models import averaging_model, toy_split
+
+from mmvae_jax.errors import UsageError
+from mmvae_jax.evaluation.metric import EvaluationData
+from mmvae_jax.evaluation.metrics import codes
+from mmvae_jax.types import SHARED
+
+MODALITIES = ("m0", "m1")
+
+
+def test_cluster_accuracy_pairs_as_well_as_can_be():
+    labels = np.array([5, 5, 5, 7, 7, 9])
+    assert codes.cluster_accuracy(labels, np.array([1, 1, 1, 0, 0, 2])) == 1
+    # The greedy pair (5, 0) would leave nothing for 7.
+    labels, clusters = np.repeat([5, 7], [5, 4]), np.array([0] * 3 + [1] * 2 + [0] * 4)
+    assert codes.cluster_accuracy(labels, clusters) == pytest.approx(6 / 9)
+    assert codes.cluster_accuracy(labels, np.zeros(9)) == pytest.approx(5 / 9)
+
+
+def make_split(num, seed, classes=3):
+    """Pixels 0 and 1 tell the class, 2 the attribute up to noise, 3 nothing."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(num, dtype=np.int32) % classes
+    colour = np.int32(rng.integers(0, 2, num))
+    images = rng.integers(0, 20, (num, 2, 2, 1))
+    images[:, 0, :, 0] += 60 * labels[:, None]
+    images[:, 1, 0, 0] += 100 * colour
+    split = toy_split(dict.fromkeys(MODALITIES, np.uint8(images)), labels)
+    return split._replace(attributes={"colour": colour})
+
+
+PARTS = ((SHARED, 2), ("m0", 1), ("m1", 1))
+
+
+def measure(parts=PARTS, params=0.0, train=None, test=None, modalities=MODALITIES):
+    model = averaging_model(modalities, (2, 2, 1))._replace(latent_parts=parts)
+    train = make_split(120, 0) if train is None else train
+    test = make_split(90, 1) if test is None else test
+    data = EvaluationData(train, test, None, 32)
+    return codes.codes(model, params, data, jax.random.key(0))
+
+
+def test_each_part_tells_what_it_holds():
+    tags = measure()
+    for name in ("accuracy", "nmi", "ari"):
+        assert tags[f"clusters/{name}"] == pytest.approx(1)
+    for kind in ("linear", "neighbours"):
+        assert tags[f"probe/shared/label/{kind}"] == 1
+        assert tags[f"probe/private/m0/attribute_colour/{kind}"] == 1
+        assert tags[f"probe/private/m1/attribute_colour/{kind}"] < 0.75
+        assert tags[f"probe/private/label/{kind}"] < 0.6
+        assert tags[f"probe/all/attribute_colour/{kind}"] > 0.9
+    assert tags["probe/majority/label"] == pytest.approx(1 / 3)
+
+
+def test_models_of_one_part_and_of_private_parts():
+    tags = measure(parts=((SHARED, 4),))
+    assert (
+        "probe/shared/label/linear" in tags and "probe/private/label/linear" not in tags
+    )
+    assert "probe/all/label/linear" not in tags
+    tags = measure(parts=(("m0", 2), ("m1", 2)))
+    assert "probe/shared/label/linear" not in tags
+    assert tags["probe/private/m0/label/linear"] == 1
+    assert tags["probe/private/label/linear"] < tags["probe/all/label/linear"]
+
+
+def test_odd_data():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one = make_split(4, 0, classes=1)
+        assert measure(train=one, test=one)["clusters/accuracy"] == 1
+        each = make_split(5, 0, classes=5)
+        assert 0 <= measure(train=each, test=each)["clusters/accuracy"] <= 1
+        black = make_split(6, 0)
+        black.modalities.update({m: 0 * x for m, x in black.modalities.items()})
+        assert measure(train=black, test=black)["clusters/accuracy"] == pytest.approx(
+            1 / 3
+        )
+    tags = measure(params=np.nan)
+    shares = ("probe/majority/label", "probe/majority/attribute_colour")
+    assert all(np.isnan(value) == (tag not in shares) for tag, value in tags.items())
+    with pytest.raises(UsageError, match="'codes' needs labels"):
+        measure(test=make_split(9, 0)._replace(labels=None))
