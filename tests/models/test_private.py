@@ -758,9 +758,10 @@ def test_the_auxiliary_priors_are_all_that_is_learned_of_priors(
 def test_clusters_are_the_prior_of_cmvae(tiny_config):
     model = make(tiny_config, "cmvae", prior_components=3)
     params = model.init(KEY)
-    means = np.float64(params["clusters"]["mean"])
+    means = np.asarray(params["clusters"]["mean"])
     assert means.shape == (3, D) and 0.5 < np.abs(means).max() <= 1
-    far = params | {"clusters": {"mean": 40 * means, "log_weight": np.zeros(3)}}
+    clusters = {"mean": 40 * means, "log_weight": np.zeros(3, np.float32)}
+    far = params | {"clusters": clusters}
     z = np.float64(model.sample_prior(far, KEY, 900))
     offsets = z[:, None, :D] - 40 * means
     nearest = np.square(offsets).sum(-1).argmin(1)
