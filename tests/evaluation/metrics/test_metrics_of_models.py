@@ -72,10 +72,11 @@ def trained(tiny_config):
 
 @pytest.mark.parametrize("num", [1, 2, 4])
 def test_few_examples(num, trained):
-    found = reasons(values_of(*trained, make_split(num)))
-    assert all(
-        "needed" in why or "example" in why or "class" in why for why in found.values()
-    ), found
+    # Of one example retrieval is refused, before training.
+    names = tuple(name for name in NAMES if num > 1 or name != "retrieval")
+    found = reasons(values_of(*trained, make_split(num), names))
+    words = ("needed", "example", "class", "standard error")
+    assert all(any(word in why for word in words) for why in found.values()), found
 
 
 def test_no_example_is_complete(trained):
