@@ -136,13 +136,13 @@ def test_members_differ_as_beta_says(finished):
 def test_samples(finished):
     folder = finished.workdir / "samples"
     names = {path.name for path in folder.iterdir()}
-    kinds = ("prior", "m0_given_m1", "m1_given_m0")
+    kinds = ("prior", "m0_given_m1", "m1_given_m0", "traversal")
     assert names == {f"{m}_{kind}.png" for m in MEMBER_NAMES for kind in kinds}
     for name in MEMBER_NAMES:
         with Image.open(folder / f"{name}_prior.png") as image:
             assert image.mode == "RGB" and image.size == (20 * 8, 2 * 8)
             assert len(np.unique(np.asarray(image))) > 10
-        for kind in kinds[1:]:
+        for kind in kinds[1:3]:
             with Image.open(folder / f"{name}_{kind}.png") as image:
                 assert image.mode == "RGB" and image.size == (10 * 8, 11 * 8)
 
@@ -160,6 +160,7 @@ def test_tensorboard(finished):
             "prior",
             "m0_given_m1",
             "m1_given_m0",
+            "traversal",
         }
 
 
