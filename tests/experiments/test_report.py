@@ -10,12 +10,14 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from experiments import report
 from experiments.drawing import page, page_pictures
 from experiments.drawing.page import METRICS, _shown_member, points_in, render, write
 from experiments.plans.names import model_label
@@ -498,6 +500,15 @@ def test_a_page_is_replaced(runs):
 
 
 @pytest.mark.slow
+def test_the_command_prints_a_link(tmp_path, monkeypatch, capsys):
+    save_run(tmp_path / "a run", betas=(1.0,), seeds=(0,))
+    given = SimpleNamespace(FLAGS=SimpleNamespace(directory=str(tmp_path), out=""))
+    monkeypatch.setattr(report, "flags", given)
+    report.main()
+    link = (tmp_path / "report.html").as_uri()
+    assert capsys.readouterr().out.startswith(f"{link} (")
+
+
 def test_the_command_refuses_an_empty_directory(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.report", f"--directory={tmp_path}"],

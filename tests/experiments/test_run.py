@@ -3,12 +3,14 @@
 import json
 import math
 import os
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import tensorboardX.proto.event_pb2 as events
 from PIL import Image
 
+from experiments import run
 from mmvae_jax.training import log
 
 pytest_plugins = ("run_fixtures",)
@@ -162,6 +164,21 @@ def test_tensorboard(finished):
             "m1_given_m0",
             "traversal",
         }
+
+
+@pytest.mark.parametrize(("code", "is_named"), [(0, True), (1, True), (130, False)])
+def test_the_command_of_its_page_is_named(
+    code, is_named, tmp_path, monkeypatch, capsys
+):
+    given = MagicMock(workdir=str(tmp_path / "a run"))
+    monkeypatch.setattr(run, "flags", MagicMock(FLAGS=given))
+    for name in ("command", "config_flags", "processes"):
+        monkeypatch.setattr(run, name, MagicMock())
+    run.config_flags.get_config_filename.return_value = "c.py"
+    monkeypatch.setattr(run.session, "train_and_evaluate", lambda *_: code)
+    assert run.main() == code
+    line = f"python -m experiments.report --directory='{tmp_path}/a run'"
+    assert (line in capsys.readouterr().out) == is_named
 
 
 def test_table(finished):
