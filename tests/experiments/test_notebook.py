@@ -131,16 +131,21 @@ def test_the_tour_is_of_the_calls_of_the_library():
     assert not re.search(r"mmvae_jax\.\w+\.|experiments|configs", code)
 
 
-def test_the_cells_of_the_sweep_run_in_this_process(tmp_path, monkeypatch):
-    """The slow test below runs all notebooks in kernels, as Jupyter does."""
+def test_the_cells_before_training_run_in_this_process(name, monkeypatch):
+    """The slow test below runs whole notebooks in kernels, as Jupyter does."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(pyplot, "show", lambda: pyplot.close("all"))
-    space = {}
-    for cell in code_cells(with_tiny_settings("sweep")):
+    space, cells = {}, code_cells(with_tiny_settings(name))
+    for cell in cells[:4]:  # the first, settings, tiny settings, data or claim
         exec(compile(cell.source, cell.get("id", "tiny"), "exec"), space)
-    assert len(space["members"]) == 4
-    assert space["found"].shape == (2, 2, 2) and any(space["is_front"])
+    assert cells[3].id in ("data", "claim")
+    if name == "claim":
+        assert space["claim"].name == space["CLAIM"]
+    else:
+        assert not {"trained", "members"} & space.keys()
+        data = space.get("train", space.get("data"))
+        assert len({len(x) for x in data.values()}) == 1 and len(data) >= 2
 
 
 @pytest.mark.slow
