@@ -12,7 +12,7 @@ RUN_STAMP := $(VENV)/run$(if $(EXTRAS),-$(EXTRAS)).stamp
 RUNS ?= runs
 SCALE ?= demo
 
-.PHONY: help setup demo figures test test-slow lint format docs bench bench-gpu clean
+.PHONY: help setup demo figures test test-slow lint format docs notebooks bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -65,6 +65,9 @@ format: $(VENV)/test.stamp  ## rewrite in the house style
 
 docs: $(VENV)/docs.stamp  ## the documentation site, build/site
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet
+
+notebooks: $(VENV)/test.stamp  ## run the notebooks, and write their copies in docs/notebooks
+	$(BIN)/python -m experiments.drawing.notebooks docs/notebooks
 
 bench: $(RUN_STAMP)  ## the CPU benchmarks; EXTRAS=bench: against MultiVae
 	$(BIN)/python -m benchmarks.step --turns 2 --steps 4 --out results/bench_step.json

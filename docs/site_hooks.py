@@ -1,6 +1,8 @@
 """Pages of the site that are not in docs/: files of the repository, and the reference.
 
-Links that lead out of the site, to files of the repository, become their text.
+Links that lead out of the site, to files of the repository, become their text. Pages of
+notebooks get links to the notebook itself, and to Colab where mkdocs.yml has the
+repository's address on GitHub (`repo_url`).
 """
 
 import posixpath
@@ -17,6 +19,8 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "datasets/README.md": "datasets.md",
 }
+COLAB = "https://colab.research.google.com/github/"
+_GITHUB = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?")
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(\s*([^)\s]+)\)")
 
 
@@ -38,6 +42,22 @@ def reference():
     }
 
 
+def notebook_links(name, repo_url):
+    """Links of the page of a notebook, as Markdown.
+
+    Args:
+      name: of its file, without its ending.
+      repo_url: of the repository; only those on GitHub can be opened by Colab.
+    """
+    links = [f"[Download the notebook]({name}.ipynb){{ .md-button }}"]
+    if found := _GITHUB.fullmatch(repo_url or ""):
+        target = f"{COLAB}{found[1]}/blob/main/notebooks/{name}.ipynb"
+        links.insert(
+            0, f"[Open in Colab]({target}){{ .md-button .md-button--primary }}"
+        )
+    return " ".join(links)
+
+
 def on_files(files, config):
     """Adds the pages."""
     from mkdocs.structure.files import File  # the tests read this file without it
@@ -47,11 +67,19 @@ def on_files(files, config):
         files.append(File.generated(config, page, content=text))
     for page, text in reference().items():
         files.append(File.generated(config, page, content=text))
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        text = path.read_text(encoding="utf-8")
+        files.append(File.generated(config, f"notebooks/{path.name}", content=text))
     return files
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Rewrites links of a page from those of the repository to those of the site."""
+    """Rewrites links from those of the repository to those of the site."""
+    folder, _, name = page.file.src_uri.removesuffix(".md").rpartition("/")
+    if folder == "notebooks":
+        title, _, rest = markdown.partition("\n")
+        links = notebook_links(name, config.get("repo_url"))
+        markdown = f"{title}\n\n{links}\n{rest}"
     sources = {target: source for source, target in PAGES.items()}
     source = sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 

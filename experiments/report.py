@@ -2,9 +2,10 @@
 
     python -m experiments.report --directory=runs/demo
 
-Writes a report.html that needs no other file, no network and no script: what was
-run, the verdicts of results.json, the figures, tables, samples, loss curves,
-environment and configs. It reads and never measures: what a run lacks is a dash.
+Writes a report.html that needs no other file and no network: what was run, the
+verdicts of results.json, the figures, tables, samples, loss curves, environment and
+configs. A gallery shows the samples by model, beta, seed and condition; without scripts
+the page has all but that. It reads and never measures: what a run lacks is a dash.
 """
 
 from pathlib import Path
@@ -21,7 +22,8 @@ def main() -> None:
     out = Path(flags.FLAGS.out).expanduser() if flags.FLAGS.out else None
     out = out or directory / "report.html"
     page.write(directory, out)
-    terminal.say(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
+    link = out.absolute().as_uri()
+    terminal.say(f"{link} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

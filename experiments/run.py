@@ -11,6 +11,7 @@ the result has the bits of a run without interruption. Several devices are used 
 themselves; on several hosts, each runs this command (docs/scaling.md).
 """
 
+import shlex
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import base
-from experiments.running import command, processes, session
+from experiments.running import command, processes, session, terminal
 
 
 def main() -> int:
@@ -33,9 +34,14 @@ def main() -> int:
     )
     try:
         with processes.silence_others():
-            return session.train_and_evaluate(
-                config, Path(workdir).expanduser().absolute()
-            )
+            folder = Path(workdir).expanduser().absolute()
+            code = session.train_and_evaluate(config, folder)
+            if code <= 1:  # 1: all members diverged, which is a result
+                terminal.say(
+                    "one page of it, with a gallery: python -m experiments.report "
+                    f"--directory={shlex.quote(str(folder))}"
+                )
+            return code
     except jax.errors.JaxRuntimeError as error:
         processes.end_after_a_loss(error)
 

@@ -22,7 +22,9 @@ BASIS = {"types", "errors", "tokens", "files"}
 KNOWN_BY = {
     "tensorflow_datasets": {"data.prepared"},
     "orbax": {"training.checkpoints"},
-    "tensorboardX": {"training.log"},
+    "tensorboardX": {"training.sinks"},
+    "wandb": {"training.sinks"},
+    "mlflow": {"training.sinks"},
     "sacrebleu": {"evaluation.metrics.captions"},
     "PIL": {"training.log", "evaluation.pictures"},
     "flax.linen": {"networks"},

@@ -77,6 +77,38 @@ def test_links_are_those_of_the_site(page, link, wanted):
     assert site_hooks.on_page_markdown(link, own, None, files) == wanted
 
 
+@pytest.mark.parametrize(
+    ("address", "colab"),
+    [
+        ("https://github.com/a/b", True),
+        ("https://github.com/a/b.git", True),
+        ("https://example.org/a/b", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_the_page_of_a_notebook_links_to_it_and_to_colab(address, colab):
+    own = SimpleNamespace(file=SimpleNamespace(src_uri="notebooks/sweep.md"))
+    files = SimpleNamespace(get_file_from_path=lambda p: p)
+    config = {"repo_url": address}
+    found = site_hooks.on_page_markdown("# A sweep\n\nText", own, config, files)
+    target = f"{site_hooks.COLAB}a/b/blob/main/notebooks/sweep.ipynb"
+    assert (f"]({target})" in found) == colab == ("colab" in found)
+    assert found.startswith("# A sweep\n\n[") and "](sweep.ipynb)" in found
+    assert found.endswith("\n\nText")
+
+
+def test_the_site_holds_every_notebook(monkeypatch):
+    generated = SimpleNamespace(generated=lambda config, page, content: page)
+    monkeypatch.setitem(
+        sys.modules, "mkdocs.structure.files", SimpleNamespace(File=generated)
+    )
+    files = site_hooks.on_files([], None)
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert f"notebooks/{path.name}" in files
+        assert f"notebooks/{path.stem}.md" in pages_of(SITE["nav"])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(MKDOCS is None, reason="the extra docs is not installed")
 def test_it_is_built_without_a_warning_and_asks_no_other_server(tmp_path):

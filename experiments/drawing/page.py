@@ -1,6 +1,8 @@
 """The page of results: one HTML file."""
 
+import base64
 import datetime
+import hashlib
 import json
 import math
 import platform
@@ -32,7 +34,7 @@ from mmvae_jax.files import write_whole
 from mmvae_jax.training.log import member_name
 from mmvae_jax.training.sweep import Member
 
-_TEMPLATE = "report.html.jinja"
+_TEMPLATE, _SCRIPT = "report.html.jinja", "report.js"
 _DASH, _NAN = "–", "nan"  # not measured; measured, and not finite
 # Tag -> heading; a column that no run has measured is left out.
 METRICS = {t: titled(c) for t, c in COLUMNS.items() if not t.endswith("/*")}
@@ -76,6 +78,22 @@ class _Table(NamedTuple):
     title: str
     header: Sequence[str]
     rows: Sequence[Row]
+
+
+class Samples(NamedTuple):
+    """Pictures and captions of a member.
+
+    Attributes:
+      label: of the member.
+      pictures: its grids.
+      text: captions; "" if there are none.
+      choice: what chooses it in the gallery: model, beta, rate, seed, as text.
+    """
+
+    label: str
+    pictures: Sequence[page_pictures.Picture]
+    text: str
+    choice: Mapping[str, str]
 
 
 class Points(NamedTuple):
@@ -145,9 +163,13 @@ def render(directory: Path) -> str:
         lstrip_blocks=True,
     )
     found = _read_results(directory)
+    script = (Path(__file__).parent / _SCRIPT).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     num_members = sum(len(run.summary["members"]) for run in runs)
     return environment.get_template(_TEMPLATE).render(
         title=directory.resolve().name,
+        script=script,
+        script_digest=digest,
         date=datetime.date.today().isoformat(),
         overview=_overview(runs, labels),
         results=found,
@@ -402,16 +424,22 @@ def _run_section(
             grids = page_pictures.member_grids(
                 folder, prefix, lossless=is_exact, has_text=bool(text)
             )
-        samples.append((label, grids, text))
+        choice = {
+            "model": labels[run.workdir],
+            "beta": f"{member.beta:g}",
+            "rate": f"{member.learning_rate:g}",
+            "seed": f"{member.seed}",
+        }
+        samples.append(Samples(label, grids, text, choice))
     return {
         "label": labels[run.workdir],
         "colour": page_pictures.colour_of(run),
         "members": _Table("", ["finite", *(METRICS[tag] for tag in tags)], table_rows),
         "added": _added(run),
         "at_other_steps": _at_other_steps(run),
-        "shown": [sample for sample in samples[shown:][:1] if sample[1]],
+        "shown": [sample for sample in samples[shown:][:1] if sample.pictures],
         "hidden": [
-            sample for k, sample in enumerate(samples) if sample[1] and k != shown
+            sample for k, sample in enumerate(samples) if sample.pictures and k != shown
         ],
         "config": json.dumps(run.config, indent=2, ensure_ascii=False),
     }

@@ -20,7 +20,7 @@ from PIL import Image
 from experiments.drawing import panels
 from experiments.plans import tables
 from experiments.plans.names import model_colour, model_label
-from experiments.plans.runs import RunRecord, read_log
+from experiments.plans.runs import RunRecord, read_log, show
 from mmvae_jax.errors import UsageError
 
 # Names of runs may hold "$".
@@ -35,13 +35,42 @@ COHERENCE = "eval/coherence/leave_one_out"
 _CURVES = {"train/elbo": "ELBO (nats)", "train/loss": "loss (nats)"}
 
 
+class Point(NamedTuple):
+    """A point of a front: whose it is, what it says, and where it is in the picture.
+
+    Attributes:
+      label: of the run.
+      beta: as text.
+      rate: learning rate, as text.
+      text: its values.
+      left: percent of the width of the picture.
+      top: percent of its height.
+    """
+
+    label: str
+    beta: str
+    rate: str
+    text: str
+    left: float
+    top: float
+
+
 class Picture(NamedTuple):
-    """A picture as the page holds it: data URI, caption, pixels across, text in it."""
+    """A picture as the page holds it.
+
+    Attributes:
+      uri: data URI.
+      caption: its description.
+      width: pixels across.
+      has_text: whether there is text in it.
+      points: of a front.
+    """
 
     uri: str
     caption: str
     width: int
     has_text: bool = False
+    points: Sequence[Point] = ()
 
 
 def colour_of(run: RunRecord) -> str:
@@ -120,7 +149,29 @@ def _draw_front(dataset: str, points: pd.DataFrame, label: str) -> Picture:
             axis.legend(**style)
         else:
             figure.legend(loc="outside lower center", ncols=3, **style)
-        return Picture(_svg(figure), dataset, 520)
+        uri = _svg(figure)  # which lays the axes out
+        places = axis.transData.transform(points[["x", "y"]].to_numpy())
+        places = figure.transFigure.inverted().transform(places)
+        return Picture(uri, dataset, 520, points=_points_of(points, places, label))
+
+
+def _points_of(points: pd.DataFrame, places: np.ndarray, label: str) -> list[Point]:
+    """The points of a front, at places [N, 2] as parts of the figure from below."""
+    rows = zip(points.to_dict("records"), places, strict=True)
+    return [
+        Point(
+            row["label"],
+            f"{row['beta']:g}",
+            f"{row['learning_rate']:g}",
+            f"{row['label']}, β = {row['setting']}: "
+            f"coherence {show(row['x'], row['dx'])}, "
+            f"{label} {show(row['y'], row['dy'])}",
+            round(100 * x, 2),
+            round(100 * (1 - y), 2),
+        )
+        for row, (x, y) in rows
+        if np.isfinite((x, y)).all()
+    ]
 
 
 def member_captions(folder: Path, name: str) -> str:
@@ -152,6 +203,10 @@ def member_grids(
         if caption == "prior":
             # Twice as many images in a row.
             caption, across = "unconditional", 640
+        elif caption == "traversal":
+            caption = (
+                "latent traversal (a dimension a row, −2 to 2 deviations of the prior)"
+            )
         elif "_given_" in caption:
             caption = caption.replace("_given_", " given ")
             caption += " (real, on the left)" if has_text else " (real, top row)"

@@ -22,11 +22,11 @@ import jax
 from absl import app, flags, logging
 from jax.extend.backend import clear_backends
 from ml_collections import ConfigDict, config_flags
-from tqdm import tqdm
 
 from mmvae_jax import models
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metric import is_writable
+from mmvae_jax.interface.progress import tqdm
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_HOME = "Could not determine home directory"  # as pathlib says it

@@ -38,6 +38,7 @@ def evaluate(
         raise UsageError(f"{workdir} holds no run (no {trained.CONFIG})")
     config = trained.config_of(trained.read_json(path), workdir)
     config.update_from_flattened_dict(changes)
+    config.log.update(wandb="", mlflow="")  # they have what the run itself wrote
     is_all = build.takes_all_metrics(config)
     metrics = checks.check(config)
     original = config.copy_and_resolve_references()

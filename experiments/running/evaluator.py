@@ -58,6 +58,11 @@ def make_evaluator(
         name = f"evaluation at step {step}"
         found = _evaluate_members(sweep, state, evaluate_one, len(metrics), name, stop)
         if writer is not None:
+            if sweep.model.draws_missing and not writer.date:
+                terminal.say(
+                    f"no latent traversals: {config.model.name} draws the latent "
+                    "vectors of what is missing, and has no dimensions to move"
+                )
             _write_evaluation(writer, step, found)
         return [one.values for one in found]
 

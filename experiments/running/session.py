@@ -163,7 +163,13 @@ def run(
         if processes.is_first():
             is_last = step == settings.num_steps
             is_logged = is_last or step % settings.log_every_steps == 0
-            writer = RunWriter(workdir, sweep.members, step, is_logged=is_logged)
+            writer = RunWriter(
+                workdir,
+                sweep.members,
+                step,
+                is_logged=is_logged,
+                trackers=sweep.config.log,
+            )
             stack.callback(writer.close)
             if step == 0:
                 writer.write_hparams(sweep.config.to_dict())

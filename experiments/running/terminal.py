@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import tabulate
-from tqdm import tqdm
 
 from experiments.running import workdirs
 from mmvae_jax.data.dataset import Dataset, Split, kind_of
 from mmvae_jax.evaluation.metrics import COLUMNS
-from mmvae_jax.interface.progress import drawing_interval
+from mmvae_jax.interface.progress import drawing_interval, tqdm
 
 # Columns of results that fit on a terminal.
 _MAX_COLUMNS = 14

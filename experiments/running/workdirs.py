@@ -223,7 +223,7 @@ def how_added(config: Mapping[str, Any], made: Mapping[str, Any]) -> str:
 
 def trained_as(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config.json that all members of a sweep are trained with."""
-    left_out = (*_EVALUATION, "config.sweep.", "config.train.mesh")
+    left_out = (*_EVALUATION, *_ELSEWHERE, "config.sweep.")
     fields = _flatten(dict(config)).items()
     return {name: x for name, x in fields if not name.startswith(left_out)}
 
@@ -327,6 +327,8 @@ _SCHEDULE = "config.train.learning_rate_schedule"
 # Sections that say how a run is evaluated, and no part of how it is trained.
 EVALUATION = ("eval", "classifier", "matcher")
 _EVALUATION = tuple(f"config.{section}." for section in EVALUATION)
+# A run may be continued on other devices, and with other trackers.
+_ELSEWHERE = ("config.train.mesh", "config.log.")
 
 
 def _refuse(
@@ -335,8 +337,8 @@ def _refuse(
     """Raises a UsageError that names the first of the fields that differ."""
     differing = sorted(
         name
-        # A run may be continued on other devices.
-        for name in set(names) - {"config.train.mesh"}
+        for name in names
+        if not name.startswith(_ELSEWHERE)
         if name not in ours or name not in theirs or ours[name] != theirs[name]
     )
     if not differing:

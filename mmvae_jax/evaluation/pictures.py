@@ -28,6 +28,7 @@ _PAGE_WIDTH = 1_000  # of two columns of such, else there is one
 _INDENT = "   "  # of wrapped lines
 _TILE = 64  # an image beside captions is at least two thirds of that wide
 _GAP = 8
+_LINE_BETWEEN = 2  # pixels between the modalities of a traversal
 _INK, _REAL = (20, 20, 20), (0, 70, 160)
 _MISSING = "(missing)"
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -49,16 +50,30 @@ class Draws(NamedTuple):
     draws: Sequence[Array]
 
 
+class Traversal(NamedTuple):
+    """What is decoded while single dimensions of a latent vector are moved.
+
+    Attributes:
+      dimensions: those that are moved, R of them.
+      decoded: modality -> [R, L, ...], examples at L values of each.
+    """
+
+    dimensions: Sequence[int]
+    decoded: Mapping[str, Array]
+
+
 class Samples(NamedTuple):
     """Generated examples of one member.
 
     Attributes:
       prior: modality -> [N, ...], unconditional examples.
       conditional: of every modality given another.
+      traversal: None where the latent vectors of what is missing are drawn.
     """
 
     prior: Mapping[str, Array]
     conditional: Sequence[Draws]
+    traversal: Traversal | None = None
 
 
 def draw_grids(samples: Samples, test: Split, words: _Words) -> dict[str, np.ndarray]:
@@ -73,7 +88,8 @@ def draw_grids(samples: Samples, test: Split, words: _Words) -> dict[str, np.nda
       name -> uint8 [H, W, 1 or 3]. "prior": a row of samples for each modality.
       "m0_given_m1" and so on: what is given on top, and a row a draw below. Where there
       are captions, "prior" has them beside their images, and what is given is on the
-      left, with its draws beside it.
+      left, with its draws beside it. "traversal": a row a dimension, and the modalities
+      below each other; without captions.
     """
     texts = [m for m, x in test.modalities.items() if is_tokens(x) and m in words]
     shown = [m for m, x in test.modalities.items() if not is_tokens(x)]
@@ -91,6 +107,8 @@ def draw_grids(samples: Samples, test: Split, words: _Words) -> dict[str, np.nda
             grids[name] = _draws_beside(given, test, words)
         elif not texts:
             grids[name] = _draws_below(given, test)
+    if samples.traversal is not None and shown:
+        grids["traversal"] = _traversal(samples.traversal, test, shown)
     return grids
 
 
@@ -149,6 +167,16 @@ def _draws_below(given: Draws, test: Split) -> np.ndarray:
     is_shown = not is_tokens(given.examples.modalities[given.source])
     rows = [_row(_real_tiles(given, test))] if is_shown else []
     rows += [_row(_tiles(test.modalities[given.target], x)) for x in given.draws]
+    return _stack(rows)
+
+
+def _traversal(traversal: Traversal, test: Split, shown: Sequence[str]) -> np.ndarray:
+    """A row a dimension for each modality, white lines between modalities."""
+    rows: list[np.ndarray] = []
+    for m in shown:
+        own = [_row(_tiles(test.modalities[m], x)) for x in traversal.decoded[m]]
+        line = np.full((_LINE_BETWEEN, *own[0].shape[1:]), 255, np.uint8)
+        rows += [*([line] if rows else []), *own]
     return _stack(rows)
 
 

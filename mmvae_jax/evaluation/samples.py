@@ -1,16 +1,27 @@
 """Samples of a trained model, to be shown."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax.data.dataset import Split, to_unit_interval
 from mmvae_jax.evaluation import pictures
-from mmvae_jax.evaluation.generate import conditional_means, prior_examples, to_examples
+from mmvae_jax.evaluation.generate import (
+    conditional_means,
+    observed_subset,
+    prior_examples,
+    to_examples,
+)
 from mmvae_jax.evaluation.metric import EvaluationData
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 _NUM_PRIOR_SAMPLES = 20
 _NUM_CONDITIONAL_DRAWS = 10
+# Of a traversal: dimensions that are moved, values of each in standard deviations of
+# the prior, and how often _NUM_PRIOR_SAMPLES of it are drawn for these.
+_NUM_MOVED = 6
+_MOVES = np.linspace(-2, 2, 9)
+_NUM_PRIOR_CALLS = 10
 
 
 def sample_grids(
@@ -35,8 +46,9 @@ def draw_samples(
       key: of the samples.
 
     Returns:
-      20 unconditional samples; and for each modality ten draws given each of ten test
-      examples of the one after it, one of each class or of ten classes.
+      20 unconditional samples; for each modality ten draws given each of ten test
+      examples of the one after it, one of each class or of ten classes; and, unless
+      the model draws latent vectors of what is missing, a traversal.
     """
     prior_key, conditional_key = jax.random.split(key)
     data = EvaluationData(test, test, None, _NUM_PRIOR_SAMPLES)
@@ -58,7 +70,50 @@ def draw_samples(
             )
             draws.append(to_examples(test, decoded)[target])
         conditional.append(pictures.Draws(target, source, examples, draws))
-    return pictures.Samples(prior, conditional)
+    return pictures.Samples(prior, conditional, _traverse(model, params, test, key))
+
+
+def _traverse(
+    model: MultimodalVAE, params: Params, test: Split, key: PRNGKey
+) -> pictures.Traversal | None:
+    """One latent vector, single dimensions of which are moved from -2 to 2.
+
+    The vector is the posterior's mean of a test example, given all that is observed.
+    Values are in standard deviations of the prior around its mean. The dimensions are
+    those in which posterior means of test examples differ most, in the same units. All
+    calls have shapes that other samples have, and compile nothing.
+    """
+    if model.draws_missing:
+        return None
+    prior_key, posterior_key = jax.random.split(jax.random.fold_in(key, 1))
+    drawn = np.concatenate(
+        [
+            model.sample_prior(params, own, _NUM_PRIOR_SAMPLES)
+            for own in jax.random.split(prior_key, _NUM_PRIOR_CALLS)
+        ]
+    )
+    examples = test.take(_one_of_each_class(test, model.modalities[0]))
+    batch = {name: to_unit_interval(x) for name, x in examples.leaves().items()}
+    subset = observed_subset(model, batch)
+    experts = model.encode(params, batch)
+    means = np.asarray(model.posterior(params, experts, subset, posterior_key).mean)
+    deviation = np.maximum(drawn.std(axis=0), 1e-9)
+    moved = np.argsort(-means.std(axis=0) / deviation, kind="stable")[:_NUM_MOVED]
+    z = np.tile(means[0], (len(moved), len(_MOVES), 1))
+    for row, d in enumerate(moved):
+        z[row, :, d] = drawn[:, d].mean() + deviation[d] * _MOVES
+    vectors = z.reshape(-1, z.shape[-1])
+    rows = np.arange(-(-len(vectors) // _NUM_PRIOR_SAMPLES) * _NUM_PRIOR_SAMPLES)
+    filled = vectors[rows % len(vectors)].reshape(-1, _NUM_PRIOR_SAMPLES, z.shape[-1])
+    parts = [to_examples(test, model.decode(params, own)) for own in filled]
+    decoded = {
+        m: jnp.concatenate([part[m] for part in parts])[: len(vectors)]
+        for m in model.modalities
+    }
+    return pictures.Traversal(
+        moved.tolist(),
+        {m: x.reshape(*z.shape[:2], *x.shape[1:]) for m, x in decoded.items()},
+    )
 
 
 def _one_of_each_class(test: Split, modality: str) -> np.ndarray:

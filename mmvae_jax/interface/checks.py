@@ -25,7 +25,7 @@ from mmvae_jax.evaluation.metrics.log_likelihood import PROPOSALS
 from mmvae_jax.mathematics import distributions
 from mmvae_jax.models import parts
 from mmvae_jax.networks import CLASSIFIERS
-from mmvae_jax.training import devices, mapping, schedules, step, sweep
+from mmvae_jax.training import devices, mapping, schedules, sinks, step, sweep
 from mmvae_jax.training.execution import matmul_precision
 from mmvae_jax.types import MultimodalVAE
 
@@ -162,6 +162,8 @@ CHECKS: tuple[Check, ...] = (
     *_at_least(1, "train.checkpoints_kept"),
     *_at_least(0, "train.eval_every_steps", "train.steps_per_call"),
     *_at_least(0, "train.members_at_once"),
+    Check("log.wandb", sinks.require_wandb),
+    Check("log.mlflow", sinks.require_mlflow),
     _one_of("train.mapping", ("auto", *sweep.MAPPINGS)),
     _one_of("classifier.network", CLASSIFIERS),
     *_at_least(1, "classifier.num_steps", "classifier.batch_size"),

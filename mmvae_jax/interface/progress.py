@@ -1,8 +1,18 @@
-"""The progress bar of a training."""
+"""The progress bar of a training, on a terminal, in a log or in a notebook.
+
+`tqdm` is imported from here wherever a bar or a line beside it is drawn: other classes
+of tqdm have other locks.
+"""
 
 import sys
+import warnings
 
-from tqdm import tqdm
+__all__ = ["ProgressBar", "drawing_interval", "tqdm"]
+
+with warnings.catch_warnings():
+    # Of a notebook without ipywidgets: its bar is one of text, which will do.
+    warnings.filterwarnings("ignore", "IProgress not found")
+    from tqdm.auto import tqdm
 
 
 class ProgressBar:
@@ -72,5 +82,9 @@ class ProgressBar:
 
 
 def drawing_interval() -> float:
-    """Seconds between two drawings of a bar: few lines where it is not a terminal."""
-    return 0.2 if sys.stderr.isatty() else 10.0
+    """Seconds between two drawings of a bar: few where each is a line of a log.
+
+    A terminal and a notebook draw a bar in place.
+    """
+    is_notebook = type(sys.stderr).__module__.startswith("ipykernel.")
+    return 0.2 if is_notebook or sys.stderr.isatty() else 10.0

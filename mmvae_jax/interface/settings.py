@@ -106,6 +106,10 @@ def get_config() -> ConfigDict:
                 # is: it may be continued on other devices.
                 mesh=(0, 0),
             ),
+            log=dict(  # trackers beside TensorBoard; no part of what a run is
+                wandb="",  # Weights & Biases: "offline", "online"; "" = not used
+                mlflow="",  # address of MLflow, "sqlite:///FILE"; "" = not used
+            ),
             classifier=dict(  # the digit classifiers behind the coherences
                 network="conv",  # one of mmvae_jax.networks.CLASSIFIERS
                 num_steps=2_000,

@@ -1,31 +1,28 @@
-"""Files that a run writes besides checkpoints: metrics.jsonl, TensorBoard, samples.
+"""What a run writes besides checkpoints: metrics.jsonl, samples, and to trackers.
 
 The methods are those of clu's MetricWriter, with the member as one more
 argument. metrics.jsonl is what everything else reads: one line per logged step
-and member.
+and member. Trackers, TensorBoard and others, are sinks (`training.sinks`).
 """
 
+import itertools
 import json
-import logging
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorboardX
 from PIL import Image
 
 from mmvae_jax.errors import UsageError
 from mmvae_jax.files import file_name, write_whole
+from mmvae_jax.training import sinks
 from mmvae_jax.training.sweep import Member
 
 # Field of lines of evaluations that were added to a run later.
 DATE = "date"
-# It warns of every nan, and of what is not said: nan is in all files of a run.
-logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
 
 class RunWriter:
@@ -45,6 +42,7 @@ class RunWriter:
         date: str = "",
         *,
         is_logged: bool = True,
+        trackers: Mapping[str, str] | None = None,
     ):
         """Opens the files of a run that continues at `step` (0 = a new run).
 
@@ -56,6 +54,11 @@ class RunWriter:
         Nothing but a torn line is dropped where `step` is None: for evaluations that
         are added to a run later. Those have a `date`, which is written with them, and
         are not dropped at `step` itself.
+
+        `trackers`: arguments of `sinks.open_sinks`; default: TensorBoard alone.
+
+        Raises:
+          UsageError: a tracker cannot be opened.
         """
         self.workdir = workdir
         self.members = members
@@ -63,13 +66,15 @@ class RunWriter:
         self._path = workdir / "metrics.jsonl"
         _drop_lines_to_come(self._path, step, is_logged)
         self._file = open(self._path, "a")  # noqa: SIM115 (closed by close())
-        self._boards = [
-            tensorboardX.SummaryWriter(
-                str(workdir / "tensorboard" / member_name(member, members)),
-                purge_step=step + 1 if step else None,
-            )
-            for member in members
-        ]
+        self._sinks: list[list[sinks.Sink]] = []
+        try:
+            for member in members:
+                name = member_name(member, members)
+                one = sinks.Member(workdir, name, member._asdict(), step)
+                self._sinks.append(sinks.open_sinks(one, **(trackers or {})))
+        except BaseException:
+            self.close()
+            raise
 
     def write_scalars(self, step: int, scalars: Sequence[Mapping[str, float]]) -> None:
         """Writes tag -> value of every member at a step, at once and to the disk.
@@ -84,36 +89,36 @@ class RunWriter:
             why = {t: x.reason for t, x in values.items() if hasattr(x, "reason")}
             line = {**head, **values, **({"undefined": why} if why else {})}
             lines.append(json.dumps(jsonable(line), allow_nan=False))
-            for tag, value in values.items():
-                self._boards[k].add_scalar(_board_tag(tag), value, step)
+            for sink in self._sinks[k]:
+                sink.scalars(step, {sinks.tag_of(t): x for t, x in values.items()})
         self._file.write("".join(line + "\n" for line in lines))
         self.flush()
 
     def write_images(self, step: int, k: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes name -> uint8 [H, W, 1 or 3] of member k as PNG and to TensorBoard."""
+        """Writes name -> uint8 [H, W, 1 or 3] of member k as PNG and to its sinks."""
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
         prefix = member_name(self.members[k], self.members)
         for name, image in images.items():
             squeezed = image[..., 0] if image.shape[-1] == 1 else image
             Image.fromarray(squeezed).save(folder / f"{prefix}_{file_name(name)}.png")
-            self._boards[k].add_image(_board_tag(name), image, step, dataformats="HWC")
+            for sink in self._sinks[k]:
+                sink.image(step, sinks.tag_of(name), image)
 
     def write_texts(self, step: int, k: int, texts: Mapping[str, str]) -> None:
-        """Writes name -> lines of member k as a text file and to TensorBoard."""
+        """Writes name -> lines of member k as a text file and to its sinks."""
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
         prefix = member_name(self.members[k], self.members)
         for name, text in texts.items():
             (folder / f"{prefix}_{name}.txt").write_text(text, encoding="utf-8")
-            # TensorBoard reads Markdown, in which "<eos>" would vanish.
-            self._boards[k].add_text(name, f"```\n{text}\n```", step)
+            for sink in self._sinks[k]:
+                sink.text(step, sinks.tag_of(name), text)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Writes the resolved config as text to TensorBoard."""
-        text = json.dumps(hparams, indent=2)
-        for board in self._boards:
-            board.add_text("config", f"```json\n{text}\n```")
+        """Writes the resolved config to the sinks of all members."""
+        for sink in itertools.chain(*self._sinks):
+            sink.config(hparams)
 
     def flush(self) -> None:
         """Puts everything written so far on the disk."""
@@ -121,16 +126,11 @@ class RunWriter:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes all files."""
+        """Closes all files and sinks."""
         self.flush()
         self._file.close()
-        for board in self._boards:
-            board.close()
-
-
-def _board_tag(tag: str) -> str:
-    """A tag of TensorBoard: different where tags are, which its own cleaning is not."""
-    return re.sub(r"[^-/\w.]", lambda c: f"_{ord(c[0]):02X}", tag)
+        for sink in itertools.chain(*self._sinks):
+            sink.close()
 
 
 def member_name(member: Member, members: Sequence[Member]) -> str:

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from toy_models import toy_model
 
 from configs import base
 from mmvae_jax import models
@@ -11,6 +12,7 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation import evaluate, samples
 from mmvae_jax.evaluation.metric import EvaluationData
 from mmvae_jax.evaluation.metrics import log_likelihood
+from mmvae_jax.types import Gaussian
 
 pytest_plugins = ("run_fixtures",)
 pytestmark = pytest.mark.usefixtures("cache")
@@ -105,7 +107,11 @@ def test_all_examples(num):
     [
         (
             {"m0": (4, 4, 1)},
-            {"prior": (4, 80, 1), "m0_given_m0": (44, 40, 1)},
+            {
+                "prior": (4, 80, 1),
+                "m0_given_m0": (44, 40, 1),
+                "traversal": (24, 36, 1),
+            },
         ),
         (
             PAIR,
@@ -113,6 +119,7 @@ def test_all_examples(num):
                 "prior": (8, 80, 3),
                 "m0_given_m1": (44, 40, 3),
                 "m1_given_m0": (44, 40, 3),
+                "traversal": (50, 36, 3),
             },
         ),
         pytest.param(
@@ -122,6 +129,7 @@ def test_all_examples(num):
                 "m0_given_m1": (46, 60, 3),
                 "m1_given_m2": (68, 80, 3),
                 "m2_given_m0": (84, 80, 3),
+                "traversal": (112, 72, 3),
             },
             marks=pytest.mark.slow,
         ),
@@ -170,6 +178,41 @@ def test_a_diverged_member_is_drawn_black(pair):
     nans = jax.tree.map(lambda leaf: leaf * np.nan, params)
     grids = samples.sample_grids(model, nans, make_split(PAIR), jax.random.key(0))
     assert not grids["prior"].any()
+
+
+def moving_model(**others):
+    """z is an image of three pixels; the prior's deviations are 0.1, 0.2 and 0.3."""
+    signs = np.where(np.arange(20) % 2, 1.0, -1.0)[:, None]
+    means = np.zeros((10, 3))
+    means[1:, 2], means[1:, 0] = 0.3, 0.05  # in deviations: 1, and 0.5
+    return toy_model(
+        ("m0",),
+        3,
+        encode=lambda params, batch: None,
+        posterior=lambda *args: Gaussian(means, 0 * means),
+        sample_prior=lambda *args: 0.4 + signs * np.array([0.1, 0.2, 0.3]),
+        decode=lambda params, z: {"m0": z.reshape(-1, 1, 3, 1)},
+        **others,
+    )
+
+
+def test_a_traversal_moves_one_dimension_at_a_time():
+    test = make_split({"m0": (1, 3, 1)})
+    found = samples._traverse(moving_model(), None, test, jax.random.key(0))
+    assert list(found.dimensions) == [2, 0, 1]
+    moved = found.decoded["m0"][:, :, 0, :, 0]  # [dimension, value, pixel]
+    assert moved.shape == (3, 9, 3)
+    way = np.linspace(-2, 2, 9)
+    for row, (d, deviation) in enumerate([(2, 0.3), (0, 0.1), (1, 0.2)]):
+        wanted = np.zeros((9, 3))
+        wanted[:, d] = np.clip(0.4 + deviation * way, 0, 1)
+        np.testing.assert_allclose(moved[row], wanted, atol=1e-6)
+
+
+def test_no_traversal_where_latent_vectors_are_drawn():
+    test = make_split({"m0": (1, 3, 1)})
+    model = moving_model(draws_missing=True)
+    assert samples._traverse(model, None, test, jax.random.key(0)) is None
 
 
 def test_evaluate_member():

@@ -167,6 +167,7 @@ def test_pictures_of_samples_and_captions(outcomes):
         "image_given_waves",
         "waves_given_text",
         "text_given_image",
+        "traversal",
     }
     for path in folder.glob("*.png"):
         with Image.open(path) as image:
@@ -178,7 +179,7 @@ def test_pictures_of_samples_and_captions(outcomes):
 def test_nothing_is_drawn_given_what_no_example_has(outcomes):
     folder = outcomes["draws"][1].with_name("draws_pictures")
     names = {path.stem for path in folder.glob("*.png")}
-    assert names == {"prior", "waves_given_text"}
+    assert names == {"prior", "waves_given_text", "traversal"}
     assert "text given image" not in (folder / "captions.txt").read_text()
 
 

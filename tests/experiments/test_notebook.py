@@ -1,46 +1,73 @@
-"""The notebook: as it is stored, and every cell of it in order with tiny settings."""
+"""The notebooks: as they are stored, and every cell in order with tiny settings."""
 
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
+from matplotlib import pyplot
+
+from experiments.drawing import notebooks
 
 pytest_plugins = ("run_fixtures",)
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOK = ROOT / "notebooks" / "explore.ipynb"
 CONSTRAINTS = ROOT / "constraints.txt"
-# The settings, and the smoke config's data and classifiers.
-TINY = """
-MODELS = ("mvae", "mopoe")
-BETAS = (0.3, 1.0)
-NUM_STEPS = THEORY_STEPS = 4
-DATA_DIR = {data_dir!r}
-CHANGES = {{
-    "model.latent_dim": 4,
-    "modality.network_options.widths": (16,),
-    "data.num_modalities": 2,
-    "data.image_size": 8,
-    "data.pairings": 1,
-    "train.batch_size": 16,
-    "classifier.num_steps": 60,
-    "classifier.batch_size": 64,
-    "eval.batch_size": 100,
-    "eval.num_examples": 100,
-}}
-"""
+NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+COPIES = ROOT / "docs" / "notebooks"
+# Notebook -> its settings.
+TINY = {
+    "explore": """
+MODELS, BETAS, NUM_STEPS = ("mvae", "mmvae"), (0.3, 1.0), 4
+WIDTHS, NUM_COPIES = (8,), 1
+""",
+    "your_data": """
+NUM_STEPS, NUM_DRAWS = 4, 2
+FIT = FIT | {"config": {"modality.network_options.widths": (8,)}}
+""",
+    "sweep": """
+BETAS, SEEDS, NUM_STEPS, WIDTHS = (0.3, 1.0), (0, 1), 4, (8,)
+""",
+    # The smoke config's data.
+    "claim": """
+BETAS = (1.0,)
+CHANGES = {
+    "model": {"latent_dim": 4},
+    "modality": {"network_options": {"widths": (8,)}},
+    "data": {"num_modalities": 2, "image_size": 8, "pairings": 1},
+    "train": {"num_steps": 4, "batch_size": 16},
+    "eval": {"batch_size": 100, "num_examples": 100},
+}
+""",
+}
+# Notebook -> its cells that show a picture.
+PICTURES = {
+    "explore": ("data", "curves", "tradeoff", "prior", "conditional", "embedding"),
+    "your_data": ("imputation", "score"),
+    "sweep": ("rate", "front", "samples"),
+    "claim": ("numbers",),
+}
+
+
+def read(name):
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
 
 
 @pytest.fixture
-def notebook():
-    return nbformat.read(NOTEBOOK, as_version=4)
+def notebook(name):
+    return read(name)
 
 
 def code_cells(notebook):
@@ -56,12 +83,12 @@ def tagged(notebook):
     ]
 
 
-def test_it_is_stored_without_outputs(notebook):
+def test_it_is_stored_without_outputs(name, notebook):
     nbformat.validate(notebook)
     for cell in code_cells(notebook):
         assert cell.outputs == []
         assert cell.execution_count is None
-    text = NOTEBOOK.read_text()
+    text = (ROOT / "notebooks" / f"{name}.ipynb").read_text()
     assert text.endswith("}\n")
     assert "attachments" not in text
     # What an editor adds: of whom it is, and what it ran with.
@@ -83,46 +110,122 @@ def test_every_code_cell_is_introduced(notebook):
     assert len(tagged(notebook)) == 1
 
 
+def with_tiny_settings(name, data_dir=""):
+    """A notebook with a cell after that of its settings."""
+    found = read(name)
+    source = f"{TINY[name]}DATA_DIR = {data_dir!r}"
+    tiny = nbformat.v4.new_code_cell(source)
+    found.cells.insert(tagged(found)[0] + 1, tiny)
+    return found
+
+
+def test_the_first_cell_is_the_same_in_all(notebook):
+    assert notebook.cells[1].id == notebooks.SETUP
+    assert notebook.cells[1].source == read("explore").cells[1].source
+
+
+def test_the_tour_is_of_the_calls_of_the_library():
+    code = "\n".join(cell.source for cell in code_cells(read("explore"))[1:])
+    for call in ("fit", "score", "generate", "embed", "impute", "export", "load"):
+        assert f"mmvae_jax.{call}(" in code, call
+    assert not re.search(r"mmvae_jax\.\w+\.|experiments|configs", code)
+
+
+def test_the_cells_before_training_run_in_this_process(name, monkeypatch):
+    """The slow test below runs whole notebooks in kernels, as Jupyter does."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(pyplot, "show", lambda: pyplot.close("all"))
+    space, cells = {}, code_cells(with_tiny_settings(name))
+    for cell in cells[:4]:  # the first, settings, tiny settings, data or claim
+        exec(compile(cell.source, cell.get("id", "tiny"), "exec"), space)
+    assert cells[3].id in ("data", "claim")
+    if name == "claim":
+        assert space["claim"].name == space["CLAIM"]
+    else:
+        assert not {"trained", "members"} & space.keys()
+        data = space.get("train", space.get("data"))
+        assert len({len(x) for x in data.values()}) == 1 and len(data) >= 2
+
+
 @pytest.mark.slow
-def test_every_cell_runs(notebook, data_dir, cache, tmp_path, monkeypatch):
-    for name, value in cache.items():
-        monkeypatch.setenv(name, value)
+def test_every_cell_runs(name, data_dir, cache, tmp_path, monkeypatch):
+    for variable, value in cache.items():
+        monkeypatch.setenv(variable, value)
     # Nearly all the time is compilation.
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    for variable in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable.lower()))
     monkeypatch.delenv("MPLBACKEND", raising=False)
-    tiny = nbformat.v4.new_code_cell(TINY.format(data_dir=str(data_dir)))
-    notebook.cells.insert(tagged(notebook)[0] + 1, tiny)
+    notebook = with_tiny_settings(name, str(data_dir))
     before = files()
     nbclient.NotebookClient(
         notebook,
-        timeout=300,
+        timeout=900,
         kernel_name="python3",
         # As Jupyter starts it; what it writes goes to DATA_DIR.
-        resources={"metadata": {"path": str(NOTEBOOK.parent)}},
+        resources={"metadata": {"path": str(ROOT / "notebooks")}},
     ).execute()
     assert files() == before
-    outputs = {
-        cell.id: {kind for output in cell.outputs for kind in output.get("data", ())}
-        for cell in code_cells(notebook)
-    }
-    for name in ("data", "curves", "tradeoff", "prior", "conditional", "traversal"):
-        assert "image/png" in outputs[name], name
-    for name in ("experts", "decoded", "discrepancy", "trained"):
-        assert "image/png" in outputs[name], name
-    for name in ("evaluation", "rates"):
-        assert "text/html" in outputs[name], name
+    page, pictures = notebooks.render(notebook, name)
+    assert set(pictures) == {f"{name}_{cell}.png" for cell in PICTURES[name]}
+    assert all(f"]({file})" in page for file in pictures)
+    assert "IProgress" not in page and "it/s" not in page
 
 
 def files():
-    """What lies in the root of the repository and beside the notebook."""
-    return {*ROOT.glob("*"), *NOTEBOOK.parent.iterdir()}
+    """What lies in the root of the repository and beside the notebooks."""
+    return {*ROOT.glob("*"), *(ROOT / "notebooks").iterdir()}
 
 
-def test_an_error_of_a_cell_is_an_error(notebook, tmp_path):
+def test_the_copy_in_the_documentation_is_of_the_notebook(name, notebook):
+    """`python -m experiments.drawing.notebooks docs/notebooks` writes it."""
+    page = (COPIES / f"{name}.md").read_text()
+    written = [cell.source for cell in code_cells(notebook)]
+    assert notebooks.code_of(page) == written[1:]
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            assert cell.source in page
+    assert str(ROOT) not in page and tempfile.gettempdir() not in page
+    shown = re.findall(r"\]\((\S+\.png)\)", page)
+    assert set(shown) == {f"{name}_{cell}.png" for cell in PICTURES[name]}
+    assert all((COPIES / file).read_bytes().startswith(b"\x89PNG") for file in shown)
+
+
+def test_a_copy_has_what_is_shown_and_no_progress():
+    def output(kind, **fields):
+        return nbformat.v4.new_output(kind, **fields)
+
+    cell = nbformat.v4.new_code_cell("print(1)")
+    cell.id, cell.outputs = (
+        "one",
+        [
+            output("stream", name="stderr", text="training: 10%"),
+            output(
+                "stream", name="stdout", text=f"1 {tempfile.gettempdir()}/tmpab_1/x\n"
+            ),
+            output("stream", name="stdout", text="2\n"),
+            output(
+                "display_data", data={"image/png": "AAEC", "text/plain": "<Figure>"}
+            ),
+        ],
+    )
+    setup = nbformat.v4.new_code_cell("install()")
+    setup.id = notebooks.SETUP
+    text = nbformat.v4.new_markdown_cell("# Title")
+    made = nbformat.v4.new_notebook(cells=[text, setup, cell])
+    page, pictures = notebooks.render(made, "it")
+    assert page == (
+        "# Title\n\n```python\nprint(1)\n```\n\n```text\n1 x\n2\n```\n\n"
+        "![what the cell shows: one](it_one.png)\n"
+    )
+    assert pictures == {"it_one.png": bytes([0, 1, 2])}
+    assert notebooks.code_of(page) == ["print(1)"]
+
+
+def test_an_error_of_a_cell_is_an_error(tmp_path):
     """Else the test above could not fail."""
-    broken = nbformat.v4.new_notebook(metadata=notebook.metadata)
+    broken = nbformat.v4.new_notebook(metadata=read("sweep").metadata)
     broken.cells = [nbformat.v4.new_code_cell("raise ValueError('so')")]
     client = nbclient.NotebookClient(
         broken, timeout=60, resources={"metadata": {"path": str(tmp_path)}}
@@ -132,12 +235,12 @@ def test_an_error_of_a_cell_is_an_error(notebook, tmp_path):
 
 
 @pytest.fixture
-def in_colab(notebook, tmp_path, monkeypatch):
+def in_colab(tmp_path, monkeypatch):
     """(REPOSITORY) -> the commands that the first cell runs in Colab."""
     monkeypatch.setitem(sys.modules, "google.colab", object())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    source = code_cells(notebook)[0].source
+    source = code_cells(read("explore"))[0].source
 
     installed = {"jax": "0.7.2", "jaxlib": "0.7.2", "numpy": "2.0.2", "flax": "0.11"}
 

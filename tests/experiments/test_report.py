@@ -1,5 +1,7 @@
 """The page of finished runs: what it shows, that it stands alone, and its errors."""
 
+import base64
+import hashlib
 import json
 import math
 import re
@@ -8,12 +10,14 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from experiments import report
 from experiments.drawing import page, page_pictures
 from experiments.drawing.page import METRICS, _shown_member, points_in, render, write
 from experiments.plans.names import model_label
@@ -24,6 +28,8 @@ from mmvae_jax.models import MODELS
 
 HOSTILE = "<script>alert('x')</script> & \"q\""
 ROOT = Path(__file__).parents[2]
+SCRIPT = (ROOT / "experiments" / "drawing" / "report.js").read_text()
+NODE = shutil.which("node")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -256,7 +262,14 @@ def test_the_page_stands_alone(runs):
     page = Page(text)
     assert page.references
     assert all(r.startswith(("data:image/", "#")) for r in page.references)
-    assert {"script", "link", "iframe", "object"}.isdisjoint(page.tags)
+    assert {"link", "iframe", "object"}.isdisjoint(page.tags)
+    # Its one script is in it, and the page's own policy lets no other run.
+    ((attributes, script),) = re.findall(r"<script(.*?)>(.*?)</script>", text, re.S)
+    assert attributes == "" and script == SCRIPT
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'; " in text
+    assert re.findall(r"script-src ([^;\"]*)", text) == [f"'sha256-{digest}'"]
+    assert not re.search(r"\bon\w+=|javascript:", text.replace(script, ""))
     style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
     assert "url(" not in style and "@import" not in style
     assert "http" not in re.sub(r"http-equiv|data:[^\"]*", "", text)
@@ -266,7 +279,7 @@ def test_the_page_stands_alone(runs):
 def test_links_lead_somewhere(runs):
     text = render(runs)
     targets = [r[1:] for r in Page(text).references if r.startswith("#")]
-    assert len(targets) == 10
+    assert len(set(targets)) == 11 and targets.count("gallery") == 1 + 4  # points
     assert all(f'id="{target}"' in text for target in targets)
 
 
@@ -287,9 +300,9 @@ def test_values_are_escaped(tmp_path):
     (directory / "results.json").write_text(json.dumps(results))
     text = render(directory)
     page = Page(text)
-    assert {"script", "b", "i"}.isdisjoint(page.tags)
+    assert {"b", "i"}.isdisjoint(page.tags) and page.tags.count("script") == 1
     assert HOSTILE in page.text and f"{HOSTILE} (<i>run)" in page.text
-    assert not re.search(r"<script|<b>|<i>", text)
+    assert not re.search(r"<script|<b>|<i>", text.replace(f"<script>{SCRIPT}", ""))
 
 
 def test_what_is_no_number_is_nan(runs):
@@ -504,6 +517,15 @@ def test_a_page_is_replaced(runs):
 
 
 @pytest.mark.slow
+def test_the_command_prints_a_link(tmp_path, monkeypatch, capsys):
+    save_run(tmp_path / "a run", betas=(1.0,), seeds=(0,))
+    given = SimpleNamespace(FLAGS=SimpleNamespace(directory=str(tmp_path), out=""))
+    monkeypatch.setattr(report, "flags", given)
+    report.main()
+    link = (tmp_path / "report.html").as_uri()
+    assert capsys.readouterr().out.startswith(f"{link} (")
+
+
 def test_the_command_refuses_an_empty_directory(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.report", f"--directory={tmp_path}"],
@@ -514,6 +536,151 @@ def test_the_command_refuses_an_empty_directory(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: no finished run in ")
     assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def attributes_of(text, tag, name):
+    """The attributes of all elements of a tag that have one of this name."""
+    found = []
+
+    class Elements(HTMLParser):
+        def handle_starttag(self, own, attrs):
+            if own == tag and name in dict(attrs):
+                found.append(dict(attrs))
+
+    Elements().feed(text)
+    return found
+
+
+def test_the_gallery_has_every_picture_once(runs):
+    for folder in ("first", "second"):
+        for beta, seed in ((0.5, 0), (0.5, 1), (2, 0), (2, 1)):
+            file = f"beta={beta:g},seed={seed}_traversal.png"
+            save_picture(runs / folder / "samples" / file)
+    text = render(runs)
+    axes = ("data-model", "data-beta", "data-rate", "data-seed", "data-condition")
+    found = [
+        tuple(own[axis] for axis in axes)
+        for own in attributes_of(text, "img", "data-condition")
+    ]
+    conditions = {
+        "unconditional",
+        "a given b (real, top row)",
+        "latent traversal (a dimension a row, −2 to 2 deviations of the prior)",
+    }
+    assert sorted(found) == sorted(
+        (model, beta, "0.001", seed, condition)
+        for model in ("MVAE", "MMVAE")
+        for beta in ("0.5", "2")
+        for seed in ("0", "1")
+        for condition in conditions
+    )
+
+
+def test_points_of_the_front_say_their_values_where_they_are(runs):
+    # Two points of each run that are not the same.
+    edit(
+        runs / "second" / "summary.json",
+        lambda summary: [
+            member["metrics"].update({"eval/swd": 300.0 + 7 * k})
+            for k, member in enumerate(summary["members"])
+        ],
+    )
+    points = attributes_of(render(runs), "a", "data-model")
+    assert [own["aria-label"] for own in points] == [
+        "MVAE, β = 0.5: coherence 0.505 ± 0.007, SWD ↓ 222.0 ± 0.0",
+        "MVAE, β = 2: coherence 0.605 ± 0.007, SWD ↓ 222.0 ± 0.0",
+        "MMVAE, β = 0.5: coherence 0.505 ± 0.007, SWD ↓ 303.5 ± 4.9",
+        "MMVAE, β = 2: coherence 0.605 ± 0.007, SWD ↓ 317.5 ± 4.9",
+    ]
+    assert {own["href"] for own in points} == {"#gallery"}
+    (front,) = draw_fronts(runs)
+    svg = base64.b64decode(front.uri.partition(",")[2]).decode()
+    width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', svg).groups())
+    groups = [x.split('<g id="')[0] for x in svg.split('id="PathCollection_')[1:]]
+    drawn = []
+    for path in re.findall(r'<path d="(.*?)"', "".join(groups), re.S):
+        corners = np.array(re.findall(r"-?\d+\.?\d*", path), float).reshape(-1, 2)
+        drawn.append((corners.min(axis=0) + corners.max(axis=0)) / 2)
+    drawn = 100 * np.array(drawn) / (width, height)
+    places = [(point.left, point.top) for point in front.points]
+    np.testing.assert_allclose(places, drawn[: len(places)], atol=0.2)
+
+
+# As much of a browser as the script needs: elements, and a page of two models.
+DOM = """
+class Element {
+  constructor(tag, dataset = {}) {
+    Object.assign(this, { tag, dataset, children: [], events: {}, attributes: {} });
+  }
+  append(...own) { this.children.push(...own); }
+  setAttribute(name, value) { this.attributes[name] = value; }
+  addEventListener(name, act) { this.events[name] = act; }
+  all(tag) {
+    const own = this.tag === tag ? [this] : [];
+    return own.concat(...this.children.map((x) => x.all?.(tag) ?? []));
+  }
+}
+const gallery = new Element("section");
+gallery.hidden = true;
+const pictures = [];
+for (const model of ["MVAE", "MMVAE"])
+  for (const beta of ["10", "2", "0.5"])
+    for (const condition of ["unconditional", "a given b", "traversal"]) {
+      if (model === "MMVAE" && condition === "traversal") continue;
+      const choice = { model, beta, rate: "0.1", seed: "0", condition };
+      const own = new Element("img", choice);
+      own.src = own.alt = [model, beta, condition].join();
+      pictures.push(own);
+    }
+const link = new Element("a");
+link.hidden = true;
+const point = new Element("a", { model: "MMVAE", beta: "10", rate: "0.1" });
+const document = {
+  getElementById: (id) => (id === "gallery" ? gallery : null),
+  createElement: (tag) => new Element(tag),
+  querySelectorAll: (what) =>
+    ({ "img[data-condition]": pictures, "a.point": [point] })[what] ?? [link],
+};
+"""
+USE = """
+const shown = () => gallery.all("img")[0].src;
+const texts = (row) => row.all("span").map((x) => x.textContent);
+const rows = gallery.all("fieldset").map(texts);
+const press = (text) =>
+  gallery.all("label").find((x) => x.all("span")[0].textContent === text)
+    .all("input")[0].events.change();
+const found = [shown()];
+for (const text of ["0.5", "traversal", "MMVAE", "2"]) {
+  press(text);
+  found.push(shown());
+}
+point.events.click();
+found.push(shown());
+console.log(JSON.stringify({ rows, found, hidden: [gallery.hidden, link.hidden] }));
+"""
+
+
+@pytest.mark.skipif(NODE is None, reason="there is no node to run the script in")
+def test_buttons_choose_a_picture():
+    done = subprocess.run(
+        [NODE, "-e", DOM + SCRIPT.replace('"use strict";', "") + USE],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    seen = json.loads(done.stdout)
+    # Numbers in their order; what has one value is no choice.
+    conditions = ["unconditional", "a given b", "traversal"]
+    assert seen["rows"] == [["MVAE", "MMVAE"], ["0.5", "2", "10"], conditions]
+    assert seen["found"] == [
+        "MVAE,10,unconditional",
+        "MVAE,0.5,unconditional",
+        "MVAE,0.5,traversal",
+        "MMVAE,0.5,unconditional",  # it has no traversal
+        "MMVAE,2,unconditional",
+        "MMVAE,10,unconditional",  # the point
+    ]
+    assert seen["hidden"] == [False, False]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to open it in")
@@ -530,7 +697,8 @@ def test_a_browser_shows_it(runs, tmp_path):
     )
     page = Page(done.stdout)
     assert "MVAE is good ✓ holds" in page.text
-    assert page.tags.count("img") == 20
+    assert page.tags.count("img") == 20 + 1  # that of the gallery
+    assert "fieldset" in page.tags
     # What the page's own policy refuses would be said here.
     assert "Content Security Policy" not in done.stderr
     assert "CONSOLE" not in done.stderr
@@ -569,7 +737,7 @@ def test_captions_and_attributes(runs):
     page = Page(text)
     # As they are, and escaped: no word of a caption is part of the page.
     assert page.text.count(f"1. {HOSTILE} <exc> - a bird") == 4
-    assert "script" not in page.tags and "exc" not in page.tags
+    assert page.tags.count("script") == 1 and "exc" not in page.tags
     assert page.text.count("Captions of these samples as text") == 4
     assert page.text.count("a given b (real, on the left)") == 4
     assert page.text.count("a given b (real, top row)") == 4

@@ -3,12 +3,14 @@
 import json
 import math
 import os
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import tensorboardX.proto.event_pb2 as events
 from PIL import Image
 
+from experiments import run
 from mmvae_jax.training import log
 
 pytest_plugins = ("run_fixtures",)
@@ -138,13 +140,13 @@ def test_members_differ_as_beta_says(finished):
 def test_samples(finished):
     folder = finished.workdir / "samples"
     names = {path.name for path in folder.iterdir()}
-    kinds = ("prior", "m0_given_m1", "m1_given_m0")
+    kinds = ("prior", "m0_given_m1", "m1_given_m0", "traversal")
     assert names == {f"{m}_{kind}.png" for m in MEMBER_NAMES for kind in kinds}
     for name in MEMBER_NAMES:
         with Image.open(folder / f"{name}_prior.png") as image:
             assert image.mode == "RGB" and image.size == (20 * 8, 2 * 8)
             assert len(np.unique(np.asarray(image))) > 10
-        for kind in kinds[1:]:
+        for kind in kinds[1:3]:
             with Image.open(folder / f"{name}_{kind}.png") as image:
                 assert image.mode == "RGB" and image.size == (10 * 8, 11 * 8)
 
@@ -162,7 +164,23 @@ def test_tensorboard(finished):
             "prior",
             "m0_given_m1",
             "m1_given_m0",
+            "traversal",
         }
+
+
+@pytest.mark.parametrize(("code", "is_named"), [(0, True), (1, True), (130, False)])
+def test_the_command_of_its_page_is_named(
+    code, is_named, tmp_path, monkeypatch, capsys
+):
+    given = MagicMock(workdir=str(tmp_path / "a run"))
+    monkeypatch.setattr(run, "flags", MagicMock(FLAGS=given))
+    for name in ("command", "config_flags", "processes"):
+        monkeypatch.setattr(run, name, MagicMock())
+    run.config_flags.get_config_filename.return_value = "c.py"
+    monkeypatch.setattr(run.session, "train_and_evaluate", lambda *_: code)
+    assert run.main() == code
+    line = f"python -m experiments.report --directory='{tmp_path}/a run'"
+    assert (line in capsys.readouterr().out) == is_named
 
 
 def test_table(finished):

@@ -82,7 +82,7 @@ def test_what_is_left_for_people(unbroken):
     workdir, _ = unbroken
     found = sorted(path.name for path in (workdir / "samples").iterdir())
     names = ["caption_given_image.png", "captions.txt", "image_given_caption.png"]
-    names.append("prior.png")
+    names += ["prior.png", "traversal.png"]
     assert found == [f"beta={b},seed=0_{name}" for b in (1, 2) for name in names]
     text = (workdir / "samples" / "beta=1,seed=0_captions.txt").read_text()
     assert text.count("   - ") == 100 and text.count(". real: ") == 10

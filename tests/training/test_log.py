@@ -9,7 +9,7 @@ from PIL import Image
 from tensorboardX import summary
 
 from mmvae_jax.evaluation.metric import Undefined
-from mmvae_jax.training import log
+from mmvae_jax.training import log, sinks
 from mmvae_jax.training.sweep import Member
 
 MEMBERS = [Member(0.5, 1e-3, 0), Member(2.0, 1e-3, 1)]
@@ -214,7 +214,7 @@ def test_names_of_modalities_are_safe_in_files_and_tags(tmp_path):
     short = [f"{name}_given_{name}" for name in NAMES if len(name) < 300]
     found = {unquote(x.removesuffix(".png").partition("seed=0_")[2]) for x in files}
     assert set(short) <= found
-    tags = {log._board_tag(name) for name in images}
+    tags = {sinks.tag_of(name) for name in images}
     assert len({summary._clean_tag(tag) for tag in tags}) == len(NAMES)
 
 

@@ -1,0 +1,99 @@
+"""Copies of the notebooks for the documentation, with what their cells show.
+
+    python -m experiments.drawing.notebooks docs/notebooks [NAME ...]
+
+Runs notebooks/NAME.ipynb (all of them, where none is named) as they are stored, and
+writes NAME.md with text, code, what was printed, and pictures beside it.
+"""
+
+import base64
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmvae_jax.files import write_whole
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+# Folders of one run, of which a page says nothing.
+_TEMPORARY = re.compile(rf"{re.escape(tempfile.gettempdir())}/tmp\w+/")
+# The first cell of every notebook: it installs, and shows nothing.
+SETUP = "setup"
+
+
+def render(notebook: Mapping[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
+    """A notebook that was run as Markdown.
+
+    Progress bars, warnings and other lines of stderr are left out.
+
+    Args:
+      notebook: as nbformat reads it, with outputs.
+      name: of its file, without its ending.
+
+    Returns:
+      (the page, name of a file -> PNG).
+    """
+    parts, pictures = [], {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            parts.append(cell["source"])
+        elif cell["id"] == SETUP:
+            continue
+        else:
+            parts.append(f"```python\n{cell['source']}\n```")
+            for kind, content in _shown(cell["outputs"]):
+                if kind == "image/png":
+                    file = f"{name}_{cell['id']}.png"
+                    pictures[file] = base64.b64decode(content)
+                    parts.append(f"![what the cell shows: {cell['id']}]({file})")
+                else:
+                    text = _TEMPORARY.sub("", content).strip("\n")
+                    parts.append(f"```text\n{text}\n```")
+    return "\n\n".join(parts) + "\n", pictures
+
+
+def _shown(outputs: list) -> Iterator[tuple[str, str]]:
+    """Kind and content of what a cell shows, lines that follow each other as one."""
+    lines = ""
+    for output in outputs:
+        if output["output_type"] == "stream" and output["name"] == "stdout":
+            lines += output["text"]
+        elif "data" in output:
+            if lines:
+                yield "text/plain", lines
+                lines = ""
+            kinds = [k for k in ("image/png", "text/plain") if k in output["data"]]
+            yield from [(kind, output["data"][kind]) for kind in kinds[:1]]
+    if lines:
+        yield "text/plain", lines
+
+
+def code_of(page: str) -> list[str]:
+    """The code that a page holds, a string a cell."""
+    return re.findall(r"^```python\n(.*?)\n```$", page, re.DOTALL | re.MULTILINE)
+
+
+def write(folder: Path, name: str) -> Path:
+    """Runs one notebook, and writes its page and its pictures."""
+    import nbclient  # the extra `test` has them
+    import nbformat
+
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    place = {"metadata": {"path": str(NOTEBOOKS)}}
+    nbclient.NotebookClient(notebook, timeout=None, resources=place).execute()
+    page, pictures = render(notebook, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in pictures.items():
+        (folder / file).write_bytes(content)
+    write_whole(folder / f"{name}.md", page)
+    return folder / f"{name}.md"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: python -m experiments.drawing.notebooks FOLDER [NAME ...]")
+    for stem in sys.argv[2:] or sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb")):
+        print(write(Path(sys.argv[1]), stem))

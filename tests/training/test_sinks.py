@@ -1,0 +1,201 @@
+"""Trackers: all get the same values, pictures, texts and config, by recorded calls.
+
+The packages wandb and mlflow are replaced by modules that record: what they are called
+with is tested, and not what they do with it.
+"""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from configs import smoke
+from experiments.running import workdirs
+from mmvae_jax.errors import UsageError
+from mmvae_jax.interface import checks
+from mmvae_jax.training import log, sinks
+from mmvae_jax.training.sweep import Member
+
+MEMBERS = [Member(0.5, 1e-3, 0), Member(2.0, 1e-3, 1)]
+NAMES = ["beta=0.5,seed=0", "beta=2,seed=1"]
+PICTURE = np.zeros((2, 3, 3), np.uint8)
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A module that records: its runs, each with its settings and calls."""
+    module = ModuleType("wandb")
+    module.runs = []
+
+    def init(**settings):
+        calls = []
+        run = SimpleNamespace(
+            settings=settings,
+            calls=calls,
+            log=lambda values, step: calls.append(("log", step, values)),
+            config=SimpleNamespace(
+                update=lambda found, **_: calls.append(("config", found))
+            ),
+            finish=lambda: calls.append(("finish",)),
+        )
+        module.runs.append(run)
+        return run
+
+    module.init = init
+    module.Settings = lambda **settings: settings
+    module.Image = lambda image: ("image", image.shape)
+    module.Html = lambda text: ("html", text)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+@pytest.fixture
+def mlflow(monkeypatch):
+    """A module that records: the calls of each run, which it finds again."""
+    module = ModuleType("mlflow")
+    module.runs, module.addresses = {}, []
+
+    class Client:
+        def __init__(self, tracking_uri):
+            module.addresses.append(tracking_uri)
+
+        def get_experiment_by_name(self, name):
+            return SimpleNamespace(experiment_id=name) if module.runs else None
+
+        def create_experiment(self, name):
+            return name
+
+        def search_runs(self, experiments, filter_string):
+            assert experiments == [sinks.PROJECT]
+            return [
+                SimpleNamespace(info=SimpleNamespace(run_id=run_id))
+                for run_id in module.runs
+                if filter_string == f"tags.member = '{run_id}'"
+            ]
+
+        def create_run(self, experiment, tags, run_name):
+            module.runs[tags["member"]] = [("name", run_name)]
+            return SimpleNamespace(info=SimpleNamespace(run_id=tags["member"]))
+
+        def __getattr__(self, name):
+            def record(run_id, *values, **named):
+                module.runs[run_id].append((name, *values, *named.values()))
+
+            return record
+
+    module.MlflowClient = Client
+    monkeypatch.setitem(sys.modules, "mlflow", module)
+    return module
+
+
+def write(workdir, step=0, **trackers):
+    writer = log.RunWriter(workdir, MEMBERS, step, trackers=trackers)
+    writer.write_hparams({"model": {"name": "mvae"}})
+    writer.write_scalars(4, [{"eval/a b": 1.5}, {"eval/a b": 2.5}])
+    writer.write_images(4, 1, {"prior": PICTURE})
+    writer.write_texts(4, 1, {"captions": "a <bird>"})
+    writer.close()
+
+
+def test_wandb_gets_all_that_is_written(wandb, tmp_path):
+    write(tmp_path, wandb="offline")
+    config = ("config", {"model": {"name": "mvae"}})
+    first, second = (run.calls for run in wandb.runs)
+    assert first == [config, ("log", 4, {"eval/a_20b": 1.5}), ("finish",)]
+    assert second == [
+        config,
+        ("log", 4, {"eval/a_20b": 2.5}),
+        ("log", 4, {"prior": ("image", (2, 3, 3))}),
+        ("log", 4, {"captions": ("html", "<pre>a &lt;bird&gt;</pre>")}),
+        ("finish",),
+    ]
+    for run, member, name in zip(wandb.runs, MEMBERS, NAMES, strict=True):
+        assert run.settings["name"] == f"{tmp_path.name} {name}"
+        assert run.settings["config"] == member._asdict()
+        assert run.settings["mode"] == "offline"
+        assert run.settings["dir"] == str(tmp_path)
+
+
+def test_mlflow_gets_all_that_is_written(mlflow, tmp_path):
+    write(tmp_path, mlflow="sqlite:///any")
+    assert set(mlflow.addresses) == {"sqlite:///any"}
+    _, calls = mlflow.runs.values()
+    assert calls == [
+        ("name", f"{tmp_path.name} {NAMES[1]}"),
+        ("log_param", "beta", 2.0),
+        ("log_param", "learning_rate", 1e-3),
+        ("log_param", "seed", 1),
+        ("log_dict", {"model": {"name": "mvae"}}, "config.json"),
+        ("log_metric", "eval/a_20b", 2.5, 4),
+        ("log_image", PICTURE, "samples/prior.png"),
+        ("log_text", "a <bird>", "samples/captions.txt"),
+        ("set_terminated",),
+    ]
+
+
+def test_a_run_that_goes_on_has_the_same_runs_there(wandb, mlflow, tmp_path):
+    for step in (0, 4):
+        write(tmp_path, step, wandb="online", mlflow="file")
+    identities = [run.settings["id"] for run in wandb.runs]
+    assert identities[:2] == identities[2:] and len(set(identities)) == 2
+    assert {run.settings["resume"] for run in wandb.runs} == {"allow"}
+    assert list(mlflow.runs) == identities[:2]
+    names = [call[0] for call in mlflow.runs[identities[0]]]
+    assert names.count("name") == 1 and names.count("update_run") == 1
+
+
+def test_tensorboard_and_the_log_are_written_as_ever(wandb, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    write(tmp_path / "a")
+    assert not wandb.runs
+    write(tmp_path / "b", wandb="offline")
+    one, other = ((tmp_path / x / "metrics.jsonl").read_text() for x in "ab")
+    assert one == other
+    for name in NAMES:
+        assert len(list((tmp_path / "b" / "tensorboard" / name).iterdir())) == 1
+
+
+def test_a_tracker_that_cannot_be_opened_is_one_line(wandb, mlflow, tmp_path):
+    def refuse(self, name):
+        raise RuntimeError("no such server\nand more")
+
+    mlflow.MlflowClient.get_experiment_by_name = refuse
+    with pytest.raises(UsageError) as caught:
+        log.RunWriter(
+            tmp_path, MEMBERS, 0, trackers={"wandb": "offline", "mlflow": "http"}
+        )
+    assert str(caught.value) == "config.log.mlflow cannot be opened: no such server"
+    assert wandb.runs[0].calls == [("finish",)]  # opened before it
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("wandb", "offline", "config.log.wandb=offline needs the package wandb"),
+        ("wandb", "yes", "unknown config.log.wandb 'yes'; choose offline, online"),
+        ("mlflow", "sqlite:///f", "config.log.mlflow=sqlite:///f needs the package"),
+    ],
+)
+def test_what_is_not_there_is_said_before_training(field, value, words, monkeypatch):
+    find = sinks.importlib.util.find_spec
+    without = lambda name: None if name in ("wandb", "mlflow") else find(name)  # noqa: E731
+    monkeypatch.setattr(sinks.importlib.util, "find_spec", without)
+    config = smoke.get_config("mvae")
+    checks.check(config)
+    config.log[field] = value
+    with pytest.raises(UsageError) as caught:
+        checks.check(config)
+    assert str(caught.value).startswith(words)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_run_may_go_on_with_other_trackers(tmp_path):
+    config = smoke.get_config("mvae")
+    found = workdirs.resolved(config)
+    config.log.wandb = "offline"
+    workdirs.compare_training(tmp_path, config, found)
+    assert workdirs.trained_as(found) == workdirs.trained_as(workdirs.resolved(config))
+    del found["log"]  # of a run of before
+    workdirs.compare_training(tmp_path, config, found)
