@@ -7,7 +7,7 @@ from mmvae_jax.data.dataset import Split, to_unit_interval
 from mmvae_jax.evaluation import pictures
 from mmvae_jax.evaluation.generate import conditional_means, prior_examples, to_examples
 from mmvae_jax.evaluation.metric import EvaluationData
-from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import PRIOR, MultimodalVAE, Params, PRNGKey
 
 _NUM_PRIOR_SAMPLES = 20
 _NUM_CONDITIONAL_DRAWS = 10
@@ -29,18 +29,21 @@ def draw_samples(
     """Generated examples of one member, to be shown.
 
     Args:
-      model: from `compile_model`.
+      model: from `compile_model`, or from `samplers.fit`.
       params: of the member.
       test: real examples to condition on.
       key: of the samples.
 
     Returns:
       20 unconditional samples; and for each modality ten draws given each of ten test
-      examples of the one after it, one of each class or of ten classes.
+      examples of the one after it, one of each class or of ten classes. By a fitted
+      sampler the first alone: the others are the model's.
     """
     prior_key, conditional_key = jax.random.split(key)
     data = EvaluationData(test, test, None, _NUM_PRIOR_SAMPLES)
     prior, _ = next(prior_examples(model, params, data, prior_key, _NUM_PRIOR_SAMPLES))
+    if model.sampler != PRIOR:
+        return pictures.Samples(prior, (), model.sampler)
     num_modalities = len(model.modalities)
     conditional = []
     for i, target in enumerate(model.modalities):

@@ -7,7 +7,7 @@ columns in this order.
 
 from functools import partial
 
-from mmvae_jax.evaluation.metric import HIGHER, LOWER, Column, Metric
+from mmvae_jax.evaluation.metric import HIGHER, LOWER, Column, Metric, sampled
 from mmvae_jax.evaluation.metrics import (
     captions,
     coherence,
@@ -18,6 +18,7 @@ from mmvae_jax.evaluation.metrics import (
     matching,
     swd,
 )
+from mmvae_jax.evaluation.samplers import SAMPLERS
 
 _CLASSIFIERS, _READERS = "classifier_accuracy", "attribute_accuracy"
 _fraction = partial(Column, limits=(0.0, 1.0))
@@ -44,6 +45,7 @@ METRICS = {
             "sutter2021generalized",
             "daunhawer2022limitations",
         ),
+        unconditional="coherence/joint",
     ),
     "attributes": Metric(
         coherence.attributes,
@@ -63,6 +65,9 @@ METRICS = {
             _accuracy("attribute_coherence/leave_one_out/*", "Attribute coherence"),
         ),
         citations=("shi2019variational", "daunhawer2022limitations"),
+        unconditional=(
+            "attribute_coherence/((?!(leave_one_out|reconstruction)/)[^/]+/)?joint"
+        ),
     ),
     "matching": Metric(
         matching.matching,
@@ -84,12 +89,14 @@ METRICS = {
             ),
         ),
         citations=("oord2018representation", "daunhawer2022limitations"),
+        unconditional="matching/joint",
     ),
     "fid": Metric(
         frechet.fid,
         needs=("images of 1 or 3 channels", "weights", "cache"),
         columns=(_distance("fid", "FID"), _distance("fid/*", "FID")),
         citations=("heusel2017gans", "szegedy2016rethinking", "seitzer2020fid"),
+        unconditional="fid(/.*)?",
     ),
     "frechet": Metric(
         frechet.frechet,
@@ -106,6 +113,7 @@ METRICS = {
             ),
         ),
         citations=("heusel2017gans",),
+        unconditional="frechet_classifier(/.*)?",
     ),
     "swd": Metric(
         swd.swd,
@@ -115,6 +123,7 @@ METRICS = {
             _distance("swd/*", "Sliced Wasserstein distance"),
         ),
         citations=("karras2018progressive",),
+        unconditional="swd(/.*)?",
     ),
     "elbo": Metric(
         elbo.elbo,
@@ -160,11 +169,34 @@ METRICS = {
             _fraction("captions/distinct_2", "distinct-2"),
         ),
         citations=("papineni2002bleu", "post2018call", "li2016diversity"),
+        unconditional="captions/prior/.*",
     ),
 }
+
+
+def columns_of(name: str) -> tuple[Column, ...]:
+    """The columns of a metric, each before those of the same by fitted samplers."""
+    metric, found = METRICS[name], []
+    for column in metric.columns:
+        found.append(column)
+        if metric.is_unconditional(column.tag):
+            found += [_by_sampler(column, sampler) for sampler in SAMPLERS]
+    return tuple(found)
+
+
+def _by_sampler(column: Column, sampler: str) -> Column:
+    """The column of a value of what a fitted sampler has drawn."""
+
+    def named(words: str) -> str:
+        return f"{words}, {SAMPLERS[sampler].label}" if words else ""
+
+    return column._replace(
+        tag=sampled(column.tag, sampler),
+        heading=named(column.heading),
+        short=named(column.short),
+        long=named(column.long),
+    )
+
+
 # Tag as in summary.json -> its column.
-COLUMNS = {
-    f"eval/{column.tag}": column
-    for metric in METRICS.values()
-    for column in metric.columns
-}
+COLUMNS = {f"eval/{own.tag}": own for name in METRICS for own in columns_of(name)}
