@@ -37,6 +37,9 @@ OBSERVED = "observed"
 # The part of a latent vector that all modalities are decoded from.
 SHARED = "shared"
 
+# What unconditional examples are drawn from, where no density was fitted in its place.
+PRIOR = "prior"
+
 
 class TokenShape(NamedTuple):
     """The shape of an example that is a sequence of tokens, int32 [T].
@@ -226,6 +229,8 @@ class MultimodalVAE(NamedTuple):
       stages: in which it is trained; () = on its objective, all at once.
       draws_missing: whether `posterior` draws what is missing, from a distribution of
         which it does not know the density: what it returns is around the draw.
+      sampler: the name of what `sample_prior` draws from: PRIOR, or a density that was
+        fitted to latents (`evaluation.samplers`).
     """
 
     modalities: tuple[str, ...]
@@ -247,3 +252,4 @@ class MultimodalVAE(NamedTuple):
     schedule: Schedule | None = None
     stages: tuple[Stage, ...] = ()
     draws_missing: bool = False
+    sampler: str = PRIOR

@@ -22,6 +22,8 @@ from experiments.plans import tables
 from experiments.plans.names import model_colour, model_label
 from experiments.plans.runs import RunRecord, read_log, show
 from mmvae_jax.errors import UsageError
+from mmvae_jax.evaluation.samplers import SAMPLERS
+from mmvae_jax.types import PRIOR
 
 # Names of runs may hold "$".
 _STYLE = {"svg.hashsalt": "report", "font.size": 9, "text.parse_math": False}
@@ -180,11 +182,14 @@ def member_captions(folder: Path, name: str) -> str:
     Raises:
       UsageError: they cannot be read.
     """
-    path = folder / f"{name}_captions.txt"
-    try:
-        return path.read_text(encoding="utf-8") if path.exists() else ""
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is not readable text: {error}") from error
+    texts = []
+    for end in ("", *(f"_{sampler}" for sampler in SAMPLERS)):
+        path = folder / f"{name}_captions{end}.txt"
+        try:
+            texts += [path.read_text(encoding="utf-8")] if path.exists() else []
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path} is not readable text: {error}") from error
+    return "\n".join(texts)
 
 
 def member_grids(
@@ -196,13 +201,16 @@ def member_grids(
     """
     pattern = glob.escape(f"{name}_") + "*.png"
     paths = sorted(folder.glob(pattern))
-    paths.sort(key=lambda path: not path.stem.endswith("_prior"))
+    unconditional = {PRIOR: "unconditional"} | {
+        name: f"unconditional, {own.label}" for name, own in SAMPLERS.items()
+    }
+    paths.sort(key=lambda path: path.stem[len(name) + 1 :] not in unconditional)
     grids = []
     for path in paths:
         caption, across = unquote(path.stem[len(name) + 1 :]), 320
-        if caption == "prior":
+        if caption in unconditional:
             # Twice as many images in a row.
-            caption, across = "unconditional", 640
+            caption, across = unconditional[caption], 640
         elif caption == "traversal":
             caption = (
                 "latent traversal (a dimension a row, −2 to 2 deviations of the prior)"

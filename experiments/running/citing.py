@@ -7,7 +7,8 @@ from typing import Any
 
 from experiments.running import datasets, workdirs
 from mmvae_jax.errors import UsageError
-from mmvae_jax.evaluation.metrics import METRICS
+from mmvae_jax.evaluation.metrics import METRICS, columns_of
+from mmvae_jax.evaluation.samplers import SAMPLERS
 from mmvae_jax.interface import old_configs, references
 
 _BIB = "CITATIONS.bib"
@@ -26,7 +27,8 @@ def bibtex(runs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -
         own = datasets_entries(_section(config, "data"))
         # A key that both have is of the same entry (tests/experiments/test_cite.py).
         entries = own | entries
-        used |= references.uses(model, _metrics(config, summary))
+        chosen = _metrics(config, summary), _samplers(config, summary)
+        used |= references.uses(model, *chosen)
         if name := _section(config, "data").get("name"):
             used[f"data set {name}"] = tuple(own)
     lines = [
@@ -85,9 +87,24 @@ def _metrics(config: Any, summary: Mapping[str, Any] | None) -> list[str]:
     """The metrics of a run: those of its config, and those that it has values of."""
     named = _section(config, "eval").get("metrics")
     named = named if isinstance(named, list) else ()
-    tags = {t for row in (summary or {}).get("members", ()) for t in row["metrics"]}
+    tags = _tags(summary)
     return [
         name
-        for name, metric in METRICS.items()
-        if name in named or any(f"eval/{c.tag}" in tags for c in metric.columns)
+        for name in METRICS
+        if name in named or any(f"eval/{c.tag}" in tags for c in columns_of(name))
     ]
+
+
+def _samplers(config: Any, summary: Mapping[str, Any] | None) -> list[str]:
+    """The fitted samplers of a run, likewise."""
+    named, tags = _section(config, "eval").get("sampler"), _tags(summary)
+    return [
+        name
+        for name in SAMPLERS
+        if name == named or any(tag.startswith(f"eval/{name}/") for tag in tags)
+    ]
+
+
+def _tags(summary: Mapping[str, Any] | None) -> set[str]:
+    """The tags that a run has values of."""
+    return {t for row in (summary or {}).get("members", ()) for t in row["metrics"]}

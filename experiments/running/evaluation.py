@@ -10,10 +10,12 @@ from experiments.running import build, signals, terminal, workdirs
 from experiments.running.command import Stopped
 from experiments.running.evaluator import make_evaluator
 from mmvae_jax.errors import UsageError
+from mmvae_jax.evaluation.evaluate import measured
 from mmvae_jax.evaluation.metric import reasons
 from mmvae_jax.interface import checks, description, trained
 from mmvae_jax.training import checkpoints
 from mmvae_jax.training.log import RunWriter, write_json
+from mmvae_jax.types import PRIOR
 
 
 def evaluate(
@@ -60,7 +62,13 @@ def evaluate(
             at, state = found
             writer = RunWriter(workdir, sweep.members, None, date)
             stack.callback(writer.close)
-            values = make_evaluator(sweep, metrics, stop, writer)(at, state)
+            # What it draws is asked for, beside what the run has of the prior.
+            is_beside = changes.get("eval.sampler", PRIOR) != PRIOR
+            if is_beside:
+                names = measured(metrics, config.eval.sampler)
+                metrics = {name: metrics[name] for name in names}
+            evaluator = make_evaluator(sweep, metrics, stop, writer, is_beside)
+            values = evaluator(at, state)
         except Stopped as stopped:
             (number,) = stopped.args
             terminal.say(f"{signal.Signals(number).name}: nothing was added")

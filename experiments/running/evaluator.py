@@ -11,13 +11,14 @@ import numpy as np
 
 from experiments.running import processes, signals, terminal
 from experiments.running.command import Stopped
-from mmvae_jax.evaluation import evaluate, judges, needs, pictures
+from mmvae_jax.evaluation import evaluate, judges, needs, pictures, samplers
 from mmvae_jax.evaluation.metric import EvaluationData
 from mmvae_jax.evaluation.samples import draw_samples
 from mmvae_jax.interface import sweeps
 from mmvae_jax.interface.progress import ProgressBar
 from mmvae_jax.training import devices, loop
 from mmvae_jax.training.step import TrainState
+from mmvae_jax.types import PRIOR
 
 
 def make_evaluator(
@@ -25,9 +26,15 @@ def make_evaluator(
     metrics: dict[str, Callable],
     stop: signals.Signals,
     writer: Any,
+    is_beside: bool = False,
 ) -> Callable:
-    """A function (step, state) -> tag -> value of every member, also written."""
+    """A function (step, state) -> tag -> value of every member, also written.
+
+    Where config.eval.sampler is a fitted one, what it draws is measured and shown too;
+    and alone, where it `is_beside` what the prior draws.
+    """
     config = sweep.config
+    by = list(dict.fromkeys((PRIOR, config.eval.sampler)))[is_beside:]
     model = evaluate.compile_model(sweep.model)
     given = EvaluationData(
         train=sweep.dataset.train,
@@ -46,17 +53,34 @@ def make_evaluator(
         # The same draws for every member: differences are theirs alone.
         key = jax.random.fold_in(jax.random.key(config.eval.seed), step)
 
+        def evaluate_by(
+            sampler: str, params: Any, announce: Callable
+        ) -> tuple[dict[str, float], pictures.Samples | None]:
+            own = model
+            if sampler != PRIOR:
+                announce(f"fit of {sampler}")
+                train = sweep.dataset.train
+                own_key = evaluate.key_of("sampler", key)
+                own = samplers.fit(config.eval, model, params, train, own_key)
+            values = evaluate.evaluate_member(metrics, own, params, data, key, announce)
+            if writer is not None and writer.date:
+                # Those of the run's own evaluation stay as they are.
+                if sampler == PRIOR or step != config.train.num_steps:
+                    return values, None
+            return values, draw_samples(own, params, data.test, key)
+
         def evaluate_one(params: Any, announce: Callable) -> Evaluated:
-            values = evaluate.evaluate_member(
-                metrics, model, params, data, key, announce
-            )
-            if writer is not None and writer.date:  # the run's own stay as they are
-                return Evaluated(values, {}, "", "")
-            samples = draw_samples(model, params, data.test, key)
-            return Evaluated(values, *_draw(samples, data))
+            found = Evaluated({}, {}, {}, "")
+            for sampler in by:
+                values, samples = evaluate_by(sampler, params, announce)
+                found = found._replace(values=found.values | values)
+                if samples is not None:
+                    found = _with_samples(found, samples, data)
+            return found
 
         name = f"evaluation at step {step}"
-        found = _evaluate_members(sweep, state, evaluate_one, len(metrics), name, stop)
+        num = sum(len(evaluate.measured(metrics, x)) + (x != PRIOR) for x in by)
+        found = _evaluate_members(sweep, state, evaluate_one, num, name, stop)
         if writer is not None:
             if sweep.model.draws_missing and not writer.date:
                 terminal.say(
@@ -79,29 +103,33 @@ class Evaluated(NamedTuple):
     Attributes:
       values: tag -> value.
       grids: name -> uint8 [H, W, C], pictures of samples.
-      captions: samples in words; "" if there are none.
+      captions: name of a file -> samples in words.
       fault: why pictures are left out; "" if they are not.
     """
 
     values: dict[str, float]
     grids: dict[str, np.ndarray]
-    captions: str
+    captions: dict[str, str]
     fault: str
 
 
-def _draw(
-    samples: pictures.Samples, data: EvaluationData
-) -> tuple[dict[str, np.ndarray], str, str]:
-    """Grids, captions and fault of Evaluated.
+def _with_samples(
+    found: Evaluated, samples: pictures.Samples, data: EvaluationData
+) -> Evaluated:
+    """What was found, with the pictures and captions of samples.
 
     What was trained and measured is not lost by what cannot be drawn: whatever goes
     wrong is told, in one line.
     """
     shown = (samples, data.test, data.words)
     try:
-        return pictures.draw_grids(*shown), pictures.write_captions(*shown), ""
+        grids = found.grids | pictures.draw_grids(*shown)
+        text = pictures.write_captions(*shown)
     except Exception as error:
-        return {}, "", f"{type(error).__name__}: {error}"
+        return found._replace(fault=f"{type(error).__name__}: {error}")
+    name = "captions" if samples.sampler == PRIOR else f"captions_{samples.sampler}"
+    captions = found.captions | ({name: text} if text else {})
+    return found._replace(grids=grids, captions=captions)
 
 
 def _write_evaluation(writer: Any, step: int, found: Sequence[Evaluated]) -> None:
@@ -112,7 +140,7 @@ def _write_evaluation(writer: Any, step: int, found: Sequence[Evaluated]) -> Non
     for k, one in enumerate(found):
         writer.write_images(step, k, one.grids)
         if one.captions:
-            writer.write_texts(step, k, {"captions": one.captions})
+            writer.write_texts(step, k, one.captions)
 
 
 def _evaluate_members(

@@ -5,7 +5,7 @@ for a run, since all members share them. Metrics themselves are plain functions.
 """
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,9 @@ import numpy as np
 from mmvae_jax.data.dataset import Split
 from mmvae_jax.errors import ArgumentError
 from mmvae_jax.evaluation import needs
-from mmvae_jax.evaluation.metric import EvaluationData, Undefined
+from mmvae_jax.evaluation.metric import EvaluationData, Undefined, sampled
 from mmvae_jax.evaluation.metrics import METRICS
-from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import PRIOR, MultimodalVAE, Params, PRNGKey
 
 
 def select_metrics(config: Any, data_dir: str = "data") -> dict[str, Callable]:
@@ -70,6 +70,11 @@ def random_examples(split: Split, num: int, seed: int) -> Split:
     return split.take(np.sort(np.random.default_rng(seed).permutation(total)[:num]))
 
 
+def measured(metrics: Iterable[str], sampler: str) -> list[str]:
+    """The metrics with values that are of a sampler's examples; by the prior, all."""
+    return [name for name in metrics if sampler == PRIOR or METRICS[name].unconditional]
+
+
 def evaluate_member(
     metrics: Mapping[str, Callable],
     model: MultimodalVAE,
@@ -82,7 +87,8 @@ def evaluate_member(
 
     Args:
       metrics: from `select_metrics`.
-      model: from `compile_model`.
+      model: from `compile_model`; or from `samplers.fit`, and then only values of
+        unconditional examples are returned.
       params: of the member.
       data: what the metrics are computed with.
       key: of the member and step; every metric folds its own from it by its
@@ -90,12 +96,19 @@ def evaluate_member(
       announce: called with the name of every metric before it is computed.
 
     Returns:
-      tag -> value, tags with the prefix "eval/"; Undefined what is not finite.
+      tag -> value, tags with the prefix "eval/" and, by a sampler, its name ("eval/gmm/
+      swd"); Undefined what is not finite.
     """
     values: dict[str, float] = {}
-    for name, metric in metrics.items():
+    for name in measured(metrics, model.sampler):
         announce(name)
-        found = metric(model, params, data, key_of(name, key))
+        found = metrics[name](model, params, data, key_of(name, key))
+        if model.sampler != PRIOR:
+            found = {
+                sampled(tag, model.sampler): value
+                for tag, value in found.items()
+                if METRICS[name].is_unconditional(tag)
+            }
         values |= {f"eval/{tag}": _explained(value) for tag, value in found.items()}
     return values
 

@@ -12,6 +12,7 @@ run.
 """
 
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -82,6 +83,8 @@ class Metric(NamedTuple):
       columns: in which its values are shown, the main ones.
       options: argument of `compute` -> field of config.eval that it is given.
       citations: keys of its sources in references.bib.
+      unconditional: regular expression of those tags whose values are of unconditional
+        examples, and change with what these are drawn from; "": none.
     """
 
     compute: Callable[..., dict[str, float]]
@@ -89,6 +92,11 @@ class Metric(NamedTuple):
     columns: tuple[Column, ...] = ()
     options: Mapping[str, str] = MappingProxyType({})
     citations: tuple[str, ...] = ()
+    unconditional: str = ""
+
+    def is_unconditional(self, tag: str) -> bool:
+        """Whether the value of a tag is of unconditional examples."""
+        return re.fullmatch(self.unconditional, tag) is not None
 
 
 class Reader(NamedTuple):
@@ -180,6 +188,11 @@ def too_few_observed(split: Split, modality: str, least: int = 1) -> Undefined |
 def titled(column: Column) -> str:
     """The heading with an arrow up or down, towards better values."""
     return column.heading + _ARROWS[column.better]
+
+
+def sampled(tag: str, sampler: str) -> str:
+    """The tag of a value of unconditional examples that a fitted sampler has drawn."""
+    return f"{sampler}/{tag}"
 
 
 def axis_label(column: Column) -> str:

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmvae_jax import tokens
 from mmvae_jax.data.dataset import Split, is_image, is_tokens
-from mmvae_jax.types import AnyArray, Array
+from mmvae_jax.types import PRIOR, AnyArray, Array
 
 _Words = Mapping[str, Sequence[str]]
 
@@ -69,11 +69,13 @@ class Samples(NamedTuple):
       prior: modality -> [N, ...], unconditional examples.
       conditional: of every modality given another.
       traversal: None where the latent vectors of what is missing are drawn.
+      sampler: name of what the unconditional examples were drawn from.
     """
 
     prior: Mapping[str, Array]
     conditional: Sequence[Draws]
     traversal: Traversal | None = None
+    sampler: str = PRIOR
 
 
 def draw_grids(samples: Samples, test: Split, words: _Words) -> dict[str, np.ndarray]:
@@ -85,9 +87,10 @@ def draw_grids(samples: Samples, test: Split, words: _Words) -> dict[str, np.nda
       words: modality of tokens -> the words by token; those without are left out.
 
     Returns:
-      name -> uint8 [H, W, 1 or 3]. "prior": a row of samples for each modality.
+      name -> uint8 [H, W, 1 or 3]. "prior", or the name of the sampler that drew them:
+      a row of samples for each modality.
       "m0_given_m1" and so on: what is given on top, and a row a draw below. Where there
-      are captions, "prior" has them beside their images, and what is given is on the
+      are captions, they stand beside their images, and what is given is on the
       left, with its draws beside it. "traversal": a row a dimension, and the modalities
       below each other; without captions.
     """
@@ -95,10 +98,10 @@ def draw_grids(samples: Samples, test: Split, words: _Words) -> dict[str, np.nda
     shown = [m for m, x in test.modalities.items() if not is_tokens(x)]
     grids = {}
     if texts:
-        grids["prior"] = _captioned_prior(samples.prior, test, shown, words)
+        grids[samples.sampler] = _captioned_prior(samples.prior, test, shown, words)
     elif shown:
         rows = [_row(_tiles(test.modalities[m], samples.prior[m])) for m in shown]
-        grids["prior"] = _stack(rows)
+        grids[samples.sampler] = _stack(rows)
     for given in samples.conditional:
         if given.target not in shown + texts:
             continue
@@ -125,8 +128,9 @@ def write_captions(samples: Samples, test: Split, words: _Words) -> str:
     """
     texts = [m for m, x in test.modalities.items() if is_tokens(x) and m in words]
     lines = []
+    by = "" if samples.sampler == PRIOR else f" (drawn by {samples.sampler})"
     for m in texts:
-        lines += [f"{m}, unconditional", ""]
+        lines += [f"{m}, unconditional{by}", ""]
         drawn = _captions(samples.prior[m], words[m])
         lines += [f"{k}. {text}" for k, text in enumerate(drawn, 1)] + [""]
     for given in samples.conditional:

@@ -13,7 +13,7 @@ from mmvae_jax.evaluation.generate import (
     to_examples,
 )
 from mmvae_jax.evaluation.metric import EvaluationData
-from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import PRIOR, MultimodalVAE, Params, PRNGKey
 
 _NUM_PRIOR_SAMPLES = 20
 _NUM_CONDITIONAL_DRAWS = 10
@@ -40,7 +40,7 @@ def draw_samples(
     """Generated examples of one member, to be shown.
 
     Args:
-      model: from `compile_model`.
+      model: from `compile_model`, or from `samplers.fit`.
       params: of the member.
       test: real examples to condition on.
       key: of the samples.
@@ -48,11 +48,14 @@ def draw_samples(
     Returns:
       20 unconditional samples; for each modality ten draws given each of ten test
       examples of the one after it, one of each class or of ten classes; and, unless
-      the model draws latent vectors of what is missing, a traversal.
+      the model draws latent vectors of what is missing, a traversal. By a fitted
+      sampler the first alone: the others are the model's.
     """
     prior_key, conditional_key = jax.random.split(key)
     data = EvaluationData(test, test, None, _NUM_PRIOR_SAMPLES)
     prior, _ = next(prior_examples(model, params, data, prior_key, _NUM_PRIOR_SAMPLES))
+    if model.sampler != PRIOR:
+        return pictures.Samples(prior, (), sampler=model.sampler)
     num_modalities = len(model.modalities)
     conditional = []
     for i, target in enumerate(model.modalities):

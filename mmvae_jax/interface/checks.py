@@ -19,7 +19,7 @@ from mmvae_jax import models
 from mmvae_jax.data import batches, faults
 from mmvae_jax.data.dataset import kind_of
 from mmvae_jax.errors import ArgumentError, UsageError, fields_of
-from mmvae_jax.evaluation import evaluate, needs
+from mmvae_jax.evaluation import evaluate, needs, samplers
 from mmvae_jax.evaluation.metrics import METRICS
 from mmvae_jax.evaluation.metrics.log_likelihood import PROPOSALS
 from mmvae_jax.mathematics import distributions
@@ -27,7 +27,7 @@ from mmvae_jax.models import parts
 from mmvae_jax.networks import CLASSIFIERS
 from mmvae_jax.training import devices, mapping, schedules, sinks, step, sweep
 from mmvae_jax.training.execution import matmul_precision
-from mmvae_jax.types import MultimodalVAE
+from mmvae_jax.types import PRIOR, MultimodalVAE
 
 
 class Check(NamedTuple):
@@ -117,6 +117,19 @@ def _require_schedule(num_steps: int, run: Run) -> None:
             )
 
 
+def _require_sampler(name: str, run: Run) -> None:
+    """Whether a sampler can be fitted, and is of any use."""
+    setting = run.setting
+    metrics = setting.config.eval.metrics
+    if metrics and not evaluate.measured(metrics, name):
+        raise ArgumentError(
+            "{sampler}={!r} changes none of {metrics}: add one of {}",
+            name,
+            ", ".join(evaluate.measured(METRICS, name)),
+        )
+    samplers.check(setting.config.eval, run.model, setting.dataset.train.num_examples)
+
+
 def factors_of(config: Any) -> schedules.Factors:
     """Schedules of beta and of the learning rate, from config.train.
 
@@ -175,6 +188,15 @@ CHECKS: tuple[Check, ...] = (
     _one_of("eval.proposal", PROPOSALS),
     *_at_least(1, "eval.batch_size", "eval.importance_samples"),
     *_at_least(0, "eval.num_examples", "eval.seed"),
+    _one_of("eval.sampler", (PRIOR, *samplers.SAMPLERS)),
+    Check("eval.sampler_components", lambda sizes: len(sizes) > 0, _EMPTY),
+    Check(
+        "eval.sampler_components",
+        lambda size: type(size) is int and size >= 1,
+        "{} must be of whole numbers >= 1, got {!r}",
+        is_of_entries=True,
+    ),
+    *_at_least(1, "eval.sampler_steps"),
 )
 CHECKS_WITH_DATA: tuple[Check, ...] = (
     Check("train.num_steps", _require_schedule),
@@ -201,6 +223,7 @@ CHECKS_WITH_DATA: tuple[Check, ...] = (
         ),
     ),
     Check("eval.metrics", _require_seen, is_of_entries=True),
+    Check("eval.sampler", _require_sampler),
 )
 
 

@@ -31,6 +31,11 @@ _LATER: dict[str, dict[str, Any]] = {
         "learning_rate_warmup_steps": 0,
         "learning_rate_final": 0.0,
     },
+    "eval": {
+        "sampler": "prior",
+        "sampler_components": [10, 25, 50],
+        "sampler_steps": 2_000,
+    },
 }
 # Model -> its later options, likewise.
 _LATER_OPTIONS: dict[str, dict[str, Any]] = {

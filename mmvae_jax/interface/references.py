@@ -1,7 +1,7 @@
 """BibTeX entries of what a run is made of.
 
-The rows of MODELS and METRICS name keys of references.bib in this package. A data set
-brings its own entries.
+The rows of MODELS, METRICS and SAMPLERS name keys of references.bib in this package. A
+data set brings its own entries.
 """
 
 import re
@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from mmvae_jax.evaluation.metrics import METRICS
+from mmvae_jax.evaluation.samplers import SAMPLERS
 from mmvae_jax.models import MODELS
 
 SOFTWARE = "mmvae_jax"  # key of this project
@@ -38,16 +39,19 @@ def parse(text: str) -> dict[str, str]:
 
 
 def entries() -> dict[str, str]:
-    """The entries of models, of metrics and of this project: key -> entry."""
+    """The entries of models, metrics, samplers and this project: key -> entry."""
     return parse(_FILE.read_text(encoding="utf-8"))
 
 
-def uses(model: str, metrics: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """The keys of a model and of metrics, and of this project.
+def uses(
+    model: str, metrics: Collection[str], samplers: Collection[str] = ()
+) -> dict[str, tuple[str, ...]]:
+    """The keys of a model, of metrics and samplers, and of this project.
 
     Args:
       model: key of MODELS, or any other name.
       metrics: keys of METRICS, or any other names.
+      samplers: keys of SAMPLERS.
 
     Returns:
       What is used, in words -> keys of `entries`; () for what no table has.
@@ -60,4 +64,5 @@ def uses(model: str, metrics: Collection[str]) -> dict[str, tuple[str, ...]]:
             f"metric {name}": METRICS[name].citations if name in METRICS else ()
             for name in metrics
         },
+        **{f"sampler {name}": SAMPLERS[name].citations for name in samplers},
     }

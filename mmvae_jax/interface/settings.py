@@ -143,6 +143,13 @@ def get_config() -> ConfigDict:
                 # Weights of the metric "fid", not in the default; "" = downloaded
                 # to data_dir/weights/ if not there.
                 inception_weights="",
+                # What unconditional examples are drawn from: the model's "prior"; or
+                # once more from a density of its latents, and both are told, "gmm" (a
+                # mixture of Gaussians) or "flow" (a rectified flow).
+                sampler="prior",
+                # Components of "gmm", of which held-out training latents choose.
+                sampler_components=(10, 25, 50),
+                sampler_steps=2_000,  # of the training of "flow"
                 seed=0,
             ),
         )

@@ -222,12 +222,12 @@ def test_evaluate_member():
         seen.append((model, params, data, key))
         return {f"tag{len(seen)}": np.float32(len(seen))}
 
-    data = EvaluationData(None, None, None, 10)
+    data, model = EvaluationData(None, None, None, 10), toy_model((), 0)
     values = evaluate.evaluate_member(
-        {"a": metric, "b": metric}, "model", "params", data, jax.random.key(0)
+        {"a": metric, "b": metric}, model, "params", data, jax.random.key(0)
     )
     assert values == {"eval/tag1": 1.0, "eval/tag2": 2.0}
     assert all(type(value) is float for value in values.values())
-    assert [call[:3] for call in seen] == [("model", "params", data)] * 2
+    assert [call[:3] for call in seen] == [(model, "params", data)] * 2
     keys = [jax.random.key_data(call[3]).tolist() for call in seen]
     assert keys[0] != keys[1]

@@ -1,6 +1,7 @@
 """Metrics that cannot be computed are refused before the first step."""
 
 import errno
+import inspect
 import os
 from types import SimpleNamespace
 
@@ -14,7 +15,12 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation import judges, needs
 from mmvae_jax.evaluation.judges import classifiers, inception_weights
 from mmvae_jax.evaluation.metric import HIGHER, LOWER, is_writable, keep, titled
-from mmvae_jax.evaluation.metrics import COLUMNS, METRICS, frechet
+from mmvae_jax.evaluation.metrics import (
+    COLUMNS,
+    METRICS,
+    columns_of,
+    frechet,
+)
 from mmvae_jax.networks import inception
 from mmvae_jax.training import loop
 
@@ -244,13 +250,18 @@ def test_every_row_of_the_table(name):
     assert metric.columns
     fields = base.get_config().eval
     assert all(field in fields for field in metric.options.values())
+    # What draws unconditional examples says which of its values are of them.
+    source = inspect.getsource(inspect.getmodule(metric.compute))
+    draws = "prior_means(" in source or "prior_examples(" in source
+    assert bool(metric.unconditional) == draws
 
 
 def test_columns_are_of_different_tags_and_have_a_direction():
-    assert len(COLUMNS) == sum(len(metric.columns) for metric in METRICS.values())
+    assert len(COLUMNS) == sum(len(columns_of(name)) for name in METRICS)
     for tag, column in COLUMNS.items():
         assert tag == f"eval/{column.tag}" and column.heading
         assert column.better in (HIGHER, LOWER, "")
     assert titled(COLUMNS["eval/swd"]) == "SWD ↓"
+    assert titled(COLUMNS["eval/gmm/swd"]) == "SWD, GMM ↓"
     assert titled(COLUMNS["eval/elbo"]) == "ELBO ↑"
     assert titled(COLUMNS["eval/kl"]) == "KL"

@@ -87,6 +87,22 @@ def test_errors_of_grids(changes, message):
         ("matcher.batch_size", 1, "config.matcher.batch_size must be >= 2, got 1"),
         ("eval.proposal", "prior", "unknown config.eval.proposal 'prior'; .*mixture"),
         (
+            "eval.sampler",
+            "kde",
+            "unknown config.eval.sampler 'kde'; .*prior, gmm, flow",
+        ),
+        (
+            "eval.sampler_components",
+            (),
+            "config.eval.sampler_components is empty; give",
+        ),
+        (
+            "eval.sampler_components",
+            (5, 0),
+            "config.eval.sampler_components must be of whole numbers >= 1, got 0",
+        ),
+        ("eval.sampler_steps", 0, "config.eval.sampler_steps must be >= 1, got 0"),
+        (
             "eval.metrics",
             ("elbo", "psnr"),
             "unknown metric 'psnr' in config.eval.metrics; choose from .*elbo",

@@ -9,6 +9,7 @@ import pytest
 from experiments.running import citing, datasets
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metrics import METRICS
+from mmvae_jax.evaluation.samplers import SAMPLERS
 from mmvae_jax.interface import references
 from mmvae_jax.models import MODELS
 
@@ -68,6 +69,8 @@ def test_every_row_has_entries_and_every_entry_a_use():
     for name, metric in METRICS.items():
         assert metric.citations, name
         used |= set(metric.citations)
+    for sampler in SAMPLERS.values():
+        used |= set(sampler.citations)
     assert used == set(ENTRIES["references"])
     # Data that nobody has published may have none.
     assert {"cub", "discrete", "polymnist", "shapes"} <= set(BIBS)
@@ -137,7 +140,15 @@ def test_a_metric_that_was_added_later_is_cited():
     members = [{"metrics": {"eval/swd": 1.0}}]
     found = cited(citing.bibtex([(config(), {"members": members})]))
     assert found["metric swd"] == {"karras2018progressive"}
-    assert "metric coherence" not in found
+    assert "metric coherence" not in found and "sampler gmm" not in found
+
+
+def test_a_sampler_that_was_added_later_is_cited_with_its_metric():
+    members = [{"metrics": {"eval/gmm/swd": 1.0}}]
+    found = cited(citing.bibtex([(config(), {"members": members})]))
+    assert found["metric swd"] == {"karras2018progressive"}
+    assert found["sampler gmm"] == {"ghosh2020variational"}
+    assert "sampler flow" not in found
 
 
 def test_what_has_no_entry_is_said():

@@ -73,6 +73,77 @@ def test_a_metric_again_is_the_same_number(workdir):
     assert read(workdir / "summary.json")["members"] == before
 
 
+GMM = {"eval.sampler": "gmm", "eval.sampler_components": (2, 3)}
+
+
+def test_what_a_sampler_draws_stands_beside_what_the_prior_draws(
+    workdir, contents, capsys
+):
+    add(workdir, SWD)
+    before = read(workdir / "summary.json")["members"]
+    samples = contents(workdir / "samples")
+    chosen = GMM | {"eval.metrics": ("elbo", "swd")}
+    add(workdir, chosen)
+    assert "SWD, GMM" in capsys.readouterr().out
+    summary = read(workdir / "summary.json")
+    for member, former in zip(summary["members"], before, strict=True):
+        # The numbers of the prior have the same bits, and nothing else was computed.
+        new = member["metrics"].items() - former["metrics"].items()
+        assert {tag for tag, _ in new} == {"eval/gmm/swd", "eval/gmm/swd/image"}
+        assert member["metrics"].items() > former["metrics"].items()
+        assert member["metrics"]["eval/gmm/swd"] != member["metrics"]["eval/swd"]
+    made = summary["evaluations"][-1]
+    assert made["metrics"] == ["swd"] and made["settings"]["eval"]["sampler"] == "gmm"
+    # Its pictures are added, and those of the run stay.
+    pictures = contents(workdir / "samples")
+    assert {name.rpartition("_")[2] for name in pictures.keys() - samples.keys()} == {
+        "gmm.png"
+    }
+    assert pictures.items() > samples.items()
+    report = page.render(workdir.parent)
+    for words in ("SWD, GMM\N{NO-BREAK SPACE}↓", "unconditional, GMM", "sampler gmm"):
+        assert words in report
+    assert "gmm/swd, gmm/swd/image: added on" in report
+    # Once more, they are the same numbers, whatever else is computed.
+    add(workdir, GMM | SWD)
+    assert read(workdir / "summary.json")["members"] == summary["members"]
+    assert contents(workdir / "samples") == pictures
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"eval.metrics": ("elbo",)},
+            "='gmm' changes none of config.eval.metrics: add",
+        ),
+        (SWD | {"eval.sampler_components": (99,)}, "fitted to 43 training examples"),
+    ],
+)
+def test_a_sampler_that_is_of_no_use_is_refused(changes, message, workdir, contents):
+    before = contents(workdir)
+    with pytest.raises(UsageError, match=f"config.eval.sampler.*{message}"):
+        add(workdir, GMM | changes)
+    assert contents(workdir) == before
+
+
+@pytest.mark.slow
+def test_a_run_has_both_and_an_evaluation_the_same(array_config, run_here, tmp_path):
+    changes = {"eval.sampler": "flow", "eval.sampler_steps": 20, **SWD}
+    workdir = tmp_path / "run"
+    assert run_here(array_config(changes), workdir)[0] == 0
+    before = read(workdir / "summary.json")["members"]
+    for member in before:
+        assert {"eval/swd", "eval/flow/swd"} < member["metrics"].keys()
+    assert {path.stem.rpartition("_")[2] for path in workdir.glob("samples/*.png")} > {
+        "prior",
+        "flow",
+    }
+    add(workdir, {})
+    add(workdir, {"eval.sampler": "flow"})
+    assert read(workdir / "summary.json")["members"] == before
+
+
 def test_any_checkpoint_that_is_kept(workdir, capsys):
     before = read(workdir / "summary.json")
     add(workdir, SWD, step=10)

@@ -52,6 +52,7 @@ LATER_FIELDS = {
         "learning_rate_warmup_steps",
         "learning_rate_final",
     ),
+    "eval": ("sampler", "sampler_components", "sampler_steps"),
 }
 
 

@@ -66,7 +66,8 @@ def test_pictures_that_cannot_be_drawn_take_no_metric_with_them(monkeypatch, cap
 
     monkeypatch.setattr(pictures, "draw_grids", draw)
     data = type("Data", (), {"test": None, "words": {}})
-    one = evaluator.Evaluated({"eval/elbo": -1.5}, *evaluator._draw(None, data))
+    one = evaluator.Evaluated({"eval/elbo": -1.5}, {}, {}, "")
+    one = evaluator._with_samples(one, pictures.Samples({}, ()), data)
     calls = []
 
     class Writer:

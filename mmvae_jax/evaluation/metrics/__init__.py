@@ -8,7 +8,7 @@ columns in this order.
 from collections.abc import Callable
 from functools import partial
 
-from mmvae_jax.evaluation.metric import HIGHER, LOWER, Column, Metric
+from mmvae_jax.evaluation.metric import HIGHER, LOWER, Column, Metric, sampled
 from mmvae_jax.evaluation.metrics import (
     calibration,
     captions,
@@ -28,6 +28,7 @@ from mmvae_jax.evaluation.metrics import (
     swd,
     variation,
 )
+from mmvae_jax.evaluation.samplers import SAMPLERS
 
 _CLASSIFIERS, _READERS = "classifier_accuracy", "attribute_accuracy"
 _fraction = partial(Column, limits=(0.0, 1.0))
@@ -81,6 +82,7 @@ METRICS = {
             "sutter2021generalized",
             "daunhawer2022limitations",
         ),
+        unconditional="coherence/joint",
     ),
     "attributes": Metric(
         coherence.attributes,
@@ -100,6 +102,9 @@ METRICS = {
             _accuracy("attribute_coherence/leave_one_out/*", "Attribute coherence"),
         ),
         citations=("shi2019variational", "daunhawer2022limitations"),
+        unconditional=(
+            "attribute_coherence/((?!(leave_one_out|reconstruction)/)[^/]+/)?joint"
+        ),
     ),
     "second_judge": Metric(
         second_judge.second_judge,
@@ -144,12 +149,14 @@ METRICS = {
             ),
         ),
         citations=("oord2018representation", "daunhawer2022limitations"),
+        unconditional="matching/joint",
     ),
     "fid": Metric(
         frechet.fid,
         needs=("images of 1 or 3 channels", "weights", "cache"),
         columns=(_distance("fid", "FID"), _distance("fid/*", "FID")),
         citations=("heusel2017gans", "szegedy2016rethinking", "seitzer2020fid"),
+        unconditional="fid(/.*)?",
     ),
     "frechet": Metric(
         frechet.frechet,
@@ -166,6 +173,7 @@ METRICS = {
             ),
         ),
         citations=("heusel2017gans",),
+        unconditional="frechet_classifier(/.*)?",
     ),
     "swd": Metric(
         swd.swd,
@@ -175,6 +183,7 @@ METRICS = {
             _distance("swd/*", "Sliced Wasserstein distance"),
         ),
         citations=("karras2018progressive",),
+        unconditional="swd(/.*)?",
     ),
     "conditional_swd": Metric(
         conditional_quality.conditional_swd,
@@ -361,11 +370,34 @@ METRICS = {
             _fraction("captions/distinct_2", "distinct-2"),
         ),
         citations=("papineni2002bleu", "post2018call", "li2016diversity"),
+        unconditional="captions/prior/.*",
     ),
 }
+
+
+def columns_of(name: str) -> tuple[Column, ...]:
+    """The columns of a metric, each before those of the same by fitted samplers."""
+    metric, found = METRICS[name], []
+    for column in metric.columns:
+        found.append(column)
+        if metric.is_unconditional(column.tag):
+            found += [_by_sampler(column, sampler) for sampler in SAMPLERS]
+    return tuple(found)
+
+
+def _by_sampler(column: Column, sampler: str) -> Column:
+    """The column of a value of what a fitted sampler has drawn."""
+
+    def named(words: str) -> str:
+        return f"{words}, {SAMPLERS[sampler].label}" if words else ""
+
+    return column._replace(
+        tag=sampled(column.tag, sampler),
+        heading=named(column.heading),
+        short=named(column.short),
+        long=named(column.long),
+    )
+
+
 # Tag as in summary.json -> its column.
-COLUMNS = {
-    f"eval/{column.tag}": column
-    for metric in METRICS.values()
-    for column in metric.columns
-}
+COLUMNS = {f"eval/{own.tag}": own for name in METRICS for own in columns_of(name)}

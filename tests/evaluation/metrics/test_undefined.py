@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy_models import toy_model
 
 from mmvae_jax import models
 from mmvae_jax.data.dataset import Split
@@ -138,7 +139,11 @@ def test_no_caption_has_two_words():
 @pytest.mark.parametrize("value", [np.float32("nan"), math.inf, -math.inf])
 def test_what_is_not_finite_has_a_reason_too(value):
     found = evaluate.evaluate_member(
-        {"a": lambda *given: {"x": value}}, None, None, None, jax.random.key(0)
+        {"a": lambda *given: {"x": value}},
+        toy_model((), 0),
+        None,
+        None,
+        jax.random.key(0),
     )
     assert reasons(found) == {"eval/x": "what the model computes is not finite"}
     assert np.isnan(found["eval/x"])
