@@ -7,8 +7,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from configs import base
 
@@ -16,6 +18,36 @@ hypothesis.settings.register_profile(
     "fixed", deadline=None, derandomize=True, database=None, max_examples=40
 )
 hypothesis.settings.load_profile("fixed")
+
+CACHE_OPTIONS = {
+    # What is faster is not worth a file.
+    "jax_persistent_cache_min_compile_time_secs": 0.05,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
+
+@pytest.fixture(scope="session")
+def shared_dir(tmp_path_factory):
+    """A folder that the workers of a parallel test run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(shared_dir):
+    """Programs are compiled once, for all tests and for runs in other processes."""
+    old = {name: getattr(jax.config, name) for name in CACHE_OPTIONS}
+    old["jax_compilation_cache_dir"] = jax.config.jax_compilation_cache_dir
+    new = {**CACHE_OPTIONS, "jax_compilation_cache_dir": str(shared_dir / "xla")}
+    _configure(new)
+    yield {name.upper(): str(value) for name, value in new.items()}
+    _configure(old)
+
+
+def _configure(options):
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

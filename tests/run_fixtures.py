@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from configs import arrays, smoke
 from experiments.running import datasets, session
@@ -22,10 +21,6 @@ from mmvae_jax.data import prepared
 from mmvae_jax.training import mapping
 
 ROOT = Path(__file__).resolve().parents[1]
-CACHE_OPTIONS = {
-    "jax_persistent_cache_min_compile_time_secs": 0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
 
 # Starts `python -m experiments.run`, or another command, many times for the price of
 # one import: a job a line, and its exit code. A job may bring code that is executed
@@ -96,30 +91,6 @@ class Outcome(NamedTuple):
     stderr: str
     seconds: float  # of the processors, without the imports
     peak: int  # KiB of memory, with the imports
-
-
-@pytest.fixture(scope="session")
-def shared_dir(tmp_path_factory):
-    """A folder that the workers of a parallel test run share."""
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-
-@pytest.fixture(scope="session")
-def cache(shared_dir):
-    """Programs compiled once for all runs, also for those of other processes."""
-    old = {name: getattr(jax.config, name) for name in CACHE_OPTIONS}
-    old["jax_compilation_cache_dir"] = jax.config.jax_compilation_cache_dir
-    new = {**CACHE_OPTIONS, "jax_compilation_cache_dir": str(shared_dir / "xla")}
-    _configure(new)
-    yield {name.upper(): str(value) for name, value in new.items()}
-    _configure(old)
-
-
-def _configure(options):
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

@@ -81,6 +81,10 @@ _NETWORKS: dict[str, dict[str, Any]] = {
     "spatial": {},
     "conv": {"channels": (32, 64)},  # as many, and dense layers at the latent vector
 }
+_JUDGING = (
+    *("elbo", "coherence", "matching", "second_judge", "frechet", "swd"),
+    *("conditional_swd", "conditional_frechet", "precision_recall"),
+)
 _BETAS = (0.1, 0.5, 2.5)
 _SEEDS = (0, 1, 2)
 _JUDGED = "eval/coherence/leave_one_out"
@@ -168,7 +172,7 @@ def _equal_config(
     config.train.num_steps = _NUM_STEPS
     config.train.checkpoint_every_steps = 1_000
     config.eval.num_examples = 1_000
-    config.eval.metrics = ("elbo", "coherence", "matching", "frechet", "swd")
+    config.eval.metrics = _JUDGING
     return config
 
 
@@ -179,10 +183,20 @@ def _is_no_choice(name: str) -> bool:
 
 _EQUAL_COLUMNS = (
     *(f"coherence/size_{k}" for k in (1, 2, 3, 4)),
+    "coherence/leave_one_out",
     "coherence/joint",
-    "matching",
+    "matching/leave_one_out",
+    "matching/joint",
+    "second_judge/coherence/leave_one_out",
     "swd",
     "frechet_classifier",
+    *(
+        f"{metric}/{given}"
+        for metric in ("conditional_swd", "conditional_frechet")
+        for given in ("reconstruction", "size_1", "leave_one_out")
+    ),
+    "precision_recall/prior/coverage",
+    "precision_recall/leave_one_out/coverage",
     "elbo",
 )
 STUDIES = {

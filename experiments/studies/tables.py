@@ -14,6 +14,8 @@ from mmvae_jax.files import write_whole
 def row(summary: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     """Number, means and standard deviations of the members that are finite.
 
+    What was not measured is nan.
+
     Args:
       summary: as of summary.json.
       columns: tags without "eval/".
@@ -21,7 +23,7 @@ def row(summary: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     members = [m["metrics"] for m in summary["members"] if m["finite"]]
     values: dict[str, Any] = {"num_seeds": len(members)}
     for tag in columns:
-        each = [metrics[f"eval/{tag}"] for metrics in members]
+        each = [metrics.get(f"eval/{tag}", np.nan) for metrics in members]
         spread = np.std(each, ddof=1) if len(each) > 1 else np.nan
         values[f"{tag} mean"] = round(float(np.mean(each)), 4)
         values[f"{tag} std"] = round(float(spread), 4)

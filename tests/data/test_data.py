@@ -32,6 +32,7 @@ def prepared(tmp_path_factory):
                 "translate_scale": 1.0,
                 "repeated": True,
                 "pairings": 1,
+                "validation": 0,
                 "seed": 0,
             }
         )

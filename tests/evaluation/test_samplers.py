@@ -101,6 +101,7 @@ def test_held_out_latents_choose_full_covariances_where_latents_depend():
     assert mixture.factors.shape == mixture.means.shape
 
 
+@pytest.mark.slow
 def test_parts_are_independent_and_have_their_own_units():
     rng = np.random.default_rng(0)
     shared = rng.normal(size=(2_000, 1))

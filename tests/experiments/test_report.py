@@ -526,6 +526,7 @@ def test_the_command_prints_a_link(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith(f"{link} (")
 
 
+@pytest.mark.slow
 def test_the_command_refuses_an_empty_directory(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.report", f"--directory={tmp_path}"],

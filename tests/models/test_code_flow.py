@@ -55,8 +55,13 @@ def model(tiny_config):
 
 def latents(model, params, batch, subset, key=KEY):
     """The posterior of the code, and that of the latents [B, M, D]."""
-    experts = model.encode(params, batch)
-    q = model.posterior(params, experts, subset, key)
+
+    @jax.jit
+    def found(params, subset, key):
+        experts = model.encode(params, batch)
+        return experts, model.posterior(params, experts, subset, key)
+
+    experts, q = found(params, subset, key)
     own = [jnp.moveaxis(field[..., C:], 0, 1) for field in experts]
     code = [field[:, :C] for field in q]
     return code, [field[:, C:].reshape(B, M, D) for field in q], own

@@ -194,7 +194,9 @@ def test_samples_of_the_mixture_have_its_moments():
 # The model.
 
 
-@pytest.fixture(scope="module", params=["same", "conv"])
+@pytest.fixture(
+    scope="module", params=["same", pytest.param("conv", marks=pytest.mark.slow)]
+)
 def model(request, tiny_config):
     config = tiny_config(
         "contrastive",

@@ -757,12 +757,12 @@ def test_the_auxiliary_priors_are_all_that_is_learned_of_priors(
 
 def test_clusters_are_the_prior_of_cmvae(tiny_config):
     model = make(tiny_config, "cmvae", prior_components=3)
-    params = model.init(KEY)
+    params = jax.jit(model.init)(KEY)
     means = np.asarray(params["clusters"]["mean"])
     assert means.shape == (3, D) and 0.5 < np.abs(means).max() <= 1
     clusters = {"mean": 40 * means, "log_weight": np.zeros(3, np.float32)}
     far = params | {"clusters": clusters}
-    z = np.float64(model.sample_prior(far, KEY, 900))
+    z = np.float64(jax.jit(model.sample_prior, static_argnums=2)(far, KEY, 900))
     offsets = z[:, None, :D] - 40 * means
     nearest = np.square(offsets).sum(-1).argmin(1)
     assert np.bincount(nearest, minlength=3).min() > 200
@@ -773,7 +773,7 @@ def test_clusters_are_the_prior_of_cmvae(tiny_config):
     )
     expected += scipy.stats.norm.logpdf(z[:, D:]).sum(-1)
     np.testing.assert_allclose(
-        model.log_prior(far, np.float32(z)), expected, rtol=1e-4, atol=1e-3
+        jax.jit(model.log_prior)(far, np.float32(z)), expected, rtol=1e-4, atol=1e-3
     )
 
 

@@ -108,7 +108,8 @@ def test_tokens_of_a_transformer():
     assert inputs == [(3, 8), (2, 8)]
     # Places are told apart: other values in them are not other values out of them.
     swapped = np.array([0, 1, 2, 5, 6, 3, 4, 7, 8, 9, 10])
-    v, other = (TRANSFORMER.apply({"params": params}, x, T) for x in (X, X[:, swapped]))
+    apply = jax.jit(lambda x: TRANSFORMER.apply({"params": params}, x, T))
+    v, other = map(apply, (X, X[:, swapped]))
     assert np.abs(other - v[:, swapped]).max() > 1e-3
     jacobian = jax.jit(
         jax.jacobian(lambda x: TRANSFORMER.apply({"params": params}, x[None], T[:1])[0])
