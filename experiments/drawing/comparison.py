@@ -4,7 +4,9 @@
         docs/figure_in_place.png results/guidance.csv
 
 A point is a model, with the standard deviation over seeds; better is up and to the
-right. The third file, a table of the study `guidance`, is the line through `code_flow`.
+right. An open point is of samples of a mixture that was fitted to the latents, in place
+of the prior. The third file, a table of the study `guidance`, is the line through
+`code_flow`.
 """
 
 import sys
@@ -17,13 +19,17 @@ from matplotlib.axes import Axes
 from experiments.drawing.axes import STYLE, make_axes
 from experiments.plans.names import model_colour, model_label, model_marker
 
-_QUALITY = "swd"
-# Column of the table -> axis.
-_COHERENCE = {
-    "coherence/size_1": "coherence given one modality",
-    "coherence/leave_one_out": "coherence given all others",
-    "coherence/joint": "joint coherence of prior samples",
-}
+# Of a panel: the coherence, its axis, and the quality of the same images.
+_PANELS = (
+    ("coherence/size_1", "coherence given one modality", "conditional_swd/size_1"),
+    (
+        "coherence/leave_one_out",
+        "coherence given all others",
+        "conditional_swd/leave_one_out",
+    ),
+    ("coherence/joint", "joint coherence of prior samples", "swd"),
+)
+_FITTED = "gmm/"  # of tags of samples of a fitted mixture
 
 
 def draw(table: Path, path: Path, guidance: Path | None = None) -> Path:
@@ -36,13 +42,15 @@ def draw(table: Path, path: Path, guidance: Path | None = None) -> Path:
     """
     rows = pd.read_csv(table)
     with matplotlib.rc_context(STYLE):
-        figure, grid = make_axes(1, len(_COHERENCE), 2.6, 2.4)
-        for axes, (tag, words) in zip(grid[0], _COHERENCE.items(), strict=True):
+        figure, grid = make_axes(1, len(_PANELS), 2.6, 2.4)
+        for axes, (tag, words, quality) in zip(grid[0], _PANELS, strict=True):
             if guidance is not None:
-                _draw_guidance(axes, pd.read_csv(guidance), tag)
+                _draw_guidance(axes, pd.read_csv(guidance), quality, tag)
             for row in rows.to_dict("records"):
-                _draw_model(axes, row, tag)
-            axes.set_xlabel("SWD of prior samples (lower is better)")
+                _draw_model(axes, row, quality, tag)
+                if f"{_FITTED}{tag} mean" in row:
+                    _draw_model(axes, row, _FITTED + quality, _FITTED + tag)
+            axes.set_xlabel("SWD of the same images (lower is better)")
             axes.set_ylabel(words)
             axes.set_ylim(-0.02, 1.02)
             axes.invert_xaxis()
@@ -52,25 +60,27 @@ def draw(table: Path, path: Path, guidance: Path | None = None) -> Path:
     return path
 
 
-def _draw_model(axes: Axes, row: dict, tag: str) -> None:
-    """A point with the deviations of both values."""
+def _draw_model(axes: Axes, row: dict, quality: str, tag: str) -> None:
+    """A point with the deviations of both values; none where one is nan."""
+    is_fitted = tag.startswith(_FITTED)
     axes.errorbar(
-        row[f"{_QUALITY} mean"],
+        row[f"{quality} mean"],
         row[f"{tag} mean"],
-        xerr=row[f"{_QUALITY} std"],
+        xerr=row[f"{quality} std"],
         yerr=row[f"{tag} std"],
         color=model_colour(row["run"]),
         marker=model_marker(row["run"]),
         markersize=7 if row["run"] == "code_flow" else 5,
         linestyle="none",
         elinewidth=0.8,
-        label=model_label(row["run"]),
+        markerfacecolor="none" if is_fitted else None,
+        label="" if is_fitted else model_label(row["run"]),
     )
 
 
-def _draw_guidance(axes: Axes, points: pd.DataFrame, tag: str) -> None:
+def _draw_guidance(axes: Axes, points: pd.DataFrame, quality: str, tag: str) -> None:
     """A line over the strengths, each with its number."""
-    x, y = points[f"{_QUALITY} mean"], points[f"{tag} mean"]
+    x, y = points[f"{quality} mean"], points[f"{tag} mean"]
     axes.plot(x, y, color=model_colour("code_flow"), linewidth=0.8, marker=".")
     for strength, a, b in zip(points["guidance"], x, y, strict=True):
         axes.annotate(

@@ -155,6 +155,8 @@ def equal(is_translated: bool, data_dir: str, summaries: Summaries) -> Runs:
         tried = (network,)
         config = config_of(model, network)
         config.sweep.update(beta=(beta,), seed=_SEEDS)
+        # Beside the prior's: code_flow has a density of its latents, too.
+        config.eval.sampler = "gmm"
         yield model, config
 
 
@@ -195,6 +197,7 @@ _EQUAL_COLUMNS = (
         for metric in ("conditional_swd", "conditional_frechet")
         for given in ("reconstruction", "size_1", "leave_one_out")
     ),
+    *(f"gmm/{tag}" for tag in ("coherence/joint", "swd", "frechet_classifier")),
     "precision_recall/prior/coverage",
     "precision_recall/leave_one_out/coverage",
     "elbo",

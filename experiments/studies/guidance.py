@@ -27,6 +27,7 @@ COLUMNS = (
     "coherence/size_1",
     "coherence/leave_one_out",
     "coherence/joint",
+    "conditional_swd/size_1",
     "conditional_swd/leave_one_out",
     "conditional_frechet/leave_one_out",
     "swd",

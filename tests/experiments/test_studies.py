@@ -4,8 +4,10 @@ import json
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
+from experiments.drawing import comparison
 from experiments.running import workdirs
 from experiments.studies.comparison import COLUMNS, STUDIES, layered, line
 from experiments.studies.guidance import guided_config, strengths_of
@@ -94,3 +96,16 @@ def test_a_run_is_evaluated_at_another_strength_of_guidance(tmp_path, tiny_confi
     assert strengths_of("1,2.5") == [1.0, 2.5]
     with pytest.raises(UsageError, match="give numbers with commas"):
         strengths_of("1,much")
+
+
+def test_a_figure_has_a_point_for_each_model_and_strength(tmp_path):
+    columns = {
+        f"{tag} {kind}": [0.5, 0.25]
+        for tag in (*STUDIES["in_place"].columns, "guidance")
+        for kind in ("mean", "std")
+    }
+    table = pd.DataFrame({"run": ["code_flow", "mopoe"], "guidance": [1, 2], **columns})
+    table.to_csv(tmp_path / "table.csv")
+    made = comparison.draw(*(tmp_path / x for x in ("table.csv", "a.png", "table.csv")))
+    alone = comparison.draw(tmp_path / "table.csv", tmp_path / "b.png")
+    assert made.read_bytes() != alone.read_bytes()
