@@ -37,7 +37,7 @@ OBSERVED = "observed"
 # The part of a latent vector that all modalities are decoded from.
 SHARED = "shared"
 
-# What unconditional examples are drawn from, where no density was fitted in its place.
+# Source of unconditional examples, where no density was fitted in its place.
 PRIOR = "prior"
 
 

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from experiments.drawing.axes import STYLE, make_axes
 from experiments.plans.names import model_colour, model_label, model_marker
 
-# Of a panel: the coherence, its axis, and the quality of the same images.
+# A panel: the coherence, its axis, and the quality of the same images.
 _PANELS = (
     ("coherence/size_1", "coherence given one modality", "conditional_swd/size_1"),
     (

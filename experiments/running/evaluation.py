@@ -62,7 +62,7 @@ def evaluate(
             at, state = found
             writer = RunWriter(workdir, sweep.members, None, date)
             stack.callback(writer.close)
-            # What it draws is asked for, beside what the run has of the prior.
+            # Values of its examples are asked for, beside those that the run has.
             is_beside = changes.get("eval.sampler", PRIOR) != PRIOR
             if is_beside:
                 names = measured(metrics, config.eval.sampler)

@@ -116,7 +116,7 @@ class Evaluated(NamedTuple):
 def _with_samples(
     found: Evaluated, samples: pictures.Samples, data: EvaluationData
 ) -> Evaluated:
-    """What was found, with the pictures and captions of samples.
+    """Values that were found, with the pictures and captions of samples.
 
     What was trained and measured is not lost by what cannot be drawn: whatever goes
     wrong is told, in one line.

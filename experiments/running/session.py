@@ -122,7 +122,7 @@ def prepare_program(sweep: sweeps.Sweep, workdir: Path) -> Prepared:
 
 
 class Finished(NamedTuple):
-    """What a run has found.
+    """Results of a run.
 
     Attributes:
       values: tag -> value at the last step, of every member.

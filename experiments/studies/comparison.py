@@ -8,8 +8,7 @@ and of some of them what earlier ones have to choose:
 
 layered     a code by contrast against coordination on translated digits, with a decoder
             of layers and without; the same steps, and as many parameters to 4 %
-in_place    all with convolutional networks, and as many steps as `code_flow`, whose
-            steps take about as long as theirs
+in_place    all with convolutional networks, and as many steps as `code_flow`
 translated  the same on translated digits
 
 The last two choose the networks by MoPoE-VAE, and beta by each model, by the
@@ -83,7 +82,7 @@ _NETWORKS: dict[str, dict[str, Any]] = {
 }
 _JUDGING = (
     *("elbo", "coherence", "matching", "second_judge", "frechet", "swd"),
-    *("conditional_swd", "conditional_frechet", "precision_recall"),
+    *("conditional_swd", "conditional_frechet", "precision_recall", "cost"),
 )
 _BETAS = (0.1, 0.5, 2.5)
 _SEEDS = (0, 1, 2)
@@ -201,6 +200,7 @@ _EQUAL_COLUMNS = (
     "precision_recall/prior/coverage",
     "precision_recall/leave_one_out/coverage",
     "elbo",
+    *(f"cost/{name}" for name in ("parameters", "sample", "conditional")),
 )
 STUDIES = {
     "layered": Study(layered),

@@ -26,7 +26,7 @@ RECONSTRUCTION, LEAVE_ONE_OUT = "reconstruction", "leave_one_out"
 
 
 class Condition(NamedTuple):
-    """What one modality of some test examples is generated from.
+    """Modalities of test examples from which one modality is generated.
 
     Attributes:
       name: RECONSTRUCTION, LEAVE_ONE_OUT, or "size_1", ...
@@ -106,7 +106,7 @@ def leave_one_out(test: Split, target: str) -> Condition:
 
 
 def _observed(test: Split) -> np.ndarray:
-    """What is observed of each example, bool [N, M], a copy."""
+    """Modalities that are observed of each example, bool [N, M], a copy."""
     return np.stack([test.is_observed(m) for m in test.modalities], axis=1)
 
 

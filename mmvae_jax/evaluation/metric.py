@@ -84,7 +84,8 @@ class Metric(NamedTuple):
       options: argument of `compute` -> field of config.eval that it is given.
       citations: keys of its sources in references.bib.
       unconditional: regular expression of those tags whose values are of unconditional
-        examples, and change with what these are drawn from; "": none.
+        examples, and change with what these are drawn from; "": none. Where the model
+        has a fitted sampler, a metric may leave out all others.
     """
 
     compute: Callable[..., dict[str, float]]

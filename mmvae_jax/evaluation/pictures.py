@@ -51,7 +51,7 @@ class Draws(NamedTuple):
 
 
 class Traversal(NamedTuple):
-    """What is decoded while single dimensions of a latent vector are moved.
+    """Examples that are decoded while single dimensions of a latent vector are moved.
 
     Attributes:
       dimensions: those that are moved, R of them.

@@ -32,9 +32,9 @@ from threadpoolctl import threadpool_limits
 
 from mmvae_jax.data.dataset import Split
 from mmvae_jax.errors import ArgumentError
-from mmvae_jax.evaluation.generate import batches, observed_subset
+from mmvae_jax.evaluation.generate import batches, latents_given, observed_subset
 from mmvae_jax.evaluation.judges import classifiers
-from mmvae_jax.mathematics import distributions, flows
+from mmvae_jax.mathematics import flows
 from mmvae_jax.networks.flows import MLPFlow
 from mmvae_jax.training import loop, step, sweep
 from mmvae_jax.types import PRIOR, Array, MultimodalVAE, Params, PRNGKey
@@ -192,11 +192,11 @@ def latents(
     """
     found = []
     for index, (batch, num_valid) in enumerate(batches(split, batch_size)):
-        component_key, sample_key = jax.random.split(jax.random.fold_in(key, index))
+        keys = jax.random.split(jax.random.fold_in(key, index))
         experts = model.encode(params, batch)
         subset = observed_subset(model, batch)
-        posterior = model.posterior(params, experts, subset, component_key)
-        found.append(distributions.sample(posterior, sample_key)[:num_valid])
+        z = latents_given(model, params, experts, subset, keys)
+        found.append(z[:num_valid])
     return np.concatenate(jax.device_get(found))
 
 

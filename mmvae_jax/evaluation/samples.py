@@ -17,7 +17,7 @@ from mmvae_jax.types import PRIOR, MultimodalVAE, Params, PRNGKey
 
 _NUM_PRIOR_SAMPLES = 20
 _NUM_CONDITIONAL_DRAWS = 10
-# Of a traversal: dimensions that are moved, values of each in standard deviations of
+# A traversal: dimensions that are moved, values of each in standard deviations of
 # the prior, and how often _NUM_PRIOR_SAMPLES of it are drawn for these.
 _NUM_MOVED = 6
 _MOVES = np.linspace(-2, 2, 9)

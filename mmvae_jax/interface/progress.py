@@ -10,7 +10,7 @@ import warnings
 __all__ = ["ProgressBar", "drawing_interval", "tqdm"]
 
 with warnings.catch_warnings():
-    # Of a notebook without ipywidgets: its bar is one of text, which will do.
+    # A notebook without ipywidgets has a bar of text, which will do.
     warnings.filterwarnings("ignore", "IProgress not found")
     from tqdm.auto import tqdm
 

@@ -143,7 +143,7 @@ def get_config() -> ConfigDict:
                 # Weights of the metric "fid", not in the default; "" = downloaded
                 # to data_dir/weights/ if not there.
                 inception_weights="",
-                # What unconditional examples are drawn from: the model's "prior"; or
+                # Source of unconditional examples: the model's "prior"; or
                 # once more from a density of its latents, and both are told, "gmm" (a
                 # mixture of Gaussians) or "flow" (a rectified flow).
                 sampler="prior",

@@ -1,4 +1,4 @@
-"""What a run writes besides checkpoints: metrics.jsonl, samples, and to trackers.
+"""Files that a run writes besides checkpoints, metrics.jsonl and samples; trackers.
 
 The methods are those of clu's MetricWriter, with the member as one more
 argument. metrics.jsonl is what everything else reads: one line per logged step

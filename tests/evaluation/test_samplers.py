@@ -153,12 +153,14 @@ def test_tags_of_unconditional_examples():
         "matching": ("joint",),
         "fid": ("", "m0", "joint"),
         "captions": ("prior/words", "prior/words/m0"),
+        "precision_recall": ("prior/recall", "prior/recall/m0"),
     }
     others = {
         "attributes": ("leave_one_out/joint", "reconstruction/joint", "shape"),
         "coherence": ("leave_one_out", "leave_one_out/joint", "subset/m0/joint"),
         "matching": ("leave_one_out/joint",),
         "captions": ("bleu", "real/words"),
+        "precision_recall": ("leave_one_out/recall",),
     }
     heads = {"attributes": "attribute_coherence"}
     for cases, wanted in ((names, True), (others, False)):

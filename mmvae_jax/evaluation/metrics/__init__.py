@@ -219,6 +219,7 @@ METRICS = {
             ),
         ),
         citations=("kynkaanniemi2019improved", "naeem2020reliable"),
+        unconditional="precision_recall/prior/.*",
     ),
     "variation": Metric(
         variation.variation,
@@ -260,17 +261,13 @@ METRICS = {
                 short="cover 90",
             ),
             _distance("calibration/crps/leave_one_out", "CRPS"),
-            *(
-                column
-                for name, title, better in (
-                    ("coverage_50", "Coverage of 50 % intervals", ""),
-                    ("coverage_90", "Coverage of 90 % intervals", ""),
-                    ("crps", "CRPS", LOWER),
-                )
-                for column in (
-                    Column(f"calibration/{name}/leave_one_out/*", title, better),
-                )
+            Column(
+                "calibration/coverage_50/leave_one_out/*", "Coverage of 50 % intervals"
             ),
+            Column(
+                "calibration/coverage_90/leave_one_out/*", "Coverage of 90 % intervals"
+            ),
+            _distance("calibration/crps/leave_one_out/*", "CRPS"),
         ),
         citations=("gneiting2007strictly",),
     ),

@@ -1,4 +1,4 @@
-"""What the parts of the latent code hold: clusters, and probes of each part.
+"""Contents of the parts of the latent code: clusters, and probes of each part.
 
 Clusters of the shared part should be the classes, if these are what modalities share.
 The shared part should tell the label and the private parts should not, which should
@@ -6,7 +6,6 @@ tell what belongs to their modality alone. Probes are linear, which asks whether
 easy to read, and of nearest neighbours, which asks whether it is there.
 """
 
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -21,7 +20,11 @@ from mmvae_jax.data.dataset import LABEL, Split
 from mmvae_jax.evaluation import conditionals
 from mmvae_jax.evaluation.generate import part_slices
 from mmvae_jax.evaluation.metric import EvaluationData, mean, require_labels
-from mmvae_jax.evaluation.metrics.linear_probe import embed, probe_accuracy
+from mmvae_jax.evaluation.metrics.linear_probe import (
+    embed,
+    fitted_accuracy,
+    probe_accuracy,
+)
 from mmvae_jax.files import file_name
 from mmvae_jax.types import SHARED, MultimodalVAE, Params, PRNGKey
 
@@ -104,7 +107,7 @@ def codes(
 
 
 def _targets(train: Split, test: Split) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
-    """What is to be told by a code -> its values of both splits."""
+    """Label or attribute that a code is to tell -> its values of both splits."""
     targets = {LABEL: (train.labels, test.labels)}
     for name in train.attributes:
         pair = train.attributes[name], test.attributes[name]
@@ -155,11 +158,7 @@ def neighbour_accuracy(
 
     Args and Returns as of `probe_accuracy`; fewer neighbours where there are fewer.
     """
-    if not (np.isfinite(train_features).all() and np.isfinite(test_features).all()):
-        return float("nan")
     probe = KNeighborsClassifier(min(NUM_NEIGHBOURS, len(train_features)))
-    with warnings.catch_warnings():
-        # Of classes of one example each; labels are classes.
-        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
-        probe.fit(train_features, train_labels)
-    return float(probe.score(test_features, test_labels))
+    return fitted_accuracy(
+        probe, train_features, train_labels, test_features, test_labels
+    )

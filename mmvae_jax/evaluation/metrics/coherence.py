@@ -36,7 +36,7 @@ from mmvae_jax.evaluation.metric import (
     too_few_observed,
 )
 from mmvae_jax.files import file_name
-from mmvae_jax.types import AnyArray, Array, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import PRIOR, AnyArray, Array, MultimodalVAE, Params, PRNGKey
 
 _Subset = tuple[str, ...]
 # (subset, target) -> fraction.
@@ -84,17 +84,20 @@ def coherence(
     modalities = model.modalities
     labels = {_LABEL: require_labels(data.test, "coherence")}
     readers = {_LABEL: require_classifiers(data, modalities, "coherence")}
-    subsets = non_empty_subsets(modalities)
     conditional_key, prior_key = jax.random.split(key)
-    table = conditional_coherence(
-        model, params, data, readers, labels, subsets, conditional_key
-    )[_LABEL]
     tags: dict[str, float] = {}
     if len(modalities) > 1:
         num = data.test.num_examples if num_prior_samples is None else num_prior_samples
-        tags |= _averages(table, modalities)
         joint = joint_coherence(model, params, data, readers, prior_key, num)
         tags["coherence/joint"] = joint[_LABEL]
+    if model.sampler != PRIOR:
+        return tags
+    subsets = non_empty_subsets(modalities)
+    table = conditional_coherence(
+        model, params, data, readers, labels, subsets, conditional_key
+    )[_LABEL]
+    if len(modalities) > 1:
+        tags = _averages(table, modalities) | tags
     for (subset, target), value in table.items():
         tags[f"coherence/subset/{_joined(subset)}/{_joined([target])}"] = value
     for name in modalities:
@@ -149,15 +152,18 @@ def attributes(
     subsets += [_others(m, modalities) for m in modalities if len(modalities) > 1]
     subsets = list(dict.fromkeys(subsets))  # of two modalities, they are the same
     conditional_key, prior_key = jax.random.split(key)
-    tables = conditional_coherence(
-        model, params, data, readers, data.test.attributes, subsets, conditional_key
-    )
-    tags = _attribute_averages(tables, modalities)
+    tags: dict[str, float] = {}
     if len(modalities) > 1:
         num = data.test.num_examples if num_prior_samples is None else num_prior_samples
         joint = joint_coherence(model, params, data, readers, prior_key, num)
         tags |= {f"attribute_coherence/{a}/joint": v for a, v in joint.items()}
         tags["attribute_coherence/joint"] = mean(joint.values())
+    if model.sampler != PRIOR:
+        return tags
+    tables = conditional_coherence(
+        model, params, data, readers, data.test.attributes, subsets, conditional_key
+    )
+    tags = _attribute_averages(tables, modalities) | tags
     for m in modalities:
         accuracies = {a: _accuracy(data, m, own[m]) for a, own in readers.items()}
         for a, accuracy in accuracies.items():

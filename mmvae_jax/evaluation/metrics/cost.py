@@ -1,4 +1,4 @@
-"""What a model costs: its parameters, and the time to generate with it.
+"""Cost of a model: its parameters, and the time to generate with it.
 
 Measured at evaluation, on the device and with the batches of the evaluation; how long a
 step of the training took is in the summary of a run (step_seconds).

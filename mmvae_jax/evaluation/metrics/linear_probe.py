@@ -1,6 +1,7 @@
 """Linear classification of the label from the latent representation."""
 
 import warnings
+from typing import Any
 
 import jax
 import numpy as np
@@ -98,15 +99,28 @@ def probe_accuracy(
     Returns:
       A fraction in [0, 1]; nan if a feature is not finite.
     """
+    probe = LogisticRegression(C=1.0, solver="lbfgs", max_iter=max_iter, random_state=0)
+    return fitted_accuracy(
+        probe, train_features, train_labels, test_features, test_labels
+    )
+
+
+def fitted_accuracy(
+    probe: Any,
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+) -> float:
+    """Test accuracy of a classifier of scikit-learn; otherwise as `probe_accuracy`."""
     if not (np.isfinite(train_features).all() and np.isfinite(test_features).all()):
         return float("nan")
     classes = np.unique(train_labels)
-    if len(classes) == 1:  # of one class there is nothing to fit
+    if len(classes) == 1:  # there is nothing to fit
         return float(np.mean(test_labels == classes[0]))
-    probe = LogisticRegression(C=1.0, solver="lbfgs", max_iter=max_iter, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        # Of classes of one example each; labels are classes.
+        # It warns of classes with one example each; labels are classes.
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         probe.fit(train_features, train_labels)
     return float(probe.score(test_features, test_labels))

@@ -42,7 +42,7 @@ from mmvae_jax.evaluation.metric import (
     require_complete,
     require_matchers,
 )
-from mmvae_jax.types import Array, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import PRIOR, Array, MultimodalVAE, Params, PRNGKey
 
 _Subset = tuple[str, ...]
 _Pair = tuple[str, str]
@@ -109,17 +109,19 @@ def matching(
         lifts, _ = pair_statistics(real[x], y_features, matchers.scale[x, y])
         return calibrate(lifts, statistics[x, y][0])
 
-    generated = _conditional_features(model, params, data, matchers, conditional_key)
-    conditional = {
-        (subset, target): mean(score(n, target, features) for n in subset)
-        for (subset, target), features in generated.items()
-    }
     num = data.test.num_examples if num_prior_samples is None else num_prior_samples
     prior = _prior_features(model, params, data, matchers, prior_key, num)
     joint = [
         calibrate(joint_lifts(prior[x], prior[y], real[x], matchers.scale[x, y]), lifts)
         for (x, y), (lifts, _) in statistics.items()
     ]
+    if model.sampler != PRIOR:
+        return {"matching/joint": mean(joint)}
+    generated = _conditional_features(model, params, data, matchers, conditional_key)
+    conditional = {
+        (subset, target): mean(score(n, target, features) for n in subset)
+        for (subset, target), features in generated.items()
+    }
     return {
         **_summarise(conditional, modalities),
         "matching/joint": mean(joint),

@@ -16,14 +16,10 @@ import jax
 import numpy as np
 
 from mmvae_jax.evaluation import conditionals
-from mmvae_jax.evaluation.metric import (
-    EvaluationData,
-    Undefined,
-    mean,
-)
+from mmvae_jax.evaluation.metric import EvaluationData, Undefined, mean
 from mmvae_jax.evaluation.metrics import frechet
 from mmvae_jax.evaluation.metrics.conditional_quality import generated_features
-from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import PRIOR, MultimodalVAE, Params, PRNGKey
 
 NUM_NEIGHBOURS = 5
 _ROWS_AT_ONCE = 500  # 40 MB a block of distances to 10,000 examples
@@ -32,7 +28,7 @@ _ROUNDING = 1e-12
 
 
 class Scores(NamedTuple):
-    """Of a set of generated examples, in [0, 1] but for the density, which is >= 0.
+    """Scores of a set of generated examples, in [0, 1] but for density, which is >= 0.
 
     Attributes:
       precision: share of generated examples within the ball of a real one.
@@ -93,7 +89,7 @@ def precision_recall(
             real = frechet.features_of(extractor, examples, size)
         # As many of each kind: the balls of more examples are smaller.
         found["prior"][m] = _scores(real, prior[m][: len(real)], f"{m} (prior)")
-        if len(model.modalities) == 1:
+        if len(model.modalities) == 1 or model.sampler != PRIOR:
             continue
         condition = conditionals.leave_one_out(data.test, m)
         features = np.zeros((0, 1))
@@ -101,7 +97,7 @@ def precision_recall(
             draw_key, own_key = jax.random.split(draw_key)
             generated = conditionals.draw(model, params, data, condition, own_key)
             features = generated_features(extractor, generated, size)
-        # Of a mask among those that are there, the rows that are given the others.
+        # Features of real examples that have the modality, of those given the others.
         own = real[np.isin(np.flatnonzero(is_there), condition.rows)]
         name = f"{m} ({condition.name})"
         found.setdefault(condition.name, {})[m] = _scores(own, features, name)

@@ -142,6 +142,12 @@ def test_joint_is_the_rate_of_agreement(data):
     assert found["label"] == pytest.approx(1 / NUM_CLASSES, abs=0.025)
 
 
+def test_by_a_fitted_sampler_nothing_is_conditioned_on(data, tags):
+    model = copying_model()._replace(sampler="gmm", encode=None, posterior=None)
+    found = coherence.coherence(model, 0.0, data, jax.random.key(0))
+    assert found == {"coherence/joint": tags["coherence/joint"]}
+
+
 def test_subsets_in_order_of_size():
     assert coherence.non_empty_subsets(MODALITIES) == [
         ("m0",),
