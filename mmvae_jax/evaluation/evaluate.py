@@ -15,6 +15,7 @@ import numpy as np
 from mmvae_jax.data.dataset import Split
 from mmvae_jax.errors import ArgumentError
 from mmvae_jax.evaluation import needs
+from mmvae_jax.evaluation.draws import Draws
 from mmvae_jax.evaluation.metric import EvaluationData, Undefined, sampled
 from mmvae_jax.evaluation.metrics import METRICS
 from mmvae_jax.types import PRIOR, MultimodalVAE, Params, PRNGKey
@@ -91,8 +92,8 @@ def evaluate_member(
         unconditional examples are returned.
       params: of the member.
       data: what the metrics are computed with.
-      key: of the member and step; every metric folds its own from it by its
-        name, so that its draws do not depend on which others are computed.
+      key: of the member and step; every metric folds its own from it by its name, and
+        so do the draws that they share: none depends on which others are computed.
       announce: called with the name of every metric before it is computed.
 
     Returns:
@@ -100,6 +101,7 @@ def evaluate_member(
       swd"); Undefined what is not finite.
     """
     values: dict[str, float] = {}
+    data = data._replace(draws=Draws(model, params, data, key_of("draws", key)))
     for name in measured(metrics, model.sampler):
         announce(name)
         found = metrics[name](model, params, data, key_of(name, key))

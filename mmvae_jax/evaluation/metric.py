@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -150,6 +150,8 @@ class EvaluationData(NamedTuple):
       words: modality of tokens -> its vocabulary, the word of every token.
       whole_test: the test split of which `test` is a part; None where it is whole.
       second_classifiers: as `classifiers`, others; None where no metric needs them.
+      draws: `draws.Draws` of the member, which its metrics share; None: each draws
+        its own.
     """
 
     train: Split
@@ -161,6 +163,7 @@ class EvaluationData(NamedTuple):
     words: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     whole_test: Split | None = None
     second_classifiers: Mapping[str, Reader] | None = None
+    draws: Any = None
 
 
 def mean(values: Iterable[float]) -> float:

@@ -1,10 +1,8 @@
-import jax
 import numpy as np
-import pytest
-from toy_models import averaging_model, toy_split
+from toy_models import toy_split
 
 from mmvae_jax.evaluation import conditionals
-from mmvae_jax.evaluation.metric import EvaluationData, Undefined
+from mmvae_jax.evaluation.metric import Undefined
 
 MODALITIES = ("m0", "m1", "m2", "m3")
 NUM = 400
@@ -16,12 +14,8 @@ def make_split(observed=None):
     return split._replace(observed=observed)
 
 
-def rng():
-    return np.random.default_rng(1)
-
-
 def test_each_example_is_given_one_of_the_subsets_of_a_size():
-    one = conditionals.given_others(make_split(), "m1", 2, rng())
+    one = conditionals.given_others(make_split(), "m1", 2)
     assert one.name == "size_2"
     assert (one.given.sum(axis=1) == 2).all() and not one.given[:, 1].any()
     subsets, counts = np.unique(one.given, axis=0, return_counts=True)
@@ -30,43 +24,31 @@ def test_each_example_is_given_one_of_the_subsets_of_a_size():
 
 
 def test_conditions_of_a_modality():
-    found = conditionals.conditions(make_split(), "m2", rng())
+    found = conditionals.conditions(make_split(), "m2")
     names = ["reconstruction", "size_1", "size_2", "leave_one_out"]
     assert [one.name for one in found] == names
     assert found[0].given.all()
     np.testing.assert_array_equal(found[-1].given, [[True, True, False, True]] * NUM)
-    few = conditionals.conditions(make_split(), "m2", rng(), 7)
-    assert all(len(set(one.rows)) == len(one.given) == 7 for one in few)
+    for one in found:
+        assert sorted(one.rows) == list(range(NUM))
+        np.testing.assert_array_equal(one.rows, conditionals.order_of(NUM))
+        assert (one.rows != range(NUM)).any()
 
 
 def test_nothing_is_given_that_is_missing():
     observed = np.random.default_rng(0).random((NUM, 4)) < 0.5
     observed[:, 3] |= ~observed.any(axis=1)
-    for one in conditionals.conditions(make_split(observed), "m0", rng()):
+    for one in conditionals.conditions(make_split(observed), "m0"):
         assert observed[one.rows, 0].all()
         assert not (one.given & ~observed[one.rows]).any()
     everything = np.flatnonzero(observed.all(axis=1))
-    np.testing.assert_array_equal(one.rows, everything)
+    np.testing.assert_array_equal(sorted(one.rows), everything)
 
 
 def test_one_modality_is_reconstructed_alone():
     split = make_split()._replace(modalities={"m0": make_split().modalities["m0"]})
-    (one,) = conditionals.conditions(split, "m0", rng())
+    (one,) = conditionals.conditions(split, "m0")
     assert one.name == "reconstruction"
-
-
-@pytest.mark.parametrize("batch_size", [64, 500])
-def test_draws_are_of_what_is_given_in_the_order_of_the_rows(batch_size):
-    model = averaging_model(MODALITIES, (2, 2, 1), shift=1 / 255)
-    data = EvaluationData(None, make_split(), None, batch_size)
-    for one in conditionals.conditions(data.test, "m1", rng(), 150):
-        found = conditionals.draw(model, 0.0, data, one, jax.random.key(0))
-        real = data.test.modalities["m1"][one.rows].astype(int)
-        missing = 4 - one.given.sum(axis=1)[:, None, None, None]
-        np.testing.assert_allclose(255 * found.examples, real + missing, atol=1e-3)
-        assert found.is_finite.all()
-    diverged = conditionals.draw(model, np.nan, data, one, jax.random.key(0))
-    assert not diverged.is_finite.any()
 
 
 def test_summary_has_means_and_modalities():
@@ -81,7 +63,7 @@ def test_summary_has_means_and_modalities():
     }
     del values["size_1", "a"], values["size_1", "b"]
     assert "x/size_2" not in conditionals.summarise("x", values, 3)
-    one = conditionals.given_others(make_split(), "m1", 2, rng())
+    one = conditionals.given_others(make_split(), "m1", 2)
     why = conditionals.no_example(one)
     tags = conditionals.summarise("x", {("size_2", "m1"): why}, 4)
     assert isinstance(tags["x/size_2"], Undefined)

@@ -228,6 +228,9 @@ def test_evaluate_member():
     )
     assert values == {"eval/tag1": 1.0, "eval/tag2": 2.0}
     assert all(type(value) is float for value in values.values())
-    assert [call[:3] for call in seen] == [(model, "params", data)] * 2
+    assert [call[:2] for call in seen] == [(model, "params")] * 2
+    first, second = (call[2] for call in seen)
+    assert first._replace(draws=None) == data
+    assert first.draws is second.draws
     keys = [jax.random.key_data(call[3]).tolist() for call in seen]
     assert keys[0] != keys[1]

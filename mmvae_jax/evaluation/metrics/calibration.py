@@ -8,11 +8,11 @@ distribution is. The draws are of the value itself: the mean that is decoded, an
 of the likelihood's standard deviation.
 """
 
-import jax
 import numpy as np
 
 from mmvae_jax.data.dataset import to_unit_interval
 from mmvae_jax.evaluation import conditionals
+from mmvae_jax.evaluation.draws import draws_of
 from mmvae_jax.evaluation.metric import EvaluationData, values_of
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
@@ -35,7 +35,7 @@ def calibration(
       model: for one sweep member.
       params: its parameters.
       data: test split.
-      key: of the examples and the draws.
+      key: of the draws.
       num_examples: at most, a modality: all draws are in memory at once.
 
     Returns:
@@ -52,34 +52,28 @@ def calibration(
     names = values_of(data.test, "calibration")
     if len(model.modalities) == 1:
         return {}
-    row_key, draw_key = jax.random.split(key)
-    rng = conditionals.numpy_rng(row_key)
+    draws = draws_of(model, params, data, key)
     found: dict[str, dict[tuple[str, str], float]] = {}
     for m in names:
-        whole = conditionals.leave_one_out(data.test, m)
-        condition = conditionals.at_most(whole, rng, num_examples)
+        condition = conditionals.leave_one_out(data.test, m)
         place = (condition.name, m)
-        draw_key, *keys = jax.random.split(draw_key, 1 + NUM_DRAWS)
         if len(condition.rows):
-            draws = np.stack(
-                [
-                    conditionals.draw(
-                        model, params, data, condition, own_key, has_noise=True
-                    ).examples
-                    for own_key in keys
-                ]
-            )
-            real = to_unit_interval(data.test.modalities[m][condition.rows])
-            scores = interval_scores(draws, np.asarray(real))
+            values = [
+                draws.again(condition, turn, num_examples, has_noise=True).values()
+                for turn in range(NUM_DRAWS)
+            ]
+            rows = condition.rows[:num_examples]
+            real = to_unit_interval(data.test.modalities[m][rows])
+            scores = interval_scores(np.stack(values), np.asarray(real))
         else:
             why = conditionals.no_example(condition)
             scores = dict.fromkeys((*INTERVALS, "crps"), why)
         for name, value in scores.items():
             found.setdefault(name, {})[place] = value
     tags: dict[str, float] = {}
-    for name, values in found.items():
+    for name, own in found.items():
         tag = f"calibration/{name}"
-        tags |= conditionals.summarise(tag, values, len(model.modalities))
+        tags |= conditionals.summarise(tag, own, len(model.modalities))
     return tags
 
 

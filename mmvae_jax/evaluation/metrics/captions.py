@@ -14,11 +14,11 @@ from sacrebleu.metrics import BLEU
 
 from mmvae_jax import tokens
 from mmvae_jax.data.dataset import Split
+from mmvae_jax.evaluation.draws import draws_of
 from mmvae_jax.evaluation.generate import (
     batches,
     conditional_means,
     is_finite,
-    prior_means,
     to_examples,
 )
 from mmvae_jax.evaluation.metric import (
@@ -112,7 +112,9 @@ def _generated(
     if len(model.modalities) > 1:
         texts = _given_others(model, params, data, name, conditional_key)
         found |= {"bleu": bleu(texts, references), **_statistics(texts)}
-    texts = _from_prior(model, params, data, name, prior_key, num)
+    prior = draws_of(model, params, data, prior_key).prior(name, num)
+    is_whole = prior.is_finite.all()
+    texts = _decoded(data, name, prior.examples) if is_whole else None
     return found | {f"prior/{tag}": value for tag, value in _statistics(texts).items()}
 
 
@@ -183,24 +185,6 @@ def _given_others(
     return texts
 
 
-def _from_prior(
-    model: MultimodalVAE,
-    params: Params,
-    data: EvaluationData,
-    name: str,
-    key: PRNGKey,
-    num: int,
-) -> list[str] | None:
-    """`num` captions of prior samples; None if the model is not finite."""
-    texts: list[str] = []
-    for decoded, num_valid in prior_means(model, params, data.batch_size, key, num):
-        found = _texts(data, name, decoded[name], num_valid)
-        if found is None:
-            return None
-        texts += found
-    return texts
-
-
 def _texts(
     data: EvaluationData, name: str, mean: Array, num_valid: int
 ) -> list[str] | None:
@@ -208,8 +192,13 @@ def _texts(
     mean = mean[:num_valid]
     if not np.asarray(is_finite(mean)).all():
         return None
-    rows = np.asarray(to_examples(data.test, {name: mean}, data.words)[name])
-    return [tokens.decode(row, data.words[name]) for row in rows]
+    example = to_examples(data.test, {name: mean}, data.words)
+    return _decoded(data, name, np.asarray(example[name]))
+
+
+def _decoded(data: EvaluationData, name: str, captions: np.ndarray) -> list[str]:
+    """Captions as text."""
+    return [tokens.decode(row, data.words[name]) for row in captions]
 
 
 def _statistics(texts: Sequence[str] | None) -> dict[str, float]:

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
+from mmvae_jax.evaluation.draws import Generated, draws_of
 from mmvae_jax.evaluation.generate import (
     batches,
     conditional_means,
     is_finite,
     observed_rows,
-    prior_means,
     to_examples,
 )
 from mmvae_jax.evaluation.metric import (
@@ -35,6 +35,7 @@ from mmvae_jax.evaluation.metric import (
     require_readers,
     too_few_observed,
 )
+from mmvae_jax.evaluation.metrics.frechet import features_of
 from mmvae_jax.files import file_name
 from mmvae_jax.types import PRIOR, AnyArray, Array, MultimodalVAE, Params, PRNGKey
 
@@ -266,16 +267,23 @@ def joint_coherence(
     Returns:
       attribute -> fraction in [0, 1].
     """
-    totals = dict.fromkeys(readers, 0.0)
-    means = prior_means(model, params, data.batch_size, key, num_samples)
-    for decoded, num_valid in means:
-        found = jax.device_get(_outputs(data, readers, decoded))
-        read = _values(readers, found, num_valid)
-        for a in readers:
-            values = np.stack([read[a, m] for m in model.modalities])
-            agree = ((values == values[0]) & (values >= 0)).all(axis=0)
-            totals[a] += np.where(np.isnan(values).any(axis=0), np.nan, agree).sum()
-    return {a: float(total / num_samples) for a, total in totals.items()}
+    draws = draws_of(model, params, data, key)
+    generated = {m: draws.prior(m, num_samples) for m in model.modalities}
+    found = {}
+    for a, own in readers.items():
+        values = np.stack(
+            [read_of(own[m], x, data.batch_size) for m, x in generated.items()]
+        )
+        agree = ((values == values[0]) & (values >= 0)).all(axis=0)
+        found[a] = float(np.where(np.isnan(values).any(axis=0), np.nan, agree).mean())
+    return found
+
+
+def read_of(reader: Reader, generated: Generated, batch_size: int) -> np.ndarray:
+    """Values [N] that a reader sees in examples; nan where these are not finite."""
+    outputs = features_of(lambda x: reader.apply(x)[1], generated.examples, batch_size)
+    values = (reader.read or most_probable)(outputs)
+    return np.where(generated.is_finite, values, np.nan)
 
 
 def _outputs(

@@ -7,6 +7,7 @@ what it was given: coherence alone tells neither. Generated and real examples ar
 same test examples, as many of each.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -15,12 +16,13 @@ import numpy as np
 
 from mmvae_jax.data.dataset import to_unit_interval
 from mmvae_jax.evaluation import conditionals
+from mmvae_jax.evaluation.draws import Generated, draws_of
 from mmvae_jax.evaluation.metric import EvaluationData, images_of
 from mmvae_jax.evaluation.metrics import frechet, swd
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
-# (real test examples, generated ones of the same rows) -> distance.
-_Distance = Callable[[np.ndarray, conditionals.Generated], float]
+# (rows of the test split, what was generated for them) -> distance.
+_Distance = Callable[[np.ndarray, Generated], float]
 
 
 def conditional_swd(
@@ -57,10 +59,10 @@ def conditional_swd(
       UsageError: no modality is of images.
     """
 
-    def distance(real: np.ndarray, generated: conditionals.Generated) -> float:
+    def distance(m: str, rows: np.ndarray, generated: Generated) -> float:
         distances = swd.level_distances(
-            to_unit_interval(real),
-            np.asarray(generated.examples, np.float32),
+            to_unit_interval(data.test.modalities[m][rows]),
+            generated.values(),
             conditionals.numpy_rng(patch_key),
             patches_per_image,
             num_projections,
@@ -69,7 +71,7 @@ def conditional_swd(
 
     names = images_of(data.test, "conditional_swd")
     own_key, patch_key = jax.random.split(key)
-    distances = dict.fromkeys(names, distance)
+    distances = {m: partial(distance, m) for m in names}
     return _measured(
         "conditional_swd", model, params, data, own_key, distances, 1, num_images
     )
@@ -96,25 +98,22 @@ def conditional_frechet(
       UsageError: a modality has no classifier.
     """
 
-    def distance(m: str, real: np.ndarray, generated: conditionals.Generated) -> float:
-        size = data.batch_size
+    @functools.cache  # of all conditions
+    def real_features(m: str) -> np.ndarray:
+        real = data.test.modalities[m]
+        return frechet.features_of(extractors[m], real, data.batch_size)
+
+    def distance(m: str, rows: np.ndarray, generated: Generated) -> float:
+        features = frechet.generated_features(extractors[m], generated, data.batch_size)
         return frechet.frechet_distance(
-            *frechet.moments_of(frechet.features_of(extractors[m], real, size)),
-            *frechet.moments_of(generated_features(extractors[m], generated, size)),
+            *frechet.moments_of(real_features(m)[rows]),
+            *frechet.moments_of(features),
         )
 
     tag = "conditional_frechet"
     extractors = frechet.classifier_extractors(data, model.modalities, tag)
     distances = {m: partial(distance, m) for m in model.modalities}
     return _measured(tag, model, params, data, key, distances, 2, None)
-
-
-def generated_features(
-    extractor: frechet.Extractor, generated: conditionals.Generated, batch_size: int
-) -> np.ndarray:
-    """Features [n, F] of generated examples; nan of those that are not finite."""
-    features = frechet.features_of(extractor, generated.examples, batch_size)
-    return np.where(generated.is_finite[:, None], features, np.nan)
 
 
 def _measured(
@@ -128,16 +127,14 @@ def _measured(
     num: int | None,
 ) -> dict[str, float]:
     """The distance of each modality under each of its conditions, as tags."""
-    subset_key, draw_key = jax.random.split(key)
-    rng = conditionals.numpy_rng(subset_key)
+    draws = draws_of(model, params, data, key)
     values: dict[tuple[str, str], float] = {}
     for m, distance in distances.items():
-        for one in conditionals.conditions(data.test, m, rng, num):
-            if len(one.rows) < least:
-                values[one.name, m] = conditionals.no_example(one)
-                continue
-            draw_key, own_key = jax.random.split(draw_key)
-            generated = conditionals.draw(model, params, data, one, own_key)
-            real = data.test.modalities[m][one.rows]
-            values[one.name, m] = distance(real, generated)
+        for one in conditionals.conditions(data.test, m):
+            rows = one.rows[:num]
+            values[one.name, m] = (
+                distance(rows, draws.conditional(one, num))
+                if len(rows) >= least
+                else conditionals.no_example(one)
+            )
     return conditionals.summarise(tag, values, len(model.modalities))

@@ -5,12 +5,12 @@ right where modalities determine each other (a depth map, another contrast of a 
 where an image has much that the others do not tell, a good draw has a large error.
 """
 
-import jax
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from mmvae_jax.data.dataset import to_unit_interval
 from mmvae_jax.evaluation import conditionals
+from mmvae_jax.evaluation.draws import draws_of
 from mmvae_jax.evaluation.metric import EvaluationData, Undefined, images_of, mean
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
@@ -52,19 +52,17 @@ def image_errors(
       UsageError: no modality is of images.
     """
     names = images_of(data.test, "image_errors")
-    subset_key, draw_key = jax.random.split(key)
-    rng = conditionals.numpy_rng(subset_key)
+    draws = draws_of(model, params, data, key)
     found: dict[str, dict[tuple[str, str], float]] = {name: {} for name in MEASURES}
     for m in names:
-        for one in conditionals.conditions(data.test, m, rng, num_images):
+        for one in conditionals.conditions(data.test, m):
             place = (one.name, m)
             if not len(one.rows):
                 why = conditionals.no_example(one)
                 found |= {name: own | {place: why} for name, own in found.items()}
                 continue
-            draw_key, own_key = jax.random.split(draw_key)
-            images = conditionals.draw(model, params, data, one, own_key).examples
-            real = to_unit_interval(data.test.modalities[m][one.rows])
+            images = draws.conditional(one, num_images).values()
+            real = to_unit_interval(data.test.modalities[m][one.rows[:num_images]])
             pair = np.asarray(real, np.float64), np.asarray(images, np.float64)
             errors = squared_errors(*pair)
             found["mse"][place] = mean(errors)

@@ -27,11 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmvae_jax.evaluation.draws import Draws, draws_of
 from mmvae_jax.evaluation.generate import (
     batches,
     conditional_means,
     nan_if_not_finite,
-    prior_means,
     to_examples,
 )
 from mmvae_jax.evaluation.metric import (
@@ -42,6 +42,7 @@ from mmvae_jax.evaluation.metric import (
     require_complete,
     require_matchers,
 )
+from mmvae_jax.evaluation.metrics.frechet import generated_features
 from mmvae_jax.types import PRIOR, Array, MultimodalVAE, Params, PRNGKey
 
 _Subset = tuple[str, ...]
@@ -110,7 +111,8 @@ def matching(
         return calibrate(lifts, statistics[x, y][0])
 
     num = data.test.num_examples if num_prior_samples is None else num_prior_samples
-    prior = _prior_features(model, params, data, matchers, prior_key, num)
+    draws = draws_of(model, params, data, prior_key)
+    prior = _prior_features(draws, matchers, num, data.batch_size)
     joint = [
         calibrate(joint_lifts(prior[x], prior[y], real[x], matchers.scale[x, y]), lifts)
         for (x, y), (lifts, _) in statistics.items()
@@ -250,20 +252,13 @@ def _real_features(
 
 
 def _prior_features(
-    model: MultimodalVAE,
-    params: Params,
-    data: EvaluationData,
-    matchers: Matchers,
-    key: PRNGKey,
-    num: int,
+    draws: Draws, matchers: Matchers, num: int, batch_size: int
 ) -> _Features:
     """Features of `num` prior samples: modality -> [num, F]."""
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in model.modalities}
-    for decoded, num_valid in prior_means(model, params, data.batch_size, key, num):
-        found = jax.device_get(_embed(data, matchers, decoded, model.modalities))
-        for name, features in found.items():
-            parts[name].append(features[:num_valid])
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    return {
+        m: generated_features(matchers.embed[m], draws.prior(m, num), batch_size)
+        for m in draws.model.modalities
+    }
 
 
 def _conditional_features(

@@ -12,13 +12,12 @@ the latter count what is strictly inside.
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from mmvae_jax.evaluation import conditionals
+from mmvae_jax.evaluation.draws import draws_of
 from mmvae_jax.evaluation.metric import EvaluationData, Undefined, mean
 from mmvae_jax.evaluation.metrics import frechet
-from mmvae_jax.evaluation.metrics.conditional_quality import generated_features
 from mmvae_jax.types import PRIOR, MultimodalVAE, Params, PRNGKey
 
 NUM_NEIGHBOURS = 5
@@ -70,35 +69,28 @@ def precision_recall(
     Raises:
       UsageError: a modality has no classifier.
     """
-    row_key, prior_key, draw_key = jax.random.split(key, 3)
     extractors = frechet.classifier_extractors(
         data, model.modalities, "precision_recall"
     )
-    if data.test.num_examples > num_examples:
-        rng = conditionals.numpy_rng(row_key)
-        rows = rng.permutation(data.test.num_examples)[:num_examples]
-        data = data._replace(test=data.test.take(np.sort(rows)))
-    num, size = data.test.num_examples, data.batch_size
-    prior = frechet.prior_features(model, params, data, prior_key, extractors, num)
+    draws, size = draws_of(model, params, data, key), data.batch_size
+    rows = conditionals.order_of(data.test.num_examples)[:num_examples]
+    is_single = len(model.modalities) == 1 or model.sampler != PRIOR
     found: dict[str, dict[str, Scores]] = {"prior": {}}
     for m, extractor in extractors.items():
-        is_there = data.test.is_observed(m)
-        real = np.zeros((0, 1))
-        if is_there.any():
-            examples = data.test.modalities[m][is_there]
-            real = frechet.features_of(extractor, examples, size)
+        real = frechet.features_of(extractor, data.test.modalities[m][rows], size)
+        is_there = data.test.is_observed(m)[rows]
         # As many of each kind: the balls of more examples are smaller.
-        found["prior"][m] = _scores(real, prior[m][: len(real)], f"{m} (prior)")
-        if len(model.modalities) == 1 or model.sampler != PRIOR:
+        prior = draws.prior(m, len(rows))
+        features = frechet.generated_features(extractor, prior, size)
+        own = real[is_there]
+        found["prior"][m] = _scores(own, features[: len(own)], f"{m} (prior)")
+        if is_single:
             continue
         condition = conditionals.leave_one_out(data.test, m)
-        features = np.zeros((0, 1))
-        if len(condition.rows):
-            draw_key, own_key = jax.random.split(draw_key)
-            generated = conditionals.draw(model, params, data, condition, own_key)
-            features = generated_features(extractor, generated, size)
-        # Features of real examples that have the modality, of those given the others.
-        own = real[np.isin(np.flatnonzero(is_there), condition.rows)]
+        own = real[np.isin(rows, condition.rows)]
+        if len(own):
+            generated = draws.conditional(condition, len(own))
+            features = frechet.generated_features(extractor, generated, size)
         name = f"{m} ({condition.name})"
         found.setdefault(condition.name, {})[m] = _scores(own, features, name)
     tags = {}

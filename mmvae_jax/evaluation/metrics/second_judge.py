@@ -7,10 +7,10 @@ generated than about real examples, generated ones are not like those that the j
 were trained on, and coherence is worth less than it says.
 """
 
-import jax
 import numpy as np
 
 from mmvae_jax.evaluation import conditionals
+from mmvae_jax.evaluation.draws import draws_of
 from mmvae_jax.evaluation.metric import (
     EvaluationData,
     Reader,
@@ -52,6 +52,7 @@ def second_judge(
     first = require_classifiers(data, model.modalities, "second_judge")
     other = data._replace(classifiers=data.second_classifiers)
     second = require_classifiers(other, model.modalities, "second_judge")
+    draws = draws_of(model, params, data, key)
     found: dict[str, dict[tuple[str, str], float]] = {
         name: {} for name in ("coherence", "disagreement", "real_disagreement")
     }
@@ -62,8 +63,7 @@ def second_judge(
             why = conditionals.no_example(condition)
             found = {name: own | {place: why} for name, own in found.items()}
             continue
-        key, own_key = jax.random.split(key)
-        generated = conditionals.draw(model, params, data, condition, own_key)
+        generated = draws.conditional(condition)
         real = data.test.modalities[m][condition.rows]
         own, others, *of_real = (
             _classes(judge[m], examples, data.batch_size)

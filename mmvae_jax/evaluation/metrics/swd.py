@@ -13,7 +13,7 @@ import numpy as np
 
 from mmvae_jax.data.dataset import to_unit_interval
 from mmvae_jax.errors import UsageError
-from mmvae_jax.evaluation.generate import prior_examples, to_eight_bits
+from mmvae_jax.evaluation.draws import draws_of
 from mmvae_jax.evaluation.metric import (
     EvaluationData,
     images_of,
@@ -73,11 +73,7 @@ def swd(
     num_test = data.test.num_examples
     num = min(num_images, num_test)
     rows = np.asarray(jax.random.choice(row_key, num_test, (num,), replace=False))
-    generated: dict[str, list[np.ndarray]] = {name: [] for name in modalities}
-    for examples, num_valid in prior_examples(model, params, data, prior_key, num):
-        for name in modalities:
-            values = np.asarray(to_eight_bits(examples[name]), np.float32)
-            generated[name].append(values[:num_valid])
+    draws = draws_of(model, params, data, prior_key)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(patch_key)).ravel())
     taken = data.test.take(rows)
     tags: dict[str, float] = {}
@@ -89,7 +85,7 @@ def swd(
         kept = taken.is_observed(name)
         distances = level_distances(
             to_unit_interval(taken.modalities[name][kept]),
-            np.concatenate(generated[name])[kept],
+            draws.prior(name, num).values()[kept],
             rng,
             patches_per_image,
             num_projections,

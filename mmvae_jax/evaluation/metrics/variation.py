@@ -12,9 +12,9 @@ import numpy as np
 from scipy.spatial.distance import pdist
 
 from mmvae_jax.evaluation import conditionals
+from mmvae_jax.evaluation.draws import draws_of
 from mmvae_jax.evaluation.metric import EvaluationData, Undefined, require_labels
 from mmvae_jax.evaluation.metrics import frechet
-from mmvae_jax.evaluation.metrics.conditional_quality import generated_features
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 NUM_DRAWS = 10
@@ -38,7 +38,7 @@ def variation(
       model: for one sweep member.
       params: its parameters.
       data: test split, and classifiers for all modalities.
-      key: of the examples and the draws.
+      key: of the draws, and of the real examples of a class.
       num_examples: conditions at most, a modality.
       num_draws: for each condition, at least 2.
 
@@ -58,21 +58,18 @@ def variation(
     extractors = frechet.classifier_extractors(data, model.modalities, "variation")
     row_key, draw_key = jax.random.split(key)
     rng = conditionals.numpy_rng(row_key)
+    draws = draws_of(model, params, data, draw_key)
     values: dict[tuple[str, str], float] = {}
     for m, extractor in extractors.items():
-        whole = conditionals.leave_one_out(data.test, m)
-        condition = conditionals.at_most(whole, rng, num_examples)
+        condition = conditionals.leave_one_out(data.test, m)
         if not len(condition.rows):
             values[condition.name, m] = conditionals.no_example(condition)
             continue
-        draw_key, *keys = jax.random.split(draw_key, 1 + num_draws)
-        draws = [
-            generated_features(
-                extractor,
-                conditionals.draw(model, params, data, condition, own_key),
-                data.batch_size,
+        features_of_draws = [
+            frechet.generated_features(
+                extractor, draws.again(condition, turn, num_examples), data.batch_size
             )
-            for own_key in keys
+            for turn in range(num_draws)
         ]
         is_there = data.test.is_observed(m)
         real = data.test.modalities[m][is_there]
@@ -81,7 +78,7 @@ def variation(
         values[condition.name, m] = (
             of_classes
             if isinstance(of_classes, Undefined)
-            else spread_of_draws(np.stack(draws)) / of_classes
+            else spread_of_draws(np.stack(features_of_draws)) / of_classes
         )
     return conditionals.summarise("variation", values, len(model.modalities))
 

@@ -142,7 +142,7 @@ def test_what_is_not_finite_has_a_reason_too(value):
         {"a": lambda *given: {"x": value}},
         toy_model((), 0),
         None,
-        None,
+        EvaluationData(None, None, None, 1),
         jax.random.key(0),
     )
     assert reasons(found) == {"eval/x": "what the model computes is not finite"}

@@ -1,0 +1,220 @@
+"""Examples that one member generates, drawn once for all metrics that look at them.
+
+Encoding, the flows of some models and decoding are most of the time of an evaluation.
+`evaluate.evaluate_member` therefore hands all metrics the same `Draws`; a metric that
+is called alone makes its own. What is kept is as coarse as real examples are, one byte
+a value of an image: 120 MB for 10,000 prior samples of PolyMNIST, 590 MB with all
+conditions of `conditionals`. Coherence of all subsets is not read from here, as
+2^M - 1 of them are too many to keep.
+"""
+
+import zlib
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmvae_jax.data.dataset import is_image, to_unit_interval
+from mmvae_jax.evaluation.conditionals import Condition, order_of
+from mmvae_jax.evaluation.generate import (
+    is_finite,
+    latents_given,
+    prior_means,
+    to_examples,
+)
+from mmvae_jax.evaluation.metric import EvaluationData
+from mmvae_jax.types import (
+    Array,
+    Distribution,
+    MultimodalVAE,
+    Params,
+    PRNGKey,
+)
+
+
+class Generated(NamedTuple):
+    """Examples of one modality, of the same kind as real ones.
+
+    Attributes:
+      examples: [n, ...]: images uint8, vectors float, tokens int.
+      is_finite: bool [n], of the likelihood's means; bytes and tokens do not show it.
+    """
+
+    examples: np.ndarray
+    is_finite: np.ndarray
+
+    def values(self) -> np.ndarray:
+        """The examples, images in [0, 1]; nan where they are not finite."""
+        values = np.asarray(to_unit_interval(self.examples))
+        if self.is_finite.all() or not np.issubdtype(values.dtype, np.floating):
+            return values
+        shape = (-1, *[1] * (values.ndim - 1))
+        return np.where(self.is_finite.reshape(shape), values, np.nan)
+
+
+class Draws:
+    """What a member generates from its prior and from some modalities of test examples.
+
+    Draws do not depend on which metrics ask, nor on how many examples they ask for:
+    the first n of more are the same.
+
+    Attributes:
+      model: for one sweep member.
+      params: its parameters.
+      data: test split, and the batch size B of every call to the model.
+      key: of all draws.
+    """
+
+    def __init__(
+        self, model: MultimodalVAE, params: Params, data: EvaluationData, key: PRNGKey
+    ) -> None:
+        """A member that has drawn nothing yet."""
+        self.model, self.params, self.data, self.key = model, params, data, key
+        self._prior: dict[str, Generated] = {}
+        self._conditional: dict[tuple[str, str], list[Generated]] = {}
+        self._experts: dict[int, Distribution] = {}
+
+    def prior(self, modality: str, num: int) -> Generated:
+        """Examples of a modality from the first `num` prior samples."""
+        if not self._prior or len(self._prior[modality].examples) < num:
+            self._prior = self._from_prior(num)
+        return _first(self._prior[modality], num)
+
+    def conditional(self, condition: Condition, num: int | None = None) -> Generated:
+        """One draw an example: z ~ q(z|x_A), and the mean of p(x_m|z) of the target.
+
+        Args:
+          condition: of `conditionals`, on at least one example.
+          num: of its examples, the first; None, or if there are fewer: all.
+
+        Returns:
+          Generated, in the order of the condition's rows.
+        """
+        parts = self._conditional.setdefault((condition.name, condition.target), [])
+        return self._drawn(condition, num, self._key_of(condition), parts)
+
+    def again(
+        self,
+        condition: Condition,
+        turn: int,
+        num: int | None = None,
+        *,
+        has_noise: bool = False,
+    ) -> Generated:
+        """One of several draws for the same examples; nothing of it is kept.
+
+        Args:
+          condition: as of `conditional`.
+          turn: >= 0, of the draw.
+          num: as of `conditional`.
+          has_noise: whether normal noise of the likelihood's standard deviation is
+            added to its mean; of tokens there is none.
+        """
+        key = jax.random.fold_in(self._key_of(condition), 1 + turn)
+        return self._drawn(condition, num, key, [], has_noise)
+
+    def _drawn(
+        self,
+        condition: Condition,
+        num: int | None,
+        key: PRNGKey,
+        parts: list[Generated],
+        has_noise: bool = False,
+    ) -> Generated:
+        """The first `num` draws, of which those of some batches are there."""
+        total = len(condition.rows)
+        num = total if num is None else min(num, total)
+        while sum(len(x.examples) for x in parts) < num:
+            parts.append(self._batch(condition, len(parts), key, has_noise))
+        joined = Generated(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+        return _first(joined, num)
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        """The rows of the test split in the order in which they are taken."""
+        return order_of(self.data.test.num_examples)
+
+    def _key_of(self, condition: Condition) -> PRNGKey:
+        """The key of a condition's draws."""
+        name = f"{condition.name} {condition.target}"
+        return jax.random.fold_in(self.key, zlib.crc32(name.encode()))
+
+    def _from_prior(self, num: int) -> dict[str, Generated]:
+        """Modality -> examples of the first `num` prior samples."""
+        parts: dict[str, list[Generated]] = {m: [] for m in self.model.modalities}
+        size = self.data.batch_size
+        for means, count in prior_means(
+            self.model, self.params, size, jax.random.fold_in(self.key, 0), num
+        ):
+            for m, mean in means.items():
+                rows = np.arange(size) < count
+                parts[m].append(self._kept(m, mean, rows))
+        return {
+            m: Generated(*(np.concatenate(x) for x in zip(*own, strict=True)))
+            for m, own in parts.items()
+        }
+
+    def _batch(
+        self, condition: Condition, index: int, key: PRNGKey, has_noise: bool
+    ) -> Generated:
+        """The draws for those examples of a condition that are in one batch."""
+        size, total = self.data.batch_size, len(self._order)
+        places = np.arange(index * size, (index + 1) * size)
+        rows = self._order[places % total]
+        given = np.zeros((total, len(self.model.modalities)), bool)
+        given[condition.rows] = condition.given
+        is_asked = np.isin(rows, condition.rows) & (places < total)
+        experts = self._encoded(index, rows)
+        keys = jax.random.split(jax.random.fold_in(key, index), 3)
+        subset = given[rows].T
+        z = latents_given(self.model, self.params, experts, subset, keys)
+        mean = _of_one(self.model.decode, condition.target, self.params, z)
+        if has_noise:
+            deviation = _of_one(self.model.deviation, condition.target, self.params, z)
+            mean += deviation * jax.random.normal(keys[2], deviation.shape)
+        return self._kept(condition.target, mean, is_asked)
+
+    def _encoded(self, index: int, rows: np.ndarray) -> Distribution:
+        """The experts of one batch, encoded once."""
+        if index not in self._experts:
+            leaves = self.data.test.leaves().items()
+            batch = {name: to_unit_interval(x[rows]) for name, x in leaves}
+            self._experts[index] = self.model.encode(self.params, batch)
+        return self._experts[index]
+
+    def _kept(self, modality: str, mean: Array, rows: np.ndarray) -> Generated:
+        """Some rows of likelihood means [B, ...] as examples."""
+        example = to_examples(self.data.test, {modality: mean}, self.data.words)
+        x = example[modality]
+        if is_image(self.data.test.modalities[modality]):
+            x = jnp.round(x * 255.0).astype(jnp.uint8)
+        examples, finite = jax.device_get((x, is_finite(mean)))
+        return Generated(examples[rows], finite[rows])
+
+
+def draws_of(
+    model: MultimodalVAE, params: Params, data: EvaluationData, key: PRNGKey
+) -> Draws:
+    """The draws that all metrics share; of a metric that is called alone, its own.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: as the metric was given it.
+      key: of the metric's own draws.
+    """
+    return data.draws or Draws(model, params, data, key)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _of_one(function: Callable, target: str, params: Params, z: Array) -> Any:
+    """Output of a function of latent vectors for one modality, the others left out."""
+    return function(params, z)[target]
+
+
+def _first(generated: Generated, num: int) -> Generated:
+    """The first of some examples."""
+    return Generated(*(x[:num] for x in generated))
