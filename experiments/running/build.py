@@ -10,7 +10,7 @@ from experiments.running import datasets, processes, terminal
 from mmvae_jax.evaluation import needs
 from mmvae_jax.interface import checks, sweeps
 from mmvae_jax.models import parts
-from mmvae_jax.training import stages
+from mmvae_jax.training import examples, stages
 
 ALL = ("all",)  # as config.eval.metrics: all that can be computed
 
@@ -78,10 +78,18 @@ def _described(sweep: sweeps.Sweep) -> str:
     """One line on a sweep: model, data, size and execution."""
     size = num_parameters(sweep)
     execution = sweep.execution
+    where = ""
+    if execution.window:
+        num = examples.num_bytes(sweep.dataset.train.leaves())
+        where = (
+            f", {num / 2**30:.1f} GiB of training data in host memory, sent "
+            f"{execution.window} steps at a time"
+        )
     return (
         f"{sweep.config.model.name} on {sweep.dataset.name}: "
         f"{sweep.dataset.train.num_examples} examples, "
         f"{len(sweep.model.modalities)} modalities, {size:,} parameters, "
         f"{len(sweep.members)} members on {sweeps.device_name(execution.layout)}, "
         f"mapped by {execution.mapping}, up to {execution.steps_per_call} steps a call"
+        + where
     )

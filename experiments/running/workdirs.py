@@ -328,7 +328,7 @@ _SCHEDULE = "config.train.learning_rate_schedule"
 EVALUATION = ("eval", "classifier", "matcher")
 _EVALUATION = tuple(f"config.{section}." for section in EVALUATION)
 # A run may be continued on other devices, and with other trackers.
-_ELSEWHERE = ("config.train.mesh", "config.log.")
+_ELSEWHERE = ("config.train.mesh", "config.train.data_on", "config.log.")
 
 
 def _refuse(

@@ -340,7 +340,7 @@ def _fit_flows(r: np.ndarray, seed: int, settings: Any) -> list[Params]:
     found = classifiers.fit_members(
         task,
         _FlowHyper(jnp.full(num_parts, _LEARNING_RATE), jnp.arange(num_parts)),
-        {"r": jnp.moveaxis(jnp.asarray(r), 0, 1)},
+        {"r": np.moveaxis(np.asarray(r), 0, 1)},
         _FlowSettings(settings.sampler_steps, seed),
         loop.Events(),
     )

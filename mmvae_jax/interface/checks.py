@@ -25,7 +25,7 @@ from mmvae_jax.evaluation.metrics.log_likelihood import PROPOSALS
 from mmvae_jax.mathematics import distributions
 from mmvae_jax.models import parts
 from mmvae_jax.networks import CLASSIFIERS
-from mmvae_jax.training import devices, mapping, schedules, sinks, step, sweep
+from mmvae_jax.training import devices, examples, mapping, schedules, sinks, step, sweep
 from mmvae_jax.training.execution import matmul_precision
 from mmvae_jax.types import PRIOR, MultimodalVAE
 
@@ -178,6 +178,7 @@ CHECKS: tuple[Check, ...] = (
     Check("log.wandb", sinks.require_wandb),
     Check("log.mlflow", sinks.require_mlflow),
     _one_of("train.mapping", ("auto", *sweep.MAPPINGS)),
+    _one_of("train.data_on", examples.PLACES),
     _one_of("classifier.network", CLASSIFIERS),
     *_at_least(1, "classifier.num_steps", "classifier.batch_size"),
     *_at_least(0, "classifier.seed"),

@@ -105,6 +105,10 @@ def get_config() -> ConfigDict:
                 # batch, a divisor of its size; 0 = automatic. No part of what a run
                 # is: it may be continued on other devices.
                 mesh=(0, 0),
+                # Where the training data are: "device", or "host" and sent as they
+                # are due; "auto": on the host if they take more than a quarter of a
+                # device's memory. No part of what a run is, either.
+                data_on="auto",
             ),
             log=dict(  # trackers beside TensorBoard; no part of what a run is
                 wandb="",  # Weights & Biases: "offline", "online"; "" = not used

@@ -9,9 +9,9 @@ from mmvae_jax import models
 from mmvae_jax.data.dataset import Dataset, Split
 from mmvae_jax.evaluation import evaluate, needs
 from mmvae_jax.interface import checks
-from mmvae_jax.training import devices, mapping, step, sweep
+from mmvae_jax.training import devices, examples, mapping, step, sweep
 from mmvae_jax.training.execution import Execution
-from mmvae_jax.types import Hyper, MultimodalVAE, PRNGKey
+from mmvae_jax.types import Batch, Hyper, MultimodalVAE, PRNGKey
 
 
 class Sweep(NamedTuple):
@@ -76,13 +76,15 @@ def build(
             task=task,
             hyper=sweep.stack_hyper(members),
             keys=sweep.stack_keys(members),
-            execution=_execution(config, task, len(members)),
+            execution=_execution(config, task, len(members), dataset.train.leaves()),
         ),
         notes,
     )
 
 
-def _execution(config: Any, task: step.Task, num_members: int) -> Execution:
+def _execution(
+    config: Any, task: step.Task, num_members: int, data: Batch
+) -> Execution:
     """How members and steps are executed here; the config has been checked."""
     settings = config.train
     execution = mapping.choose_execution(
@@ -95,6 +97,13 @@ def _execution(config: Any, task: step.Task, num_members: int) -> Execution:
         precision=settings.precision,
         layout=checks.layout_of(config, num_members),
         members_at_once=settings.members_at_once,
+        window=examples.window_steps(
+            settings.data_on,
+            data,
+            settings.batch_size,
+            execution.steps_per_call,
+            mapping.device_memory(),
+        ),
     )
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mmvae_jax.errors import ArgumentError
-from mmvae_jax.training import devices, step, sweep
+from mmvae_jax.training import devices, examples, step, sweep
 from mmvae_jax.types import Array, Batch, PRNGKey
 
 # Steps of one call of the compiled program at most.
@@ -63,6 +63,8 @@ class Execution(NamedTuple):
       layout: numbers of devices over which members and batches are spread.
       members_at_once: members in parallel by "vmap" on a device, a divisor of their
         number there; 0 = all.
+      window: steps whose examples are sent to the devices at once; 0 = all examples
+        are there (`examples.window_steps`).
     """
 
     mapping: str
@@ -70,6 +72,7 @@ class Execution(NamedTuple):
     precision: str = "default"
     layout: devices.Layout = devices.ONE_DEVICE
     members_at_once: int = 0
+    window: int = 0
 
 
 def compile_steps(task: step.Task, execution: Execution) -> jax.stages.Wrapped:
@@ -112,8 +115,8 @@ def compile_steps(task: step.Task, execution: Execution) -> jax.stages.Wrapped:
 
 
 def compile_begin(
-    stage: step.StageTask, execution: Execution, batch_size: int
-) -> jax.stages.Wrapped:
+    stage: step.StageTask, execution: Execution, batch_size: int, data: Batch
+) -> Callable[[step.TrainState], step.TrainState]:
     """The compiled program of what is done before the first step of a stage.
 
     Args:
@@ -121,29 +124,33 @@ def compile_begin(
       execution: of members.
       batch_size: examples at a time, of a pass over all of them; the last batch has
         what is left.
+      data: result of `examples.put`.
 
     Returns:
-      (state [K], data) -> state [K], where `compile_steps` has them; the state is
-      donated.
+      state [K] -> state [K], where `compile_steps` has it; the state is donated.
     """
+    num_examples = len(next(iter(data.values())))
+    num = num_examples // batch_size
 
-    def begin(state: step.TrainState, data: Batch) -> step.TrainState:
-        num_examples = jax.tree.leaves(data)[0].shape[0]
-        num = num_examples // batch_size
+    def begin(state: step.TrainState, held: Batch) -> step.TrainState:
+        def read(start: int | Array, count: int) -> Batch:
+            if execution.window:
+                return examples.fetch(data, start, count)
+            rows = start + jnp.arange(count)
+            return jax.tree.map(lambda leaf: leaf[rows], held)
 
         def fold(f: Callable, first: Any) -> Any:
             def body(i: Array, carry: Any) -> Any:
-                rows = i * batch_size + jnp.arange(batch_size)
-                return f(carry, jax.tree.map(lambda leaf: leaf[rows], data))
+                return f(carry, read(i * batch_size, batch_size))
 
             carry = jax.lax.fori_loop(0, num, body, first)
-            if num * batch_size == num_examples:
-                return carry
-            return f(carry, jax.tree.map(lambda leaf: leaf[num * batch_size :], data))
+            left = num_examples - num * batch_size
+            return f(carry, read(num * batch_size, left)) if left else carry
 
         return step.begin_stage(stage, state, fold)
 
-    return _compile(begin, execution, num_shared=1)
+    program = _compile(begin, execution, num_shared=1)
+    return lambda state: program(state, {} if execution.window else data)
 
 
 def _compile(fn: Callable, execution: Execution, num_shared: int) -> Any:

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmvae_jax.data.batches import batch_indices
-from mmvae_jax.training import devices
+from mmvae_jax.training import devices, examples
 from mmvae_jax.training.execution import MAX_STEPS_PER_CALL, Execution
 from mmvae_jax.training.step import TrainState
 from mmvae_jax.types import Array, Batch, PRNGKey
@@ -120,7 +119,8 @@ def fit(
       state: fields [K, ...]; donated.
       hyper: fields [K].
       keys: key [K].
-      data: modality -> [num_examples, ...]; put on the devices.
+      data: modality -> [num_examples, ...]; put on the devices, or where
+        `execution.window` says so sent there as they are due.
       num_steps: the step at which to stop.
       batch_size: examples a step.
       data_seed: seed of the order of the data.
@@ -135,33 +135,39 @@ def fit(
     """
     layout = execution.layout
     hyper, keys = devices.put_members((hyper, keys), layout)
-    data = devices.put_shared(data, layout)
-    num_examples = jax.tree.leaves(data)[0].shape[0]
     step = int(devices.first(state.step))
     clock = _Clock(execution, events)
-    while step < num_steps:
-        clock.finish_if_done()
-        is_stopping, longest = devices.agree(
-            events.is_stopping(), clock.longest, layout
-        )
-        if is_stopping:
-            break
-        num = min(longest, num_steps - step, events.steps_to_boundary(step))
-        indices = np.zeros((execution.steps_per_call, batch_size), np.int32)
-        indices[:num] = batch_indices(data_seed, step, num, num_examples, batch_size)
-        state, done = program(state, hyper, keys, data, indices, num)
-        step += num
-        clock.finish()  # of the call before
-        totals, every = None, events.log_every_steps
-        if _is_at(step, every):
-            state, totals = _take_totals(state, layout)
-        elif every and step == num_steps:
-            # Not set to zero: a run that goes on from here has the same logs as one
-            # that never stopped.
-            _, totals = _take_totals(state, layout)
-        clock.call = _Call(step, num, done, totals)
-        _save_and_evaluate(clock, events, step, state)
-    clock.finish()
+    with examples.opened(
+        examples.put(data, execution.window, layout),
+        execution.window,
+        layout,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        data_seed=data_seed,
+        steps_per_call=execution.steps_per_call,
+    ) as take:
+        while step < num_steps:
+            clock.finish_if_done()
+            is_stopping, longest = devices.agree(
+                events.is_stopping(), clock.longest, layout
+            )
+            if is_stopping:
+                break
+            num = min(longest, num_steps - step, events.steps_to_boundary(step))
+            taken, indices, num = take(step, num)
+            state, done = program(state, hyper, keys, taken, indices, num)
+            step += num
+            clock.finish()  # of the call before
+            totals, every = None, events.log_every_steps
+            if _is_at(step, every):
+                state, totals = _take_totals(state, layout)
+            elif every and step == num_steps:
+                # Not set to zero: a run that goes on from here has the same logs as one
+                # that never stopped.
+                _, totals = _take_totals(state, layout)
+            clock.call = _Call(step, num, done, totals)
+            _save_and_evaluate(clock, events, step, state)
+        clock.finish()
     return state
 
 

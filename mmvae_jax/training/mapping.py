@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from mmvae_jax.errors import ArgumentError, UsageError
-from mmvae_jax.training import devices, sweep
+from mmvae_jax.training import devices, examples, sweep
 from mmvae_jax.training.execution import (
     MAX_STEPS_PER_CALL,
     Execution,
@@ -111,7 +111,8 @@ class Prepared(NamedTuple):
         the same already compiled.
       execution: the one chosen.
       state: states of all members before the first step, fields [K, ...].
-      data: as given, or on the devices if the program was compiled for them there.
+      data: as given, or on the devices if the program was compiled for them there and
+        `Execution.window` is 0.
     """
 
     programs: tuple[Callable, ...]
@@ -153,9 +154,11 @@ def prepare(
     if execution.mapping != "vmap":
         lazily = tuple(compile_steps(own, execution) for own in task.tasks())
         return Prepared(lazily, execution, state, data)
-    data = devices.put_shared(data, layout)
+    data = examples.put(data, execution.window, layout)
+    taken = examples.first_window(data, execution.window, batch_size)
+    taken = devices.put_shared(taken, layout)
     rows = np.zeros((execution.steps_per_call, batch_size), np.int32)
-    arguments = (state, *devices.put_members((hyper, keys), layout), data, rows)
+    arguments = (state, *devices.put_members((hyper, keys), layout), taken, rows)
     programs = []
     for own in task.tasks():
         program, execution = _compile_within(own, execution, arguments, memory)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from mmvae_jax.training import devices, loop
+from mmvae_jax.training import devices, examples, loop
 from mmvae_jax.training.execution import compile_begin
 from mmvae_jax.training.mapping import Prepared
 from mmvae_jax.training.step import StageTask, Task, TrainState, tags
@@ -45,7 +45,7 @@ def fit(
       The state after `num_steps` steps, or earlier if `events.is_stopping` said so.
     """
     execution = prepared.execution
-    data = devices.put_shared(prepared.data, execution.layout)
+    data = examples.put(prepared.data, execution.window, execution.layout)
     whole = StageTask("", 0, num_steps, None, task)
     stages = task.stages or (whole,)
     for stage, program in zip(stages, prepared.programs, strict=True):
@@ -56,8 +56,8 @@ def fit(
         if task.stages:
             own = _of_stage(events, stage, (state, hyper, keys, data), batch_size)
             if step == stage.start:
-                begin = compile_begin(stage, execution, batch_size)
-                state = begin(devices.put_members(state, execution.layout), data)
+                begin = compile_begin(stage, execution, batch_size, data)
+                state = begin(devices.put_members(state, execution.layout))
         state = loop.fit(
             program,
             state,

@@ -19,7 +19,7 @@ import optax
 from mmvae_jax import networks
 from mmvae_jax.data.dataset import Dataset, Split, is_image, to_unit_interval
 from mmvae_jax.evaluation.metric import Reader, is_writable, keep, require_labels
-from mmvae_jax.training import loop, mapping, step, sweep
+from mmvae_jax.training import examples, loop, mapping, step, sweep
 from mmvae_jax.training.execution import compile_steps, init_states
 from mmvae_jax.types import OBSERVED, Array, Batch, Params, PRNGKey, Shape
 
@@ -202,7 +202,6 @@ def _train_group(
     if dataset.train.observed is not None:
         observed = [dataset.train.is_observed(m) for m in group]
         data[OBSERVED] = np.stack(observed, axis=1)
-    data = jax.device_put(data)
     task = classifier_task(network, group, dataset.shapes()[group[0]])
     num = len(group)
     hyper = ClassifierHyper(
@@ -221,7 +220,7 @@ def _train_group(
 def fit_members(
     task: step.Task,
     hyper: Any,
-    data: Mapping[str, Array],
+    data: Mapping[str, np.ndarray],
     settings: Any,
     events: loop.Events,
 ) -> Params:
@@ -243,6 +242,14 @@ def fit_members(
     execution = mapping.choose_execution(
         "auto", 0, task.convolutions, jax.default_backend()
     )
+    window = examples.window_steps(
+        examples.AUTO,
+        data,
+        batch_size,
+        execution.steps_per_call,
+        mapping.device_memory(),
+    )
+    execution = execution._replace(window=window)
     state = loop.fit(
         compile_steps(task, execution),
         init_states(task, hyper, keys, batch),

@@ -84,7 +84,7 @@ def get_matchers(
         params = classifiers.fit_members(
             _matching_task(groups),
             _MatcherHyper(jnp.full(1, config.matcher.learning_rate, jnp.float32)),
-            jax.device_put(dict(train_split.modalities)),
+            dict(train_split.modalities),
             config.matcher,
             events,
         )
