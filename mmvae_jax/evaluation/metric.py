@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmvae_jax.data.dataset import Split, is_image, is_tokens
+from mmvae_jax.data.dataset import LABEL, Shown, Split, is_image, is_tokens, shows
 from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.files import write_whole
 from mmvae_jax.types import AnyArray, Array
@@ -150,6 +150,7 @@ class EvaluationData(NamedTuple):
       words: modality of tokens -> its vocabulary, the word of every token.
       whole_test: the test split of which `test` is a part; None where it is whole.
       second_classifiers: as `classifiers`, others; None where no metric needs them.
+      shown: attribute -> the modalities that show it, as `Dataset` has it.
     """
 
     train: Split
@@ -161,6 +162,18 @@ class EvaluationData(NamedTuple):
     words: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     whole_test: Split | None = None
     second_classifiers: Mapping[str, Reader] | None = None
+    shown: Shown = MappingProxyType({})
+
+    def share(self, *modalities: str) -> bool:
+        """Whether modalities show one attribute, as far as the data tell."""
+        names = (*self.test.attributes, LABEL)
+        return not self.shown or any(
+            len(self.showing(name, modalities)) == len(modalities) for name in names
+        )
+
+    def showing(self, attribute: str, modalities: Iterable[str]) -> tuple[str, ...]:
+        """Those of the modalities that show an attribute, or the label (LABEL)."""
+        return tuple(m for m in modalities if shows(self.shown, m, attribute))
 
 
 def mean(values: Iterable[float]) -> float:
@@ -353,6 +366,47 @@ def require_attributes(split: Split, metric: str) -> tuple[str, ...]:
     return tuple(split.attributes)
 
 
+def require_open(
+    split: Split, shown: Shown, metric: str
+) -> list[tuple[str, tuple[str, ...]]]:
+    """The attributes that modalities of a split leave open.
+
+    Args:
+      split: the examples.
+      shown: as `Dataset.shown`.
+      metric: name of the metric that needs them.
+
+    Returns:
+      (attribute, condition): each modality that does not show it, and all of these,
+      where two others show it, which can agree.
+
+    Raises:
+      UsageError: there is none.
+    """
+    found = []
+    for a in require_attributes(split, metric):
+        hidden = tuple(m for m in split.modalities if not shows(shown, m, a))
+        if hidden and len(split.modalities) - len(hidden) > 1:
+            conditions = dict.fromkeys([*((m,) for m in hidden), hidden])
+            found += [(a, condition) for condition in conditions]
+    if not found:
+        raise ArgumentError(
+            "metric {!r} needs an attribute that two modalities show and another does "
+            "not, and there is none in these data ({}): leave it out of {metrics}",
+            metric,
+            "; ".join(
+                f"{a}: shown by {_all_of(a, split, shown)}" for a in split.attributes
+            ),
+        )
+    return found
+
+
+def _all_of(attribute: str, split: Split, shown: Shown) -> str:
+    """The modalities that show an attribute, in words."""
+    names = [m for m in split.modalities if shows(shown, m, attribute)]
+    return "all" if len(names) == len(split.modalities) else ", ".join(names) or "none"
+
+
 def require_complete(test: Split, metric: str, least: int = 2) -> Split:
     """The test examples that have all modalities.
 
@@ -421,11 +475,11 @@ def require_readers(
         f"{attribute} of {m}"
         for m in modalities
         for attribute in attributes
-        if m not in readers.get(attribute, {})
+        if shows(data.shown, m, attribute) and m not in readers.get(attribute, {})
     ]
     if missing:
         raise UsageError(
-            f"metric {metric!r} needs a reader for every attribute of every modality, "
+            f"metric {metric!r} needs a reader for every attribute of a modality, "
             f"none for {', '.join(missing)}: train them, or leave the metric out"
         )
     return readers

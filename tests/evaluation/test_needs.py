@@ -90,6 +90,11 @@ REFUSED = {
         make_split(),
         "'attributes' needs attributes, and the data have none: leave it out",
     ),
+    "nothing is left open": (
+        "one_to_many",
+        make_split()._replace(attributes={"colour": np.zeros(NUM, np.int32)}),
+        r"there is none in these data \(colour: shown by all\): leave it out of metr",
+    ),
     **{
         f"{name} without labels": (
             name,
