@@ -5,12 +5,12 @@
 PolyDigits in which a tuple shares a second attribute, the quarter that the digit is in.
 The modalities `digit` and `quadrant` show one of both alone, so that they leave the
 other one open: is what is generated from them of one mind (`one_to_many`)? After
-PolyMNIST-Quadrant-Labels of Yeo et al. (2026). Two variants, for any config of
-PolyMNIST: MNIST's digits as they are, and a quarter for each image, as
-PolyMNIST-Quadrant of Zhang et al. (2026) has it:
+PolyMNIST-Quadrant-Labels of Yeo et al. (2026). A quarter for each image, as
+PolyMNIST-Quadrant of Zhang et al. (2026) has it, is a variant of the configs without
+labels:
 
-    --config.data.digits=mnist --config.data.image_size=56
-    --config.data.quadrant=private --config.data.label_modalities="()"
+    python -m experiments.run --config=configs/polydigits.py:mmvae_plus \\
+        --config.data.quadrant=private
 """
 
 from configs import polydigits

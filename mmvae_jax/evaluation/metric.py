@@ -52,7 +52,8 @@ class Column(NamedTuple):
 
     Attributes:
       tag: as the metric returns it, without ``eval/``; "/*" at the end stands for a
-        modality, and the column for a table of its own with a column a modality.
+        modality (or a condition), and the column for a table of its own with a column
+        each.
       heading: of the column, or the title of that table.
       better: HIGHER, LOWER, or "" where neither is.
       unit: of the values; "" for fractions and what has none.
@@ -321,12 +322,18 @@ def inception_images_of(split: Split, metric: str) -> tuple[str, ...]:
 def captions_of(
     split: Split, words: Mapping[str, Sequence[str]], metric: str
 ) -> tuple[str, ...]:
-    """The modalities of a split that are tokens of which the words are known.
+    """The modalities of a split that are texts: tokens of which the words are known.
+
+    Those of a single token are classes, and no texts.
 
     Raises:
       UsageError: there is none.
     """
-    names = tuple(m for m, x in split.modalities.items() if is_tokens(x) and m in words)
+    names = tuple(
+        m
+        for m, x in split.modalities.items()
+        if is_tokens(x) and m in words and x.shape[1] > 1
+    )
     if not names:
         raise ArgumentError(
             "metric {!r} is of captions, and no modality is one: leave it out of "

@@ -85,6 +85,11 @@ REFUSED = {
         "needs test examples with all modalities, at least 1, got 0: leave it out",
     ),
     "captions without any": ("captions", make_split(), "'captions' is of captions"),
+    "captions of a single token": (
+        "captions",
+        make_split()._replace(modalities={"m0": np.zeros((NUM, 1), np.int32)}),
+        "'captions' is of captions, and no modality is one",
+    ),
     "attributes without any": (
         "attributes",
         make_split(),

@@ -127,6 +127,7 @@ METRICS = {
                 limits=(0.0, 1.0),
                 short="total var.",
             ),
+            _accuracy("one_to_many/agreement/*", "One-to-many agreement by condition"),
         ),
         citations=("yeo2026muni",),
     ),
