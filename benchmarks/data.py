@@ -62,6 +62,9 @@ def measure(data_dir, digits_dir, translate_scale):
             "translate_scale": translate_scale,
             "repeated": False,
             "pairings": 1,
+            "validation": 0,
+            "quadrant": "",
+            "label_modalities": (),
             "seed": 0,
         }
     )

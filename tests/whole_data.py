@@ -62,9 +62,9 @@ ODD_MODELS = (
     "contrastive",
 )
 # Metrics that a careful user asks for; of the others one needs weights from the web,
-# one attributes, which .npz files do not have, and one is a time.
+# two attributes, which .npz files do not have, and one is a time.
 LABELLED = ("coherence", "frechet", "linear_probe")
-ALL_METRICS = tuple(sorted(set(METRICS) - {"fid", "attributes", "cost"}))
+ALL_METRICS = tuple(sorted(set(METRICS) - {"fid", "attributes", "one_to_many", "cost"}))
 
 
 class DataSet(NamedTuple):

@@ -9,10 +9,11 @@ import dataset_images
 import tensorflow_datasets as tfds
 from dataset_errors import DatasetError, check_limits
 
-from polymnist import backgrounds, digits, published
+from polymnist import backgrounds, digits, labels, published
 
 SPLITS = ("train", "test")
 SOURCES = ("mnist", "sklearn", "published")
+QUADRANTS = ("", labels.SHARED, labels.PRIVATE)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -28,6 +29,10 @@ class Options(tfds.core.BuilderConfig):
       num_modalities: M, at least 1.
       image_size: side of the images, in pixels.
       translate_scale: side of the digit relative to the image; 1.0 does not move it.
+      quadrant: "shared" or "private": digits of half the image's side in one of its
+        quarters, the same in all modalities or drawn for each; "" for neither.
+      label_modalities: attributes, of "digit" and "quadrant", that are modalities of
+        their own, beside the images.
       repeated: every modality uses the first background.
       pairings: how many tuples each digit image is part of, per modality.
       validation: per cent of the training digits of each class that are not trained
@@ -44,6 +49,8 @@ class Options(tfds.core.BuilderConfig):
     num_modalities: int = 5
     image_size: int = 28
     translate_scale: float = 1.0
+    quadrant: str = ""
+    label_modalities: tuple[str, ...] = ()
     repeated: bool = False
     pairings: int = 1
     validation: int = 0
@@ -51,12 +58,15 @@ class Options(tfds.core.BuilderConfig):
 
     def __post_init__(self) -> None:
         """Checks the options and names the config after them."""
+        self.label_modalities = tuple(self.label_modalities)
         _check_options(self)
         self.name = _config_name(self)
 
     @property
     def side(self) -> int:
         """Side of the digit in the image, in pixels."""
+        if self.quadrant:
+            return self.image_size // 2
         return math.floor(self.image_size * self.translate_scale + 0.5)
 
 
@@ -81,6 +91,7 @@ def _check_options(config: Options) -> None:
             f"config.data.translate_scale={config.translate_scale} must be in "
             "0.25..1.0 (1.0: no translation)"
         )
+    _check_quadrant(config)
     for field, source in (("digits_dir", "mnist"), ("published_dir", "published")):
         if getattr(config, field) and config.digits != source:
             raise DatasetError(
@@ -95,10 +106,43 @@ def _check_options(config: Options) -> None:
             "with {train,test}/m{i}/{n}.{digit}.png"
         )
     changes = (config.translate_scale, config.repeated, config.pairings)
-    if changes != (1.0, False, 1) or config.validation:
+    others = (config.validation, config.quadrant, *config.label_modalities)
+    if changes != (1.0, False, 1) or any(others):
         raise DatasetError(
             'config.data.digits="published" takes the images as they are: leave '
-            "translate_scale=1.0, repeated=False, pairings=1 and validation=0"
+            "translate_scale=1.0, repeated=False, pairings=1, validation=0, "
+            'quadrant="" and label_modalities=()'
+        )
+
+
+def _check_quadrant(config: Options) -> None:
+    """Raises DatasetError where digits cannot be put into quarters, or be labelled."""
+    if config.quadrant not in QUADRANTS:
+        raise DatasetError(
+            f"config.data.quadrant={config.quadrant!r} must be one of "
+            f"{', '.join(map(repr, QUADRANTS))}"
+        )
+    if config.quadrant and config.image_size % 2:
+        raise DatasetError(
+            f"config.data.quadrant={config.quadrant!r} needs an even "
+            f"config.data.image_size, got {config.image_size}"
+        )
+    if config.quadrant and config.translate_scale != 1.0:
+        raise DatasetError(
+            f"config.data.quadrant={config.quadrant!r} halves the digit and places it: "
+            f"leave config.data.translate_scale=1.0, got {config.translate_scale}"
+        )
+    names = config.label_modalities
+    unknown = [name for name in names if name not in labels.VALUES]
+    if unknown or len(set(names)) < len(names):
+        raise DatasetError(
+            f"config.data.label_modalities={names} must be some of "
+            f"{', '.join(map(repr, labels.VALUES))}, each once"
+        )
+    if labels.QUADRANT in names and config.quadrant != labels.SHARED:
+        raise DatasetError(
+            f"config.data.label_modalities={names} needs one quarter for all "
+            'modalities: set config.data.quadrant="shared", or leave out "quadrant"'
         )
 
 
@@ -121,8 +165,11 @@ def _config_name(config: Options) -> str:
         for piece in published.describe(config.published_dir, config.num_modalities):
             foreign.update(piece)
         return "-".join([*words, foreign.hexdigest()[:12]])
-    if config.side < config.image_size:
+    if config.quadrant:
+        words.append(f"{config.quadrant}quadrant")
+    elif config.side < config.image_size:
         words.append(f"translated{config.side}px")
+    words += [f"{name}label" for name in config.label_modalities]
     if config.repeated:
         words.append("repeated")
     if config.pairings > 1:

@@ -11,19 +11,20 @@ from dataset_errors import DatasetError
 from tensorflow_datasets.core import shuffle
 from tqdm import tqdm
 
-from polymnist import backgrounds, digits, published, recipe
+from polymnist import backgrounds, digits, labels, published, recipe
 from polymnist.options import SPLITS
 
 BLOCK_BYTES = 16 << 20
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """PolyMNIST (Sutter et al., 2021), Translated-PolyMNIST, repeated modalities.
+    """PolyMNIST (Sutter et al., 2021) and its variants, see README.md.
 
-    One record holds a block of up to 1,000 examples, features [n, H, W, 3] and
-    labels [n], which `mmvae_jax.data.prepared.load` joins. With one example a record,
-    the usual way, the files of 60,000 + 10,000 examples were 2.2 times as large
-    (records are compressed one by one) and took 1.5 times as long to write and to read.
+    One record holds a block of up to 1,000 examples, features [n, H, W, 3], labels [n]
+    and what `labels` adds, which `mmvae_jax.data.prepared.load` joins. With one
+    example a record, the usual way, the files of 60,000 + 10,000 examples were 2.2
+    times as large (records are compressed one by one) and took 1.5 times as long to
+    write and to read.
 
     The metadata hold the names of the `modalities` in order, `num_examples` of each
     split, and a `fingerprint`: the sha256 over all images and labels, that tells
@@ -47,23 +48,31 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             shuffle.MAX_MEM_BUFFER_SIZE = limit
 
     def _info(self) -> Any:
-        """Describes the features: one modality each, and the labels."""
+        """Describes the features: one modality each, labels and attributes."""
         config = self.builder_config
-        shape = (None, config.image_size, config.image_size, 3)
-        features = {
-            f"m{m}": tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding="bytes")
-            for m in range(config.num_modalities)
-        }
-        features["label"] = tfds.features.Tensor(
-            shape=(None,), dtype=np.uint8, encoding="bytes"
-        )
+        shape = (config.image_size, config.image_size, 3)
+        images = [f"m{m}" for m in range(config.num_modalities)]
+
+        def tensor(dtype: type, *shape: int) -> Any:
+            return tfds.features.Tensor(
+                shape=(None, *shape), dtype=dtype, encoding="bytes"
+            )
+
+        features = {m: tensor(np.uint8, *shape) for m in images}
+        features |= {m: tensor(np.int32, 1) for m in config.label_modalities}
+        modalities = list(features)
+        features["label"] = tensor(np.uint8)
+        others = images, config.label_modalities, config.quadrant
+        for name in labels.shown_by(*others):
+            features[f"attribute/{name}"] = tensor(np.int32)
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features),
             # The order of features is not kept by TFDS, hence `modalities`.
             metadata=tfds.core.MetadataDict(
-                modalities=[name for name in features if name != "label"],
+                modalities=modalities,
                 num_examples={},
                 fingerprint="",
+                **labels.describe(*others),
             ),
             disable_shuffling=True,
         )
@@ -90,10 +99,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 )
                 for split in SPLITS
             }
+        # Digits that are translated are scaled down from the size of the image.
+        size = config.side if config.quadrant else config.image_size
         if config.digits == "sklearn":
-            images = digits.load_sklearn(config.image_size)
+            images = digits.load_sklearn(size)
         else:
-            images = digits.load_mnist(self._mnist_files(dl_manager), config.image_size)
+            images = digits.load_mnist(self._mnist_files(dl_manager), size)
         if config.validation:
             images = digits.for_validation(images, config.validation)
         num = 1 if config.repeated else config.num_modalities
@@ -108,6 +119,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 repeated=config.repeated,
                 pairings=config.pairings,
                 seed=config.seed,
+                image_size=config.image_size,
+                quadrant=config.quadrant,
             )
             for split in SPLITS
         }
@@ -149,14 +162,23 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             total=source.num_examples, desc=split, unit="ex", disable=None
         ) as bar:
             for start in range(0, source.num_examples, block):
-                modalities, labels = source.read(
-                    start, min(start + block, source.num_examples)
-                )
-                record = {**modalities, "label": labels}
+                stop = min(start + block, source.num_examples)
+                modalities, digit = source.read(start, stop)
+                own = source.quadrants
+                record = {
+                    **modalities,
+                    "label": digit,
+                    **labels.features(
+                        digit,
+                        None if own is None else own[:, start:stop],
+                        config.label_modalities,
+                        config.quadrant,
+                    ),
+                }
                 for name, values in record.items():
                     hashes.setdefault(name, hashlib.sha256()).update(values.tobytes())
                 yield start // block, record
-                bar.update(len(labels))
+                bar.update(stop - start)
         self._record_digest(split, source.num_examples, hashes)
 
     def _record_digest(

@@ -13,10 +13,11 @@ import numpy as np
 
 from polymnist import exact
 from polymnist.digits import Digits
+from polymnist.labels import SHARED
 
 THRESHOLD = 128
 SPLIT_WORDS = {"train": 0, "test": 1}
-_ORDER, _PAIR, _ROW, _COLUMN, _DOWN, _RIGHT = range(6)
+_ORDER, _PAIR, _ROW, _COLUMN, _DOWN, _RIGHT, _QUADRANT = range(7)
 
 # (Modality -> uint8 [n, H, W, 3], labels uint8 [n]).
 Examples = tuple[dict[str, np.ndarray], np.ndarray]
@@ -30,12 +31,15 @@ class Plan(NamedTuple):
       digits: int64 [M, N], index of the digit image.
       crops: int64 [M, N, 2], upper left corner in the background, in pixels.
       offsets: int64 [M, N, 2], upper left corner of the digit, in pixels.
+      quadrants: int64 [M, N], the quarter that the digit is in, 0..3 in the order of
+        `labels.VALUES`; zeros where it is not in quarters.
     """
 
     labels: np.ndarray
     digits: np.ndarray
     crops: np.ndarray
     offsets: np.ndarray
+    quadrants: np.ndarray
 
 
 class SplitSource(NamedTuple):
@@ -44,10 +48,12 @@ class SplitSource(NamedTuple):
     Attributes:
       num_examples: N.
       read: (start, stop) -> Examples.
+      quadrants: int64 [M, N] as of Plan; None where digits are not in quarters.
     """
 
     num_examples: int
     read: Callable[[int, int], Examples]
+    quadrants: np.ndarray | None = None
 
 
 def make_plan(
@@ -59,6 +65,7 @@ def make_plan(
     side: int,
     pairings: int,
     seed: int,
+    quadrant: str = "",
 ) -> Plan:
     """Draws every random choice of one split.
 
@@ -73,6 +80,8 @@ def make_plan(
       side: side of the digit in the image; below `image_size` it is translated.
       pairings: how many tuples each digit image is part of, per modality.
       seed: int, at least 0.
+      quadrant: "shared" or "private": digits are in quarters, those that m0 has in
+        either case, or of each modality its own; "": anywhere.
 
     Returns:
       Plan with N = n * pairings tuples in random order.
@@ -82,6 +91,7 @@ def make_plan(
     shape = (len(backgrounds), total)
     digits = np.empty(shape, np.int64)
     crops, offsets = np.empty((*shape, 2), np.int64), np.zeros((*shape, 2), np.int64)
+    quadrants = np.zeros(shape, np.int64)
     for m, background in enumerate(backgrounds):
         highest = [n - image_size for n in background.shape[:2]]
         for pairing in range(pairings):
@@ -95,13 +105,19 @@ def make_plan(
                 crops[m, part, axis] = exact.random_integers(
                     (*words, word), size, highest[axis]
                 )
+            if quadrant:
+                own = (*words[:3], 0 if quadrant == SHARED else m, _QUADRANT)
+                quadrants[m, part] = exact.random_integers(own, size, 3)
+                offsets[m, part] = side * np.stack(divmod(quadrants[m, part], 2), -1)
+                continue
             for axis, word in enumerate((_DOWN, _RIGHT)):
                 offsets[m, part, axis] = exact.random_integers(
                     (*words, word), size, image_size - side
                 )
     order = exact.random_order((seed, SPLIT_WORDS[split], _ORDER), total)
     paired = np.tile(np.sort(labels), pairings)
-    return Plan(paired[order], digits[:, order], crops[:, order], offsets[:, order])
+    of_modalities = (digits, crops, offsets, quadrants)
+    return Plan(paired[order], *(x[:, order] for x in of_modalities))
 
 
 def paste(patches: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:
@@ -155,11 +171,13 @@ def open_split(
     repeated: bool,
     pairings: int,
     seed: int,
+    image_size: int = 0,
+    quadrant: str = "",
 ) -> SplitSource:
     """The tuples of one split.
 
     Args:
-      digits: Digits of that split, square images.
+      digits: Digits of that split, square images, of which `side` pixels are taken.
       backgrounds: at least one, or `num_modalities` unless `repeated`.
       split: "train" or "test".
       num_modalities: M.
@@ -168,11 +186,13 @@ def open_split(
       repeated: every modality uses the first background.
       pairings: how often the procedure is repeated.
       seed: int, at least 0.
+      image_size: side of the images, in pixels; 0: that of the digits.
+      quadrant: as of `make_plan`.
 
     Returns:
       SplitSource; modalities are named m0, m1, ...
     """
-    size = digits.images.shape[1]
+    size = image_size or digits.images.shape[1]
     if repeated:
         backgrounds = [backgrounds[0]] * num_modalities
     plan = make_plan(
@@ -183,9 +203,10 @@ def open_split(
         side=side,
         pairings=pairings,
         seed=seed,
+        quadrant=quadrant,
     )
     images = digits.images
-    if side < size:
+    if side < images.shape[1]:
         images = exact.resize(images, side, side)
 
     def read(start: int, stop: int) -> Examples:
@@ -198,4 +219,4 @@ def open_split(
             modalities[f"m{m}"] = compose(chosen, background, plan.crops[m, part])
         return modalities, plan.labels[part]
 
-    return SplitSource(len(plan.labels), read)
+    return SplitSource(len(plan.labels), read, plan.quadrants if quadrant else None)

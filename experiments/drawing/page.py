@@ -27,6 +27,7 @@ from experiments.plans.runs import (
     spreads,
 )
 from experiments.running import citing, workdirs
+from experiments.running.contradictions import contradictions
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metric import titled
 from mmvae_jax.evaluation.metrics import COLUMNS
@@ -178,6 +179,11 @@ def render(directory: Path) -> str:
         fronts=page_pictures.draw_fronts(points.heads, points.spreads, METRICS),
         quality=quality(points),
         undefined=_undefined(runs, labels),
+        contradictions=[
+            (labels[run.workdir], line)
+            for run in runs
+            for line in contradictions(run.summary["members"])
+        ],
         modalities=_modality_tables(points),
         accuracy=_classifier_accuracy(points),
         real_captions=_real_captions(points),

@@ -43,6 +43,7 @@ def make_evaluator(
         batch_size=config.eval.batch_size,
         words=sweep.dataset.words,
         whole_test=sweep.dataset.test,
+        shown=sweep.dataset.shown,
     )
     trained: dict[str, Any] = {}  # judges, once there are any
 

@@ -9,6 +9,7 @@ import numpy as np
 import tabulate
 
 from experiments.running import workdirs
+from experiments.running.contradictions import contradictions
 from mmvae_jax.data.dataset import Dataset, Split, kind_of
 from mmvae_jax.evaluation.metrics import COLUMNS
 from mmvae_jax.interface.progress import drawing_interval, tqdm
@@ -67,7 +68,7 @@ def print_table(summary: dict[str, Any]) -> None:
     """Prints one row a member: its hyper-parameters and its main results.
 
     Where these are many, it is one row a result, with a column a member. Below it are
-    the reasons for what is nan.
+    the reasons for what is nan, and what contradicts a coherence.
     """
     members = summary["members"]
     columns = {
@@ -91,6 +92,8 @@ def print_table(summary: dict[str, Any]) -> None:
     for tag, why in workdirs.undefined(members).items():
         if tag in columns:
             say(f"{columns[tag]} is nan: {'; '.join(why)}")
+    for line in contradictions(members):
+        say(line)
 
 
 def _value(value: float | None) -> float:

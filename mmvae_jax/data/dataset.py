@@ -73,6 +73,10 @@ class Split(NamedTuple):
         return dict(self.modalities) | observed
 
 
+# Attribute -> the modalities that show it.
+Shown = Mapping[str, Collection[str]]
+
+
 class Dataset(NamedTuple):
     """A prepared data set.
 
@@ -84,6 +88,8 @@ class Dataset(NamedTuple):
       words: modality of tokens -> its vocabulary, the word of every token.
       attributes: name -> the names of its values.
       meanings: modality of tokens -> attribute -> word -> the value that it names.
+      shown: attribute (LABEL too) -> the modalities that show it; those that are not
+        listed are shown by all.
     """
 
     train: Split
@@ -93,6 +99,7 @@ class Dataset(NamedTuple):
     words: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     attributes: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     meanings: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType({})
+    shown: Shown = MappingProxyType({})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Modality -> shape of one example; a TokenShape where it is tokens."""
@@ -138,6 +145,11 @@ def with_counts(dataset: Dataset, modalities: Collection[str]) -> Dataset:
         fingerprint=hashlib.sha256(source.encode()).hexdigest(),
         words={m: words for m, words in dataset.words.items() if m not in own},
     )
+
+
+def shows(shown: Shown, modality: str, attribute: str) -> bool:
+    """Whether a modality shows an attribute, as `Dataset.shown` has it."""
+    return modality in shown.get(attribute, (modality,))
 
 
 def is_image(x: AnyArray) -> bool:

@@ -4,7 +4,7 @@ A prepared data set is a TFDS folder in the array_record format whose records ar
 blocks of examples: one feature [n, ...] a modality, `label` and `attribute/NAME` [n]
 where there are any; its metadata hold `modalities` (names in order), `num_examples`
 (split -> int) and `fingerprint`, and where there are tokens or attributes `words`,
-`attributes` and `meanings` (as `Dataset` has them).
+`attributes`, `meanings` and `shown` (as `Dataset` has them).
 """
 
 import json
@@ -65,6 +65,7 @@ def load(directory: str | Path) -> Dataset:
                 name: tuple(own) for name, own in metadata.get("attributes", {}).items()
             },
             meanings=dict(metadata.get("meanings", {})),
+            shown={name: tuple(own) for name, own in metadata.get("shown", {}).items()},
         )
         _check_values(dataset)
         return dataset

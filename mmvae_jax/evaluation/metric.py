@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmvae_jax.data.dataset import Split, is_image, is_tokens
+from mmvae_jax.data.dataset import LABEL, Shown, Split, is_image, is_tokens, shows
 from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.files import write_whole
 from mmvae_jax.types import AnyArray, Array
@@ -52,7 +52,8 @@ class Column(NamedTuple):
 
     Attributes:
       tag: as the metric returns it, without ``eval/``; "/*" at the end stands for a
-        modality, and the column for a table of its own with a column a modality.
+        modality (or a condition), and the column for a table of its own with a column
+        each.
       heading: of the column, or the title of that table.
       better: HIGHER, LOWER, or "" where neither is.
       unit: of the values; "" for fractions and what has none.
@@ -150,6 +151,7 @@ class EvaluationData(NamedTuple):
       words: modality of tokens -> its vocabulary, the word of every token.
       whole_test: the test split of which `test` is a part; None where it is whole.
       second_classifiers: as `classifiers`, others; None where no metric needs them.
+      shown: attribute -> the modalities that show it, as `Dataset` has it.
       draws: `draws.Draws` of the member, which its metrics share; None: each draws
         its own.
     """
@@ -163,7 +165,19 @@ class EvaluationData(NamedTuple):
     words: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     whole_test: Split | None = None
     second_classifiers: Mapping[str, Reader] | None = None
+    shown: Shown = MappingProxyType({})
     draws: Any = None
+
+    def share(self, *modalities: str) -> bool:
+        """Whether modalities show one attribute, as far as the data tell."""
+        names = (*self.test.attributes, LABEL)
+        return not self.shown or any(
+            len(self.showing(name, modalities)) == len(modalities) for name in names
+        )
+
+    def showing(self, attribute: str, modalities: Iterable[str]) -> tuple[str, ...]:
+        """Those of the modalities that show an attribute, or the label (LABEL)."""
+        return tuple(m for m in modalities if shows(self.shown, m, attribute))
 
 
 def mean(values: Iterable[float]) -> float:
@@ -311,12 +325,18 @@ def inception_images_of(split: Split, metric: str) -> tuple[str, ...]:
 def captions_of(
     split: Split, words: Mapping[str, Sequence[str]], metric: str
 ) -> tuple[str, ...]:
-    """The modalities of a split that are tokens of which the words are known.
+    """The modalities of a split that are texts: tokens of which the words are known.
+
+    Those of a single token are classes, and no texts.
 
     Raises:
       UsageError: there is none.
     """
-    names = tuple(m for m, x in split.modalities.items() if is_tokens(x) and m in words)
+    names = tuple(
+        m
+        for m, x in split.modalities.items()
+        if is_tokens(x) and m in words and x.shape[1] > 1
+    )
     if not names:
         raise ArgumentError(
             "metric {!r} is of captions, and no modality is one: leave it out of "
@@ -354,6 +374,47 @@ def require_attributes(split: Split, metric: str) -> tuple[str, ...]:
             metric,
         )
     return tuple(split.attributes)
+
+
+def require_open(
+    split: Split, shown: Shown, metric: str
+) -> list[tuple[str, tuple[str, ...]]]:
+    """The attributes that modalities of a split leave open.
+
+    Args:
+      split: the examples.
+      shown: as `Dataset.shown`.
+      metric: name of the metric that needs them.
+
+    Returns:
+      (attribute, condition): each modality that does not show it, and all of these,
+      where two others show it, which can agree.
+
+    Raises:
+      UsageError: there is none.
+    """
+    found = []
+    for a in require_attributes(split, metric):
+        hidden = tuple(m for m in split.modalities if not shows(shown, m, a))
+        if hidden and len(split.modalities) - len(hidden) > 1:
+            conditions = dict.fromkeys([*((m,) for m in hidden), hidden])
+            found += [(a, condition) for condition in conditions]
+    if not found:
+        raise ArgumentError(
+            "metric {!r} needs an attribute that two modalities show and another does "
+            "not, and there is none in these data ({}): leave it out of {metrics}",
+            metric,
+            "; ".join(
+                f"{a}: shown by {_all_of(a, split, shown)}" for a in split.attributes
+            ),
+        )
+    return found
+
+
+def _all_of(attribute: str, split: Split, shown: Shown) -> str:
+    """The modalities that show an attribute, in words."""
+    names = [m for m in split.modalities if shows(shown, m, attribute)]
+    return "all" if len(names) == len(split.modalities) else ", ".join(names) or "none"
 
 
 def require_complete(test: Split, metric: str, least: int = 2) -> Split:
@@ -424,11 +485,11 @@ def require_readers(
         f"{attribute} of {m}"
         for m in modalities
         for attribute in attributes
-        if m not in readers.get(attribute, {})
+        if shows(data.shown, m, attribute) and m not in readers.get(attribute, {})
     ]
     if missing:
         raise UsageError(
-            f"metric {metric!r} needs a reader for every attribute of every modality, "
+            f"metric {metric!r} needs a reader for every attribute of a modality, "
             f"none for {', '.join(missing)}: train them, or leave the metric out"
         )
     return readers

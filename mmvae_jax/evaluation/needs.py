@@ -18,6 +18,7 @@ from mmvae_jax.networks import inception
 _OF_SEVERAL_MODALITIES = (
     "complete tuple",
     "complete tuples",
+    "open attribute",
     "matchers",
     "second_classifiers",
 )
@@ -135,6 +136,9 @@ def _check_judge(kind: str, name: str, setting: Setting) -> None:
 NEEDS: dict[str, Callable[[str, Setting], Any]] = {
     "labels": _check_labels,
     "attributes": _check_attributes,
+    "open attribute": lambda name, setting: metric.require_open(
+        setting.test, setting.dataset.shown, name
+    ),
     "captions": lambda name, setting: metric.captions_of(
         setting.test, setting.dataset.words, name
     ),

@@ -261,6 +261,9 @@ def _draws_beside(given: Draws, test: Split, words: _Words) -> np.ndarray:
         drawn = np.stack([_large(_tiles(kind, x)) for x in given.draws], axis=1)
         right = [_row(tiles) for tiles in drawn]
     what = f"{len(given.draws)} draws of {given.target} given it"
+    (name,) = _texts([[(given.source, _REAL)]], _TEXT_WIDTH)
+    missing = max(0, name.shape[1] - left[0].shape[1])
+    left = [_padded(picture, 0, missing) for picture in left]
     head = [
         *_texts([[(given.source, _REAL)]], left[0].shape[1], is_tight=False),
         *_texts([[(what, _INK)]], right[0].shape[1], is_tight=False),

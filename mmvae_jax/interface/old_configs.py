@@ -23,7 +23,7 @@ _FORMER = {
 
 # Section -> its later fields, with what they were before.
 _LATER: dict[str, dict[str, Any]] = {
-    "data": {"validation": 0},
+    "data": {"validation": 0, "quadrant": "", "label_modalities": []},
     "modality": {"library_size": 0.0},
     "train": {
         "beta_warmup_steps": 0,

@@ -61,6 +61,12 @@ def get_config() -> ConfigDict:
                 missing_test=0.0,
                 image_size=28,  # pixels
                 translate_scale=1.0,  # size of a translated digit; 1 = in place
+                # Digits of half the image's size in one of its quarters: the same
+                # one in all modalities ("shared"), or drawn for each ("private").
+                quadrant="",
+                # Modalities beside the images that show one attribute alone:
+                # ("digit", "quadrant"), each a token.
+                label_modalities=(),
                 repeated=False,  # the same background image for all modalities
                 pairings=1,  # tuples made of each digit
                 # Per cent of the training digits that make the test split in place of

@@ -33,6 +33,8 @@ def prepared(tmp_path_factory):
                 "repeated": True,
                 "pairings": 1,
                 "validation": 0,
+                "quadrant": "",
+                "label_modalities": (),
                 "seed": 0,
             }
         )

@@ -52,6 +52,8 @@ def data_config(data_dir, **changes):
         "repeated": False,
         "pairings": 1,
         "validation": 0,
+        "quadrant": "",
+        "label_modalities": (),
         "seed": 0,
     }
     return ConfigDict({**fields, **changes})
@@ -479,7 +481,7 @@ def test_a_field_that_the_data_set_does_not_read(tmp_path):
         ),
         (
             {"digits": "published", "published_dir": "x", "validation": 10},
-            "pairings=1 and validation=0",
+            "pairings=1, validation=0, quadrant",
         ),
         ({"backgrounds_dir": "no/such"}, "no/such is not a folder: set config.data.ba"),
         (

@@ -85,10 +85,20 @@ REFUSED = {
         "needs test examples with all modalities, at least 1, got 0: leave it out",
     ),
     "captions without any": ("captions", make_split(), "'captions' is of captions"),
+    "captions of a single token": (
+        "captions",
+        make_split()._replace(modalities={"m0": np.zeros((NUM, 1), np.int32)}),
+        "'captions' is of captions, and no modality is one",
+    ),
     "attributes without any": (
         "attributes",
         make_split(),
         "'attributes' needs attributes, and the data have none: leave it out",
+    ),
+    "nothing is left open": (
+        "one_to_many",
+        make_split()._replace(attributes={"colour": np.zeros(NUM, np.int32)}),
+        r"there is none in these data \(colour: shown by all\): leave it out of metr",
     ),
     **{
         f"{name} without labels": (

@@ -168,3 +168,18 @@ def test_vectors_of_any_size_are_drawn_without_a_warning():
     with np.errstate(all="raise"):
         tiles = pictures._tiles(real, np.array([[np.inf, np.nan]], np.float32))
     assert set(tiles.flat) == {0, 128, 255}
+
+
+def test_a_short_word_does_not_cut_the_name_of_its_modality():
+    name, words = "quadrant_of_it", ("x", "y")
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    test = Split({"image": images, name: np.array([[0], [1]], np.int32)})
+    given = pictures.Draws("image", name, test, [np.zeros((2, 8, 8, 3))] * 3)
+    prior = {"image": images / 255, name: test.modalities[name]}
+    samples = pictures.Samples(prior, [given])
+    grid = pictures.draw_grids(samples, test, {name: words})[f"image_given_{name}"]
+    (whole,) = pictures._texts([[(name, pictures._REAL)]], pictures._TEXT_WIDTH)
+    height, width, _ = whole.shape
+    start = pictures._GAP
+    found = grid[start : start + height, start : start + width]
+    np.testing.assert_array_equal(found, whole)

@@ -163,3 +163,12 @@ def test_data_without_attributes(dataset, config):
     changed.classifier.network = "svm"
     with pytest.raises(UsageError, match="unknown network 'svm'"):
         readers.check(changed, dataset)
+
+
+def test_what_does_not_show_an_attribute_has_no_reader(dataset, config, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.classifier.num_steps = 2
+    shown = {"shape": ("caption",), "colour": ("image",)}
+    own = dataset._replace(shown=shown, meanings={"caption": {"shape": {}}})
+    found = readers.get_readers(config, own, tmp_path)
+    assert {a: tuple(readers) for a, readers in found.items()} == shown

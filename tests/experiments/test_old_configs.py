@@ -44,7 +44,7 @@ LATER_MODELS = (
     *("cmvae", "wb_vae", "mwb_vae", "code_vae", "helvae", "mohelvae", "code_flow"),
 )
 LATER_FIELDS = {
-    "data": ("validation",),
+    "data": ("validation", "quadrant", "label_modalities"),
     "modality": ("library_size",),
     "train": (
         "beta_warmup_steps",

@@ -1,4 +1,4 @@
-"""Readers of attributes, of real and generated examples.
+"""Readers of attributes off those modalities that show them.
 
 Captions whose words name the values of an attribute are parsed; for all else a
 classifier an attribute is trained on real examples, as those of the labels are.
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmvae_jax import tokens
-from mmvae_jax.data.dataset import Dataset, Split
+from mmvae_jax.data.dataset import Dataset, Split, shows
 from mmvae_jax.evaluation.judges import classifiers
 from mmvae_jax.evaluation.metric import Reader, require_attributes
 from mmvae_jax.training import loop
@@ -24,7 +24,7 @@ def get_readers(
     directory: str,
     events: loop.Events = loop.Events(),  # noqa: B008 (a NamedTuple is immutable)
 ) -> dict[str, dict[str, Reader]] | None:
-    """Readers of every attribute for every modality.
+    """Readers of every attribute, for the modalities that show it.
 
     Args:
       config: with the fields `classifier` of configs/base.py.
@@ -65,9 +65,13 @@ def check(config: Any, dataset: Dataset, metric: str = "attributes") -> None:
 
 
 def label_by(dataset: Dataset, attribute: str) -> Dataset:
-    """The modalities that no parser reads, with an attribute as their labels."""
+    """Those that show an attribute and no parser reads, with it as their labels."""
     parsed = _parsed(dataset, attribute)
-    kept = [m for m in dataset.train.modalities if m not in parsed]
+    kept = [
+        m
+        for m in dataset.train.modalities
+        if m not in parsed and shows(dataset.shown, m, attribute)
+    ]
 
     def changed(split: Split) -> Split:
         columns = [list(split.modalities).index(m) for m in kept]

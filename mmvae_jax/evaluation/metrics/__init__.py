@@ -22,6 +22,7 @@ from mmvae_jax.evaluation.metrics import (
     linear_probe,
     log_likelihood,
     matching,
+    one_to_many,
     precision_recall,
     retrieval,
     second_judge,
@@ -105,6 +106,30 @@ METRICS = {
         unconditional=(
             "attribute_coherence/((?!(leave_one_out|reconstruction)/)[^/]+/)?joint"
         ),
+    ),
+    "one_to_many": Metric(
+        one_to_many.one_to_many,
+        needs=("attributes", "open attribute", "readers"),
+        columns=(
+            _accuracy(
+                "one_to_many/agreement",
+                "one-to-many agreement",
+                short="one-to-many",
+            ),
+            _fraction(
+                "one_to_many/chance",
+                "agreement if independent",
+                short="if indep.",
+            ),
+            _distance(
+                "one_to_many/total_variation",
+                "total variation to real values",
+                limits=(0.0, 1.0),
+                short="total var.",
+            ),
+            _accuracy("one_to_many/agreement/*", "One-to-many agreement by condition"),
+        ),
+        citations=("yeo2026muni",),
     ),
     "second_judge": Metric(
         second_judge.second_judge,

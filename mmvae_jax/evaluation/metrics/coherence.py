@@ -7,15 +7,17 @@ does neither, which may lower its values.
 A label is one attribute of an example. Where more is known of what modalities share
 (shape, colour), coherence is measured attribute by attribute, on captions as on
 images: captions are parsed, and all other modalities are classified. A caption that
-does not name an attribute, or names two values of it, is wrong.
+does not name an attribute, or names two values of it, is wrong. Modalities that do not
+show an attribute are no targets of it, and what only they are given is left out.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 
+from mmvae_jax.data.dataset import LABEL
 from mmvae_jax.evaluation.draws import Generated, draws_of
 from mmvae_jax.evaluation.generate import (
     batches,
@@ -42,10 +44,10 @@ from mmvae_jax.types import PRIOR, AnyArray, Array, MultimodalVAE, Params, PRNGK
 _Subset = tuple[str, ...]
 # (subset, target) -> fraction.
 _Table = dict[tuple[_Subset, str], float]
-# attribute -> modality -> Reader.
+# attribute -> modality -> Reader, of those that show it.
 _Readers = Mapping[str, Mapping[str, Reader]]
-
-_LABEL = "label"  # the attribute of data that have one
+# (attribute, modality) -> values read, [n]; nan what is not finite.
+_Values = dict[tuple[str, str], np.ndarray]
 
 
 def coherence(
@@ -77,34 +79,34 @@ def coherence(
       coherence/joint, prior samples on which all classifiers agree;
       coherence/subset/m0+m2/m1, of m1 given m0 and m2, for all pairs;
       classifier_accuracy/m0, on real test images: what m0 can reach.
-      With one modality, only the last two: the others compare modalities.
+      With one modality that shows the label, only the last two: the others compare
+      modalities.
 
     Raises:
       UsageError: there are no labels, or a modality has no classifier.
     """
-    modalities = model.modalities
-    labels = {_LABEL: require_labels(data.test, "coherence")}
-    readers = {_LABEL: require_classifiers(data, modalities, "coherence")}
+    targets = data.showing(LABEL, model.modalities)
+    labels = {LABEL: require_labels(data.test, "coherence")}
+    classifiers = require_classifiers(data, targets, "coherence")
+    readers = {LABEL: {m: classifiers[m] for m in targets}}
     conditional_key, prior_key = jax.random.split(key)
     tags: dict[str, float] = {}
-    if len(modalities) > 1:
+    if len(targets) > 1:
         num = data.test.num_examples if num_prior_samples is None else num_prior_samples
         joint = joint_coherence(model, params, data, readers, prior_key, num)
-        tags["coherence/joint"] = joint[_LABEL]
+        tags["coherence/joint"] = joint[LABEL]
     if model.sampler != PRIOR:
         return tags
-    subsets = non_empty_subsets(modalities)
+    subsets = non_empty_subsets(model.modalities)
     table = conditional_coherence(
         model, params, data, readers, labels, subsets, conditional_key
-    )[_LABEL]
-    if len(modalities) > 1:
-        tags = _averages(table, modalities) | tags
+    )[LABEL]
+    if len(targets) > 1:
+        tags = _averages(table, targets, model.modalities) | tags
     for (subset, target), value in table.items():
-        tags[f"coherence/subset/{_joined(subset)}/{_joined([target])}"] = value
-    for name in modalities:
-        tags[f"classifier_accuracy/{name}"] = _accuracy(
-            data, name, readers[_LABEL][name]
-        )
+        tags[f"coherence/subset/{joined(subset)}/{joined([target])}"] = value
+    for name, reader in readers[LABEL].items():
+        tags[f"classifier_accuracy/{name}"] = _accuracy(data, name, reader)
     return tags
 
 
@@ -124,7 +126,7 @@ def attributes(
     Args:
       model: for one sweep member.
       params: its parameters.
-      data: test split with attributes, and readers for all modalities.
+      data: test split with attributes, and readers for the modalities that show them.
       key: of the posterior and prior samples.
       num_prior_samples: of the joint coherence; None: as many as test examples.
 
@@ -141,22 +143,26 @@ def attributes(
       attribute_coherence/joint.
       attribute_accuracy/shape/m0 and, as the mean, attribute_accuracy/m0: of the
       readers on real test examples, what m0 can reach.
-      With one modality, only its reconstruction and accuracy.
+      Of an attribute that one modality shows, only its reconstruction and accuracy.
 
     Raises:
       UsageError: the data have no attributes, or one cannot be read.
     """
     modalities = model.modalities
     readers = require_readers(data, modalities, "attributes")
-    readers = {a: readers[a] for a in data.test.attributes}
+    readers = {
+        a: {m: readers[a][m] for m in data.showing(a, modalities)}
+        for a in data.test.attributes
+    }
     subsets: list[_Subset] = [(m,) for m in modalities]
     subsets += [_others(m, modalities) for m in modalities if len(modalities) > 1]
     subsets = list(dict.fromkeys(subsets))  # of two modalities, they are the same
     conditional_key, prior_key = jax.random.split(key)
     tags: dict[str, float] = {}
-    if len(modalities) > 1:
+    shared = {a: own for a, own in readers.items() if len(own) > 1}
+    if shared:
         num = data.test.num_examples if num_prior_samples is None else num_prior_samples
-        joint = joint_coherence(model, params, data, readers, prior_key, num)
+        joint = joint_coherence(model, params, data, shared, prior_key, num)
         tags |= {f"attribute_coherence/{a}/joint": v for a, v in joint.items()}
         tags["attribute_coherence/joint"] = mean(joint.values())
     if model.sampler != PRIOR:
@@ -166,7 +172,11 @@ def attributes(
     )
     tags = _attribute_averages(tables, modalities) | tags
     for m in modalities:
-        accuracies = {a: _accuracy(data, m, own[m]) for a, own in readers.items()}
+        accuracies = {
+            a: _accuracy(data, m, own[m]) for a, own in readers.items() if m in own
+        }
+        if not accuracies:
+            continue
         for a, accuracy in accuracies.items():
             tags[f"attribute_accuracy/{a}/{m}"] = accuracy
         tags[f"attribute_accuracy/{m}"] = mean(accuracies.values())
@@ -208,32 +218,26 @@ def conditional_coherence(
       key: of the posterior samples.
 
     Returns:
-      attribute -> (subset, target) -> fraction in [0, 1], for all targets, those
-      within the subset included; Undefined where no example has all of the subset.
+      attribute -> (subset, target) -> fraction in [0, 1], for all targets that show
+      it, those within the subset included, and subsets that show it; Undefined where
+      no example has all of the subset.
     """
     totals = {
-        a: {(s, m): 0.0 for s in subsets for m in model.modalities} for a in readers
+        a: {
+            (s, m): 0.0
+            for s in subsets
+            for m in own
+            if data.showing(a, s)  # else nobody could know
+        }
+        for a, own in readers.items()
     }
     counts = dict.fromkeys(subsets, 0)
-    start = 0
-    for batch, num_valid in batches(data.test, data.batch_size):
-        experts = model.encode(params, batch)
-        outputs = {}
-        for subset in subsets:
-            key, *own_keys = jax.random.split(key, 3)
-            decoded = conditional_means(model, params, experts, subset, own_keys)
-            outputs[subset] = _outputs(data, readers, decoded)
-        rows = slice(start, start + num_valid)
-        start += num_valid
-        observed = observed_rows(batch, model.modalities, num_valid)
-        # Fetched once per batch: a transfer per pair would wait for the device
-        # (2^M - 1) M times.
-        for subset, found in jax.device_get(outputs).items():
-            given = np.all([observed[m] for m in subset], axis=0)
-            counts[subset] += int(given.sum())
-            for (a, target), values in _values(readers, found, num_valid).items():
+    for subset, rows, found in read_given(model, params, data, readers, subsets, key):
+        counts[subset] += len(rows)
+        for (a, target), values in found.items():
+            if (subset, target) in totals[a]:
                 is_right = np.where(np.isnan(values), np.nan, values == truth[a][rows])
-                totals[a][subset, target] += is_right[given].sum()
+                totals[a][subset, target] += is_right.sum()
 
     def fraction(total: float, subset: _Subset) -> float:
         if counts[subset]:
@@ -244,6 +248,50 @@ def conditional_coherence(
         a: {pair: fraction(total, pair[0]) for pair, total in own.items()}
         for a, own in totals.items()
     }
+
+
+def read_given(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    readers: _Readers,
+    subsets: Sequence[_Subset],
+    key: PRNGKey,
+) -> Iterator[tuple[_Subset, np.ndarray, _Values]]:
+    """Values that are read of what is generated given subsets, by one draw for all.
+
+    Of each subset and example z ~ q(z|x_A) is drawn once, and every modality decoded
+    from it.
+
+    Args:
+      model: for one sweep member.
+      params: its parameters.
+      data: test split of N examples.
+      readers: attribute -> modality -> Reader.
+      subsets: of modalities that are given.
+      key: of the posterior samples.
+
+    Yields:
+      Some examples at a time: (subset, the test examples that have all of it, int [n],
+      (attribute, modality) -> values [n], -1 where none is shown, nan what is not
+      finite).
+    """
+    start = 0
+    for batch, num_valid in batches(data.test, data.batch_size):
+        experts = model.encode(params, batch)
+        outputs = {}
+        for subset in subsets:
+            key, *own_keys = jax.random.split(key, 3)
+            decoded = conditional_means(model, params, experts, subset, own_keys)
+            outputs[subset] = _outputs(data, readers, decoded)
+        observed = observed_rows(batch, model.modalities, num_valid)
+        # Fetched once per batch: a transfer per pair would wait for the device
+        # (2^M - 1) M times.
+        for subset, found in jax.device_get(outputs).items():
+            given = np.flatnonzero(np.all([observed[m] for m in subset], axis=0))
+            values = _values(readers, found, num_valid)
+            yield subset, start + given, {pair: x[given] for pair, x in values.items()}
+        start += num_valid
 
 
 def joint_coherence(
@@ -268,11 +316,13 @@ def joint_coherence(
       attribute -> fraction in [0, 1].
     """
     draws = draws_of(model, params, data, key)
-    generated = {m: draws.prior(m, num_samples) for m in model.modalities}
     found = {}
     for a, own in readers.items():
         values = np.stack(
-            [read_of(own[m], x, data.batch_size) for m, x in generated.items()]
+            [
+                read_of(reader, draws.prior(m, num_samples), data.batch_size)
+                for m, reader in own.items()
+            ]
         )
         agree = ((values == values[0]) & (values >= 0)).all(axis=0)
         found[a] = float(np.where(np.isnan(values).any(axis=0), np.nan, agree).mean())
@@ -294,7 +344,7 @@ def _outputs(
     return {
         m: (
             is_finite(decoded[m]),
-            {a: own[m].apply(x)[1] for a, own in readers.items()},
+            {a: own[m].apply(x)[1] for a, own in readers.items() if m in own},
         )
         for m, x in examples.items()
     }
@@ -304,8 +354,8 @@ def _values(
     readers: _Readers,
     outputs: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]],
     num_valid: int,
-) -> dict[tuple[str, str], np.ndarray]:
-    """(attribute, modality) -> values read, [num_valid]; nan what is not finite."""
+) -> _Values:
+    """(attribute, modality) -> values read, [num_valid]."""
     found = {}
     for m, (finite, own) in outputs.items():
         for a, array in own.items():
@@ -315,16 +365,18 @@ def _values(
     return found
 
 
-def _joined(subset: Iterable[str]) -> str:
+def joined(subset: Iterable[str]) -> str:
     """A subset as a part of a tag; other subsets have others, whatever names hold."""
     return "+".join(file_name(name).replace("+", "%2B") for name in subset)
 
 
-def _averages(table: _Table, modalities: tuple[str, ...]) -> dict[str, float]:
+def _averages(
+    table: _Table, targets: Iterable[str], modalities: tuple[str, ...]
+) -> dict[str, float]:
     """Averages that papers report: coherence/leave_one_out and coherence/size_1, ..."""
     tags = {
         f"coherence/leave_one_out/{m}": table[_others(m, modalities), m]
-        for m in modalities
+        for m in targets
     }
     tags["coherence/leave_one_out"] = mean(tags.values())
     for size in range(1, len(modalities)):
@@ -337,25 +389,29 @@ def _attribute_averages(
 ) -> dict[str, float]:
     """All tags of `attributes` that are conditional."""
     tags = {
-        f"attribute_coherence/{a}/{target}_given_{_joined(subset)}": value
+        f"attribute_coherence/{a}/{target}_given_{joined(subset)}": value
         for a, table in tables.items()
         for (subset, target), value in table.items()
     }
 
-    def over(chosen: Iterable[str], pairs: Sequence[tuple[_Subset, str]]) -> float:
-        return mean(tables[a][pair] for a in chosen for pair in pairs)
+    def add(
+        name: str, chosen: Iterable[str], pairs: Sequence[tuple[_Subset, str]]
+    ) -> None:
+        found = [tables[a][p] for a in chosen for p in pairs if p in tables[a]]
+        if found:
+            tags[f"attribute_coherence/{name}"] = mean(found)
 
     for m in modalities:
-        tags[f"attribute_coherence/reconstruction/{m}"] = over(tables, [((m,), m)])
+        add(f"reconstruction/{m}", tables, [((m,), m)])
     if len(modalities) > 1:
         left_out = [(_others(m, modalities), m) for m in modalities]
         for pair in left_out:
-            tags[f"attribute_coherence/leave_one_out/{pair[1]}"] = over(tables, [pair])
+            add(f"leave_one_out/{pair[1]}", tables, [pair])
         for a in tables:
-            tags[f"attribute_coherence/{a}"] = over((a,), left_out)
-        tags["attribute_coherence/leave_one_out"] = over(tables, left_out)
-        single = [value for table in tables.values() for value in _of_size(table, 1)]
-        tags["attribute_coherence/size_1"] = mean(single)
+            add(a, (a,), left_out)
+        add("leave_one_out", tables, left_out)
+        single = [((a,), b) for a, b in itertools.permutations(modalities, 2)]
+        add("size_1", tables, single)
     return tags
 
 

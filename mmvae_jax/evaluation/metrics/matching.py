@@ -89,13 +89,16 @@ def matching(
       to a random example, in [0, 1], chance 0.5, mean over the other modalities;
       matching/lift, mean over ordered pairs: at most K for modalities that share
       no more than one of K equally frequent classes.
-      With one modality nothing: there is nothing to match.
+      Modalities that share nothing, as far as the data tell, are no pair: without any
+      pair, nothing.
 
     Raises:
       UsageError: a modality has no matcher, or there is but one test example.
     """
     modalities = model.modalities
-    if len(modalities) == 1:
+    # Of those that share nothing, no network tells a real pair from another.
+    pairs = [pair for pair in _ordered_pairs(modalities) if data.share(*pair)]
+    if not pairs:
         return {}
     matchers = require_matchers(data, modalities, "matching")
     data = data._replace(test=require_complete(data.test, "matching"))
@@ -103,7 +106,7 @@ def matching(
     real = _real_features(matchers, data, modalities)
     statistics = {
         (x, y): pair_statistics(real[x], real[y], matchers.scale[x, y])
-        for x, y in _ordered_pairs(modalities)
+        for x, y in pairs
     }
 
     def score(x: str, y: str, y_features: np.ndarray) -> float:
@@ -121,25 +124,25 @@ def matching(
         return {"matching/joint": mean(joint)}
     generated = _conditional_features(model, params, data, matchers, conditional_key)
     conditional = {
-        (subset, target): mean(score(n, target, features) for n in subset)
+        (subset, target): mean(score(n, target, features) for n in known)
         for (subset, target), features in generated.items()
+        if (known := [n for n in subset if (n, target) in statistics])
     }
     return {
         **_summarise(conditional, modalities),
         "matching/joint": mean(joint),
-        **_worth(statistics, modalities),
+        **_worth(statistics),
     }
 
 
 def _worth(
     statistics: Mapping[_Pair, tuple[np.ndarray, np.ndarray]],
-    modalities: tuple[str, ...],
 ) -> dict[str, float]:
     """Accuracy and lift of the networks: `pair_statistics` of real pairs, averaged."""
     wins = {pair: own.mean() for pair, (_, own) in statistics.items()}
     accuracy = {
-        y: float(np.mean([wins[x, y] for x in modalities if x != y]))
-        for y in modalities
+        y: float(np.mean([won for (_, other), won in wins.items() if other == y]))
+        for y in dict.fromkeys(y for _, y in wins)
     }
     lifts = [lifts.mean() for lifts, _ in statistics.values()]
     return {
@@ -317,7 +320,8 @@ def _summarise(
     tags = {}
     for target in modalities:
         others = tuple(name for name in modalities if name != target)
-        tags[f"matching/leave_one_out/{target}"] = table[others, target]
+        if (others, target) in table:
+            tags[f"matching/leave_one_out/{target}"] = table[others, target]
     tags["matching/leave_one_out"] = mean(tags.values())
     single = [value for (subset, _), value in table.items() if len(subset) == 1]
     tags["matching/size_1"] = mean(single)

@@ -9,6 +9,7 @@ were trained on, and coherence is worth less than it says.
 
 import numpy as np
 
+from mmvae_jax.data.dataset import LABEL
 from mmvae_jax.evaluation import conditionals
 from mmvae_jax.evaluation.draws import draws_of
 from mmvae_jax.evaluation.metric import (
@@ -40,23 +41,24 @@ def second_judge(
       second_judge/disagreement, the share that the two give different labels,
       second_judge/real_disagreement, the same of the real m0 of those examples, and
       second_judge/accuracy/m0, of the second on real test examples. In [0, 1]; {} with
-      one modality; nan where a parameter is not finite, Undefined where no example has
-      all modalities.
+      one modality that shows the label; nan where a parameter is not finite, Undefined
+      where no example has all modalities.
 
     Raises:
       UsageError: there are no labels, or a modality has not both classifiers.
     """
-    if len(model.modalities) == 1:
+    targets = data.showing(LABEL, model.modalities)
+    if len(targets) < 2:
         return {}
     labels = require_labels(data.test, "second_judge")
-    first = require_classifiers(data, model.modalities, "second_judge")
+    first = require_classifiers(data, targets, "second_judge")
     other = data._replace(classifiers=data.second_classifiers)
-    second = require_classifiers(other, model.modalities, "second_judge")
+    second = require_classifiers(other, targets, "second_judge")
     draws = draws_of(model, params, data, key)
     found: dict[str, dict[tuple[str, str], float]] = {
         name: {} for name in ("coherence", "disagreement", "real_disagreement")
     }
-    for m in model.modalities:
+    for m in targets:
         condition = conditionals.leave_one_out(data.test, m)
         place = (condition.name, m)
         if not len(condition.rows):
@@ -76,7 +78,7 @@ def second_judge(
         )
         found["disagreement"][place] = 1 - _share(own, others)
         found["real_disagreement"][place] = 1 - _share(*of_real)
-    tags = {f"second_judge/accuracy/{m}": x.accuracy for m, x in second.items()}
+    tags = {f"second_judge/accuracy/{m}": second[m].accuracy for m in targets}
     for name, values in found.items():
         tag = f"second_judge/{name}"
         tags |= conditionals.summarise(tag, values, len(model.modalities))

@@ -45,9 +45,10 @@ def variation(
     Returns:
       variation/leave_one_out/m0, of draws of m0 given all other modalities, and
       variation/leave_one_out, their mean: >= 0; 0: all draws are the same, 1: they
-      differ as real examples of a class do. {} with one modality; nan where a
-      parameter is not finite, Undefined where no condition or no two examples of a
-      class are there.
+      differ as real examples of a class do. A modality that shows the class and
+      nothing else has nothing to vary, and is left out. {} with one modality; nan
+      where a parameter is not finite, Undefined where no condition or no two examples
+      of a class are there, or none that differ.
 
     Raises:
       UsageError: there are no labels, or a modality has no classifier.
@@ -61,6 +62,10 @@ def variation(
     draws = draws_of(model, params, data, draw_key)
     values: dict[tuple[str, str], float] = {}
     for m, extractor in extractors.items():
+        is_there = data.test.is_observed(m)
+        real, classes = data.test.modalities[m][is_there], labels[is_there]
+        if shows_class_alone(real, classes):
+            continue
         condition = conditionals.leave_one_out(data.test, m)
         if not len(condition.rows):
             values[condition.name, m] = conditionals.no_example(condition)
@@ -71,16 +76,24 @@ def variation(
             )
             for turn in range(num_draws)
         ]
-        is_there = data.test.is_observed(m)
-        real = data.test.modalities[m][is_there]
         features = frechet.features_of(extractor, real, data.batch_size)
-        of_classes = spread_of_classes(features, labels[is_there], rng)
+        of_classes = spread_of_classes(features, classes, rng)
         values[condition.name, m] = (
             of_classes
             if isinstance(of_classes, Undefined)
             else spread_of_draws(np.stack(features_of_draws)) / of_classes
         )
+    if not values:
+        why = "real examples of a class are alike in all modalities"
+        values[conditionals.LEAVE_ONE_OUT, model.modalities[0]] = Undefined(why)
     return conditionals.summarise("variation", values, len(model.modalities))
+
+
+def shows_class_alone(real: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether several examples [N, ...] of each class are there, and all are alike."""
+    found, first, counts = np.unique(labels, return_index=True, return_counts=True)
+    alike = real == real[first[np.searchsorted(found, labels)]]
+    return bool(len(counts) and counts.min() > 1 and alike.all())
 
 
 def spread_of_draws(features: np.ndarray) -> float:

@@ -206,3 +206,24 @@ def test_data_without_attributes_or_readers():
         measure(make_model(), data._replace(test=data.test._replace(attributes={})))
     with pytest.raises(UsageError, match="none for shape of image, colour of image"):
         measure(make_model(), data._replace(readers={}))
+
+
+def test_of_what_few_modalities_show_the_others_are_no_target(tags):
+    data = make_data()
+    images = ("image", "sketch")
+    found = {
+        "shape": dict.fromkeys(images, data.readers["shape"]["image"]),
+        "colour": {"image": data.readers["colour"]["image"]},
+    }
+    shown = {a: tuple(own) for a, own in found.items()}
+    own = measure(make_model(), data._replace(readers=found, shown=shown))
+    prefix = "attribute_coherence"
+    assert own[f"{prefix}/shape"] == own[f"{prefix}/leave_one_out"] == 1
+    assert own[f"{prefix}/joint"] == own[f"{prefix}/shape/joint"] == 1
+    assert f"{prefix}/colour" not in own and f"{prefix}/colour/joint" not in own
+    assert own[f"{prefix}/colour/image_given_image"] == 1
+    assert own[f"{prefix}/reconstruction/image"] == 1
+    assert not any("caption" in t.rpartition("/")[2].split("_given")[0] for t in own)
+    # A caption that shows neither is no condition.
+    assert not any(t.endswith("_given_caption") for t in own)
+    assert f"{prefix}/shape/image_given_caption" in tags

@@ -222,3 +222,30 @@ def test_only_what_is_observed_is_conditioned_on(data):
     table = conditional_table(copying_model(), data._replace(test=test))
     assert np.isnan(table[("m1",), "m0"]) and np.isnan(table[("m0", "m1"), "m0"])
     assert table[("m0", "m2"), "m0"] == 1
+
+
+def test_what_does_not_show_the_label_is_no_target_and_no_condition(data, tags):
+    own = data._replace(
+        classifiers={m: data.classifiers[m] for m in ("m0", "m1")},
+        shown={"label": ("m0", "m1")},
+    )
+    found = coherence.coherence(copying_model(), 0.0, own, jax.random.key(0))
+    kept = {
+        t: x
+        for t, x in tags.items()
+        if t.startswith(("coherence/subset/", "classifier_accuracy/"))
+        and not t.endswith("/m2")
+        and "/m2/" not in t
+    }
+    for m in ("m0", "m1"):
+        kept[f"coherence/leave_one_out/{m}"] = tags[f"coherence/leave_one_out/{m}"]
+    # m0 is copied, and m1 is wrong; m2 says nothing, so that it is given with another.
+    kept |= {"coherence/leave_one_out": 0.5, "coherence/size_1": 0.5}
+    kept["coherence/size_2"] = 0.5
+    assert found.pop("coherence/joint") == 1  # of two that copy one z
+    assert found == kept
+    alone = own._replace(shown={"label": ("m1",)})
+    found = coherence.coherence(copying_model(), 0.0, alone, jax.random.key(0))
+    assert set(found) == {"classifier_accuracy/m1"} | {
+        f"coherence/subset/{s}/m1" for s in ("m1", "m0+m1", "m1+m2", "m0+m1+m2")
+    }

@@ -244,3 +244,22 @@ def test_without_matchers():
         matching.matching(model_of(right), 0.0, data, jax.random.key(0))
     with pytest.raises(UsageError, match="all modalities, at least 2, got 1"):
         run(right, labels=LABELS[:1])
+
+
+def test_modalities_that_share_nothing_are_no_pair():
+    """m2 is of another class than m0 and m1, and matches neither."""
+    other = np.random.default_rng(1).integers(0, NUM_CLASSES, len(LABELS))
+    data = make_data()
+    data.test.modalities["m2"] = label_images(other)
+    mixed = matching.matching(model_of(right), 0.0, data, jax.random.key(0))
+    assert np.isnan(mixed["matching/leave_one_out"])  # nothing tells real pairs of m2
+    own = data._replace(shown={"label": ("m0", "m1")})
+    tags = matching.matching(model_of(right), 0.0, own, jax.random.key(0))
+    assert tags["matching/size_1"] == pytest.approx(1, abs=1e-6)
+    assert not any(tag.endswith("/m2") for tag in tags)
+    assert np.isfinite(list(tags.values())).all()
+    split = data.test._replace(attributes={"size": LABELS})
+    sized = own._replace(test=split, shown={"label": ("m0", "m1"), "colour": ("m2",)})
+    assert sized.share("m0", "m2")  # the size is not listed: all show it
+    nothing = own._replace(shown={"label": ()})
+    assert matching.matching(model_of(right), 0.0, nothing, jax.random.key(0)) == {}

@@ -94,3 +94,23 @@ def test_the_second_is_another_network_with_another_seed(network, other, monkeyp
     ((second, *_),) = seen
     assert (second.classifier.network, second.classifier.seed) == (other, 1)
     assert (config.classifier.network, config.classifier.seed) == (network, 0)
+
+
+def test_only_modalities_that_show_the_label_are_judged():
+    modalities = ("m0", "m1", "other")
+    images = dict.fromkeys(modalities, label_images(LABELS))
+    judges = dict.fromkeys(MODALITIES, label_classifier())
+    data = EvaluationData(
+        None,
+        toy_split(images, LABELS),
+        judges,
+        16,
+        second_classifiers=judges,
+        shown={"label": MODALITIES},
+    )
+    model = averaging_model(modalities, (2, 2, 1))
+    tags = second_judge.second_judge(model, 0.0, data, jax.random.key(0))
+    assert tags["second_judge/coherence/leave_one_out"] == 1
+    assert {tag.rpartition("/")[2] for tag in tags} == {*MODALITIES, "leave_one_out"}
+    alone = data._replace(shown={"label": ("m0",)})
+    assert second_judge.second_judge(model, 0.0, alone, jax.random.key(0)) == {}

@@ -54,8 +54,24 @@ def test_undefined_and_nan():
     tags = measure(make_data([0, 1]), -60.0)
     assert "no class has two" in tags["variation/leave_one_out"].reason
     tags = measure(make_data(LABELS, spread=0), -60.0)
-    assert "the same features" in tags["variation/leave_one_out"].reason
+    assert "are alike in all" in tags["variation/leave_one_out"].reason
+    rng = np.random.default_rng(0)
+    alike = variation.spread_of_classes(np.ones((4, 1)), np.array([0, 0, 1, 1]), rng)
+    assert "the same features" in alike.reason
     tags = measure(make_data(LABELS), -60.0, params=np.nan)
     assert not isinstance(tags["variation/leave_one_out"], Undefined)
     assert np.isnan(tags["variation/leave_one_out"])
     assert measure(make_data(LABELS), -60.0, modalities=("m0",)) == {}
+
+
+def test_a_modality_that_shows_the_class_alone_has_nothing_to_vary():
+    data = make_data(LABELS)
+    data.test.modalities["m1"] = make_data(LABELS, spread=0).test.modalities["m1"]
+    tags = measure(data, -4.0)
+    assert set(tags) == {"variation/leave_one_out", "variation/leave_one_out/m0"}
+    assert np.isfinite(tags["variation/leave_one_out"])
+    x = np.array([[1], [1], [2], [2]])
+    assert variation.shows_class_alone(x, np.array([5, 5, 7, 7]))
+    assert not variation.shows_class_alone(x, np.array([5, 7, 5, 7]))
+    assert not variation.shows_class_alone(x[1:], np.array([5, 7, 7]))  # of 5 but one
+    assert not variation.shows_class_alone(x[:0], np.array([], int))
