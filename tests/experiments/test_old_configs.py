@@ -36,12 +36,13 @@ FORMER = {
 
 
 LATER_OPTIONS = (
-    *("alpha_steps", "joint_steps", "code_network"),
+    *("alpha_steps", "joint_steps", "code_network", "single_stage"),
     *("self_gradient", "prior_components"),
     *("pooling", "correlation", "pooled_over"),
 )
 LATER_MODELS = (
-    *("cmvae", "wb_vae", "mwb_vae", "code_vae", "helvae", "mohelvae", "code_flow"),
+    *("cmvae", "wb_vae", "mwb_vae", "code_vae", "helvae", "mohelvae"),
+    *("code_flow", "jnf", "latent_flow"),
 )
 LATER_FIELDS = {
     "data": ("validation",),
@@ -75,7 +76,9 @@ def changed(value):
     return f"{value}!" if isinstance(value, str) else [value, 1]
 
 
-@pytest.mark.parametrize("name", ["mopoe", "mmvm", "telbo", "custom", "contrastive"])
+@pytest.mark.parametrize(
+    "name", ["mopoe", "mmvm", "telbo", "custom", "contrastive", "code_flow"]
+)
 def test_fields_that_came_later_are_as_they_were(name):
     wanted = workdirs.resolved(base.parse_arg(base.get_config(), name))
     former = workdirs.resolved(base.parse_arg(base.get_config(), name))
