@@ -46,32 +46,43 @@ def hamiltonian(
     Returns:
       [B, D].
     """
-    gradient = jax.grad(lambda z: jnp.sum(log_density(z)))
 
-    def step(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        z, log_size = state
+    def energies(z: Array) -> tuple[Array, Array]:
+        """log pi of each example, and its gradient, by one evaluation of both."""
+        values, pull = jax.vjp(log_density, z)
+        return values, pull(jnp.ones_like(values))[0]
+
+    def step(i: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        z, value, gradient, log_size = state
         keys = jax.random.split(jax.random.fold_in(key, i), 3)
         momentum_key, accept_key, size_key = keys
         momentum = jax.random.normal(momentum_key, z.shape, z.dtype)
         jitter = jax.random.uniform(size_key, log_size.shape, z.dtype, *_JITTER)
         size = append_axes(jitter * jnp.exp(log_size), z.ndim) * scale
 
-        def leapfrog(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-            z, half = state
+        def leapfrog(_: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+            z, half, _, slope = state
+            half = half + 0.5 * size * slope
             z = z + size * half
-            return z, half + size * gradient(z)
+            value, slope = energies(z)
+            return z, half + 0.5 * size * slope, value, slope
 
-        end, moved = z, momentum + 0.5 * size * gradient(z)
-        end, moved = jax.lax.fori_loop(0, num_leapfrogs, leapfrog, (end, moved))
-        moved = moved - 0.5 * size * gradient(end)
-        gain = log_density(end) - log_density(z)
+        start = z, momentum, value, gradient
+        end, moved, new_value, slope = jax.lax.fori_loop(
+            0, num_leapfrogs, leapfrog, start
+        )
+        gain = new_value - value
         gain += 0.5 * jnp.sum(jnp.square(momentum) - jnp.square(moved), axis=-1)
         # Not a number is below nothing.
         chance = jnp.where(gain > -jnp.inf, jnp.exp(jnp.minimum(gain, 0.0)), 0.0)
         is_taken = jax.random.uniform(accept_key, chance.shape) < chance
-        z = jnp.where(is_taken[:, None], end, z)
         change = (chance - _ACCEPTED) / jnp.sqrt(i + 1.0)
-        return z, log_size + jnp.where(i < num_steps // 2, change, 0.0)
+        return (
+            jnp.where(is_taken[:, None], end, z),
+            jnp.where(is_taken, new_value, value),
+            jnp.where(is_taken[:, None], slope, gradient),
+            log_size + jnp.where(i < num_steps // 2, change, 0.0),
+        )
 
     log_size = jnp.full(z.shape[:1], jnp.log(_FIRST_SIZE), z.dtype)
-    return jax.lax.fori_loop(0, num_steps, step, (z, log_size))[0]
+    return jax.lax.fori_loop(0, num_steps, step, (z, *energies(z), log_size))[0]

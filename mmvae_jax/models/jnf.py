@@ -58,8 +58,8 @@ OPTIONS: Options = {
     "flow_width": number(128, 1),
     # Of several modalities, not all: momenta of HMC, and gradients of each. Published:
     # 100 steps of 10 gradients, of size 0.01; here sizes adapt.
-    "hmc_steps": number(20, 0),
-    "hmc_leapfrogs": number(5, 1),
+    "hmc_steps": number(10, 0),
+    "hmc_leapfrogs": number(4, 1),
     # Share of the steps of the run that the joint VAE has.
     "joint_share": Option(0.5, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}"),
 }

@@ -17,7 +17,7 @@ KEY = jax.random.key(1)
 
 
 def make(tiny_config, **options):
-    small = {"flow_width": 8, "flow_layers": 2}
+    small = {"flow_width": 8, "flow_layers": 2, "hmc_steps": 20}
     config = tiny_config("jnf", D, **small | options)
     config.modality.network_options.widths = ()
     return models.make_model(config, SHAPES)
