@@ -9,6 +9,9 @@ config for unimodal, mvae, mmvae and mopoe.
 
 from configs import base
 
+# VAEs, and a code, have these shares of the steps, flows the rest.
+_SHARES = {"code_flow": (0.22, 0.05), "latent_flow": (0.25,)}
+
 
 def get_config(arg: str = "mopoe"):
     """Small networks, three betas and three seeds in one program."""
@@ -29,19 +32,18 @@ def get_config(arg: str = "mopoe"):
     config.train.checkpoint_every_steps = 500
     config.classifier.num_steps = 1_500
     config.matcher.num_steps = 800
-    if (arg or "").partition(",")[0].strip() == "code_flow":
-        _set_code_flow(config)
+    if (arg or "").partition(",")[0].strip() in _SHARES:
+        _set_flows(config)
     config = base.parse_arg(config, arg)
-    if config.model.name == "code_flow":
-        # VAEs and code have these shares of the steps, flows the rest.
-        config.model.options.stage_shares = (0.22, 0.05)
+    if config.model.name in _SHARES:
+        config.model.options.stage_shares = _SHARES[config.model.name]
         # Fewer than elsewhere: coherence draws for every subset of every example.
         config.model.options.ode_steps = 12
     return config
 
 
-def _set_code_flow(config):
-    """Latents with a place in the image, three stages, and beta of the first."""
+def _set_flows(config):
+    """Latents with a place in the image, stages, and beta of the first."""
     config.model.latent_dim = 96  # 4 x 4 places of 6
     config.modality.network = "spatial"
     config.modality.network_options = {}

@@ -150,7 +150,8 @@ class Stage(NamedTuple):
         and of all training examples that gives the same when it is applied again.
         fold: (function (carry, batch) -> carry, first carry) -> carry, over batches
         that hold every training example once.
-      after_step: params -> params, after every step, for instance an average of them.
+      after_step: (params, batch) -> params, after every step, for instance an average
+        of them; the batch is that of the step.
       learning_rate: (steps taken in the stage [], steps of the stage) -> factor [].
     """
 
@@ -159,7 +160,7 @@ class Stage(NamedTuple):
     objective: Callable[..., tuple[Array, Any]]
     learns: tuple[str, ...]
     begin: Callable[..., Params] | None = None
-    after_step: Callable[[Params], Params] | None = None
+    after_step: Callable[[Params, Batch], Params] | None = None
     learning_rate: Callable[[Array, int], Array] | None = None
 
 

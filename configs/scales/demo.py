@@ -81,6 +81,11 @@ def get_config() -> ConfigDict:
                     ),
                 ),
                 dmvae=dict(model=dict(latent_dim=10, options=dict(private_dim=10))),
+                # Its own config has other networks.
+                latent_flow=dict(
+                    model=dict(latent_dim=12),
+                    modality=dict(network="mlp", network_options=dict(widths=(128,))),
+                ),
             ),
             # The known distribution on which the theorem is drawn.
             discrete=dict(config="discrete", changes=dict()),

@@ -39,8 +39,10 @@ def get_config():
         ),
     )
     # 32 shared and 32 private dimensions, as Palumbo et al. (2023).
-    for model in scale.models.values():
-        model.model.update(latent_dim=32, options=dict(private_dim=32))
+    for name in ("mmvae_plus", "dmvae"):
+        scale.models[name].model.update(latent_dim=32, options=dict(private_dim=32))
+    # As Bounoua et al. (2024), with the networks of all.
+    scale.models.latent_flow = dict(model=dict(latent_dim=160))
     scale.pairs.description = "CUB at paper scale"
     scale.pairs.columns = ("cub",)
     scale.pairs.datasets = dict(

@@ -355,14 +355,16 @@ def record(directory: Path, scale: str, config: ConfigDict) -> None:
 
 
 def _is_older(found: Mapping, wanted: Mapping) -> bool:
-    """Whether a plan only lacks fields that its scale did not have at the time.
+    """Whether a plan only lacks fields and models that its scale did not have then.
 
     Whether its runs are those of the scale as it is now, `read` sees run by run.
     """
-    fields = found.get("config")
-    if not isinstance(fields, dict) or fields.keys() >= wanted["config"].keys():
+    fields, now = found.get("config"), wanted["config"]
+    if not isinstance(fields, dict) or found == wanted:
         return False
-    known = {name: wanted["config"].get(name) for name in fields}
+    known = {name: now.get(name) for name in fields}
+    if isinstance(changes := fields.get("models"), dict):
+        known["models"] = {name: now["models"].get(name) for name in changes}
     return found == {**wanted, "config": known}
 
 

@@ -37,7 +37,7 @@ from mmvae_jax.evaluation.judges import classifiers
 from mmvae_jax.mathematics import flows
 from mmvae_jax.networks.flows import MLPFlow
 from mmvae_jax.training import loop, step, sweep
-from mmvae_jax.types import PRIOR, Array, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import PRIOR, Array, Batch, MultimodalVAE, Params, PRNGKey
 
 # Training examples at most, drawn at random: more of them hardly change a density.
 _MOST_EXAMPLES = 10_000
@@ -123,8 +123,8 @@ def check(settings: Any, model: MultimodalVAE, num_examples: int) -> None:
         return
     if model.draws_missing:
         raise ArgumentError(
-            "{sampler}={!r} is of models with a fixed or simple prior: this one draws "
-            "unconditional examples by flows of its own latents already; leave it {!r}",
+            "{sampler}={!r} is of models without flows of their own latents, which "
+            "this one has; leave it {!r}",
             name,
             PRIOR,
         )
@@ -330,7 +330,8 @@ def _fit_flows(r: np.ndarray, seed: int, settings: Any) -> list[Params]:
 
     rate = min(1.0, 1 / (_AVERAGED * settings.sampler_steps))
 
-    def average(params: Params) -> Params:
+    def average(params: Params, batch: Batch) -> Params:
+        del batch
         new, old = params["flow"], params["average"]
         return params | {"average": optax.incremental_update(new, old, rate)}
 

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
                 name="mopoe",  # one of mmvae_jax.models.MODELS
                 # D; the unimodal VAEs get D // M each, and of models with private
                 # vectors (mmvae_plus, dmvae, contrastive) it is that of the shared one;
-                # of code_flow it is that of each modality.
+                # of code_flow and latent_flow it is that of each modality.
                 latent_dim=512,
                 # Options that this model alone reads: their table is beside its
                 # builder in mmvae_jax/models/; filled in by `parse_arg`.

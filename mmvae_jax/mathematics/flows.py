@@ -1,5 +1,7 @@
 """Rectified flows: the loss, guidance, the two solvers of the ODE, the density.
 
+And the density of a flow whose map is known, without an ODE (`log_pushed`).
+
 A flow turns noise eps ~ N(0, I) at time 0 into data r at time 1 along dx/dt = v(x, t).
 Its velocity v is learned on straight lines between the two (Liu et al., 2023; Lipman et
 al., 2023),
@@ -20,10 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax.errors import ArgumentError
+from mmvae_jax.mathematics import distributions
 from mmvae_jax.mathematics.posteriors import append_axes
-from mmvae_jax.types import AnyArray, Array, PRNGKey
+from mmvae_jax.types import AnyArray, Array, Gaussian, PRNGKey
 
 Velocity = Callable[[Array, Array], Array]
+# x [B, D] -> (y [B, D], log |det dy/dx| [B]).
+Bijection = Callable[[Array], tuple[Array, Array]]
 # The state of an ODE: any tree of arrays.
 _State = Any
 # (state, t float []) -> derivative of the state.
@@ -107,7 +112,7 @@ def flow_matching_loss(
       velocity: as in the module's docstring.
       r: data [B, ...]; anything where it is neither given nor learned.
       noise: eps ~ N(0, I) [B, ...].
-      t: float [B], in [0, 1].
+      t: float [B], in [0, 1]; or of each entry, in r's shape.
       given: bool, broadcast to r, as learned is; None: nothing.
       learned: entries that count, none of them given; None: all that are not given.
 
@@ -287,6 +292,21 @@ def _solve(
     return jax.lax.scan(step, state, (times[:-1], times[1:]))[0]
 
 
+def log_pushed(bijection: Bijection, base: Gaussian, z: Array) -> Array:
+    """log p(f(z)) + log |det df/dz|: the density of z, where f(z) has density p; nats.
+
+    Args:
+      bijection: f.
+      base: p, fields [B, D] or [D].
+      z: [B, D].
+
+    Returns:
+      float [B].
+    """
+    x, log_volume = bijection(z)
+    return distributions.log_prob(base, x) + log_volume
+
+
 class Moments(NamedTuple):
     """Number, mean and spread of each entry of the examples, which can be merged.
 
@@ -329,8 +349,9 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
 def deviation(of: Moments) -> Array:
     """Standard deviation [...]; 1 where all examples are equal, which stay so."""
-    found = jnp.sqrt(of.squares / jnp.maximum(of.num, 1))
-    return jnp.where(found > 0, found, 1.0)
+    variance = of.squares / jnp.maximum(of.num, 1)
+    # The root of 0 has no gradient, which `where` outside of it would not hide.
+    return jnp.sqrt(jnp.where(variance > 0, variance, 1.0))
 
 
 def whiten(of: Moments, z: Array) -> Array:

@@ -21,6 +21,8 @@ from mmvae_jax.models import (
     coordination,
     dmvae,
     jensen_shannon,
+    jnf,
+    latent_flow,
     mixtures,
     mmvae_plus,
     mmvm,
@@ -288,6 +290,30 @@ MODELS = {
         ),
         "A contrastive code, and flows that draw missing latent vectors given it.",
     ),
+    "jnf": Model(
+        jnf.jnf_model,
+        "JNF",
+        COORDINATED,
+        jnf.OPTIONS,
+        Citation(
+            "senellart2023improving",
+            "Senellart et al. (2023)",
+            ("suzuki2016joint", "dinh2017density", "neal2011mcmc"),
+        ),
+        "A joint encoder, and a normalizing flow for the posterior of each modality.",
+    ),
+    "latent_flow": Model(
+        latent_flow.latent_flow_model,
+        "latent flow",
+        PRIVATE,
+        latent_flow.OPTIONS,
+        Citation(
+            "bounoua2024multi",
+            "Bounoua et al. (2024)",
+            ("liu2023flow", "lipman2023flow", "bao2023one"),
+        ),
+        "A VAE for each modality, and one flow that draws missing latent vectors.",
+    ),
     "custom": Model(
         mixtures.custom_model,
         "custom subsets",
@@ -419,12 +445,16 @@ def _with_missing(model: MultimodalVAE) -> MultimodalVAE:
             lambda f, first: fold(lambda carry, batch: f(carry, clean(batch)), first),
         )
 
+    def after_clean(after_step: Callable[..., Params]) -> Callable[..., Params]:
+        return lambda params, batch: after_step(params, clean(batch))
+
     return model._replace(
         objective=of_clean(model.objective),
         stages=tuple(
             stage._replace(
                 objective=of_clean(stage.objective),
                 begin=stage.begin and begin_of_clean(stage.begin),
+                after_step=stage.after_step and after_clean(stage.after_step),
             )
             for stage in model.stages
         ),

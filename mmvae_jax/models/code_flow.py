@@ -22,26 +22,38 @@ of the evaluated bound
     sum_m E log p(x_m|w_m) - E [log q(s|X) - log p(s)]
       - sum_m E [log q(w_m|x_m) - log p(w_m|s)].
 
+With single_stage all three are trained at once: the flows see latents and codes through
+a stopped gradient, whitened by running moments, so that the VAEs and the code learn as
+they would without them.
+
 No label trains anything. Cousins are the latent diffusion of Bounoua et al. (2024),
-which has no code ("joint_without_code", by a flow), and IDMVAE (Zhang et al., 2026),
-whose code is learned with the VAE.
+which has no code (`latent_flow`), and IDMVAE (Zhang et al., 2026), whose code is
+learned with the VAE.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from mmvae_jax import networks
 from mmvae_jax.mathematics import distributions, elbo, flows, posteriors
-from mmvae_jax.models import parts
+from mmvae_jax.models import latent_flows
 from mmvae_jax.models.contrastive import AUTO, code_networks, contrast, unit
+from mmvae_jax.models.latent_flows import MOST_EXACT, Parts, end_to_end
 from mmvae_jax.models.options import Option, Options, number, one_of
-from mmvae_jax.models.parts import assemble, encode, make_networks, standard_latents
+from mmvae_jax.models.parts import (
+    NUM_DRAWS,
+    assemble,
+    draws,
+    encode,
+    make_networks,
+    standard_latents,
+    wide,
+)
 from mmvae_jax.networks.flows import MLPFlow
 from mmvae_jax.types import (
     SHARED,
@@ -58,14 +70,9 @@ from mmvae_jax.types import (
 
 # Initial logit scale of a pair of modalities; cosines lie in -1..1.
 _INITIAL_SCALE = 5.0
-# log of the variance around a latent vector that the flow has drawn: it is a sample.
-_DRAWN = -20.0
-# Latent dimensions up to which the divergence of a velocity is exact.
-_MOST_EXACT = 32
-# Draws that stand for the posterior of what is missing, where all of it is asked for.
-_NUM_COMPONENTS = 8
-_FLOWS = ("modality", "joint", "joint_without_code")
-_SHARES = "{} must be two shares of the steps whose sum is below 1, got {}"
+# Weight of all examples seen that a step of the running moments keeps: some hundred
+# batches count, in which latents change little and variances are known well.
+_KEPT = 0.99
 
 OPTIONS: Options = {
     "code_dim": number(16, 2),  # c
@@ -73,62 +80,16 @@ OPTIONS: Options = {
     # Encoder of the code: "auto" is "conv" for images, and "mlp" for all else.
     "code_network": one_of(AUTO, *networks.CLASSIFIERS),
     # Flow of each "modality" given the code; or one of all latents, given some and
-    # the code, or without it.
-    "flow": one_of(*_FLOWS),
-    "guidance": number(2.0, 0),  # g; 1 = none
-    "condition_dropped": number(0.1, 0, 1),  # share of examples without a code
-    "empty_share": number(0.2, 0, 1),  # share of examples with no modality given
-    "flow_width": number(128, 1),
-    "flow_depth": number(3, 1),
-    "ode_steps": number(25, 1),
-    "ode_method": one_of("euler", "heun"),
-    "ema": number(0.998, 0, 1),  # decay of the average of the flows' parameters
-    # Shares of the steps of the run: the first two stages.
-    "stage_shares": Option(
-        (0.5, 0.1),
-        lambda x: len(x) == 2 and min(x) > 0 and sum(x) < 1,
-        _SHARES,
+    # the code.
+    "flow": one_of("modality", "joint")._replace(
+        words="unknown {} {!r}; choose one of modality, joint; a flow without a code "
+        "is the model latent_flow"
     ),
+    **latent_flows.FLOW_OPTIONS,
+    "stage_shares": latent_flows.shares(0.5, 0.1),  # of VAEs and code
+    # Whether all is trained at once, all the steps: there are no shares of them.
+    "single_stage": Option(False),
 }
-
-
-class _Parts(NamedTuple):
-    """Networks and numbers of one model, which its functions share.
-
-    Attributes:
-      nets: of the VAEs.
-      base: functions of the VAEs alone.
-      coders: modality -> Linen module, x [B, ...] -> (features, output [B, c]).
-      network: velocity of every flow, a Linen module.
-      size: d, latent dimensions of a modality.
-      options: those of OPTIONS.
-    """
-
-    nets: parts.Networks
-    base: MultimodalVAE
-    coders: Mapping[str, Any]
-    network: Any
-    size: int
-    options: Mapping[str, Any]
-
-    @property
-    def num(self) -> int:
-        """M, the number of modalities."""
-        return len(self.nets.shapes)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Latent dimensions of all modalities."""
-        return (self.size,) * self.num
-
-    @property
-    def solver(self) -> tuple[int, str]:
-        """Steps and method of the ODE."""
-        return self.options["ode_steps"], self.options["ode_method"]
-
-    def split(self, z: Any) -> tuple[Any, Any]:
-        """The code and the rest, of a latent vector or a distribution of it."""
-        return distributions.split(z, self.options["code_dim"])
 
 
 def code_flow_model(
@@ -144,24 +105,22 @@ def code_flow_model(
     size, code_size = config.model.latent_dim, options["code_dim"]
     nets = make_networks(config, shapes, size)
     coders = code_networks(options["code_network"], nets, code_size)
-
-    def latents_of(z: Array) -> dict[str, Array]:
-        own = jnp.split(z[..., code_size:], len(shapes), axis=-1)
-        return dict(zip(shapes, own, strict=True))
-
     base = assemble(
-        nets, standard_latents((code_size + len(shapes) * size,)), latents_of
+        nets,
+        standard_latents((code_size + len(shapes) * size,)),
+        lambda z: latent_flows.by_modality(shapes, z[..., code_size:]),
     )
     network = MLPFlow(options["flow_width"], options["flow_depth"])
-    own = _Parts(nets, base, coders, network, size, options)
+    own = Parts(nets, base, network, size, options, coders)
     forms = networks.convolution_forms(*coders.values())
+    draw = partial(_posterior, own)
     return base._replace(
         init=partial(_init, own),
         objective=partial(_objective, own),
         encode=partial(_encode, own),
-        posterior=partial(_posterior, own),
-        mixture_posterior=partial(_components, own, 1),
-        posterior_components=partial(_components, own, _NUM_COMPONENTS),
+        posterior=draw,
+        mixture_posterior=partial(draws, draw, 1),
+        posterior_components=partial(draws, draw, NUM_DRAWS),
         sample_prior=partial(_sample_prior, own),
         log_prior=partial(_log_prior, own),
         convolutions=base.convolutions | forms,
@@ -171,37 +130,37 @@ def code_flow_model(
     )
 
 
-def _stages(own: _Parts) -> tuple[Stage, ...]:
-    """The three stages."""
-    first, second = own.options["stage_shares"]
+def _stages(own: Parts) -> tuple[Stage, ...]:
+    """The three stages, or the one in their place."""
+    if own.options["single_stage"]:
+        learned = ("encoders", "decoders", "code", "flows")
+        objective, after_step = partial(_at_once, own), partial(_after_step, own)
+        rate = latent_flows.cosine
+        return (
+            Stage(
+                "all", lambda steps: steps, objective, learned, None, after_step, rate
+            ),
+        )
+    share = sum(own.options["stage_shares"])
     return (
-        Stage(
-            "vae",
-            lambda steps: round(first * steps),
-            partial(_vae_objective, own),
-            ("encoders", "decoders"),
-            learning_rate=_cosine,
-        ),
+        latent_flows.vae_stage(own),
         Stage(
             "code",
-            lambda steps: round((first + second) * steps),
+            lambda steps: round(share * steps),
             partial(_code_objective, own),
             ("code",),
             learning_rate=lambda step, steps: jnp.float32(0.5),
         ),
-        Stage(
-            "flow",
-            lambda steps: steps,
-            partial(_flow_objective, own),
-            ("flows",),
-            partial(_whiten, own),
-            partial(_average, own),
-            lambda step, steps: 0.5 * _cosine(step, steps),
-        ),
+        latent_flows.flow_stage(own, partial(_flow_objective, own)),
     )
 
 
-def _init(own: _Parts, key: PRNGKey) -> Params:
+def _split(own: Parts, z: Any) -> tuple[Any, Any]:
+    """The code and the rest, of a latent vector or a distribution of it."""
+    return distributions.split(z, own.options["code_dim"])
+
+
+def _init(own: Parts, key: PRNGKey) -> Params:
     """Parameters before the first stage."""
     num, size, network = own.num, own.size, own.network
     own_key, code_key, flow_key = jax.random.split(key, 3)
@@ -210,7 +169,7 @@ def _init(own: _Parts, key: PRNGKey) -> Params:
     code_size = own.options["code_dim"]
     t, s = jnp.zeros(1), jnp.zeros((1, code_size))
     velocities = {"prior": network.init(flow_keys[0], s, t)}
-    if own.options["flow"] != "modality":
+    if own.options["flow"] == "joint":
         inputs = jnp.zeros((1, num * size)), t, jnp.zeros((1, code_size + num))
         velocities["joint"] = network.init(flow_keys[1], *inputs)
     else:
@@ -221,20 +180,12 @@ def _init(own: _Parts, key: PRNGKey) -> Params:
         m: coder.init(key, networks.blank(own.nets.shapes[m]))
         for key, (m, coder) in zip(code_keys, own.coders.items(), strict=True)
     }
-    zeros = jnp.zeros(num * size)
-    return own.base.init(own_key) | {
-        "code": {
-            "encoders": coded,
-            "log_scale": jnp.full(1, math.log(_INITIAL_SCALE)),
-        },
-        "flows": velocities,
-        "flows_average": velocities,
-        # The variance is one, until the third stage measures it.
-        "whitening": {"num": zeros + 1.0, "mean": zeros, "squares": zeros + 1.0},
-    }
+    code = {"encoders": coded, "log_scale": jnp.full(1, math.log(_INITIAL_SCALE))}
+    flows_alone = latent_flows.unlearned(own, velocities)
+    return own.base.init(own_key) | {"code": code} | flows_alone
 
 
-def _codes(own: _Parts, params: Params, batch: Batch) -> Array:
+def _codes(own: Parts, params: Params, batch: Batch) -> Array:
     """The codes [M, B, c], of length one; zeros where a modality is missing."""
     codes = []
     for m, coder in own.coders.items():
@@ -249,46 +200,42 @@ def _codes(own: _Parts, params: Params, batch: Batch) -> Array:
     return jnp.where(observed[..., None], jnp.stack(codes), 0.0)
 
 
-def _around(own: _Parts, direction: Array) -> Gaussian:
+def _around(own: Parts, direction: Array) -> Gaussian:
     """q(s) of a code of length one."""
     variance, code_size = own.options["code_variance"], own.options["code_dim"]
     radius = math.sqrt(code_size * (1 - variance))
     return Gaussian(radius * direction, jnp.full_like(direction, math.log(variance)))
 
 
-def _encode(own: _Parts, params: Params, batch: Batch) -> Gaussian:
+def _encode(own: Parts, params: Params, batch: Batch) -> Gaussian:
     """q(s|x_m) and q(w_m|x_m), end to end [M, B, c + d]."""
     latents = encode(own.nets, params, batch)
     return distributions.join(_around(own, _codes(own, params, batch)), latents)
 
 
-def _code_posterior(own: _Parts, experts: Gaussian, subset: AnyArray) -> Gaussian:
+def _code_posterior(own: Parts, experts: Gaussian, subset: AnyArray) -> Gaussian:
     """q(s|x_A) [B, c], of experts [M, B, c + d]."""
-    codes = own.split(experts)[0].mean
+    codes = _split(own, experts)[0].mean
     observed = posteriors.append_axes(jnp.asarray(subset), 3)
     return _around(own, unit(elbo.observed_sum(codes, observed)))
 
 
-def _velocity(
-    own: _Parts, velocities: Params, s: Array, given: Array
-) -> flows.Velocity:
+def _velocity(own: Parts, velocities: Params, s: Array, given: Array) -> flows.Velocity:
     """Velocity of latents [B, M d], given a code [B, c] and some of them, [M, B]."""
-    is_coded = own.options["flow"] in _FLOWS[:2]
 
     def joint(x: Array, t: Array) -> Array:
-        code = s if is_coded else jnp.zeros_like(s)
-        condition = jnp.concatenate([code, given.T.astype(x.dtype)], axis=-1)
+        condition = jnp.concatenate([s, given.T.astype(x.dtype)], axis=-1)
         return own.network.apply(velocities["joint"], x, t, condition)
 
     def apart(x: Array, t: Array) -> Array:
         rows = jnp.moveaxis(x.reshape(len(x), own.num, own.size), 1, 0)
         apply = jax.vmap(own.network.apply, (0, 0, None, None))
-        return _end_to_end(apply(velocities["modality"], rows, t, s))
+        return end_to_end(apply(velocities["modality"], rows, t, s))
 
-    return apart if own.options["flow"] == "modality" else joint
+    return joint if own.options["flow"] == "joint" else apart
 
 
-def _guided(own: _Parts, params: Params, s: Array, given: Array) -> flows.Velocity:
+def _guided(own: Parts, params: Params, s: Array, given: Array) -> flows.Velocity:
     """The velocity that latents are drawn by."""
     velocities = params["flows_average"]
     conditional = _velocity(own, velocities, s, given)
@@ -297,7 +244,7 @@ def _guided(own: _Parts, params: Params, s: Array, given: Array) -> flows.Veloci
     )
 
 
-def _guided_alone(own: _Parts, velocities: Params, s: Array) -> flows.Velocity:
+def _guided_alone(own: Parts, velocities: Params, s: Array) -> flows.Velocity:
     """As `_guided`, of the latents [B, d] of one modality, at a time shared by all."""
 
     def conditional(x: Array, t: Array) -> Array:
@@ -311,96 +258,61 @@ def _guided_alone(own: _Parts, velocities: Params, s: Array) -> flows.Velocity:
 
 
 def _guide(
-    own: _Parts, conditional: flows.Velocity, free: flows.Velocity
+    own: Parts, conditional: flows.Velocity, free: flows.Velocity
 ) -> flows.Velocity:
     """The velocities with and without a code, as the options weigh them."""
     strength = own.options["guidance"]
-    if strength == 1 or own.options["flow"] not in _FLOWS[:2]:
+    if strength == 1:
         return conditional  # the other one is not computed
     return flows.guided(conditional, free, strength)
 
 
-def _prior_velocity(own: _Parts, velocities: Params) -> flows.Velocity:
+def _prior_velocity(own: Parts, velocities: Params) -> flows.Velocity:
     """Velocity of codes."""
     return lambda s, t: own.network.apply(velocities["prior"], s, t)
 
 
-def _moments(params: Params) -> flows.Moments:
-    """The moments of all latents, for whitening."""
-    return flows.Moments(**params["whitening"])
-
-
 def _draw(
-    own: _Parts, params: Params, key: PRNGKey, s: Array, w: Array, given: Array
+    own: Parts, params: Params, key: PRNGKey, s: Array, w: Array, given: Array
 ) -> Array:
     """Latents w [B, M d], where they are not given (bool [M, B]) by the flow."""
-    mask = flows.dimensions_of(given, own.sizes)
-    r = flows.whiten(_moments(params), w)
-    r = jnp.where(mask, r, jax.random.normal(key, w.shape, w.dtype))
-    if own.options["flow"] == "modality":
-        r = _moved_apart(own, params["flows_average"]["modality"], s, r, given)
-    else:
-        r = _moved(own, _guided(own, params, s, given), r, given, mask)
-    return jnp.where(mask, w, flows.unwhiten(_moments(params), r))
+
+    def move(r: Array, noise: Array, mask: Array) -> Array:
+        if own.options["flow"] == "modality":
+            velocities = params["flows_average"]["modality"]
+            return _moved_apart(own, velocities, s, r, given)
+        velocity = _guided(own, params, s, given)
+        return latent_flows.moved(own, velocity, r, given, mask)
+
+    return latent_flows.draw(own, params, key, w, given, move)
 
 
 def _moved_apart(
-    own: _Parts, velocities: Params, s: Array, r: Array, given: Array
+    own: Parts, velocities: Params, s: Array, r: Array, given: Array
 ) -> Array:
     """Latents r [B, M d], each modality moved by its own flow."""
     rows = jnp.moveaxis(r.reshape(len(r), own.num, own.size), 1, 0)
 
     def move(arguments: tuple[Params, Array, Array]) -> Array:
         velocity, *latents = arguments
-        return _moved(own, _guided_alone(own, velocity, s), *latents)
+        return latent_flows.moved(own, _guided_alone(own, velocity, s), *latents)
 
-    return _end_to_end(jax.lax.map(move, (velocities, rows, given)))
-
-
-def _moved(
-    own: _Parts,
-    velocity: flows.Velocity,
-    r: Array,
-    given: Array,
-    mask: Array | None = None,
-) -> Array:
-    """Latents moved from noise by a flow; as they are where nothing is missing."""
-    return jax.lax.cond(
-        jnp.all(given),
-        lambda: r,
-        lambda: flows.integrate(velocity, r, *own.solver, mask),
-    )
+    return end_to_end(jax.lax.map(move, (velocities, rows, given)))
 
 
 def _posterior(
-    own: _Parts, params: Params, experts: Gaussian, subset: AnyArray, key: PRNGKey
+    own: Parts, params: Params, experts: Gaussian, subset: AnyArray, key: PRNGKey
 ) -> Gaussian:
     """q(s, w|x_A), of which w_m of what is missing is drawn by the flow."""
     code_key, draw_key = jax.random.split(key)
     code = _code_posterior(own, experts, subset)
     s = distributions.sample(code, code_key)
-    latents = jax.tree.map(_end_to_end, own.split(experts)[1])
-    given = jnp.broadcast_to(
-        posteriors.append_axes(jnp.asarray(subset), 2), (own.num, len(s))
-    )
-    mask = flows.dimensions_of(given, own.sizes)
-    mean = _draw(own, params, draw_key, s, latents.mean, given)
-    spread = jnp.where(mask, latents.log_variance, _DRAWN)
-    return distributions.join(code, Gaussian(mean, spread))
+    latents = _split(own, experts)[1]
+    drawn = partial(_draw, own, params, draw_key, s)
+    return distributions.join(code, latent_flows.posterior(own, latents, subset, drawn))
 
 
-def _components(
-    own: _Parts, count: int, params: Params, experts: Gaussian, subset: AnyArray
-) -> tuple[Gaussian, Array]:
-    """Some draws of the posterior, whose keys are always the same."""
-    drawn = jax.lax.map(
-        lambda key: _posterior(own, params, experts, subset, key),
-        jax.random.split(jax.random.key(0), count),
-    )
-    return drawn, jnp.full((count, 1), 1 / count)
-
-
-def _sample_prior(own: _Parts, params: Params, key: PRNGKey, count: int) -> Array:
+def _sample_prior(own: Parts, params: Params, key: PRNGKey, count: int) -> Array:
     """Latent vectors [count, c + M d]: a code, and latents given it."""
     code_key, draw_key = jax.random.split(key)
     s = jax.random.normal(code_key, (count, own.options["code_dim"]))
@@ -412,76 +324,48 @@ def _sample_prior(own: _Parts, params: Params, key: PRNGKey, count: int) -> Arra
 
 
 def _log_densities(
-    own: _Parts,
+    own: Parts,
     params: Params,
     s: Array,
     w: Array,
     key: PRNGKey,
-    observed: AnyArray | None = None,
+    absent: Array | None = None,
 ) -> Array:
-    """log p(s) + sum_m log p(w_m|s) [B], over the modalities observed, [M, B].
-
-    `key` is of the estimates of what has too many dimensions for the exact one.
-    """
+    """log p(s) + sum_m log p(w_m|s) [B], over the modalities not absent, [M, B]."""
     velocity = _prior_velocity(own, params["flows_average"])
-    signs = key if s.shape[-1] > _MOST_EXACT else None
+    signs = key if s.shape[-1] > MOST_EXACT else None
     code = flows.log_density(velocity, s, *own.solver, key=signs)
-    nothing = jnp.zeros((own.num, len(s)), bool)
-    absent = None
-    r = flows.whiten(_moments(params), w)
-    velocity = _guided(own, params, s, nothing)
-    jacobian = -jnp.log(flows.deviation(_moments(params)))
-    if observed is not None:
-        absent = ~jnp.broadcast_to(flows.dimensions_of(observed, own.sizes), r.shape)
-        r, jacobian = jnp.where(absent, 0.0, r), jnp.where(absent, 0.0, jacobian)
-    signs = key if w.shape[-1] > _MOST_EXACT else None
-    latents = flows.log_density(velocity, r, *own.solver, absent, signs)
-    return code + latents + jnp.sum(jacobian, axis=-1)
+    velocity = _guided(own, params, s, jnp.zeros((own.num, len(s)), bool))
+    return code + latent_flows.log_density(own, params, velocity, w, key, absent)
 
 
-def _log_prior(own: _Parts, params: Params, z: Array) -> Array:
+def _log_prior(own: Parts, params: Params, z: Array) -> Array:
     """log p(s) + sum_m log p(w_m|s) of latent vectors [..., c + M d]."""
     rows = z.reshape(-1, z.shape[-1])
-    found = _log_densities(own, params, *own.split(rows), jax.random.key(0))
+    found = _log_densities(own, params, *_split(own, rows), jax.random.key(0))
     return found.reshape(z.shape[:-1])
 
 
 def _objective(
-    own: _Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
+    own: Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
 ) -> tuple[Array, ObjectiveTerms]:
     """The bound on log p(X), which is evaluated and trains nothing."""
     code_key, own_key, sign_key = jax.random.split(key, 3)
     experts = _encode(own, params, batch)
     observed = jnp.asarray(elbo.observed_of(batch, own.num))
-    code, latents = _code_posterior(own, experts, observed), own.split(experts)[1]
+    code = _code_posterior(own, experts, observed)
     s = distributions.sample(code, code_key)
-    w = distributions.sample(latents, own_key)
-    decoders = parts.log_likelihoods(own.nets, params)
-    values = elbo.own_terms(w, batch, decoders)
-    kl = distributions.log_prob(code, s)
-    kl += elbo.observed_sum(distributions.log_prob(latents, w), observed)
-    wide = jnp.broadcast_to(observed.reshape(own.num, -1), (own.num, len(s)))
-    kl -= _log_densities(own, params, s, _end_to_end(w), sign_key, wide)
-    zeros = jnp.zeros_like(kl)
-    terms = ObjectiveTerms(elbo.observed_terms(values, observed), kl, zeros, zeros)
-    return elbo.loss(terms, beta), terms
 
+    def log_prior(w: Array, observed: Array) -> Array:
+        found = _log_densities(own, params, s, w, sign_key, ~observed)
+        return found - distributions.log_prob(code, s)
 
-def _vae_objective(
-    own: _Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
-) -> tuple[Array, ObjectiveTerms]:
-    """The first stage: the ELBO of each modality."""
-    terms = elbo.unimodal_elbos(
-        encode(own.nets, params, batch),
-        batch,
-        key,
-        log_likelihoods=parts.log_likelihoods(own.nets, params),
-    )
-    return elbo.loss(terms, beta), terms
+    latents = _split(own, experts)[1]
+    return latent_flows.bound(own, params, batch, latents, own_key, log_prior, beta)
 
 
 def _code_objective(
-    own: _Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
+    own: Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
 ) -> tuple[Array, dict[str, Array]]:
     """The second stage: the contrast of all pairs of modalities."""
     del key, beta  # it has no noise and no KL term
@@ -491,37 +375,16 @@ def _code_objective(
     return -gain, {"contrast": gain}
 
 
-def _whiten(own: _Parts, params: Params, fold: Callable) -> Params:
-    """Mean and variance of q(w_m|x_m) over all examples; the average begins."""
-
-    def add(so_far: flows.Moments, batch: Batch) -> flows.Moments:
-        latents = encode(own.nets, params, batch)
-        observed = jnp.asarray(elbo.observed_of(batch, own.num))[..., None]
-        counted = _end_to_end(jnp.broadcast_to(observed, latents.mean.shape))
-        found = flows.moments(_end_to_end(latents.mean), counted)
-        noise = jnp.where(counted, jnp.exp(_end_to_end(latents.log_variance)), 0.0)
-        squares = found.squares + jnp.sum(noise, axis=0)
-        return flows.merge_moments(so_far, found._replace(squares=squares))
-
-    empty = flows.Moments(*(jnp.zeros(own.num * own.size) for _ in range(3)))
-    return params | {
-        "whitening": fold(add, empty)._asdict(),
-        "flows_average": params["flows"],
-    }
-
-
 def _flow_objective(
-    own: _Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
+    own: Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
 ) -> tuple[Array, dict[str, Array]]:
     """The third stage: rectified flows of the latents, and of the code."""
     del beta  # no KL term
     keys = jax.random.split(key, 8)
-    experts = _encode(own, params, batch)
-    observed = jnp.broadcast_to(
-        elbo.observed_of(batch, own.num).reshape(own.num, -1), experts.mean.shape[:2]
-    )
-    w = _end_to_end(distributions.sample(own.split(experts)[1], keys[0]))
-    r = flows.whiten(_moments(params), w)
+    experts = jax.lax.stop_gradient(_encode(own, params, batch))
+    observed = wide(elbo.observed_of(batch, own.num), experts.mean.shape[1])
+    w = end_to_end(distributions.sample(_split(own, experts)[1], keys[0]))
+    r = flows.whiten(latent_flows.whitening(params), w)
     given = flows.random_subsets(keys[1], observed, own.options["empty_share"])
     known = jnp.where(jnp.any(given, axis=0), given, observed)
     s = distributions.sample(_code_posterior(own, experts, known), keys[2])
@@ -547,21 +410,20 @@ def _flow_objective(
     return flow + prior, {"flow": flow, "prior_flow": prior}
 
 
-def _average(own: _Parts, params: Params) -> Params:
-    """Parameters after a step of the third stage, with the average of the flows."""
-    rate = 1 - own.options["ema"]
-    return params | {
-        "flows_average": optax.incremental_update(
-            params["flows"], params["flows_average"], rate
-        )
-    }
+def _at_once(
+    own: Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
+) -> tuple[Array, dict[str, Array]]:
+    """All three objectives, no parameter of which is in two of them."""
+    vae_key, flow_key = jax.random.split(key)
+    vae, _ = latent_flows.vae_objective(own, params, batch, vae_key, beta)
+    code, coded = _code_objective(own, params, batch, key, beta)
+    flow, flowed = _flow_objective(own, params, batch, flow_key, beta)
+    return vae + code + flow, {"vae": vae} | coded | flowed
 
 
-def _end_to_end(x: Array) -> Array:
-    """Latents of all modalities as one vector, [M, B, d] -> [B, M d]."""
-    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)
-
-
-def _cosine(step: Array, num_steps: int) -> Array:
-    """Factor of the learning rate, from 1 to 0 over a stage."""
-    return 0.5 * (1 + jnp.cos(jnp.pi * step / num_steps))
+def _after_step(own: Parts, params: Params, batch: Batch) -> Params:
+    """The average of the flows, and the running moments of the latents."""
+    so_far = latent_flows.whitening(params)
+    faded = so_far._replace(num=_KEPT * so_far.num, squares=_KEPT * so_far.squares)
+    now = flows.merge_moments(faded, latent_flows.moments_of(own, params, batch))
+    return latent_flows.average(own, params) | {"whitening": now._asdict()}

@@ -136,13 +136,7 @@ def _zeroing_inference(nets: Networks) -> _Inference:
         return {"decoders": params["decoders"], "joint": joint.init(key)}
 
     def posterior(params: Params, experts: Gaussian, subset: AnyArray) -> Gaussian:
-        observed = posteriors.append_axes(jnp.asarray(subset), 3)
-        kept = jax.tree.map(
-            lambda own, absent: jnp.where(observed, own, absent),
-            experts,
-            joint.absent(params["joint"]),
-        )
-        return joint.posterior(params["joint"], kept)
+        return joint.of_subset(params["joint"], experts, subset)
 
     return _Inference(
         init=init,

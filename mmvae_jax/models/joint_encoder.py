@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from mmvae_jax import networks
+from mmvae_jax.mathematics.posteriors import append_axes
 from mmvae_jax.models.parts import Networks, encode
 from mmvae_jax.networks import vectors
-from mmvae_jax.types import Array, Batch, Gaussian, Params, PRNGKey
+from mmvae_jax.types import AnyArray, Array, Batch, Gaussian, Params, PRNGKey
 
 
 class _JointEncoder(NamedTuple):
@@ -18,14 +19,15 @@ class _JointEncoder(NamedTuple):
     Attributes:
       init: key -> params.
       features: (params, batch) -> fields [M, B, D], one row a modality.
-      absent: params -> the same, fields [M, 1, D], of inputs that are all zero.
       posterior: (params, features) -> Gaussian [B, D].
+      of_subset: (params, features, subset bool [M] or [M, B]) -> the same, of inputs
+        that are zero where a modality is missing.
     """
 
     init: Callable[[PRNGKey], Params]
     features: Callable[[Params, Batch], Gaussian]
-    absent: Callable[[Params], Gaussian]
     posterior: Callable[[Params, Gaussian], Gaussian]
+    of_subset: Callable[[Params, Gaussian, AnyArray], Gaussian]
 
 
 def make_joint_encoder(nets: Networks) -> _JointEncoder:
@@ -64,6 +66,10 @@ def make_joint_encoder(nets: Networks) -> _JointEncoder:
         joined = jnp.concatenate(list(rows), axis=-1)
         return cast(Gaussian, head.apply(params["head"], joined))
 
-    return _JointEncoder(
-        init, features, lambda params: features(params, zeros()), posterior
-    )
+    def of_subset(params: Params, own: Gaussian, subset: AnyArray) -> Gaussian:
+        observed = append_axes(jnp.asarray(subset), 3)
+        absent = features(params, zeros())
+        kept = jax.tree.map(lambda a, b: jnp.where(observed, a, b), own, absent)
+        return posterior(params, kept)
+
+    return _JointEncoder(init, features, posterior, of_subset)

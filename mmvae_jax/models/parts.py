@@ -28,6 +28,11 @@ from mmvae_jax.types import (
     TokenShape,
 )
 
+# log of the variance around a latent vector that was drawn: it is a sample.
+DRAWN = -20.0
+# Draws that stand for a posterior without a density, where all of it is asked for.
+NUM_DRAWS = 8
+
 
 class Networks(NamedTuple):
     """The encoders, decoders and likelihoods of all modalities, by name.
@@ -336,3 +341,24 @@ def assemble(
         supports={m: own.support for m, own in nets.likelihoods.items()},
         deviation=deviation,
     )
+
+
+def wide(observed: AnyArray, num: int) -> Array:
+    """Which modalities each of `num` examples has, of [M], [M, 1] or [M, B]; [M, B]."""
+    rows = jnp.asarray(observed)
+    return jnp.broadcast_to(rows.reshape(len(rows), -1), (len(rows), num))
+
+
+def draws(
+    posterior: Callable[..., Gaussian],
+    count: int,
+    params: Params,
+    experts: Gaussian,
+    subset: AnyArray,
+) -> tuple[Gaussian, Array]:
+    """Some draws of a posterior, whose keys are always the same."""
+    drawn = jax.lax.map(
+        lambda key: posterior(params, experts, subset, key),
+        jax.random.split(jax.random.key(0), count),
+    )
+    return drawn, jnp.full((count, 1), 1 / count)

@@ -1,9 +1,9 @@
-"""Linen networks for the velocity of a flow over latents.
+"""Linen networks for the velocity of a flow over latents, and couplings.
 
-They map latents x [B, D] at times t to a velocity [B, D], and may have a condition
-[B, E], of which zeros say that there is none. Each block is shifted, scaled and gated
-by a function of time and condition, and begins as the identity, as in the diffusion
-transformers of Peebles & Xie (2023); the velocity begins as 0.
+Velocities map latents x [B, D] at times t to a velocity [B, D], and may have a
+condition [B, E], of which zeros say that there is none. Each block is shifted, scaled
+and gated by a function of time and condition, and begins as the identity, as in the
+diffusion transformers of Peebles & Xie (2023); the velocity begins as 0.
 """
 
 import math
@@ -19,21 +19,31 @@ from mmvae_jax.types import AnyArray, Array, Shape
 # ones would make a velocity rough in time, and its ODE need more steps.
 _NUM_FREQUENCIES = 32
 _HIGHEST_FREQUENCY = 100.0
+# Bound on the logarithm of what one coupling scales an entry by.
+_MOST_SCALED = 2.0
 # Units of a Transformer's dense layers, relative to its width.
 _EXPANSION = 4
 
 
 class Context(nn.Module):
-    """A vector for times and, if there is one, a condition: the blocks' other input."""
+    """A vector for times and, if there is one, a condition: the blocks' other input.
+
+    Attributes:
+      width: F, numbers in it.
+      is_joined: whether times [M, B] have one vector [B, F] together.
+    """
 
     width: int
+    is_joined: bool = False
 
     @nn.compact
     def __call__(self, t: Array, condition: Array | None) -> Array:
-        """Maps times [..., B] and a condition [B, E] to [..., B, width]."""
+        """Maps times [..., B] and a condition [B, E] to [..., B, F]."""
         frequencies = np.geomspace(1.0, _HIGHEST_FREQUENCY, _NUM_FREQUENCIES)
         angles = t[..., None] * frequencies.astype(np.float32)
         waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        if self.is_joined:
+            waves = jnp.concatenate(list(waves), axis=-1)
         h = nn.silu(layers.dense(self.width, waves.shape[-1], "time")(waves))
         h = layers.dense(self.width, self.width, "time_out")(h)
         if condition is not None:
@@ -89,7 +99,7 @@ def _for_tokens(x: Array, num_tokens: tuple[int, ...]) -> Array:
 
 
 class MLPFlow(nn.Module):
-    """Dense blocks: the velocity of the latents of one modality, or of a code.
+    """Dense blocks: the velocity of a code, or of latents of one modality or of all.
 
     Attributes:
       width: units of each layer.
@@ -101,9 +111,12 @@ class MLPFlow(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array, condition: Array | None = None) -> Array:
-        """Maps x [B, D], t [B] and a condition [B, E] to the velocity [B, D]."""
+        """Maps x [B, D], times and a condition [B, E] to the velocity [B, D].
+
+        Times are t [B], or [M, B] of M parts of x.
+        """
         size = x.shape[-1]
-        context = Context(self.width)(t, condition)
+        context = Context(self.width, is_joined=t.ndim > 1)(t, condition)
         h = layers.dense(self.width, size)(x)
         for _ in range(self.depth):
             h = ModulatedBlock()(h, context)
@@ -180,3 +193,43 @@ class TransformerFlow(nn.Module):
             for part, shape in zip(parts, self.shapes, strict=True)
         ]
         return jnp.concatenate(velocities, axis=-1)
+
+
+class CouplingFlow(nn.Module):
+    """Affine couplings: a map of vectors whose inverse and volume are closed forms.
+
+    Dinh et al. (2017). Each layer moves a half of the entries by a shift and a scale
+    that the others decide; the next one moves the others, and every two layers have
+    other halves. It begins as the identity.
+
+    Attributes:
+      num_layers: couplings.
+      width: units of the two hidden layers of each.
+    """
+
+    num_layers: int = 4
+    width: int = 128
+
+    @nn.compact
+    def __call__(self, x: Array, is_inverse: bool = False) -> tuple[Array, Array]:
+        """Maps x [B, D] to y [B, D] and log |det dy/dx| [B]; or the inverse."""
+        size, zeros = x.shape[-1], nn.initializers.zeros
+        log_volume = jnp.zeros(x.shape[:-1], x.dtype)
+        layers_of = range(self.num_layers)
+        for i in reversed(layers_of) if is_inverse else layers_of:
+            order = np.random.default_rng(i // 2).permutation(size)
+            is_moved = np.zeros(size, bool)
+            is_moved[np.array_split(order, 2)[i % 2]] = True
+            h = jnp.where(is_moved, 0.0, x)
+            h = nn.relu(layers.dense(self.width, size, f"hidden_{i}")(h))
+            h = nn.relu(layers.dense(self.width, self.width, f"second_{i}")(h))
+            h = nn.Dense(2 * size, kernel_init=zeros, name=f"out_{i}")(h)
+            shift, log_scale = jnp.split(jnp.where(np.tile(is_moved, 2), h, 0.0), 2, -1)
+            log_scale = _MOST_SCALED * jnp.tanh(log_scale / _MOST_SCALED)
+            if is_inverse:
+                x = (x - shift) * jnp.exp(-log_scale)
+                log_volume -= jnp.sum(log_scale, axis=-1)
+            else:
+                x = x * jnp.exp(log_scale) + shift
+                log_volume += jnp.sum(log_scale, axis=-1)
+        return x, log_volume

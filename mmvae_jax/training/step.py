@@ -43,7 +43,7 @@ class Task(NamedTuple):
         (`networks.convolution_forms`); they decide how it is mapped.
       scheduled: (hyper, steps taken) -> hyper of the next step.
       learns: the entries of the parameters that are trained; () = all.
-      after_step: params -> params, after every step; None: nothing is done.
+      after_step: (params, batch) -> params, after every step; None: nothing is done.
       stages: in which the member is trained; () = on `loss`.
     """
 
@@ -53,7 +53,7 @@ class Task(NamedTuple):
     convolutions: frozenset[str] = frozenset()
     scheduled: Callable[[Any, Array], Any] = lambda hyper, step: hyper
     learns: tuple[str, ...] = ()
-    after_step: Callable[[Params], Params] | None = None
+    after_step: Callable[[Params, Batch], Params] | None = None
     stages: tuple["StageTask", ...] = ()
 
     def tasks(self) -> tuple["Task", ...]:
@@ -185,11 +185,14 @@ def _stage_task(whole: Task, stage: Stage, start: int, end: int) -> StageTask:
         factor = stage.learning_rate(step - start, end - start)
         return hyper._replace(learning_rate=factor * hyper.learning_rate)
 
+    def after_step(params: Params, batch: Batch) -> Params:
+        return stage.after_step(params, _scaled(batch)) if stage.after_step else params
+
     task = whole._replace(
         loss=_scaled_loss(stage.objective),
         scheduled=scheduled,
         learns=stage.learns,
-        after_step=stage.after_step,
+        after_step=after_step,
     )
     return StageTask(stage.name, start, end, stage.begin, task)
 
@@ -252,7 +255,7 @@ def train_step(
     params = merged(trained)
     optimizer = _in_place(task.learns, state.optimizer, moments)
     if task.after_step is not None:
-        params = _kept(finite, task.after_step(params), params)
+        params = _kept(finite, task.after_step(params, batch), params)
     return TrainState(
         step=state.step + 1,
         params=params,

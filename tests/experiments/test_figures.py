@@ -310,6 +310,21 @@ def test_private_vectors_do_not_add_latent_dimensions(name, model):
     assert total == other.model.latent_dim
 
 
+@pytest.mark.parametrize("name", ("small", "demo", "cpu"))
+def test_unimodal_latents_add_up_to_the_shared_ones(name):
+    """And all else of the config that is not of the model is that of the others."""
+    _, scale = load_scale(name)
+    config, other = (
+        run_config(scale, Spec("polymnist", model), {})
+        for model in ("latent_flow", "mopoe")
+    )
+    num = config.data.num_modalities
+    assert num * config.model.latent_dim == other.model.latent_dim
+    for field in ("modality", "data", "sweep", "eval"):
+        assert config[field].to_dict() == other[field].to_dict()
+    assert config.train.num_steps == other.train.num_steps
+
+
 # Training examples and epochs of the paper (App. C.1), by the columns of its figures.
 EXAMPLES = {"polymnist": 60_000, "translated": 60_000, "cub": 88_550}
 EPOCHS = {"polymnist": 500, "translated": 1_000, "cub": 150}

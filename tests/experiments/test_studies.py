@@ -71,11 +71,13 @@ def test_runs_at_equal_networks_are_chosen_by_digits_that_are_not_judged():
         "choose_mopoe_conv",
     ]
     judged = {n: c for n, c in made.items() if STUDIES["in_place"].is_judged(n)}
-    assert len(judged) == 9
+    assert len(judged) == 10
     for name, config in judged.items():
         if name != "code_flow":
             assert config.modality.network == "conv" and config.sweep.beta == (0.5,)
         assert len(config.sweep.seed) == 3 and not config.data.validation
+        has_flows = name in ("code_flow", "latent_flow")
+        assert (config.eval.sampler == "prior") == has_flows
         assert config.train.num_steps == judged["code_flow"].train.num_steps
 
 

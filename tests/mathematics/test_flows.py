@@ -342,3 +342,15 @@ def test_whitening_is_undone_and_its_determinant_known():
     constant = flows.moments(np.full((4, 1), 7.0, np.float32))
     np.testing.assert_array_equal(flows.whiten(constant, jnp.full((2, 1), 7.0)), 0)
     assert flows.log_whitening(constant) == 0
+
+
+def test_what_has_no_deviation_has_a_gradient():
+    """A deviation of 0 is taken for 1, and so it is in the derivative."""
+
+    def total(squares):
+        num = jnp.full(2, 4.0)
+        return jnp.sum(flows.deviation(flows.Moments(num, 0 * num, squares)))
+
+    squares = jnp.array([0.0, 16.0])
+    assert float(total(squares)) == 1 + 2
+    np.testing.assert_allclose(jax.grad(total)(squares), [0, 1 / 16])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_tasks import MAP, NUM, Setup
+from small_tasks import MAP, NUM, Setup, assert_same_bits, bits_differ
 
 from mmvae_jax import models
 from mmvae_jax.data.dataset import Split
@@ -114,10 +114,7 @@ def test_the_density_of_what_the_flow_moves_nowhere(model):
     np.testing.assert_allclose(drawn.var(0), whole, rtol=0.12)
 
 
-@pytest.mark.parametrize(
-    "flow",
-    ["modality", "joint", pytest.param("joint_without_code", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("flow", ["modality", "joint"])
 def test_what_a_draw_depends_on(tiny_config, flow):
     """On the code, on given latents if the flow is joint, and on the guidance."""
     batch, drawn = vectors(), {}
@@ -132,10 +129,8 @@ def test_what_a_draw_depends_on(tiny_config, flow):
             _, found, _ = latents(model, other, batch, SOME)
             now = np.asarray(found[0])[:, 1]
             changed[name] = not np.array_equal(now, drawn[guidance])
-        is_coded, is_joint = flow != "joint_without_code", flow != "modality"
-        assert changed == {"code": is_coded, "encoders": is_joint}
-    is_same = np.array_equal(drawn[1.0], drawn[3.0])
-    assert is_same == (flow == "joint_without_code")
+        assert changed == {"code": True, "encoders": flow == "joint"}
+    assert not np.array_equal(drawn[1.0], drawn[3.0])
 
 
 def test_stages_learn_all_there_is(model):
@@ -174,6 +169,80 @@ def test_whitening_is_of_all_that_is_observed(model):
     flows = (before.params["flows"], after.params["flows"])
     is_moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), *flows)
     assert all(jax.tree.leaves(is_moved["prior"]))
+
+
+def single_stage(tiny_config):
+    return make(tiny_config, single_stage=True)
+
+
+def test_a_single_stage_has_the_gradients_of_all_three(tiny_config, model):
+    """Of the VAEs and the code those that they have alone, bit for bit."""
+    params, batch, beta = params_of(model), vectors(), 0.7
+    (stage,) = single_stage(tiny_config).stages
+    vae_key, flow_key = jax.random.split(KEY)
+    keys = {"vae": vae_key, "code": KEY, "flow": flow_key}
+    gradient = jax.jit(jax.grad(lambda p: stage.objective(p, batch, KEY, beta)[0]))
+    found = gradient(params)
+    other = params | {"flows": jax.tree.map(lambda x: 2 * x, params["flows"])}
+    changed = gradient(other)
+    for own in model.stages:
+
+        def loss(params, own=own):
+            return own.objective(params, batch, keys[own.name], beta)[0]
+
+        expected = jax.jit(jax.grad(loss))(params)
+        for name in own.learns:
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+                found[name],
+                expected[name],
+            )
+            if own.name != "flow":
+                assert_same_bits(found[name], changed[name])
+    assert bits_differ(found["flows"], changed["flows"])
+
+
+@pytest.mark.slow
+def test_a_single_stage_is_resumed_and_its_vaes_learn_as_without_flows(tiny_config):
+    task = vae_task(single_stage(tiny_config), num_steps=6)
+    setup = Setup(task, jax.device_put(vectors(NUM)))
+    members = [Member(0.1, 1e-2, 0)]
+    start, *_ = setup.start(members)
+    whole = setup.fit(members, MAP, 6)
+    part = setup.fit(members, MAP, 3)
+    assert_same_bits(setup.fit(members, MAP, 6, part), whole)
+    flows = jax.tree.map(lambda x: x + 0.1, start.params["flows"])
+    other = start._replace(params=start.params | {"flows": flows})
+    other = setup.fit(members, MAP, 6, other)
+    for name in ("encoders", "decoders", "code", "whitening"):
+        assert_same_bits(other.params[name], whole.params[name])
+        assert bits_differ(whole.params[name], start.params[name])
+    assert bits_differ(other.params["flows"], whole.params["flows"])
+    assert bits_differ(whole.params["flows_average"], whole.params["flows"])
+
+
+def test_running_moments_fade(tiny_config):
+    """A batch has 0.99 of the weight of the next one."""
+    model = single_stage(tiny_config)
+    params, (stage,) = params_of(model), model.stages
+    batches = [vectors(B, 1), vectors(2 * B, 2)]
+    after = jax.jit(stage.after_step)
+    found = after(after(params, batches[0]), batches[1])["whitening"]
+    old = params["whitening"]
+    means, squares = [old["mean"][None]], [(old["squares"] / old["num"])[None]]
+    for batch in batches:
+        q = model.encode(params, batch)
+        rows = [np.moveaxis(np.asarray(x)[..., C:], 0, 1).reshape(-1, M * D) for x in q]
+        means.append(rows[0])
+        squares.append(np.exp(rows[1]))
+    weights = [0.99**2 * old["num"][0], *[0.99] * B, *[1.0] * 2 * B]
+    mean = np.average(np.concatenate(means), axis=0, weights=weights)
+    errors = (np.concatenate(means) - mean) ** 2 + np.concatenate(squares)
+    np.testing.assert_allclose(found["num"], sum(weights), rtol=1e-5)
+    np.testing.assert_allclose(found["mean"], mean, rtol=1e-4, atol=1e-5)
+    variance = found["squares"] / found["num"]
+    expected = np.average(errors, axis=0, weights=weights)
+    np.testing.assert_allclose(variance, expected, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -215,7 +284,7 @@ def test_components_are_draws(model):
     [
         ("stage_shares", (0.5, 0.5), "must be two shares of the steps whose sum is"),
         ("stage_shares", (0.5,), "must be two shares of the steps"),
-        ("flow", "none", "choose one of modality, joint, joint_without_code"),
+        ("flow", "joint_without_code", "choose one of modality, joint; .* latent_flow"),
         ("code_network", "vit", "choose one of auto, conv, resnet, mlp"),
         ("guidance", -1.0, "guidance must be >= 0, got -1.0"),
     ],

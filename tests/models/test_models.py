@@ -26,10 +26,11 @@ UNIMODAL = ("unimodal", "unimodal_official")
 OFFICIAL = ("mmvae_official", "unimodal_official", "mmvae_plus")  # Laplace
 # Models with D shared dimensions and D of each modality.
 PRIVATE = [name for name, x in models.MODELS.items() if "private_dim" in x.options]
-WITH_NETWORK = ("jmvae", "jmvae_kl", "telbo")  # for the joint posterior
-LEARNED_PRIOR = ("contrastive", "code_flow", "cmvae")
+WITH_NETWORK = ("jmvae", "jmvae_kl", "telbo", "jnf")  # for the joint posterior
+FLOWS = ("code_flow", "latent_flow")
+LEARNED_PRIOR = ("contrastive", *FLOWS, "cmvae")
 # No encoder has a part in the bound of another modality.
-APART = (*UNIMODAL, "mmvm", "code_flow")
+APART = (*UNIMODAL, "mmvm", *FLOWS)
 KEY = jax.random.key(0)
 SUBSETS = [
     np.isin(np.arange(M), subset)
@@ -52,7 +53,7 @@ def params_of(model):
     """Parameters drawn with NumPy, which compiles nothing."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
-        lambda x: np.float32(rng.uniform(-1, 1, x.shape) / np.sqrt(x.shape[0])),
+        lambda x: np.float32(rng.uniform(-1, 1, x.shape) / np.sqrt(x.shape[-2:][0])),
         jax.eval_shape(model.init, KEY),
     )
 
@@ -108,7 +109,8 @@ def num_components(name):
 
 def test_the_functions_of_every_model(evaluated, batch):
     name, model, everything = evaluated
-    total_dim = (1 + M) * D if name in PRIVATE else M * D if name == "mmvm" else D
+    is_wide = name in ("mmvm", "latent_flow")
+    total_dim = (1 + M) * D if name in PRIVATE else M * D if is_wide else D
     if name == "code_flow":
         total_dim = C + M * D
     assert model.modalities == tuple(SHAPES) and model.latent_dim == total_dim
@@ -125,7 +127,7 @@ def test_the_functions_of_every_model(evaluated, batch):
     own_dim += C if name == "code_flow" else 0
     assert type(results["experts"]) is (Laplace if name in OFFICIAL else Gaussian)
     assert type(results["posterior"]) is type(results["experts"])
-    num_rows = M + 1 if name in ("jmvae_kl", "telbo") else M
+    num_rows = M + 1 if name in ("jmvae_kl", "telbo", "jnf") else M
     assert results["experts"].mean.shape == (num_rows, B, own_dim)
     assert results["posterior"].mean.shape == (B, total_dim)
     components, weights = results["mixture"]
@@ -165,7 +167,9 @@ def test_what_a_posterior_and_a_generation_depend_on(evaluated, batch):
         for x, modality in enumerate(SHAPES):
             other = batch | {modality: 1 - batch[modality]}
             changed = changes(results, everything(params, other, subset))
-            assert changed["posterior"] == (used[x], used[x])
+            # What JNF draws is a sample, whatever it is of.
+            is_drawn = name == "jnf" and not subset.all()
+            assert changed["posterior"] == (used[x], used[x] and not is_drawn)
             for output, is_changed in changed["decoded"].items():
                 # An observed modality of MMVM is decoded from its own posterior.
                 is_apart = name in APART and subset[list(SHAPES).index(output)]
@@ -295,9 +299,7 @@ def each_model(*others):
 
 
 # Of others the latent vectors or the priors are not those of one VAE.
-@pytest.mark.parametrize(
-    "name", each_model(*OFFICIAL, *PRIVATE, *WITH_NETWORK, "code_flow")
-)
+@pytest.mark.parametrize("name", each_model(*OFFICIAL, *PRIVATE, *WITH_NETWORK, *FLOWS))
 def test_with_one_modality_the_bound_is_that_of_the_vae(name, make, batch):
     shapes, one = {"m0": SHAPES["m0"]}, {"m0": batch["m0"]}
     alone = {"prior_expert": "never", "decode_prior": False, "subsets": ((0,),)}
@@ -319,7 +321,7 @@ def test_with_one_modality_the_bound_is_that_of_the_vae(name, make, batch):
 # flows are a row a modality, reconstructions across modalities of MMVAE+ are random,
 # and the pools of MoHELVAE are as wide as narrow experts are apart.
 @pytest.mark.parametrize(
-    "name", each_model(*WITH_NETWORK, "custom", "code_flow", "mmvae_plus", "mohelvae")
+    "name", each_model(*WITH_NETWORK, "custom", *FLOWS, "mmvae_plus", "mohelvae")
 )
 def test_the_order_of_modalities_does_not_matter(name, make, batch):
     order = [2, 0, 1]

@@ -5,7 +5,12 @@ import optax
 import pytest
 
 from mmvae_jax.mathematics import flows
-from mmvae_jax.networks.flows import MLPFlow, ModulatedBlock, TransformerFlow
+from mmvae_jax.networks.flows import (
+    CouplingFlow,
+    MLPFlow,
+    ModulatedBlock,
+    TransformerFlow,
+)
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -203,3 +208,46 @@ def test_a_trained_flow_has_the_moments_of_a_mixture():
         # Guidance does not put anything into the other Gaussian.
         near = np.linalg.norm(generate(code, 2.0) - centre, axis=1)
         assert np.mean(near < 1.2) > 0.99
+
+
+def test_an_mlp_may_be_told_a_time_for_each_part():
+    """Each time has an influence of its own, on its example alone."""
+    times = np.float32(RNG.uniform(size=(3, 5)))
+    params = trained_like(MLP, X, times, CONDITION)
+    apply = jax.jit(MLP.apply)
+    v = apply(params, X, times, CONDITION)
+    others = []
+    for part in range(3):
+        changed = times.copy()
+        changed[part, 2] += 0.1
+        others.append(apply(params, X, changed, CONDITION))
+        is_changed = np.abs(others[-1] - v).max(axis=1) > 1e-4
+        assert is_changed.tolist() == [False, False, True, False, False]
+    assert len({float(other[2, 0]) for other in others}) == 3
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_couplings_and_their_inverse(size):
+    """One undoes the other, the volume is the Jacobian's, and all entries move."""
+    module = CouplingFlow(num_layers=3, width=8)
+    x = np.float32(RNG.normal(size=(4, size)))
+    params = trained_like(module, x)
+
+    @jax.jit
+    def both(params, x):
+        y, log_volume = module.apply(params, x)
+        back, log_inverse = module.apply(params, y, is_inverse=True)
+        one = jax.vmap(jax.jacobian(lambda x: module.apply(params, x[None])[0][0]))
+        return y, log_volume, back, log_inverse, one(x)
+
+    y, log_volume, back, log_inverse, jacobian = both(params, x)
+    np.testing.assert_allclose(back, x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(log_inverse, -log_volume, rtol=1e-4, atol=1e-5)
+    expected = np.linalg.slogdet(np.asarray(jacobian, np.float64))[1]
+    np.testing.assert_allclose(log_volume, expected, rtol=1e-3, atol=1e-4)
+    assert (np.abs(y - x) > 1e-4).all(axis=0).all()
+    if size > 2:  # each is a function of others
+        assert (np.abs(jacobian).max(0) > 0).sum() > size
+    start, volume = module.init_with_output(KEY, x)[0]
+    np.testing.assert_array_equal(start, x)
+    assert not np.any(volume)

@@ -56,7 +56,7 @@ def toy_model():
         loss = jnp.sum((params["flow"] - x.mean(0) + jax.random.normal(key, (4,))) ** 2)
         return loss, {"flow": loss / 2, "scale": params["whitening"]["square"].sum()}
 
-    def after_step(params):
+    def after_step(params, batch):
         return params | {"average": 0.9 * params["average"] + 0.1 * params["flow"]}
 
     others = dict.fromkeys(MultimodalVAE._fields[4:12])

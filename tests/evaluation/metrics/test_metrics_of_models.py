@@ -19,7 +19,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cache")]
 
 SHAPES = {"image": (12, 12, 3), "other": (12, 12, 3), "vector": (4,)}
 # Of one kind of posterior each.
-MODELS = ("unimodal", "mopoe", "mmvae_plus", "dmvae", "mmvm", "jmvae", "code_flow")
+FLOWS = ("code_flow", "latent_flow")
+MODELS = ("unimodal", "mopoe", "mmvae_plus", "dmvae", "mmvm", "jmvae", "jnf", *FLOWS)
 # They need tokens, attributes, weights, networks.
 LEFT_OUT = {"captions", "attributes", "one_to_many", "fid", "matching"}
 NAMES = tuple(name for name in METRICS if name not in LEFT_OUT)
@@ -56,7 +57,7 @@ def values_of(model, params, test, names=NAMES):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_metric_of_a_model(name, tiny_config):
     config = tiny_config(name, **models.default_options(name))
-    if name == "code_flow":
+    if name in FLOWS:
         config.model.options.ode_steps = 2
     model = models.make_model(config, SHAPES)
     params = model.init(jax.random.key(0))

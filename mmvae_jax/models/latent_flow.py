@@ -1,0 +1,225 @@
+"""One rectified flow over the latents of unimodal VAEs, any of which may be given.
+
+Bounoua et al. (2024) diffuse the codes of autoencoders that are trained alone, with a
+time for each modality: that of data for what is given. Here the autoencoders are VAEs,
+whose beta may be small, and the diffusion is a rectified flow (`latent_flows` has both
+stages). The velocity is v(w, t_1, ..., t_M), of the whitened latents end to end, with
+
+    t_m = 1 where m is given, 0 where it is absent and w_m is noise, and t elsewhere,
+
+and the squared error of what is neither is learned, of random subsets that are given.
+A missing modality is drawn at times t that all missing ones share. With the given ones
+absent at times (condition_dropped) it is drawn by the velocity
+
+    v(w, absent) + g (v(w, given) - v(w, absent)),   g = guidance.
+
+There is no code: p(w) is the flow of all latents, with which the bound is
+
+    sum_m E log p(x_m|w_m) - E [sum_m log q(w_m|x_m) - log p(w)].
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmvae_jax.mathematics import distributions, elbo, flows
+from mmvae_jax.models import latent_flows
+from mmvae_jax.models.latent_flows import Parts, end_to_end
+from mmvae_jax.models.options import Options, number, one_of
+from mmvae_jax.models.parts import (
+    NUM_DRAWS,
+    assemble,
+    draws,
+    encode,
+    make_networks,
+    standard_latents,
+    wide,
+)
+from mmvae_jax.networks.flows import MLPFlow
+from mmvae_jax.types import (
+    AnyArray,
+    Array,
+    Batch,
+    Gaussian,
+    MultimodalVAE,
+    ObjectiveTerms,
+    Params,
+    PRNGKey,
+)
+
+OPTIONS: Options = {
+    **latent_flows.FLOW_OPTIONS,
+    "flow_width": number(256, 1),  # of one flow for all modalities
+    # Times of what is learned: one that its modalities "share", as published and as
+    # they are drawn; or one "each", as UniDiffuser has them.
+    "times": one_of("shared", "each"),
+    "stage_shares": latent_flows.shares(0.5),  # of the VAEs
+}
+
+
+def latent_flow_model(
+    config: Any, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
+) -> MultimodalVAE:
+    """Model of the equations above; beta is that of the first stage.
+
+    Args:
+      config: as for `make_model`; model.latent_dim is d, of the w_m of each modality.
+      shapes: modality -> shape of one example.
+      options: those of OPTIONS.
+    """
+    size = config.model.latent_dim
+    nets = make_networks(config, shapes, size)
+    base = assemble(
+        nets,
+        standard_latents((len(shapes) * size,)),
+        partial(latent_flows.by_modality, shapes),
+    )
+    network = MLPFlow(options["flow_width"], options["flow_depth"])
+    own = Parts(nets, base, network, size, options)
+    draw = partial(_posterior, own)
+    return base._replace(
+        init=partial(_init, own),
+        objective=partial(_objective, own),
+        posterior=draw,
+        mixture_posterior=partial(draws, draw, 1),
+        posterior_components=partial(draws, draw, NUM_DRAWS),
+        sample_prior=partial(_sample_prior, own),
+        log_prior=partial(_log_prior, own),
+        latent_parts=tuple((m, size) for m in shapes),
+        draws_missing=True,
+        stages=(
+            latent_flows.vae_stage(own),
+            latent_flows.flow_stage(own, partial(_flow_objective, own)),
+        ),
+    )
+
+
+def _init(own: Parts, key: PRNGKey) -> Params:
+    """Parameters before the first stage."""
+    own_key, flow_key = jax.random.split(key)
+    w, times = jnp.zeros((1, own.num * own.size)), jnp.zeros((own.num, 1))
+    velocities = own.network.init(flow_key, w, times)
+    return own.base.init(own_key) | latent_flows.unlearned(own, velocities)
+
+
+def _velocity(
+    own: Parts, velocities: Params, given: Array, absent: Array | None = None
+) -> flows.Velocity:
+    """Velocity of latents [B, M d], some of them given, and some noise, bool [M, B]."""
+
+    def velocity(x: Array, t: Array) -> Array:
+        times = jnp.where(given, 1.0, t)
+        if absent is not None:
+            times = jnp.where(absent, 0.0, times)
+        return own.network.apply(velocities, x, times)
+
+    return velocity
+
+
+def _guided(
+    own: Parts, velocities: Params, given: Array, noise: Array, mask: Array
+) -> flows.Velocity:
+    """The velocity that latents are drawn by; noise and mask as of `draw`."""
+    conditional = _velocity(own, velocities, given)
+    strength = own.options["guidance"]
+    if strength == 1:
+        return conditional
+    alone = _velocity(own, velocities, jnp.zeros_like(given), given)
+
+    def free(x: Array, t: Array) -> Array:
+        return alone(jnp.where(mask, noise, x), t)
+
+    guided = flows.guided(conditional, free, strength)
+    # Where nothing is given both are the same.
+    return lambda x, t: jax.lax.cond(jnp.any(given), guided, conditional, x, t)
+
+
+def _draw(own: Parts, params: Params, key: PRNGKey, w: Array, given: Array) -> Array:
+    """Latents w [B, M d], where they are not given (bool [M, B]) by the flow."""
+
+    def move(r: Array, noise: Array, mask: Array) -> Array:
+        velocity = _guided(own, params["flows_average"], given, noise, mask)
+        return latent_flows.moved(own, velocity, r, given, mask)
+
+    return latent_flows.draw(own, params, key, w, given, move)
+
+
+def _posterior(
+    own: Parts, params: Params, experts: Gaussian, subset: AnyArray, key: PRNGKey
+) -> Gaussian:
+    """q(w|x_A), of which w_m of what is missing is drawn by the flow."""
+    return latent_flows.posterior(
+        own, experts, subset, partial(_draw, own, params, key)
+    )
+
+
+def _sample_prior(own: Parts, params: Params, key: PRNGKey, count: int) -> Array:
+    """Latent vectors [count, M d]."""
+    w = jnp.zeros((count, own.num * own.size))
+    return _draw(own, params, key, w, jnp.zeros((own.num, count), bool))
+
+
+def _log_density(
+    own: Parts, params: Params, w: Array, key: PRNGKey, absent: Array
+) -> Array:
+    """log p(w) [B] of the modalities that are not absent, [M, B]."""
+    noise_key, sign_key = jax.random.split(key)
+    nothing = jnp.zeros_like(absent)
+    velocity = _velocity(own, params["flows_average"], nothing, absent)
+    # Of any noise it is a density, so that the mean of its logarithm is a bound.
+    noise = jax.random.normal(noise_key, w.shape, w.dtype)
+    return latent_flows.log_density(own, params, velocity, w, sign_key, absent, noise)
+
+
+def _log_prior(own: Parts, params: Params, z: Array) -> Array:
+    """log p(w) of latent vectors [..., M d]."""
+    rows = z.reshape(-1, z.shape[-1])
+    nothing = jnp.zeros((own.num, len(rows)), bool)
+    found = _log_density(own, params, rows, jax.random.key(0), nothing)
+    return found.reshape(z.shape[:-1])
+
+
+def _objective(
+    own: Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
+) -> tuple[Array, ObjectiveTerms]:
+    """The bound on log p(X), which is evaluated and trains nothing."""
+    own_key, density_key = jax.random.split(key)
+    latents = encode(own.nets, params, batch)
+
+    def log_prior(w: Array, observed: Array) -> Array:
+        return _log_density(own, params, w, density_key, ~observed)
+
+    return latent_flows.bound(own, params, batch, latents, own_key, log_prior, beta)
+
+
+def _flow_objective(
+    own: Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
+) -> tuple[Array, dict[str, Array]]:
+    """The last stage: the flow of the latents that an example has and is not given."""
+    del beta  # no KL term
+    keys = jax.random.split(key, 5)
+    latents = encode(own.nets, params, batch)
+    num = latents.mean.shape[1]
+    observed = wide(elbo.observed_of(batch, own.num), num)
+    w = end_to_end(distributions.sample(latents, keys[0]))
+    r = flows.whiten(latent_flows.whitening(params), w)
+    given = flows.random_subsets(keys[1], observed, own.options["empty_share"])
+    is_learned = observed & ~given
+    given &= ~jax.random.bernoulli(keys[2], own.options["condition_dropped"], (num,))
+    count = num if own.options["times"] == "shared" else own.num * num
+    t = flows.sample_times(keys[3], count).reshape(-1, num)
+    t = jnp.broadcast_to(t, (own.num, num))
+    velocity = _velocity(own, params["flows"], given, ~(given | is_learned))
+    loss = flows.flow_matching_loss(
+        lambda x, _: velocity(x, t),
+        r,
+        jax.random.normal(keys[4], r.shape),
+        flows.dimensions_of(t, own.sizes),
+        flows.dimensions_of(given, own.sizes),
+        flows.dimensions_of(is_learned, own.sizes),
+    )
+    loss = jnp.mean(loss)
+    return loss, {"flow": loss}
