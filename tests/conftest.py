@@ -1,6 +1,9 @@
 """Settings and tiny models shared by all tests."""
 
+import hashlib
 import os
+import platform
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The tests' time is compilation; `make test-slow` compiles as users do.
@@ -34,11 +37,20 @@ def shared_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(shared_dir):
-    """Programs are compiled once, for all tests and for runs in other processes."""
+def cache(pytestconfig):
+    """Programs are compiled once, for all tests and for runs in other processes.
+
+    They are kept from one call of pytest to the next, in .pytest_cache, apart for each
+    kind of processor: a program may have instructions that another one lacks.
+    """
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else [platform.platform()]
+    kinds = sorted({x for x in lines if x.startswith(("flags", "Features", "model"))})
+    name = hashlib.sha256("\n".join(kinds or lines[:1]).encode()).hexdigest()[:12]
+    folder = pytestconfig.cache.mkdir(f"xla-{name}")
     old = {name: getattr(jax.config, name) for name in CACHE_OPTIONS}
     old["jax_compilation_cache_dir"] = jax.config.jax_compilation_cache_dir
-    new = {**CACHE_OPTIONS, "jax_compilation_cache_dir": str(shared_dir / "xla")}
+    new = {**CACHE_OPTIONS, "jax_compilation_cache_dir": str(folder)}
     _configure(new)
     yield {name.upper(): str(value) for name, value in new.items()}
     _configure(old)
