@@ -26,7 +26,7 @@ from mmvae_jax.evaluation.metrics import METRICS
 
 # Of attributes and captions, which the data of the papers' figures do not have; of
 # weights that are downloaded.
-LEFT_OUT = ("attributes", "captions", "fid")
+LEFT_OUT = ("attributes", "captions", "fid", "one_to_many")
 
 
 def random_matchers(classifiers):
@@ -72,6 +72,7 @@ def main():
     def announce(name):
         times.append(time.perf_counter())
         rows.append({"metric": name})
+        print(name, flush=True)
 
     chosen = {
         name: (METRICS[name].compute, needs.supplied(name, config, "data"))

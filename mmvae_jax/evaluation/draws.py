@@ -14,7 +14,6 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax.data.dataset import is_image, to_unit_interval
@@ -23,6 +22,7 @@ from mmvae_jax.evaluation.generate import (
     is_finite,
     latents_given,
     prior_means,
+    to_bytes,
     to_examples,
 )
 from mmvae_jax.evaluation.metric import EvaluationData
@@ -190,7 +190,7 @@ class Draws:
         example = to_examples(self.data.test, {modality: mean}, self.data.words)
         x = example[modality]
         if is_image(self.data.test.modalities[modality]):
-            x = jnp.round(x * 255.0).astype(jnp.uint8)
+            x = to_bytes(x)
         examples, finite = jax.device_get((x, is_finite(mean)))
         return Generated(examples[rows], finite[rows])
 

@@ -209,11 +209,6 @@ def nan_if_not_finite(real: np.ndarray, mean: Array, found: Array) -> Array:
     return jnp.where(is_finite(mean)[:, None], found, jnp.nan)
 
 
-def as_coarse(real: np.ndarray, generated: Array) -> Array:
-    """Generated examples as coarse as real ones: images rounded to 8 bits."""
-    return to_eight_bits(generated) if is_image(real) else generated
-
-
-def to_eight_bits(images: Array) -> Array:
-    """Images in [0, 1] rounded to the 256 levels that real ones have."""
-    return jnp.round(images * 255.0) / 255.0
+def to_bytes(images: Array) -> Array:
+    """Images in [0, 1], rounded to the 256 levels that real ones have, uint8."""
+    return jnp.round(images * 255.0).astype(jnp.uint8)

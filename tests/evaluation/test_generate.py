@@ -40,11 +40,11 @@ def test_prior_images_are_clipped_counted_and_all_different():
     assert len(np.unique(values[values > 0])) == (values > 0).sum()
 
 
-def test_eight_bits_round_to_the_nearest_level():
+def test_bytes_are_the_nearest_level():
     levels = np.arange(256) / 255
     for error in (-0.49, 0.0, 0.49):
-        rounded = generate.to_eight_bits(np.float32(levels + error / 255))
-        np.testing.assert_allclose(rounded, levels, atol=1e-7)
+        rounded = generate.to_bytes(np.float32(levels + error / 255))
+        np.testing.assert_array_equal(rounded, np.arange(256, dtype=np.uint8))
 
 
 @pytest.mark.parametrize("classifiers", [None, {"m0": label_classifier()}])

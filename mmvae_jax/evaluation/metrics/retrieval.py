@@ -5,6 +5,8 @@ true partner is looked for among these by the cosine similarity of posterior mea
 asks whether codes of modalities are aligned, without decoding anything.
 """
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
@@ -46,18 +48,16 @@ def retrieval(
         m: code_of(model, params, test, m, jax.random.fold_in(key, i), data.batch_size)
         for i, m in enumerate(model.modalities)
     }
+    found = {
+        f"{file_name(x)}_to_{file_name(y)}": partner_recall(codes[x], codes[y], RANKS)
+        for y in model.modalities
+        for x in model.modalities
+        if x != y
+    }
     tags: dict[str, float] = {}
-    for rank in RANKS:
-        tags |= {
-            f"recall_at_{rank}/{file_name(x)}_to_{file_name(y)}": partner_recall(
-                codes[x], codes[y], rank
-            )
-            for y in model.modalities
-            for x in model.modalities
-            if x != y
-        }
-        own = [value for tag, value in tags.items() if f"recall_at_{rank}/" in tag]
-        tags[f"recall_at_{rank}"] = mean(own)
+    for i, rank in enumerate(RANKS):
+        own = {f"recall_at_{rank}/{pair}": values[i] for pair, values in found.items()}
+        tags |= own | {f"recall_at_{rank}": mean(own.values())}
     return tags | {"recall_at_1/chance": 1 / test.num_examples}
 
 
@@ -89,8 +89,10 @@ def code_of(
     return means[:, slices[SHARED if SHARED in slices else modality]]
 
 
-def partner_recall(queries: np.ndarray, candidates: np.ndarray, rank: int) -> float:
-    """How often the partner is among the `rank` candidates most alike.
+def partner_recall(
+    queries: np.ndarray, candidates: np.ndarray, ranks: Sequence[int]
+) -> list[float]:
+    """How often the partner is among the k candidates most alike, for some k.
 
     Candidates that are as much alike as the partner are in random order: codes that
     are all the same find it by chance.
@@ -98,23 +100,24 @@ def partner_recall(queries: np.ndarray, candidates: np.ndarray, rank: int) -> fl
     Args:
       queries: codes [N, d].
       candidates: codes [N, d], row i the partner of row i.
-      rank: how many candidates are looked at.
+      ranks: how many candidates are looked at.
 
     Returns:
-      A fraction in [0, 1]; nan if a code is not finite.
+      A fraction in [0, 1] for each rank; nan if a code is not finite.
     """
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
-        return float("nan")
+        return [float("nan")] * len(ranks)
     x, y = _directions(queries), _directions(candidates)
-    found = []
+    places = []
     for start in range(0, len(x), _ROWS_AT_ONCE):
         similar = x[start : start + _ROWS_AT_ONCE] @ y.T
         rows = np.arange(len(similar))
         own = similar[rows, start + rows][:, None]
         ahead = (similar > own + 1e-12).sum(axis=1)
-        tied = (np.abs(similar - own) <= 1e-12).sum(axis=1)  # itself among them
-        found.append(np.clip((rank - ahead) / tied, 0.0, 1.0))
-    return float(np.concatenate(found).mean())
+        not_behind = (similar >= own - 1e-12).sum(axis=1)  # itself among them
+        places.append(np.stack([ahead, not_behind - ahead]))
+    ahead, tied = np.concatenate(places, axis=1)
+    return [float(np.clip((k - ahead) / tied, 0.0, 1.0).mean()) for k in ranks]
 
 
 def _directions(codes: np.ndarray) -> np.ndarray:

@@ -14,10 +14,10 @@ def test_ranks_by_angle():
     angles = np.deg2rad([0, 10, 40, 90, 180])
     codes = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     lengths = np.array([[1], [5], [0.1], [2], [3]])
-    assert retrieval.partner_recall(codes, lengths * codes, 1) == 1
+    assert retrieval.partner_recall(codes, lengths * codes, (1,)) == [1]
     # Partners shifted by one have the ranks 2, 3, 4, 4 or 5 (a tie), and 5.
     shifted = np.roll(codes, -1, axis=0)
-    found = [retrieval.partner_recall(codes, shifted, k) for k in range(1, 6)]
+    found = retrieval.partner_recall(codes, shifted, range(1, 6))
     np.testing.assert_allclose(found, [0, 0.2, 0.4, 0.7, 1])
 
 
@@ -25,7 +25,7 @@ def test_ranks_by_angle():
 def test_codes_that_are_all_the_same_find_it_by_chance(value):
     codes = np.full((1200, 3), value)
     for rank in retrieval.RANKS:
-        found = retrieval.partner_recall(codes, codes, rank)
+        (found,) = retrieval.partner_recall(codes, codes, (rank,))
         assert found == pytest.approx(rank / 1200)
 
 
