@@ -24,7 +24,7 @@ NOISE = 0.02
 
 
 def contradictions(members: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What contradicts the coherence of members, a line each.
+    """Lines on values that contradict the coherence of members, one each.
 
     A line says that
 
