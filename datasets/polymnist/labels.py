@@ -1,4 +1,4 @@
-"""Labels that a tuple shares beside its images: the digit, and the quarter that it is in.
+"""Labels that a tuple shares beside its images: the digit, and its quarter.
 
 Both are attributes, and may be modalities of one token. The quarter is an attribute of
 the tuple where all images have the same one, and of each image alone where not.

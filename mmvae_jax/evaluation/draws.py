@@ -56,7 +56,7 @@ class Generated(NamedTuple):
 
 
 class Draws:
-    """Examples that a member generates from its prior and from some modalities of test examples.
+    """Examples of a member, from its prior and from modalities of test examples.
 
     Draws do not depend on which metrics ask, nor on how many examples they ask for:
     the first n of more are the same.
