@@ -188,3 +188,19 @@ def averaging_model(modalities, shape, shift=0.0, log_variance=-60.0):
         sample_prior=sample_prior,
         latent_parts=((SHARED, int(np.prod(shape))),),
     )
+
+
+def flow_params(model):
+    """Parameters of a model with flows over whitened latents, drawn with NumPy.
+
+    Velocities are not 0, as they begin.
+    """
+    rng = np.random.default_rng(0)
+    drawn = jax.tree.map(
+        lambda x: np.float32(rng.uniform(-1, 1, x.shape)),
+        jax.eval_shape(model.init, jax.random.key(1)),
+    )
+    size = len(drawn["whitening"]["num"])
+    drawn["whitening"]["num"] = np.full(size, 2, np.float32)
+    drawn["whitening"]["squares"] = np.arange(1, size + 1, dtype=np.float32)
+    return drawn

@@ -9,7 +9,7 @@ from mmvae_jax import models
 from mmvae_jax.data.dataset import Dataset, Split
 from mmvae_jax.evaluation import evaluate, needs
 from mmvae_jax.interface import checks
-from mmvae_jax.training import devices, examples, mapping, step, sweep
+from mmvae_jax.training import devices, mapping, step, sweep
 from mmvae_jax.training.execution import Execution
 from mmvae_jax.types import Batch, Hyper, MultimodalVAE, PRNGKey
 
@@ -93,17 +93,13 @@ def _execution(
         task.convolutions,
         jax.default_backend(),
     )
+    execution = mapping.place_data(
+        execution, settings.data_on, data, settings.batch_size
+    )
     return execution._replace(
         precision=settings.precision,
         layout=checks.layout_of(config, num_members),
         members_at_once=settings.members_at_once,
-        window=examples.window_steps(
-            settings.data_on,
-            data,
-            settings.batch_size,
-            execution.steps_per_call,
-            mapping.device_memory(),
-        ),
     )
 
 

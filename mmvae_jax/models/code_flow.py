@@ -46,9 +46,8 @@ from mmvae_jax.models.contrastive import AUTO, code_networks, contrast, unit
 from mmvae_jax.models.latent_flows import MOST_EXACT, Parts, end_to_end
 from mmvae_jax.models.options import Option, Options, number, one_of
 from mmvae_jax.models.parts import (
-    NUM_DRAWS,
     assemble,
-    draws,
+    drawing,
     encode,
     make_networks,
     standard_latents,
@@ -113,19 +112,14 @@ def code_flow_model(
     network = MLPFlow(options["flow_width"], options["flow_depth"])
     own = Parts(nets, base, network, size, options, coders)
     forms = networks.convolution_forms(*coders.values())
-    draw = partial(_posterior, own)
-    return base._replace(
+    return drawing(base, partial(_posterior, own))._replace(
         init=partial(_init, own),
         objective=partial(_objective, own),
         encode=partial(_encode, own),
-        posterior=draw,
-        mixture_posterior=partial(draws, draw, 1),
-        posterior_components=partial(draws, draw, NUM_DRAWS),
         sample_prior=partial(_sample_prior, own),
         log_prior=partial(_log_prior, own),
         convolutions=base.convolutions | forms,
         latent_parts=((SHARED, code_size), *((m, size) for m in shapes)),
-        draws_missing=True,
         stages=_stages(own),
     )
 

@@ -31,9 +31,8 @@ from mmvae_jax.models.joint_encoder import make_joint_encoder
 from mmvae_jax.models.options import Option, Options, number
 from mmvae_jax.models.parts import (
     DRAWN,
-    NUM_DRAWS,
     assemble,
-    draws,
+    drawing,
     encode,
     make_networks,
     standard_latents,
@@ -97,7 +96,6 @@ def jnf_model(
     base = assemble(nets, standard_latents((config.model.latent_dim,)))
     flow = CouplingFlow(options["flow_layers"], options["flow_width"])
     own = _Parts(nets, make_joint_encoder(nets), flow, options)
-    posterior = partial(_posterior, own)
 
     def init(key: PRNGKey) -> Params:
         own_key, joint_key, flow_key = jax.random.split(key, 3)
@@ -110,14 +108,10 @@ def jnf_model(
 
     objective = partial(_objective, own)
     share = options["joint_share"]
-    return base._replace(
+    return drawing(base, partial(_posterior, own))._replace(
         init=init,
         objective=objective,
         encode=partial(_encode, own),
-        posterior=posterior,
-        mixture_posterior=partial(draws, posterior, 1),
-        posterior_components=partial(draws, posterior, NUM_DRAWS),
-        draws_missing=True,
         stages=(
             Stage(
                 "joint", lambda n: round(share * n), objective, ("decoders", "joint")

@@ -30,9 +30,8 @@ from mmvae_jax.models import latent_flows
 from mmvae_jax.models.latent_flows import Parts, end_to_end
 from mmvae_jax.models.options import Options, number, one_of
 from mmvae_jax.models.parts import (
-    NUM_DRAWS,
     assemble,
-    draws,
+    drawing,
     encode,
     make_networks,
     standard_latents,
@@ -79,17 +78,12 @@ def latent_flow_model(
     )
     network = MLPFlow(options["flow_width"], options["flow_depth"])
     own = Parts(nets, base, network, size, options)
-    draw = partial(_posterior, own)
-    return base._replace(
+    return drawing(base, partial(_posterior, own))._replace(
         init=partial(_init, own),
         objective=partial(_objective, own),
-        posterior=draw,
-        mixture_posterior=partial(draws, draw, 1),
-        posterior_components=partial(draws, draw, NUM_DRAWS),
         sample_prior=partial(_sample_prior, own),
         log_prior=partial(_log_prior, own),
         latent_parts=tuple((m, size) for m in shapes),
-        draws_missing=True,
         stages=(
             latent_flows.vae_stage(own),
             latent_flows.flow_stage(own, partial(_flow_objective, own)),

@@ -31,7 +31,7 @@ from mmvae_jax.types import (
 # log of the variance around a latent vector that was drawn: it is a sample.
 DRAWN = -20.0
 # Draws that stand for a posterior without a density, where all of it is asked for.
-NUM_DRAWS = 8
+_NUM_DRAWS = 8
 
 
 class Networks(NamedTuple):
@@ -349,7 +349,22 @@ def wide(observed: AnyArray, num: int) -> Array:
     return jnp.broadcast_to(rows.reshape(len(rows), -1), (len(rows), num))
 
 
-def draws(
+def drawing(base: MultimodalVAE, posterior: Callable[..., Gaussian]) -> MultimodalVAE:
+    """A model whose posterior draws what is missing, from no density that is known.
+
+    Args:
+      base: the model but for its posteriors.
+      posterior: (params, experts, subset, key) -> q(z|x_A).
+    """
+    return base._replace(
+        posterior=posterior,
+        mixture_posterior=partial(_draws, posterior, 1),
+        posterior_components=partial(_draws, posterior, _NUM_DRAWS),
+        draws_missing=True,
+    )
+
+
+def _draws(
     posterior: Callable[..., Gaussian],
     count: int,
     params: Params,

@@ -56,6 +56,25 @@ def choose_execution(
     return Execution(mapping, steps_per_call)
 
 
+def place_data(
+    execution: Execution, place: str, data: Batch, batch_size: int
+) -> Execution:
+    """The execution with the place of the data, on the device or on the host.
+
+    Args:
+      execution: result of `choose_execution`.
+      place: one of `examples.PLACES`.
+      data: name -> [N, ...], in host memory.
+      batch_size: B.
+
+    Raises:
+      ArgumentError: the place is unknown.
+    """
+    steps, memory = execution.steps_per_call, device_memory()
+    window = examples.window_steps(place, data, batch_size, steps, memory)
+    return execution._replace(window=window)
+
+
 def require_precision(
     precision: str, convolutions: Collection[str], backend: str
 ) -> None:

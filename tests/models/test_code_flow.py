@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_tasks import MAP, NUM, Setup, assert_same_bits, bits_differ
+from toy_models import flow_params
 
 from mmvae_jax import models
 from mmvae_jax.data.dataset import Split
@@ -36,18 +37,6 @@ def vectors(num=B, seed=0):
     return {m: rng.normal(size=(num, *x)).astype(np.float32) for m, x in SHAPES.items()}
 
 
-def params_of(model):
-    """Parameters drawn with NumPy: velocities are not 0, as they begin."""
-    rng = np.random.default_rng(0)
-    drawn = jax.tree.map(
-        lambda x: np.float32(rng.uniform(-1, 1, x.shape)),
-        jax.eval_shape(model.init, KEY),
-    )
-    drawn["whitening"]["num"] = np.full(M * D, 2, np.float32)
-    drawn["whitening"]["squares"] = np.arange(1, M * D + 1, dtype=np.float32)
-    return drawn
-
-
 @pytest.fixture(scope="module")
 def model(tiny_config):
     return make(tiny_config)
@@ -68,7 +57,7 @@ def latents(model, params, batch, subset, key=KEY):
 
 
 def test_what_is_given_is_kept_and_what_is_missing_is_drawn(model):
-    params, batch = params_of(model), vectors()
+    params, batch = flow_params(model), vectors()
     code, found, own = latents(model, params, batch, SOME)
     for field, expert in zip(found, own, strict=True):
         np.testing.assert_array_equal(field[:, SOME], expert[:, SOME])
@@ -120,7 +109,7 @@ def test_what_a_draw_depends_on(tiny_config, flow):
     batch, drawn = vectors(), {}
     for guidance in (1.0, 3.0):
         model = make(tiny_config, flow=flow, guidance=guidance)
-        params = params_of(model)
+        params = flow_params(model)
         _, found, _ = latents(model, params, batch, SOME)
         drawn[guidance] = np.asarray(found[0])[:, 1]
         changed = {}
@@ -177,7 +166,7 @@ def single_stage(tiny_config):
 
 def test_a_single_stage_has_the_gradients_of_all_three(tiny_config, model):
     """Of the VAEs and the code those that they have alone, bit for bit."""
-    params, batch, beta = params_of(model), vectors(), 0.7
+    params, batch, beta = flow_params(model), vectors(), 0.7
     (stage,) = single_stage(tiny_config).stages
     vae_key, flow_key = jax.random.split(KEY)
     keys = {"vae": vae_key, "code": KEY, "flow": flow_key}
@@ -224,7 +213,7 @@ def test_a_single_stage_is_resumed_and_its_vaes_learn_as_without_flows(tiny_conf
 def test_running_moments_fade(tiny_config):
     """A batch has 0.99 of the weight of the next one."""
     model = single_stage(tiny_config)
-    params, (stage,) = params_of(model), model.stages
+    params, (stage,) = flow_params(model), model.stages
     batches = [vectors(B, 1), vectors(2 * B, 2)]
     after = jax.jit(stage.after_step)
     found = after(after(params, batches[0]), batches[1])["whitening"]
@@ -248,7 +237,7 @@ def test_running_moments_fade(tiny_config):
 @pytest.mark.slow
 def test_log_likelihood_where_modalities_are_missing(model):
     """What is drawn for them has no density, and so the estimate none."""
-    params, data = params_of(model), vectors()
+    params, data = flow_params(model), vectors()
     complete = Split(data)
     mask = np.ones((B, M), bool)
     mask[0, 1] = False
@@ -269,7 +258,7 @@ def test_log_likelihood_where_modalities_are_missing(model):
 
 
 def test_components_are_draws(model):
-    params, batch = params_of(model), vectors()
+    params, batch = flow_params(model), vectors()
     experts = model.encode(params, batch)
     components, weights = model.posterior_components(params, experts, SOME)
     num = len(weights)

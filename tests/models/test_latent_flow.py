@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy_models import flow_params
 
 from mmvae_jax import models
 from mmvae_jax.errors import UsageError
@@ -28,18 +29,6 @@ def vectors(num=B):
     return {m: rng.normal(size=(num, *x)).astype(np.float32) for m, x in SHAPES.items()}
 
 
-def params_of(model):
-    """Parameters drawn with NumPy: velocities are not 0, as they begin."""
-    rng = np.random.default_rng(0)
-    drawn = jax.tree.map(
-        lambda x: np.float32(rng.uniform(-1, 1, x.shape)),
-        jax.eval_shape(model.init, KEY),
-    )
-    drawn["whitening"]["num"] = np.full(M * D, 2, np.float32)
-    drawn["whitening"]["squares"] = np.arange(1, M * D + 1, dtype=np.float32)
-    return drawn
-
-
 @pytest.fixture(scope="module")
 def model(tiny_config):
     return make(tiny_config)
@@ -50,7 +39,7 @@ def test_what_a_draw_depends_on(tiny_config):
     batch, drawn, prior = vectors(), {}, {}
     for guidance in (1.0, 3.0):
         model = make(tiny_config, guidance=guidance)
-        params = params_of(model)
+        params = flow_params(model)
         posterior, sample = (
             jax.jit(model.posterior),
             jax.jit(model.sample_prior, static_argnums=2),
@@ -97,7 +86,7 @@ def test_each_modality_has_a_time(tiny_config, monkeypatch, times):
     seen, num = Recorder(), 60
     monkeypatch.setattr(latent_flow, "MLPFlow", lambda *args: seen)
     model = make(tiny_config, times=times, condition_dropped=0.3)
-    params, batch = params_of(model), vectors(num)
+    params, batch = flow_params(model), vectors(num)
     observed = np.ones((num, M), bool)
     observed[: num // 2, 1] = False
     objective = model.stages[1].objective
@@ -141,7 +130,7 @@ def test_the_density_of_what_the_flow_moves_nowhere(tiny_config, monkeypatch):
     monkeypatch.setattr(latent_flow, "MLPFlow", lambda *args: Recorder())
     model = make(tiny_config)
     monkeypatch.setattr(Recorder, "apply", lambda self, velocities, x, t: 0 * x)
-    params = params_of(model)
+    params = flow_params(model)
     whitening = params["whitening"]
     variance = whitening["squares"] / whitening["num"]
     z = np.random.default_rng(0).normal(size=(2, B, M * D)).astype(np.float32)

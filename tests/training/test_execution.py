@@ -53,10 +53,11 @@ def test_a_member_of_a_sweep_is_its_solo_run(any_vae):
         for a, b in pairs:
             if any_vae.task.stages:
                 # An Adam that begins anew takes steps by the signs of gradients, also
-                # of the few that are rounding errors.
-                is_far = ~np.isclose(a, b, rtol=1e-5, atol=10 * ADAM_LIMIT)
+                # of those that are rounding errors, which flows with random
+                # parameters enlarge. Far: a tenth of a member's step.
+                is_far = ~np.isclose(a, b, rtol=0, atol=0.1 * member.learning_rate)
                 assert is_far.sum() <= max(1, 0.05 * is_far.size)
-                np.testing.assert_allclose(a, b, rtol=0, atol=1e-2)
+                np.testing.assert_allclose(a, b, rtol=0, atol=3 * member.learning_rate)
             else:
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=ADAM_LIMIT)
     assert mapped.step.tolist() == [30, 30, 30] and mapped.finite.all()

@@ -242,14 +242,7 @@ def fit_members(
     execution = mapping.choose_execution(
         "auto", 0, task.convolutions, jax.default_backend()
     )
-    window = examples.window_steps(
-        examples.AUTO,
-        data,
-        batch_size,
-        execution.steps_per_call,
-        mapping.device_memory(),
-    )
-    execution = execution._replace(window=window)
+    execution = mapping.place_data(execution, examples.AUTO, data, batch_size)
     state = loop.fit(
         compile_steps(task, execution),
         init_states(task, hyper, keys, batch),
