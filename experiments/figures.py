@@ -6,7 +6,8 @@
 --figure is a number of the first paper (2, 3, 4, 6 to 13), "theorem", "discrepancy",
 "tradeoff", "matching", "family" or "inputs", several of them with commas, or "all"
 (the default), which ends with the table of claims and report.html. --columns takes
-only some of the data sets, "shapes,cub" for instance. Figures are drawn from finished
+only some of the data sets, "shapes,cub" for instance, and --models trains only some of
+the models, "mopoe,mvtcae" for instance, in this order. Figures are drawn from finished
 runs only: what is not there is a missing point. A stopped command continues where it
 was. --dry_run trains nothing, but prepares images with captions, whose vocabulary
 decides on the networks. --cluster=ray trains the runs as tasks of a Ray cluster
@@ -52,6 +53,23 @@ def names_of(
                 "(Figures 1 and 5 show data only)"
             )
     return names
+
+
+def of_models(specs: Sequence[plan.Spec], models: Sequence[str]) -> list[plan.Spec]:
+    """The runs of some models, in the order of these.
+
+    Raises:
+      UsageError: the figures need no run of one of them.
+    """
+    known = dict.fromkeys(spec.model for spec in specs)
+    names = [name.strip() for name in models]
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"unknown model {name!r} in --models; choose from {', '.join(known)}, "
+                "the models of these figures"
+            )
+    return [spec for name in names for spec in specs if spec.model == name]
 
 
 def checked_configs(
@@ -133,6 +151,8 @@ def main() -> int:
     }
     shown = scale if columns is None else plan.with_columns(scale, columns)
     specs = plan.all_specs(shown, figures)
+    if flags.FLAGS.models:
+        specs = of_models(specs, flags.FLAGS.models.split(","))
     configs = with_data(directory, checked_configs(scale, specs, places))
     if flags.FLAGS.dry_run:
         print_plan(directory, configs)
@@ -164,7 +184,7 @@ def main() -> int:
 
 
 FLAG_NAMES = (
-    *("figure", "scale", "directory", "dry_run", "train", "columns"),
+    *("figure", "scale", "directory", "dry_run", "train", "columns", "models"),
     *("data_dir", "digits_dir", "backgrounds_dir", "cub_dir", "cluster", "address"),
 )
 
@@ -183,6 +203,7 @@ def define_flags() -> None:
     flags.DEFINE_string("backgrounds_dir", "", "one background image a modality")
     flags.DEFINE_string("cub_dir", "", "photographs and captions of CUB")
     flags.DEFINE_string("columns", "", "only these data sets, with commas; all")
+    flags.DEFINE_string("models", "", "train only these models, with commas; all")
     flags.DEFINE_enum("cluster", None, ("ray",), "train on a cluster, not only here")
     flags.DEFINE_string("address", "", "of a Ray cluster; default: one of this machine")
 

@@ -35,8 +35,9 @@ def get_config():
     scale.official.changes = dict(model=dict(options=dict(num_samples=3)))
     for name in ("mmvae_plus", "dmvae"):
         scale.models[name].model.update(latent_dim=24, options=dict(private_dim=24))
-    scale.models.latent_flow.model.latent_dim = 32
-    scale.models.latent_flow.modality.network_options.widths = (256,)
+    for name in ("latent_flow", "code_flow"):
+        scale.models[name].model.latent_dim = 32
+        scale.models[name].modality.network_options.widths = (256,)
     scale.pairs.description = (
         "pairs of images and captions: Shapes of 32 x 32 pixels, small convolutions "
         "and Transformers, 10 epochs; CUB, if any, a third of an epoch"

@@ -81,9 +81,13 @@ def get_config() -> ConfigDict:
                     ),
                 ),
                 dmvae=dict(model=dict(latent_dim=10, options=dict(private_dim=10))),
-                # Its own config has other networks.
+                # Their own configs have other networks, and more steps.
                 latent_flow=dict(
                     model=dict(latent_dim=12),
+                    modality=dict(network="mlp", network_options=dict(widths=(128,))),
+                ),
+                code_flow=dict(
+                    model=dict(latent_dim=12, options=dict(single_stage=True)),
                     modality=dict(network="mlp", network_options=dict(widths=(128,))),
                 ),
             ),

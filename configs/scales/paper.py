@@ -42,7 +42,8 @@ def get_config():
     for name in ("mmvae_plus", "dmvae"):
         scale.models[name].model.update(latent_dim=32, options=dict(private_dim=32))
     # As Bounoua et al. (2024), with the networks of all.
-    scale.models.latent_flow = dict(model=dict(latent_dim=160))
+    for name in ("latent_flow", "code_flow"):
+        scale.models[name] = dict(model=dict(latent_dim=160))
     scale.pairs.description = "CUB at paper scale"
     scale.pairs.columns = ("cub",)
     scale.pairs.datasets = dict(

@@ -31,11 +31,12 @@ def get_config() -> ConfigDict:
             ),
         ),
         dmvae=dict(model=dict(latent_dim=12, options=dict(private_dim=12))),
-        latent_flow=dict(
+    )
+    for name in ("latent_flow", "code_flow"):
+        scale.models[name] = dict(
             model=dict(latent_dim=16),
             modality=dict(network="mlp", network_options=dict(widths=(256,))),
             train=dict(num_steps=2_500, checkpoint_every_steps=500),
-        ),
-    )
+        )
     scale.pairs.columns = ()
     return scale

@@ -28,7 +28,7 @@ from mmvae_jax.interface import old_configs
 from mmvae_jax.models import COORDINATED, MIXTURE, PRIVATE
 from mmvae_jax.training import log
 
-SCALES = ("small", "demo", "cpu", "paper")
+SCALES = ("small", "demo", "cpu", "published", "paper")
 PLAN = "plan.json"
 MODELS = ("unimodal", "mvae", "mmvae", "mopoe")
 MULTIMODAL = ("mvae", "mmvae", "mopoe")

@@ -80,7 +80,7 @@ class Model(NamedTuple):
 
 MIXTURE = "products, mixtures"
 COORDINATED = "coordination-based"
-PRIVATE = "private vectors, MMVM"
+PRIVATE = "private vectors, codes"
 OFFICIAL = "importance-weighted, as released"
 OTHER = "other"
 
@@ -281,7 +281,7 @@ MODELS = {
     "code_flow": Model(
         code_flow.code_flow_model,
         "code and flows",
-        OTHER,
+        PRIVATE,
         code_flow.OPTIONS,
         Citation(
             "mmvae_jax",

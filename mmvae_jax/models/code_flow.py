@@ -377,6 +377,7 @@ def _flow_objective(
     keys = jax.random.split(key, 8)
     experts = jax.lax.stop_gradient(_encode(own, params, batch))
     observed = wide(elbo.observed_of(batch, own.num), experts.mean.shape[1])
+    experts, observed = latent_flows.drawn_again(own, experts, observed)
     w = end_to_end(distributions.sample(_split(own, experts)[1], keys[0]))
     r = flows.whiten(latent_flows.whitening(params), w)
     given = flows.random_subsets(keys[1], observed, own.options["empty_share"])

@@ -196,8 +196,9 @@ def _flow_objective(
     del beta  # no KL term
     keys = jax.random.split(key, 5)
     latents = encode(own.nets, params, batch)
-    num = latents.mean.shape[1]
-    observed = wide(elbo.observed_of(batch, own.num), num)
+    observed = wide(elbo.observed_of(batch, own.num), latents.mean.shape[1])
+    latents, observed = latent_flows.drawn_again(own, latents, observed)
+    num = observed.shape[1]
     w = end_to_end(distributions.sample(latents, keys[0]))
     r = flows.whiten(latent_flows.whitening(params), w)
     given = flows.random_subsets(keys[1], observed, own.options["empty_share"])

@@ -43,6 +43,8 @@ FLOW_OPTIONS: Options = {
     "guidance": number(2.0, 0),  # g; 1 = none
     "condition_dropped": number(0.1, 0, 1),  # share of examples without a condition
     "empty_share": number(0.2, 0, 1),  # share of examples with no modality given
+    # Times, noises and subsets of each example in a step, which is encoded once.
+    "flow_draws": number(1, 1),
     "flow_width": number(128, 1),
     "flow_depth": number(3, 1),
     "ode_steps": number(25, 1),
@@ -145,6 +147,20 @@ def unlearned(own: Parts, velocities: Params) -> Params:
         # The variance is one, until it is measured.
         "whitening": {"num": zeros + 1.0, "mean": zeros, "squares": zeros + 1.0},
     }
+
+
+def drawn_again(
+    own: Parts, latents: Gaussian, observed: Array
+) -> tuple[Gaussian, Array]:
+    """Latents and observed modalities, [M, B, ...], for all draws of the flow's step.
+
+    Both are end to end along the examples, [M, flow_draws B, ...].
+    """
+
+    def repeat(x: Array) -> Array:
+        return jnp.concatenate([x] * own.options["flow_draws"], axis=1)
+
+    return jax.tree.map(repeat, latents), repeat(observed)
 
 
 def vae_objective(

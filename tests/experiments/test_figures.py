@@ -275,9 +275,22 @@ def test_every_run_of_every_scale_has_a_config(name, tmp_path):
     assert len({spec.folder for spec in specs}) == len(specs)
     for spec, config in configs.items():
         assert config.model.name == spec.model
-        # A short look at CUB is one seed's.
+        # A short look at CUB is one seed's, and so are the hours of this scale.
         is_short = spec.dataset == "cub" and name != "paper"
+        is_short |= name == "published" and spec.dataset in scale.columns
         assert len(config.sweep.seed) == (1 if is_short else 3)
+
+
+def test_only_some_models_are_trained_in_the_order_they_are_named():
+    _, scale = load_scale("published")
+    specs = all_specs(scale, ["2", "inputs"])
+    kept = figures.of_models(specs, ["code_flow", " mopoe"])
+    assert [spec.model for spec in kept if spec.dataset == "polymnist"] == [
+        "code_flow",
+        "mopoe",
+    ]
+    with pytest.raises(UsageError, match="unknown model 'mopo' in --models; choose"):
+        figures.of_models(specs, ["mopo"])
 
 
 @pytest.mark.parametrize("name", SCALES)
@@ -310,13 +323,13 @@ def test_private_vectors_do_not_add_latent_dimensions(name, model):
     assert total == other.model.latent_dim
 
 
+@pytest.mark.parametrize("model", ("latent_flow", "code_flow"))
 @pytest.mark.parametrize("name", ("small", "demo", "cpu"))
-def test_unimodal_latents_add_up_to_the_shared_ones(name):
+def test_unimodal_latents_add_up_to_the_shared_ones(name, model):
     """And all else of the config that is not of the model is that of the others."""
     _, scale = load_scale(name)
     config, other = (
-        run_config(scale, Spec("polymnist", model), {})
-        for model in ("latent_flow", "mopoe")
+        run_config(scale, Spec("polymnist", name), {}) for name in (model, "mopoe")
     )
     num = config.data.num_modalities
     assert num * config.model.latent_dim == other.model.latent_dim

@@ -1,5 +1,7 @@
 """One flow over all latents: what is given, drawn and learned, and at what times."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,3 +166,20 @@ def test_stages_learn_all_there_is(model):
 def test_options_that_are_refused(tiny_config, option, value, message):
     with pytest.raises(UsageError, match=f"{option}.*{message}"):
         make(tiny_config, **{option: value})
+
+
+@pytest.mark.parametrize("name", ["latent_flow", "code_flow"])
+def test_draws_of_a_step_are_as_good_as_steps(tiny_config, name):
+    """The loss of three draws has the mean of one's, and a third of its variance."""
+    batch, found = vectors(), {}
+    keys = jax.random.split(KEY, 2_000)
+    for draws in (1, 3):
+        config = tiny_config(name, D, flow_width=8, flow_depth=1, flow_draws=draws)
+        model = models.make_model(config, SHAPES)
+        objective = partial(model.stages[-1].objective, flow_params(model), batch)
+        loss = jax.jit(jax.vmap(objective, (0, None)))(keys, 1.0)[0]
+        found[draws] = np.asarray(loss)
+    # Latents are redrawn too, so that nothing is shared but the examples.
+    error = found[1].std() / np.sqrt(len(keys))
+    assert abs(found[3].mean() - found[1].mean()) < 4 * error
+    np.testing.assert_allclose(found[1].var() / found[3].var(), 3, rtol=0.2)
