@@ -10,7 +10,7 @@ config for unimodal, mvae, mmvae and mopoe.
 from configs import base
 
 # VAEs, and a code, have these shares of the steps, flows the rest.
-_SHARES = {"code_flow": (0.22, 0.05), "latent_flow": (0.25,)}
+_SHARES = {"code_flow": (0.52, 0.06), "latent_flow": (0.5,)}
 
 
 def get_config(arg: str = "mopoe"):
@@ -37,6 +37,8 @@ def get_config(arg: str = "mopoe"):
     config = base.parse_arg(config, arg)
     if config.model.name in _SHARES:
         config.model.options.stage_shares = _SHARES[config.model.name]
+        # Most of a step is to encode the examples.
+        config.model.options.flow_draws = 4
         # Fewer than elsewhere: coherence draws for every subset of every example.
         config.model.options.ode_steps = 12
     return config
@@ -48,8 +50,8 @@ def _set_flows(config):
     config.modality.network = "spatial"
     config.modality.network_options = {}
     config.sweep.beta = (0.05,)
-    config.train.num_steps = 14_000
-    config.train.checkpoint_every_steps = 2_000
+    config.train.num_steps = 7_000
+    config.train.checkpoint_every_steps = 1_000
     # log p(X) solves an ODE for each of its samples: `python -m experiments.evaluate`
     # adds it to a run that is finished.
     config.eval.metrics = ("elbo", "coherence", "frechet", "swd", "linear_probe")

@@ -134,7 +134,7 @@ def flow_stage(own: Parts, objective: Callable[..., tuple[Array, Any]]) -> Stage
         ("flows",),
         partial(_whiten, own),
         lambda params, batch: average(own, params),
-        lambda step, steps: 0.5 * cosine(step, steps),
+        cosine,
     )
 
 
