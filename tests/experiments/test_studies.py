@@ -9,6 +9,7 @@ import pytest
 
 from experiments.drawing import comparison
 from experiments.running import workdirs
+from experiments.studies import progress
 from experiments.studies.comparison import COLUMNS, STUDIES, layered, line
 from experiments.studies.guidance import guided_config, strengths_of
 from mmvae_jax import models
@@ -111,3 +112,27 @@ def test_a_figure_has_a_point_for_each_model_and_strength(tmp_path):
     made = comparison.draw(*(tmp_path / x for x in ("table.csv", "a.png", "table.csv")))
     alone = comparison.draw(tmp_path / "table.csv", tmp_path / "b.png")
     assert made.read_bytes() != alone.read_bytes()
+
+
+def test_evaluations_while_training_have_a_line_each(tmp_path):
+    lines = [
+        {"step": 5, "member": 0, "beta": 1.0, "seed": 0, "train/loss": 2.0},
+        {"step": 5, "member": 0, "beta": 1.0, "seed": 0, "eval/swd": 7.0},
+        {"step": 9, "member": 0, "beta": 1.0, "seed": 0, "eval/swd": 6.00004},
+        # ... and another command's, of the same step.
+        {"step": 9, "member": 0, "beta": 1.0, "seed": 0, "eval/coherence/joint": 0.5},
+    ]
+    with pytest.raises(UsageError, match="no run in it has been evaluated"):
+        progress.rows(tmp_path)
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / name / "metrics.jsonl").write_text(text)
+    found = progress.rows(tmp_path)
+    assert [(row["run"], row["step"]) for row in found] == [
+        *(("a", 5), ("a", 9)),
+        *(("b", 5), ("b", 9)),
+    ]
+    assert found[0]["swd"] == 7.0 and found[0]["coherence/joint"] == ""
+    assert found[1]["swd"] == 6.0 and found[1]["coherence/joint"] == 0.5
+    assert list(found[0]) == ["run", "step", "beta", "seed", *progress.COLUMNS]

@@ -1,0 +1,83 @@
+"""What a run's evaluations found as it was trained, finished or not.
+
+    python -m experiments.studies.progress runs/figures_published/polymnist \\
+        --out=results/published.csv
+
+Reads the runs in a folder and below it, and writes a line for each member and each
+step at which it was evaluated (`config.train.eval_every_steps`). What was not measured
+there is empty.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.running import command
+from experiments.studies import tables
+from mmvae_jax.errors import UsageError
+from mmvae_jax.training import log
+
+_EVALUATED = "eval/"
+COLUMNS = (
+    *(f"coherence/size_{k}" for k in (1, 2, 3, 4)),
+    "coherence/leave_one_out",
+    "coherence/joint",
+    "swd",
+    "conditional_swd/leave_one_out",
+    "frechet_classifier",
+    "elbo",
+)
+
+
+def rows(directory: Path) -> list[dict[str, Any]]:
+    """The table of all runs in a folder and below it, in the order of their paths.
+
+    Raises:
+      UsageError: none of them has been evaluated yet.
+    """
+    found: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for path in sorted(directory.rglob("metrics.jsonl")):
+        run = str(path.parent.relative_to(directory))
+        for line in log.read_metrics(path):
+            values = _evaluated(line)
+            if values:
+                # What was evaluated later is added to what is there.
+                place = run, line["member"], line["step"]
+                names = {x: line[x] for x in ("step", "beta", "seed")}
+                found.setdefault(place, {"run": run, **names}).update(values)
+    if not found:
+        raise UsageError(
+            f"{directory}: no run in it has been evaluated; "
+            "--config.train.eval_every_steps=N evaluates while training goes on"
+        )
+    blank = dict.fromkeys(COLUMNS, "")
+    return [
+        {**{x: own[x] for x in ("run", "step", "beta", "seed")}, **blank, **own}
+        for _, own in sorted(found.items())
+    ]
+
+
+def _evaluated(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that a line of metrics.jsonl has, with four decimal places."""
+    tags = {tag: line.get(f"{_EVALUATED}{tag}") for tag in COLUMNS}
+    return {tag: round(value, 4) for tag, value in tags.items() if value is not None}
+
+
+def main() -> None:
+    """Writes the table."""
+    if not (FLAGS.directory and FLAGS.out):
+        raise UsageError(
+            "name the folder of the runs and the table: "
+            "python -m experiments.studies.progress DIR --out=FILE.csv"
+        )
+    tables.write(Path(FLAGS.out), rows(Path(FLAGS.directory).expanduser()))
+
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+    flags.DEFINE_string("directory", "", "folder of the runs; its name alone will do")
+    flags.DEFINE_string("out", "", "CSV file")
+    command.run(main, argument="directory")
