@@ -121,7 +121,7 @@ def _read(model: mmvae_jax.Trained, path: Path) -> tuple[Split, dict[str, np.nda
     for name in held:
         if name.partition("/")[0] in flags.FLAGS.what:
             raise UsageError(
-                f"{path} holds {name!r}, the name of a result: give it another name"
+                f"array {name!r} of {path} has the name of a result: rename it"
             )
     known = [m.name for m in model.description.modalities]
     read = {*known, *(f"{m}{description.WORDS}" for m in known), OBSERVED}

@@ -58,7 +58,7 @@ def main() -> int:
     if refused:
         lines = "; ".join(f"{folder}: {error}" for folder, error in refused.items())
         num = f"{len(refused)} of {len(folders)}"
-        raise UsageError(f"{num} runs are not evaluated: {lines}")
+        raise UsageError(f"{num} runs could not be evaluated: {lines}")
     return 0
 
 
@@ -68,8 +68,8 @@ def _changes(overrides: dict[str, Any]) -> dict[str, Any]:
         if name.partition(".")[0] not in workdirs.EVALUATION:
             sections = ", ".join(f"config.{own}" for own in workdirs.EVALUATION)
             raise UsageError(
-                f"config.{name} is a part of what the run is; what may be changed here "
-                f"is in {sections}"
+                f"config.{name} cannot be changed after training; only fields of "
+                f"{sections} can"
             )
     return overrides
 

@@ -83,8 +83,8 @@ def with_data(
     }
     if len(kept) < len(configs):
         terminal.say(
-            f"{len(configs) - len(kept)} runs on CUB are left out: --cub_dir=FOLDER "
-            "names its photographs and captions"
+            f"{len(configs) - len(kept)} runs on CUB are left out: set --cub_dir to "
+            "the folder of its photographs and captions"
         )
     return kept
 
@@ -118,7 +118,7 @@ def train_missing(directory: Path, configs: Mapping[plan.Spec, ConfigDict]) -> i
 def main() -> int:
     """Plans, trains and draws."""
     if flags.FLAGS.address and not flags.FLAGS.cluster:
-        raise UsageError("--address is a cluster's: it needs --cluster=ray")
+        raise UsageError("--address needs --cluster=ray")
     name, scale = plan.load_scale(flags.FLAGS.scale)
     columns = None
     if flags.FLAGS.columns:

@@ -38,7 +38,7 @@ def main() -> int:
             code = session.train_and_evaluate(config, folder)
             if code <= 1:  # 1: all members diverged, which is a result
                 terminal.say(
-                    "one page of it, with a gallery: python -m experiments.report "
+                    "for a page with all results: python -m experiments.report "
                     f"--directory={shlex.quote(str(folder))}"
                 )
             return code

@@ -102,7 +102,7 @@ def _require_schedule(num_steps: int, run: Run) -> None:
     schedule = run.model.schedule
     if schedule is not None and schedule.num_steps >= num_steps:
         raise ArgumentError(
-            "{num_steps}={} ends before the schedule of the model does, after {} steps "
+            "{num_steps}={} must be larger than the {} steps of the model's schedule "
             "({})",
             num_steps,
             schedule.num_steps,
@@ -111,7 +111,7 @@ def _require_schedule(num_steps: int, run: Run) -> None:
     for stage in run.task.stages:
         if not 0 <= stage.start < stage.end <= num_steps:
             raise ArgumentError(
-                "{num_steps}={} leaves no step to the stage {!r} of the model",
+                "{num_steps}={} leaves no step for the stage {!r}: set more steps",
                 num_steps,
                 stage.name,
             )

@@ -232,9 +232,7 @@ def _set(
         if not isinstance(at, ConfigDict):
             raise UsageError(f"there is no setting {shown!r} (see settings.get_config)")
     if path in arguments:
-        raise UsageError(
-            f"config has {shown!r}, which is an argument of fit: give that"
-        )
+        raise UsageError(f"config has {shown!r}: pass it to fit as an argument instead")
     if isinstance(value, Mapping) and isinstance(at.get(field), ConfigDict):
         for name, own in value.items():
             _set(config, (*path, str(name)), own, arguments)

@@ -101,7 +101,7 @@ def load(
         config = config_of(found.config, folder)
         choose_member([found.member], asked, folder)
         if step not in (None, found.step):
-            raise UsageError(f"{folder} holds step {found.step} alone, not {step}")
+            raise UsageError(f"{folder} holds only step {found.step}, not {step}")
         description = _description(found.description, folder / DESCRIPTION)
         one = build(config, description, None, found.member, found.step)
         return one._replace(params=exports.unflatten(_like(one), found.params, folder))

@@ -104,8 +104,8 @@ def mixture_model(
     if is_learned and estimator != "exact":
         raise UsageError(
             "config.model.options.learned_weights = True needs subset_estimator = "
-            f"'exact', got {estimator!r}: what is decoded from one subset says nothing "
-            "of the weights of the others; set learned_weights = False or 'exact'"
+            f"'exact', got {estimator!r}: the gradient of the weights needs all "
+            "subsets; set learned_weights = False or 'exact'"
         )
     bound = (
         elbo.subsampled_elbo
