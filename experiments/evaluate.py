@@ -4,14 +4,13 @@
     python -m experiments.evaluate --all=runs/demo --config.eval.metrics="('matching',)"
     python -m experiments.evaluate --workdir=runs/tp --config.eval.metrics=all
 
-`all` are the metrics that the data allow, and a line says why others are left out.
---all goes on with the other runs where one cannot be evaluated.
+`all` computes the metrics that the data allow, and a line says why others are left out.
+If a run cannot be evaluated, --all continues with the others.
 
-The settings are those of the run's config.json, with the changes given here: of
-config.eval, config.classifier and config.matcher, which are no part of what a run is.
-The values are added to metrics.jsonl, and of a finished run to summary.json, with the
-date and the settings; the page of experiments.report shows them. Samples stay as they
-are.
+The settings are those of the run's config.json. Only config.eval, config.classifier and
+config.matcher may be changed here. The values are added to metrics.jsonl, and for a
+finished run to summary.json, with the date and the settings; experiments.report shows
+them. Samples do not change.
 """
 
 import time

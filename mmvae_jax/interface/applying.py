@@ -1,11 +1,11 @@
 """A trained model applied to arrays: embed, impute, reconstruct, generate, score.
 
-All functions run in batches of one fixed shape, so that each function of the model
-compiles once, and need the memory of a batch beside input and output. What they return
-is in the form in which users have data (`description`): images uint8 of values 0..255,
-vectors float32 in the units of the training data, tokens int32.
+All functions run in batches of one fixed shape: each function of the model compiles
+once, and needs the memory of one batch beside input and output. Results have the form
+of users' data (`description`): images uint8 of values 0..255, vectors float32 in the
+units of the training data, tokens int32.
 
-Each has a twin that yields the results batch by batch, for data that are read and
+Some have a variant that yields the results batch by batch, for data that are read and
 written in pieces.
 """
 
@@ -102,7 +102,7 @@ def embed(
     *,
     given: Sequence[str] | None = None,
 ) -> Embedding:
-    """Posterior of the latent vector given all that is observed.
+    """Posterior of the latent vector given the observed modalities.
 
     Args:
       trained: from `fit` or `load`.
@@ -145,7 +145,7 @@ def impute(
     key: int | PRNGKey = 0,
     keep_draws: bool = True,
 ) -> Imputed:
-    """Fills in what is missing, given what is observed of each example.
+    """Imputes the missing modalities of each example given the observed ones.
 
     Each draw is z ~ q(z|x_A) of the observed modalities A, decoded.
 

@@ -1,10 +1,10 @@
 """Checks of a config: one list of fields, rules and words.
 
-`CHECKS` is of the config alone and is read before any data are; `CHECKS_WITH_DATA`
-comes after they are loaded and before anything is trained. A rule that is a function of
-mmvae_jax is checked there, as one of its arguments, and its words are told with the
-name of the field. Options of models (`mmvae_jax.models.options`) and needs of metrics
-(`mmvae_jax.evaluation.needs`) are tables of their own.
+`CHECKS` need the config alone and run before data are read; `CHECKS_WITH_DATA` run
+after data are loaded and before training. A rule may be a function of mmvae_jax that
+checks its own argument; its message then names the field of the config. Options of
+models (`mmvae_jax.models.options`) and needs of metrics (`mmvae_jax.evaluation.needs`)
+have their own tables.
 """
 
 import inspect

@@ -1,10 +1,9 @@
 """A description of the data that a model was trained on, and new data checked by it.
 
-Arrays come in the form that users have them in: a mapping of the names of modalities to
-NumPy arrays, images uint8 [N, H, W, C] (or [N, H, W] where there is one channel),
-vectors of real numbers [N, ...], tokens int [N, T], or the captions themselves, N
-strings. What a mapping does not have is missing for all examples; OBSERVED, bool
-[N, M], tells what else is.
+Users' data are a mapping of the names of modalities to NumPy arrays: images uint8
+[N, H, W, C] (or [N, H, W] with one channel), vectors of real numbers [N, ...], tokens
+int [N, T], or captions as N strings. A modality without an array is missing in all
+examples; OBSERVED, bool [N, M], marks the others.
 """
 
 from collections.abc import Collection, Mapping, Sequence

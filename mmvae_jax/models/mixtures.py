@@ -1,7 +1,7 @@
-"""Mixture-based multimodal VAEs: MVAE, MVAE+, MMVAE, MoPoE-VAE and all between.
+"""Mixture-based multimodal VAEs: MVAE, MVAE+, MMVAE, MoPoE-VAE and others.
 
-The models that pool the experts of a subset otherwise than by their product are rows of
-the same builder: WB-VAE, MWB-VAE, CoDE-VAE, HELVAE.
+WB-VAE, MWB-VAE, CoDE-VAE and HELVAE, which do not pool experts by their product, have
+the same builder.
 """
 
 from collections.abc import Callable, Mapping
