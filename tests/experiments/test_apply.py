@@ -191,7 +191,7 @@ def test_nothing_is_drawn_given_what_no_example_has(outcomes):
         ("below", "taken.npz/out.npz is below a file; choose another"),
         ("no_step", "checkpoints has no checkpoint 7, it keeps 10, 20"),
         ("no_such_step", "export holds only step 3, not 7"),
-        ("result", "'embed/mean' of .* has the name of a result"),
+        ("result", "has the name of a result: rename it"),
         ("other_key", "the data have none of the modalities image, waves, text"),
         ("nothing", "give --workdir, --data=FILE.npz, --what and --out=OUT.npz"),
     ],
