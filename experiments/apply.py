@@ -3,12 +3,12 @@
     python -m experiments.apply --workdir=runs/tp --member=beta=1 --data=FILE.npz \\
         --what=embed,impute,score --out=OUT.npz
 
-The arrays of FILE.npz have the names of the model's modalities; one that is not there
-is missing, and `observed`, bool [N, M], tells what else is. OUT.npz holds what was
-asked for, under names such as `embed/mean` and `impute/spread/m0`; captions also as
-text; and what FILE.npz holds beside modalities, such as labels and ids, as it is.
---step takes another checkpoint of a run than the last, one that it has kept.
-With --pictures, samples are drawn into OUT_pictures/, captions among them also as text.
+The arrays of FILE.npz have the names of the model's modalities. A modality without an
+array is missing; `observed`, bool [N, M], marks the others. OUT.npz holds the results
+under names such as `embed/mean` and `impute/spread/m0`, captions also as text, and a
+copy of the other arrays of FILE.npz, such as labels and ids. --step reads a checkpoint
+before the last, if the run has kept it. --pictures draws samples into OUT_pictures/,
+captions also as text.
 """
 
 import zipfile
@@ -121,7 +121,7 @@ def _read(model: mmvae_jax.Trained, path: Path) -> tuple[Split, dict[str, np.nda
     for name in held:
         if name.partition("/")[0] in flags.FLAGS.what:
             raise UsageError(
-                f"{path} holds {name!r}, the name of a result: give it another name"
+                f"array {name!r} of {path} has the name of a result: rename it"
             )
     known = [m.name for m in model.description.modalities]
     read = {*known, *(f"{m}{description.WORDS}" for m in known), OBSERVED}

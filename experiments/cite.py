@@ -1,10 +1,10 @@
-"""The BibTeX entries of what runs used: model, metrics, data set, and this software.
+"""Prints the BibTeX entries of runs: model, metrics, data set, and this software.
 
     python -m experiments.cite runs/tp
     python -m experiments.cite runs/figures_demo > used.bib
 
-The folder is that of a run, of several, or an export. Comments say what each entry is
-for.
+The folder is that of a run, of several runs, or an export. Comments say what each entry
+is for.
 """
 
 from pathlib import Path

@@ -1,22 +1,22 @@
-"""Whether the papers' claims hold, on the runs that are there.
+"""Judges whether the papers' claims hold, on finished runs.
 
     python -m experiments.claims runs/figures_demo
     python -m experiments.claims runs/figures_demo --before=old/claims.json
 
-Judges every claim of `experiments.judging.paper` on the finished runs of a plan's
+Every claim of `experiments.judging.paper` is judged on the finished runs of a plan's
 folder: "holds", "fails" or "not measured", with the numbers, the difference in units of
-its standard error, and the scale; prints a table a claim, and writes DIR/claims.json
-and DIR/claims.md. A claim that fails is a result, and the exit code is 0. One that
-holds by fewer than three standard errors is marked as fragile. --before names an
-earlier claims.json: verdicts that are others now say what they were.
+its standard error, and the scale. The command prints a table for each claim, and writes
+DIR/claims.json and DIR/claims.md. A claim that fails is a result: the exit code is 0. A
+claim that holds by fewer than three standard errors is marked as fragile. --before
+names an earlier claims.json; verdicts that changed show the earlier one.
 
 Means and standard deviations s are over the n seeds of a beta that did not diverge.
 Differences and slopes are sums of c_i mean_i over models or betas, their standard
 errors the root of the sum of c_i^2 e_i^2, e_i = s_i / sqrt(n_i) at one beta. As in the
-paper (Sec. 5.1) each model is taken at its own best beta for the metric, but this is
-chosen for each seed by the mean over the others, so that no number chooses the beta
-that it judges, and e_i is the jackknife's (`experiments.plans.choice`). That needs
-three seeds; with fewer, what rests on a choice is not measured.
+paper (Sec. 5.1) each model is taken at its own best beta for the metric. The mean over
+the other seeds chooses it for each seed, and e_i is the jackknife's
+(`experiments.plans.choice`). That needs three seeds; with fewer, claims that rest on a
+choice are not measured.
 """
 
 from collections import Counter

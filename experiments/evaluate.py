@@ -4,14 +4,13 @@
     python -m experiments.evaluate --all=runs/demo --config.eval.metrics="('matching',)"
     python -m experiments.evaluate --workdir=runs/tp --config.eval.metrics=all
 
-`all` are the metrics that the data allow, and a line says why others are left out.
---all goes on with the other runs where one cannot be evaluated.
+`all` computes the metrics that the data allow, and a line says why others are left out.
+If a run cannot be evaluated, --all continues with the others.
 
-The settings are those of the run's config.json, with the changes given here: of
-config.eval, config.classifier and config.matcher, which are no part of what a run is.
-The values are added to metrics.jsonl, and of a finished run to summary.json, with the
-date and the settings; the page of experiments.report shows them. Samples stay as they
-are.
+The settings are those of the run's config.json. Only config.eval, config.classifier and
+config.matcher may be changed here. The values are added to metrics.jsonl, and for a
+finished run to summary.json, with the date and the settings; experiments.report shows
+them. Samples do not change.
 """
 
 import time
@@ -58,7 +57,7 @@ def main() -> int:
     if refused:
         lines = "; ".join(f"{folder}: {error}" for folder, error in refused.items())
         num = f"{len(refused)} of {len(folders)}"
-        raise UsageError(f"{num} runs are not evaluated: {lines}")
+        raise UsageError(f"{num} runs could not be evaluated: {lines}")
     return 0
 
 
@@ -68,8 +67,8 @@ def _changes(overrides: dict[str, Any]) -> dict[str, Any]:
         if name.partition(".")[0] not in workdirs.EVALUATION:
             sections = ", ".join(f"config.{own}" for own in workdirs.EVALUATION)
             raise UsageError(
-                f"config.{name} is a part of what the run is; what may be changed here "
-                f"is in {sections}"
+                f"config.{name} cannot be changed after training; only fields of "
+                f"{sections} can"
             )
     return overrides
 

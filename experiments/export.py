@@ -1,4 +1,4 @@
-"""Writes a member of a run as a folder for others, and uploads it if asked to.
+"""Exports a member of a run as a folder to share, and uploads it if asked to.
 
     python -m experiments.export --workdir=runs/tp --member=beta=1 --out=DIR
     python -m experiments.export --workdir=runs/tp --member=beta=1 --out=DIR \\
@@ -7,8 +7,8 @@
 
 The folder holds config.json, description.json, params.safetensors and a model card
 README.md with the numbers of summary.json: no code, no pickle, no data.
-`mmvae_jax.load` reads it. --step takes another checkpoint than the last, one that the
-run has kept, with the numbers that experiments.evaluate has computed at it.
+`mmvae_jax.load` reads it. --step exports a checkpoint before the last, if the run has
+kept it, with the numbers that experiments.evaluate computed for it.
 """
 
 from pathlib import Path

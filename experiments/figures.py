@@ -1,17 +1,16 @@
-"""Draws the papers' figures, and trains what they need and is not there.
+"""Draws the papers' figures, and trains the runs that they need.
 
     python -m experiments.figures --figure=2 --scale=demo
     python -m experiments.figures --scale=paper --dry_run
 
 --figure is a number of the first paper (2, 3, 4, 6 to 13), "theorem", "discrepancy",
 "tradeoff", "matching", "family" or "inputs", several of them with commas, or "all"
-(the default), which ends with the table of claims and report.html. --columns takes
-only some of the data sets, "shapes,cub" for instance, and --models trains only some of
-the models, "mopoe,mvtcae" for instance, in this order. Figures are drawn from finished
-runs only: what is not there is a missing point. A stopped command continues where it
-was. --dry_run trains nothing, but prepares images with captions, whose vocabulary
-decides on the networks. --cluster=ray trains the runs as tasks of a Ray cluster
-(docs/scaling.md).
+(the default), which ends with the table of claims and report.html. --columns selects
+data sets, for instance "shapes,cub", --models the models that are trained, in their
+order, for instance "mopoe,mvtcae". Figures are drawn from finished runs only, without
+the points of others. The same command resumes. --dry_run trains nothing, but prepares
+images with captions, whose vocabulary determines the networks. --cluster=ray trains the
+runs as tasks of a Ray cluster (docs/scaling.md).
 """
 
 import dataclasses
@@ -101,8 +100,8 @@ def with_data(
     }
     if len(kept) < len(configs):
         terminal.say(
-            f"{len(configs) - len(kept)} runs on CUB are left out: --cub_dir=FOLDER "
-            "names its photographs and captions"
+            f"{len(configs) - len(kept)} runs on CUB are left out: set --cub_dir to "
+            "the folder of its photographs and captions"
         )
     return kept
 
@@ -136,7 +135,7 @@ def train_missing(directory: Path, configs: Mapping[plan.Spec, ConfigDict]) -> i
 def main() -> int:
     """Plans, trains and draws."""
     if flags.FLAGS.address and not flags.FLAGS.cluster:
-        raise UsageError("--address is a cluster's: it needs --cluster=ray")
+        raise UsageError("--address needs --cluster=ray")
     name, scale = plan.load_scale(flags.FLAGS.scale)
     columns = None
     if flags.FLAGS.columns:

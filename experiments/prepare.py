@@ -2,7 +2,7 @@
 
     python -m experiments.prepare --config=configs/polymnist.py
 
-Prepared data are left as they are, so the command may be repeated.
+Prepared data are not changed, so the command may be repeated.
 """
 
 from pathlib import Path

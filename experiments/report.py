@@ -1,11 +1,11 @@
-"""One page with everything that finished runs have to show.
+"""Writes one page with all results of finished runs.
 
     python -m experiments.report --directory=runs/demo
 
-Writes a report.html that needs no other file and no network: what was run, the
+report.html needs no other file and no network. It has the settings of the runs, the
 verdicts of results.json, the figures, tables, samples, loss curves, environment and
-configs. A gallery shows the samples by model, beta, seed and condition; without scripts
-the page has all but that. It reads and never measures: what a run lacks is a dash.
+configs. A gallery, which needs scripts, shows the samples by model, beta, seed and
+condition. Nothing is computed here: a missing value is a dash.
 """
 
 from pathlib import Path

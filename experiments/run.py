@@ -6,9 +6,9 @@
 --config.eval.metrics=all computes all metrics that the data allow, and a line says why
 others are left out.
 
-The same command again takes up an interrupted run where its last checkpoint is;
-the result has the bits of a run without interruption. Several devices are used by
-themselves; on several hosts, each runs this command (docs/scaling.md).
+The same command resumes an interrupted run at its last checkpoint; the result is
+bit-identical to that of an uninterrupted run. All devices are used automatically; on
+several hosts, each runs this command (docs/scaling.md).
 """
 
 import shlex
@@ -38,7 +38,7 @@ def main() -> int:
             code = session.train_and_evaluate(config, folder)
             if code <= 1:  # 1: all members diverged, which is a result
                 terminal.say(
-                    "one page of it, with a gallery: python -m experiments.report "
+                    "for a page with all results: python -m experiments.report "
                     f"--directory={shlex.quote(str(folder))}"
                 )
             return code

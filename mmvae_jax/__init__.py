@@ -2,9 +2,9 @@
 
 The basis is types (array aliases, NamedTuples, the legend of axis letters), errors (the
 one exception that users see as a single line), tokens (captions as integers) and files
-(written whole or not at all). Everything else is in a room. A room imports from itself,
-from the basis, and from the rooms on its right (tests/test_architecture.py reads these
-rows):
+(atomic writes). Everything else is in a subpackage, called a room. A room imports from
+itself, from the basis, and from the rooms in its row (tests/test_architecture.py reads
+these rows):
 
 mathematics  <-
 networks     <-

@@ -95,8 +95,8 @@ def polymnist_process(data_config: ConfigDict) -> tuple[np.ndarray, list[int]]:
     """
     if data_config.name != "polymnist" or data_config.digits == "published":
         raise UsageError(
-            "the generating process is known of config.data.name='polymnist' with "
-            "digits that are put together here"
+            "the generating process is known only for config.data.name='polymnist' "
+            "without config.data.digits='published'"
         )
     directory = datasets.prepare(data_config)
     from polymnist import backgrounds
@@ -142,8 +142,7 @@ def _curves(record: RunRecord) -> dict[float, _Curve]:
             log[line["step"]] = (line["train/elbo"], gain)
     if not points:
         raise UsageError(
-            f"{path} holds no training of a member that did not diverge; delete the "
-            "run's folder and train it again"
+            f"{path}: all members diverged; delete the run's folder and train it again"
         )
     found = {}
     for beta, members in points.items():
@@ -228,14 +227,14 @@ def _common_pmf(records: Mapping[str, RunRecord]) -> np.ndarray:
         if record.config["data"]["name"] != "discrete":
             raise UsageError(
                 f"{record.workdir} is a run on {record.config['data']['name']!r}, "
-                "whose joint pmf is not known; take one of configs/discrete.py"
+                "whose joint pmf is not known; use a run of configs/discrete.py"
             )
         tables[record.workdir] = discrete_pmf(record.config["data"])
     (first, table), *others = tables.items()
     for workdir, other in others:
         if other.shape != table.shape or not np.array_equal(other, table):
             raise UsageError(
-                f"{workdir} and {first} are runs on different data; draw them apart"
+                f"{workdir} and {first} have different data; draw them separately"
             )
     return table
 

@@ -47,7 +47,7 @@ def _points_of(line: Line, spec: plan.Spec, tag: str = "") -> list[statistics.Po
     several = known[known["seeds"] > 1]
     if several.empty:
         raise statistics.NotMeasured(
-            f"one finite seed a beta in {spec.folder}: its standard error is unknown"
+            f"one finite seed per beta in {spec.folder}: no standard error"
         )
     columns = several[["beta", "mean", "std", "seeds"]]
     label = _spec_label(line, spec)
@@ -79,9 +79,8 @@ def _chosen(
     values = _values(line, spec, points, tag)
     if values.shape[1] < choice.LEAST_SEEDS:
         raise statistics.NotMeasured(
-            f"{values.shape[1]} finite seeds in {spec.folder}: with "
-            f"{choice.LEAST_SEEDS} or more, beta is chosen without the seed that it is "
-            "judged by, and the standard error is known"
+            f"{values.shape[1]} finite seeds in {spec.folder}: choosing beta by the "
+            f"other seeds needs {choice.LEAST_SEEDS} or more"
         )
     found = choice.estimate(values, _sign(tag or line.tag) * values)
     if math.isnan(found.error) or found.num < 2:
@@ -271,7 +270,9 @@ def _collapses(line: Line) -> statistics.Finding:
     here, there = (_chosen(line, spec) for spec in specs)
     seen, seen_there = (_accuracy(line, spec) for spec in specs)
     if seen_there <= paper.CHANCE:
-        raise statistics.NotMeasured(f"the classifiers of {specs[1].folder} guess")
+        raise statistics.NotMeasured(
+            f"the classifiers of {specs[1].folder} are at chance"
+        )
     # The part of the coherence that worse classifiers alone would leave.
     part = paper.PART_OF_GAP * (seen - paper.CHANCE) / (seen_there - paper.CHANCE)
     chance = statistics.constant("chance", paper.CHANCE)
@@ -478,7 +479,7 @@ def _first_and_last_loss(run: RunRecord, member: dict) -> tuple[float, float]:
     ]
     if len(losses) < 2:
         raise statistics.NotMeasured(
-            f"{run.workdir}/metrics.jsonl holds no course of the loss"
+            f"{run.workdir}/metrics.jsonl has fewer than two values of the loss"
         )
     return losses[0], losses[-1]
 

@@ -155,8 +155,8 @@ def print_plan(directory: Path, configs: Mapping[plan.Spec, ConfigDict]) -> None
     terminal.say(
         f"{len(missing)} runs with {members} models to train, {steps:,} steps of one "
         f"model: about {duration(sum(measured))} of training on {device}"
-        f"{'' if is_whole else ', without what does not fit its memory'}; compilation, "
-        "evaluation and classifiers come on top"
+        f"{'' if is_whole else ', without runs that do not fit its memory'}; "
+        "compilation, evaluation and classifiers come on top"
         + _overhead(directory, configs, missing)
     )
 

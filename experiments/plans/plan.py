@@ -348,7 +348,7 @@ def record(directory: Path, scale: str, config: ConfigDict) -> None:
         return
     if directory.is_dir() and any(directory.iterdir()):
         raise UsageError(
-            f"{directory} holds files that are no plan; choose another --directory"
+            f"{directory} holds files, but no plan; choose another --directory"
         )
     directory.mkdir(parents=True, exist_ok=True)
     log.write_json(path, wanted)
@@ -420,8 +420,8 @@ def _further(run: RunRecord) -> list[RunRecord]:
             found.append(runs.checked(RunRecord(folder, config, summary)))
             if len(runs.join([run, *found])) > 1:
                 raise UsageError(
-                    f"{folder} is no part of the sweep of {run.workdir}: they differ "
-                    "in more than their members, or have one twice; move it away"
+                    f"{folder} is no part of the sweep of {run.workdir}: other "
+                    "settings differ too, or both have the same member; move it away"
                 )
     return found
 

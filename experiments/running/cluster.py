@@ -106,7 +106,7 @@ def train(directory: Path, configs: Mapping[str, Any], address: str = "") -> int
         if failed:
             terminal.say(
                 f"{failed} of {len(configs)} runs failed; the same command tries them "
-                "again, --notrain draws what is there"
+                "again, --notrain draws the finished runs"
             )
         return int(failed > 0)
 

@@ -192,8 +192,8 @@ def options_of(data_config: Mapping[str, Any]) -> Any:
         options = make_options(**{field: data_config[field] for field in fields})
     if not options.name:
         raise UsageError(
-            f"{DATASETS / name / 'options.py'}: Options sets no name that tells its "
-            f"values apart; {_GUIDE}"
+            f"{DATASETS / name / 'options.py'}: Options must set a name that depends "
+            f"on its values; {_GUIDE}"
         )
     return options
 
@@ -316,8 +316,8 @@ def _build(builder: Any, root: Path) -> None:
     ):
         shutil.rmtree(directory)
         raise UsageError(
-            f"{_file_of(builder)}: the fingerprint, or the num_examples of a split, "
-            f"are not in the metadata; {_GUIDE}"
+            f"{_file_of(builder)}: the metadata lack the fingerprint, or the "
+            f"num_examples of a split; {_GUIDE}"
         )
 
 

@@ -85,8 +85,8 @@ def make_evaluator(
         if writer is not None:
             if sweep.model.draws_missing and not writer.date:
                 terminal.say(
-                    f"no latent traversals: {config.model.name} draws the latent "
-                    "vectors of what is missing, and has no dimensions to move"
+                    f"no latent traversals: {config.model.name} samples the latent "
+                    "vectors of missing modalities, and has no dimension to traverse"
                 )
             _write_evaluation(writer, step, found)
         return [one.values for one in found]

@@ -48,15 +48,15 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
         summary = processes.run_on_first(lambda: workdirs.read_summary(workdir))
         if summary is not None and summary["num_steps"] < config.train.num_steps:
             terminal.say(
-                f"{workdir} is trained for {summary['num_steps']} steps, and goes on "
-                f"to {config.train.num_steps}"
+                f"{workdir} was trained for {summary['num_steps']} steps; training "
+                f"continues to {config.train.num_steps}"
             )
             summary = None
         if summary is not None:
             terminal.say(f"{workdir} is finished; its results:")
             if not is_all and workdirs.is_evaluated_otherwise(workdir, config):
                 terminal.say(
-                    "these are of the settings that it was evaluated with; others: "
+                    "it was evaluated with other settings; to evaluate it again: "
                     f"python -m experiments.evaluate --workdir={workdir}"
                 )
         else:
@@ -104,7 +104,7 @@ def prepare_program(sweep: sweeps.Sweep, workdir: Path) -> Prepared:
     mapping = workdirs.earlier_mapping(workdir, device, execution.layout)
     if mapping not in (None, execution.mapping):
         execution = execution._replace(mapping=mapping)
-        terminal.say(f"mapped by {mapping}, as execution.json of this run has it")
+        terminal.say(f"mapped by {mapping}, as execution.json of this run says")
     prepared = prepare(
         sweep.task,
         execution,
@@ -115,8 +115,8 @@ def prepare_program(sweep: sweeps.Sweep, workdir: Path) -> Prepared:
     )
     if prepared.execution.members_at_once != execution.members_at_once:
         terminal.say(
-            f"the memory of the device holds {prepared.execution.members_at_once} "
-            "members at once: they are trained in such chunks"
+            "members are trained in chunks of "
+            f"{prepared.execution.members_at_once}: the device's memory holds no more"
         )
     return prepared
 
@@ -238,7 +238,7 @@ def make_events(
                 name = member_name(sweep.members[k], sweep.members)
                 terminal.say(
                     f"member {k} ({name}) has diverged by step {step}: its last finite "
-                    "parameters are kept, the other members go on"
+                    "parameters are kept, and the other members continue"
                 )
         if not finite.any() and not is_over.is_set():
             is_over.set()

@@ -48,7 +48,7 @@ def locked(workdir: Path, config: Any) -> Iterator[None]:
     if workdir.is_dir() and not path.exists():
         if any(item.name not in _BEFORE_CONFIG for item in workdir.iterdir()):
             raise UsageError(
-                f"{workdir} holds files that are no run; choose another --workdir"
+                f"{workdir} holds files, but no run; choose another --workdir"
             )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def describe(workdir: Path, dataset: Dataset) -> None:
     found = trained.read_description(path)
     if found.fingerprint != dataset.fingerprint:
         raise UsageError(
-            f"the data of {workdir} are no longer what it was trained on ({path.name} "
+            f"the data of {workdir} have changed since it was trained ({path.name} "
             "has another fingerprint); restore them, or choose another --workdir"
         )
 
@@ -123,8 +123,8 @@ def earlier_mapping(workdir: Path, device: str, layout: Layout) -> str | None:
     found = read_json(path)
     if not isinstance(found, dict) or found.get("mapping") not in MAPPINGS:
         raise UsageError(
-            f"{path} is not what this project writes; remove it, and the mapping of "
-            "members is chosen by the device and the network"
+            f"{path} was not written by this project; remove it, and the device and "
+            "the network choose the mapping of members"
         )
     is_from_here = [found.get("device"), found.get("layout")] == [device, list(layout)]
     return found["mapping"] if is_from_here else None
@@ -138,8 +138,8 @@ def read_summary(workdir: Path) -> dict | None:
     summary = read_json(path)
     if not is_summary(summary):
         raise UsageError(
-            f"{path} is not the summary this project writes; choose another --workdir, "
-            "or move the file away"
+            f"{path} is no summary of this project; choose another --workdir, or move "
+            "the file away"
         )
     return summary
 
@@ -252,8 +252,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (ValueError, RecursionError, IsADirectoryError) as error:
         raise UsageError(
-            f"{path} is not the JSON this project writes ({error}); choose another "
-            "--workdir, or move the file away"
+            f"{path} is no JSON of this project ({error}); choose another --workdir, "
+            "or move the file away"
         ) from error
 
 
@@ -297,7 +297,7 @@ def compare_training(workdir: Path, config: Any, found: Any) -> None:
         if ours.get(_SCHEDULE) == theirs.get(_SCHEDULE) == "cosine":
             raise UsageError(
                 f"{workdir} holds a run whose learning rate falls until step {before} "
-                f"({_SCHEDULE} is 'cosine'), so that it cannot go on to {now}: choose "
+                f"({_SCHEDULE} is 'cosine'): it cannot be extended to {now}; choose "
                 "another --workdir"
             )
         names.remove(steps)
@@ -317,8 +317,8 @@ def require_length(workdir: Path, sweep: Sweep) -> None:
     before, now = read_json(path)["train"]["num_steps"], sweep.config.train.num_steps
     if stages.is_lengthened(sweep.model, before, now):
         raise UsageError(
-            f"{workdir} holds a run of {before} steps, which the stages of the model "
-            f"{sweep.config.model.name!r} divide: it cannot go on to "
+            f"{workdir} holds a run of {before} steps, divided into the stages of "
+            f"{sweep.config.model.name!r}: it cannot be extended to "
             f"config.train.num_steps={now}; choose another --workdir"
         )
 

@@ -263,8 +263,8 @@ def main() -> int:
         made[name] = left[name]
     if unknown := set(chosen) - set(made):
         raise UsageError(
-            f"unknown --runs {min(unknown)!r}, or one that others have to choose "
-            f"first; choose from {', '.join({**left, **made})}"
+            f"unknown --runs {min(unknown)!r}, or one that needs other runs first; "
+            f"choose from {', '.join({**left, **made})}"
         )
     if FLAGS.out:
         summaries = _summaries(directory)

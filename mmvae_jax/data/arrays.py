@@ -114,12 +114,12 @@ def to_split(
     }
     labels, observed = arrays.pop(_LABELS, None), arrays.pop(OBSERVED, None)
     if not arrays:
-        raise UsageError(f"{where} holds no modality: one array each, examples first")
+        raise UsageError(f"{where} holds no modality: give one array [N, ...] for each")
     for name in arrays:
         if "." in name or not name:
             raise UsageError(
-                f"{where}: no modality can be called {name!r}, of which a config could "
-                "not set anything: rename it, without dots"
+                f"{where}: a config cannot name the modality {name!r}: rename it, "
+                "without dots"
             )
     lengths = {name: len(x) if x.ndim else 0 for name, x in arrays.items()}
     num = min(lengths.values())
@@ -152,7 +152,7 @@ def to_split(
             vocabularies[name] = own
     if words:
         name = next(iter(words))
-        raise UsageError(f"{where}: {name}{_WORDS} is of no modality of tokens")
+        raise UsageError(f"{where}: {name}{_WORDS} belongs to no modality of tokens")
     return Split(modalities, _labels(where, labels, num), observed), vocabularies
 
 
@@ -212,20 +212,19 @@ def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
         )
     if x.ndim < 2:
         raise UsageError(
-            f"{given}, one value an example: classes are called {_LABELS!r}, int [N]; "
-            "vectors are float [N, F], also of one number"
+            f"{given}, one value per example: name classes {_LABELS!r}, int [N]; "
+            "vectors are float [N, F], F = 1 too"
         )
     if x.dtype == bool:
         raise UsageError(
-            f"{given}: what is observed is called {OBSERVED!r}, bool [N, M]; images of "
-            "zeros and ones are uint8, 255 * x, and vectors x.astype(float)"
+            f"{given}: a mask of modalities is called {OBSERVED!r}, bool [N, M]; "
+            "images of zeros and ones are uint8, 255 * x, and vectors x.astype(float)"
         )
     if x.dtype == np.uint8:
         if x.ndim not in (3, 4):
             raise UsageError(
-                f"{given}, bytes as images are: images are [N, H, W] or [N, H, W, C]; "
-                "bytes that are none are vectors, x.astype(float), or tokens, "
-                "x.astype(int)"
+                f"{given}, the type of images [N, H, W] or [N, H, W, C]: give vectors "
+                "as x.astype(float), and tokens as x.astype(int)"
             )
         x = x[..., None] if x.ndim == 3 else x
         _, height, width, num_channels = x.shape
@@ -243,8 +242,8 @@ def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
             x = x.astype(np.float32)
         if not np.isfinite(x[mask]).all():
             raise UsageError(
-                f"{where} holds NaN, infinity, or numbers beyond float32: where data "
-                f"are missing, say so in the array {OBSERVED!r}"
+                f"{where} holds NaN, infinity, or numbers beyond float32: mark missing "
+                f"data in the array {OBSERVED!r}"
             )
     else:
         if x.ndim != 2:
@@ -282,9 +281,7 @@ def _observed(
         )
     empty = np.flatnonzero(~observed.any(axis=1))
     if len(empty):
-        raise UsageError(
-            f"{where}: example {empty[0]} has no modality that is observed"
-        )
+        raise UsageError(f"{where}: example {empty[0]} has no observed modality")
     return None if observed.all() else observed
 
 

@@ -279,7 +279,7 @@ def images_of(split: Split, metric: str) -> tuple[str, ...]:
     names = tuple(m for m, x in split.modalities.items() if is_image(x))
     if not names:
         raise ArgumentError(
-            "metric {!r} is of images, and no modality is one: leave it out of "
+            "metric {!r} needs images, and no modality is one: leave it out of "
             "{metrics}",
             metric,
         )
@@ -295,7 +295,7 @@ def values_of(split: Split, metric: str) -> tuple[str, ...]:
     names = tuple(m for m, x in split.modalities.items() if not is_tokens(x))
     if not names:
         raise ArgumentError(
-            "metric {!r} is of images and vectors, and no modality is one: leave it "
+            "metric {!r} needs images or vectors, and no modality is one: leave it "
             "out of {metrics}",
             metric,
         )
@@ -339,7 +339,7 @@ def captions_of(
     )
     if not names:
         raise ArgumentError(
-            "metric {!r} is of captions, and no modality is one: leave it out of "
+            "metric {!r} needs captions, and no modality has them: leave it out of "
             "{metrics}",
             metric,
         )

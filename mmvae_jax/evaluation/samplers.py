@@ -123,8 +123,8 @@ def check(settings: Any, model: MultimodalVAE, num_examples: int) -> None:
         return
     if model.draws_missing:
         raise ArgumentError(
-            "{sampler}={!r} is of models without flows of their own latents, which "
-            "this one has; leave it {!r}",
+            "{sampler}={!r} is not for this model, which samples its latents by "
+            "flows of its own; leave it {!r}",
             name,
             PRIOR,
         )

@@ -1,11 +1,11 @@
 """A trained model applied to arrays: embed, impute, reconstruct, generate, score.
 
-All functions run in batches of one fixed shape, so that each function of the model
-compiles once, and need the memory of a batch beside input and output. What they return
-is in the form in which users have data (`description`): images uint8 of values 0..255,
-vectors float32 in the units of the training data, tokens int32.
+All functions run in batches of one fixed shape: each function of the model compiles
+once, and needs the memory of one batch beside input and output. Results have the form
+of users' data (`description`): images uint8 of values 0..255, vectors float32 in the
+units of the training data, tokens int32.
 
-Each has a twin that yields the results batch by batch, for data that are read and
+Some have a variant that yields the results batch by batch, for data that are read and
 written in pieces.
 """
 
@@ -39,8 +39,8 @@ class Embedding(NamedTuple):
     Attributes:
       mean: float32 [N, D].
       log_variance: float32 [N, D].
-      parts: (name, number of dimensions) in the order of D: "shared", and the name of
-        a modality for what it has for itself.
+      parts: (name, number of dimensions) in the order of D: "shared", and the name of a
+        modality for its private part.
     """
 
     mean: np.ndarray
@@ -64,17 +64,16 @@ class Imputed(NamedTuple):
     """All modalities of N examples: given where observed, imputed where missing.
 
     Attributes:
-      mean: modality -> [N, ...], the mean over draws of the posterior of what is
-        decoded; of tokens the most probable ones.
-      spread: modality -> float32 [N, ...], the standard deviation over draws of what is
-        decoded, in the units of `mean`: what the observed modalities leave open. Of
-        tokens the entropy [N, T] of the averaged probabilities, in nats. 0 where
-        observed.
-      deviation: modality -> float32 [N, ...], the standard deviation of the value
-        itself: that of what is decoded and that of the likelihood, their squares added.
-        It is what an interval is made of, and as good as the likelihood: learn its
-        scale ("gaussian_learned"). Tokens have none. 0 where observed.
-      draws: modality -> [L, N, ...], each a draw; where observed, what was given.
+      mean: modality -> [N, ...], the mean of the decoded values over draws of the
+        posterior; of tokens the most probable ones.
+      spread: modality -> float32 [N, ...], the standard deviation of the decoded values
+        over draws, in the units of `mean`, without observation noise. Of tokens the
+        entropy [N, T] of the averaged probabilities, in nats. 0 where observed.
+      deviation: modality -> float32 [N, ...], the standard deviation of the value:
+        `spread` and that of the likelihood, their squares added. Use it for predictive
+        intervals. It is only as good as the likelihood: learn its scale
+        ("gaussian_learned"). Tokens have none. 0 where observed.
+      draws: modality -> [L, N, ...], each a draw; where observed, the given values.
     """
 
     mean: dict[str, np.ndarray]
@@ -84,7 +83,7 @@ class Imputed(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Scores of N examples, of what is observed of each, in nats.
+    """Scores of N examples, for the observed modalities of each, in nats.
 
     Attributes:
       elbo: float64 [N], a single-sample estimate of the bound at beta = 1.
@@ -102,12 +101,12 @@ def embed(
     *,
     given: Sequence[str] | None = None,
 ) -> Embedding:
-    """Posterior of the latent vector given all that is observed.
+    """Posterior of the latent vector given the observed modalities.
 
     Args:
       trained: from `fit` or `load`.
       data: modality -> array [N, ...]; see `description.to_split`.
-      observed: what is there of each example; default: all that `data` has.
+      observed: which modalities each example has; default: all in `data`.
       given: names of the only modalities that may be used; default: all.
 
     Returns:
@@ -145,20 +144,20 @@ def impute(
     key: int | PRNGKey = 0,
     keep_draws: bool = True,
 ) -> Imputed:
-    """Fills in what is missing, given what is observed of each example.
+    """Imputes the missing modalities of each example given the observed ones.
 
     Each draw is z ~ q(z|x_A) of the observed modalities A, decoded.
 
     Args:
       trained: from `fit` or `load`.
       data: modality -> array [N, ...]; see `description.to_split`.
-      observed: what is there of each example; default: all that `data` has.
+      observed: which modalities each example has; default: all in `data`.
       num_draws: L, at least 1.
       key: of the draws, a seed or a key of jax.random.
       keep_draws: whether the draws are returned; they take L times the memory.
 
     Returns:
-      Imputed; without draws where they are not kept.
+      Imputed; with draws only if they are kept.
 
     Raises:
       UsageError: the data do not fit the model.
@@ -266,9 +265,9 @@ def reconstruct(
     Args:
       trained: from `fit` or `load`.
       data: modality -> array [N, ...]; see `description.to_split`.
-      observed: what is there of each example; default: all that `data` has.
-      given: names of the only modalities that may be used; default: all. The others
-        are then generated across modalities.
+      observed: which modalities each example has; default: all in `data`.
+      given: names of the only modalities that may be used; default: all. The others are
+        then generated.
       key: of the draws, a seed or a key of jax.random.
 
     Returns:
@@ -318,15 +317,15 @@ def score(
     num_samples: int = 0,
     key: PRNGKey | None = None,
 ) -> Scores:
-    """ELBO and log p(x) of each example, of what is observed of it.
+    """ELBO and log p(x) of the observed modalities of each example.
 
-    The numbers are those whose means are the metrics `elbo` and `log_likelihood`, with
-    the draws of the evaluation at the last step.
+    Their means are the metrics `elbo` and `log_likelihood`, with the draws of the
+    evaluation at the last step.
 
     Args:
       trained: from `fit` or `load`.
       data: modality -> array [N, ...]; see `description.to_split`.
-      observed: what is there of each example; default: all that `data` has.
+      observed: which modalities each example has; default: all in `data`.
       num_samples: L of log p(x); 0: that of the config.
       key: of the draws; default: that of the evaluation.
 

@@ -1,10 +1,10 @@
 """Checks of a config: one list of fields, rules and words.
 
-`CHECKS` is of the config alone and is read before any data are; `CHECKS_WITH_DATA`
-comes after they are loaded and before anything is trained. A rule that is a function of
-mmvae_jax is checked there, as one of its arguments, and its words are told with the
-name of the field. Options of models (`mmvae_jax.models.options`) and needs of metrics
-(`mmvae_jax.evaluation.needs`) are tables of their own.
+`CHECKS` need the config alone and run before data are read; `CHECKS_WITH_DATA` run
+after data are loaded and before training. A rule may be a function of mmvae_jax that
+checks its own argument; its message then names the field of the config. Options of
+models (`mmvae_jax.models.options`) and needs of metrics (`mmvae_jax.evaluation.needs`)
+have their own tables.
 """
 
 import inspect
@@ -102,7 +102,7 @@ def _require_schedule(num_steps: int, run: Run) -> None:
     schedule = run.model.schedule
     if schedule is not None and schedule.num_steps >= num_steps:
         raise ArgumentError(
-            "{num_steps}={} ends before the schedule of the model does, after {} steps "
+            "{num_steps}={} must be larger than the {} steps of the model's schedule "
             "({})",
             num_steps,
             schedule.num_steps,
@@ -111,7 +111,7 @@ def _require_schedule(num_steps: int, run: Run) -> None:
     for stage in run.task.stages:
         if not 0 <= stage.start < stage.end <= num_steps:
             raise ArgumentError(
-                "{num_steps}={} leaves no step to the stage {!r} of the model",
+                "{num_steps}={} leaves no step for the stage {!r}: set more steps",
                 num_steps,
                 stage.name,
             )

@@ -1,10 +1,9 @@
 """A description of the data that a model was trained on, and new data checked by it.
 
-Arrays come in the form that users have them in: a mapping of the names of modalities to
-NumPy arrays, images uint8 [N, H, W, C] (or [N, H, W] where there is one channel),
-vectors of real numbers [N, ...], tokens int [N, T], or the captions themselves, N
-strings. What a mapping does not have is missing for all examples; OBSERVED, bool
-[N, M], tells what else is.
+Users' data are a mapping of the names of modalities to NumPy arrays: images uint8
+[N, H, W, C] (or [N, H, W] with one channel), vectors of real numbers [N, ...], tokens
+int [N, T], or captions as N strings. A modality without an array is missing in all
+examples; OBSERVED, bool [N, M], marks the others.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -204,7 +203,7 @@ def to_arrays(data: Mapping[str, Any]) -> dict[str, np.ndarray]:
                 f"{name} is not of one shape: its examples need equal lengths"
             ) from error
         except TypeError as error:
-            raise UsageError(f"{name} makes no array: {error}") from error
+            raise UsageError(f"{name} cannot become an array: {error}") from error
     return arrays
 
 
@@ -227,7 +226,7 @@ def _check_words(known: Mapping[str, Modality], given: Mapping[str, Any]) -> Non
 def _num_examples(arrays: Mapping[str, np.ndarray]) -> int:
     """N, the same for all."""
     if not arrays:
-        raise UsageError("data hold no modality: one array each, examples first")
+        raise UsageError("data hold no modality: give one array [N, ...] for each")
     lengths = {name: len(x) if x.ndim else 0 for name, x in arrays.items()}
     num = next(iter(lengths.values()))
     if num < 1 or any(n != num for n in lengths.values()):
@@ -271,7 +270,7 @@ def observed_masks(
         masks &= mask
     empty = np.flatnonzero(~masks.any(axis=1))
     if len(empty):
-        raise UsageError(f"example {empty[0]} has no modality that is observed")
+        raise UsageError(f"example {empty[0]} has no observed modality")
     return masks
 
 
@@ -298,8 +297,8 @@ def _as_modality(modality: Modality, x: np.ndarray, mask: np.ndarray) -> np.ndar
             low, high = (f(x, axis=values)[mask] for f in (np.min, np.max))
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise UsageError(
-                f"{modality.name} holds NaN or infinity: where data are missing, say "
-                f"so in {OBSERVED!r}"
+                f"{modality.name} holds NaN or infinity: mark missing data in "
+                f"{OBSERVED!r}"
             )
         words = len(modality.words)
         if modality.kind == TOKENS and (low.min() < 0 or high.max() >= words):

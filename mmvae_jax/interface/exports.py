@@ -1,8 +1,8 @@
-"""A trained model as a folder that is handed on: no code and no pickles in it.
+"""A trained model as a folder to share, without code or pickles.
 
 config.json          as of the run
 description.json     the data that it was trained on, without the data
-params.safetensors   parameters, by readable names
+params.safetensors   parameters, by name
 export.json          member, step, version, and the sha256 of the others
 README.md            a model card
 """

@@ -47,21 +47,20 @@ def fit(
       data: modality -> array, in the order of the M axis: images uint8 [N, H, W] or
         [N, H, W, C], vectors float [N, ...], counts int [N, F] (by their likelihood),
         tokens int [N, T] with their vocabulary "NAME_words", or captions, N strings.
-        Whatever NumPy makes such arrays of will do: lists, DataFrames.
+        Lists and DataFrames are converted by NumPy.
       model: one of `models.MODELS`.
-      observed: what is there of each example, bool [N, M], or a mapping of some
-        modalities to bool [N]; default: everything. The values of what is missing may
-        be anything, NaN too.
+      observed: which modalities each example has, bool [N, M], or a mapping of some
+        modalities to bool [N]; default: all. Missing values may be anything, also NaN.
       labels: int [N]; not used in training.
       latent_dim: D.
       num_steps: of Adam.
-      batch_size: examples a step; all, where there are fewer.
-      beta: weight of the KL terms; several values make a sweep, as do several of the
-        two that follow: every combination is a member.
+      batch_size: examples per step; all, if there are fewer.
+      beta: weight of the KL terms. Several values of beta, learning_rate or seed make a
+        sweep: every combination is a member.
       learning_rate: of Adam.
       seed: of the initialisation and of all sampling.
-      network: one of `networks.NETWORKS`, of what is not tokens.
-      likelihood: of all that is not tokens, or modality -> likelihood; scales and
+      network: one of `networks.NETWORKS`, for all modalities but tokens.
+      likelihood: of all modalities but tokens, or modality -> likelihood; scales and
         weights are settings of `config`.
       options: of the model (`models.MODELS[model].options`).
       config: "section.field" -> value, other settings of `settings.get_config`, for
@@ -69,12 +68,12 @@ def fit(
       is_shown: whether a progress bar is shown.
 
     Returns:
-      Trained; a tuple of them, one a member, where one of the swept values is a
+      Trained; a tuple of them, one per member, if one of the swept values is a
       sequence.
 
     Warns:
-      UserWarning: what is odd about the data and may yet be meant, for instance images
-        given as floats, which are taken for vectors.
+      UserWarning: the data are valid but unusual, for instance images given as floats,
+        which are taken for vectors.
 
     Raises:
       UsageError: a setting or an array that does not fit, before anything is trained;
@@ -232,9 +231,7 @@ def _set(
         if not isinstance(at, ConfigDict):
             raise UsageError(f"there is no setting {shown!r} (see settings.get_config)")
     if path in arguments:
-        raise UsageError(
-            f"config has {shown!r}, which is an argument of fit: give that"
-        )
+        raise UsageError(f"config has {shown!r}: pass it to fit as an argument instead")
     if isinstance(value, Mapping) and isinstance(at.get(field), ConfigDict):
         for name, own in value.items():
             _set(config, (*path, str(name)), own, arguments)

@@ -1,8 +1,8 @@
-"""Configs of runs that were started before models had options of their own, or fields.
+"""Configs of runs that older versions started, with the fields of today.
 
-Fields that came later have the values that do what was done before there were any.
-Before options, config.model and config.objective had the settings of all models side
-by side, and a model ignored those that it did not read.
+Newer fields get the values that reproduce the older behaviour. In old configs,
+config.model and config.objective held the settings of all models, and a model ignored
+those that it did not read.
 """
 
 from typing import Any

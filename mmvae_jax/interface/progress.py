@@ -1,7 +1,7 @@
-"""The progress bar of a training, on a terminal, in a log or in a notebook.
+"""The progress bar of training, on a terminal, in a log or in a notebook.
 
-`tqdm` is imported from here wherever a bar or a line beside it is drawn: other classes
-of tqdm have other locks.
+Import `tqdm` from here to draw a bar, or a line beside it: other classes of tqdm have
+other locks.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""BibTeX entries of what a run is made of.
+"""BibTeX entries of the models, metrics and data of a run.
 
 The rows of MODELS, METRICS and SAMPLERS name keys of references.bib in this package. A
 data set brings its own entries.

@@ -35,8 +35,8 @@ class Trained(NamedTuple):
       description: of the data that it was trained on.
       member: its hyperparameters.
       step: number of steps that it was trained for.
-      history: one mapping a logged step, tag -> value, with "step"; empty where it was
-        loaded from an export.
+      history: one mapping per logged step, tag -> value, with "step"; empty if loaded
+        from an export.
       is_finite: False if training diverged: these are its last finite parameters.
     """
 
@@ -71,15 +71,15 @@ def load(
     seed: int | None = None,
     step: int | None = None,
 ) -> Trained:
-    """A trained model from the folder of a run, of an export, or from a hub.
+    """Loads a trained model from the folder of a run or an export, or from a hub.
 
-    Nothing in the folder is changed; a run may go on meanwhile.
+    The folder is not changed, and its run may continue.
 
     Args:
       path: working directory of experiments.run, folder of `export`, or
         "hub:USER/NAME" or "hub:USER/NAME@REVISION" (extra `hub`).
-      beta: which member of a sweep; needed, as the two that follow, where there are
-        several of the other values.
+      beta: selects the member of a sweep, together with learning_rate and seed; needed
+        if the sweep has several values.
       learning_rate: likewise.
       seed: likewise.
       step: of the checkpoint of a run; default: the last.
@@ -101,7 +101,7 @@ def load(
         config = config_of(found.config, folder)
         choose_member([found.member], asked, folder)
         if step not in (None, found.step):
-            raise UsageError(f"{folder} holds step {found.step} alone, not {step}")
+            raise UsageError(f"{folder} holds only step {found.step}, not {step}")
         description = _description(found.description, folder / DESCRIPTION)
         one = build(config, description, None, found.member, found.step)
         return one._replace(params=exports.unflatten(_like(one), found.params, folder))

@@ -124,7 +124,7 @@ def pooled(mixture: SubsetMixture, pooling: Pooling) -> SubsetMixture:
     """
     if pooling.name != "product" and np.any(mixture.prior_expert):
         raise UsageError(
-            f"the prior is an expert in products alone, not under the pooling "
+            f"the prior can be an expert only in products, not with the pooling "
             f"{pooling.name!r}; choose prior_expert = 'never'"
         )
     return mixture._replace(pooling=pooling)

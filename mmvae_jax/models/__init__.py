@@ -1,9 +1,8 @@
 """A model is a NamedTuple of pure functions, built from a config.
 
-MODELS holds everything about a model that anyone else asks for. To add one that is a
-set of subsets, write its function in `subsets.py` and its row here; with an objective
-of its own, write a file with its equation, options and builder beside the others.
-`parts` holds what builders share.
+MODELS is the table of all models. To add a model defined by its subsets, write its
+function in `subsets.py` and its row here. A model with its own objective is a file here
+with the equation, options and builder, and a row. `parts` has what builders share.
 """
 
 from collections.abc import Callable, Mapping

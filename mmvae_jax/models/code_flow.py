@@ -1,34 +1,35 @@
-"""A code by contrast, and rectified flows over the latents of unimodal VAEs.
+"""A contrastive code, and rectified flows over the latents of unimodal VAEs.
 
-Three stages, of which each leaves the parameters of the others alone:
+Three stages, each of which trains its own parameters only:
 
-1  a VAE of each modality, by itself:
+1  a VAE of each modality alone:
    sum_m E log p(x_m|w_m) - beta KL(q(w_m|x_m)||N(0, I))
-2  a code e_m of each modality, of length one, by the contrast of all pairs of
-   modalities (`contrastive.contrast`): what modalities have in common
-3  flows over what the first two stages found. The code of a subset is the direction of
-   the sum of its codes; with v = code_variance and c = code_dim,
+2  a code e_m of each modality, of length one, by contrastive learning on all pairs of
+   modalities (`contrastive.contrast`): the shared information
+3  flows over the codes and latents. The code of a subset is the direction of the sum
+   of its codes; with v = code_variance and c = code_dim,
 
        q(s|x_A) = N(sqrt(c (1 - v)) e_A, v I),   e_A = sum_{m in A} e_m / |...|,
 
-   and p(s) prod_m p(w_m|s) are rectified flows, of the whitened w_m, of a random subset
-   A (the empty one: s of all modalities) and with s dropped at times, for guidance.
+   and p(s) prod_m p(w_m|s) are rectified flows of the whitened w_m. In training, A is
+   a random subset (if it is empty, s is of all modalities), and s is dropped at times,
+   for guidance.
 
-A modality that is given keeps its q(w_m|x_m). One that is missing is drawn by its flow,
-given s; and unconditional examples are s by the prior flow and w_m given s. Both have
-the velocity v(w|0) + g (v(w|s) - v(w|0)), g = guidance, and so has the density p(w_m|s)
-of the evaluated bound
+A given modality keeps its q(w_m|x_m). A missing one is drawn by its flow, given s.
+Unconditional examples are s by the prior flow, and w_m given s. Both have the velocity
+v(w|0) + g (v(w|s) - v(w|0)), g = guidance, and so has the density p(w_m|s) of the
+evaluated bound
 
     sum_m E log p(x_m|w_m) - E [log q(s|X) - log p(s)]
       - sum_m E [log q(w_m|x_m) - log p(w_m|s)].
 
 With single_stage all three are trained at once: the flows see latents and codes through
-a stopped gradient, whitened by running moments, so that the VAEs and the code learn as
-they would without them.
+a stopped gradient, whitened by running moments, so that they do not affect the VAEs and
+the code.
 
-No label trains anything. Cousins are the latent diffusion of Bounoua et al. (2024),
-which has no code (`latent_flow`), and IDMVAE (Zhang et al., 2026), whose code is
-learned with the VAE.
+Training uses no labels. Related models are the latent diffusion of Bounoua et al.
+(2024), which has no code (`latent_flow`), and IDMVAE (Zhang et al., 2026), whose code
+is learned with the VAE.
 """
 
 import math

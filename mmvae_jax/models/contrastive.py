@@ -1,15 +1,15 @@
-"""A shared code that is learned by contrast, and private latents by reconstruction.
+"""A contrastive shared code, and private latents learned by reconstruction.
 
-What a latent vector must hold to reconstruct and what modalities have in common are
-learned apart: no gradient of a reconstruction reaches the shared code.
+The shared code is learned without reconstruction: no gradient of a reconstruction
+reaches it.
 
 The code e_m of a modality is a unit vector, and that of a subset the direction of
 the sum of its codes; with v = code_variance and d dimensions,
 
     q(s|x_A) = N(sqrt(d (1 - v)) e_A, v I),   e_A = sum_{m in A} e_m / |...|,
 
-p(s) a learned mixture of Gaussians, p(w_m) = N(0, I), and p(x_m|s, w_m). What is
-maximised is, with s as a constant in the first two lines,
+p(s) is a learned mixture of Gaussians, p(w_m) = N(0, I). With s as a constant in the
+first two lines, the maximised objective is
 
     sum_m E log p(x_m|s, w_m) - beta sum_m KL(q(w_m|x_m)||p(w_m))
     - beta (log q(s|X) - log p(s))
@@ -18,12 +18,11 @@ maximised is, with s as a constant in the first two lines,
 
 log C(a, b) = log softmax of t <a_i, b_j> over the examples j of the batch, at
 j = i, with a learned t (InfoNCE; van den Oord et al., 2018). Lines 1 and 2 are a
-bound on log p(X) for beta = 1; no gradient of them reaches the encoders of the
-code, so that a private vector has to pay for what the code says for nothing.
-Line 3 learns the code, which can hold only what modalities share. Line 4, of
-weight lambda = consistency, bounds from below how much the generated
-image says of the code when the private vector comes from the prior; its encoder
-is a constant. The decoders alone learn from it.
+bound on log p(X) for beta = 1. Their gradient does not reach the encoders of the code,
+but private vectors pay KL for information that the code has already. Line 3 learns the
+code, which can contain only shared information. Line 4, of weight lambda = consistency,
+is a lower bound on the information about the code in an image generated with a private
+vector of the prior. Its encoder is a constant: only the decoders learn from it.
 """
 
 import math

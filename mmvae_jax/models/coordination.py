@@ -1,7 +1,7 @@
 """Coordination-based models: one objective, four weights, a choice of posterior.
 
 JMVAE, JMVAE-kl, TELBO, MVTCAE and CRMVAE train a joint posterior q_J and tie the
-unimodal ones q_m to it. What they maximise are weighted sums of the same terms
+unimodal ones q_m to it. Their objectives are weighted sums of the same terms
 (`coordinated_elbo`), the KL terms times beta:
 
     a E_{q_J} log p(X|z) - b KL(q_J||p) + c sum_m E_{q_m} log p(x_m|z)
@@ -15,8 +15,8 @@ unimodal ones q_m to it. What they maximise are weighted sums of the same terms
     CRMVAE, documented  product  1 / (M+1)  the same for all
     CRMVAE, released    product  1 / 2      1        1 / 2    1
 
-The terms that are logged and evaluated are not weighted: `elbo` is that of q_J, a
-bound on log p(X), for all of them.
+Logged and evaluated terms are not weighted: `elbo` is that of q_J, a bound on log p(X),
+for all of these models.
 """
 
 from collections.abc import Callable, Mapping

@@ -4,17 +4,18 @@ Senellart et al. (2023). Two stages:
 
 1  the ELBO of JMVAE, with a joint encoder q(z|X):
    E log p(X|z) - beta KL(q(z|X)||N(0, I))
-2  with joint encoder and decoders as they are, E_{q(z|X)} sum_m log q_m(z|x_m), where
-   q_m is a Gaussian of the encoder of x_m under a flow f_m:
+2  with joint encoder and decoders fixed, E_{q(z|X)} sum_m log q_m(z|x_m), where q_m is
+   a Gaussian of the encoder of x_m under a flow f_m:
 
        log q_m(z|x_m) = log N(f_m(z); mu_m, s_m^2) + log |det df_m/dz|
 
-All modalities together have the posterior q(z|X), one has q_m, and a subset A of more
+The posterior given all modalities is q(z|X), given one q_m, and given other subsets A
 
     p(z)^(1 - |A|) prod_{m in A} q_m(z|x_m),
 
-up to a constant, from which is drawn: first one of a draw of each expert, by its
-importance against their mixture, then hmc_steps of Hamiltonian Monte Carlo from there.
+up to a constant. To sample it, one draw of each expert is taken, one of these is chosen
+by importance resampling against their mixture, and hmc_steps of Hamiltonian Monte Carlo
+start from there.
 """
 
 from collections.abc import Mapping

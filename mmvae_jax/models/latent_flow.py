@@ -1,19 +1,19 @@
 """One rectified flow over the latents of unimodal VAEs, any of which may be given.
 
-Bounoua et al. (2024) diffuse the codes of autoencoders that are trained alone, with a
-time for each modality: that of data for what is given. Here the autoencoders are VAEs,
-whose beta may be small, and the diffusion is a rectified flow (`latent_flows` has both
-stages). The velocity is v(w, t_1, ..., t_M), of the whitened latents end to end, with
+Bounoua et al. (2024) train a diffusion of the codes of unimodal autoencoders, with a
+time for each modality: given modalities have that of data. Here the autoencoders are
+VAEs, whose beta may be small, and the diffusion is a rectified flow (`latent_flows` has
+both stages). The velocity is v(w, t_1, ..., t_M) of the concatenated whitened latents,
 
-    t_m = 1 where m is given, 0 where it is absent and w_m is noise, and t elsewhere,
+    t_m = 1 where m is given, 0 where it is absent and w_m is noise, and t elsewhere.
 
-and the squared error of what is neither is learned, of random subsets that are given.
-A missing modality is drawn at times t that all missing ones share. With the given ones
-absent at times (condition_dropped) it is drawn by the velocity
+The loss is the squared error of the latter, for random given subsets. Missing
+modalities are drawn with a common time t. In training, given modalities are dropped at
+times (condition_dropped), so that missing ones can be drawn by the velocity
 
     v(w, absent) + g (v(w, given) - v(w, absent)),   g = guidance.
 
-There is no code: p(w) is the flow of all latents, with which the bound is
+There is no code: p(w) is the flow of all latents, and the bound is
 
     sum_m E log p(x_m|w_m) - E [sum_m log q(w_m|x_m) - log p(w)].
 """

@@ -1,12 +1,12 @@
-"""Flows over the latents of unimodal VAEs: what models of them share.
+"""Flows over the latents of unimodal VAEs: parts that several models share.
 
-The first stage is a VAE of each modality, by itself,
+The first stage is a VAE of each modality alone,
 
     sum_m E log p(x_m|w_m) - beta KL(q(w_m|x_m)||N(0, I)),
 
-and the last one flows of the w_m, whitened by their mean and variance over the whole
-training set. A modality that is given keeps its q(w_m|x_m), and one that is missing is
-drawn by a flow, with an average of the parameters over the steps.
+and the last stage flows of the w_m, whitened by their mean and variance over the
+training set. A given modality keeps its q(w_m|x_m). A missing one is drawn by a flow,
+with parameters averaged over the steps.
 """
 
 from collections.abc import Callable, Mapping

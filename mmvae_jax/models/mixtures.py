@@ -1,7 +1,7 @@
-"""Mixture-based multimodal VAEs: MVAE, MVAE+, MMVAE, MoPoE-VAE and all between.
+"""Mixture-based multimodal VAEs: MVAE, MVAE+, MMVAE, MoPoE-VAE and others.
 
-The models that pool the experts of a subset otherwise than by their product are rows of
-the same builder: WB-VAE, MWB-VAE, CoDE-VAE, HELVAE.
+WB-VAE, MWB-VAE, CoDE-VAE and HELVAE, which do not pool experts by their product, have
+the same builder.
 """
 
 from collections.abc import Callable, Mapping
@@ -104,8 +104,8 @@ def mixture_model(
     if is_learned and estimator != "exact":
         raise UsageError(
             "config.model.options.learned_weights = True needs subset_estimator = "
-            f"'exact', got {estimator!r}: what is decoded from one subset says nothing "
-            "of the weights of the others; set learned_weights = False or 'exact'"
+            f"'exact', got {estimator!r}: the gradient of the weights needs all "
+            "subsets; set learned_weights = False or 'exact'"
         )
     bound = (
         elbo.subsampled_elbo

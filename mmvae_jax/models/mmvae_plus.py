@@ -1,7 +1,7 @@
 """MMVAE+: a mixture of experts of a shared and of private latent vectors.
 
-Importance-weighted, with auxiliary priors for what is reconstructed across modalities:
-the objective of Palumbo et al. (2023), as released.
+Importance-weighted, with auxiliary priors for cross-modal reconstruction: the objective
+of Palumbo et al. (2023), as released.
 
 Every expert is q_m(z|x_m) q_m(w|x_m), of a shared and a private latent vector.
 With K samples z_mk, w_mk of it and w~_n ~ r_n(w) of auxiliary priors,
@@ -10,8 +10,8 @@ With K samples z_mk, w_mk of it and w~_n ~ r_n(w) of auxiliary priors,
         + beta (log p(z) + log p(w_m) - log (1/M) sum_j q_j(z|x_j)
                 - log q_m(w_m|x_m)),
 
-and it is (1/M) sum_m log (1/K) sum_k w_mk, the mean over modalities outside of
-the logarithm ("loose"). For K = 1 it is their ELBO. What modality m says of the
+the objective is (1/M) sum_m log (1/K) sum_k w_mk, with the mean over modalities outside
+the logarithm ("loose"). For K = 1 it is their ELBO. Information of modality m about the
 others goes through z alone: their own w is never decoded with its z.
 
 Both estimators are those of `importance.importance_weighted`: in "dreg", the

@@ -1,17 +1,16 @@
 """Unimodal VAEs tied by a data-dependent mixture prior (MMVM).
 
-The latent vector of the model is the M of them end to end, M D dimensions, and
-whatever is computed for a multimodal model is computed for this one:
+The model's latent vector concatenates the M latent vectors, M D dimensions. It is used
+as that of any multimodal model:
 
-* An observed modality has its own posterior. One that is not observed is
-  generated as published, from the posterior of a modality that is: of each
-  observed one for its share of the examples, and with a sample of its own.
-* `elbo` and the log-likelihood are those of M VAEs with the prior N(0, I), as of
-  the model `unimodal`: the data-dependent prior is no density of latent vectors
-  before the data are seen.
-* Prior samples are of N(0, I), independent for each modality. No way to generate
-  without a condition is published: nothing ties modalities or pulls posteriors
-  to N(0, I) where a is 0, so joint coherence and prior samples say little.
+* An observed modality has its own posterior. A missing one is generated as published,
+  from the posterior of an observed modality: each observed one serves an equal share
+  of the examples, with its own sample.
+* `elbo` and the log-likelihood are those of M VAEs with the prior N(0, I), as of the
+  model `unimodal`: the data-dependent prior is no density before the data are seen.
+* Prior samples are of N(0, I), independent for each modality. Unconditional generation
+  is not published. If a is 0, nothing ties modalities or pulls posteriors to N(0, I),
+  so joint coherence and prior samples say little.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""Options: the settings that one model alone reads, `config.model.options`.
+"""Options: the settings of a single model, `config.model.options`.
 
-The file of a model has their table, name -> Option, beside the builder that reads
-them: the defaults, and the rule that a value has to follow.
+The file of a model has their table beside its builder, name -> Option: the default, and
+the rule that a value has to follow.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Latent vectors that a modality has for itself, beside a shared one or without it."""
+"""Private latent vectors of modalities, with or without a shared one."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

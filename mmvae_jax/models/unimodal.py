@@ -1,4 +1,4 @@
-"""Unimodal VAEs side by side: the baseline without multimodal learning."""
+"""One VAE for each modality: the baseline without multimodal learning."""
 
 from collections.abc import Mapping
 from typing import Any

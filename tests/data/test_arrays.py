@@ -96,20 +96,20 @@ def test_two_files(tmp_path):
 
 BAD = {
     "a dot in a name": ({"observed": None, "a.b": GOOD["vector"]}, "'a.b'.*without do"),
-    "no name": ({"observed": None, "": GOOD["vector"]}, "can be called ''.*rename it"),
+    "no name": ({"observed": None, "": GOOD["vector"]}, "modality ''.*rename it"),
     "lengths": ({"vector": GOOD["vector"][:5]}, "equally many examples.*5 of vector"),
     "no modality": (dict.fromkeys(("image", "vector", "text", "text_words")), "no mod"),
     "objects": ({"vector": np.array([{}] * N)}, "is not a .npz file"),
     "strings": ({"vector": np.array(["x"] * N)}, "vector is <U1"),
-    "flat bytes": ({"image": GOOD["image"][:, 0]}, "image is uint8.*images are"),
+    "flat bytes": ({"image": GOOD["image"][:, 0]}, "image is uint8.*type of images"),
     "numbers": ({"vector": GOOD["vector"][:, 0]}, r"vector is float64 .*\[N, F\]"),
     "label": (
         {"observed": None, "label": GOOD["labels"]},
-        r"label is int.*are called 'labels', int",
+        r"label is int.*name classes 'labels', int",
     ),
     "targets": (
         {"observed": None, "y": GOOD["labels"] / 2},
-        r"y is float.*called .labels",
+        r"y is float.*name classes .labels",
     ),
     "mask of another name": (
         {"observed": None, "mask": GOOD["observed"]},
@@ -141,7 +141,7 @@ BAD = {
     "few words": ({"text_words": GOOD["text_words"][:4]}, "token 4.*only 4 words"),
     "words of numbers": ({"text_words": np.arange(6)}, "text_words must be strings"),
     "large tokens": ({"text": np.full((N, 6), 2**40)}, "is beyond int32"),
-    "words of nothing": ({"image_words": GOOD["text_words"]}, "image_words is of no"),
+    "words of nothing": ({"image_words": GOOD["text_words"]}, "image_words belongs to"),
     "labels": ({"labels": GOOD["labels"] / 2}, r"labels must be integers \(20,\)"),
     "negative labels": ({"labels": GOOD["labels"] - 1}, "classes 0, 1, .*-1 to 2"),
     "mask": ({"observed": GOOD["observed"][:, :2]}, r"observed must be bool \(20, 3\)"),

@@ -408,7 +408,7 @@ def test_a_new_data_set_is_a_folder(new_data_set):
         (
             OPTIONS.replace('self.name = f"{self.size}"', "pass"),
             BUILDER,
-            "Options sets no name that tells its values apart",
+            "Options must set a name that depends on its values",
         ),
         (OPTIONS, None, "broken_dataset_builder.py is missing: datasets/README.md"),
         (OPTIONS, "", "broken_dataset_builder.py has no class Builder"),
@@ -420,12 +420,12 @@ def test_a_new_data_set_is_a_folder(new_data_set):
         (
             OPTIONS,
             BUILDER.replace('["fingerprint"] = "none"', '["fingerprint"] = ""'),
-            "broken_dataset_builder.py: the fingerprint, or the num_examples of a spl",
+            "broken_dataset_builder.py: the metadata lack the fingerprint, or the nu",
         ),
         (
             OPTIONS,
             BUILDER.replace('{"train": num, "test": num}', '{"train": num}'),
-            "broken_dataset_builder.py: the fingerprint, or the num_examples of a spl",
+            "broken_dataset_builder.py: the metadata lack the fingerprint, or the nu",
         ),
     ],
 )

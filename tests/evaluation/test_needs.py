@@ -62,7 +62,7 @@ def alternating():
 VECTORS = Split({"m0": np.zeros((NUM, 4), np.float32)}, np.zeros(NUM, np.int32))
 REFUSED = {
     "swd on vectors": ("swd", VECTORS, "no modality is one: leave it out of metrics"),
-    "fid on vectors": ("fid", VECTORS, "'fid' is of images, and no modality is one"),
+    "fid on vectors": ("fid", VECTORS, "'fid' needs images, and no modality is one"),
     "fid of two channels": (
         "fid",
         make_split(channels=2),
@@ -84,11 +84,11 @@ REFUSED = {
         ),
         "needs test examples with all modalities, at least 1, got 0: leave it out",
     ),
-    "captions without any": ("captions", make_split(), "'captions' is of captions"),
+    "captions without any": ("captions", make_split(), "'captions' needs captions"),
     "captions of a single token": (
         "captions",
         make_split()._replace(modalities={"m0": np.zeros((NUM, 1), np.int32)}),
-        "'captions' is of captions, and no modality is one",
+        "'captions' needs captions, and no modality has them",
     ),
     "attributes without any": (
         "attributes",
@@ -221,7 +221,7 @@ def test_a_run_without_what_a_metric_needs_does_not_start(
 
     monkeypatch.setattr(loop, "fit", fit)
     config = smoke_config(changes={"eval.metrics": ("elbo", "captions")})
-    with pytest.raises(UsageError, match="'captions' is of captions"):
+    with pytest.raises(UsageError, match="'captions' needs captions"):
         session.train_and_evaluate(config, tmp_path / "run")
 
 

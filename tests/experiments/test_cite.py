@@ -202,5 +202,5 @@ def test_the_command_prints_the_entries_of_all_runs(tmp_path, commands):
 
 def test_unreadable_runs_are_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UsageError, match=r"config.json is not the JSON"):
+    with pytest.raises(UsageError, match=r"config.json is no JSON"):
         citing.read(tmp_path)

@@ -293,7 +293,7 @@ def test_a_run_that_fails_is_one_line_and_the_others_go_on(
     lines = [line for line in output.splitlines() if line.startswith("failed: ")]
     assert len(lines) == 1
     assert lines[0].startswith(f"failed: {RUNS[0]}: ")
-    assert "holds files that are no run" in lines[0]
+    assert "holds files, but no run" in lines[0]
     assert "1 of 2 runs failed" in output
     assert (directory / RUNS[1] / "summary.json").exists()
 

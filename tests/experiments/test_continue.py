@@ -42,7 +42,7 @@ def test_more_steps_end_in_the_bits_of_a_run_planned_so_long(
 ):
     code, said = run_here(array_config(LONGER), workdir)
     assert code == 0
-    assert f"{workdir} is trained for 20 steps, and goes on to 40" in said
+    assert f"{workdir} was trained for 20 steps; training continues to 40" in said
     assert_same_end(workdir, planned)
     assert read(workdir / "summary_20.json") == read(array_run / "summary.json")
     assert read(workdir / "config.json") == read(planned / "config.json")
@@ -120,7 +120,7 @@ def test_other_data_under_the_same_name_are_refused(workdir, array_config, run_h
     path = workdir / "description.json"
     found = read(path)
     path.write_text(json.dumps(found | {"fingerprint": "another"}))
-    with pytest.raises(UsageError, match="no longer what it was trained on"):
+    with pytest.raises(UsageError, match="have changed since it was trained"):
         run_here(array_config(LONGER), workdir)
     assert (workdir / "summary.json").exists()
 

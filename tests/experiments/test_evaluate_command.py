@@ -205,14 +205,14 @@ def test_a_run_of_all_metrics(array_config, few_metrics, run_here, tmp_path):
     # A finished run is not asked for other metrics than it has.
     config.eval.metrics = ("all",)
     code, stdout = run_here(config, tmp_path / "run")
-    assert code == 0 and "these are of the settings" not in stdout
+    assert code == 0 and "evaluated with other settings" not in stdout
 
 
 def test_other_data_under_the_same_name_are_refused(workdir, contents):
     path = workdir / "description.json"
     path.write_text(json.dumps(read(path) | {"fingerprint": "another"}))
     before = contents(workdir)
-    with pytest.raises(UsageError, match="no longer what it was trained on"):
+    with pytest.raises(UsageError, match="have changed since it was trained"):
         add(workdir, SWD)
     assert contents(workdir) == before
 
@@ -286,7 +286,7 @@ def test_the_command_for_one_run_and_for_a_folder(workdir, commands):
     assert one.code == 0, one.stderr
     assert "SWD" in one.stdout
     assert several.code == 2
-    assert "error: 1 of 3 runs are not evaluated: " in several.stderr
+    assert "error: 1 of 3 runs could not be evaluated: " in several.stderr
     assert f"{workdir.with_name('broken')}" in several.stderr.splitlines()[-1]
     for name, num in (("run", 2), ("second", 1)):
         summary = read(workdir.with_name(name) / "summary.json")

@@ -173,7 +173,7 @@ def test_what_does_not_fit_the_memory_is_said(
     out = capsys.readouterr().out
     (line,) = (line for line in out.splitlines() if "polymnist/mvae " in line)
     assert line.endswith("does not fit here")
-    assert "on cpu, without what does not fit its memory; compilation" in out
+    assert "on cpu, without runs that do not fit its memory; compilation" in out
     assert "about 0 s" not in out and "nan" not in out
 
 
@@ -213,7 +213,7 @@ def test_a_run_of_another_scale_is_refused(made, scale, run_figures):
 def test_a_folder_of_something_else_is_refused(scale, run_figures, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
-    with pytest.raises(UsageError, match="holds files that are no plan"):
+    with pytest.raises(UsageError, match="holds files, but no plan"):
         run_figures(figure="13", scale=scale(), directory=tmp_path / "other")
 
 

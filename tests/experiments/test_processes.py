@@ -388,4 +388,4 @@ def test_a_mistake_ends_all_processes(start, tmp_path):
     for code, _, err in outcomes:
         assert code == 2, err
         (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert line.endswith("holds files that are no run; choose another --workdir")
+        assert line.endswith("holds files, but no run; choose another --workdir")

@@ -318,7 +318,7 @@ def test_diverged_members_are_left_out(tmp_path):
     none = write_run(
         tmp_path / "b", "mvae", made_up_log(2), finite=[False, False], **arguments
     )
-    with pytest.raises(UsageError, match="no training of a member that did not dive"):
+    with pytest.raises(UsageError, match="all members diverged"):
         theorem.draw_ceilings({"mvae": none})
 
 
@@ -329,7 +329,7 @@ def test_runs_that_cannot_be_drawn_together(tmp_path):
     images = write_run(tmp_path / "images", "mmvae", log, name="polymnist")
     for records, message in (
         ({}, "no run to draw"),
-        ({"mvae": one, "mopoe": other}, "are runs on different data; draw them apart"),
+        ({"mvae": one, "mopoe": other}, "have different data; draw them separately"),
         ({"mmvae": images}, "is a run on 'polymnist', whose joint pmf is not known"),
         ({"unimodal": one}, "no ceiling is known for model 'unimodal'"),
     ):

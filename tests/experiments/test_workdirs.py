@@ -82,7 +82,7 @@ def test_a_run_in_stages_does_not_go_on_for_more_steps(tmp_path):
     claim(tmp_path / "run", config)
     workdirs.require_length(tmp_path / "run", sweep)
     config.train.num_steps += 10
-    with pytest.raises(UsageError, match="a run of 24 .* cannot go on to .*steps=34"):
+    with pytest.raises(UsageError, match="24 .*cannot be extended to .*steps=34"):
         workdirs.require_length(tmp_path / "run", sweep)
     # ... unless what has been done stays what it is.
     fixed = half._replace(end=lambda num: 12)
@@ -114,16 +114,16 @@ def test_corrupt_files(content, tmp_path):
     claim(tmp_path / "run", smoke.get_config())
     for name in ("config.json", "summary.json"):
         (tmp_path / "run" / name).write_text(content)
-    with pytest.raises(UsageError, match="config.json is not the JSON"):
+    with pytest.raises(UsageError, match="config.json is no JSON"):
         claim(tmp_path / "run", smoke.get_config())
-    with pytest.raises(UsageError, match="summary.json is not the JSON"):
+    with pytest.raises(UsageError, match="summary.json is no JSON"):
         workdirs.read_summary(tmp_path / "run")
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "3", '{"members": []}', "null"])
 def test_a_summary_of_something_else(content, tmp_path):
     (tmp_path / "summary.json").write_text(content)
-    with pytest.raises(UsageError, match="not the summary this project writes"):
+    with pytest.raises(UsageError, match="no summary of this project"):
         workdirs.read_summary(tmp_path)
 
 
@@ -133,7 +133,7 @@ def test_no_summary(tmp_path):
 
 def test_foreign_files_and_no_folder(tmp_path):
     (tmp_path / "thesis.tex").write_text("kept")
-    with pytest.raises(UsageError, match="holds files that are no run"):
+    with pytest.raises(UsageError, match="holds files, but no run"):
         claim(tmp_path, smoke.get_config())
     for path in (tmp_path / "thesis.tex", tmp_path / "thesis.tex" / "run"):
         with pytest.raises(UsageError, match="is not a folder"):
@@ -146,7 +146,7 @@ def test_a_run_whose_learning_rate_has_an_end_does_not_go_on(tmp_path):
     config.train.learning_rate_schedule = "cosine"
     claim(tmp_path / "run", config)
     config.train.num_steps += 1
-    with pytest.raises(UsageError, match="falls until step 24.*cannot go on to 25"):
+    with pytest.raises(UsageError, match="until step 24.*cannot be extended to 25"):
         claim(tmp_path / "run", config)
     config.train.learning_rate_schedule = "constant"
     with pytest.raises(UsageError, match="another config"):

@@ -221,7 +221,7 @@ def test_words_tokens_and_texts_are_the_same(trained):
         ({"text": np.full((N, 5), "cat")}, None, "the word 'cat'"),
         (DATA | {"waves": DATA["waves"][1:]}, None, "equally many examples"),
         (DATA, np.ones((N, 2), bool), "observed must be bool (11, 3)"),
-        (DATA, np.zeros((N, 3), bool), "example 0 has no modality"),
+        (DATA, np.zeros((N, 3), bool), "example 0 has no observed modality"),
         (DATA, {"image": np.ones(3, bool)}, "observed['image'] is bool (3,)"),
         ([DATA["image"]], None, "a mapping of names to arrays"),
         ({0: DATA["image"]}, None, "a mapping of names to arrays"),
@@ -264,7 +264,7 @@ MALFORMED = {
     "support": ({}, {"likelihood": "bernoulli"}, "one of numbers in .0, 1., and tr"),
     "counts": ({}, {"likelihood": {"vector": "poisson"}}, "vector.*one of counts"),
     "likelihood": ({}, {"likelihood": {"image": "categorical"}}, "'categorical' of im"),
-    "classes": ({"label": CLASSES}, {}, "classes are called 'labels'"),
+    "classes": ({"label": CLASSES}, {}, "name classes 'labels'"),
     "labels": ({}, {"labels": CLASSES / 2}, "labels must be integers .*astype.int"),
     "bool labels": (
         {},
@@ -333,7 +333,7 @@ def test_a_missing_caption_may_be_anything():
         ({"model": "mvae", "beta": -1.0}, "config.sweep.beta must be >= 0"),
         ({"model": "mvae", "config": {"train.nothing": 1}}, "no setting 'train.noth"),
         ({"model": "mvae", "likelihood": {"x": "laplace"}}, "likelihood names 'x'"),
-        ({"model": "mvae", "observed": np.zeros((N, 3), bool)}, "no modality that is"),
+        ({"model": "mvae", "observed": np.zeros((N, 3), bool)}, "no observed modality"),
         ({"model": "mvae", "num_steps": 0}, "config.train.num_steps must be >= 1"),
     ],
 )

@@ -128,7 +128,7 @@ def test_what_is_odd_and_may_be_meant_is_a_warning(monkeypatch):
         (DATA, {"config": {"train.clip_norm": "x"}}, "is of type float, got 'x'"),
         (DATA, {"config": {"train": {"lr": 1}}}, "there is no setting 'train.lr'"),
         (DATA, {"config": {"train": 1}}, "train is of type ConfigDict, got 1"),
-        (DATA, {"config": {"train.num_steps": 3}}, "which is an argument of fit"),
+        (DATA, {"config": {"train.num_steps": 3}}, "pass it to fit as an argument"),
         (DATA, {"config": {"modalities.w.likelihood": "laplace"}}, "names w, but the"),
     ],
 )

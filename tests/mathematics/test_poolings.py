@@ -326,7 +326,7 @@ def test_errors_of_poolings(values, message):
 
 
 def test_the_prior_is_an_expert_of_products_alone():
-    with pytest.raises(UsageError, match="the prior is an expert in products alone"):
+    with pytest.raises(UsageError, match="the prior can be an expert only in products"):
         subsets.pooled(subsets.full_set(M), HOELDER)
     mixture = subsets.pooled(subsets.full_set(M, "never"), HOELDER)
     for function in (subset_kl.subset_posteriors, subset_kl.mixture_kl):

@@ -142,7 +142,7 @@ def test_the_posterior_of_all_is_the_pool_of_the_experts(
         (
             "custom",
             {"subsets": ((0,),), "pooling": "hoelder", "prior_expert": "always"},
-            "the prior is an expert in products alone, not under the pooling 'hoelder'",
+            "the prior can be an expert only in products, not with the pooling",
         ),
     ],
 )

@@ -152,7 +152,7 @@ def test_the_mapping_of_an_earlier_version(tmp_path, changes, expected):
 )
 def test_a_mapping_that_cannot_be_read(tmp_path, found):
     (tmp_path / "execution.json").write_text(json.dumps(found))
-    message = r"execution\.json is not what this project writes; remove it"
+    message = r"execution\.json was not written by this project; remove it"
     with pytest.raises(UsageError, match=message):
         workdirs.earlier_mapping(tmp_path, "cpu", (1, 1))
 
@@ -168,7 +168,7 @@ def test_a_run_of_an_earlier_version_keeps_its_mapping(smoke_config, tmp_path, c
     (tmp_path / "execution.json").write_text(json.dumps(EARLIER | where))
     prepared = session.prepare_program(sweep, tmp_path)
     assert prepared.execution == sweep.execution._replace(mapping="vmap")
-    line = "mapped by vmap, as execution.json of this run has it\n"
+    line = "mapped by vmap, as execution.json of this run says\n"
     assert capsys.readouterr().out == line
 
 
@@ -187,7 +187,7 @@ def test_a_run_beyond_the_memory_is_trained_in_chunks(
     monkeypatch.setattr(mapping, "device_memory", lambda: memory)
     code, output = run_here(config, tmp_path / "run")
     assert code == 0
-    assert "the memory of the device holds 1 members at once: they are" in output
+    assert "members are trained in chunks of 1: the device's memory holds" in output
     found, expected = (
         workdirs.read_summary(tmp_path / name) for name in ("run", "whole")
     )

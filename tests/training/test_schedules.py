@@ -81,7 +81,9 @@ def test_a_schedule_of_a_model_ends_before_its_training():
     config.model.latent_dim, config.model.options.alpha_steps = 2, 10
     config.modality.network = "mlp"
     model = models.make_model(config, SHAPES)
-    message = r"config.train.num_steps=10 ends .* after 10 steps \(alpha falls from 1"
+    message = (
+        r"config.train.num_steps=10 must .* than the 10 steps .* \(alpha falls from 1"
+    )
     (row,) = [one for one in checks.CHECKS_WITH_DATA if one.field == "train.num_steps"]
     config.train.num_steps = 10
     run = checks.Run(None, model, vae_task(model), 1)

@@ -1,8 +1,8 @@
 """The metrics: one file each, and the one table of them.
 
-All that others ask of a metric is read off `METRICS`: which judges are trained for it,
-what data it is refused on, and where its values are shown (`COLUMNS`). Tables show the
-columns in this order.
+`METRICS` says which judges (classifiers and other networks) a metric needs, on which
+data it is refused, and where its values are shown (`COLUMNS`). Tables show the columns
+in this order.
 """
 
 from collections.abc import Callable

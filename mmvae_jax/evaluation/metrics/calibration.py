@@ -1,11 +1,10 @@
-"""Calibration of what is imputed: do intervals of draws hold the real values?
+"""Calibration of imputations: do intervals of draws contain the real values?
 
-Of each value (a pixel, an entry of a vector) of a missing modality there are 19 draws
-given the other modalities. If the real value is a further draw of the same
-distribution, it lies between the 5th and the 15th of them with probability 10 / 20, and
-between the least and the largest with probability 18 / 20: exactly, whatever the
-distribution is. The draws are of the value itself: the mean that is decoded, and noise
-of the likelihood's standard deviation.
+Each value (a pixel, an entry of a vector) of a missing modality is drawn 19 times given
+the other modalities. If the real value is one more draw of the same distribution, it
+lies between the 5th and the 15th with probability 10 / 20, and between the smallest and
+the largest with probability 18 / 20: exactly, for any distribution. A draw is the
+decoded mean plus noise with the likelihood's standard deviation.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
-"""Generated captions: how varied they are, and how close to those of people.
+"""Generated captions: their diversity, and their similarity to real ones.
 
-Neither needs a language model, and neither knows what a caption is about.
+No language model is needed; whether a caption is true is not measured.
 """
 
 import functools

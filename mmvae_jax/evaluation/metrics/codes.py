@@ -1,9 +1,9 @@
 """Contents of the parts of the latent code: clusters, and probes of each part.
 
-Clusters of the shared part should be the classes, if these are what modalities share.
-The shared part should tell the label and the private parts should not, which should
-tell what belongs to their modality alone. Probes are linear, which asks whether it is
-easy to read, and of nearest neighbours, which asks whether it is there.
+If modalities share the classes, clusters of the shared part should be the classes. The
+shared part should predict the label. The private parts should not: they should predict
+modality-specific attributes. A linear probe asks whether information is easy to read; a
+nearest-neighbour probe asks whether it is there.
 """
 
 from collections import defaultdict

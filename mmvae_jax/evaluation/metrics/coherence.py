@@ -4,11 +4,11 @@ Daunhawer et al. (2022), App. C.1, after Sutter et al. (2021). Classifiers are
 evaluated without dropout and on images clipped to [0, 1]; the published code
 does neither, which may lower its values.
 
-A label is one attribute of an example. Where more is known of what modalities share
-(shape, colour), coherence is measured attribute by attribute, on captions as on
-images: captions are parsed, and all other modalities are classified. A caption that
-does not name an attribute, or names two values of it, is wrong. Modalities that do not
-show an attribute are no targets of it, and what only they are given is left out.
+A label is one attribute of an example. If modalities share more attributes (shape,
+colour), coherence is measured for each of them: captions are parsed, and all other
+modalities are classified. A caption that does not name an attribute, or names two
+values of it, is wrong. Modalities that do not show an attribute are no targets, and
+conditions of such modalities alone are left out.
 """
 
 import itertools

@@ -1,10 +1,9 @@
-"""Quality of what is generated given other modalities, next to that of reconstructions.
+"""Quality of conditional generation, next to that of reconstructions.
 
-The distances of `swd` and `frechet`, which there are of prior samples, here of a
-modality that is generated from a number of others (one draw an example), from all
-others, and from everything. A model may be coherent and draw badly, or draw well only
-what it was given: coherence alone tells neither. Generated and real examples are of the
-same test examples, as many of each.
+The distances of `swd` and `frechet` for a modality that is generated given some other
+modalities (one draw per example), all others, or all modalities. A coherent model may
+generate bad examples, or good ones only of a modality that it was given: coherence
+shows neither. The real examples are those of the same test tuples.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Cost of a model: its parameters, and the time to generate with it.
 
-Measured at evaluation, on the device and with the batches of the evaluation; how long a
-step of the training took is in the summary of a run (step_seconds).
+The time is measured on the device and with the batches of the evaluation. The time of a
+training step is in the summary of a run (step_seconds).
 """
 
 import time

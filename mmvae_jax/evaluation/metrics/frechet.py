@@ -2,15 +2,14 @@
 
 Heusel et al. (2017), "GANs trained by a two time-scale update rule converge to a
 local Nash equilibrium": the Frechet distance between Gaussians fitted to features.
-`fid` takes those of the Inception network as pytorch-fid has it. `frechet` takes the
-penultimate layer of the modality's own label classifier, which is at hand for every
-data set; its values compare models on one data set with one classifier, and are not
-FIDs.
+`fid` uses the Inception network of pytorch-fid. `frechet` uses the penultimate layer of
+the modality's own label classifier, which exists for every data set; its values compare
+models on one data set with one classifier, and are not FIDs.
 
-Reference implementations read images from 8-bit files; hence the rounding here. The
-values depend on the number of images (their bias is positive and falls with it):
-compare only what was computed with as many. With fewer images than features the
-covariances are singular, which the distance bears, and the bias is large.
+Images are rounded to 8 bits, as in reference implementations, which read files. The
+values have a positive bias that falls with the number of images: compare only values of
+equally many. With fewer images than features the covariances are singular; the distance
+is still defined, and the bias is large.
 """
 
 import hashlib

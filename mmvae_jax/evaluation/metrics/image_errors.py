@@ -1,8 +1,8 @@
 """Errors of single images: MSE, PSNR and SSIM against the real image.
 
-Of reconstructions, and of images generated given other modalities. The latter are
-right where modalities determine each other (a depth map, another contrast of a scan);
-where an image has much that the others do not tell, a good draw has a large error.
+For reconstructions, and for images generated given other modalities. The latter make
+sense if modalities determine each other (a depth map, another contrast of a scan). If
+they do not, a good draw has a large error.
 """
 
 import numpy as np

@@ -58,7 +58,7 @@ def linear_probe(
 def embed(
     model: MultimodalVAE, params: Params, split: Split, key: PRNGKey, batch_size: int
 ) -> np.ndarray:
-    """Posterior means given all modalities that are observed.
+    """Posterior means given all observed modalities.
 
     Args:
       model: for one sweep member.

@@ -4,10 +4,9 @@ The estimate of Daunhawer et al. (2022), Fig. 7, after Sutter et al. (2021): the
 proposal is the posterior given *all* modalities, so it measures reconstruction
 as much as generation (their App. C.2).
 
-The published code is off: it lays samples out importance-major but reads them
-back example-major, so that every log-mean-exp runs over L different examples
-with one sample each, which biases it upwards. Here the L weights of an example
-stay with that example.
+The published code has an error: it writes samples importance-major but reads them
+example-major. Every log-mean-exp then runs over L different examples with one sample
+each, which biases it upwards. Here it runs over the L weights of one example.
 """
 
 from collections.abc import Iterator

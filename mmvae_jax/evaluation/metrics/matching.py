@@ -1,24 +1,22 @@
 """Matching: generative coherence without labels.
 
-Daunhawer et al. (2022), Sec. 6, ask for measures of coherence that need no
-annotation. Here matching networks, trained on real tuples alone
-(mmvae_jax.evaluation.judges.matchers), stand in for the classifiers. They are shown an
-example of one modality with N examples of another, its partner among them, and say
-how probable each is to be the partner. The lift is N times the probability of the
-right one: 1, exactly, on average over all ways to shuffle the pairs, whatever the
-examples are. Scores are lifts on the scale where shuffled pairs have 0 and real test
-pairs 1.
+Daunhawer et al. (2022), Sec. 6, ask for measures of coherence that need no annotation.
+Here contrastive matching networks, trained on real tuples alone
+(mmvae_jax.evaluation.judges.matchers), replace the classifiers. Given an example of one
+modality and N examples of another, one of them its partner, a network gives each the
+probability of being the partner. The lift is N times the probability of the true
+partner. Its mean over all permutations of the pairs is exactly 1, for any examples.
+Scores are lifts, rescaled such that shuffled pairs have 0 and real test pairs 1.
 
-So what a model generates regardless of what it is given scores 0, be it blurred or
-always the same; pairs of prior samples are scored among real examples. Scores are
-not clipped: they are below 0 where pairs match worse than at random, and above 1
-where generated examples are more typical than real ones. With classes as all that
-modalities share, the score is the labelled coherence corrected for chance and for
-the errors of the networks.
+So examples that are generated independently of their condition score 0, also if they
+are blurred or all equal. Pairs of prior samples are scored among real examples. Scores
+are not clipped: they are below 0 if pairs match worse than at random, and above 1 if
+generated examples are more typical than real ones. If modalities share only the class,
+the score is the labelled coherence, corrected for chance and for the errors of the
+networks.
 
-The joint score of prior samples, as the labelled joint coherence, does not mind if all
-samples are of one class; unlike it, it takes samples that are blurred alike for
-matching ones.
+The joint score of prior samples does not penalise samples of a single class, as the
+labelled joint coherence. Unlike that, it rewards samples that are equally blurred.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,10 +1,10 @@
-"""One to many: do all modalities agree on what their condition leaves open?
+"""One to many: do modalities agree on attributes that the condition does not determine?
 
-A condition that does not show an attribute (a digit says nothing of where it is drawn)
-has many right answers, and coherence cannot judge any of them. Yet all that is decoded
-from one latent vector should give the same answer: Yeo et al. (2026) ask for it on
-PolyMNIST-Quadrant-Labels. Here pairs of modalities are asked, so that what chance is
-does not depend on how many there are.
+A condition that does not show an attribute (a digit does not show its position) has
+many right answers, and coherence cannot judge them. But modalities decoded from one
+latent vector should agree: Yeo et al. (2026) measure this on PolyMNIST-Quadrant-Labels.
+Here agreement is measured for pairs of modalities, so that chance does not depend on
+their number.
 """
 
 import itertools

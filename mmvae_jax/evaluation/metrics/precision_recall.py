@@ -4,10 +4,10 @@ Kynkäänniemi et al. (2019), "Improved precision and recall metric for assessin
 generative models", and Naeem et al. (2020), "Reliable fidelity and diversity metrics
 for generative models". A Fréchet distance is one number for two faults: examples that
 look wrong (precision, density), and kinds of examples that are never generated (recall,
-coverage). All four count who lies within whose ball, which reaches from an example to
-its k-th nearest neighbour in its own set; here with k = 5, in the features of the label
-classifier. Balls are closed, as in Eq. 1 of the former; their released code and that of
-the latter count what is strictly inside.
+coverage). All four count examples within balls. The ball of an example extends to its
+k-th nearest neighbour in its own set; k = 5, in the features of the label classifier.
+Balls are closed, as in Eq. 1 of the former paper; the released code of both papers
+uses open balls.
 """
 
 from typing import NamedTuple

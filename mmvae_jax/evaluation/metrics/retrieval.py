@@ -1,8 +1,8 @@
 """Retrieval: is the partner of an example found by the codes of the two?
 
-An example of one modality is encoded alone, and so are all examples of another; the
-true partner is looked for among these by the cosine similarity of posterior means. It
-asks whether codes of modalities are aligned, without decoding anything.
+Each modality of an example is encoded alone. The true partner in another modality is
+searched for among all test examples, by the cosine similarity of posterior means. This
+measures whether the codes of modalities are aligned, without decoding.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,10 @@
-"""Coherence by a second classifier: how much does it rest on the judge?
+"""Coherence by a second classifier: how much does it depend on the classifier?
 
-A model may draw what one classifier takes for the right class. A second classifier, of
-another architecture for images (an MLP beside a convolutional one, or the reverse) and
-from another seed, judges the same draws. Where the two disagree much more about
-generated than about real examples, generated ones are not like those that the judges
-were trained on, and coherence is worth less than it says.
+A generated example may only fool one classifier. A second one, with another seed and
+for images another architecture (an MLP beside a convolutional one, or the reverse),
+classifies the same draws. If the two disagree much more about generated than about real
+examples, the generated ones are out of distribution for them, and the coherence is
+unreliable.
 """
 
 import numpy as np

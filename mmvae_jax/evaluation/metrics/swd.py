@@ -1,9 +1,9 @@
 """Sliced Wasserstein distance between generated and real image patches.
 
 Karras et al. (2018), "Progressive Growing of GANs", Sec. 5: 7x7 patches at every
-level of a Laplacian pyramid, so that each level compares one band of
-frequencies. It needs no network. Unlike theirs, both sets are by default in the
-unit of the real one, see `normalise`. All in numpy, float32 but for sums.
+level of a Laplacian pyramid, so that each level compares one band of frequencies. No
+network is needed. Unlike theirs, both sets are normalised by the statistics of the real
+one by default, see `normalise`. All in numpy, float32 but for sums.
 """
 
 import functools

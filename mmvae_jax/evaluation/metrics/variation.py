@@ -1,8 +1,8 @@
 """Variation of several draws for one condition, over that of a class.
 
-One-to-many: what is not shared (handwriting, background) should vary between the draws
-for one condition as it does between real examples of one class. Coherence does not see
-a model that draws the same image every time.
+Modality-specific content (handwriting, background) should vary between the draws for
+one condition as much as between real examples of one class. Coherence does not notice a
+model that draws the same image every time.
 """
 
 import itertools

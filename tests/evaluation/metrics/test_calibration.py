@@ -65,5 +65,5 @@ def test_nan_and_undefined():
     tags = measure(0.5, 0.5, observed=observed)
     reason = tags["calibration/crps/leave_one_out"].reason
     assert reason.startswith("m0 (leave_one_out): too few test examples have it")
-    with pytest.raises(UsageError, match="'calibration' is of images and vectors"):
+    with pytest.raises(UsageError, match="'calibration' needs images or vectors"):
         measure(0.5, kind=np.int32)

@@ -199,5 +199,5 @@ def test_one_modality_has_nothing_to_be_given():
 def test_data_without_captions():
     split = make_split()
     images = split._replace(modalities={"image": split.modalities["image"]})
-    with pytest.raises(UsageError, match="'captions' is of captions, and no modality"):
+    with pytest.raises(UsageError, match="'captions' needs captions, and no modality"):
         measure(None, images)

@@ -77,5 +77,5 @@ def test_refused():
         measure(conditional_quality.conditional_frechet, data)
     vectors = {m: np.zeros((4, 2), np.float32) for m in MODALITIES}
     data = EvaluationData(None, toy_split(vectors, np.zeros(4)), None, 4)
-    with pytest.raises(UsageError, match="is of images"):
+    with pytest.raises(UsageError, match="needs images"):
         measure(conditional_quality.conditional_swd, data)
