@@ -5,7 +5,7 @@ Three stages, of which each leaves the parameters of the others alone:
 1  a VAE of each modality, by itself:
    sum_m E log p(x_m|w_m) - beta KL(q(w_m|x_m)||N(0, I))
 2  a code e_m of each modality, of length one, by the contrast of all pairs of
-   modalities (`contrastive.contrast`): what modalities have in common
+   modalities (`codes.contrast`): what modalities have in common
 3  flows over what the first two stages found. The code of a subset is the direction of
    the sum of its codes; with v = code_variance and c = code_dim,
 
@@ -41,10 +41,9 @@ import jax.numpy as jnp
 
 from mmvae_jax import networks
 from mmvae_jax.mathematics import distributions, elbo, flows, posteriors
-from mmvae_jax.models import latent_flows
-from mmvae_jax.models.contrastive import AUTO, code_networks, contrast, unit
+from mmvae_jax.models import codes, latent_flows
 from mmvae_jax.models.latent_flows import MOST_EXACT, Parts, end_to_end
-from mmvae_jax.models.options import Option, Options, number, one_of
+from mmvae_jax.models.options import Option, Options, one_of
 from mmvae_jax.models.parts import (
     assemble,
     drawing,
@@ -67,17 +66,13 @@ from mmvae_jax.types import (
     Stage,
 )
 
-# Initial logit scale of a pair of modalities; cosines lie in -1..1.
-_INITIAL_SCALE = 5.0
 # Weight of all examples seen that a step of the running moments keeps: some hundred
 # batches count, in which latents change little and variances are known well.
 _KEPT = 0.99
 
 OPTIONS: Options = {
-    "code_dim": number(16, 2),  # c
+    **codes.OPTIONS,
     "code_variance": Option(0.01, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}"),
-    # Encoder of the code: "auto" is "conv" for images, and "mlp" for all else.
-    "code_network": one_of(AUTO, *networks.CLASSIFIERS),
     # Flow of each "modality" given the code; or one of all latents, given some and
     # the code.
     "flow": one_of("modality", "joint")._replace(
@@ -103,7 +98,7 @@ def code_flow_model(
     """
     size, code_size = config.model.latent_dim, options["code_dim"]
     nets = make_networks(config, shapes, size)
-    coders = code_networks(options["code_network"], nets, code_size)
+    coders = codes.code_networks(options["code_network"], nets, code_size)
     base = assemble(
         nets,
         standard_latents((code_size + len(shapes) * size,)),
@@ -138,13 +133,7 @@ def _stages(own: Parts) -> tuple[Stage, ...]:
     share = sum(own.options["stage_shares"])
     return (
         latent_flows.vae_stage(own),
-        Stage(
-            "code",
-            lambda steps: round(share * steps),
-            partial(_code_objective, own),
-            ("code",),
-            learning_rate=lambda step, steps: jnp.float32(0.5),
-        ),
+        codes.stage(own.nets, own.coders, lambda steps: round(share * steps)),
         latent_flows.flow_stage(own, partial(_flow_objective, own)),
     )
 
@@ -158,7 +147,6 @@ def _init(own: Parts, key: PRNGKey) -> Params:
     """Parameters before the first stage."""
     num, size, network = own.num, own.size, own.network
     own_key, code_key, flow_key = jax.random.split(key, 3)
-    code_keys = jax.random.split(code_key, num)
     flow_keys = jax.random.split(flow_key, num + 1)
     code_size = own.options["code_dim"]
     t, s = jnp.zeros(1), jnp.zeros((1, code_size))
@@ -170,28 +158,9 @@ def _init(own: Parts, key: PRNGKey) -> Params:
         velocities["modality"] = jax.vmap(
             lambda key: network.init(key, jnp.zeros((1, size)), t, s)
         )(flow_keys[1:])
-    coded = {
-        m: coder.init(key, networks.blank(own.nets.shapes[m]))
-        for key, (m, coder) in zip(code_keys, own.coders.items(), strict=True)
-    }
-    code = {"encoders": coded, "log_scale": jnp.full(1, math.log(_INITIAL_SCALE))}
+    code = codes.init(own.nets, own.coders, code_key)
     flows_alone = latent_flows.unlearned(own, velocities)
     return own.base.init(own_key) | {"code": code} | flows_alone
-
-
-def _codes(own: Parts, params: Params, batch: Batch) -> Array:
-    """The codes [M, B, c], of length one; zeros where a modality is missing."""
-    codes = []
-    for m, coder in own.coders.items():
-        x = jnp.asarray(batch[m])
-        if m in own.nets.counts:
-            x = jnp.log1p(x)
-        elif len(own.nets.shapes[m]) == 3:
-            # Around 1/2 the contrast may never leave its plateau.
-            x = 2.0 * x - 1.0
-        codes.append(unit(coder.apply(params["code"]["encoders"][m], x)[1]))
-    observed = jnp.asarray(elbo.observed_of(batch, own.num))
-    return jnp.where(observed[..., None], jnp.stack(codes), 0.0)
 
 
 def _around(own: Parts, direction: Array) -> Gaussian:
@@ -204,14 +173,15 @@ def _around(own: Parts, direction: Array) -> Gaussian:
 def _encode(own: Parts, params: Params, batch: Batch) -> Gaussian:
     """q(s|x_m) and q(w_m|x_m), end to end [M, B, c + d]."""
     latents = encode(own.nets, params, batch)
-    return distributions.join(_around(own, _codes(own, params, batch)), latents)
+    directions = codes.encode(own.nets, own.coders, params, batch)
+    return distributions.join(_around(own, directions), latents)
 
 
 def _code_posterior(own: Parts, experts: Gaussian, subset: AnyArray) -> Gaussian:
     """q(s|x_A) [B, c], of experts [M, B, c + d]."""
-    codes = _split(own, experts)[0].mean
+    directions = _split(own, experts)[0].mean
     observed = posteriors.append_axes(jnp.asarray(subset), 3)
-    return _around(own, unit(elbo.observed_sum(codes, observed)))
+    return _around(own, codes.unit(elbo.observed_sum(directions, observed)))
 
 
 def _velocity(own: Parts, velocities: Params, s: Array, given: Array) -> flows.Velocity:
@@ -358,17 +328,6 @@ def _objective(
     return latent_flows.bound(own, params, batch, latents, own_key, log_prior, beta)
 
 
-def _code_objective(
-    own: Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
-) -> tuple[Array, dict[str, Array]]:
-    """The second stage: the contrast of all pairs of modalities."""
-    del key, beta  # it has no noise and no KL term
-    observed = elbo.observed_of(batch, own.num)
-    scale = jnp.exp(params["code"]["log_scale"])
-    gain = jnp.mean(contrast(_codes(own, params, batch), scale, observed))
-    return -gain, {"contrast": gain}
-
-
 def _flow_objective(
     own: Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
 ) -> tuple[Array, dict[str, Array]]:
@@ -410,7 +369,7 @@ def _at_once(
     """All three objectives, no parameter of which is in two of them."""
     vae_key, flow_key = jax.random.split(key)
     vae, _ = latent_flows.vae_objective(own, params, batch, vae_key, beta)
-    code, coded = _code_objective(own, params, batch, key, beta)
+    code, coded = codes.objective(own.nets, own.coders, params, batch, key, beta)
     flow, flowed = _flow_objective(own, params, batch, flow_key, beta)
     return vae + code + flow, {"vae": vae} | coded | flowed
 

@@ -54,8 +54,11 @@ def fit(model, **more):
 )
 def trained(request):
     # A step for each of the three stages.
-    shares = {"stage_shares": (0.34, 0.33)} if request.param == "code_flow" else {}
-    return fit(request.param, options=shares)
+    shares = {
+        "code_flow": {"stage_shares": (0.34, 0.33)},
+        "jnf_shared": {"code_share": 0.34, "joint_share": 0.33},
+    }
+    return fit(request.param, options=shares.get(request.param, {}))
 
 
 @pytest.fixture(scope="module")
