@@ -107,12 +107,13 @@ def code_flow_model(
     network = MLPFlow(options["flow_width"], options["flow_depth"])
     own = Parts(nets, base, network, size, options, coders)
     forms = networks.convolution_forms(*coders.values())
-    return drawing(base, partial(_posterior, own))._replace(
+    density = partial(_log_densities, own)
+    return drawing(base, partial(_posterior, own), partial(_proposal, own))._replace(
         init=partial(_init, own),
         objective=partial(_objective, own),
         encode=partial(_encode, own),
         sample_prior=partial(_sample_prior, own),
-        log_prior=partial(_log_prior, own),
+        log_prior=partial(latent_flows.log_prior, own, density),
         convolutions=base.convolutions | forms,
         latent_parts=((SHARED, code_size), *((m, size) for m in shapes)),
         stages=_stages(own),
@@ -276,6 +277,14 @@ def _posterior(
     return distributions.join(code, latent_flows.posterior(own, latents, subset, drawn))
 
 
+def _proposal(
+    own: Parts, params: Params, experts: Gaussian, subset: AnyArray
+) -> Gaussian:
+    """q(s|x_A), and q(w_m|x_m) of what is observed."""
+    latents = latent_flows.proposal(own, _split(own, experts)[1], subset)
+    return distributions.join(_code_posterior(own, experts, subset), latents)
+
+
 def _sample_prior(own: Parts, params: Params, key: PRNGKey, count: int) -> Array:
     """Latent vectors [count, c + M d]: a code, and latents given it."""
     code_key, draw_key = jax.random.split(key)
@@ -288,26 +297,15 @@ def _sample_prior(own: Parts, params: Params, key: PRNGKey, count: int) -> Array
 
 
 def _log_densities(
-    own: Parts,
-    params: Params,
-    s: Array,
-    w: Array,
-    key: PRNGKey,
-    absent: Array | None = None,
+    own: Parts, params: Params, z: Array, key: PRNGKey, absent: Array | None
 ) -> Array:
     """log p(s) + sum_m log p(w_m|s) [B], over the modalities not absent, [M, B]."""
+    s, w = _split(own, z)
     velocity = _prior_velocity(own, params["flows_average"])
     signs = key if s.shape[-1] > MOST_EXACT else None
     code = flows.log_density(velocity, s, *own.solver, key=signs)
     velocity = _guided(own, params, s, jnp.zeros((own.num, len(s)), bool))
     return code + latent_flows.log_density(own, params, velocity, w, key, absent)
-
-
-def _log_prior(own: Parts, params: Params, z: Array) -> Array:
-    """log p(s) + sum_m log p(w_m|s) of latent vectors [..., c + M d]."""
-    rows = z.reshape(-1, z.shape[-1])
-    found = _log_densities(own, params, *_split(own, rows), jax.random.key(0))
-    return found.reshape(z.shape[:-1])
 
 
 def _objective(
@@ -321,7 +319,8 @@ def _objective(
     s = distributions.sample(code, code_key)
 
     def log_prior(w: Array, observed: Array) -> Array:
-        found = _log_densities(own, params, s, w, sign_key, ~observed)
+        z = jnp.concatenate([s, w], axis=-1)
+        found = _log_densities(own, params, z, sign_key, ~observed)
         return found - distributions.log_prob(code, s)
 
     latents = _split(own, experts)[1]

@@ -135,10 +135,12 @@ def jnf_model(
     forms = networks.convolution_forms(
         *own.nets.encoders.values(), *own.coders.values()
     )
-    return drawing(base, partial(_posterior, own))._replace(
+    return drawing(base, partial(_posterior, own), _proposal)._replace(
         init=partial(_init, own, base),
         objective=partial(_objective, own),
         encode=partial(_encode, own),
+        # All modalities have the same latents.
+        log_prior=lambda params, z, subset=None: base.log_prior(params, z),
         convolutions=base.convolutions | forms,
         stages=_stages(own),
     )
@@ -286,6 +288,12 @@ def _posterior(
         )
 
     return jax.lax.cond(jnp.all(is_complete), lambda: joint, drawn)
+
+
+def _proposal(params: Params, experts: Gaussian, subset: AnyArray) -> Gaussian:
+    """q(z|X), which has inputs of zeros for what the encoded batch does not have."""
+    del params, subset
+    return jax.tree.map(lambda field: field[-1], experts)
 
 
 def _draw(
