@@ -210,7 +210,8 @@ class MultimodalVAE(NamedTuple):
         where it is a mixture, the component of each example is drawn with `key`,
         stratified over the batch.
       mixture_posterior: (params, experts, subset) -> (Distribution [S, B, D],
-        weights [S, 1 or B]), all the components that training decodes from.
+        weights [S, 1 or B]), all the components that training decodes from; where
+        missing latents are drawn, what the elbo is of, with N(0, I) in their place.
       posterior_components: likewise, all the components that `posterior` draws from:
         those of a mixture, or one. A MoPoE-VAE decodes a product alone where its
         training decodes from all products of what is observed.
@@ -219,7 +220,9 @@ class MultimodalVAE(NamedTuple):
       log_likelihood: (params, z [B, D], batch) -> modality -> [B], nats; 0 where the
         modality is missing.
       sample_prior: (params, key, num) -> z [num, D]; a prior may be learned.
-      log_prior: (params, z [..., D]) -> [...], nats.
+      log_prior: (params, z [..., D]) -> [...], nats. Where missing latents are drawn
+        it may be given a subset, too: of z [B, D], the density of the latents of what
+        is observed, times N(0, I) of the others.
       convolutions: forms of `layers` in which the networks execute convolutions.
       latent_parts: (name, number of dimensions) in the order of the D axis: SHARED, and
         the name of a modality for what it has for itself.

@@ -26,6 +26,7 @@ _COLOURS = {
     "helvae": "#9e9ac8",
     "mohelvae": "#54278f",
     "contrastive": "#e7298a",
+    "jnf_shared": "#74c476",
     "custom": "C4",
 }
 _MARKERS = {

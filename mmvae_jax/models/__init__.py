@@ -85,6 +85,8 @@ OTHER = "other"
 
 _DREG = ("burda2016importance", "tucker2019doubly")
 
+_JNF = ("suzuki2016joint", "dinh2017density", "neal2011mcmc")
+
 _DAUNHAWER = Citation("daunhawer2022limitations", "Daunhawer et al. (2022)")
 _QIU = Citation("qiu2025multimodal", "Qiu et al. (2025)")
 _SHI = Citation("shi2019variational", "Shi et al. (2019)")
@@ -297,9 +299,21 @@ MODELS = {
         Citation(
             "senellart2023improving",
             "Senellart et al. (2023)",
-            ("suzuki2016joint", "dinh2017density", "neal2011mcmc"),
+            _JNF,
         ),
         "A joint encoder, and a normalizing flow for the posterior of each modality.",
+    ),
+    "jnf_shared": Model(
+        partial(jnf.jnf_model, is_shared=True),
+        "JNF-Shared",
+        OTHER,
+        jnf.SHARED_OPTIONS,
+        Citation(
+            "senellart2025bridging",
+            "Senellart & Allassonnière (2025)",
+            (*_JNF, "oord2018representation"),
+        ),
+        "JNF whose posterior of one modality sees a code of it, learned by contrast.",
     ),
     "latent_flow": Model(
         latent_flow.latent_flow_model,

@@ -5,7 +5,7 @@ Three stages, each of which trains its own parameters only:
 1  a VAE of each modality alone:
    sum_m E log p(x_m|w_m) - beta KL(q(w_m|x_m)||N(0, I))
 2  a code e_m of each modality, of length one, by contrastive learning on all pairs of
-   modalities (`contrastive.contrast`): the shared information
+   modalities (`codes.contrast`): the shared information
 3  flows over the codes and latents. The code of a subset is the direction of the sum
    of its codes; with v = code_variance and c = code_dim,
 
@@ -42,10 +42,9 @@ import jax.numpy as jnp
 
 from mmvae_jax import networks
 from mmvae_jax.mathematics import distributions, elbo, flows, posteriors
-from mmvae_jax.models import latent_flows
-from mmvae_jax.models.contrastive import AUTO, code_networks, contrast, unit
+from mmvae_jax.models import codes, latent_flows
 from mmvae_jax.models.latent_flows import MOST_EXACT, Parts, end_to_end
-from mmvae_jax.models.options import Option, Options, number, one_of
+from mmvae_jax.models.options import Option, Options, one_of
 from mmvae_jax.models.parts import (
     assemble,
     drawing,
@@ -68,17 +67,13 @@ from mmvae_jax.types import (
     Stage,
 )
 
-# Initial logit scale of a pair of modalities; cosines lie in -1..1.
-_INITIAL_SCALE = 5.0
 # Weight of all examples seen that a step of the running moments keeps: some hundred
 # batches count, in which latents change little and variances are known well.
 _KEPT = 0.99
 
 OPTIONS: Options = {
-    "code_dim": number(16, 2),  # c
+    **codes.OPTIONS,
     "code_variance": Option(0.01, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}"),
-    # Encoder of the code: "auto" is "conv" for images, and "mlp" for all else.
-    "code_network": one_of(AUTO, *networks.CLASSIFIERS),
     # Flow of each "modality" given the code; or one of all latents, given some and
     # the code.
     "flow": one_of("modality", "joint")._replace(
@@ -104,7 +99,7 @@ def code_flow_model(
     """
     size, code_size = config.model.latent_dim, options["code_dim"]
     nets = make_networks(config, shapes, size)
-    coders = code_networks(options["code_network"], nets, code_size)
+    coders = codes.code_networks(options["code_network"], nets, code_size)
     base = assemble(
         nets,
         standard_latents((code_size + len(shapes) * size,)),
@@ -113,12 +108,13 @@ def code_flow_model(
     network = MLPFlow(options["flow_width"], options["flow_depth"])
     own = Parts(nets, base, network, size, options, coders)
     forms = networks.convolution_forms(*coders.values())
-    return drawing(base, partial(_posterior, own))._replace(
+    density = partial(_log_densities, own)
+    return drawing(base, partial(_posterior, own), partial(_proposal, own))._replace(
         init=partial(_init, own),
         objective=partial(_objective, own),
         encode=partial(_encode, own),
         sample_prior=partial(_sample_prior, own),
-        log_prior=partial(_log_prior, own),
+        log_prior=partial(latent_flows.log_prior, own, density),
         convolutions=base.convolutions | forms,
         latent_parts=((SHARED, code_size), *((m, size) for m in shapes)),
         stages=_stages(own),
@@ -139,13 +135,7 @@ def _stages(own: Parts) -> tuple[Stage, ...]:
     share = sum(own.options["stage_shares"])
     return (
         latent_flows.vae_stage(own),
-        Stage(
-            "code",
-            lambda steps: round(share * steps),
-            partial(_code_objective, own),
-            ("code",),
-            learning_rate=lambda step, steps: jnp.float32(0.5),
-        ),
+        codes.stage(own.nets, own.coders, lambda steps: round(share * steps)),
         latent_flows.flow_stage(own, partial(_flow_objective, own)),
     )
 
@@ -159,7 +149,6 @@ def _init(own: Parts, key: PRNGKey) -> Params:
     """Parameters before the first stage."""
     num, size, network = own.num, own.size, own.network
     own_key, code_key, flow_key = jax.random.split(key, 3)
-    code_keys = jax.random.split(code_key, num)
     flow_keys = jax.random.split(flow_key, num + 1)
     code_size = own.options["code_dim"]
     t, s = jnp.zeros(1), jnp.zeros((1, code_size))
@@ -171,28 +160,9 @@ def _init(own: Parts, key: PRNGKey) -> Params:
         velocities["modality"] = jax.vmap(
             lambda key: network.init(key, jnp.zeros((1, size)), t, s)
         )(flow_keys[1:])
-    coded = {
-        m: coder.init(key, networks.blank(own.nets.shapes[m]))
-        for key, (m, coder) in zip(code_keys, own.coders.items(), strict=True)
-    }
-    code = {"encoders": coded, "log_scale": jnp.full(1, math.log(_INITIAL_SCALE))}
+    code = codes.init(own.nets, own.coders, code_key)
     flows_alone = latent_flows.unlearned(own, velocities)
     return own.base.init(own_key) | {"code": code} | flows_alone
-
-
-def _codes(own: Parts, params: Params, batch: Batch) -> Array:
-    """The codes [M, B, c], of length one; zeros where a modality is missing."""
-    codes = []
-    for m, coder in own.coders.items():
-        x = jnp.asarray(batch[m])
-        if m in own.nets.counts:
-            x = jnp.log1p(x)
-        elif len(own.nets.shapes[m]) == 3:
-            # Around 1/2 the contrast may never leave its plateau.
-            x = 2.0 * x - 1.0
-        codes.append(unit(coder.apply(params["code"]["encoders"][m], x)[1]))
-    observed = jnp.asarray(elbo.observed_of(batch, own.num))
-    return jnp.where(observed[..., None], jnp.stack(codes), 0.0)
 
 
 def _around(own: Parts, direction: Array) -> Gaussian:
@@ -205,14 +175,15 @@ def _around(own: Parts, direction: Array) -> Gaussian:
 def _encode(own: Parts, params: Params, batch: Batch) -> Gaussian:
     """q(s|x_m) and q(w_m|x_m), end to end [M, B, c + d]."""
     latents = encode(own.nets, params, batch)
-    return distributions.join(_around(own, _codes(own, params, batch)), latents)
+    directions = codes.encode(own.nets, own.coders, params, batch)
+    return distributions.join(_around(own, directions), latents)
 
 
 def _code_posterior(own: Parts, experts: Gaussian, subset: AnyArray) -> Gaussian:
     """q(s|x_A) [B, c], of experts [M, B, c + d]."""
-    codes = _split(own, experts)[0].mean
+    directions = _split(own, experts)[0].mean
     observed = posteriors.append_axes(jnp.asarray(subset), 3)
-    return _around(own, unit(elbo.observed_sum(codes, observed)))
+    return _around(own, codes.unit(elbo.observed_sum(directions, observed)))
 
 
 def _velocity(own: Parts, velocities: Params, s: Array, given: Array) -> flows.Velocity:
@@ -307,6 +278,14 @@ def _posterior(
     return distributions.join(code, latent_flows.posterior(own, latents, subset, drawn))
 
 
+def _proposal(
+    own: Parts, params: Params, experts: Gaussian, subset: AnyArray
+) -> Gaussian:
+    """q(s|x_A), and q(w_m|x_m) of what is observed."""
+    latents = latent_flows.proposal(own, _split(own, experts)[1], subset)
+    return distributions.join(_code_posterior(own, experts, subset), latents)
+
+
 def _sample_prior(own: Parts, params: Params, key: PRNGKey, count: int) -> Array:
     """Latent vectors [count, c + M d]: a code, and latents given it."""
     code_key, draw_key = jax.random.split(key)
@@ -319,26 +298,15 @@ def _sample_prior(own: Parts, params: Params, key: PRNGKey, count: int) -> Array
 
 
 def _log_densities(
-    own: Parts,
-    params: Params,
-    s: Array,
-    w: Array,
-    key: PRNGKey,
-    absent: Array | None = None,
+    own: Parts, params: Params, z: Array, key: PRNGKey, absent: Array | None
 ) -> Array:
     """log p(s) + sum_m log p(w_m|s) [B], over the modalities not absent, [M, B]."""
+    s, w = _split(own, z)
     velocity = _prior_velocity(own, params["flows_average"])
     signs = key if s.shape[-1] > MOST_EXACT else None
     code = flows.log_density(velocity, s, *own.solver, key=signs)
     velocity = _guided(own, params, s, jnp.zeros((own.num, len(s)), bool))
     return code + latent_flows.log_density(own, params, velocity, w, key, absent)
-
-
-def _log_prior(own: Parts, params: Params, z: Array) -> Array:
-    """log p(s) + sum_m log p(w_m|s) of latent vectors [..., c + M d]."""
-    rows = z.reshape(-1, z.shape[-1])
-    found = _log_densities(own, params, *_split(own, rows), jax.random.key(0))
-    return found.reshape(z.shape[:-1])
 
 
 def _objective(
@@ -352,22 +320,12 @@ def _objective(
     s = distributions.sample(code, code_key)
 
     def log_prior(w: Array, observed: Array) -> Array:
-        found = _log_densities(own, params, s, w, sign_key, ~observed)
+        z = jnp.concatenate([s, w], axis=-1)
+        found = _log_densities(own, params, z, sign_key, ~observed)
         return found - distributions.log_prob(code, s)
 
     latents = _split(own, experts)[1]
     return latent_flows.bound(own, params, batch, latents, own_key, log_prior, beta)
-
-
-def _code_objective(
-    own: Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
-) -> tuple[Array, dict[str, Array]]:
-    """The second stage: the contrast of all pairs of modalities."""
-    del key, beta  # it has no noise and no KL term
-    observed = elbo.observed_of(batch, own.num)
-    scale = jnp.exp(params["code"]["log_scale"])
-    gain = jnp.mean(contrast(_codes(own, params, batch), scale, observed))
-    return -gain, {"contrast": gain}
 
 
 def _flow_objective(
@@ -412,7 +370,7 @@ def _at_once(
     """All three objectives, no parameter of which is in two of them."""
     vae_key, flow_key = jax.random.split(key)
     vae, _ = latent_flows.vae_objective(own, params, batch, vae_key, beta)
-    code, coded = _code_objective(own, params, batch, key, beta)
+    code, coded = codes.objective(own.nets, own.coders, params, batch, key, beta)
     flow, flowed = _flow_objective(own, params, batch, flow_key, beta)
     return vae + code + flow, {"vae": vae} | coded | flowed
 

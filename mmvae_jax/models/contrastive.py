@@ -16,13 +16,12 @@ first two lines, the maximised objective is
     + sum_m (1 / (M - 1)) sum_{n != m} log C(e_m, e_n)
     + lambda sum_m log C(e_m(x~_m), e_X),   x~_m decoded from s and w ~ p(w),
 
-log C(a, b) = log softmax of t <a_i, b_j> over the examples j of the batch, at
-j = i, with a learned t (InfoNCE; van den Oord et al., 2018). Lines 1 and 2 are a
-bound on log p(X) for beta = 1. Their gradient does not reach the encoders of the code,
-but private vectors pay KL for information that the code has already. Line 3 learns the
-code, which can contain only shared information. Line 4, of weight lambda = consistency,
-is a lower bound on the information about the code in an image generated with a private
-vector of the prior. Its encoder is a constant: only the decoders learn from it.
+with the log C(a, b) of `codes`. Lines 1 and 2 are a bound on log p(X) for beta = 1.
+Their gradient does not reach the encoders of the code, but private vectors pay KL for
+information that the code has already. Line 3 learns the code, which can contain only
+shared information. Line 4, of weight lambda = consistency, is a lower bound on the
+information about the code in an image generated with a private vector of the prior. Its
+encoder is a constant: only the decoders learn from it.
 """
 
 import math
@@ -31,12 +30,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mmvae_jax import networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, posteriors
 from mmvae_jax.models import parts
+from mmvae_jax.models.codes import (
+    AUTO,
+    INITIAL_SCALE,
+    centred,
+    code_networks,
+    contrast,
+    log_match,
+    unit,
+)
 from mmvae_jax.models.options import Option, number, one_of
 from mmvae_jax.models.parts import decode, encode, make_networks, standard_latents
 from mmvae_jax.models.private import (
@@ -60,10 +67,6 @@ from mmvae_jax.types import (
 
 # The encoder of the code is one like that of the private vector.
 _SAME = "same"
-AUTO = "auto"
-
-# Initial logit scale t of a pair of modalities; cosines lie in -1..1.
-_INITIAL_SCALE = 5.0
 
 OPTIONS = PRIVATE_OPTIONS | {
     # Variance of the shared code, where its prior begins with 1.
@@ -104,17 +107,12 @@ def contrastive_model(
             }
         )
     radius, log_variance = math.sqrt(size * (1 - variance)), math.log(variance)
-    # Around 1/2, contrast may never leave its first plateau.
-    images = [m for m, x in shapes.items() if len(x) == 3 and m not in nets.counts]
-
-    def centred(batch: Batch) -> Batch:
-        return dict(batch) | {m: 2.0 * batch[m] - 1.0 for m in images}
 
     def around(direction: Array) -> Gaussian:
         return Gaussian(radius * direction, jnp.full_like(direction, log_variance))
 
     def encode_all(params: Params, batch: Batch) -> Gaussian:
-        emitted = encode(nets, params, centred(batch))
+        emitted = encode(nets, params, centred(nets, batch))
         code, private = distributions.split(emitted, size)
         return distributions.join(around(unit(code.mean)), private)
 
@@ -163,31 +161,12 @@ def contrastive_model(
         }
         return base.init(own_key) | {
             "code_prior": code_prior,
-            "log_scale": jnp.full(1, math.log(_INITIAL_SCALE)),
+            "log_scale": jnp.full(1, math.log(INITIAL_SCALE)),
         }
 
     return with_mixture_prior(base, latents, size, "code_prior")._replace(
         init=init, objective=objective, encode=encode_all
     )
-
-
-def code_networks(name: str, nets: parts.Networks, code_dim: int) -> dict[str, Any]:
-    """Modality -> the encoder of its code, a Linen classifier of `code_dim` outputs.
-
-    Args:
-      name: one of networks.CLASSIFIERS, or AUTO: "conv" for images, else "mlp".
-      nets: of all modalities.
-      code_dim: d.
-    """
-
-    def own(m: str, shape: tuple[int, ...]) -> str:
-        is_image = len(shape) == 3 and m not in nets.counts
-        return name if name != AUTO else "conv" if is_image else "mlp"
-
-    return {
-        m: networks.make_classifier(own(m, shape), shape, code_dim)
-        for m, shape in nets.shapes.items()
-    }
 
 
 def _refuse_tokens(shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -253,40 +232,5 @@ def contrastive_terms(
             )
         )
         logits = jax.lax.stop_gradient(scale) * (generated @ joint_codes.T)
-        gain += consistency * elbo.observed_sum(_log_match(logits), observed)
+        gain += consistency * elbo.observed_sum(log_match(logits), observed)
     return ObjectiveTerms(log_likelihood, kl, gain, jnp.zeros_like(kl))
-
-
-def contrast(codes: Array, scale: Array, observed: AnyArray) -> Array:
-    """sum_m 1 / (M - 1) sum_{n != m} log C(e_m, e_n).
-
-    Of the pairs of modalities that an example has, M being how many it has; the codes
-    that it is told from are those of examples that have the modality.
-
-    Args:
-      codes: [M, B, d], of length one.
-      scale: t, float [] or [1].
-      observed: bool [M, 1 or B].
-
-    Returns:
-      float [B], nats.
-    """
-    logits = scale * jnp.einsum("mbd,ncd->mnbc", codes, codes)
-    logits = jnp.where(observed[None, :, None, :], logits, -jnp.inf)
-    is_other = ~np.eye(len(codes), dtype=bool)[..., None]
-    is_pair = is_other & observed[:, None] & observed[None]
-    # No row of -inf alone: its derivative would be nan, counted or not.
-    logits = jnp.where(is_pair[..., None], logits, 0.0)
-    total = jnp.sum(jnp.where(is_pair, _log_match(logits), 0.0), axis=(0, 1))
-    shares = np.append(1.0, 1 / np.arange(1, max(len(codes), 2))).astype(np.float32)
-    return jnp.asarray(shares)[jnp.sum(observed, axis=0) - 1] * total
-
-
-def _log_match(logits: Array) -> Array:
-    """Log-probability of every row's own column, [..., B, B] -> [..., B]."""
-    return jnp.diagonal(jax.nn.log_softmax(logits, axis=-1), axis1=-2, axis2=-1)
-
-
-def unit(x: Array) -> Array:
-    """Vectors of length one."""
-    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)

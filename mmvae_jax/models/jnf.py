@@ -16,6 +16,10 @@ The posterior given all modalities is q(z|X), given one q_m, and given other sub
 up to a constant. To sample it, one draw of each expert is taken, one of these is chosen
 by importance resampling against their mixture, and hmc_steps of Hamiltonian Monte Carlo
 start from there.
+
+JNF-Shared (Senellart & Allassonniere, 2025) has a stage before these: a code e_m of each
+modality, by contrastive learning alone (`codes`). mu_m and s_m are then functions of
+e_m, which the other stages do not change: an expert knows only shared information.
 """
 
 from collections.abc import Mapping
@@ -25,8 +29,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mmvae_jax import networks
+from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, flows, hmc
-from mmvae_jax.models import parts
+from mmvae_jax.models import codes, parts
 from mmvae_jax.models.coordination import coordinated_elbo
 from mmvae_jax.models.joint_encoder import make_joint_encoder
 from mmvae_jax.models.options import Option, Options, number
@@ -39,6 +45,7 @@ from mmvae_jax.models.parts import (
     standard_latents,
     wide,
 )
+from mmvae_jax.networks import vectors
 from mmvae_jax.networks.flows import CouplingFlow
 from mmvae_jax.types import (
     OBSERVED,
@@ -53,6 +60,12 @@ from mmvae_jax.types import (
     Stage,
 )
 
+
+def _share(default: float) -> Option:
+    """An option that is a share of the steps of the run."""
+    return Option(default, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}")
+
+
 OPTIONS: Options = {
     "flow_layers": number(4, 1),  # couplings of each modality's flow
     "flow_width": number(128, 1),
@@ -61,14 +74,31 @@ OPTIONS: Options = {
     "hmc_steps": number(10, 0),
     "hmc_leapfrogs": number(4, 1),
     # Share of the steps of the run that the joint VAE has.
-    "joint_share": Option(0.5, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}"),
+    "joint_share": _share(0.5),
+}
+
+SHARED_OPTIONS: Options = {
+    **codes.OPTIONS,
+    **OPTIONS,
+    "code_share": _share(0.1),  # of the steps, before those of the joint VAE
 }
 
 
 class _Parts(NamedTuple):
-    """Networks of one model, which its functions share."""
+    """Networks of one model, which its functions share.
+
+    Attributes:
+      nets: of all modalities; the encoders are parts of the joint one.
+      experts: the same with the encoders of the experts, of modalities or of codes.
+      coders: of JNF-Shared; modality -> the encoder of its code.
+      joint: the joint encoder.
+      flow: that of a modality.
+      options: those of the model.
+    """
 
     nets: parts.Networks
+    experts: parts.Networks
+    coders: Mapping[str, Any]
     joint: Any
     flow: Any
     options: Mapping[str, Any]
@@ -80,51 +110,105 @@ class _Parts(NamedTuple):
 
 
 def jnf_model(
-    config: Any, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
+    config: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    options: Mapping[str, Any],
+    *,
+    is_shared: bool = False,
 ) -> MultimodalVAE:
-    """Model of the equations above; beta is that of the first stage.
+    """Model of the equations above; beta is that of the stage of the joint VAE.
 
     The published flows are autoregressive (MAF), whose inverse takes as many passes as
     there are latent dimensions; here they are couplings. An example that misses
-    modalities has zeros for them in the joint encoder, in both stages.
+    modalities has zeros for them in the joint encoder, in all stages.
 
     Args:
       config: as for `make_model`.
       shapes: modality -> shape of one example.
-      options: those of OPTIONS.
+      options: those of OPTIONS, or of SHARED_OPTIONS.
+      is_shared: whether experts are of a code, as of JNF-Shared.
+
+    Raises:
+      UsageError: the shares of the steps leave none to the last stage.
     """
-    nets = make_networks(config, shapes, config.model.latent_dim)
-    base = assemble(nets, standard_latents((config.model.latent_dim,)))
-    flow = CouplingFlow(options["flow_layers"], options["flow_width"])
-    own = _Parts(nets, make_joint_encoder(nets), flow, options)
-
-    def init(key: PRNGKey) -> Params:
-        own_key, joint_key, flow_key = jax.random.split(key, 3)
-        z = jnp.zeros((1, config.model.latent_dim))
-        flow_keys = jax.random.split(flow_key, own.num)
-        return base.init(own_key) | {
-            "joint": own.joint.init(joint_key),
-            "flows": jax.vmap(lambda key: flow.init(key, z))(flow_keys),
-        }
-
-    objective = partial(_objective, own)
-    share = options["joint_share"]
-    return drawing(base, partial(_posterior, own))._replace(
-        init=init,
-        objective=objective,
+    own = _parts(config, shapes, options, is_shared)
+    base = assemble(own.experts, standard_latents((config.model.latent_dim,)))
+    forms = networks.convolution_forms(
+        *own.nets.encoders.values(), *own.coders.values()
+    )
+    return drawing(base, partial(_posterior, own), _proposal)._replace(
+        init=partial(_init, own, base),
+        objective=partial(_objective, own),
         encode=partial(_encode, own),
-        stages=(
-            Stage(
-                "joint", lambda n: round(share * n), objective, ("decoders", "joint")
-            ),
-            Stage(
-                "flows",
-                lambda n: n,
-                partial(_flow_objective, own),
-                ("encoders", "flows"),
-            ),
+        # All modalities have the same latents.
+        log_prior=lambda params, z, subset=None: base.log_prior(params, z),
+        convolutions=base.convolutions | forms,
+        stages=_stages(own),
+    )
+
+
+def _parts(
+    config: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    options: Mapping[str, Any],
+    is_shared: bool,
+) -> _Parts:
+    """The networks of a model."""
+    size = config.model.latent_dim
+    nets = make_networks(config, shapes, size)
+    experts, coders = nets, {}
+    if is_shared:
+        code_size = options["code_dim"]
+        coders = codes.code_networks(options["code_network"], nets, code_size)
+        of_code = vectors.MLPEncoder(size, (options["flow_width"],))
+        experts = nets._replace(
+            encoders=dict.fromkeys(shapes, of_code),
+            shapes=dict.fromkeys(shapes, (code_size,)),
+            counts=frozenset(),  # codes are none
+        )
+    flow = CouplingFlow(options["flow_layers"], options["flow_width"])
+    return _Parts(nets, experts, coders, make_joint_encoder(nets), flow, options)
+
+
+def _stages(own: _Parts) -> tuple[Stage, ...]:
+    """The two stages, or three."""
+    before = own.options["code_share"] if own.coders else 0.0
+    share = before + own.options["joint_share"]
+    if share >= 1:
+        raise UsageError(
+            "config.model.options.code_share and joint_share must have a sum below 1, "
+            f"got {before:g} and {own.options['joint_share']:g}: what is left is of "
+            "the flows"
+        )
+    stages = (
+        Stage(
+            "joint",
+            lambda n: round(share * n),
+            partial(_objective, own),
+            ("decoders", "joint"),
+        ),
+        Stage(
+            "flows", lambda n: n, partial(_flow_objective, own), ("encoders", "flows")
         ),
     )
+    if not own.coders:
+        return stages
+    return (codes.stage(own.nets, own.coders, lambda n: round(before * n)), *stages)
+
+
+def _init(own: _Parts, base: MultimodalVAE, key: PRNGKey) -> Params:
+    """Parameters before the first stage."""
+    own_key, joint_key, flow_key = jax.random.split(key, 3)
+    z = jnp.zeros((1, own.nets.latent_dim))
+    flow_keys = jax.random.split(flow_key, own.num)
+    params = base.init(own_key) | {
+        "joint": own.joint.init(joint_key),
+        "flows": jax.vmap(lambda key: own.flow.init(key, z))(flow_keys),
+    }
+    if own.coders:
+        code_key = jax.random.fold_in(key, 1)
+        params["code"] = codes.init(own.nets, own.coders, code_key)
+    return params
 
 
 def _joint(own: _Parts, params: Params, batch: Batch) -> Gaussian:
@@ -135,11 +219,19 @@ def _joint(own: _Parts, params: Params, batch: Batch) -> Gaussian:
     return own.joint.of_subset(params["joint"], features, batch[OBSERVED].T)
 
 
+def _experts(own: _Parts, params: Params, batch: Batch) -> Gaussian:
+    """N(mu_m, s_m^2) of each modality before its flow, [M, B, D]."""
+    if own.coders:
+        found = codes.encode(own.nets, own.coders, params, batch)
+        batch = dict(batch) | dict(zip(own.coders, found, strict=True))
+    return encode(own.experts, params, batch)
+
+
 def _encode(own: _Parts, params: Params, batch: Batch) -> Gaussian:
-    """N(mu_m, s_m^2) of each modality before its flow, and q(z|X): [M + 1, B, D]."""
+    """The experts before their flows, and q(z|X): [M + 1, B, D]."""
     return jax.tree.map(
         lambda rows, row: jnp.concatenate([rows, row[None]]),
-        encode(own.nets, params, batch),
+        _experts(own, params, batch),
         _joint(own, params, batch),
     )
 
@@ -147,7 +239,7 @@ def _encode(own: _Parts, params: Params, batch: Batch) -> Gaussian:
 def _objective(
     own: _Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
 ) -> tuple[Array, ObjectiveTerms]:
-    """The first stage, which is what is evaluated: the joint ELBO."""
+    """The stage of the joint VAE, which is what is evaluated: the joint ELBO."""
     terms = coordinated_elbo(
         _joint(own, params, batch),
         None,
@@ -161,10 +253,10 @@ def _objective(
 def _flow_objective(
     own: _Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """The second stage: the experts' log-density of samples of q(z|X)."""
+    """The last stage: the experts' log-density of samples of q(z|X)."""
     del beta  # no KL term
     z = distributions.sample(_joint(own, params, batch), key)
-    experts = encode(own.nets, params, batch)
+    experts = _experts(own, params, batch)
     values = _log_experts(own, params, experts, z)
     total = elbo.observed_sum(values, elbo.observed_of(batch, own.num))
     gain = jnp.mean(total)
@@ -197,6 +289,12 @@ def _posterior(
         )
 
     return jax.lax.cond(jnp.all(is_complete), lambda: joint, drawn)
+
+
+def _proposal(params: Params, experts: Gaussian, subset: AnyArray) -> Gaussian:
+    """q(z|X), which has inputs of zeros for what the encoded batch does not have."""
+    del params, subset
+    return jax.tree.map(lambda field: field[-1], experts)
 
 
 def _draw(

@@ -78,11 +78,11 @@ def latent_flow_model(
     )
     network = MLPFlow(options["flow_width"], options["flow_depth"])
     own = Parts(nets, base, network, size, options)
-    return drawing(base, partial(_posterior, own))._replace(
+    return drawing(base, partial(_posterior, own), partial(_proposal, own))._replace(
         init=partial(_init, own),
         objective=partial(_objective, own),
         sample_prior=partial(_sample_prior, own),
-        log_prior=partial(_log_prior, own),
+        log_prior=partial(latent_flows.log_prior, own, partial(_log_density, own)),
         latent_parts=tuple((m, size) for m in shapes),
         stages=(
             latent_flows.vae_stage(own),
@@ -150,6 +150,14 @@ def _posterior(
     )
 
 
+def _proposal(
+    own: Parts, params: Params, experts: Gaussian, subset: AnyArray
+) -> Gaussian:
+    """q(w_m|x_m) of what is observed."""
+    del params  # the experts have them
+    return latent_flows.proposal(own, experts, subset)
+
+
 def _sample_prior(own: Parts, params: Params, key: PRNGKey, count: int) -> Array:
     """Latent vectors [count, M d]."""
     w = jnp.zeros((count, own.num * own.size))
@@ -157,23 +165,15 @@ def _sample_prior(own: Parts, params: Params, key: PRNGKey, count: int) -> Array
 
 
 def _log_density(
-    own: Parts, params: Params, w: Array, key: PRNGKey, absent: Array
+    own: Parts, params: Params, w: Array, key: PRNGKey, absent: Array | None
 ) -> Array:
     """log p(w) [B] of the modalities that are not absent, [M, B]."""
     noise_key, sign_key = jax.random.split(key)
-    nothing = jnp.zeros_like(absent)
+    nothing = jnp.zeros((own.num, len(w)), bool)
     velocity = _velocity(own, params["flows_average"], nothing, absent)
     # Of any noise it is a density, so that the mean of its logarithm is a bound.
     noise = jax.random.normal(noise_key, w.shape, w.dtype)
     return latent_flows.log_density(own, params, velocity, w, sign_key, absent, noise)
-
-
-def _log_prior(own: Parts, params: Params, z: Array) -> Array:
-    """log p(w) of latent vectors [..., M d]."""
-    rows = z.reshape(-1, z.shape[-1])
-    nothing = jnp.zeros((own.num, len(rows)), bool)
-    found = _log_density(own, params, rows, jax.random.key(0), nothing)
-    return found.reshape(z.shape[:-1])
 
 
 def _objective(

@@ -9,6 +9,7 @@ training set. A given modality keeps its q(w_m|x_m). A missing one is drawn by a
 with parameters averaged over the steps.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -264,6 +265,38 @@ def posterior(
     mask = flows.dimensions_of(given, own.sizes)
     mean = drawn(ends.mean, given)
     return Gaussian(mean, jnp.where(mask, ends.log_variance, DRAWN))
+
+
+def proposal(own: Parts, latents: Gaussian, subset: AnyArray) -> Gaussian:
+    """q(w_m|x_m) of what is observed, N(0, I) of the rest, [B, M d]."""
+    ends = jax.tree.map(end_to_end, latents)
+    mask = flows.dimensions_of(wide(subset, len(ends.mean)), own.sizes)
+    return jax.tree.map(lambda field: jnp.where(mask, field, 0.0), ends)
+
+
+def log_prior(
+    own: Parts,
+    density: Callable[..., Array],
+    params: Params,
+    z: Array,
+    subset: AnyArray | None = None,
+) -> Array:
+    """log p(z) [...] of latent vectors [..., D], as `MultimodalVAE.log_prior`.
+
+    `density` is (params, rows [N, D], key, absent [M, N] or None) -> [N], of what is
+    not absent.
+    """
+    rows, absent = z.reshape(-1, z.shape[-1]), None
+    rest = jnp.zeros(len(rows))
+    if subset is not None:
+        absent = ~wide(subset, len(rows))
+        # The latents of modalities are the last ones; a code is always there.
+        w = rows[:, -own.num * own.size :]
+        each = -0.5 * (jnp.square(w) + math.log(2 * math.pi))
+        mask = flows.dimensions_of(absent, own.sizes)
+        rest = jnp.sum(jnp.where(mask, each, 0.0), axis=-1)
+    found = density(params, rows, jax.random.key(0), absent)
+    return (found + rest).reshape(z.shape[:-1])
 
 
 def log_density(

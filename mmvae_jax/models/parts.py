@@ -349,24 +349,36 @@ def wide(observed: AnyArray, num: int) -> Array:
     return jnp.broadcast_to(rows.reshape(len(rows), -1), (len(rows), num))
 
 
-def drawing(base: MultimodalVAE, posterior: Callable[..., Gaussian]) -> MultimodalVAE:
+def drawing(
+    base: MultimodalVAE,
+    posterior: Callable[..., Gaussian],
+    proposal: Callable[..., Gaussian],
+) -> MultimodalVAE:
     """A model whose posterior draws what is missing, from no density that is known.
 
     Args:
-      base: the model but for its posteriors.
+      base: the model but for its posteriors; its log_prior takes a subset.
       posterior: (params, experts, subset, key) -> q(z|x_A).
+      proposal: (params, experts, subset) -> the distribution of z of which the elbo of
+        x_A is, without draws.
     """
+
+    def mixture_posterior(
+        params: Params, experts: Gaussian, subset: AnyArray
+    ) -> tuple[Gaussian, Array]:
+        known = proposal(params, experts, subset)
+        return jax.tree.map(lambda field: field[None], known), jnp.ones((1, 1))
+
     return base._replace(
         posterior=posterior,
-        mixture_posterior=partial(_draws, posterior, 1),
-        posterior_components=partial(_draws, posterior, _NUM_DRAWS),
+        mixture_posterior=mixture_posterior,
+        posterior_components=partial(_draws, posterior),
         draws_missing=True,
     )
 
 
 def _draws(
     posterior: Callable[..., Gaussian],
-    count: int,
     params: Params,
     experts: Gaussian,
     subset: AnyArray,
@@ -374,6 +386,6 @@ def _draws(
     """Some draws of a posterior, whose keys are always the same."""
     drawn = jax.lax.map(
         lambda key: posterior(params, experts, subset, key),
-        jax.random.split(jax.random.key(0), count),
+        jax.random.split(jax.random.key(0), _NUM_DRAWS),
     )
-    return drawn, jnp.full((count, 1), 1 / count)
+    return drawn, jnp.full((_NUM_DRAWS, 1), 1 / _NUM_DRAWS)

@@ -198,7 +198,7 @@ def test_every_model_is_sampled_or_refused(name, tiny_config):
     options = {"subsets": ((0,), (1, 2))} if name == "custom" else {}
     model = models.make_model(tiny_config(name, **options), SHAPES)
     own = settings("gmm", sampler_components=(2, 3), batch_size=24)
-    if name in ("code_flow", "jnf", "latent_flow"):
+    if name in ("code_flow", "jnf", "jnf_shared", "latent_flow"):
         message = "config.eval.sampler='gmm' is not for .*; leave it 'prior'"
         with pytest.raises(UsageError, match=message), fields_of("config.eval"):
             samplers.check(own, model, 40)

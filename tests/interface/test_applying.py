@@ -54,8 +54,11 @@ def fit(model, **more):
 )
 def trained(request):
     # A step for each of the three stages.
-    shares = {"stage_shares": (0.34, 0.33)} if request.param == "code_flow" else {}
-    return fit(request.param, options=shares)
+    shares = {
+        "code_flow": {"stage_shares": (0.34, 0.33)},
+        "jnf_shared": {"code_share": 0.34, "joint_share": 0.33},
+    }
+    return fit(request.param, options=shares.get(request.param, {}))
 
 
 @pytest.fixture(scope="module")
@@ -77,17 +80,12 @@ def assert_same(one, other):
 
 def test_what_is_missing_has_no_influence(trained):
     others = {"image": 77, "waves": np.nan, "text": "no such words"}
-    functions = [
+    for function, options in [
         (mmvae_jax.embed, {}),
         (mmvae_jax.impute, {"num_draws": 2}),
         (mmvae_jax.reconstruct, {}),
-    ]
-    if trained.model.draws_missing:
-        with pytest.raises(UsageError, match="no density of what it draws"):
-            mmvae_jax.score(trained, DATA, OBSERVED)
-    else:
-        functions.append((mmvae_jax.score, {}))
-    for function, options in functions:
+        (mmvae_jax.score, {}),
+    ]:
         one = function(trained, hidden(others), OBSERVED, **options)
         assert_same(one, function(trained, DATA, OBSERVED, **options))
     left_out = {"image": DATA["image"]}
@@ -102,14 +100,10 @@ def test_what_is_missing_has_no_influence(trained):
 
 
 def test_scores_are_those_of_the_metrics(trained, split):
-    given, observed = DATA, OBSERVED
-    if trained.model.draws_missing:  # they have scores of complete examples alone
-        rows = np.flatnonzero(OBSERVED.all(axis=1))
-        split, observed = split.take(rows), None
-        given = {m: np.asarray(x)[rows] for m, x in DATA.items()}
     data = EvaluationData(split, split, None, batch_size=4)
     key = jax.random.fold_in(jax.random.key(trained.config.eval.seed), trained.step)
-    found = mmvae_jax.score(trained, given, observed)
+    found = mmvae_jax.score(trained, DATA, OBSERVED)
+    assert np.isfinite(found.log_likelihood).all()
     names = ("elbo", "log_likelihood")
     options = {"elbo": {}, "log_likelihood": {"num_samples": 3}}
     values = {

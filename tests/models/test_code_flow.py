@@ -10,11 +10,8 @@ from toy_models import flow_params
 from mmvae_jax import models
 from mmvae_jax.data.dataset import Split
 from mmvae_jax.errors import UsageError
-from mmvae_jax.evaluation.metric import EvaluationData, Undefined
-from mmvae_jax.evaluation.metrics.log_likelihood import (
-    estimate_batches,
-    log_likelihood,
-)
+from mmvae_jax.evaluation.metric import EvaluationData
+from mmvae_jax.evaluation.metrics.log_likelihood import log_likelihood
 from mmvae_jax.training.step import vae_task
 from mmvae_jax.training.sweep import Member
 from mmvae_jax.types import OBSERVED
@@ -235,26 +232,42 @@ def test_running_moments_fade(tiny_config):
 
 
 @pytest.mark.slow
-def test_log_likelihood_where_modalities_are_missing(model):
-    """What is drawn for them has no density, and so the estimate none."""
-    params, data = flow_params(model), vectors()
-    complete = Split(data)
-    mask = np.ones((B, M), bool)
-    mask[0, 1] = False
-    found = {}
-    for name, split in (
-        ("complete", complete),
-        ("all there", complete._replace(observed=np.ones((B, M), bool))),
-        ("missing", complete._replace(observed=mask)),
-    ):
-        given = EvaluationData(split, split, None, B)
-        found[name] = log_likelihood(model, params, given, KEY, num_samples=2)
-    assert np.isfinite(found["complete"]["log_likelihood"])
-    values = [found[name]["log_likelihood"] for name in ("complete", "all there")]
-    assert values[0] == pytest.approx(values[1], rel=1e-5)
-    assert isinstance(found["missing"]["log_likelihood"], Undefined)
-    with pytest.raises(UsageError, match="modalities are missing, and this model"):
-        next(estimate_batches(model, params, split, B, KEY))
+def test_log_likelihood_where_all_is_said_to_be_there(model):
+    params, split = flow_params(model), Split(vectors())
+    found = []
+    for observed in (None, np.ones((B, M), bool)):
+        given = split._replace(observed=observed)
+        data = EvaluationData(given, given, None, B)
+        values = log_likelihood(model, params, data, KEY, num_samples=2)
+        found.append(values["log_likelihood"])
+    assert np.isfinite(found).all()
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_the_density_of_what_is_observed_is_that_of_a_smaller_model(tiny_config, model):
+    """And what stands in for the rest is N(0, I)."""
+    params, kept = flow_params(model), np.flatnonzero(SOME)
+    config = tiny_config("code_flow", D, code_dim=C, flow_width=8, flow_depth=1)
+    config.model.options.ode_steps = 3
+    small = models.make_model(config, {f"m{i}": SHAPES[f"m{i}"] for i in kept})
+    rows = np.repeat(SOME, D)
+    velocities = params["flows_average"]
+    modality = jax.tree.map(lambda x: x[kept], velocities["modality"])
+    own = {
+        "flows_average": velocities | {"modality": modality},
+        "whitening": {name: x[rows] for name, x in params["whitening"].items()},
+    }
+    z = np.random.default_rng(0).normal(size=(B, C + M * D)).astype(np.float32)
+    is_there = np.append(np.ones(C, bool), rows)
+    expected = jax.jit(small.log_prior)(own, z[:, is_there])
+    expected -= 0.5 * (z[:, ~is_there] ** 2 + np.log(2 * np.pi)).sum(-1)
+    found = jax.jit(model.log_prior)
+    np.testing.assert_allclose(found(params, z, SOME), expected, rtol=1e-4)
+    each = np.tile(SOME[:, None], B)
+    each[:, 0] = True
+    values = np.asarray(found(params, z, each))
+    np.testing.assert_allclose(values[1:], expected[1:], rtol=1e-4)
+    np.testing.assert_allclose(values[0], found(params, z)[0], rtol=1e-4)
 
 
 def test_components_are_draws(model):

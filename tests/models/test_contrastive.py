@@ -13,6 +13,7 @@ from mmvae_jax import models, networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo
 from mmvae_jax.models import contrastive, private
+from mmvae_jax.models.codes import contrast
 from mmvae_jax.networks.layered import displace
 from mmvae_jax.types import Gaussian, TokenShape
 
@@ -131,13 +132,13 @@ def test_equal_codes_leave_the_contrast_at_chance():
     # No code says which example it is of: log B nats a modality are missing.
     codes = jnp.ones((M, B, D)) / 2
     np.testing.assert_allclose(
-        contrastive.contrast(codes, SCALE, EVERYTHING), -M * np.log(B), rtol=1e-5
+        contrast(codes, SCALE, EVERYTHING), -M * np.log(B), rtol=1e-5
     )
 
 
 def test_contrast_is_highest_where_modalities_agree_on_codes_that_differ():
     orthogonal = jnp.broadcast_to(jnp.eye(B), (M, B, B))
-    values = contrastive.contrast(orthogonal, 50.0, EVERYTHING)
+    values = contrast(orthogonal, 50.0, EVERYTHING)
     np.testing.assert_allclose(values, 0, atol=1e-5)
 
 
@@ -154,9 +155,7 @@ def test_no_reconstruction_reaches_the_code_and_no_consistency_its_scale():
     of_joint = jax.grad(lambda q: jnp.sum(terms_of(joint=q).kl))(JOINT)
     np.testing.assert_array_equal(of_joint.mean, 0)
     # The contrast does reach it.
-    gradient = jax.grad(lambda c: jnp.sum(contrastive.contrast(c, SCALE, EVERYTHING)))(
-        CODES
-    )
+    gradient = jax.grad(lambda c: jnp.sum(contrast(c, SCALE, EVERYTHING)))(CODES)
     assert np.isfinite(gradient).all()
     assert np.abs(gradient).max() > 0
 
@@ -303,7 +302,7 @@ def test_the_layered_decoder_has_images_of_any_size(size):
 def test_contrast_is_among_what_is_observed():
     observed = np.array([[1, 1, 1, 0, 1], [1, 0, 1, 1, 1], [1, 1, 0, 0, 1]], bool)
     codes = np.where(observed[..., None], CODES, np.float32(0))
-    found = contrastive.contrast(codes, SCALE, observed)
+    found = contrast(codes, SCALE, observed)
     expected = np.zeros(B)
     for b in range(B):
         there = np.flatnonzero(observed[:, b])
@@ -315,9 +314,7 @@ def test_contrast_is_among_what_is_observed():
                 share = 1 / (len(there) - 1)
                 expected[b] += share * (own - scipy.special.logsumexp(logits))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    gradient = jax.grad(lambda c: jnp.sum(contrastive.contrast(c, SCALE, observed)))(
-        codes
-    )
+    gradient = jax.grad(lambda c: jnp.sum(contrast(c, SCALE, observed)))(codes)
     assert np.isfinite(gradient).all()
 
 

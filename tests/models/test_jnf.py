@@ -1,5 +1,7 @@
 """JNF: densities and draws of flows that are known, and what each stage learns."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -16,9 +18,12 @@ M, B, D = 3, 5, 2
 KEY = jax.random.key(1)
 
 
-def make(tiny_config, **options):
+NAMES = ("jnf", "jnf_shared")
+
+
+def make(tiny_config, name="jnf", **options):
     small = {"flow_width": 8, "flow_layers": 2, "hmc_steps": 20}
-    config = tiny_config("jnf", D, **small | options)
+    config = tiny_config(name, D, **small | options)
     config.modality.network_options.widths = ()
     return models.make_model(config, SHAPES)
 
@@ -39,6 +44,11 @@ def params_of(model):
 @pytest.fixture(scope="module")
 def model(tiny_config):
     return make(tiny_config)
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_config):
+    return make(tiny_config, "jnf_shared", code_dim=4, code_share=0.2)
 
 
 def affine(params):
@@ -107,8 +117,84 @@ def test_the_second_stage_learns_the_density_of_the_experts(model):
     assert float(found) == pytest.approx(-float(values.sum(0).mean()), rel=1e-3)
 
 
+def test_a_stage_alone_learns_each_entry(model, shared):
+    for own in (model, shared):
+        learned = [name for stage in own.stages for name in stage.learns]
+        assert sorted(learned) == sorted(jax.eval_shape(own.init, KEY))
+    assert [stage.end(100) for stage in model.stages] == [50, 100]
+    assert [stage.end(100) for stage in shared.stages] == [20, 70, 100]
+
+
+def test_shared_experts_see_the_direction_of_a_code_and_nothing_else(shared):
+    params, batch = params_of(shared), vectors()
+    encode = jax.jit(shared.encode)
+    experts = encode(params, batch)
+    # A code that is longer has the same direction.
+    longer = dict(params["code"]["encoders"])
+    layers = dict(longer["m1"]["params"])
+    last = max(layers)
+    layers[last] = jax.tree.map(lambda x: 3 * x, layers[last])
+    longer["m1"] = {"params": layers}
+    code = params["code"] | {"encoders": longer}
+    found = encode(params | {"code": code}, batch)
+    for field, own in zip(found, experts, strict=True):
+        np.testing.assert_allclose(field, own, rtol=1e-4, atol=1e-5)
+    # Another one of m1 is another expert, and the joint encoder has none.
+    turned = jax.tree.map(lambda x: -x, layers[last])
+    longer["m1"] = {"params": layers | {last: turned}}
+    found = encode(params | {"code": params["code"] | {"encoders": longer}}, batch)
+    differs = (np.asarray(found.mean) != np.asarray(experts.mean)).any((1, 2))
+    assert differs.tolist() == [False, True, False, False]
+
+
+def test_the_code_is_that_of_code_flow(shared, tiny_config):
+    """With the same parameters: the loss of its stage, of what is observed."""
+    config = tiny_config("code_flow", D, code_dim=4)
+    config.modality.network_options.widths = ()
+    code_flow = models.make_model(config, SHAPES)
+    observed = np.random.default_rng(3).random((B, M)) < 0.7
+    observed[:, 0] |= ~observed.any(axis=1)
+    # As a program has them: sorted by their names.
+    batch = dict(reversed(vectors().items())) | {OBSERVED: observed}
+    params = params_of(shared)
+    stages = (shared.stages[0], code_flow.stages[1])
+    assert [stage.name for stage in stages] == ["code", "code"]
+    one, other = (
+        jax.jit(stage.objective)({"code": params["code"]}, batch, KEY, 1.0)[0]
+        for stage in stages
+    )
+    assert one == other and np.isfinite(one)
+
+
+@pytest.mark.parametrize(
+    "name", ["jnf_shared", pytest.param("jnf", marks=pytest.mark.slow)]
+)
+def test_gradients_of_a_stage(name, model, shared):
+    """They are of all that it learns; the code is a constant of the later ones."""
+    own = model if name == "jnf" else shared
+    params, batch = params_of(own), vectors()
+    reached = []
+    for stage in own.stages:
+
+        def loss(params, stage=stage):
+            return stage.objective(params, batch, KEY, 1.0)[0]
+
+        gradient = jax.jit(jax.grad(loss))(params)
+        sizes = {
+            m: max(np.abs(x).max() for x in jax.tree.leaves(x))
+            for m, x in gradient.items()
+        }
+        assert all(sizes[m] > 0 for m in stage.learns)
+        reached.append({m for m, x in sizes.items() if x > 0})
+    assert reached[-2] == {"joint", "decoders"}
+    if own is shared:
+        assert reached[0] == {"code"}
+
+
 @pytest.mark.slow
-def test_each_stage_leaves_the_other_alone_and_is_resumed(model):
+@pytest.mark.parametrize("name", NAMES)
+def test_each_stage_leaves_the_other_alone_and_is_resumed(name, model, shared):
+    model = model if name == "jnf" else shared
     data = vectors(NUM)
     observed = np.random.default_rng(3).random((NUM, M)) < 0.7
     observed[:, 0] |= ~observed.any(axis=1)
@@ -123,18 +209,21 @@ def test_each_stage_leaves_the_other_alone_and_is_resumed(model):
         )
         members = [Member(0.1, 1e-2, 0)]
         start, *_ = setup.start(members)
-        half = setup.fit(members, MAP, 3)
-        states.append(setup.fit(members, MAP, 6, setup.fit(members, MAP, 5, half)))
-        assert_same_bits(states[-1], setup.fit(members, MAP, 6))
-    assert states[0].finite.all()
+        ends = [stage.end for stage in setup.task.stages]
+        states.append([start])
+        for end in ends:
+            states[-1].append(setup.fit(members, MAP, end, states[-1][-1]))
+        # In the last stage, and in the one before it.
+        for half in (4, ends[-2] - 1):
+            resumed = setup.fit(members, MAP, 6, setup.fit(members, MAP, half))
+            assert_same_bits(resumed, states[-1][-1])
+    assert states[0][-1].finite.all()
     assert_same_bits(*states)
-    for first, later, learned in (
-        (start, half, ("decoders", "joint")),
-        (half, states[1], ("encoders", "flows")),
-    ):
-        for name in start.params:
-            changed = bits_differ(first.params[name], later.params[name])
-            assert changed == (name in learned)
+    pairs = itertools.pairwise(states[1])
+    for (before, after), stage in zip(pairs, model.stages, strict=True):
+        for name in before.params:
+            changed = bits_differ(before.params[name], after.params[name])
+            assert changed == (name in stage.learns)
 
 
 def test_the_first_stage_is_jmvae(model, tiny_config):
@@ -154,12 +243,20 @@ def test_the_first_stage_is_jmvae(model, tiny_config):
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "message"),
+    ("name", "option", "value", "message"),
     [
-        ("joint_share", 1.0, r"must be in \(0, 1\), got 1.0"),
-        ("hmc_steps", -1, "must be >= 0, got -1"),
+        ("jnf", "joint_share", 1.0, r"must be in \(0, 1\), got 1.0"),
+        ("jnf", "hmc_steps", -1, "must be >= 0, got -1"),
+        ("jnf", "code_dim", 4, "is no option of the model 'jnf'"),
+        ("jnf_shared", "code_share", 0.0, r"must be in \(0, 1\), got 0.0"),
+        (
+            "jnf_shared",
+            "code_share",
+            0.5,
+            "and joint_share must have a sum below 1, got 0.5 and 0.5",
+        ),
     ],
 )
-def test_options_that_are_refused(tiny_config, option, value, message):
+def test_options_that_are_refused(tiny_config, name, option, value, message):
     with pytest.raises(UsageError, match=f"{option} {message}"):
-        make(tiny_config, **{option: value})
+        make(tiny_config, name, **{option: value})

@@ -26,7 +26,8 @@ UNIMODAL = ("unimodal", "unimodal_official")
 OFFICIAL = ("mmvae_official", "unimodal_official", "mmvae_plus")  # Laplace
 # Models with D shared dimensions and D of each modality.
 PRIVATE = [name for name, x in models.MODELS.items() if "private_dim" in x.options]
-WITH_NETWORK = ("jmvae", "jmvae_kl", "telbo", "jnf")  # for the joint posterior
+JNF = ("jnf", "jnf_shared")
+WITH_NETWORK = ("jmvae", "jmvae_kl", "telbo", *JNF)  # for the joint posterior
 FLOWS = ("code_flow", "latent_flow")
 LEARNED_PRIOR = ("contrastive", *FLOWS, "cmvae")
 # No encoder has a part in the bound of another modality.
@@ -127,7 +128,7 @@ def test_the_functions_of_every_model(evaluated, batch):
     own_dim += C if name == "code_flow" else 0
     assert type(results["experts"]) is (Laplace if name in OFFICIAL else Gaussian)
     assert type(results["posterior"]) is type(results["experts"])
-    num_rows = M + 1 if name in ("jmvae_kl", "telbo", "jnf") else M
+    num_rows = M + 1 if name in ("jmvae_kl", "telbo", *JNF) else M
     assert results["experts"].mean.shape == (num_rows, B, own_dim)
     assert results["posterior"].mean.shape == (B, total_dim)
     components, weights = results["mixture"]
@@ -168,7 +169,7 @@ def test_what_a_posterior_and_a_generation_depend_on(evaluated, batch):
             other = batch | {modality: 1 - batch[modality]}
             changed = changes(results, everything(params, other, subset))
             # What JNF draws is a sample, whatever it is of.
-            is_drawn = name == "jnf" and not subset.all()
+            is_drawn = name in JNF and not subset.all()
             assert changed["posterior"] == (used[x], used[x] and not is_drawn)
             for output, is_changed in changed["decoded"].items():
                 # An observed modality of MMVM is decoded from its own posterior.

@@ -10,7 +10,7 @@ each, which biases it upwards. Here it runs over the L weights of one example.
 """
 
 from collections.abc import Iterator
-from functools import singledispatch
+from functools import partial, singledispatch
 
 import jax
 import numpy as np
@@ -61,15 +61,11 @@ def log_likelihood(
 
     Returns:
       log_likelihood, nats per example, and log_likelihood/standard_error, of
-      that mean over the test examples; Undefined where modalities are missing and the
-      model does not know the density of what it draws for them.
+      that mean over the test examples.
 
     Raises:
       UsageError: `proposal` is unknown or `num_samples` is not positive.
     """
-    if unknown := _unknown(model, data.test):
-        tags = ("log_likelihood", "log_likelihood/standard_error")
-        return dict.fromkeys(tags, Undefined(unknown))
     estimates = np.concatenate(
         list(
             estimate_batches(
@@ -109,7 +105,7 @@ def estimate_batches(
       float64 [B] in nats, fewer in the last batch.
 
     Raises:
-      UsageError: as `log_likelihood`, or it is Undefined.
+      UsageError: as `log_likelihood`.
     """
     if proposal not in PROPOSALS:
         raise UsageError(
@@ -117,24 +113,19 @@ def estimate_batches(
         )
     if num_samples < 1:
         raise UsageError(f"log_likelihood num_samples must be >= 1, not {num_samples}")
-    if unknown := _unknown(model, split):
-        raise UsageError(f"log p(x) cannot be estimated: {unknown}")
+    is_complete = split.observed is None or split.observed.all()
+    is_drawn = model.draws_missing and not is_complete
+    # The posterior has no density then; the mixture has one component, which has.
+    draw = PROPOSALS["mixture" if is_drawn else proposal]
     for index, (batch, num_valid) in enumerate(batches(split, batch_size)):
         batch_key = jax.random.fold_in(key, index)
         experts = model.encode(params, batch)
         subset = observed_subset(model, batch)
-        draws = PROPOSALS[proposal](
-            model, params, experts, subset, batch_key, num_samples
-        )
-        yield importance_estimate(model, params, batch, draws)[:num_valid]
-
-
-def _unknown(model: MultimodalVAE, split: Split) -> str:
-    """Why the weights of a model's proposals are not known, "" where they are."""
-    is_complete = split.observed is None or split.observed.all()
-    if not model.draws_missing or is_complete:
-        return ""
-    return "modalities are missing, and this model has no density of what it draws"
+        draws = draw(model, params, experts, subset, batch_key, num_samples)
+        own = model
+        if is_drawn:
+            own = model._replace(log_prior=partial(model.log_prior, subset=subset))
+        yield importance_estimate(own, params, batch, draws)[:num_valid]
 
 
 def importance_estimate(
