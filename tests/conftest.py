@@ -37,7 +37,7 @@ def shared_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(pytestconfig):
+def cache(pytestconfig, tmp_path_factory):
     """Programs are compiled once, for all tests and for runs in other processes.
 
     They are kept from one call of pytest to the next, in .pytest_cache, apart for each
@@ -47,7 +47,8 @@ def cache(pytestconfig):
     lines = cpus.read_text().splitlines() if cpus.exists() else [platform.platform()]
     kinds = sorted({x for x in lines if x.startswith(("flags", "Features", "model"))})
     name = hashlib.sha256("\n".join(kinds or lines[:1]).encode()).hexdigest()[:12]
-    folder = pytestconfig.cache.mkdir(f"xla-{name}")
+    kept = getattr(pytestconfig, "cache", None)  # None with -p no:cacheprovider
+    folder = kept.mkdir(f"xla-{name}") if kept else tmp_path_factory.mktemp("xla")
     old = {name: getattr(jax.config, name) for name in CACHE_OPTIONS}
     old["jax_compilation_cache_dir"] = jax.config.jax_compilation_cache_dir
     new = {**CACHE_OPTIONS, "jax_compilation_cache_dir": str(folder)}

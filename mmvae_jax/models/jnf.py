@@ -17,9 +17,9 @@ up to a constant. To sample it, one draw of each expert is taken, one of these i
 by importance resampling against their mixture, and hmc_steps of Hamiltonian Monte Carlo
 start from there.
 
-JNF-Shared (Senellart & Allassonniere, 2025) has a stage before these: a code e_m of each
-modality, by contrastive learning alone (`codes`). mu_m and s_m are then functions of
-e_m, which the other stages do not change: an expert knows only shared information.
+JNF-Shared (Senellart & Allassonniere, 2025) has a stage before these: a code e_m of
+each modality, by contrastive learning alone (`codes`). mu_m and s_m are then functions
+of e_m, which the other stages do not change: an expert knows only shared information.
 """
 
 from collections.abc import Mapping
