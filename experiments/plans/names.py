@@ -26,7 +26,11 @@ _COLOURS = {
     "helvae": "#9e9ac8",
     "mohelvae": "#54278f",
     "contrastive": "#e7298a",
+    "cmvae": "#8c2d04",
+    "code_flow": "#6a51a3",
+    "jnf": "#41ab5d",
     "jnf_shared": "#74c476",
+    "latent_flow": "#dd3497",
     "custom": "C4",
 }
 _MARKERS = {
@@ -35,7 +39,7 @@ _MARKERS = {
     **{"mmvae_plus": "p", "dmvae": "d", "mmvm": "X"},
 }
 # Colours of models that the first table does not have, in their order in MODELS.
-_PALETTE = ("#8c2d04", "#6a51a3", "#41ab5d", "#dd3497", "#225ea8", "#bfa100")
+_PALETTE = ("#225ea8", "#bfa100", "#ce6dbd", "#ad494a", "#393b79", "#8c6d31")
 _UNKNOWN = "0.2"
 
 
