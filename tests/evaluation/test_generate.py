@@ -76,7 +76,7 @@ def test_captions_are_tokens_with_words():
         {"m0": np.zeros((1, 2), np.uint8), "m1": np.zeros((1, 2), np.int32)}, [0]
     )
     assert metric.captions_of(split, {"m1": ("a",)}, "captions") == ("m1",)
-    with pytest.raises(UsageError, match="'captions' is of captions"):
+    with pytest.raises(UsageError, match="'captions' needs captions"):
         metric.captions_of(split, {}, "captions")
 
 
