@@ -41,7 +41,7 @@ def get_config():
     # 32 shared and 32 private dimensions, as Palumbo et al. (2023).
     for name in ("mmvae_plus", "dmvae"):
         scale.models[name].model.update(latent_dim=32, options=dict(private_dim=32))
-    # As Bounoua et al. (2024), with the networks of all.
+    # The dimensions of Bounoua et al. (2024), with the networks of all.
     for name in ("latent_flow", "code_flow"):
         scale.models[name] = dict(model=dict(latent_dim=160))
     scale.pairs.description = "CUB at paper scale"

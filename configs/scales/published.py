@@ -5,8 +5,9 @@
 
 PolyMNIST in five modalities, the convolutional networks of Sutter et al. (2021),
 D = 512, beta = 2.5 and batches of 256, of which the published coherences are. 34
-epochs instead of 300, one seed, and 2,000 of the 10,000 test examples: what two CPU
-cores carry in less than an hour a model.
+epochs instead of 300, one seed, and 2,000 of the 10,000 test examples. No model has
+been trained to the end at this scale yet. MoPoE-VAE took half a second a step on two
+CPU cores (2026-11-28, in its first steps): 8,000 would take more than an hour.
 """
 
 from configs.scales import paper

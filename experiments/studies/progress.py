@@ -1,4 +1,4 @@
-"""What a run's evaluations found as it was trained, finished or not.
+"""The table of the evaluations during training, of runs that are finished or not.
 
     python -m experiments.studies.progress runs/figures_published/polymnist \\
         --out=results/published.csv
@@ -20,6 +20,7 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.training import log
 
 _EVALUATED = "eval/"
+_NAMES = ("step", "beta", "learning_rate", "seed")
 COLUMNS = (
     *(f"coherence/size_{k}" for k in (1, 2, 3, 4)),
     "coherence/leave_one_out",
@@ -38,6 +39,7 @@ def rows(directory: Path) -> list[dict[str, Any]]:
       UsageError: none of them has been evaluated yet.
     """
     found: dict[tuple[str, int, int], dict[str, Any]] = {}
+    blank = dict.fromkeys(COLUMNS, "")
     for path in sorted(directory.rglob("metrics.jsonl")):
         run = str(path.parent.relative_to(directory))
         for line in log.read_metrics(path):
@@ -45,18 +47,14 @@ def rows(directory: Path) -> list[dict[str, Any]]:
             if values:
                 # What was evaluated later is added to what is there.
                 place = run, line["member"], line["step"]
-                names = {x: line[x] for x in ("step", "beta", "seed")}
-                found.setdefault(place, {"run": run, **names}).update(values)
+                names = {"run": run, **{x: line[x] for x in _NAMES}}
+                found.setdefault(place, names | blank).update(values)
     if not found:
         raise UsageError(
             f"{directory}: no run in it has been evaluated; "
             "--config.train.eval_every_steps=N evaluates while training goes on"
         )
-    blank = dict.fromkeys(COLUMNS, "")
-    return [
-        {**{x: own[x] for x in ("run", "step", "beta", "seed")}, **blank, **own}
-        for _, own in sorted(found.items())
-    ]
+    return [found[place] for place in sorted(found)]
 
 
 def _evaluated(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,12 +115,13 @@ def test_a_figure_has_a_point_for_each_model_and_strength(tmp_path):
 
 
 def test_evaluations_while_training_have_a_line_each(tmp_path):
+    member = {"member": 0, "beta": 1.0, "learning_rate": 0.1, "seed": 0}
     lines = [
-        {"step": 5, "member": 0, "beta": 1.0, "seed": 0, "train/loss": 2.0},
-        {"step": 5, "member": 0, "beta": 1.0, "seed": 0, "eval/swd": 7.0},
-        {"step": 9, "member": 0, "beta": 1.0, "seed": 0, "eval/swd": 6.00004},
+        {"step": 5, **member, "train/loss": 2.0},
+        {"step": 5, **member, "eval/swd": 7.0},
+        {"step": 9, **member, "eval/swd": 6.00004},
         # ... and another command's, of the same step.
-        {"step": 9, "member": 0, "beta": 1.0, "seed": 0, "eval/coherence/joint": 0.5},
+        {"step": 9, **member, "eval/coherence/joint": 0.5},
     ]
     with pytest.raises(UsageError, match="no run in it has been evaluated"):
         progress.rows(tmp_path)
@@ -135,4 +136,5 @@ def test_evaluations_while_training_have_a_line_each(tmp_path):
     ]
     assert found[0]["swd"] == 7.0 and found[0]["coherence/joint"] == ""
     assert found[1]["swd"] == 6.0 and found[1]["coherence/joint"] == 0.5
-    assert list(found[0]) == ["run", "step", "beta", "seed", *progress.COLUMNS]
+    names = ["run", "step", "beta", "learning_rate", "seed"]
+    assert list(found[0]) == [*names, *progress.COLUMNS]
