@@ -9,7 +9,6 @@ training set. A given modality keeps its q(w_m|x_m). A missing one is drawn by a
 with parameters averaged over the steps.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -291,10 +290,9 @@ def log_prior(
     if subset is not None:
         absent = ~wide(subset, len(rows))
         # The latents of modalities are the last ones; a code is always there.
-        w = rows[:, -own.num * own.size :]
-        each = -0.5 * (jnp.square(w) + math.log(2 * math.pi))
-        mask = flows.dimensions_of(absent, own.sizes)
-        rest = jnp.sum(jnp.where(mask, each, 0.0), axis=-1)
+        w = rows[:, -own.num * own.size :].reshape(-1, own.num, own.size)
+        each = distributions.log_prob(Gaussian(jnp.zeros(()), jnp.zeros(())), w)
+        rest = jnp.sum(jnp.where(absent.T, each, 0.0), axis=-1)
     found = density(params, rows, jax.random.key(0), absent)
     return (found + rest).reshape(z.shape[:-1])
 
