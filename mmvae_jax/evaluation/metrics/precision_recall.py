@@ -64,7 +64,8 @@ def precision_recall(
       precision_recall/prior/precision/m0; likewise recall, density and coverage; and
       precision_recall/leave_one_out/..., of each modality given all others, which is
       left out with one modality. nan where a parameter is not finite, Undefined where
-      there are no more than k real examples.
+      there are no more than k real examples; all but recall also where every real
+      example has k copies, as in discrete data.
 
     Raises:
       UsageError: a modality has no classifier.
@@ -107,13 +108,18 @@ def precision_recall(
 
 def _scores(real: np.ndarray, generated: np.ndarray, name: str) -> Scores:
     """`manifold_scores`, or why there are none."""
-    if len(real) > NUM_NEIGHBOURS:
-        return manifold_scores(real, generated)
-    why = Undefined(
-        f"{name}: more than {NUM_NEIGHBOURS} test examples are needed, "
-        f"there are {len(real)}"
-    )
-    return Scores(*[why] * len(Scores._fields))
+    k = NUM_NEIGHBOURS
+    if len(real) <= k:
+        why = Undefined(
+            f"{name}: more than {k} test examples are needed, there are {len(real)}"
+        )
+        return Scores(*[why] * len(Scores._fields))
+    scores = manifold_scores(real, generated)
+    _, copies = np.unique(real, axis=0, return_counts=True)
+    if copies.min() <= k:
+        return scores
+    why = Undefined(f"{name}: every test example has {k} copies: no ball has a size")
+    return scores._replace(precision=why, density=why, coverage=why)
 
 
 def manifold_scores(

@@ -113,6 +113,17 @@ def test_missing_modalities_and_few_examples():
     assert np.isfinite(tags["precision_recall/prior/recall/m0"])
 
 
+def test_balls_without_a_size():
+    """Of discrete data, of which every example has copies."""
+    data = make_data()
+    images = {m: np.repeat(x[:4], 10, axis=0) for m, x in data.test.modalities.items()}
+    tags = measure(data._replace(test=data.test._replace(modalities=images)))
+    for name in ("precision", "density", "coverage"):
+        why = tags[f"precision_recall/prior/{name}/m0"].reason
+        assert why == "m0 (prior): every test example has 5 copies: no ball has a size"
+    assert np.isfinite(tags["precision_recall/prior/recall/m0"])
+
+
 def test_what_diverged_is_nan():
     tags = measure(make_data(), params=np.nan)
     assert all(np.isnan(value) for value in tags.values())
