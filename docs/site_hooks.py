@@ -2,9 +2,11 @@
 
 Links that lead out of the site, to files of the repository, become their text. Pages of
 notebooks get links to the notebook itself, and to Colab where mkdocs.yml has the
-repository's address on GitHub (`repo_url`).
+repository's address on GitHub (`repo_url`). Equations become MathML, which browsers
+show without a script.
 """
 
+import html
 import posixpath
 import re
 from pathlib import Path
@@ -21,6 +23,9 @@ PAGES = {
 }
 COLAB = "https://colab.research.google.com/github/"
 _GITHUB = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?")
+_EQUATION = re.compile(
+    r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL
+)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(\s*([^)\s]+)\)")
 
 
@@ -49,13 +54,11 @@ def notebook_links(name, repo_url):
       name: of its file, without its ending.
       repo_url: of the repository; only those on GitHub can be opened by Colab.
     """
-    links = [f"[Download the notebook]({name}.ipynb){{ .md-button }}"]
+    links = [f"[Download the notebook]({name}.ipynb)"]
     if found := _GITHUB.fullmatch(repo_url or ""):
         target = f"{COLAB}{found[1]}/blob/main/notebooks/{name}.ipynb"
-        links.insert(
-            0, f"[Open in Colab]({target}){{ .md-button .md-button--primary }}"
-        )
-    return " ".join(links)
+        links.insert(0, f"[Open in Colab]({target})")
+    return " · ".join(links)
 
 
 def on_files(files, config):
@@ -96,3 +99,17 @@ def on_page_markdown(markdown, page, config, files):
         return f"{mark}[{text}]({posixpath.relpath(place, here)}{hash_}{anchor})"
 
     return _LINK.sub(rewritten, markdown)
+
+
+def on_page_content(content, page, config, files):
+    """Turns equations, as pymdownx.arithmatex marks them, into MathML."""
+    from latex2mathml import converter
+
+    def converted(equation):
+        kind, latex = equation.groups()
+        display = "block" if kind == "div" else "inline"
+        mathml = converter.convert(html.unescape(latex).strip(), display=display)
+        # Browsers put no space between a function and its argument.
+        return mathml.replace("<mi>log</mi>", '<mi>log</mi><mspace width="0.17em"/>')
+
+    return _EQUATION.sub(converted, content)

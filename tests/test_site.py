@@ -98,6 +98,17 @@ def test_the_page_of_a_notebook_links_to_it_and_to_colab(address, colab):
     assert found.endswith("\n\nText")
 
 
+def test_equations_are_mathml():
+    pytest.importorskip("latex2mathml", reason="the extra docs is not installed")
+    marked = '<p><span class="arithmatex">\\(q_A &lt; \\log p\\)</span></p>'
+    found = site_hooks.on_page_content(marked, None, None, None)
+    assert 'display="inline"' in found and "<mi>q</mi><mi>A</mi>" in found
+    assert "<mo>&#x0003C;</mo><mi>log</mi><mspace" in found
+    assert found.startswith("<p><math") and found.endswith("</math></p>")
+    block = '<div class="arithmatex">\\[\nx\n\\]</div>'
+    assert 'display="block"' in site_hooks.on_page_content(block, None, None, None)
+
+
 def test_the_site_holds_every_notebook(monkeypatch):
     generated = SimpleNamespace(generated=lambda config, page, content: page)
     monkeypatch.setitem(
@@ -125,6 +136,8 @@ def test_it_is_built_without_a_warning_and_asks_no_other_server(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     pages = list((tmp_path / "site").rglob("*.html"))
+    models = (tmp_path / "site" / "models" / "index.html").read_text()
+    assert models.count("<math") > 30 and "arithmatex" not in models
     assert len(pages) > len(list(pages_of(SITE["nav"])))
     for page in pages:
         text = page.read_text()
