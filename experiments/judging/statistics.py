@@ -18,7 +18,7 @@ class Point(NamedTuple):
 
     Attributes:
       label: name of the measurement, for the text of the numbers.
-      beta: beta of the members; nan if the seeds are judged at different ones.
+      beta: beta of the members; NaN if the seeds are judged at different ones.
       mean: over the seeds that did not diverge.
       std: standard deviation (n - 1) over them.
       num: number of these seeds.
@@ -51,7 +51,7 @@ class Finding(NamedTuple):
     Attributes:
       holds: whether the claim does.
       points: the numbers that it is made of.
-      difference: the number that should exceed zero; nan if there is no such one.
+      difference: the number that should exceed zero; NaN if there is no such one.
       standard_error: standard error of the difference.
       z: the difference in units of its standard error.
       note: further remark.

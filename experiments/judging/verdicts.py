@@ -40,7 +40,7 @@ class Verdict(NamedTuple):
       rule: rule by which it was judged, as text.
       scale: the name of the scale.
       holds: True, False, or None for what was not measured.
-      difference: the number that should exceed zero, nan where there is none.
+      difference: the number that should exceed zero, NaN if there is none.
       standard_error: standard error of the difference.
       z: the difference in units of its standard error.
       numbers: the measurements as text, or why there are none.

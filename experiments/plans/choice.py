@@ -31,10 +31,10 @@ class Estimate(NamedTuple):
     """A measure over seeds, each at the setting that the others choose.
 
     Attributes:
-      mean: over the values that are judged; nan if there is none.
-      std: standard deviation (n - 1) of these values; nan if there is one.
+      mean: over the values that are judged; NaN if there is none.
+      std: standard deviation (n - 1) of these values; NaN if there is one.
       num: their number.
-      error: standard error of the mean; nan where too few seeds are there.
+      error: standard error of the mean; NaN if too few seeds are there.
       places: the setting of every seed, -1 where nothing can be chosen.
     """
 
@@ -49,7 +49,7 @@ def choose(scores: np.ndarray) -> np.ndarray:
     """The setting that the mean over the other seeds finds best, for each seed.
 
     Args:
-      scores: [settings, seeds], higher is better, nan where a member diverged.
+      scores: [settings, seeds], higher is better, NaN if a member diverged.
 
     Returns:
       Indices [seeds]; the first of several that are best, -1 where no other seed has a
@@ -71,7 +71,7 @@ def choose(scores: np.ndarray) -> np.ndarray:
 
 
 def judged(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The values [seeds] of the seeds at their own settings, nan where there is none.
+    """The values [seeds] of the seeds at their own settings, NaN if there is none.
 
     Args:
       values: [settings, seeds].
@@ -85,11 +85,11 @@ def replicates(values: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """The mean of what is judged, of all seeds and then without each.
 
     Args:
-      values: [settings, seeds], what is judged; nan where a member diverged.
+      values: [settings, seeds], what is judged; NaN if a member diverged.
       scores: [settings, seeds], by which is chosen; higher is better.
 
     Returns:
-      Means [1 + seeds]; nan where nothing can be judged.
+      Means [1 + seeds]; NaN if nothing can be judged.
     """
 
     def mean(kept: np.ndarray) -> float:
@@ -114,7 +114,7 @@ def estimate(values: np.ndarray, scores: np.ndarray) -> Estimate:
     """Judged values, each seed's at the setting that the others choose.
 
     Args:
-      values: [settings, seeds], what is judged; nan where a member diverged.
+      values: [settings, seeds], what is judged; NaN if a member diverged.
       scores: [settings, seeds], by which is chosen; higher is better.
     """
     places = choose(scores)

@@ -206,7 +206,7 @@ def spreads(table: pd.DataFrame, by: Sequence[str] = _BY_BETA) -> pd.DataFrame:
       by: the columns that a group has in common.
 
     Returns:
-      The columns of `by`, in their order; mean and std (n - 1), nan where a member of
+      The columns of `by`, in their order; mean and std (n - 1), NaN if a member of
       the group that did not diverge has no finite value, std also where there is only
       one; seeds, the number of members averaged; diverged, that of those left out.
     """
@@ -236,7 +236,7 @@ def show(mean: float, std: float) -> str:
 
 
 class Agreement(NamedTuple):
-    """Rank correlation of two measures over runs; nan where it is not defined.
+    """Rank correlation of two measures over runs; NaN if it is not defined.
 
     Attributes:
       rho: Spearman's, in [-1, 1].

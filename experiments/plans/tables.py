@@ -56,7 +56,7 @@ def over_betas(evidence: Evidence, spec: Spec, tag: str) -> pd.DataFrame:
 def by_seed(evidence: Evidence, spec: Spec, tag: str) -> pd.DataFrame:
     """A metric of a run's members: a row a beta, the smallest first, a column a seed.
 
-    A value is nan where the member diverged or nothing was measured.
+    A value is NaN if the member diverged or nothing was measured.
     """
     table = evidence.table
     own = table[(table["run"] == spec.folder) & (table["tag"] == tag)]
@@ -188,7 +188,7 @@ def point_row(
 def beta_rows(
     evidence: Evidence, name: str, spec: Spec, tag: str, modality: str = ""
 ) -> list[Row]:
-    """One row for every beta of a run's sweep, nan where nothing was measured.
+    """One row for every beta of a run's sweep, NaN if nothing was measured.
 
     Where values are nan for a reason, it is in the column "note".
 
