@@ -24,7 +24,7 @@ from mmvae_jax.interface import exports, trained
 
 
 def main() -> None:
-    """Loads, writes, and uploads."""
+    """Loads a member, writes its export, and uploads it if requested."""
     given = flags.FLAGS
     if not given.out or not (given.workdir or given.push):
         raise UsageError("give --workdir of a run and --out=DIR, the folder to write")
@@ -49,10 +49,10 @@ def main() -> None:
 
 
 def _results(workdir: Path, model: mmvae_jax.Trained) -> tuple[dict[str, Any], str]:
-    """The numbers of the member at its step that summary.json has, if there are any.
+    """The values of the member at its step in summary.json, if any.
 
     Returns:
-      (tag -> value, what they were computed with; a line for those added later).
+      (tag -> value, settings of the evaluation, with a line per later evaluation).
     """
     summary = workdirs.read_summary(workdir)
     wanted = model.member._asdict()

@@ -23,7 +23,7 @@ from experiments.running import command, processes, session, terminal
 
 
 def main() -> int:
-    """Reads the flags and runs."""
+    """Trains and evaluates the sweep of the flags."""
     given = flags.FLAGS
     config = given.config
     command.require_fields(config, base.get_config())
