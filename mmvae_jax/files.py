@@ -55,5 +55,5 @@ def write_whole(path: Path, content: str | bytes, *, is_shared: bool = False) ->
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
-        with contextlib.suppress(OSError):  # After the renaming there is none.
+        with contextlib.suppress(OSError):  # Already renamed.
             partial.unlink()

@@ -182,8 +182,8 @@ def _is_level(line: Line) -> statistics.Finding:
 def _within(line: Line, sides: Sequence[int]) -> statistics.Finding:
     """Smallest PART_OF_GAP * (gap of the nearer mixture) - side * (gap of the model).
 
-    Gaps are differences to the target, positive if the target is better. The claim
-    fails if the mixture has no gap.
+    Gaps are differences to the target, positive if the target is better. A mixture
+    without a gap leaves no tolerance.
     """
     model, target, *mixtures = (_chosen(line, spec) for spec in _specs(line))
     sign = _sign(line.tag)

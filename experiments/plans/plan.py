@@ -32,7 +32,8 @@ PLAN = "plan.json"
 MODELS = ("unimodal", "mvae", "mmvae", "mopoe")
 MULTIMODAL = ("mvae", "mmvae", "mopoe")
 OFFICIAL = ("unimodal_official", "mmvae_official")
-# Kind -> models of its panel in the figures "family" and "inputs".
+# Kind -> models of its panel in the figures "family" and "inputs"; REFERENCES are in
+# all panels.
 KINDS = {
     kind: tuple(name for name, model in models.MODELS.items() if model.kind == kind)
     for kind in (MIXTURE, COORDINATED, PRIVATE)

@@ -215,7 +215,7 @@ def _prepare_runs(folder: str, configs: Mapping[str, Any]) -> dict[str, int]:
             try:
                 evaluator.get_judges(sweep, config.eval.metrics, stop)
             except command.Stopped as stopped:
-                # `stopped` is not an Exception; Ray can transfer only those.
+                # Ray can transfer only Exceptions, and Stopped is not one.
                 raise RuntimeError(f"stopped by signal {stopped}") from None
     return sizes
 

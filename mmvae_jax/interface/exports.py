@@ -175,7 +175,7 @@ def download(address: str) -> Path:
       address: "hub:USER/NAME" or "hub:USER/NAME@REVISION".
 
     Raises:
-      UsageError: there is no such model, or no network.
+      UsageError: the model does not exist, or there is no network.
     """
     name, _, revision = address.removeprefix(HUB).partition("@")
     hub = _hub()

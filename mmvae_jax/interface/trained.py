@@ -80,8 +80,8 @@ def load(
         "hub:USER/NAME" or "hub:USER/NAME@REVISION" (extra `hub`).
       beta: selects the member of a sweep, together with learning_rate and seed;
         required if the sweep has several values.
-      learning_rate: likewise.
-      seed: likewise.
+      learning_rate: as beta.
+      seed: as beta.
       step: step of a run's checkpoint; default: the last one.
 
     Returns:

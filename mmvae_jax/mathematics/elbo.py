@@ -101,7 +101,7 @@ def observed_of(batch: Batch, num_modalities: int) -> AnyArray:
 
 
 def observed_terms(values: Mapping[str, Array], observed: AnyArray) -> dict[str, Array]:
-    """Terms [..., B] of each modality, 0 where it is missing; observed [M, 1 or B]."""
+    """Terms [..., B] of each modality, 0 if missing; observed bool [M, 1 or B]."""
     pairs = zip(values.items(), observed, strict=True)
     return {m: jnp.where(row, value, 0.0) for (m, value), row in pairs}
 

@@ -2,7 +2,7 @@
 
 Three stages, each with its own parameters:
 
-1  a VAE of each modality alone:
+1  a VAE of each modality:
    sum_m E log p(x_m|w_m) - beta KL(q(w_m|x_m)||N(0, I))
 2  a code e_m of each modality, of length one, by contrastive learning on all pairs of
    modalities (`codes.contrast`): the shared information

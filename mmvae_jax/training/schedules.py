@@ -20,7 +20,7 @@ class Factors(NamedTuple):
 
     Attributes:
       beta: number of steps taken, int [] -> float [].
-      learning_rate: likewise.
+      learning_rate: number of steps taken, int [] -> float [].
       words: descriptions of the factors that are not constant, for the log.
     """
 

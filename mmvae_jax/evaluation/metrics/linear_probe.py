@@ -32,7 +32,7 @@ def linear_probe(
       model: for one sweep member.
       params: parameters.
       data: both splits.
-      key: random key of the training examples and, where the posterior is a mixture, of
+      key: random key of the training examples and, if the posterior is a mixture, of
         the component whose mean embeds an example.
       num_train: training embeddings; all, if the split has fewer.
 
@@ -64,7 +64,7 @@ def embed(
       model: for one sweep member.
       params: parameters.
       split: N examples.
-      key: random key of the components, where the posterior is a mixture.
+      key: random key of the components, if the posterior is a mixture.
       batch_size: B.
 
     Returns:

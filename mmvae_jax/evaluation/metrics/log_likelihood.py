@@ -173,7 +173,7 @@ def joint_draws(
       model: for one sweep member.
       params: parameters.
       experts: of its encoder, [M, B, D].
-      subset: bool [M] or [M, B], what is observed.
+      subset: bool [M] or [M, B], the observed modalities.
       key: random key of the samples.
       num_samples: L.
 
@@ -204,7 +204,7 @@ def mixture_draws(
       model: for one sweep member.
       params: parameters.
       experts: of its encoder, [M, B, D].
-      subset: bool [M] or [M, B], what is observed.
+      subset: bool [M] or [M, B], the observed modalities.
       key: random key of the samples.
       num_samples: L.
 

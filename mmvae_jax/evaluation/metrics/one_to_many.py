@@ -50,8 +50,8 @@ def one_to_many(
       one_to_many/agreement/quadrant_given_digit, ..., for every attribute and condition
       that does not determine it, and likewise chance and total_variation; and
       one_to_many/agreement, ..., their means. In [0, 1]; {} with one modality; NaN
-      if a parameter is not finite, Undefined if no test example has what is
-      given.
+      if a parameter is not finite, Undefined if no test example has the
+      condition.
 
     Raises:
       UsageError: all modalities show all attributes, or a reader is missing.

@@ -47,8 +47,8 @@ def variation(
       variation/leave_one_out, their mean: >= 0; 0: all draws are equal, 1: draws vary
       as much as real examples of a class. Modalities that show only the class are left
       out. {} with one modality; NaN
-      if a parameter is not finite, Undefined if no condition or no two examples
-      of a class are there, or none that differ.
+      if a parameter is not finite, Undefined without conditions or without two
+      different examples of a class.
 
     Raises:
       UsageError: there are no labels, or a modality has no classifier.
