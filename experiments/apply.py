@@ -4,11 +4,11 @@
         --what=embed,impute,score --out=OUT.npz
 
 The arrays of FILE.npz have the names of the model's modalities. A modality without an
-array is missing; `observed`, bool [N, M], marks the others. OUT.npz holds the results
-under names such as `embed/mean` and `impute/spread/m0`, captions also as text, and a
-copy of the other arrays of FILE.npz, such as labels and ids. --step reads a checkpoint
-before the last, if the run has kept it. --pictures draws samples into OUT_pictures/,
-captions also as text.
+array is missing; `observed`, bool [N, M], says which others each example has. OUT.npz
+holds the results under names such as `embed/mean` and `impute/spread/m0`, captions also
+as text, and a copy of the other arrays of FILE.npz, such as labels and ids. --step
+reads an earlier checkpoint, if it still exists. --pictures draws samples into
+OUT_pictures/, captions also as text.
 """
 
 import zipfile

@@ -2,10 +2,10 @@
 
     make demo
 
-Trains the four models of Figure 2 at the scale configs/scales/small.py (three betas
-and three seeds each), prints one table, draws the trade-off and samples, and says
-whether the trade-off appears: the exit code is 1 if it does not. The same command
-resumes a stopped demo.
+Trains the four models of Figure 2 at the scale configs/scales/small.py (three betas and
+three seeds each), prints a table, draws the trade-off and samples, and says whether the
+trade-off appears; the exit code is 1 if it does not. The same command resumes a stopped
+demo.
 """
 
 import resource

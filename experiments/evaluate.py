@@ -4,8 +4,8 @@
     python -m experiments.evaluate --all=runs/demo --config.eval.metrics="('matching',)"
     python -m experiments.evaluate --workdir=runs/tp --config.eval.metrics=all
 
-`all` computes the metrics that the data allow, and a line says why others are left out.
-If a run cannot be evaluated, --all continues with the others.
+`all` computes the metrics that the data allow, and prints why others are left out. If a
+run cannot be evaluated, --all continues with the others.
 
 The settings are those of the run's config.json. Only config.eval, config.classifier and
 config.matcher may be changed here. The values are added to metrics.jsonl, and for a

@@ -1,14 +1,14 @@
-"""Exports a member of a run as a folder to share, and uploads it if asked to.
+"""Exports a member of a run as a folder to share, and optionally uploads it.
 
     python -m experiments.export --workdir=runs/tp --member=beta=1 --out=DIR
     python -m experiments.export --workdir=runs/tp --member=beta=1 --out=DIR \\
         --push=USER/NAME
-    python -m experiments.export --out=DIR --push=USER/NAME  # one that is there
+    python -m experiments.export --out=DIR --push=USER/NAME  # an existing export
 
 The folder holds config.json, description.json, params.safetensors and a model card
 README.md with the numbers of summary.json: no code, no pickle, no data.
-`mmvae_jax.load` reads it. --step exports a checkpoint before the last, if the run has
-kept it, with the numbers that experiments.evaluate computed for it.
+`mmvae_jax.load` reads it. --step exports an earlier checkpoint, if it still exists,
+with the numbers that experiments.evaluate computed for it.
 """
 
 from pathlib import Path

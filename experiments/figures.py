@@ -1,16 +1,15 @@
-"""Draws the papers' figures, and trains the runs that they need.
+"""Draws the papers' figures, and trains their runs.
 
     python -m experiments.figures --figure=2 --scale=demo
     python -m experiments.figures --scale=paper --dry_run
 
 --figure is a number of the first paper (2, 3, 4, 6 to 13), "theorem", "discrepancy",
-"tradeoff", "matching", "family" or "inputs", several of them with commas, or "all"
-(the default), which ends with the table of claims and report.html. --columns selects
-data sets, for instance "shapes,cub", --models the models that are trained, in their
-order, for instance "mopoe,mvtcae". Figures are drawn from finished runs only, without
-the points of others. The same command resumes. --dry_run trains nothing, but prepares
-images with captions, whose vocabulary determines the networks. --cluster=ray trains the
-runs as tasks of a Ray cluster (docs/scaling.md).
+"tradeoff", "matching", "family" or "inputs". Separate several by commas. The default,
+"all", also writes the table of claims and report.html. --columns selects data sets, for
+instance "shapes,cub". --models selects and orders the models to train, for instance
+"mopoe,mvtcae". Figures show only finished runs. The same command resumes. --dry_run
+trains nothing, but prepares images with captions, whose vocabulary determines the
+networks. --cluster=ray trains the runs as tasks of a Ray cluster (docs/scaling.md).
 """
 
 import dataclasses

@@ -2,20 +2,19 @@
 
 Daunhawer et al. (2022), Sec. 4 and App. B. A joint distribution of M discrete
 modalities is an array `pmf`, float64 [n_1, ..., n_M], summing to 1; axis m is
-modality m. Entropies are in nats. NumPy only: these are sums over a table.
+modality m. Entropies are in nats.
 
 The tests confirm Lemma 2: for all encoders and decoders, the reconstruction term of L_S
 is at most -Delta(X, S) (Eqs. 51 and 52). A mixture cannot reconstruct information that
-its subsets lack, at any rate; without sub-sampling the bound is 0. The bound as
-Theorem 1 states it,
-L_S <= E[log p(x)] - Delta(X, S) (Eq. 4), does not follow: Eq. 55 leaves
-sum_A omega_A {H(X_A|Z_A) + I_psi(X_A; Z_A)}, I_psi >= I, whose least value is
-sum_A omega_A H(X_A), but the step to Eq. 56 needs H(X). With the true least value, the
-chain rule gives only L_S <= E[log p(x)]. `tests/mathematics/test_theory.py` has
-counterexamples:
-two independent fair bits and encoders that ignore them, for which L_S = E[log p(x)]
-while Delta = log 2; and lossless codes of two bits per modality. The equations were
-read in a text converted from the paper's PDF.
+its subsets lack, at any rate; without sub-sampling the bound is 0.
+
+The bound of Theorem 1, L_S <= E[log p(x)] - Delta(X, S) (Eq. 4), does not follow.
+Eq. 55 leaves sum_A omega_A {H(X_A|Z_A) + I_psi(X_A; Z_A)}, I_psi >= I. Its least value
+is sum_A omega_A H(X_A), but the step to Eq. 56 needs H(X). With the true least value,
+the chain rule gives only L_S <= E[log p(x)]. `tests/mathematics/test_theory.py` has two
+counterexamples: two independent fair bits and encoders that ignore them, for which
+L_S = E[log p(x)] while Delta = log 2; and lossless codes of two bits per modality. The
+equations were read in a text converted from the paper's PDF.
 """
 
 import math

@@ -46,9 +46,8 @@ def variation(
       variation/leave_one_out/m0, of draws of m0 given all other modalities, and
       variation/leave_one_out, their mean: >= 0; 0: all draws are equal, 1: draws vary
       as much as real examples of a class. Modalities that show only the class are left
-      out. {} with one modality; NaN
-      if a parameter is not finite, Undefined without conditions or without two
-      different examples of a class.
+      out. {} with one modality; NaN if a parameter is not finite, Undefined without
+      conditions or without two different examples of a class.
 
     Raises:
       UsageError: there are no labels, or a modality has no classifier.
