@@ -2,8 +2,8 @@
 
 If modalities share the classes, clusters of the shared part should be the classes. The
 shared part should predict the label. The private parts should not: they should predict
-modality-specific attributes. A linear probe asks whether information is easy to read; a
-nearest-neighbour probe asks whether it is there.
+modality-specific attributes. A linear probe measures whether information is linearly
+readable; a nearest-neighbour probe measures whether it is present.
 """
 
 from collections import defaultdict

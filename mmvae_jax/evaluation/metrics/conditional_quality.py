@@ -1,9 +1,9 @@
 """Quality of conditionally generated examples and of reconstructions.
 
-The distances of `swd` and `frechet` for a modality that is generated given some other
-modalities (one draw per example), all others, or all modalities. A coherent model may
-generate bad examples, or good ones only of a modality that it was given: coherence
-shows neither. The real examples are those of the same test tuples.
+The metrics are the distances of `swd` and `frechet` for a modality generated given some
+others, all others, or all modalities (one draw per example). The real examples are from
+the same test tuples. Coherence does not show whether a coherent model generates bad
+examples, or good ones only of a given modality.
 """
 
 import functools

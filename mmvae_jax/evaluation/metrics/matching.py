@@ -1,22 +1,21 @@
 """Matching: generative coherence without labels.
 
 Daunhawer et al. (2022), Sec. 6, ask for measures of coherence that need no annotation.
-Here contrastive matching networks, trained on real tuples alone
-(mmvae_jax.evaluation.judges.matchers), replace the classifiers. Given an example of one
-modality and N examples of another, one of them its partner, a network gives each the
-probability of being the partner. The lift is N times the probability of the true
-partner. Its mean over all permutations of the pairs is exactly 1, for any examples.
-Scores are lifts, rescaled such that shuffled pairs have 0 and real test pairs 1.
+Here contrastive matching networks (mmvae_jax.evaluation.judges.matchers), trained only
+on real tuples, replace the classifiers. Given an example of one modality and N examples
+of another, one of them its partner, a network gives each the probability of being the
+partner. The lift is N times the probability of the true partner. Its mean over all
+permutations of the pairs is exactly 1, for any examples. Scores are lifts, rescaled
+such that shuffled pairs have 0 and real test pairs 1.
 
-So examples that are generated independently of their condition score 0, also if they
-are blurred or all equal. Pairs of prior samples are scored among real examples. Scores
-are not clipped: they are below 0 if pairs match worse than at random, and above 1 if
-generated examples are more typical than real ones. If modalities share only the class,
-the score is the labelled coherence, corrected for chance and for the errors of the
-networks.
+Examples that are independent of their condition score 0, also if they are blurred or
+all equal. Pairs of prior samples are scored among real examples. Scores are not
+clipped: they are below 0 if pairs match worse than at random, and above 1 if generated
+examples are more typical than real ones. If modalities share only the class, the score
+is the labelled coherence, corrected for chance and for the errors of the networks.
 
-The joint score of prior samples does not penalise samples of a single class, as the
-labelled joint coherence. Unlike that, it rewards samples that are equally blurred.
+Like the labelled joint coherence, the joint score of prior samples does not penalise
+samples of a single class. Unlike it, this score rewards equally blurred samples.
 """
 
 from collections.abc import Mapping, Sequence
