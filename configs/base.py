@@ -1,7 +1,7 @@
-"""Every field of a config: `mmvae_jax/interface/settings.py` has them all.
+"""All fields of a config, which `mmvae_jax/interface/settings.py` documents.
 
-The other configs start from `get_config` and change what differs. Override a
-field on the command line, for instance ``--config.sweep.beta="(0.3,1.,3.)"`` or
+The other configs start from `get_config` and change some fields. Override a field on
+the command line, for instance ``--config.sweep.beta="(0.3,1.,3.)"`` or
 ``--config.model.options.alpha=0.5``.
 """
 

@@ -1,15 +1,15 @@
-"""PolyDigits: the paper's trade-off in minutes, on real digits that need no download.
+"""PolyDigits: the paper's trade-off in minutes, on digits without a download.
 
     python -m experiments.run --config=configs/polydigits.py:mopoe
 
-PolyMNIST's recipe on the 1,797 handwritten digits inside scikit-learn: three
-modalities of 16 x 16 pixels with procedural backgrounds. `make demo` runs this
-config for unimodal, mvae, mmvae and mopoe.
+PolyMNIST's recipe on the 1,797 handwritten digits of scikit-learn: three modalities of
+16 x 16 pixels with procedural backgrounds. `make demo` runs this config for unimodal,
+mvae, mmvae and mopoe.
 """
 
 from configs import base
 
-# VAEs, and a code, have these shares of the steps, flows the rest.
+# Fractions of the steps for the VAEs (and the code); flows have the rest.
 _SHARES = {"code_flow": (0.52, 0.06), "latent_flow": (0.5,)}
 
 
@@ -37,21 +37,21 @@ def get_config(arg: str = "mopoe"):
     config = base.parse_arg(config, arg)
     if config.model.name in _SHARES:
         config.model.options.stage_shares = _SHARES[config.model.name]
-        # Most of a step is to encode the examples.
+        # Several draws per encoding, which takes most of the time of a step.
         config.model.options.flow_draws = 4
-        # Fewer than elsewhere: coherence draws for every subset of every example.
+        # Few steps, because coherence draws for every subset of every example.
         config.model.options.ode_steps = 12
     return config
 
 
 def _set_flows(config):
-    """Latents with a place in the image, stages, and beta of the first."""
-    config.model.latent_dim = 96  # 4 x 4 places of 6
+    """Sets spatial latents, the stages, and beta of the first stage."""
+    config.model.latent_dim = 96  # 4 x 4 positions x 6
     config.modality.network = "spatial"
     config.modality.network_options = {}
     config.sweep.beta = (0.05,)
     config.train.num_steps = 7_000
     config.train.checkpoint_every_steps = 1_000
-    # log p(X) solves an ODE for each of its samples: `python -m experiments.evaluate`
-    # adds it to a run that is finished.
+    # log p(X) is left out, because each sample solves an ODE; `python -m
+    # experiments.evaluate` can add it to a finished run.
     config.eval.metrics = ("elbo", "coherence", "frechet", "swd", "linear_probe")

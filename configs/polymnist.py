@@ -2,10 +2,10 @@
 
     python -m experiments.run --config=configs/polymnist.py:mopoe
 
-The argument is the model. `network=resnet` after it takes the ResNets of App.
-C.1; the default is the convolutional pair of Sutter et al. (2021), with which
-the authors found no significant difference on PolyMNIST, at a thirtieth of the
-computation. The paper's sweep is
+The argument is the model, optionally with `network=resnet` for the ResNets of App. C.1.
+The default is the convolutional networks of Sutter et al. (2021), with a thirtieth of
+the computation; the authors found no significant difference on PolyMNIST. The paper's
+sweep is
 
     --config=configs/polymnist.py:mopoe,network=resnet \\
         --config.sweep.beta="(3e-4,3e-3,3e-1,1.,3.,9.)" --config.sweep.seed="(0,1,2)"

@@ -2,12 +2,12 @@
 
     python -m experiments.prepare --config=configs/shapes.py
 
-Two modalities of different kinds, `image` and `caption`, in which all that is shared
-is known: coherence can be measured on captions as on images.
+Two modalities of different types, `image` and `caption`, with known shared attributes:
+coherence can be measured for captions as for images.
 
     python -m experiments.run --config=configs/shapes.py:mopoe
 
-trains for some four minutes on two idle cores (a step takes 57 ms of one).
+trains for about four minutes on two idle cores (a step takes 57 ms of one core).
 """
 
 from configs import base
@@ -24,10 +24,10 @@ def get_config(arg: str = "mopoe"):
     )
     config.data.name = "shapes"
     config.data.image_size = 32  # pixels
-    # Fields of data sets with captions; datasets/shapes/README.md.
+    # Options of this data set; see datasets/shapes/README.md.
     config.data.num_train = 12_000  # pairs
     config.data.num_test = 2_400
-    config.data.held_out = 0  # combinations of the 48 that only the test split shows
+    config.data.held_out = 0  # number of the 48 combinations only in the test split
     config.data.caption_length = 16  # tokens
     config.sweep.learning_rate = (1e-3,)
     config.train.num_steps = 7_480  # 40 epochs

@@ -1,9 +1,9 @@
-"""Smoke: everything a run does, in seconds; what it learns means nothing.
+"""Smoke: all parts of a run in seconds; the results have no meaning.
 
     python -m experiments.run --config=configs/smoke.py --workdir=runs/smoke
 
-A check of an installation, and the config of the tests: PolyDigits with two
-modalities of 8 x 8 pixels, three members, every metric.
+For checking an installation, and for the tests: PolyDigits with two modalities of 8 x 8
+pixels, three members, and every metric.
 """
 
 from configs import polydigits

@@ -2,15 +2,14 @@
 
     python -m experiments.run --config=configs/translated_polymnist.py:mopoe
 
-Digits are scaled down and put at a random place in every modality. The paper
-does not state the scale. 0.75 (21 pixels) is that of the two public descendants
-of its code; their comments speak of a factor of 2, which is
-``--config.data.translate_scale=0.5``.
+Digits are scaled down and put at a random position in each modality. The paper does not
+state the scale. 0.75 (21 pixels) is that of two later public code bases; their comments
+mention a factor of 2, which is ``--config.data.translate_scale=0.5``.
 
-The default networks are the small convolutional pair, so that the command above
-works on a CPU. The paper used ResNets, as it found the small ones to lack capacity
-here: ``configs/translated_polymnist.py:mopoe,network=resnet``; and its descendants
-classify these digits by a ResNet: ``--config.classifier.network=resnet``.
+The default is small convolutional networks, for CPUs. The paper found that they lack
+capacity here and used ResNets:
+``configs/translated_polymnist.py:mopoe,network=resnet``. The later code bases classify
+these digits by a ResNet: ``--config.classifier.network=resnet``.
 """
 
 from configs import base

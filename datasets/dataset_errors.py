@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-GZIP = b"\x1f\x8b"  # the first bytes of its data
+GZIP = b"\x1f\x8b"  # the first bytes of gzip data
 
 
 class DatasetError(ValueError):
-    """An option or an input file that cannot be used.
+    """An invalid option or input file.
 
     The message is one line: what is wrong, where, and what to do.
     """
 
 
 def check_limits(options: Any, limits: Mapping[str, tuple[float, float]]) -> None:
-    """Raises DatasetError for the first number that is out of its limits.
+    """Raises DatasetError for the first number outside of its limits.
 
     Args:
       options: dataclass of a data set's options.
@@ -30,21 +30,20 @@ def check_limits(options: Any, limits: Mapping[str, tuple[float, float]]) -> Non
 def unreadable(where: str, error: Exception, damage: str, remedy: str) -> DatasetError:
     """The DatasetError of a file that cannot be read.
 
-    A file that the system does not give (permission, disk) is not damaged, and no copy
-    of it would be read.
+    An error of the system (permission, disk) does not mean that the file is damaged.
 
     Args:
-      where: the file, as messages name it.
-      error: what the system, or the library that read the file, raised.
-      damage: what is said of the content: "not a readable image".
-      remedy: what to do about damaged content: "fetch it again".
+      where: name of the file in messages.
+      error: exception of the system or of the library that read the file.
+      damage: description of damaged content: "not a readable image".
+      remedy: advice for damaged content: "fetch it again".
 
     Returns:
-      The DatasetError to be raised.
+      The DatasetError to raise.
     """
     if isinstance(error, MemoryError):
         return DatasetError(f"{where}: does not fit into memory; free some of it")
-    # Of libraries that read a file's content OSErrors have no number.
+    # OSErrors of libraries about a file's content have no number.
     if isinstance(error, OSError) and error.errno is not None:
         return DatasetError(
             f"{where}: cannot be read ({error.strerror}); check its permissions and "
@@ -55,7 +54,7 @@ def unreadable(where: str, error: Exception, damage: str, remedy: str) -> Datase
 
 
 def check_gzip(path: Path) -> None:
-    """Raises DatasetError where a file does not begin as gzip data do."""
+    """Raises DatasetError if a file does not begin like gzip data."""
     try:
         with open(path, "rb") as file:
             start = file.read(8)

@@ -1,16 +1,16 @@
-"""The one place that decodes the image files of data sets: 8-bit RGB, or one line.
+"""Decodes the image files of all data sets to 8-bit RGB, or refuses them in one line.
 
-Image files hold more kinds of numbers than 8-bit RGB, and a library that turns one into
-another cuts off what does not fit. Here every kind is scaled to 0..255 or is refused:
+Image files may have other modes than 8-bit RGB, and libraries clip values when they
+convert them. Here every mode is scaled to 0..255 or refused:
 
   1, L, P, RGB, CMYK, YCbCr   as they are
   I;16 and 16-bit colours     the upper 8 of 16 bits (12 bits: of 12)
   alpha channels, palettes    where no pixel is transparent
   I, F, LAB, signed numbers   refused: nothing in the file says what is black and white
 
-Pixels stay as they are stored: neither an EXIF orientation nor a colour profile is
-applied, as in the published code of all data sets here (the bounding boxes of CUB are
-those of the stored pixels). Of TIFF the orientation is part of the format, and applied.
+EXIF orientation and colour profiles are not applied, as in the published code of all
+data sets here (the bounding boxes of CUB refer to the stored pixels). The orientation
+of TIFF is part of the format and is applied.
 """
 
 import io
@@ -21,13 +21,13 @@ import numpy as np
 from dataset_errors import DatasetError, unreadable
 from PIL import Image
 
-# Refuses decompression bombs before a pixel is decoded: 8k x 8k, 200 MB as RGB.
+# Limit against decompression bombs, checked before decoding: 8k x 8k, 200 MB as RGB.
 MAX_PIXELS = 64_000_000
-# No others, whatever the name: for some Pillow starts another program.
+# Other formats are refused: for some of them Pillow starts another program.
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# A part of the name of data of which `was_decoded_otherwise` is true: those that the
-# first version prepared of the same files are not taken for them. The version of a
-# builder would tell them apart too, but all others would be prepared anew.
+# Part of the name of data for which `was_decoded_otherwise` is true, so that data of
+# the first version are not used for them. A new version of the builder would prepare
+# all other data again, too.
 DECODED_ANEW = b"decoded anew"
 _COLOURS = {"1", "L", "P", "RGB", "CMYK", "YCbCr"}
 _WITH_ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
@@ -37,23 +37,23 @@ _WHITE_IS_ZERO, _UNSIGNED = 0, 1
 
 
 def decode(source: Path | bytes, where: str, remedy: str) -> np.ndarray:
-    """Decodes one image file, whatever its name, as the module says.
+    """Decodes one image file, independent of its name (see the module).
 
     Args:
       source: the file, or its bytes.
-      where: the place that messages name.
-      remedy: what to do about a damaged file: "fetch it again".
+      where: name of the file in messages.
+      remedy: advice for a damaged file: "fetch it again".
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
-      DatasetError: not a whole image of FORMATS, one of several, above MAX_PIXELS, or
-        of a kind whose values cannot be kept.
+      DatasetError: not a complete image of FORMATS, a file of several images, more than
+        MAX_PIXELS, or a mode that is refused.
     """
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large images at open(); MAX_PIXELS decides here.
+            # Pillow warns of large images in open(); here, MAX_PIXELS decides.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             with Image.open(file, formats=FORMATS) as image:
@@ -65,7 +65,7 @@ def decode(source: Path | bytes, where: str, remedy: str) -> np.ndarray:
                     )
                 if not width * height:
                     raise ValueError("it has no pixels")
-                # The first of a JPEG with several is the photograph: MPO.
+                # In MPO, a JPEG with several images, the first one is the photograph.
                 frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
                 if frames > 1:
                     raise DatasetError(
@@ -86,15 +86,15 @@ def decode(source: Path | bytes, where: str, remedy: str) -> np.ndarray:
             f"{where}: not a readable image, of {', '.join(FORMATS)} (it begins with "
             f"{start!r}); save it anew as one of these, or {remedy}"
         ) from error
-    except Exception as error:  # Pillow raises many kinds for a broken file.
+    except Exception as error:  # Pillow raises many types for a damaged file.
         raise unreadable(where, error, "not a readable image", remedy) from error
 
 
 def was_decoded_otherwise(path: Path) -> bool:
-    """Whether data that the first version prepared of a file have other values.
+    """Whether the first version decoded a file to other values.
 
-    It decoded whatever Pillow opens by Image.convert("RGB"), which cuts 16 bits off at
-    255. Of files that are refused now it is true.
+    It used Image.convert("RGB") for all files, which clips 16 bits at 255. The result
+    is True for files that are now refused.
     """
     try:
         with warnings.catch_warnings():
@@ -109,7 +109,7 @@ def was_decoded_otherwise(path: Path) -> bool:
         return not np.array_equal(before, decode(path, str(path), ""))
     except DatasetError:
         return True
-    except Exception:  # Pillow raises many kinds: nothing was prepared of it
+    except Exception:  # Pillow cannot read it, so that no data were prepared from it
         return False
 
 
@@ -123,13 +123,13 @@ def _rgb(image: Image.Image, where: str) -> np.ndarray:
     """The values of a decoded image: uint8 [H, W, 3].
 
     Raises:
-      DatasetError: they cannot be kept.
+      DatasetError: the mode is refused.
     """
     tags = dict(getattr(image, "tag_v2", {}))
     mode = image.mode
     samples = tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))
     if image.format == "PPM" and mode == "I":
-        # Pillow scales grey of more than 8 bits to 0..65535.
+        # Pillow scales grey values of more than 8 bits to 0..65535.
         return _upper_bits(np.asarray(image), 16)
     if mode in ("I", "F") or set(samples) != {_UNSIGNED}:
         raise DatasetError(
@@ -162,5 +162,5 @@ def _rgb(image: Image.Image, where: str) -> np.ndarray:
 
 
 def _upper_bits(grey: np.ndarray, bits: int) -> np.ndarray:
-    """Grey [H, W] of that many bits as uint8 [H, W, 3], as Pillow does with colours."""
+    """Converts grey [H, W] of `bits` bits to uint8 [H, W, 3], like Pillow."""
     return np.repeat((grey >> bits - 8).astype(np.uint8)[..., None], 3, axis=2)

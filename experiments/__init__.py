@@ -3,7 +3,7 @@
 import sys
 
 try:
-    import jax  # noqa: F401 (it reads the environment, JAX_*, before all else)
+    import jax  # noqa: F401 (must read the environment, JAX_*, first)
 except ValueError as error:
     print(f"error: {error}: correct or unset it", file=sys.stderr)
     sys.exit(2)

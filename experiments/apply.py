@@ -4,11 +4,11 @@
         --what=embed,impute,score --out=OUT.npz
 
 The arrays of FILE.npz have the names of the model's modalities. A modality without an
-array is missing; `observed`, bool [N, M], marks the others. OUT.npz holds the results
-under names such as `embed/mean` and `impute/spread/m0`, captions also as text, and a
-copy of the other arrays of FILE.npz, such as labels and ids. --step reads a checkpoint
-before the last, if the run has kept it. --pictures draws samples into OUT_pictures/,
-captions also as text.
+array is missing; `observed`, bool [N, M], says which others each example has. OUT.npz
+holds the results under names such as `embed/mean` and `impute/spread/m0`, captions also
+as text, and a copy of the other arrays of FILE.npz, such as labels and ids. --step
+reads an earlier checkpoint, if it still exists. --pictures draws samples into
+OUT_pictures/, captions also as text.
 """
 
 import zipfile
@@ -33,7 +33,7 @@ from mmvae_jax.types import OBSERVED
 
 
 def _embed(model: mmvae_jax.Trained, split: Split) -> dict[str, np.ndarray]:
-    """q(z | all that is observed), and each part of z by its name."""
+    """q(z | observed modalities), and each part of z by its name."""
     found = mmvae_jax.embed(model, split)
     parts = {
         f"embed/{name}/{field}": values
@@ -47,7 +47,7 @@ def _embed(model: mmvae_jax.Trained, split: Split) -> dict[str, np.ndarray]:
 
 
 def _impute(model: mmvae_jax.Trained, split: Split) -> dict[str, np.ndarray]:
-    """Mean, spread and deviation of what is missing; draws where --keep_draws."""
+    """Imputed mean, spread and deviation; draws with --keep_draws."""
     settings = flags.FLAGS
     found = mmvae_jax.impute(
         model,
@@ -61,19 +61,19 @@ def _impute(model: mmvae_jax.Trained, split: Split) -> dict[str, np.ndarray]:
 
 
 def _reconstruct(model: mmvae_jax.Trained, split: Split) -> dict[str, np.ndarray]:
-    """All modalities from one draw given what is observed."""
+    """All modalities, from one draw given the observed modalities."""
     found = mmvae_jax.reconstruct(model, split, key=flags.FLAGS.seed)
     return {f"reconstruct/{m}": x for m, x in found.items()}
 
 
 def _generate(model: mmvae_jax.Trained, split: Split) -> dict[str, np.ndarray]:
-    """As many tuples from the prior as there are examples."""
+    """Tuples from the prior, as many as examples."""
     found = mmvae_jax.generate(model, split.num_examples, flags.FLAGS.seed)
     return {f"generate/{m}": x for m, x in found.items()}
 
 
 def _score(model: mmvae_jax.Trained, split: Split) -> dict[str, np.ndarray]:
-    """ELBO and log p(x) of what is observed."""
+    """ELBO and log p(x) of the observed modalities."""
     return {f"score/{k}": x for k, x in mmvae_jax.score(model, split)._asdict().items()}
 
 
@@ -87,7 +87,7 @@ APPLICATIONS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
 
 
 def main() -> None:
-    """Reads, applies and writes."""
+    """Reads the data, applies the model and writes the results."""
     given = flags.FLAGS
     for name in given.what:
         if name not in APPLICATIONS:
@@ -116,7 +116,7 @@ def main() -> None:
 
 
 def _read(model: mmvae_jax.Trained, path: Path) -> tuple[Split, dict[str, np.ndarray]]:
-    """The modalities of a file, and what is carried over; says what is which."""
+    """The modalities of a file, and other arrays to copy; prints their names."""
     held = arrays.read_npz(path)
     for name in held:
         if name.partition("/")[0] in flags.FLAGS.what:
@@ -136,7 +136,7 @@ def _read(model: mmvae_jax.Trained, path: Path) -> tuple[Split, dict[str, np.nda
 
 
 def member_of(text: str) -> dict[str, Any]:
-    """ "beta=1,seed=0" as arguments of `load`."""
+    """Converts "beta=1,seed=0" to arguments of `load`."""
     values: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
@@ -154,7 +154,7 @@ def member_of(text: str) -> dict[str, Any]:
 def _texts(
     model: mmvae_jax.Trained, found: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Tokens among the results, as text."""
+    """Results that are tokens, as text."""
     tokens = {m.name: m for m in model.description.modalities if m.words}
     return {
         f"{name}_text": description.to_texts(tokens[name.rpartition("/")[2]], x)
@@ -164,9 +164,9 @@ def _texts(
 
 
 def _draw(model: mmvae_jax.Trained, split: Split, folder: Path) -> None:
-    """Pictures of samples, as those of a run, and their captions as text.
+    """Draws pictures of samples as in a run, and writes their captions as text.
 
-    Nothing is drawn given a modality that no example has.
+    A modality that no example has is not a condition.
     """
     words = {m.name: m.words for m in model.description.modalities if m.words}
     key = jax.random.key(flags.FLAGS.seed)
@@ -182,7 +182,7 @@ def _draw(model: mmvae_jax.Trained, split: Split, folder: Path) -> None:
 
 
 def _write(out: Path, found: dict[str, np.ndarray]) -> None:
-    """Writes a .npz file whole or not at all, an array after the other."""
+    """Writes a .npz file atomically, one array at a time."""
     partial = out.with_suffix(".npz.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -3,8 +3,8 @@
     python -m experiments.cite runs/tp
     python -m experiments.cite runs/figures_demo > used.bib
 
-The folder is that of a run, of several runs, or an export. Comments say what each entry
-is for.
+The folder is a run, a folder of runs, or an export. Comments say what each entry is
+for.
 """
 
 from pathlib import Path

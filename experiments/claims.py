@@ -11,12 +11,12 @@ claim that holds by fewer than three standard errors is marked as fragile. --bef
 names an earlier claims.json; verdicts that changed show the earlier one.
 
 Means and standard deviations s are over the n seeds of a beta that did not diverge.
-Differences and slopes are sums of c_i mean_i over models or betas, their standard
-errors the root of the sum of c_i^2 e_i^2, e_i = s_i / sqrt(n_i) at one beta. As in the
-paper (Sec. 5.1) each model is taken at its own best beta for the metric. The mean over
-the other seeds chooses it for each seed, and e_i is the jackknife's
-(`experiments.plans.choice`). That needs three seeds; with fewer, claims that rest on a
-choice are not measured.
+Differences and slopes are sums of c_i mean_i over models or betas. Their standard error
+is the root of the sum of c_i^2 e_i^2, with e_i = s_i / sqrt(n_i) at one beta. As in the
+paper (Sec. 5.1), each model is judged at its best beta for the metric. For each seed,
+the mean over the other seeds selects this beta, and e_i is the jackknife's standard
+error (`experiments.plans.choice`). The selection needs three seeds; with fewer, claims
+that use it are not measured.
 """
 
 from collections import Counter

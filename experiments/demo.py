@@ -2,10 +2,10 @@
 
     make demo
 
-Trains the four models of Figure 2 at the scale configs/scales/small.py (three betas
-and three seeds each), prints one table, draws the trade-off and samples, and says
-whether the trade-off appears: the exit code is 1 if it does not. The same command
-resumes a stopped demo.
+Trains the four models of Figure 2 at the scale configs/scales/small.py (three betas and
+three seeds each), prints a table, draws the trade-off and samples, and says whether the
+trade-off appears; the exit code is 1 if it does not. The same command resumes a stopped
+demo.
 """
 
 import resource
@@ -32,7 +32,7 @@ FIGURES = ("tradeoff", "9", "10")
 def _found_results(
     evidence: plan.Evidence, verdicts: Sequence[Verdict], minutes: float
 ) -> dict:
-    """Content of results.json: the numbers, and how they were measured."""
+    """Content of results.json: the numbers and the conditions of the measurement."""
     spreads = evidence.spreads.dropna(subset="mean")
     means: dict[str, dict[str, dict]] = {}
     for spec in evidence.runs:
@@ -44,7 +44,7 @@ def _found_results(
     return found_claims(evidence, verdicts) | {
         "command": "make demo",
         "minutes": round(minutes, 1),
-        # Linux counts in kibibytes.
+        # Linux reports kibibytes.
         "peak_memory_gib": round(
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2
         ),
@@ -63,14 +63,14 @@ def _print_results(directory: Path) -> None:
 
 
 def make(directory: Path, name: str) -> int:
-    """Trains what is not finished, and shows the results.
+    """Trains unfinished runs and shows the results.
 
     Args:
-      directory: of the plan.
-      name: of the scale, or its file.
+      directory: folder of the plan.
+      name: name of the scale, or its file.
 
     Returns:
-      0 if all claims hold, 1 if one does not, 128 + n after signal n.
+      0 if all claims hold, else 1; 128 + n after signal n.
     """
     start = time.perf_counter()
     name, scale = plan.load_scale(name)
@@ -84,7 +84,7 @@ def make(directory: Path, name: str) -> int:
     gallery.draw(evidence, FIGURES)
     verdicts = evaluate(evidence, paper.TRADEOFF)
     minutes = (time.perf_counter() - start) / 60
-    if not (directory / "results.json").exists():  # a later call trains nothing
+    if not (directory / "results.json").exists():  # later calls train nothing
         found = _found_results(evidence, verdicts, minutes)
         write_json(directory / "results.json", found)
     page = directory / "report.html"
@@ -100,7 +100,7 @@ def make(directory: Path, name: str) -> int:
 
 
 def main() -> int:
-    """Runs, or takes up, the four runs of the demo."""
+    """Starts or resumes the four runs of the demo."""
     return make(Path(flags.FLAGS.workdir).expanduser().absolute(), SCALE)
 
 

@@ -4,8 +4,8 @@
     python -m experiments.evaluate --all=runs/demo --config.eval.metrics="('matching',)"
     python -m experiments.evaluate --workdir=runs/tp --config.eval.metrics=all
 
-`all` computes the metrics that the data allow, and a line says why others are left out.
-If a run cannot be evaluated, --all continues with the others.
+`all` computes the metrics that the data allow, and prints why others are left out. If a
+run cannot be evaluated, --all continues with the others.
 
 The settings are those of the run's config.json. Only config.eval, config.classifier and
 config.matcher may be changed here. The values are added to metrics.jsonl, and for a
@@ -52,7 +52,7 @@ def main() -> int:
         try:
             if code := evaluate(folder):
                 return code
-        except UsageError as error:  # the others can still be evaluated
+        except UsageError as error:  # continue with the other runs
             refused[folder] = error
     if refused:
         lines = "; ".join(f"{folder}: {error}" for folder, error in refused.items())
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def _changes(overrides: dict[str, Any]) -> dict[str, Any]:
-    """The fields that are changed, all of those that may be."""
+    """The changed fields; raises UsageError for fields that must not change."""
     for name in overrides:
         if name.partition(".")[0] not in workdirs.EVALUATION:
             sections = ", ".join(f"config.{own}" for own in workdirs.EVALUATION)

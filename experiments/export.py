@@ -1,14 +1,14 @@
-"""Exports a member of a run as a folder to share, and uploads it if asked to.
+"""Exports a member of a run as a folder to share, and optionally uploads it.
 
     python -m experiments.export --workdir=runs/tp --member=beta=1 --out=DIR
     python -m experiments.export --workdir=runs/tp --member=beta=1 --out=DIR \\
         --push=USER/NAME
-    python -m experiments.export --out=DIR --push=USER/NAME  # one that is there
+    python -m experiments.export --out=DIR --push=USER/NAME  # an existing export
 
 The folder holds config.json, description.json, params.safetensors and a model card
 README.md with the numbers of summary.json: no code, no pickle, no data.
-`mmvae_jax.load` reads it. --step exports a checkpoint before the last, if the run has
-kept it, with the numbers that experiments.evaluate computed for it.
+`mmvae_jax.load` reads it. --step exports an earlier checkpoint, if it still exists,
+with the numbers that experiments.evaluate computed for it.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from mmvae_jax.interface import exports, trained
 
 
 def main() -> None:
-    """Loads, writes, and uploads."""
+    """Loads a member, writes its export, and uploads it if requested."""
     given = flags.FLAGS
     if not given.out or not (given.workdir or given.push):
         raise UsageError("give --workdir of a run and --out=DIR, the folder to write")
@@ -49,10 +49,10 @@ def main() -> None:
 
 
 def _results(workdir: Path, model: mmvae_jax.Trained) -> tuple[dict[str, Any], str]:
-    """The numbers of the member at its step that summary.json has, if there are any.
+    """The values of the member at its step in summary.json, if any.
 
     Returns:
-      (tag -> value, what they were computed with; a line for those added later).
+      (tag -> value, settings of the evaluation, with a line per later evaluation).
     """
     summary = workdirs.read_summary(workdir)
     wanted = model.member._asdict()

@@ -1,16 +1,15 @@
-"""Draws the papers' figures, and trains the runs that they need.
+"""Draws the papers' figures, and trains their runs.
 
     python -m experiments.figures --figure=2 --scale=demo
     python -m experiments.figures --scale=paper --dry_run
 
 --figure is a number of the first paper (2, 3, 4, 6 to 13), "theorem", "discrepancy",
-"tradeoff", "matching", "family" or "inputs", several of them with commas, or "all"
-(the default), which ends with the table of claims and report.html. --columns selects
-data sets, for instance "shapes,cub", --models the models that are trained, in their
-order, for instance "mopoe,mvtcae". Figures are drawn from finished runs only, without
-the points of others. The same command resumes. --dry_run trains nothing, but prepares
-images with captions, whose vocabulary determines the networks. --cluster=ray trains the
-runs as tasks of a Ray cluster (docs/scaling.md).
+"tradeoff", "matching", "family" or "inputs". Separate several by commas. The default,
+"all", also writes the table of claims and report.html. --columns selects data sets, for
+instance "shapes,cub". --models selects and orders the models to train, for instance
+"mopoe,mvtcae". Figures show only finished runs. The same command resumes. --dry_run
+trains nothing, but prepares images with captions, whose vocabulary determines the
+networks. --cluster=ray trains the runs as tasks of a Ray cluster (docs/scaling.md).
 """
 
 import dataclasses
@@ -34,10 +33,10 @@ from mmvae_jax.interface import checks
 def names_of(
     figures: str, scale: ConfigDict, columns: Sequence[str] | None = None
 ) -> list[str]:
-    """The figures that --figure asks for, of the columns of --columns if there are any.
+    """The names of the requested figures, restricted to `columns` if given.
 
     Raises:
-      UsageError: one of them does not exist.
+      UsageError: a figure does not exist.
     """
     known = list(plan.figure_specs(scale))
     if columns is not None:
@@ -55,10 +54,10 @@ def names_of(
 
 
 def of_models(specs: Sequence[plan.Spec], models: Sequence[str]) -> list[plan.Spec]:
-    """The runs of some models, in the order of these.
+    """The runs of some models, in the order of the models.
 
     Raises:
-      UsageError: the figures need no run of one of them.
+      UsageError: the figures need no run of a model.
     """
     known = dict.fromkeys(spec.model for spec in specs)
     names = [name.strip() for name in models]
@@ -74,7 +73,7 @@ def of_models(specs: Sequence[plan.Spec], models: Sequence[str]) -> list[plan.Sp
 def checked_configs(
     scale: ConfigDict, specs: Sequence[plan.Spec], places: Mapping[str, str]
 ) -> dict[plan.Spec, ConfigDict]:
-    """The config of every run, each found to be one before the first is trained.
+    """The configs of all runs, checked before the first run is trained.
 
     Raises:
       UsageError: a mistake in the scale.
@@ -88,9 +87,9 @@ def checked_configs(
 def with_data(
     directory: Path, configs: Mapping[plan.Spec, ConfigDict]
 ) -> dict[plan.Spec, ConfigDict]:
-    """The runs that are there or can be trained; says which cannot.
+    """The runs that exist or can be trained; prints the others.
 
-    Only CUB can be neither made nor downloaded here.
+    Only CUB can be neither generated nor downloaded.
     """
     kept = {
         spec: config
@@ -107,14 +106,14 @@ def with_data(
 
 
 def train_missing(directory: Path, configs: Mapping[plan.Spec, ConfigDict]) -> int:
-    """Trains the runs that are not finished, one after the other.
+    """Trains the unfinished runs, one after the other.
 
     Returns:
       0, or 128 + n after signal n.
     """
     missing = [spec for spec in configs if not plan.is_finished(directory, spec)]
     costs = {spec: bytes_seen(configs[spec]) for spec in missing}
-    # Every run takes this, whatever its size: compilation, evaluation, pictures.
+    # Overhead of every run: compilation, evaluation, pictures.
     least = 0.1 * max(costs.values(), default=0.0)
     costs = {spec: cost + least for spec, cost in costs.items()}
     done, start = 0.0, time.perf_counter()
@@ -128,7 +127,7 @@ def train_missing(directory: Path, configs: Mapping[plan.Spec, ConfigDict]) -> i
         if code > 1:  # 1: all members diverged, which is a result
             return code
         done += costs[spec]
-        jax.clear_caches()  # of programs that no other run will call
+        jax.clear_caches()  # no other run uses these programs
     return 0
 
 
@@ -156,7 +155,7 @@ def main() -> int:
     if flags.FLAGS.dry_run:
         print_plan(directory, configs)
         return 0
-    # A call that only draws leaves nothing behind where there are no runs.
+    # A call that only draws creates nothing if there are no runs.
     if flags.FLAGS.train or (directory / plan.PLAN).exists():
         plan.record(directory, name, scale)
     if flags.FLAGS.train:

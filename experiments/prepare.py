@@ -13,10 +13,10 @@ from experiments.running import command, datasets
 
 
 def main() -> None:
-    """Prepares the data of a config and prints where they are."""
+    """Prepares the data of a config and prints their folder."""
     data_config = flags.FLAGS.config.data
     if data_config.name == datasets.ARRAYS:
-        datasets.load(data_config)  # for its checks: there is nothing to prepare
+        datasets.load(data_config)  # only for its checks
         print(Path(data_config.path).expanduser().resolve())
     else:
         print(datasets.prepare(data_config))

@@ -17,7 +17,7 @@ from experiments.running import command, terminal
 
 
 def main() -> None:
-    """Writes the page and says where it is."""
+    """Writes the page and prints its address."""
     directory = Path(flags.FLAGS.directory).expanduser()
     out = Path(flags.FLAGS.out).expanduser() if flags.FLAGS.out else None
     out = out or directory / "report.html"

@@ -3,7 +3,7 @@
     python -m experiments.run --config=configs/translated_polymnist.py:mopoe \\
         --workdir=runs/tp --config.sweep.beta="(0.3,1.,3.)"
 
---config.eval.metrics=all computes all metrics that the data allow, and a line says why
+--config.eval.metrics=all computes all metrics that the data allow, and prints why
 others are left out.
 
 The same command resumes an interrupted run at its last checkpoint; the result is
@@ -23,7 +23,7 @@ from experiments.running import command, processes, session, terminal
 
 
 def main() -> int:
-    """Reads the flags and runs."""
+    """Trains and evaluates the sweep of the flags."""
     given = flags.FLAGS
     config = given.config
     command.require_fields(config, base.get_config())

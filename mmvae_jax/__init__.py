@@ -16,11 +16,11 @@ interface    <-  mathematics networks data models training evaluation
 
 mathematics  distributions, subsets, products and mixtures of experts, Eq. 2, flows
 networks     Linen encoders, decoders, classifiers, flows; how a convolution is executed
-data         data sets in memory, what is missing of them, the order of batches
-models       a model is a NamedTuple of pure functions; one table; one file a kind
+data         data sets in memory, missing modalities, the order of batches
+models       a model is a NamedTuple of pure functions; one table; one file per kind
 training     the pure train step, the one train loop, sweeps, devices, checkpoints, log
 evaluation   metrics (one table), the judges they need, samples and pictures
-interface    what users call: fit, load, embed, impute, generate, score, export
+interface    the public functions: fit, load, embed, impute, generate, score, export
 
 Read first: types, mathematics/subsets, mathematics/elbo (Eq. 2), models/mixtures,
 training/step, evaluation/metrics/coherence. docs/architecture.md follows a batch
@@ -48,7 +48,7 @@ __all__ = list(_CALLS)
 
 
 def __getattr__(name: str) -> Any:
-    """The functions of `interface`: read at first use, since most import little."""
+    """Imports a function of `interface` at its first use, to keep imports fast."""
     if name not in _CALLS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.interface.{_CALLS[name]}")
@@ -56,5 +56,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Names for completion."""
+    """Names for tab completion."""
     return sorted([*globals(), *_CALLS])

@@ -6,7 +6,7 @@ from mmvae_jax import __version__
 
 
 def main() -> None:
-    """Prints the version, or where the commands are."""
+    """Prints the version or the help."""
     parser = argparse.ArgumentParser(
         prog="python -m mmvae_jax",
         description="Multimodal VAEs in JAX. In Python: mmvae_jax.fit, load, embed, "

@@ -1,4 +1,4 @@
-"""Exceptions that users are meant to see, as one line."""
+"""Exceptions that users see as one line."""
 
 import contextlib
 import string
@@ -11,46 +11,46 @@ class UsageError(ValueError):
 
     The message is one line that says what is wrong, where, and what to do. The
     entry points in ``experiments/`` print it without a traceback and exit with
-    code 2. What a name holds that cannot be shown, as the end of a line, is escaped.
+    code 2. Characters that cannot be printed, such as newlines in names, are escaped.
     """
 
     def __str__(self) -> str:
-        """The message, in one line whatever names it has."""
+        """The message in one line."""
         return _in_one_line(super().__str__())
 
 
 class ArgumentError(UsageError):
-    """A value that an argument of a function may not have.
+    """An invalid value of an argument of a function.
 
-    Functions do not know which setting of the user an argument comes from. They write
-    the name of an argument in braces, as in "{scale} must be > 0, got {}", and whoever
-    read the settings says what it is called there (`fields_of`).
+    A function does not know which setting an argument comes from. Its message has the
+    argument's name in braces, as in "{scale} must be > 0, got {}"; the caller that read
+    the settings replaces it by the name of the setting (`fields_of`).
 
     Args:
-      words: the line, with a place {name} for every name of an argument and a place {}
-        or {!r} for every value.
-      *values: in the order of their places.
+      words: the message, with {name} for each name of an argument and {} or {!r} for
+        each value.
+      *values: the values, in order.
     """
 
     def __str__(self) -> str:
-        """The line, with the names that arguments have in the function."""
+        """The message with the function's names of the arguments."""
         return self.named("")
 
     def named(self, prefix: str) -> str:
-        """The line; `prefix` goes before the names of arguments."""
+        """The message with `prefix` before the names of the arguments."""
         words, *values = self.args
         return _in_one_line(_Names().vformat(words, values, {"prefix": prefix}))
 
 
 def _in_one_line(words: str) -> str:
-    """Words in which characters that cannot be printed are escaped."""
+    """Escapes characters that cannot be printed."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in words
     )
 
 
 class _Names(string.Formatter):
-    """Format strings in which a name stands for itself, after a prefix."""
+    """Formats each name in braces as a prefix and the name."""
 
     def get_value(self, key: int | str, args: Any, kwargs: Any) -> Any:
         return args[key] if isinstance(key, int) else kwargs["prefix"] + key
@@ -58,11 +58,11 @@ class _Names(string.Formatter):
 
 @contextlib.contextmanager
 def fields_of(section: str) -> Iterator[None]:
-    """Calls arguments by the settings that they come from, in errors raised within.
+    """Names settings instead of arguments in the errors of a `with` block.
 
     Args:
-      section: whose fields are handed to arguments of the same names, for instance
-        "config.train".
+      section: section of the config whose fields have the names of the arguments, for
+        instance "config.train".
 
     Raises:
       UsageError: instead of an ArgumentError.

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes of files, and safe file names."""
 
 import contextlib
 import hashlib
@@ -7,18 +7,18 @@ import re
 import threading
 from pathlib import Path
 
-_MAX_NAME_BYTES = 150  # file systems take 255, with what stands before and after
+_MAX_NAME_BYTES = 150  # file systems allow 255, with prefix and suffix
 
 
 def file_name(text: str) -> str:
-    """A text as a part of the name of a file, and of a tag.
+    """Converts a text to a part of a file name or of a tag.
 
-    What systems refuse or take for folders is percent-encoded, so that
-    `urllib.parse.unquote` reads the text back; what is too long is cut, and ends in a
-    digest of it all.
+    Characters that are invalid in file names are percent-encoded;
+    `urllib.parse.unquote` decodes them. A long text is cut and ends in a digest of the
+    whole text.
 
     Args:
-      text: anything, for instance the name of a modality.
+      text: any text, for instance the name of a modality.
     """
     name = re.sub(r'[%/\\:*?"<>|\x00-\x1f\x7f]', lambda c: f"%{ord(c[0]):02X}", text)
     content = name.encode()
@@ -29,21 +29,21 @@ def file_name(text: str) -> str:
 
 
 def write_whole(path: Path, content: str | bytes, *, is_shared: bool = False) -> None:
-    """Gives a file new content, at once or not at all.
+    """Replaces the content of a file atomically.
 
-    A reader finds the old content or the new one, also after an error, a kill or a
-    power failure. The new content is first written to a file beside it, with the
-    suffix .partial. A kill may leave that one; the next writer of a file that is not
-    shared overwrites it.
+    A reader finds either the old or the new content, also after an error, a kill or a
+    power failure. The new content is first written to a file with the suffix .partial.
+    A kill may leave this partial file; unless `is_shared`, the next writer overwrites
+    it.
 
     Args:
-      path: of the file, in a folder that exists.
+      path: path of the file, in an existing folder.
       content: text is written in UTF-8.
-      is_shared: several threads or processes may write the file at the same time: each
-        writes a partial file of its own, and the last to finish decides.
+      is_shared: whether several threads or processes may write the file at the same
+        time. Each writes its own partial file; the last one to finish wins.
 
     Raises:
-      OSError: the file cannot be written, and is as it was.
+      OSError: the file cannot be written; the old content is kept.
     """
     own = f".{os.getpid()}.{threading.get_ident()}" if is_shared else ""
     partial = path.with_suffix(f"{own}.partial")
@@ -55,5 +55,5 @@ def write_whole(path: Path, content: str | bytes, *, is_shared: bool = False) ->
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
-        with contextlib.suppress(OSError):  # After the renaming there is none.
+        with contextlib.suppress(OSError):  # Already renamed.
             partial.unlink()

@@ -1,8 +1,9 @@
 """Captions as rows of integers: words, vocabulary, and the way back.
 
-A token is an index into `words`, a list that begins with the three of SPECIALS. A
-caption of length T is its words, `<eos>`, and `<pad>` up to T; a word that is not in
-the list is `<exc>`. The specials and their order are those of Shi et al. (2019).
+A token is an index into `words`, a list that begins with the three special tokens,
+SPECIALS. A caption of length T is its words, `<eos>`, and `<pad>` up to T; `<exc>`
+stands for a word outside the list. SPECIALS are those of Shi et al. (2019), in their
+order.
 """
 
 import collections
@@ -18,37 +19,37 @@ SPECIALS = ("<exc>", "<pad>", "<eos>")
 EXC, PAD, EOS = range(3)
 # Runs of letters and digits; str.isalnum() with "_" left out.
 _WORD = re.compile(r"[^\W_]+")
-# One kind of array, for functions that return the kind that they are given.
+# For functions that return the type of array that they are given.
 _Array = TypeVar("_Array", np.ndarray, Array)
 _APOSTROPHES = str.maketrans("", "", "'\u2019")
 
 
 def tokenize(text: str) -> list[str]:
-    """Splits a text into words.
+    """Splits a text into words in lower case.
 
-    The words are in lower case. Apostrophes vanish ("bird's" is "birds"); any other
-    character that is no letter or digit separates words ("black-and-white" is three).
-    No word can look like a special token.
+    Apostrophes are removed ("bird's" becomes "birds"); any other character that is not
+    a letter or digit separates words ("black-and-white" becomes three). No word can
+    equal a special token.
 
     Args:
       text: one caption, of one or more sentences.
 
     Returns:
-      Words; none where the text has no letter or digit.
+      Words; an empty list if the text has no letter or digit.
     """
     return _WORD.findall(text.translate(_APOSTROPHES).lower())
 
 
 def build_vocabulary(captions: Iterable[str], min_count: int = 1) -> list[str]:
-    """The words that occur often enough, the most frequent first, after SPECIALS.
+    """The vocabulary: SPECIALS, then frequent words, the most frequent first.
 
     Args:
-      captions: texts of the training split alone: the vocabulary of a test split
-        would give it away.
-      min_count: occurrences that a word needs at least.
+      captions: texts of the training split only; test captions would leak into the
+        vocabulary.
+      min_count: smallest number of occurrences of a word.
 
     Returns:
-      The words by token; equally frequent ones in alphabetical order.
+      The word of each token; equally frequent words are in alphabetical order.
     """
     counts = collections.Counter(w for text in captions for w in tokenize(text))
     kept = [word for word, count in counts.items() if count >= min_count]
@@ -61,7 +62,7 @@ def encode(captions: Sequence[str], words: Sequence[str], length: int) -> np.nda
     Args:
       captions: N texts.
       words: the words by token.
-      length: T, at least 1; a caption keeps its first T - 1 words.
+      length: T, at least 1; longer captions keep their first T - 1 words.
 
     Returns:
       int32 [N, T].
@@ -83,11 +84,11 @@ def decode(tokens: Sequence[int], words: Sequence[str]) -> str:
       words: the words by token.
 
     Returns:
-      Words with spaces between them; unknown ones read `<exc>`.
+      Words separated by spaces; an unknown word is `<exc>`.
     """
     shown = []
     for token in tokens:
-        # By its word: a vocabulary of the user's own may lack the special ones.
+        # Compare words, not tokens: a user's vocabulary may lack the special tokens.
         word = words[token]
         if word == SPECIALS[EOS]:
             break
@@ -97,7 +98,7 @@ def decode(tokens: Sequence[int], words: Sequence[str]) -> str:
 
 
 def until_eos(tokens: _Array) -> _Array:
-    """Whether a token belongs to its caption: it is no later than the first `<eos>`.
+    """Mask of the tokens of a caption, up to and including the first `<eos>`.
 
     Args:
       tokens: int [..., T].
@@ -112,14 +113,14 @@ def until_eos(tokens: _Array) -> _Array:
 def read_attributes(
     words: Iterable[str], meanings: Mapping[str, Mapping[str, str]]
 ) -> dict[str, str | None]:
-    """The values of attributes that a caption names by single words.
+    """The values of attributes that the words of a caption name.
 
     Args:
       words: the words of one caption, in any order.
-      meanings: attribute -> word -> the value that it names.
+      meanings: attribute -> word -> the value that the word names.
 
     Returns:
-      attribute -> value; None where no word names one, or two words name two.
+      attribute -> value; None if no word names a value, or words name several values.
     """
     known = set(words)
     found = {

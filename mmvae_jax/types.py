@@ -5,13 +5,13 @@ Axis letters used in docstrings:
     B batch   M modalities   S subsets   K sweep members   D latent dimensions
     L importance samples     H W C image height, width, channels
 
-(K also counts the samples of an importance-weighted objective: no objective sees the
-members of a sweep, since models are functions of one member.)
+In importance-weighted objectives, K is the number of samples instead: models are
+functions of one member, so that objectives have no axis of sweep members.
 
-Naming against the paper (Daunhawer et al., 2022): the paper follows the
-variational information bottleneck and writes p_theta(z|x) for the encoder and
-q_phi(x|z) for the decoder. The code uses the words: *expert* for a unimodal
-posterior, *posterior* for that of a subset, *likelihood* for the decoder.
+Notation: the paper (Daunhawer et al., 2022) follows the variational information
+bottleneck and writes p_theta(z|x) for the encoder and q_phi(x|z) for the decoder. In
+the code, *expert* is the posterior of one modality, *posterior* that of a subset, and
+*likelihood* the decoder.
 """
 
 import math
@@ -23,28 +23,28 @@ import jax
 import numpy as np
 
 Array = jax.Array
-# For functions that take NumPy's arrays as they are, too.
+# For functions that also take NumPy arrays.
 AnyArray = jax.Array | np.ndarray
 PRNGKey = jax.Array
 Params = Any
 Shape = tuple[int, ...]
 Batch = Mapping[str, AnyArray]
 
-# The key under which a batch may tell which modalities of it are observed: bool [B, M],
-# every row with at least one True. The values of a missing modality may be anything.
+# Optional key of a batch: which modalities are observed, bool [B, M], at least one in
+# each row. The values of a missing modality are ignored.
 OBSERVED = "observed"
 
-# The part of a latent vector that all modalities are decoded from.
+# The part of the latent vector that is shared by all modalities.
 SHARED = "shared"
 
-# Source of unconditional examples, where no density was fitted in its place.
+# The default source of unconditional examples.
 PRIOR = "prior"
 
 
 class TokenShape(NamedTuple):
-    """The shape of an example that is a sequence of tokens, int32 [T].
+    """The shape of one sequence of tokens, int32 [T].
 
-    As a tuple it is the shape of a probability for every word at every position.
+    As a tuple it is [T, V], the shape of the decoded probabilities.
 
     Attributes:
       length: T, positions.
@@ -56,13 +56,13 @@ class TokenShape(NamedTuple):
 
 
 class Support(NamedTuple):
-    """The values to which a likelihood gives a probability.
+    """The values for which a likelihood is defined.
 
     Attributes:
-      words: what they are, for messages: "numbers in [0, 1]".
-      least: the smallest.
-      largest: the largest.
-      is_whole: whether they are whole numbers.
+      words: description of the values for messages: "numbers in [0, 1]".
+      least: smallest value.
+      largest: largest value.
+      is_whole: whether only whole numbers are allowed.
     """
 
     words: str
@@ -71,7 +71,7 @@ class Support(NamedTuple):
     is_whole: bool = False
 
     def holds(self, x: Any) -> Any:
-        """Which of the values [...] it holds, bool [...]; never NaN or infinity."""
+        """Whether each value [...] is in the support, bool [...]; NaN never is."""
         inside = (x >= self.least) & (x <= self.largest) & (abs(x) < math.inf)
         return inside & (x == x.round()) if self.is_whole else inside
 
@@ -79,8 +79,8 @@ class Support(NamedTuple):
 class Gaussian(NamedTuple):
     """A diagonal Gaussian.
 
-    Log-variances rather than scales: they are what encoders emit, and products
-    of experts add precisions, exp(-log_variance), in log space.
+    Log-variances instead of scales, because encoders return them and products of
+    experts add precisions, exp(-log_variance), in log space.
 
     Attributes:
       mean: float [..., D].
@@ -104,18 +104,18 @@ class Laplace(NamedTuple):
 
 
 Distribution = Gaussian | Laplace
-# One family, for functions that return the family that they are given.
+# For functions that return the family of distributions that they are given.
 Family = TypeVar("Family", bound=Distribution)
 
 
 class Hyper(NamedTuple):
-    """The values that a sweep may vary on the device: traced, never compiled in.
+    """Hyperparameters that a sweep varies: traced arguments, not constants.
 
     Attributes:
       beta: weight of the KL terms in the loss; float [] ([K] for a sweep).
       learning_rate: step size of Adam; float [] ([K] for a sweep).
-      step: int32 [], steps taken, where the train step gives it to an objective that
-        changes with it (`Schedule`); no sweep has it.
+      step: int32 [], number of steps taken, for an objective with a `Schedule`; set by
+        the train step, not by the sweep.
     """
 
     beta: Array
@@ -124,11 +124,11 @@ class Hyper(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """How a model's own objective changes over its training.
+    """How the objective of a model changes during training.
 
     Attributes:
-      num_steps: steps taken, from which on it changes no more.
-      words: what changes, for the log.
+      num_steps: number of steps after which the objective is constant.
+      words: description of the change, for the log.
     """
 
     num_steps: int
@@ -136,22 +136,22 @@ class Schedule(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One of the stages in which a model is trained, one after the other.
+    """One of the consecutive stages in which a model is trained.
 
     Attributes:
-      name: of the stage, for the log.
-      end: steps of the whole run -> the step at which the stage ends, where the next
-        begins; of the last stage they are the same.
+      name: name of the stage, for the log.
+      end: number of steps of the run -> the step at which the stage ends and the next
+        one begins. The last stage ends with the run.
       objective: (params, batch, key, beta) -> (loss [], terms), as
-        `MultimodalVAE.objective`; or instead of ObjectiveTerms, metrics: name -> [].
-      learns: the entries of the parameters that the loss trains, by an Adam of its own;
-        all others are left as they are.
-      begin: (params, fold) -> params, as the stage begins: a function of the parameters
-        and of all training examples that gives the same when it is applied again.
+        `MultimodalVAE.objective`; terms may also be metrics, name -> [].
+      learns: the entries of the parameters that the stage trains, with a new state of
+        Adam; all other entries stay fixed.
+      begin: (params, fold) -> params, applied before the first step. It may use all
+        training examples and must be idempotent.
         fold: (function (carry, batch) -> carry, first carry) -> carry, over batches
-        that hold every training example once.
-      after_step: (params, batch) -> params, after every step, for instance an average
-        of them; the batch is that of the step.
+        that contain every training example once.
+      after_step: (params, batch) -> params, applied after every step to its batch, for
+        instance a moving average of parameters.
       learning_rate: (steps taken in the stage [], steps of the stage) -> factor [].
     """
 
@@ -165,17 +165,17 @@ class Stage(NamedTuple):
 
 
 class ObjectiveTerms(NamedTuple):
-    """The terms of an objective, per example, in nats, never weighted.
+    """The unweighted terms of an objective, per example, in nats.
 
-    The loss applies beta and a model's own weights (`elbo.TermWeights`). The
-    weights between modalities (config.modality.likelihood_weight) are in one term,
-    `auxiliary_log_likelihood`, a sum over modalities that only the loss uses.
+    The loss applies beta and the weights of the model (`elbo.TermWeights`). Only
+    `auxiliary_log_likelihood`, a sum over modalities for the loss alone, contains the
+    weights of the modalities (config.modality.likelihood_weight).
 
     Attributes:
       log_likelihood: modality -> [B], the terms E[log p(x_m|z)] of the bound.
       kl: [B], the KL terms of the same bound: elbo = sum_m log_likelihood - kl.
-      auxiliary_log_likelihood: [B], the terms of the objective that are no part of
-        the bound on log p(X) (for instance the unimodal terms of MVAE+).
+      auxiliary_log_likelihood: [B], the terms of the objective outside the bound on
+        log p(X), for instance the unimodal terms of MVAE+.
       auxiliary_kl: [B], likewise; beta weights it as it does `kl`.
     """
 
@@ -186,55 +186,53 @@ class ObjectiveTerms(NamedTuple):
 
 
 class MultimodalVAE(NamedTuple):
-    """A model as data: pure functions of parameters, for one sweep member.
+    """A model: pure functions of parameters, for one sweep member.
 
     `experts` is the output of `encode`, a Gaussian (or Laplace) with fields [M, B, D];
-    posteriors are of the same type. A model with a joint encoder may return other rows
-    (`models.coordination`), which only its own posteriors read. `subset` is a bool [M],
-    the modalities that are observed, or [M, B], those observed of each example; it may
-    be traced. A batch may have OBSERVED: a modality that is missing has no expert, no
-    term and no influence.
+    posteriors have the same type. A model with a joint encoder may have other rows
+    (`models.coordination`), which only its own posteriors read. `subset` is a bool mask
+    of the observed modalities, [M] or per example [M, B]; it may be traced. If the
+    batch has OBSERVED, missing modalities have no expert, no term and no influence.
 
     Attributes:
-      modalities: names, in the order of the M axis.
+      modalities: names in the order of the M axis.
       latent_dim: D.
       init: key -> params.
       objective: (params, batch, key, beta) -> (loss [], ObjectiveTerms), the loss to
-        minimise, in nats, and the terms of a bound on log p(X) (a single-sample
-        one, where the objective is importance-weighted); batch: modality ->
+        minimise, in nats, and the terms of a bound on log p(X) (the single-sample
+        bound, if the objective is importance-weighted); batch: modality ->
         float [B, ...] as the likelihood expects it (images in [0, 1]). With a
-        `schedule` it may be given the steps taken, int32 [], as a fifth argument;
-        without, it is the objective at the end of the schedule.
+        `schedule`, the optional fifth argument is the number of steps taken, int32 [];
+        default: the end of the schedule.
       encode: (params, batch) -> experts.
-      posterior: (params, experts, subset, key) -> Distribution [B, D], q(z|x_A);
-        where it is a mixture, the component of each example is drawn with `key`,
-        stratified over the batch.
+      posterior: (params, experts, subset, key) -> Distribution [B, D], q(z|x_A). For a
+        mixture, `key` draws the component of each example, stratified over the batch.
       mixture_posterior: (params, experts, subset) -> (Distribution [S, B, D],
-        weights [S, 1 or B]), all the components that training decodes from; where
-        missing latents are drawn, what the elbo is of, with N(0, I) in their place.
-      posterior_components: likewise, all the components that `posterior` draws from:
-        those of a mixture, or one. A MoPoE-VAE decodes a product alone where its
-        training decodes from all products of what is observed.
-      decode: (params, z [B, D]) -> modality -> [B, ...], the likelihood's mean, which
-        the papers show and evaluate as the generated example.
-      log_likelihood: (params, z [B, D], batch) -> modality -> [B], nats; 0 where the
-        modality is missing.
+        weights [S, 1 or B]), all components that training decodes from. With
+        `draws_missing`, the posterior in the ELBO: N(0, I) for missing latents.
+      posterior_components: likewise, all components that `posterior` draws from. They
+        may differ: MoPoE-VAE trains on the products of all observed subsets, and its
+        `posterior` is the product of all observed modalities.
+      decode: (params, z [B, D]) -> modality -> [B, ...], the mean of the likelihood,
+        shown and evaluated as the generated example.
+      log_likelihood: (params, z [B, D], batch) -> modality -> [B], nats; 0 for missing
+        modalities.
       sample_prior: (params, key, num) -> z [num, D]; a prior may be learned.
-      log_prior: (params, z [..., D]) -> [...], nats. Where missing latents are drawn
-        it may be given a subset, too: of z [B, D], the density of the latents of what
-        is observed, times N(0, I) of the others.
+      log_prior: (params, z [..., D]) -> [...], nats. With `draws_missing` it takes an
+        optional subset: then the density of the observed latents of z [B, D], times
+        N(0, I) of the others.
       convolutions: forms of `layers` in which the networks execute convolutions.
-      latent_parts: (name, number of dimensions) in the order of the D axis: SHARED, and
-        the name of a modality for what it has for itself.
-      supports: modality -> Support of its likelihood, of images scaled to [0, 1].
+      latent_parts: (name, number of dimensions) in the order of the D axis: SHARED, or
+        the name of a modality for its private part.
+      supports: modality -> Support of its likelihood, for images scaled to [0, 1].
       deviation: (params, z [B, D]) -> modality -> [B, ...], the likelihood's standard
-        deviation, in the units of `decode`; without tokens, which have none.
-      schedule: how the objective changes with the steps taken; None: it does not.
-      stages: in which it is trained; () = on its objective, all at once.
-      draws_missing: whether `posterior` draws what is missing, from a distribution of
-        which it does not know the density: what it returns is around the draw.
-      sampler: the name of what `sample_prior` draws from: PRIOR, or a density that was
-        fitted to latents (`evaluation.samplers`).
+        deviation, in the units of `decode`; tokens have none.
+      schedule: how the objective changes during training; None: it does not.
+      stages: stages of the training; (): one stage with `objective`.
+      draws_missing: whether `posterior` draws the latents of missing modalities, from a
+        distribution without a known density, and returns a Gaussian around the draw.
+      sampler: the source of `sample_prior`: PRIOR, or the name of a density fitted to
+        latents (`evaluation.samplers`).
     """
 
     modalities: tuple[str, ...]

@@ -3,16 +3,16 @@
     make figures SCALE=cpu
 
 The data are the paper's PolyMNIST and Translated-PolyMNIST (with procedural
-backgrounds, unless a folder of images is given), in three modalities instead of
-five; networks are small, two betas instead of six, and training is short. Above
-beta = 0.3 nothing but the backgrounds is learned in so few steps.
+backgrounds, unless a folder of images is given), with three modalities instead of five.
+Networks are small, there are two betas instead of six, and training is short. With beta
+above 0.3, these few steps learn only the backgrounds.
 """
 
 from configs.scales import demo
 
 
 def get_config():
-    """The demo's figures on 60,000 digits; networks with one hidden layer."""
+    """The demo's figures on 60,000 digits, with networks with one hidden layer."""
     scale = demo.get_config()
     scale.description = (
         "cpu scale: MNIST at 28 x 28 pixels, three modalities, networks with one "

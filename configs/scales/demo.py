@@ -2,19 +2,19 @@
 
     make figures SCALE=demo
 
-scikit-learn's 1,797 handwritten digits by PolyMNIST's recipe, in five modalities of
-16 x 16 pixels, with small networks. Everything is smaller than in the paper: the
-images, the networks, the number of digits, the training. Images with captions are
-`shapes`, and, where --cub_dir names them, some minutes of CUB. Its figures say what
-happens here, and not what the paper's would say. Those of the first paper take about
-an hour, and the other models of "family" and "inputs" longer: docs/figures.md.
+PolyMNIST's recipe on scikit-learn's 1,797 handwritten digits, in five modalities of
+16 x 16 pixels, with small networks. Images, networks, the number of digits and training
+are all smaller than in the paper, so that results may differ from the paper's. Images
+with captions are `shapes` and, with --cub_dir, some minutes of CUB. The figures of the
+first paper take about an hour, and the other models of "family" and "inputs" longer:
+docs/figures.md.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Every field of a scale; the other scales change values only."""
+    """All fields of a scale; the other scales change only values."""
     return ConfigDict(
         dict(
             description=(
@@ -24,9 +24,9 @@ def get_config() -> ConfigDict:
             # Betas of the figures over beta. Paper: 3e-4, 3e-3, 3e-1, 1, 3, 9.
             beta=(3e-4, 3e-3, 0.3, 1.0, 3.0, 9.0),
             seed=(0, 1, 2),
-            # Of Figures 3 and 11; the last is that of all other figures. Paper: 2 to 5.
+            # For Figures 3 and 11; all other figures use the last. Paper: 2 to 5.
             num_modalities=(2, 3, 4, 5),
-            # What is evaluated; "fid" as well where the Inception weights are at hand.
+            # Metrics; add "fid" if the Inception weights are available.
             metrics=(
                 "elbo",
                 "coherence",
@@ -37,9 +37,9 @@ def get_config() -> ConfigDict:
                 "linear_probe",
             ),
             metrics_by_modalities=("elbo", "frechet", "swd"),
-            # The columns of the figures. Of each: a file of configs/, what differs from
-            # it, the beta of Figures 3 and 11, and the beta of the samples in Figures
-            # 9 and 10 (the paper does not state its own).
+            # The columns of the figures. Each has a file of configs/, changes to it,
+            # the beta of Figures 3 and 11, and the beta of the samples in Figures 9 and
+            # 10 (the paper does not state its own).
             columns=("polymnist", "translated"),
             datasets=dict(
                 polymnist=dict(
@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
                     beta_of_samples=0.3,
                 ),
             ),
-            # What differs in every run ...
+            # Changes for every run.
             changes=dict(
                 model=dict(latent_dim=60),
                 modality=dict(network_options=dict(widths=(128,))),
@@ -65,14 +65,14 @@ def get_config() -> ConfigDict:
                 train=dict(num_steps=1_500, checkpoint_every_steps=1_500),
                 eval=dict(num_examples=1_000),
             ),
-            # ... and in those of Figure 12: K samples and M M K decodings a step.
+            # Changes for Figure 12: K samples, and M M K decodings per step.
             official=dict(
                 num_modalities=3,
                 changes=dict(model=dict(options=dict(num_samples=5))),
             ),
-            # ... and in those of a model with private vectors: as many latent
-            # dimensions in all as the others; one sample, as in the published runs,
-            # and the gradient that is unbiased for any beta.
+            # Changes for single models. Models with private vectors: the same total
+            # number of latent dimensions as others; one sample, as in the published
+            # runs, and the gradient that is unbiased for any beta.
             models=dict(
                 mmvae_plus=dict(
                     model=dict(
@@ -81,7 +81,7 @@ def get_config() -> ConfigDict:
                     ),
                 ),
                 dmvae=dict(model=dict(latent_dim=10, options=dict(private_dim=10))),
-                # Their own configs have other networks, and more steps.
+                # The networks and steps of all models, unlike in their own configs.
                 latent_flow=dict(
                     model=dict(latent_dim=12),
                     modality=dict(network="mlp", network_options=dict(widths=(128,))),
@@ -91,12 +91,12 @@ def get_config() -> ConfigDict:
                     modality=dict(network="mlp", network_options=dict(widths=(128,))),
                 ),
             ),
-            # The known distribution on which the theorem is drawn.
+            # The known distribution of the figure of the theorem.
             discrete=dict(config="discrete", changes=dict()),
-            # Images with captions: further columns of Figures 2, 4 and 7 to 10, to
-            # which nothing of the above applies. Of each: a file of configs/, what
-            # differs from it, its sweep and metrics, and the beta of the samples. CUB
-            # is trained where --cub_dir names its photographs and captions.
+            # Images with captions: additional columns of Figures 2, 4 and 7 to 10,
+            # independent of the settings above. Each has a file of configs/, changes to
+            # it, its sweep and metrics, and the beta of the samples. CUB is trained
+            # only with --cub_dir.
             pairs=dict(
                 description=(
                     "pairs of images and captions: Shapes of 32 x 32 pixels, networks "

@@ -1,10 +1,10 @@
-"""The paper's figures as the paper has them: for GPUs, and hundreds of models.
+"""The paper's figures at the paper's scale: hundreds of models, for GPUs.
 
     make figures SCALE=paper
 
-Its data, ResNets, epochs, grid of beta and three seeds (App. C.1). Start with
-`--dry_run`, which says what this costs on the machine at hand. Images with captions
-are CUB, from --cub_dir. For FID add "fid" to `metrics`, `metrics_by_modalities` and
+The paper's data, ResNets, epochs, grid of beta and three seeds (App. C.1). Start with
+`--dry_run`, which estimates the cost on your machine. Images with captions are CUB,
+from --cub_dir. For FID add "fid" to `metrics`, `metrics_by_modalities` and
 `pairs.datasets.cub.metrics`.
 """
 
@@ -24,8 +24,8 @@ def get_config():
         eval=dict(num_examples=0),
     )
     scale.datasets.translated.changes = dict(classifier=dict(network="resnet"))
-    # K = 30 and batches of 128, as Shi et al. (2019) for their digits; the paper
-    # states no number of its own. Half the batch takes twice the steps: its 500 epochs.
+    # K = 30 and batches of 128, as Shi et al. (2019) for their digits; the paper states
+    # no numbers. With half the batch size, its 500 epochs have twice the steps.
     scale.official = dict(
         num_modalities=5,
         changes=dict(
@@ -41,7 +41,7 @@ def get_config():
     # 32 shared and 32 private dimensions, as Palumbo et al. (2023).
     for name in ("mmvae_plus", "dmvae"):
         scale.models[name].model.update(latent_dim=32, options=dict(private_dim=32))
-    # The dimensions of Bounoua et al. (2024), with the networks of all.
+    # The dimensions of Bounoua et al. (2024), with the networks of all models.
     for name in ("latent_flow", "code_flow"):
         scale.models[name] = dict(model=dict(latent_dim=160))
     scale.pairs.description = "CUB at paper scale"

@@ -4,10 +4,10 @@
         --models=mopoe,mvtcae,code_flow
 
 PolyMNIST in five modalities, the convolutional networks of Sutter et al. (2021),
-D = 512, beta = 2.5 and batches of 256, of which the published coherences are. 34
-epochs instead of 300, one seed, and 2,000 of the 10,000 test examples. No model has
-been trained to the end at this scale yet. MoPoE-VAE took half a second a step on two
-CPU cores (2026-11-28, in its first steps): 8,000 would take more than an hour.
+D = 512, beta = 2.5 and batches of 256, as for the published coherences; 34 epochs
+instead of 300, one seed, and 2,000 of the 10,000 test examples. No model has been
+trained to the end at this scale yet. MoPoE-VAE took half a second per step on two CPU
+cores (2026-11-28, in its first steps): 8,000 steps would take more than an hour.
 """
 
 from configs.scales import paper
@@ -38,7 +38,7 @@ def get_config():
         eval=dict(num_examples=2_000),
     )
     scale.pairs.columns = ()
-    # Every latent dimension has one of 4 x 4 places.
+    # Latent dimensions are at 4 x 4 positions.
     scale.models.code_flow = dict(
         model=dict(latent_dim=128),
         modality=dict(network="spatial", network_options=dict(channels=(32, 64, 64))),

@@ -1,8 +1,8 @@
 """The papers' figures on the runs of `make demo`: minutes for one data set.
 
-PolyDigits as in configs/polydigits.py, in three modalities, with three betas. `make
-demo` trains the four models of the first paper's Figure 2 and judges
-`paper.TRADEOFF`; the figures that need other runs say that they were not measured.
+PolyDigits as in configs/polydigits.py, with three modalities and three betas. `make
+demo` trains the four models of the first paper's Figure 2 and judges `paper.TRADEOFF`;
+figures of other runs show "not measured".
 """
 
 from ml_collections import ConfigDict

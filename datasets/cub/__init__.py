@@ -1,1 +1,1 @@
-"""Photographs of birds with captions, from the files that the user has."""
+"""Photographs of birds with captions, from the user's files."""

@@ -1,4 +1,4 @@
-"""Photographs, classes and captions: the form into which every layout is read."""
+"""Photographs, classes and captions, as all layouts are read."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,15 +8,15 @@ import numpy as np
 from dataset_errors import DatasetError
 from PIL import Image
 
-# The 50 of 200 classes that training never shows (Akata et al., 2015; with captions
-# Reed et al., 2016).
+# The 50 of 200 classes that are only in the test split (Akata et al., 2015; with
+# captions Reed et al., 2016).
 TEST_CLASSES = (
     1, 4, 6, 8, 9, 14, 23, 29, 31, 33, 34, 35, 36, 37, 38, 43, 49, 51, 53, 66, 72, 79,
     83, 84, 86, 91, 95, 96, 98, 101, 102, 103, 112, 114, 119, 121, 130, 135, 138, 147,
     156, 163, 165, 166, 180, 183, 185, 186, 187, 197,
 )  # fmt: skip
 NUM_CLASSES = 200
-CAPTIONS = 10  # an image
+CAPTIONS = 10  # per image
 
 
 class Birds(NamedTuple):
@@ -25,7 +25,7 @@ class Birds(NamedTuple):
     Attributes:
       classes: int64 [N], 1..200.
       is_train: bool [N], of the original split.
-      captions: N lists of at least as many texts as were asked for.
+      captions: N lists, each with at least the requested number of texts.
       read_images: (rows, image_size, crop) -> uint8 [n, image_size, image_size, 3].
     """
 
@@ -38,7 +38,7 @@ class Birds(NamedTuple):
 def check_captions(
     where: str, captions: Sequence[str], captions_per_image: int
 ) -> None:
-    """Raises DatasetError where an image has too few captions."""
+    """Raises DatasetError if an image has too few captions."""
     if len(captions) < captions_per_image:
         raise DatasetError(
             f"{where}: {len(captions)} captions where {captions_per_image} are needed; "
@@ -47,7 +47,7 @@ def check_captions(
 
 
 def check_classes(where: str, classes: np.ndarray) -> None:
-    """Raises DatasetError where a class is none of 1..NUM_CLASSES."""
+    """Raises DatasetError if a class is not in 1..NUM_CLASSES."""
     wrong = classes[(classes < 1) | (classes > NUM_CLASSES)]
     if wrong.size:
         raise DatasetError(
@@ -64,15 +64,14 @@ def decode_image(
     Args:
       data: bytes of an image file.
       image_size: side of the result, in pixels.
-      box: None for all of it, or (left, top, width, height) in pixels.
-      where: the place that messages name.
+      box: (left, top, width, height) in pixels, or None for the whole photograph.
+      where: name of the photograph in messages.
 
     Returns:
       uint8 [image_size, image_size, 3].
 
     Raises:
-      DatasetError: not an image that `dataset_images.decode` takes, or the box is not
-        in it.
+      DatasetError: `dataset_images.decode` refuses the image, or the box is outside.
     """
     pixels = dataset_images.decode(data, where, "fetch it again")
     height, width, _ = pixels.shape

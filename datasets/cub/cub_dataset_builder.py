@@ -12,7 +12,7 @@ from polymnist import exact
 from cub import birds, official, packed
 from mmvae_jax import tokens
 
-# Seed of the order of the images: those of a class do not follow each other.
+# Seed of the random order of the images.
 ORDER = 2011
 
 
@@ -20,15 +20,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     """Photographs of birds (Wah et al., 2011) with captions (Reed et al., 2016).
 
     Records, features and metadata are those of `pairs.records`; `label` is the class
-    0..199. Every caption makes an example, those of an image follow each other: so its
-    copies compress to almost nothing on disk, and are made one record at a time.
+    0..199. Each caption gives one example. The examples of an image are consecutive, so
+    that its copies compress well on disk; they are made one record at a time.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
 
     def download_and_prepare(self, **kwargs: Any) -> None:
-        """As in TFDS, in memory."""
+        """As in TFDS, with records in memory."""
         with records.in_memory():
             super().download_and_prepare(**kwargs)
 
@@ -38,7 +38,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return records.describe(self, config.image_size, config.caption_length)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        """Reads all files, so that every error comes early."""
+        """Reads all files first, so that errors occur early."""
         del dl_manager  # nothing is downloaded
         config = self.builder_config
         layout = packed if config.is_packed else official

@@ -1,7 +1,7 @@
-"""Files of a folder or of a .tgz archive, read into memory and written nowhere.
+"""Reads files of a folder or of a .tgz archive into memory.
 
-An archive is never unpacked: what it holds under other names than those asked for is
-skipped, links are not followed, and nothing is read that is larger than MAX_FILE_BYTES.
+Archives are never unpacked to disk. Other files than the requested ones are skipped,
+links are not followed, and files larger than MAX_FILE_BYTES are refused.
 """
 
 import gzip
@@ -20,30 +20,30 @@ MAX_MEMBERS = 1_000_000
 
 
 class Place(NamedTuple):
-    """Where files are.
+    """The location of files.
 
     Attributes:
       path: a folder or a .tgz archive.
-      prefix: what the names in it begin with; "" or "folder/".
+      prefix: prefix of the names in it; "" or "folder/".
     """
 
     path: Path
     prefix: str
 
     def __str__(self) -> str:
-        """The place as messages name it; a file's name is appended."""
+        """The place in messages, before the name of a file."""
         return f"{self.path}/{self.prefix}"
 
 
 def exists(place: Place) -> bool:
-    """Whether the folder, or the archive (which is not opened), is there."""
+    """Whether the folder or the archive exists; does not open the archive."""
     if place.path.is_dir():
         return (place.path / place.prefix).is_dir()
     return place.path.is_file()
 
 
 def read_files(place: Place, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Reads those of the named files that are there, in any order.
+    """Reads the named files that exist, in any order.
 
     Args:
       place: Place.
@@ -53,7 +53,7 @@ def read_files(place: Place, names: Sequence[str]) -> Iterator[tuple[str, bytes]
       (name, bytes).
 
     Raises:
-      DatasetError: an archive that is damaged or hostile, a file that is too large.
+      DatasetError: the archive is damaged or hostile, or a file is too large.
     """
     if place.path.is_dir():
         yield from _read_folder(place, names)
@@ -76,7 +76,7 @@ def _read_folder(place: Place, names: Sequence[str]) -> Iterator[tuple[str, byte
 
 
 def _check_size(place: Place, name: str, size: int) -> None:
-    """Refuses files that are larger than any that the data set has."""
+    """Refuses files larger than any file of the data set."""
     if size > MAX_FILE_BYTES:
         raise DatasetError(
             f"{place}{name}: {size} bytes are more than the {MAX_FILE_BYTES} that are "
@@ -85,7 +85,7 @@ def _check_size(place: Place, name: str, size: int) -> None:
 
 
 class _Unpacked(gzip.GzipFile):
-    """Refuses to unpack more at once than a file may have, for instance a header."""
+    """Refuses to unpack more bytes at once than a file may have."""
 
     def read(self, size: int | None = -1) -> bytes:
         """As in GzipFile."""
@@ -95,7 +95,7 @@ class _Unpacked(gzip.GzipFile):
 
 
 def _read_archive(place: Place, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """`read_files` of an archive: one pass, to its end."""
+    """`read_files` of an archive, in one pass."""
     check_gzip(place.path)
     missing = {f"{place.prefix}{name}": name for name in names}
     total = 0
@@ -123,18 +123,18 @@ def _read_archive(place: Place, names: Sequence[str]) -> Iterator[tuple[str, byt
                     )
                 _check_size(place, name, member.size)
                 yield name, file.read()
-            # Reads on to the checksum at the end: few damages show otherwise.
+            # Reads to the checksum at the end, which detects damage.
             while total <= MAX_ARCHIVE_BYTES and (rest := unpacked.read(1 << 20)):
                 total += len(rest)
     except DatasetError:
         raise
-    except Exception as error:  # tarfile and gzip raise many kinds.
+    except Exception as error:  # tarfile and gzip raise many types.
         damage = "cannot be read to its end as a .tgz archive"
         raise unreadable(str(place.path), error, damage, "fetch it again") from error
 
 
 def _check_member(place: Place, member: tarfile.TarInfo) -> None:
-    """Refuses an archive that aims at places outside of itself, or backwards."""
+    """Refuses an archive with paths outside of itself, or with negative sizes."""
     if member.size < 0:
         raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes")
     if member.name.startswith(("/", "\\")) or ".." in member.name.split("/"):
@@ -145,18 +145,18 @@ def _check_member(place: Place, member: tarfile.TarInfo) -> None:
 
 
 def describe(place: Place, folder: str) -> bytes:
-    """Tells places apart without reading all of them.
+    """Bytes that differ for different places, without reading all files.
 
     Args:
       place: Place.
-      folder: whose files count, by name and size; of an archive all count, by the
-        checksum that gzip writes at the end.
+      folder: folder whose names and sizes of files count; for an archive, gzip's
+        checksum of the whole content counts.
 
     Returns:
       bytes.
 
     Raises:
-      DatasetError: a file that cannot be read.
+      DatasetError: a file cannot be read.
     """
     try:
         if place.path.is_dir():

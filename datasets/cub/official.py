@@ -1,7 +1,6 @@
-"""The layouts in which CUB-200-2011 and its captions are passed on.
+"""The published layouts of CUB-200-2011 and its captions, listed in README.md.
 
-README.md lists what the folder may hold. Nothing is paired by the order in which a
-folder lists its files.
+Files are never paired by their order in a folder.
 """
 
 import re
@@ -27,11 +26,11 @@ _TABLES = {
 
 
 class Layout(NamedTuple):
-    """Where a folder has its photographs and its captions.
+    """The places of photographs and captions in a folder.
 
     Attributes:
       images: Place of images.txt.
-      captions: Place of the folders of the classes, or of one file a class.
+      captions: Place of the folders of the classes, or of one file per class.
     """
 
     images: Place
@@ -42,7 +41,7 @@ def find_layout(folder: str | Path) -> Layout:
     """Finds photographs and captions in a folder.
 
     Raises:
-      DatasetError: one of them is not there.
+      DatasetError: photographs or captions are missing.
     """
     folder = Path(folder).expanduser()
     if (folder / "images.txt").is_file():
@@ -69,7 +68,7 @@ def find_layout(folder: str | Path) -> Layout:
 
 
 def _first(folder: Path, *candidates: tuple[str, str], what: str) -> Place:
-    """The first place that is there."""
+    """The first place that exists."""
     for archive, prefix in candidates:
         place = Place(folder / archive if archive else folder, prefix)
         if files.exists(place):
@@ -81,7 +80,7 @@ def _first(folder: Path, *candidates: tuple[str, str], what: str) -> Place:
 
 
 def describe(folder: str | Path) -> bytes:
-    """Tells folders apart: their tables, and names and sizes of their files."""
+    """Bytes that identify a folder: its tables, and names and sizes of its files."""
     layout = find_layout(folder)
     parts = [
         files.describe(layout.images, "images"),
@@ -93,17 +92,17 @@ def describe(folder: str | Path) -> bytes:
 
 
 def open_birds(folder: str | Path, captions_per_image: int) -> Birds:
-    """Reads all but the photographs of a folder.
+    """Reads a folder, except for the photographs.
 
     Args:
       folder: see README.md.
-      captions_per_image: how many captions every image must have.
+      captions_per_image: required number of captions per image.
 
     Returns:
       Birds.
 
     Raises:
-      DatasetError: a file that is missing, or that does not fit the others.
+      DatasetError: a file is missing or inconsistent.
     """
     layout = find_layout(folder)
     tables = _parse_tables(layout.images, _read_tables(layout.images))
@@ -164,7 +163,7 @@ def _read_tables(place: Place) -> dict[str, bytes]:
 def _parse_tables(
     place: Place, texts: Mapping[str, bytes]
 ) -> dict[str, list[list[str]]]:
-    """name -> rows of fields in the order of the images' numbers."""
+    """name -> rows of fields in the order of the image numbers."""
     tables, first = {}, None
     for name, num_fields in _TABLES.items():
         rows = [line.split() for line in _lines(texts[name])]
@@ -213,7 +212,7 @@ def _numbers(
 def _read_captions(
     place: Place, names: Sequence[str], captions_per_image: int
 ) -> list[list[str]]:
-    """The captions of every image, from one file an image or one a class."""
+    """The captions of every image, from one file per image or per class."""
     stems = [name.rpartition(".")[0] for name in names]
     of_class: dict[str, list[int]] = {}
     for row, stem in enumerate(stems):

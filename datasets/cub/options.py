@@ -1,4 +1,4 @@
-"""The options of the recipe: checks, and a name that tells data apart."""
+"""The options of the recipe: checks, and a name that is unique for the data."""
 
 import dataclasses
 import hashlib
@@ -21,12 +21,12 @@ class Options(tfds.core.BuilderConfig):
       name: set from the other fields, so that different data never share a folder.
       cub_dir: folder with photographs and captions.
       image_size: side of the images, in pixels.
-      crop: "whole", or "box" for the bird's bounding box; "auto" becomes the one of
-        both that the folder has, whole photographs if it has them.
+      crop: "whole", or "box" for the bird's bounding box; "auto" becomes "whole" if the
+        folder has photographs, else "box".
       split: "classes" (150 to train, 50 others to test) or "original".
-      captions_per_image: the first ones; each makes an example of its own.
+      captions_per_image: number of captions, the first ones; each gives one example.
       caption_length: T, in tokens.
-      min_count: how often a word must occur among the training captions.
+      min_count: smallest count of a word in the training captions.
     """
 
     name: str = ""
@@ -58,7 +58,7 @@ class Options(tfds.core.BuilderConfig):
 
 
 def _check_options(config: Options) -> None:
-    """Raises DatasetError for the first option that cannot be."""
+    """Raises DatasetError for the first invalid option."""
     check_limits(
         config,
         {

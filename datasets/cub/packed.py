@@ -1,11 +1,12 @@
-"""The packed layout: boxed crops of 64 x 64 pixels in one file, captions in another.
+"""The packed layout: crops of 64 x 64 pixels in one file, captions in another.
 
     cub64_bbox.npz         jpeg uint8 [bytes], offsets int64 [N + 1], ids [N],
                            labels [N] (1..200), cub_is_train bool [N]
-    cub_captions.jsonl.gz  a line an image: {"id": ..., "label": ..., "captions": [...]}
+    cub_captions.jsonl.gz  one line per image: {"id": ..., "label": ..., "captions":
+                           [...]}
 
-Image k is the JPEG file `jpeg[offsets[k] : offsets[k + 1]]`. There may be captions of
-images that are not there.
+Image k is the JPEG file `jpeg[offsets[k] : offsets[k + 1]]`. Captions may belong to
+images that are missing.
 """
 
 import gzip
@@ -26,7 +27,7 @@ from cub.birds import Birds, check_captions, check_classes, decode_image
 IMAGES, CAPTIONS = "cub64_bbox.npz", "cub_captions.jsonl.gz"
 IMAGE_SIZE = 64
 MAX_BYTES = 1 << 30  # all arrays, unpacked
-# All captions, unpacked (the published ones have 12 MB), and one line of them.
+# Limits for all captions, unpacked (the published ones have 12 MB), and for one line.
 MAX_CAPTION_BYTES, MAX_LINE_BYTES = 64 << 20, 1 << 20
 _ARRAYS = {
     "jpeg": np.uint8,
@@ -48,7 +49,7 @@ def describe(folder: str | Path) -> bytes:
     parts = []
     try:
         for name in (IMAGES, CAPTIONS):
-            if not (folder / name).is_file():  # a pipe would be waited for
+            if not (folder / name).is_file():  # reading a pipe would block
                 raise DatasetError(
                     f"{folder / name}: no such file; the layout of packed files is "
                     f"{IMAGES} and {CAPTIONS}"
@@ -61,7 +62,7 @@ def describe(folder: str | Path) -> bytes:
 
 
 def open_birds(folder: str | Path, captions_per_image: int) -> Birds:
-    """Reads a folder, as `official.open_birds` does its layout."""
+    """`official.open_birds` for the packed layout."""
     folder = Path(folder).expanduser()
     arrays = _read_arrays(folder / IMAGES)
     records = _read_records(folder / CAPTIONS)
@@ -104,7 +105,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                     f"{path}: unpacks to more than {MAX_BYTES} bytes; check where it "
                     "comes from"
                 )
-            # With the other methods a few bytes unpack to gigabytes at once.
+            # With other methods, a few bytes can unpack to gigabytes.
             known = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
             if not {entry.compress_type for entry in entries} <= known:
                 raise ValueError("it is packed in an unknown way")
@@ -116,7 +117,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise DatasetError(
             f"{path}: {error.args[0]}; it must hold {', '.join(_ARRAYS)}"
         ) from error
-    except Exception as error:  # NumPy and zipfile raise many kinds.
+    except Exception as error:  # NumPy and zipfile raise many types.
         damage = "not a readable npz file"
         raise unreadable(str(path), error, damage, "fetch it again") from error
     for name, array in arrays.items():
@@ -149,7 +150,7 @@ def _read_records(path: Path) -> dict[int, dict[str, Any]]:
     try:
         with gzip.open(path, "rb") as file:
             data = bytearray()
-            # In pieces: read() makes room for all that it may get.
+            # In pieces, because read() allocates the largest size at once.
             while len(data) <= MAX_CAPTION_BYTES and (part := file.read(1 << 20)):
                 data += part
     except (OSError, EOFError, zlib.error) as error:

@@ -1,1 +1,1 @@
-"""Modalities of few bits whose joint distribution is a table, and known exactly."""
+"""Modalities of few bits, whose joint distribution is a known table."""

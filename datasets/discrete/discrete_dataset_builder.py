@@ -14,11 +14,11 @@ BLOCK = 1 << 14
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Few bits, part of them shared, in the exact proportions of their joint pmf.
+    """Few bits, some of them shared, in the exact proportions of their joint pmf.
 
-    Records, features and metadata are those of `polymnist`: a record is a block of
-    examples, one feature [n, H, W, 1] a modality and `label` [n]; the metadata hold
-    `modalities`, `num_examples` and `fingerprint`.
+    Records, features and metadata are as in `polymnist`: a record is a block of
+    examples, with one feature [n, H, W, 1] per modality and `label` [n]; the metadata
+    hold `modalities`, `num_examples` and `fingerprint`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -38,7 +38,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features),
-            # The order of features is not kept by TFDS, hence `modalities`.
+            # TFDS does not keep the order of features, hence `modalities`.
             metadata=tfds.core.MetadataDict(
                 modalities=modalities, num_examples={}, fingerprint=""
             ),

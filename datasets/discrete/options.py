@@ -1,4 +1,4 @@
-"""The options of the recipe: checks, and a name that tells data apart."""
+"""The options of the recipe: checks, and a name that is unique for the data."""
 
 import dataclasses
 
@@ -15,11 +15,11 @@ class Options(tfds.core.BuilderConfig):
     Attributes:
       name: set from the other fields, so that different data never share a folder.
       num_modalities: M, at least 1.
-      shared_bits: bits of the class, that every modality shows.
-      specific_bits: bits of one modality alone.
-      one_in: a specific bit is 1 once in so many times.
+      shared_bits: bits of the class, which every modality shows.
+      specific_bits: private bits of each modality.
+      one_in: a private bit is 1 with probability 1 / one_in.
       patch: side of the square that shows a bit, in pixels.
-      repeats: how often the smallest exact set is repeated.
+      repeats: copies of the smallest exact set.
     """
 
     name: str = ""
@@ -41,7 +41,7 @@ class Options(tfds.core.BuilderConfig):
 
     @property
     def num_bits(self) -> int:
-        """Binary digits of one value."""
+        """Number of bits of one value."""
         return self.shared_bits + self.specific_bits
 
     @property
@@ -52,7 +52,7 @@ class Options(tfds.core.BuilderConfig):
 
 
 def _check_options(config: Options) -> None:
-    """Raises DatasetError for the first option that cannot be."""
+    """Raises DatasetError for the first invalid option."""
     check_limits(
         config,
         {

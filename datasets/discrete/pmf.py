@@ -1,7 +1,7 @@
-"""The joint pmf as a table of integers, and the examples that have its proportions.
+"""The joint pmf as a table of integers, and examples in its proportions.
 
-A value of modality m is an integer of shared_bits + specific_bits binary digits: the
-code of the class, then the specific bits. See README.md. NumPy only.
+A value of modality m is an integer with shared_bits + specific_bits bits: the code of
+the class, then the private bits. See README.md.
 """
 
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 def class_codes(modality: int, shared_bits: int) -> np.ndarray:
     """The code of each class in one modality, int64 [2**shared_bits]: a permutation.
 
-    An odd factor is invertible modulo a power of two.
+    It is a permutation, because odd factors are invertible modulo a power of two.
     """
     num_classes = 1 << shared_bits
     return ((2 * modality + 1) * np.arange(num_classes) + modality) % num_classes
@@ -21,16 +21,16 @@ def class_codes(modality: int, shared_bits: int) -> np.ndarray:
 def joint_counts(
     num_modalities: int, shared_bits: int, specific_bits: int, one_in: int
 ) -> np.ndarray:
-    """How often each tuple occurs in the smallest set that has the exact proportions.
+    """The count of each tuple in the smallest set with exact proportions.
 
     Args:
       num_modalities: M.
       shared_bits: bits of the class.
-      specific_bits: bits of one modality alone.
-      one_in: a specific bit is 1 once in so many times.
+      specific_bits: private bits of each modality.
+      one_in: a private bit is 1 with probability 1 / one_in.
 
     Returns:
-      int64 [n, ...] of M axes, n = 2**(shared_bits + specific_bits), with the sum
+      int64 [n, ...] with M axes, n = 2**(shared_bits + specific_bits), and the sum
       2**shared_bits * one_in**(M specific_bits).
     """
     bit, one = np.array([one_in - 1, 1]), np.ones((), np.int64)
@@ -50,27 +50,27 @@ def joint_counts(
 def joint_pmf(
     num_modalities: int, shared_bits: int, specific_bits: int, one_in: int
 ) -> np.ndarray:
-    """The joint distribution of the modalities, float64, axis m is modality m.
+    """The joint distribution of the modalities.
 
     Args:
       num_modalities: M.
       shared_bits: bits of the class.
-      specific_bits: bits of one modality alone.
-      one_in: a specific bit is 1 once in so many times.
+      specific_bits: private bits of each modality.
+      one_in: a private bit is 1 with probability 1 / one_in.
 
     Returns:
-      float64 [n, ...] of M axes, summing to 1.
+      float64 [n, ...] with M axes, summing to 1; axis m is modality m.
     """
     counts = joint_counts(num_modalities, shared_bits, specific_bits, one_in)
     return counts / counts.sum()
 
 
 def examples(counts: np.ndarray, repeats: int) -> np.ndarray:
-    """Every tuple as often as its count says, in the order of the table.
+    """Repeats every tuple by its count, in the order of the table.
 
     Args:
-      counts: int64 of M axes.
-      repeats: how often each count is repeated.
+      counts: int64 with M axes.
+      repeats: factor of the counts.
 
     Returns:
       int64 [N, M], the value of each modality.
@@ -86,15 +86,15 @@ def labels(values: np.ndarray, specific_bits: int) -> np.ndarray:
 
 
 def images(values: np.ndarray, num_bits: int, patch: int) -> np.ndarray:
-    """Draws values: a square for each binary digit, the highest at the left.
+    """Draws values: one square per bit, the highest bit at the left.
 
     Args:
       values: int64 [N].
-      num_bits: how many binary digits.
+      num_bits: number of bits.
       patch: side of a square, in pixels.
 
     Returns:
-      uint8 [N, patch, num_bits * patch, 1], 255 where the digit is 1.
+      uint8 [N, patch, num_bits * patch, 1], 255 for a bit of 1.
     """
     digits = values[:, None] >> np.arange(num_bits)[::-1] & 1
     row = np.repeat(digits.astype(np.uint8) * np.uint8(255), patch, axis=1)

@@ -1,1 +1,1 @@
-"""Records, as the data sets of images with captions share them."""
+"""Records of the data sets of images with captions."""

@@ -1,11 +1,11 @@
-"""Records of images with captions, as `mmvae_jax.data.prepared.load` joins them.
+"""Records of images with captions, for `mmvae_jax.data.prepared.load`.
 
 A record is a block of examples: `image` uint8 [n, H, W, 3], `caption` int32 [n, T],
 `label` int32 [n] and `attribute/NAME` int32 [n]. The metadata hold
 
   modalities    their names, in order
   num_examples  of each split
-  fingerprint   a sha256 that tells equal data from different data
+  fingerprint   a sha256 of the data
   words         {"caption": the words by token}
   attributes    {NAME: the names of its values}
   meanings      {"caption": {NAME: {word: the value that it names}}}
@@ -33,7 +33,7 @@ class Split(NamedTuple):
     Attributes:
       num_examples: N.
       read: (start, stop) -> feature -> array [n, ...].
-      digest: sha256 of everything the examples are made of, in hexadecimal.
+      digest: sha256 of all sources of the examples, in hexadecimal.
     """
 
     num_examples: int
@@ -130,10 +130,10 @@ def blocks(
 
 @contextlib.contextmanager
 def in_memory() -> Iterator[None]:
-    """Records wait in memory whatever their total size.
+    """Makes TFDS keep records in memory until they are written.
 
-    Above 1 GB a split, TFDS moves them to temporary files by means of TensorFlow.
-    Waiting records are serialised but not compressed.
+    For splits above 1 GB, TFDS would use temporary files, which need TensorFlow. The
+    records in memory are serialised but not compressed.
     """
     limit = shuffle.MAX_MEM_BUFFER_SIZE
     shuffle.MAX_MEM_BUFFER_SIZE = 1 << 60
@@ -146,7 +146,7 @@ def in_memory() -> Iterator[None]:
 def encode(
     captions: Sequence[Sequence[str]], words: Sequence[str], length: int
 ) -> np.ndarray:
-    """Captions as tokens by `tokens.encode`, k captions an image: int32 [n, k, T]."""
+    """Encodes captions, k per image, by `tokens.encode`: int32 [n, k, T]."""
     flat = [text for texts in captions for text in texts]
     rows = tokens.encode(flat, words, length)
     return rows.reshape(len(captions), -1, length)

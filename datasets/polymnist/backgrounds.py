@@ -1,9 +1,9 @@
 """Background images: five procedural textures, or the images of a folder.
 
-The published set uses five photographs and paintings of third parties that may not
-be passed on. The textures stand in for them: each differs from the others in colour
-and in structure, no crop looks quite like another, and no colour has all three
-channels near 128, where an inverted digit would vanish.
+The published set uses five photographs and paintings of third parties, which may not be
+redistributed. The textures replace them: they differ in colour and structure, crops of
+one texture differ, and no colour has all three channels near 128, where an inverted
+digit would be invisible.
 """
 
 import re
@@ -21,7 +21,7 @@ _Colour = tuple[int, int, int]  # RGB
 
 
 def _noise(stream: int, cells: int) -> np.ndarray:
-    """Value noise with `cells` lattice points a side, int32 [S, S] in 0..255."""
+    """Value noise with `cells` lattice points per side, int32 [S, S] in 0..255."""
     lattice = exact.random_integers((9173, stream, cells), cells * cells, 255)
     lattice = lattice.reshape(1, cells, cells).astype(np.uint8)
     return exact.resize(lattice, TEXTURE_SIZE, TEXTURE_SIZE)[0].astype(np.int32)
@@ -46,7 +46,7 @@ def _grid() -> np.ndarray:
 
 
 def _bricks() -> np.ndarray:
-    """Red bricks with light mortar, every brick of another tone."""
+    """Red bricks of different tones with light mortar."""
     y, x = _grid()
     row = y // 10
     x = x + (row % 2) * 11 + _tones(1, row) // 40
@@ -110,7 +110,7 @@ def list_folder(folder: str | Path) -> list[Path]:
     """The image files of a folder in the order of their names, numbers as numbers.
 
     Raises:
-      DatasetError: there is no such folder.
+      DatasetError: the folder does not exist.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -133,7 +133,7 @@ def read_image(path: Path, least: int = 1) -> np.ndarray:
       uint8 [H, W, 3].
 
     Raises:
-      DatasetError: not an image that `dataset_images.decode` takes, or too small.
+      DatasetError: `dataset_images.decode` refuses the image, or it is too small.
     """
     pixels = dataset_images.decode(path, str(path), "replace or remove the file")
     height, width, _ = pixels.shape
@@ -149,16 +149,16 @@ def load(folder: str | Path, num: int, image_size: int) -> list[np.ndarray]:
     """The first `num` backgrounds.
 
     Args:
-      folder: folder of images, one a modality in the order of their names; "" for
+      folder: folder with one image per modality, in the order of their names; "" for
         the built-in textures.
-      num: how many are needed.
-      image_size: side of the crops that will be taken, in pixels.
+      num: number of backgrounds.
+      image_size: side of the crops, in pixels.
 
     Returns:
       List of `num` uint8 [H, W, 3].
 
     Raises:
-      DatasetError: fewer than `num`, or a file that cannot be used.
+      DatasetError: there are fewer than `num`, or a file is invalid.
     """
     paths = list_folder(folder) if folder else []
     found = len(paths) if folder else len(TEXTURES)

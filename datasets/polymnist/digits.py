@@ -19,7 +19,7 @@ FILES = {
 }
 # Split -> (path of the images, path of the labels).
 Files = dict[str, tuple[Path, Path]]
-# Above any digit set; a header that claims more is damaged or hostile.
+# Larger than any digit set; a header that declares more is damaged or hostile.
 MAX_BYTES = 1 << 30
 SKLEARN_SPLIT_SEED = 1797
 SKLEARN_TEST_PERCENT = 20
@@ -62,7 +62,7 @@ def find_files(folder: str | Path) -> Files:
 
 
 def check_reachable(url: str) -> None:
-    """Asks for the head of a file; raises OSError where there is no answer."""
+    """Requests the header of a file; raises OSError without an answer."""
     request = urllib.request.Request(url, method="HEAD")
     with urllib.request.urlopen(request, timeout=20):
         pass
@@ -89,8 +89,8 @@ def read_idx(path: str | Path, num_dims: int) -> np.ndarray:
         with opener(path, "rb") as file:
             header = file.read(4 + 4 * num_dims)
             shape = _idx_shape(path, header, num_dims)
-            # One byte more than expected, never the whole file: a small gzip can
-            # unpack to any size.
+            # At most one byte more than expected, because a small gzip file can unpack
+            # to any size.
             data = _read_at_most(file, math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         damage = "cannot be read to its end"
@@ -106,16 +106,16 @@ def read_idx(path: str | Path, num_dims: int) -> np.ndarray:
 
 
 def _read_at_most(file: BinaryIO, num: int) -> bytearray:
-    """The next `num` bytes of a file, or those that there are."""
+    """The next `num` bytes of a file, or fewer at its end."""
     data = bytearray()
-    # In pieces: read() makes room for all that it may get.
+    # In pieces, because read() allocates the largest size at once.
     while len(data) < num and (part := file.read(min(1 << 20, num - len(data)))):
         data += part
     return data
 
 
 def _idx_shape(path: str | Path, header: bytes, num_dims: int) -> tuple[int, ...]:
-    """Checks the header of an idx file and returns the shape it announces."""
+    """Checks the header of an idx file and returns its shape."""
     if header.startswith(GZIP):
         raise DatasetError(
             f"{path}: not an idx file but one that gzip has compressed; add .gz to its "
@@ -188,10 +188,10 @@ def _load_pair(images_path: Path, labels_path: Path, image_size: int) -> Digits:
 
 
 def _resized(path: Path, images: np.ndarray, image_size: int) -> np.ndarray:
-    """Images of another size, some at a time: resizing takes twelve times their bytes.
+    """Resizes images, some at a time, because resizing takes twelve times their bytes.
 
     Raises:
-      DatasetError: they, or what is between, would be more than MAX_BYTES.
+      DatasetError: the result or an intermediate array would exceed MAX_BYTES.
     """
     pixels = math.prod(max(side, image_size) for side in images.shape[1:])
     if len(images) * pixels > MAX_BYTES:
@@ -209,9 +209,8 @@ def _resized(path: Path, images: np.ndarray, image_size: int) -> np.ndarray:
 def load_sklearn(image_size: int) -> dict[str, Digits]:
     """The 1,797 digits of scikit-learn, 8x8 scaled up, in two disjoint splits.
 
-    The split is stratified by class and fixed: no seed of the user changes which
-    digits are test digits. A margin of 1/12 of the side is left on every side, as
-    the source fills its frame.
+    The split is stratified by class and does not depend on the user's seed. A margin of
+    1/12 of the side is added on every side, because the digits fill their frame.
 
     Args:
       image_size: side of the result, in pixels.
@@ -233,14 +232,14 @@ def load_sklearn(image_size: int) -> dict[str, Digits]:
 
 
 def for_validation(digits: dict[str, Digits], percent: int) -> dict[str, Digits]:
-    """The training digits in two parts, so that choices need no test digit.
+    """Splits the training digits, for model selection without test digits.
 
     Args:
       digits: split -> Digits.
-      percent: share of each class of the training digits that is not trained on.
+      percent: held-out percentage of each class of the training digits.
 
     Returns:
-      split -> Digits: "test" are the training digits held out, always the same ones.
+      split -> Digits: "test" has the held-out training digits, always the same.
     """
     return _parted(digits["train"], percent, VALIDATION_SEED)
 

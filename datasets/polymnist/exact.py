@@ -1,8 +1,8 @@
 """Random numbers and resizing in integers: the same bytes on every machine.
 
-Nothing here rounds in floating point, and random numbers are taken from the raw
-output of PCG64, which NumPy guarantees to keep. The methods of `Generator` carry
-no such promise: a new NumPy may draw other numbers from the same seed.
+There is no floating-point rounding. Random numbers come from the raw output of PCG64,
+which NumPy guarantees to keep. The methods of `Generator` have no such guarantee: a new
+NumPy may draw other numbers from the same seed.
 """
 
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ import numpy as np
 
 
 def random_bits(words: Iterable[int], size: int) -> np.ndarray:
-    """Raw random numbers of the stream that is named by `words`.
+    """Raw random numbers of the stream `words`.
 
     Args:
-      words: sequence of non-negative ints; different words, independent streams.
-      size: how many numbers.
+      words: non-negative ints; different words give independent streams.
+      size: number of random numbers.
 
     Returns:
       uint64 [size].
@@ -28,8 +28,8 @@ def random_integers(words: Iterable[int], size: int, high: int) -> np.ndarray:
     """Integers, uniform over 0..high inclusive (bias below 2**-16 for `high` < 2**16).
 
     Args:
-      words: name of the stream, see `random_bits`.
-      size: how many numbers.
+      words: the stream, see `random_bits`.
+      size: number of random numbers.
       high: largest value, inclusive.
 
     Returns:
@@ -58,7 +58,7 @@ def _taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear resize without antialias, exact up to one rounding half up.
+    """Bilinear resize without antialiasing, exact up to one rounding (half up).
 
     Args:
       images: uint8 [N, H, W].

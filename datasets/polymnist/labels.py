@@ -1,7 +1,7 @@
-"""Labels that a tuple shares beside its images: the digit, and its quarter.
+"""Labels of a tuple: the digit and its quarter.
 
-Both are attributes, and may be modalities of one token. The quarter is an attribute of
-the tuple where all images have the same one, and of each image alone where not.
+Both are attributes and may be modalities of one token. The quarter is an attribute of
+the tuple if all images share it, else of each image.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ def shown_by(
     """The attributes of a tuple: name -> the modalities that show it.
 
     Args:
-      images: names of the modalities that are images.
-      label_modalities: names of the others, keys of VALUES.
-      quadrant: SHARED, PRIVATE, or "": there are none beside the label.
+      images: names of the image modalities.
+      label_modalities: names of the other modalities, keys of VALUES.
+      quadrant: SHARED, PRIVATE, or "": no attributes except the label.
     """
     if quadrant == PRIVATE:
         return {f"{QUADRANT}_{m}": [m] for m in images}
@@ -37,9 +37,9 @@ def shown_by(
 def describe(
     images: Sequence[str], label_modalities: Sequence[str], quadrant: str
 ) -> dict[str, Any]:
-    """The metadata of attributes and words; {} where there are neither.
+    """The metadata of attributes and words; {} without both.
 
-    Args as of `shown_by`.
+    Args as in `shown_by`.
     """
     shown = shown_by(images, label_modalities, quadrant)
     found: dict[str, Any] = {}
@@ -66,13 +66,13 @@ def features(
     label_modalities: Sequence[str],
     quadrant: str,
 ) -> dict[str, np.ndarray]:
-    """Attributes int32 [n] and tokens int32 [n, 1] of some tuples, by their features.
+    """Features of some tuples: attributes int32 [n] and tokens int32 [n, 1].
 
     Args:
       digits: uint8 [n].
-      quadrants: int64 [M, n], of each image; None where digits are not in quarters.
-      label_modalities: as of `shown_by`.
-      quadrant: as of `shown_by`.
+      quadrants: int64 [M, n], quarter of each image; None without quarters.
+      label_modalities: as in `shown_by`.
+      quadrant: as in `shown_by`.
     """
     values = {DIGIT: digits.astype(np.int32)}
     if quadrants is not None:

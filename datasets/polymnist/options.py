@@ -1,4 +1,4 @@
-"""The options of the recipe: checks, and a name that tells data apart."""
+"""The options of the recipe: checks, and a name that is unique for the data."""
 
 import dataclasses
 import hashlib
@@ -24,20 +24,20 @@ class Options(tfds.core.BuilderConfig):
       name: set from the other fields, so that different data never share a folder.
       digits: "mnist", "sklearn" or "published".
       digits_dir: folder with the four MNIST idx files; "" downloads them.
-      backgrounds_dir: folder with one image a modality; "" for built-in textures.
+      backgrounds_dir: folder with one image per modality; "" for built-in textures.
       published_dir: folder in the published layout, for digits="published".
       num_modalities: M, at least 1.
       image_size: side of the images, in pixels.
       translate_scale: side of the digit relative to the image; 1.0 does not move it.
-      quadrant: "shared" or "private": digits of half the image's side in one of its
-        quarters, the same in all modalities or drawn for each; "" for neither.
-      label_modalities: attributes, of "digit" and "quadrant", that are modalities of
-        their own, beside the images.
+      quadrant: digits of half the image's side in one of its quarters, the same quarter
+        in all modalities ("shared") or one for each ("private"); "": no quarters.
+      label_modalities: additional modalities that show an attribute, "digit" or
+        "quadrant".
       repeated: every modality uses the first background.
-      pairings: how many tuples each digit image is part of, per modality.
-      validation: per cent of the training digits of each class that are not trained
-        on and make the test split, so that no choice is made by test digits; 0: the
-        test split is of test digits.
+      pairings: number of tuples with each digit image, per modality.
+      validation: percentage of the training digits of each class that is held out and
+        replaces the test split, for selections without test digits; 0: the test split
+        is the test digits.
       seed: int, at least 0.
     """
 
@@ -71,7 +71,7 @@ class Options(tfds.core.BuilderConfig):
 
 
 def _check_options(config: Options) -> None:
-    """Raises DatasetError for the first option that cannot be."""
+    """Raises DatasetError for the first invalid option."""
     check_limits(
         config,
         {
@@ -116,7 +116,7 @@ def _check_options(config: Options) -> None:
 
 
 def _check_quadrant(config: Options) -> None:
-    """Raises DatasetError where digits cannot be put into quarters, or be labelled."""
+    """Raises DatasetError for invalid options of quarters or label modalities."""
     if config.quadrant not in QUADRANTS:
         raise DatasetError(
             f"config.data.quadrant={config.quadrant!r} must be one of "
@@ -147,7 +147,7 @@ def _check_quadrant(config: Options) -> None:
 
 
 def _sha256(path: Path) -> bytes:
-    """The sha256 of a file, which is not read into memory."""
+    """The sha256 of a file, without reading it into memory at once."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
@@ -156,12 +156,12 @@ def _sha256(path: Path) -> bytes:
 
 
 def _config_name(config: Options) -> str:
-    """All options in one word, with a hash of the files of the user."""
+    """All options in one word, with a hash of the user's files."""
     words = [config.digits, f"m{config.num_modalities}", f"{config.image_size}px"]
     foreign = hashlib.sha256()
     if config.digits == "published":
-        # Names and sizes only: reading 350,000 small files takes longer than this
-        # check may, as it is made at the start of every run.
+        # Only names and sizes, because reading 350,000 small files at the start of
+        # every run would take too long.
         for piece in published.describe(config.published_dir, config.num_modalities):
             foreign.update(piece)
         return "-".join([*words, foreign.hexdigest()[:12]])

@@ -20,25 +20,23 @@ BLOCK_BYTES = 16 << 20
 class Builder(tfds.core.GeneratorBasedBuilder):
     """PolyMNIST (Sutter et al., 2021) and its variants, see README.md.
 
-    One record holds a block of up to 1,000 examples, features [n, H, W, 3], labels [n]
-    and what `labels` adds, which `mmvae_jax.data.prepared.load` joins. With one
-    example a record, the usual way, the files of 60,000 + 10,000 examples were 2.2
-    times as large (records are compressed one by one) and took 1.5 times as long to
-    write and to read.
+    A record is a block of up to 1,000 examples: features [n, H, W, 3], labels [n] and
+    the features of `labels`, for `mmvae_jax.data.prepared.load`. With the usual one
+    example per record, the files of 60,000 + 10,000 examples were 2.2 times as large
+    (records are compressed separately) and took 1.5 times as long to write and to read.
 
     The metadata hold the names of the `modalities` in order, `num_examples` of each
-    split, and a `fingerprint`: the sha256 over all images and labels, that tells
-    equal data from different data.
+    split, and a `fingerprint`, the sha256 of all images and labels.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
 
     def download_and_prepare(self, **kwargs: Any) -> None:
-        """As in TFDS, but records wait in memory whatever their total size.
+        """As in TFDS, but keeps records in memory until they are written.
 
-        Above 1 GB a split, TFDS moves them to temporary files by means of TensorFlow.
-        Data that training holds in memory may be held there once more.
+        For splits above 1 GB, TFDS would use temporary files, which need TensorFlow.
+        Training needs the data in memory anyway.
         """
         limit = shuffle.MAX_MEM_BUFFER_SIZE
         shuffle.MAX_MEM_BUFFER_SIZE = 1 << 60
@@ -67,7 +65,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             features[f"attribute/{name}"] = tensor(np.int32)
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features),
-            # The order of features is not kept by TFDS, hence `modalities`.
+            # TFDS does not keep the order of features, hence `modalities`.
             metadata=tfds.core.MetadataDict(
                 modalities=modalities,
                 num_examples={},
@@ -78,7 +76,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        """Opens the sources of both splits, so that every error comes early."""
+        """Opens the sources of both splits first, so that errors occur early."""
         sources = self._open_sources(dl_manager)
         self._digests: dict[str, str] = {}
         return {
@@ -99,7 +97,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 )
                 for split in SPLITS
             }
-        # Digits that are translated are scaled down from the size of the image.
+        # Translated digits are scaled down from the size of the image.
         size = config.side if config.quadrant else config.image_size
         if config.digits == "sklearn":
             images = digits.load_sklearn(size)
@@ -135,10 +133,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         try:
             for name in names:
                 if not list(Path(dl_manager.download_dir).rglob(f"*{name}*.gz")):
-                    # TFDS tries for minutes before it says that a host is away.
+                    # TFDS would try for minutes to reach a missing host.
                     digits.check_reachable(urls[name])
             paths = dl_manager.download(urls)
-        except Exception as error:  # Network, disk and checksum raise many kinds.
+        except Exception as error:  # Network, disk and checksum raise many types.
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DatasetError(
                 f"MNIST cannot be downloaded ({reason[:120]}): put its four idx files "
@@ -152,12 +150,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, split: str, source: recipe.SplitSource
     ) -> Iterator[tuple[int, dict]]:
-        """Yields numbered blocks and keeps the digest of what it yields."""
+        """Yields numbered blocks and stores their digest."""
         config = self.builder_config
         example_bytes = 3 * config.image_size**2 * config.num_modalities
         block = max(1, min(1000, BLOCK_BYTES // example_bytes))
         hashes: dict[str, Any] = {}
-        # disable=None: silent where standard error is no terminal.
+        # disable=None: silent if standard error is not a terminal.
         with tqdm(
             total=source.num_examples, desc=split, unit="ex", disable=None
         ) as bar:

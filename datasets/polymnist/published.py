@@ -1,9 +1,9 @@
-"""Reads the layout in which PolyMNIST is published: one PNG file an image.
+"""Reads the published layout of PolyMNIST: one PNG file per image.
 
     {train,test}/m{modality}/{number}.{digit}.png
 
-Files are paired by number, never by the order in which a folder lists them, and the
-labels in the names must agree in all modalities.
+Files are paired by number, never by their order in a folder. The labels in the names
+must agree in all modalities.
 """
 
 import os
@@ -27,11 +27,10 @@ def list_files(
     """Lists the images of one modality of one split, sorted by number.
 
     Returns:
-      (paths' folder, numbers int64 [N], labels uint8 [N], names [N]).
+      (folder, numbers int64 [N], labels uint8 [N], names [N]).
 
     Raises:
-      DatasetError: no such folder, no images, a name out of the pattern, or a number
-        that occurs twice.
+      DatasetError: no such folder, no images, an invalid name, or a repeated number.
     """
     place = Path(folder).expanduser() / split / modality
     if not place.is_dir():
@@ -41,7 +40,7 @@ def list_files(
         )
     entries = [entry for entry in os.scandir(place) if entry.name[0] != "."]
     for entry in entries:
-        if not entry.is_file():  # a pipe would be waited for
+        if not entry.is_file():  # reading a pipe would block
             raise DatasetError(f"{place}: {entry.name} is not a file; check the folder")
     names = [entry.name for entry in entries]
     matches = [match for name in names if (match := _NAME.fullmatch(name))]
@@ -67,7 +66,7 @@ def open_split(
     """The tuples of one split of a published folder, decoded on demand.
 
     Args:
-      folder: holds train/ and test/.
+      folder: folder with train/ and test/.
       split: "train" or "test".
       num_modalities: reads m0 .. m{num_modalities - 1}.
       image_size: side that every image must have, in pixels.
@@ -120,15 +119,15 @@ def _read(path: Path, image_size: int) -> np.ndarray:
 
 
 def describe(folder: str | Path, num_modalities: int) -> Iterator[bytes]:
-    """Names and sizes of all files, for telling folders apart without reading them.
+    """Names and sizes of all files, which identify folders without reading the files.
 
     Yields:
-      bytes, one piece a folder.
+      bytes, one piece per folder.
     """
     for split in ("train", "test"):
         for m in range(num_modalities):
             place, _, _, names = list_files(folder, split, f"m{m}")
             sizes = {e.name: e.stat().st_size for e in os.scandir(place)}
             yield repr([(split, m, name, sizes[name]) for name in names]).encode()
-            if dataset_images.was_decoded_otherwise(place / names[0]):  # as all are
+            if dataset_images.was_decoded_otherwise(place / names[0]):  # like all files
                 yield dataset_images.DECODED_ANEW

@@ -1,9 +1,9 @@
-"""The composition of digits and backgrounds into tuples of images, in whole arrays.
+"""Composes digits and backgrounds to tuples of images, in whole arrays.
 
-Per class and modality the digit images of the class are permuted and the i-th of
-every modality make one tuple: one label, different handwriting. Every image gets its
-own crop of the background of its modality, whose colours are inverted under the
-digit. See README.md for the sources.
+Per class and modality, the digit images of the class are permuted; the i-th images of
+all modalities form a tuple with one label and different handwriting. Each image has a
+random crop of the background of its modality, with inverted colours under the digit.
+See README.md for the sources.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,15 +24,15 @@ Examples = tuple[dict[str, np.ndarray], np.ndarray]
 
 
 class Plan(NamedTuple):
-    """Every random choice of one split; N tuples, M modalities.
+    """All random choices of one split; N tuples, M modalities.
 
     Attributes:
       labels: uint8 [N].
       digits: int64 [M, N], index of the digit image.
       crops: int64 [M, N, 2], upper left corner in the background, in pixels.
       offsets: int64 [M, N, 2], upper left corner of the digit, in pixels.
-      quadrants: int64 [M, N], the quarter that the digit is in, 0..3 in the order of
-        `labels.VALUES`; zeros where it is not in quarters.
+      quadrants: int64 [M, N], quarter of the digit, 0..3 in the order of
+        `labels.VALUES`; zeros without quarters.
     """
 
     labels: np.ndarray
@@ -48,7 +48,7 @@ class SplitSource(NamedTuple):
     Attributes:
       num_examples: N.
       read: (start, stop) -> Examples.
-      quadrants: int64 [M, N] as of Plan; None where digits are not in quarters.
+      quadrants: int64 [M, N] as in Plan; None without quarters.
     """
 
     num_examples: int
@@ -67,10 +67,10 @@ def make_plan(
     seed: int,
     quadrant: str = "",
 ) -> Plan:
-    """Draws every random choice of one split.
+    """Draws all random choices of one split.
 
-    Each (seed, split, pairing, modality, purpose) has its own stream, so m0 is the
-    same whether one modality or five are prepared.
+    Each (seed, split, pairing, modality, purpose) has its own stream: m0 is the same
+    with one modality as with five.
 
     Args:
       labels: uint8 [n], labels of the digit images.
@@ -78,10 +78,10 @@ def make_plan(
       split: "train" or "test".
       image_size: side of the images, in pixels.
       side: side of the digit in the image; below `image_size` it is translated.
-      pairings: how many tuples each digit image is part of, per modality.
+      pairings: number of tuples with each digit image, per modality.
       seed: int, at least 0.
-      quadrant: "shared" or "private": digits are in quarters, those that m0 has in
-        either case, or of each modality its own; "": anywhere.
+      quadrant: "shared": all modalities have the quarters of m0; "private": each has
+        its own; "": no quarters.
 
     Returns:
       Plan with N = n * pairings tuples in random order.
@@ -97,8 +97,8 @@ def make_plan(
         for pairing in range(pairings):
             words = (seed, SPLIT_WORDS[split], pairing, m)
             part = slice(pairing * size, (pairing + 1) * size)
-            # Sorted by class, at random within: position i has the same class in
-            # every modality.
+            # Sorted by class and random within: position i has the same class in all
+            # modalities.
             bits = exact.random_bits((*words, _PAIR), size)
             digits[m, part] = np.lexsort((bits, labels))
             for axis, word in enumerate((_ROW, _COLUMN)):
@@ -177,17 +177,17 @@ def open_split(
     """The tuples of one split.
 
     Args:
-      digits: Digits of that split, square images, of which `side` pixels are taken.
-      backgrounds: at least one, or `num_modalities` unless `repeated`.
+      digits: Digits of the split, square images, resized to `side`.
+      backgrounds: `num_modalities` backgrounds, or at least one if `repeated`.
       split: "train" or "test".
       num_modalities: M.
-      side: side of the digit in the image, in pixels; equal to that of the images
-        means no translation.
+      side: side of the digit in the image, in pixels; no translation if equal to the
+        side of the image.
       repeated: every modality uses the first background.
-      pairings: how often the procedure is repeated.
+      pairings: number of repetitions of the procedure.
       seed: int, at least 0.
       image_size: side of the images, in pixels; 0: that of the digits.
-      quadrant: as of `make_plan`.
+      quadrant: as in `make_plan`.
 
     Returns:
       SplitSource; modalities are named m0, m1, ...

@@ -1,16 +1,16 @@
-"""English captions of a coloured shape, and the reading of shape and colour in them.
+"""Writes English captions of a coloured shape, and reads shape and colour from them.
 
-Template, opinion and synonyms are drawn for the caption alone, uniformly, and every
-draw gives another sentence. So the entropy of a caption given shape and colour is
-log(NUM_WORDINGS) nats, and that of what it shares with the image log(number of
-combinations).
+Template, opinion and synonyms are private to the caption. They are drawn uniformly, and
+different draws give different sentences. Thus the entropy of a caption given shape and
+colour is log(NUM_WORDINGS) nats, and the information shared with the image is
+log(number of combinations) nats.
 """
 
 from collections.abc import Iterable
 
 from mmvae_jax import tokens
 
-# All have equally many words, and no word names two things.
+# All values have the same number of words, and no word names two values.
 SHAPES = {
     "circle": ("circle", "disc"),
     "square": ("square", "box"),
@@ -29,8 +29,8 @@ COLOURS = {
     "white": ("white", "ivory", "snowy"),
     "black": ("black", "ebony", "inky"),
 }
-# None of them tells size, place or background, which are the image's alone. The
-# article of {a} follows from the next word.
+# Templates do not mention size, position or background, which are private to the image.
+# The article {a} depends on the next word.
 TEMPLATES = (
     "{a} {opinion} {colour} {shape}",
     "there is {a} {opinion} {colour} {shape} here",
@@ -62,7 +62,7 @@ def write_caption(shape: str, colour: str, wording: int) -> str:
     Args:
       shape: a key of SHAPES.
       colour: a key of COLOURS.
-      wording: 0..NUM_WORDINGS - 1, which template, opinion and synonyms.
+      wording: 0..NUM_WORDINGS - 1, index of template, opinion and synonyms.
 
     Returns:
       A sentence in lower case without punctuation.
@@ -96,10 +96,10 @@ def parse_caption(words: Iterable[str]) -> dict[str, str | None]:
     """Shape and colour that a caption names: the inverse of `write_caption`.
 
     Args:
-      words: the words of any caption, written or generated, in any order.
+      words: the words of a real or generated caption, in any order.
 
     Returns:
-      {"shape": name, "colour": name}; None where no word names one, or two words
-      name two.
+      {"shape": name, "colour": name}; None if no word names a value, or words name
+      several.
     """
     return tokens.read_attributes(words, MEANINGS)

@@ -1,8 +1,8 @@
 """Drawings of shapes on textures, in integers: the same bytes on every machine.
 
-Lengths are in units of 1/4096 of the side of the image, so that the same plan is
-drawn at any number of pixels. Inside a shape they are in units of 1/1024 of its
-radius. Edges are smoothed by asking 3 x 3 points of every pixel.
+Lengths are in units of 1/4096 of the side of the image, so that a plan can be drawn at
+any resolution. Inside a shape they are in units of 1/1024 of its radius. Edges are
+antialiased with 3 x 3 points per pixel.
 """
 
 import functools
@@ -15,12 +15,12 @@ from polymnist import exact
 SIDE = 4096
 RADIUS = 1024
 SMALLEST, LARGEST = 920, 1480  # radius, 0.22 to 0.36 of the side
-REACH = 1270  # no shape reaches further, however it is turned
+REACH = 1270  # largest extent of a shape at any angle, in units of RADIUS
 SAMPLES = 3
-CHUNK = 1 << 17  # pixels at once: what is drawn stays in the cache
+CHUNK = 1 << 17  # pixels at a time, so that arrays stay in the cache
 STEEPEST = 20  # degrees
 
-# In the order of captions.COLOURS; every channel of a drawing differs by up to JITTER.
+# In the order of captions.COLOURS; each channel of a drawing varies by up to JITTER.
 PAINTS = np.array(
     [
         (210, 35, 40),
@@ -50,7 +50,7 @@ PURPOSES = (
 
 
 class Plan(NamedTuple):
-    """The random choices of N drawings; shape and colour are shared with the caption.
+    """All choices of N drawings; shape and colour are shared with the caption.
 
     Attributes:
       shape: int64 [N], index of a shape.
@@ -59,10 +59,9 @@ class Plan(NamedTuple):
       centre: int64 [N, 2], row and column, in SIDE.
       turn: int64 [N], in degrees.
       paint: int64 [N, 3], added to the colour's RGB.
-      light: int64 [N, 2], how much brighter the shape gets per radius, down and
-        right, in 1/256.
+      light: int64 [N, 2], change of brightness per radius, down and right, in 1/256.
       texture: int64 [N], index of a texture of TEXTURES.
-      lattice: uint8 [N, 256], random tones that the texture is made of.
+      lattice: uint8 [N, 256], random tones of the texture.
       ground: int64 [N, 2, 3], the RGB of the texture's two colours.
     """
 
@@ -88,26 +87,26 @@ def uniform(
 
 
 def make_plan(shape: np.ndarray, colour: np.ndarray, words: Sequence[int]) -> Plan:
-    """Draws what belongs to the images alone.
+    """Draws the private attributes of the images.
 
     Args:
       shape: int64 [N].
       colour: int64 [N].
-      words: ints that name the random streams.
+      words: ints that identify the random streams.
 
     Returns:
       Plan.
     """
     num = len(shape)
     radius = uniform(words, "radius", SMALLEST, LARGEST, num)
-    # Anywhere in the image, but whole.
+    # Anywhere in the image, without being cut off.
     margin = radius * REACH // RADIUS
     centre = [
         margin + uniform(words, purpose, 0, SIDE, num) * (SIDE - 2 * margin) // SIDE
         for purpose in ("down", "right")
     ]
     ground = uniform(words, "ground", -100, 100, num, 9)
-    # Two greys with a tinge: no shape is of such a colour.
+    # Two tinted greys, which are not colours of shapes.
     first = 120 + ground[:, :1] * 35 // 100 + ground[:, 1:4] * 15 // 100
     second = first + ground[:, 4:5] * 40 // 100 + ground[:, 5:8] * 10 // 100
     ground = np.clip(np.stack([first, second], axis=1), 60, 185)
@@ -125,7 +124,7 @@ def make_plan(shape: np.ndarray, colour: np.ndarray, words: Sequence[int]) -> Pl
     )
 
 
-# ---- shapes: what is inside, from int32 v (down) and u (right) of the same shape
+# ---- shapes: masks of the inside, for coordinates int32 v (down) and u (right)
 
 
 def _circle(v: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -141,15 +140,15 @@ def _square(v: np.ndarray, u: np.ndarray) -> np.ndarray:
 def _half_planes(
     corners: tuple[int, int, int], v: np.ndarray, u: np.ndarray
 ) -> np.ndarray:
-    """How many of the half-planes of a regular polygon hold each point.
+    """The number of half-planes of a regular polygon that contain each point.
 
-    The polygon has a corner at the top and `corners[0]` corners, of which every
-    `corners[1]`-th are joined, at the radius `corners[2]`.
+    The polygon has `corners[0]` corners at the radius `corners[2]`, one at the top;
+    sides join every `corners[1]`-th corner.
     """
     number, step, radius = corners
     count = np.zeros(u.shape, np.int8)
     for side in range(number):
-        # The normal points at the middle of a side.
+        # The normal points to the middle of a side.
         angle = np.pi * (2 * side + step) / number
         down, right = (int(np.rint(1024 * f(angle))) for f in (np.cos, np.sin))
         distance = int(np.rint(radius * np.cos(np.pi * step / number)))
@@ -163,7 +162,7 @@ def _triangle(v: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 
 def _star(v: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Five points at 1.2: within four of the lines that join every second point."""
+    """Five points at 1.2: inside at least four of the lines between second points."""
     return _half_planes((5, 2, 1230), v, u) >= 4
 
 
@@ -201,7 +200,7 @@ def _own_coordinates(
       corner: int [n, 2], the window's first row and column, in pixels.
       side: side of the window, in pixels.
       size: side of the images, in pixels.
-      samples: points a pixel, down and right.
+      samples: points per pixel in each direction.
 
     Returns:
       int32 v (down) and u (right), each [n, side * samples, side * samples].
@@ -220,7 +219,7 @@ def _own_coordinates(
 
 
 def _windows(plan: Plan, size: int) -> tuple[np.ndarray, int]:
-    """Squares around the shapes, all as large as the largest shape needs.
+    """Squares around the shapes, with the size of the largest shape.
 
     Returns:
       (int [n, 2] first row and column, side), in pixels.
@@ -232,17 +231,17 @@ def _windows(plan: Plan, size: int) -> tuple[np.ndarray, int]:
 
 
 def _coverage(plan: Plan, corner: np.ndarray, side: int, size: int) -> np.ndarray:
-    """How many of a pixel's 9 points are in the shape: uint16 [n, side, side]."""
+    """Number of the 9 points of each pixel in the shape: uint16 [n, side, side]."""
     v, u = _own_coordinates(plan, corner, side, size, SAMPLES)
     inside = INSIDE[plan.shape[0]](v, u).view(np.uint8)
     points = inside.reshape(len(v), side, SAMPLES, side, SAMPLES)
-    # Far faster than a sum over two axes.
+    # Much faster than a sum over two axes.
     rows = points[:, :, 0] + points[:, :, 1] + points[:, :, 2]
     return (rows[..., 0] + rows[..., 1] + rows[..., 2]).astype(np.uint16)
 
 
 def _paint(plan: Plan, corner: np.ndarray, side: int, size: int) -> np.ndarray:
-    """The shapes' colours, lit from a side: uint16 [n, side, side, 3]."""
+    """The colours of the shapes with light: uint16 [n, side, side, 3]."""
     colour = (PAINTS[plan.colour] + plan.paint).astype(np.int32)
     v, u = _own_coordinates(plan, corner, side, size, 1)
     down, right = plan.light.astype(np.int32).T[:, :, None, None]
@@ -273,7 +272,7 @@ def draw_shapes(plan: Plan, images: np.ndarray) -> None:
 
 
 def _smooth(cells: int, lattice: np.ndarray, size: int) -> np.ndarray:
-    """A lattice of `cells` x `cells` random tones, bilinearly in between."""
+    """A lattice of `cells` x `cells` random tones, interpolated bilinearly."""
     corners = lattice[:, : cells**2].reshape(-1, cells, cells)
     return exact.resize(corners, size, size)
 

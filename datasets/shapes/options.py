@@ -1,4 +1,4 @@
-"""The options of the recipe: checks, and a name that tells data apart."""
+"""The options of the recipe: checks, and a name that is unique for the data."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ class Options(tfds.core.BuilderConfig):
       image_size: side of the images, in pixels.
       num_train: pairs of the training split.
       num_test: pairs of the test split.
-      held_out: combinations of shape and colour that only the test split shows.
+      held_out: number of combinations of shape and colour only in the test split.
       caption_length: T, in tokens.
       seed: int, at least 0.
     """
@@ -44,7 +44,7 @@ class Options(tfds.core.BuilderConfig):
 
 
 def _check_options(config: Options) -> None:
-    """Raises DatasetError for the first option that cannot be."""
+    """Raises DatasetError for the first invalid option."""
     check_limits(
         config,
         {

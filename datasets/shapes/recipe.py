@@ -1,4 +1,4 @@
-"""Pairs of a drawing and a caption that share shape and colour, and nothing else."""
+"""Pairs of a drawing and a caption that share only shape and colour."""
 
 from typing import NamedTuple
 
@@ -12,11 +12,11 @@ NUM_COLOURS = len(captions.COLOURS)
 
 
 class Pairs(NamedTuple):
-    """The examples of one split, before they are drawn.
+    """The examples of one split before drawing.
 
     Attributes:
       plan: drawing.Plan of N drawings.
-      wording: int64 [N], how each caption is worded.
+      wording: int64 [N], index of the wording of each caption.
       captions: N texts.
       labels: int64 [N], shape * number of colours + colour.
     """
@@ -30,20 +30,20 @@ class Pairs(NamedTuple):
 def combinations(split: str, held_out: int) -> np.ndarray:
     """The labels of one split.
 
-    Those held out are taken diagonally, so that the first ones differ in shape and in
-    colour, and every shape and every colour stays in the training split.
+    Held-out labels are taken diagonally, so that the first ones differ in shape and
+    colour, and every shape and colour stays in the training split.
 
     Args:
       split: "train" or "test".
-      held_out: how many only the test split shows, at most half of all; it then shows
-        no others. With 0 both splits show all.
+      held_out: number of labels only in the test split, at most half of all; the test
+        split then has no others. With 0 both splits have all.
 
     Returns:
       int64, sorted.
     """
     colour, shape = np.indices((NUM_COLOURS, len(captions.SHAPES)))
     diagonal = shape * NUM_COLOURS + (colour + shape) % NUM_COLOURS
-    # Every second diagonal first, so that a shape keeps every second colour.
+    # Every second diagonal comes first, so that a shape keeps every second colour.
     order = np.concatenate([diagonal[::2], diagonal[1::2]]).ravel()
     if not held_out:
         return np.sort(order)
@@ -51,11 +51,11 @@ def combinations(split: str, held_out: int) -> np.ndarray:
 
 
 def make_pairs(split: str, num: int, held_out: int, seed: int) -> Pairs:
-    """Draws every random choice of one split.
+    """Draws all random choices of one split.
 
     Args:
       split: "train" or "test".
-      num: N; every combination occurs equally often, up to one.
+      num: N; counts of combinations differ by at most one.
       held_out: see `combinations`.
       seed: int, at least 0.
 

@@ -15,14 +15,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     """Drawings of coloured shapes with captions, which share shape and colour.
 
     Records, features and metadata are those of `pairs.records`; `label` is shape *
-    number of colours + colour, and both are attributes of their own.
+    number of colours + colour; shape and colour are also attributes.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
 
     def download_and_prepare(self, **kwargs: Any) -> None:
-        """As in TFDS, in memory."""
+        """As in TFDS, with records in memory."""
         with records.in_memory():
             super().download_and_prepare(**kwargs)
 

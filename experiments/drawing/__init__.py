@@ -2,5 +2,5 @@
 
 import logging
 
-# Where nothing can be written at home, it says at length that it uses another folder.
+# Silences a long warning if the home folder cannot be written.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)

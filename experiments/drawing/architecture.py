@@ -1,9 +1,9 @@
-"""Draws the rooms of the house and the imports between them.
+"""Draws the rooms (subpackages) and the imports between them.
 
     python -m experiments.drawing.architecture docs/architecture.png
 
-The picture is made of the import statements themselves: a box a room with its lines of
-code, an arrow from a room to each room it imports from, as thick as there are imports.
+The picture is drawn from the import statements. A box is a room with its lines of code.
+An arrow points to an imported room; its width is the number of imports.
 """
 
 import ast
@@ -14,7 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 PACKAGE, COMMANDS = "mmvae_jax", "experiments"
-# Room -> (column, row) of its box, the basis at the bottom.
+# Room -> (column, row) of its box; the basis is at the bottom.
 _PLACES = {
     "commands": (1.0, 6.0),
     "studies": (3.0, 6.0),
@@ -34,10 +34,10 @@ _PLACES = {
 
 
 def _room_of(parts: tuple[str, ...], root: Path) -> str | None:
-    """The room that a dotted name is in; None outside of the house.
+    """The room of a dotted name; None for other packages.
 
     Args:
-      parts: of the dotted name, for instance ("mmvae_jax", "data", "arrays").
+      parts: parts of the dotted name, for instance ("mmvae_jax", "data", "arrays").
       root: folder of the repository.
     """
     if len(parts) < 2 or parts[0] not in (PACKAGE, COMMANDS):
@@ -54,7 +54,7 @@ def _source_files(root: Path) -> list[Path]:
 
 
 def count_imports(root: Path) -> Counter:
-    """(room, room it imports from) -> number of import statements."""
+    """(room, imported room) -> number of import statements."""
     counted: Counter = Counter()
     for path in _source_files(root):
         room = _room_of(path.with_suffix("").parts, root)
@@ -73,7 +73,7 @@ def draw(root: Path, path: Path) -> Path:
 
     Args:
       root: folder of the repository.
-      path: of the file.
+      path: path of the file.
 
     Returns:
       The same path.

@@ -1,4 +1,4 @@
-"""Axes and legends that all figures share."""
+"""Axes and legends of all figures."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from mmvae_jax.models import MODELS
 
-# Also for saving: fonts of a PDF are chosen when it is written.
+# Also needed when saving: the fonts of a PDF are chosen then.
 STYLE = {
     "font.size": 8,
     "axes.titlesize": 9,
@@ -45,7 +45,7 @@ def make_axes(
     legend: float = 0.6,
     **options: Any,
 ) -> tuple[Figure, np.ndarray]:
-    """A figure with a grid of panels of a size, and of room above, in inches."""
+    """A figure with a grid of panels and space for a legend above; sizes in inches."""
     size = (num_columns * width + 0.6, num_rows * height + legend)
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
@@ -61,10 +61,10 @@ def make_axes_above(
     pages: Sequence[np.ndarray | str],
     num_pages: int,
 ) -> tuple[Figure, np.ndarray, list[Axes]]:
-    """`make_axes` with room for pages below the panels, some in a row.
+    """`make_axes` with space for pages below the panels, `num_pages` per row.
 
     Returns:
-      (figure, axes of the panels, an axis a page).
+      (figure, axes of the panels, one axis per page).
     """
     full = num_columns * width
     lines = [pages[i : i + num_pages] for i in range(0, len(pages), num_pages)]
@@ -90,14 +90,14 @@ def make_axes_above(
 
 
 def limits_around(shown: Sequence[float], least: float = 0.3) -> tuple[float, float]:
-    """Limits of an axis around values: wide enough that noise looks like noise."""
+    """Limits of an axis around values, at least `least` wide so that noise is small."""
     low, high = min(shown), max(shown)
     half = max(high - low, least) * 0.54
     return (low + high) / 2 - half, (low + high) / 2 + half
 
 
 def say(axis: Axes, text: str, *, keeps_ticks: bool = False) -> None:
-    """Writes in the middle of a panel why it is empty."""
+    """Writes the reason for an empty panel in its middle."""
     place = {"ha": "center", "va": "center", "transform": axis.transAxes}
     axis.text(0.5, 0.5, text, color=_GREY, parse_math=False, **place)
     if not keeps_ticks:
@@ -106,7 +106,7 @@ def say(axis: Axes, text: str, *, keeps_ticks: bool = False) -> None:
 
 
 def add_legend(figure: Figure, place: Axes | None = None) -> None:
-    """One legend for all panels: above them, or in a place that is free."""
+    """Adds one legend for all panels: above them, or in a free panel."""
     found: dict[str, Any] = {}
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -119,6 +119,6 @@ def add_legend(figure: Figure, place: Axes | None = None) -> None:
     if place is not None:
         place.legend(handles, labels, loc="center", ncols=1 + (len(labels) > 9))
     else:
-        # A label and its line take an inch and a half.
+        # A label and its line need an inch and a half.
         columns = max(1, min(len(labels), 6, int(figure.get_figwidth() / 1.5)))
         figure.legend(handles, labels, loc="outside upper center", ncols=columns)

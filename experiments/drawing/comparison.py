@@ -3,10 +3,9 @@
     python -m experiments.drawing.comparison results/in_place.csv \\
         docs/figure_in_place.png results/guidance.csv
 
-A point is a model, with the standard deviation over seeds; better is up and to the
-right. An open point is of samples of a mixture that was fitted to the latents, in place
-of the prior. The third file, a table of the study `guidance`, is the line through
-`code_flow`.
+A point is a model, with standard deviations over seeds; better is up and to the right.
+Open points have samples of a mixture fitted to the latents instead of the prior. The
+third file, a table of the study `guidance`, gives the line through `code_flow`.
 """
 
 import sys
@@ -19,7 +18,7 @@ from matplotlib.axes import Axes
 from experiments.drawing.axes import STYLE, make_axes
 from experiments.plans.names import model_colour, model_label, model_marker
 
-# A panel: the coherence, its axis, and the quality of the same images.
+# A panel: the coherence, its axis label, and the quality of the same images.
 _PANELS = (
     ("coherence/size_1", "coherence given one modality", "conditional_swd/size_1"),
     (
@@ -29,16 +28,16 @@ _PANELS = (
     ),
     ("coherence/joint", "joint coherence of prior samples", "swd"),
 )
-_FITTED = "gmm/"  # of tags of samples of a fitted mixture
+_FITTED = "gmm/"  # prefix of tags of the fitted mixture
 
 
 def draw(table: Path, path: Path, guidance: Path | None = None) -> Path:
     """Writes the figure.
 
     Args:
-      table: CSV of the study `comparison`; its runs are named by their models.
-      path: of the figure.
-      guidance: CSV of the study `guidance`, if there is one.
+      table: CSV of the study `comparison`, with model names as names of runs.
+      path: path of the figure.
+      guidance: CSV of the study `guidance`, or None.
     """
     rows = pd.read_csv(table)
     with matplotlib.rc_context(STYLE):
@@ -61,7 +60,7 @@ def draw(table: Path, path: Path, guidance: Path | None = None) -> Path:
 
 
 def _draw_model(axes: Axes, row: dict, quality: str, tag: str) -> None:
-    """A point with the deviations of both values; none where one is nan."""
+    """Draws a point with the deviations of both values, unless one is NaN."""
     is_fitted = tag.startswith(_FITTED)
     axes.errorbar(
         row[f"{quality} mean"],
@@ -79,7 +78,7 @@ def _draw_model(axes: Axes, row: dict, quality: str, tag: str) -> None:
 
 
 def _draw_guidance(axes: Axes, points: pd.DataFrame, quality: str, tag: str) -> None:
-    """A line over the strengths, each with its number."""
+    """Draws a line over the strengths of guidance, with their numbers."""
     x, y = points[f"{quality} mean"], points[f"{tag} mean"]
     axes.plot(x, y, color=model_colour("code_flow"), linewidth=0.8, marker=".")
     for strength, a, b in zip(points["guidance"], x, y, strict=True):

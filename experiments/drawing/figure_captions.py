@@ -1,4 +1,4 @@
-"""Captions of figures: their content, their runs, and the runs they lack."""
+"""Captions of figures: content, runs, and missing runs."""
 
 import re
 import textwrap
@@ -18,7 +18,7 @@ from experiments.plans.plan import Evidence, Spec
 from mmvae_jax.training.sweep import Member
 
 PICTURES = ("9", "10")
-# End of the data set's name in a run of the first modalities, which figures show.
+# Suffix of the data set's name in a run of the first modalities.
 _FIRST = re.compile(r"-first\d+$")
 _HEADINGS = {
     "tradeoff": "The trade-off",
@@ -69,7 +69,7 @@ _SENTENCES = {
     "no run of this project: "
     f"{paper.PUBLISHED_SOURCE}",
 }
-# Figure -> its sentence on pairs of images and captions, added where there are some.
+# Figure -> its sentence on pairs of images and captions, added if it shows them.
 _PAIRS = {
     "2": "of pairs, of the image",
     "4": "of Shapes, how often its shape and colour are read off what is generated "
@@ -82,18 +82,18 @@ _PAIRS = {
 
 
 def caption(evidence: Evidence, name: str, tags: Iterable[str] = ()) -> str:
-    """Content of a figure, and the setting of its runs, from the runs themselves.
+    """The content of a figure and the settings of its runs.
 
     Args:
       evidence: the runs.
       name: name of the figure, as in plan.figure_specs.
-      tags: tags of the metrics shown.
+      tags: tags of the shown metrics.
 
     Returns:
       One paragraph.
     """
     heading = _HEADINGS.get(name, f"Figure {name}")
-    # The scale's description is one of images, and the theorem's data are none.
+    # The scale's description is about images, which the theorem's data are not.
     specs = plan.figure_specs(evidence.config)[name]
     pairs = plan.pair_columns(evidence.config)
     scale = evidence.config.description
@@ -139,13 +139,13 @@ def _setting(
 
 
 def _machine(summary: Mapping[str, Any]) -> str:
-    """The device of a run, and the cores of its machine where they were recorded."""
+    """The device of a run, and the cores of its machine if recorded."""
     cores = summary.get("cpu_cores")
     return summary["device"] + (f" with {cores} CPU cores" if cores else "")
 
 
 def _absences(evidence: Evidence, name: str, specs: Sequence[Spec]) -> list[str]:
-    """Runs and betas that a figure lacks, as sentences."""
+    """Sentences on missing runs and betas of a figure."""
     left_out = {
         spec.dataset: tables.title(evidence, spec.dataset)
         for spec in specs
@@ -181,10 +181,10 @@ def _absences(evidence: Evidence, name: str, specs: Sequence[Spec]) -> list[str]
 
 
 def _finite_by_beta(evidence: Evidence, name: str, spec: Spec) -> pd.DataFrame:
-    """Whether any and all members of a beta are finite, of those that a figure shows.
+    """Whether some and all members of each beta are finite, in a figure.
 
     Returns:
-      The columns any and all, a row for each beta.
+      The columns any and all, one row per beta.
     """
     table = evidence.table
     own = table[table["run"] == spec.folder].drop_duplicates([*Member._fields])
@@ -202,9 +202,9 @@ def finish(figure: Figure, text: str, size: float = 7.0) -> None:
     """Adds a caption below the panels, which keep their size.
 
     Args:
-      figure: figure of a `Drawing`; it grows by what the caption needs.
-      text: any; wrapped to the width of the figure.
-      size: size of the font, points.
+      figure: figure of a `Drawing`; it is enlarged for the caption.
+      text: text of the caption; wrapped to the width of the figure.
+      size: size of the font in points.
     """
     width, height = figure.get_size_inches()
     margin, line = 0.1, 1.35 * size / 72
@@ -226,8 +226,8 @@ def finish(figure: Figure, text: str, size: float = 7.0) -> None:
 
 
 def _wrap(text: str, width: float, size: float) -> list[str]:
-    """Lines that are not wider than `width` points."""
-    # Letters are hinted: at a low resolution their widths are whole pixels.
+    """Wraps a text to lines of at most `width` points."""
+    # Hinting rounds letter widths to pixels, so that they depend on the resolution.
     renderers = [FigureCanvasAgg(Figure(dpi=dpi)).get_renderer() for dpi in (72, 130)]
     font = FontProperties(size=size)
 

@@ -1,4 +1,4 @@
-"""All figures by name, and the files they are written to."""
+"""All figures by name, and their files."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from mmvae_jax.files import write_whole
 
 
 def _draw_theorem(evidence: plan.Evidence) -> paper_figures.Drawing:
-    """The models' bounds in training against their ceilings, on a known pmf."""
+    """The models' bounds during training, with their ceilings on a known pmf."""
     records = {
         spec.model: record
         for spec, record in evidence.runs.items()
@@ -30,7 +30,7 @@ def _draw_theorem(evidence: plan.Evidence) -> paper_figures.Drawing:
 
 
 def _draw_discrepancy(evidence: plan.Evidence) -> paper_figures.Drawing:
-    """Delta(X, S) over the number of modalities beside Figure 3's first column."""
+    """Delta(X, S) over the number of modalities, and the first column of Figure 3."""
     dataset = evidence.config.columns[0]
     rows = [
         row
@@ -38,7 +38,7 @@ def _draw_discrepancy(evidence: plan.Evidence) -> paper_figures.Drawing:
         if row["model"] in plan.MULTIMODAL
         and row["dataset"] == evidence.config.datasets[dataset].title
     ]
-    # The last is the sliced Wasserstein distance, unless there are FIDs.
+    # The last metric is the sliced Wasserstein distance, unless there are FIDs.
     metric = rows[-1]["metric"] if rows else SWD.tag
     label = (FID if metric.startswith(FID.tag) else SWD).label
     columns = ["model", "num_modalities", "mean", "std"]
@@ -63,7 +63,7 @@ DRAWINGS = paper_figures.DRAWINGS | {
 
 
 def draw(evidence: plan.Evidence, names: Sequence[str]) -> None:
-    """Writes figures/figure_N.{png,pdf,csv} of the figures in a plan's folder."""
+    """Writes figures/figure_N.{png,pdf,csv} to a plan's folder."""
     folder = evidence.directory / "figures"
     folder.mkdir(exist_ok=True)
     for name in names:
@@ -72,7 +72,7 @@ def draw(evidence: plan.Evidence, names: Sequence[str]) -> None:
         stem = f"figure_{name}"
         with matplotlib.rc_context(axes.STYLE):
             drawing.figure.savefig(folder / f"{stem}.png", dpi=130)
-            # Without the date, equal values are equal files.
+            # Without the date, equal values give equal files.
             undated = {"CreationDate": None}
             drawing.figure.savefig(folder / f"{stem}.pdf", metadata=undated)
         _write_csv(folder / f"{stem}.csv", drawing.rows)
@@ -80,7 +80,7 @@ def draw(evidence: plan.Evidence, names: Sequence[str]) -> None:
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping]) -> None:
-    """Writes the plotted values, at once or not at all."""
+    """Writes the plotted values atomically."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -1,9 +1,9 @@
-"""Copies of the notebooks for the documentation, with what their cells show.
+"""Copies of the notebooks for the documentation, with the output of their cells.
 
     python -m experiments.drawing.notebooks docs/notebooks [NAME ...]
 
-Runs notebooks/NAME.ipynb (all of them, where none is named) as they are stored, and
-writes NAME.md with text, code, what was printed, and pictures beside it.
+Runs notebooks/NAME.ipynb (default: all) and writes NAME.md with text, code and printed
+output, and the pictures beside it.
 """
 
 import base64
@@ -18,23 +18,23 @@ from mmvae_jax.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
-# Folders of one run, of which a page says nothing.
+# Temporary folders, which are removed from the output.
 _TEMPORARY = re.compile(rf"{re.escape(tempfile.gettempdir())}/tmp\w+/")
-# The first cell of every notebook: it installs, and shows nothing.
+# The first code cell of every notebook, which installs packages; left out of the pages.
 SETUP = "setup"
 
 
 def render(notebook: Mapping[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
-    """A notebook that was run as Markdown.
+    """Converts an executed notebook to Markdown.
 
     Progress bars, warnings and other lines of stderr are left out.
 
     Args:
-      notebook: as nbformat reads it, with outputs.
-      name: of its file, without its ending.
+      notebook: notebook with outputs, as read by nbformat.
+      name: name of its file without the suffix.
 
     Returns:
-      (the page, name of a file -> PNG).
+      (the page, file name -> PNG).
     """
     parts, pictures = [], {}
     for cell in notebook["cells"]:
@@ -56,7 +56,7 @@ def render(notebook: Mapping[str, Any], name: str) -> tuple[str, dict[str, bytes
 
 
 def _shown(outputs: list) -> Iterator[tuple[str, str]]:
-    """Kind and content of what a cell shows, lines that follow each other as one."""
+    """Yields type and content of the outputs of a cell; joins consecutive lines."""
     lines = ""
     for output in outputs:
         if output["output_type"] == "stream" and output["name"] == "stdout":
@@ -72,13 +72,13 @@ def _shown(outputs: list) -> Iterator[tuple[str, str]]:
 
 
 def code_of(page: str) -> list[str]:
-    """The code that a page holds, a string a cell."""
+    """The code of a page, one string per cell."""
     return re.findall(r"^```python\n(.*?)\n```$", page, re.DOTALL | re.MULTILINE)
 
 
 def write(folder: Path, name: str) -> Path:
-    """Runs one notebook, and writes its page and its pictures."""
-    import nbclient  # the extra `test` has them
+    """Runs one notebook and writes its page and pictures."""
+    import nbclient  # in the extra `test`
     import nbformat
 
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)

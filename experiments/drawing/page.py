@@ -37,13 +37,13 @@ from mmvae_jax.training.sweep import Member
 
 _TEMPLATE, _SCRIPT = "report.html.jinja", "report.js"
 _DASH, _NAN = "–", "nan"  # not measured; measured, and not finite
-# Tag -> heading; a column that no run has measured is left out.
+# Tag -> heading; columns that no run has measured are left out.
 METRICS = {t: titled(c) for t, c in COLUMNS.items() if not t.endswith("/*")}
-# Tag without its last part, the modality -> heading of a table.
+# Tag without the modality -> heading of a table.
 _PER_MODALITY = {
     t.removesuffix("/*"): titled(c) for t, c in COLUMNS.items() if t.endswith("/*")
 }
-# Tag of a metric with sizes of what is given -> title of the table of these.
+# Tag of a metric by the number of given modalities -> title of its table.
 _LEAVE_ONE_OUT, _WORDS = "/leave_one_out", ", leave one out"
 _BY_SIZE = {"eval/coherence": "Coherence ↑"} | {
     t.removesuffix(_LEAVE_ONE_OUT): titled(c).replace(_WORDS, "")
@@ -53,20 +53,19 @@ _BY_SIZE = {"eval/coherence": "Coherence ↑"} | {
 _ATTRIBUTE = re.compile(
     r"eval/attribute_coherence/(?!leave_one_out|size_1|joint)([^/]+)"
 )
-# Measures of real captions, which stand beside those of generated ones.
+# Measures of real captions, shown beside those of generated captions.
 _REAL_CAPTIONS = {
     "eval/captions/real/bleu": "BLEU (one against the others of its image)",
     "eval/captions/real/distinct_1": "distinct-1",
     "eval/captions/real/distinct_2": "distinct-2",
 }
-# Beyond so many members the page shows one of each run, and is not too heavy for a
-# phone.
+# With more members, the page shows one per run, to limit its size.
 MAX_MEMBERS = 100
 _SETTING = ["learning_rate", "beta"]
 
 
 class Row(NamedTuple):
-    """A row of a table: whose it is, the colour of the model, and the cells."""
+    """A row of a table: label, colour of the model, and cells."""
 
     label: str
     colour: str
@@ -74,7 +73,7 @@ class Row(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """A table: its title if it needs one, the headings of its cells, its rows."""
+    """A table: title (may be ""), headings, and rows."""
 
     title: str
     header: Sequence[str]
@@ -85,10 +84,10 @@ class Samples(NamedTuple):
     """Pictures and captions of a member.
 
     Attributes:
-      label: of the member.
-      pictures: its grids.
-      text: captions; "" if there are none.
-      choice: what chooses it in the gallery: model, beta, rate, seed, as text.
+      label: label of the member.
+      pictures: sample grids.
+      text: captions; "" without captions.
+      choice: filters of the gallery: model, beta, rate, seed, as text.
     """
 
     label: str
@@ -101,12 +100,11 @@ class Points(NamedTuple):
     """The results of some runs over their seeds.
 
     Attributes:
-      heads: a row for each run, learning rate and beta, which are its index: model,
-        dataset, label, colour, setting (the beta as text) and seeds (likewise).
+      heads: one row per run, learning rate and beta (its index): model, dataset, label,
+        colour, setting (the beta as text) and seeds (their number as text).
       spreads: `runs.spreads` by run, learning rate, beta and tag.
-      cells: mean and standard deviation as text, a row as those of heads, a column
-        for each tag that some run has measured; "nan" where a member that did not
-        diverge has no finite value.
+      cells: mean and standard deviation as text, with the rows of heads, and one column
+        per measured tag; "nan" if a member that did not diverge has no finite value.
     """
 
     heads: pd.DataFrame
@@ -115,10 +113,10 @@ class Points(NamedTuple):
 
 
 def write(directory: Path, out: Path) -> None:
-    """Writes the page of the runs in a directory, at once or not at all.
+    """Writes the page of the runs in a directory atomically.
 
     Raises:
-      UsageError: there is no run, one cannot be read, or `out` is a folder.
+      UsageError: there is no run, a run cannot be read, or `out` is a folder.
     """
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; name a file")
@@ -134,7 +132,7 @@ def _ordered_runs(directory: Path) -> list[RunRecord]:
     """The finished runs in a directory, in the order of the models.
 
     Raises:
-      UsageError: there is no run, or one cannot be read.
+      UsageError: there is no run, or a run cannot be read.
     """
     return sorted(
         find_runs(directory), key=lambda run: model_rank(run.summary["model"])
@@ -151,7 +149,7 @@ def render(directory: Path) -> str:
     """The page of the finished runs in a directory, as HTML.
 
     Raises:
-      UsageError: there is no run, or one cannot be read.
+      UsageError: there is no run, or a run cannot be read.
     """
     runs = _ordered_runs(directory)
     labels = _names(runs, directory)
@@ -198,7 +196,7 @@ def render(directory: Path) -> str:
 
 
 def _names(runs: Sequence[RunRecord], directory: Path) -> dict[Path, str]:
-    """Name of each run: its model, and its folder where that is not enough."""
+    """Name of each run: its model, and its folder if the model is not unique."""
     models = [run.summary["model"] for run in runs]
     labels = {}
     for run, model in zip(runs, models, strict=True):
@@ -252,7 +250,7 @@ def _points_of(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> Points:
 
 
 def _overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> _Table:
-    """The runs and their sizes: a row a run."""
+    """The runs and their sizes, one row per run."""
     rows = []
     for run in runs:
         summary = run.summary
@@ -275,15 +273,15 @@ def _overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> _Table:
 
 
 def _number(value: float | None, form: str) -> str:
-    """A number of summary.json, which those of older versions do not have."""
+    """A number of summary.json as text; a dash if an older version lacks it."""
     return _DASH if value is None else form.format(value)
 
 
 def _read_results(directory: Path) -> dict:
-    """Content of claims.json or results.json; empty if neither is there.
+    """Content of claims.json or results.json; empty if neither exists.
 
     Raises:
-      UsageError: it cannot be read.
+      UsageError: the file cannot be read.
     """
     paths = [directory / name for name in ("claims.json", "results.json")]
     path = next((path for path in paths if path.exists()), None)
@@ -299,7 +297,7 @@ def _read_results(directory: Path) -> dict:
 
 
 def _verdicts(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Claim, verdict in words, and the numbers."""
+    """(claim, verdict, numbers) as text."""
     try:
         return [
             (
@@ -325,13 +323,13 @@ def _about(claim: Mapping[str, Any]) -> str:
 
 
 def _in_errors(claim: Mapping[str, Any]) -> str:
-    """The difference in units of its standard error, where there is one."""
+    """The difference in units of its standard error as text; "" if there is none."""
     value = claim.get("difference_in_standard_errors")
     return "" if value is None else f"; difference {value:+.1f} SE"
 
 
 def quality(points: Points) -> _Table:
-    """Mean and standard deviation over seeds, a row for each model and beta."""
+    """Mean and standard deviation over seeds, one row per model and beta."""
     tags = {METRICS[tag]: tag for tag in METRICS if tag in points.cells}
     return _by_column(points, "", tags, ["setting", "seeds"])
 
@@ -339,7 +337,7 @@ def quality(points: Points) -> _Table:
 def _undefined(
     runs: Sequence[RunRecord], labels: Mapping[Path, str]
 ) -> list[tuple[str, str]]:
-    """Why values are nan: (reason, tags and runs of which it is), each reason once."""
+    """Reasons of NaNs: (reason, tags and runs), each reason once."""
     found: dict[str, dict[str, dict[str, None]]] = {}
     for run in runs:
         for tag, why in workdirs.undefined(run.summary["members"]).items():
@@ -358,7 +356,7 @@ def _undefined(
 
 
 def _modality_tables(points: Points) -> list[_Table]:
-    """A table a metric, a column a modality; the last by size of the subset."""
+    """One table per metric, one column per modality; the last by size of the subset."""
     tables = [
         _by_column(points, title, _suffixes(points, prefix))
         for prefix, title in _PER_MODALITY.items()
@@ -379,16 +377,16 @@ def _modality_tables(points: Points) -> list[_Table]:
 
 
 def _classifier_accuracy(points: Points) -> str:
-    """The accuracies on real data of what coherences are measured with."""
+    """The accuracies on real data of the classifiers and readers."""
     found = list(_suffixes(points, "eval/classifier_accuracy").items())
     readers = _suffixes(points, "eval/attribute_accuracy")
-    # Their means over attributes, which have the modality alone.
+    # Tags without an attribute are means over attributes.
     found += [(name, tag) for name, tag in readers.items() if "/" not in name]
     return ", ".join(f"{name} {_means(points, tag)}" for name, tag in found)
 
 
 def _real_captions(points: Points) -> str:
-    """The measures of generated captions, taken of real ones."""
+    """The measures of captions, for real captions."""
     return ", ".join(
         f"{name} {_means(points, tag)}"
         for tag, name in _REAL_CAPTIONS.items()
@@ -405,7 +403,7 @@ def _means(points: Points, tag: str) -> str:
 def _run_section(
     run: RunRecord, labels: Mapping[Path, str], is_complete: bool
 ) -> dict[str, Any]:
-    """The part of the page on one run: members, samples (all or one), and config."""
+    """The section of one run: members, samples (all or one), and config."""
     rows = run.summary["members"]
     members = [_member(row) for row in rows]
     tags = [t for t in METRICS if any(t in row["metrics"] for row in rows)]
@@ -452,7 +450,7 @@ def _run_section(
 
 
 def _added(run: RunRecord) -> list[str]:
-    """Which values were added to a run later, when, and with which settings."""
+    """Lines on evaluations added after the run: values, date and settings."""
     return [
         f"{', '.join(tag.removeprefix('eval/') for tag in tags)}: {how}"
         + (f" ({part.workdir.name})" if run.parts else "")
@@ -464,7 +462,7 @@ def _added(run: RunRecord) -> list[str]:
 
 
 def _at_other_steps(run: RunRecord) -> list[_Table]:
-    """The evaluations that were added at other steps than the last."""
+    """Tables of added evaluations at other steps than the last."""
     tables = []
     for part in run.parts or (run,):
         members = [_member(row) for row in part.summary["members"]]
@@ -492,13 +490,13 @@ def _by_column(
     tags: Mapping[str, str],
     first: Sequence[str] = ("setting",),
 ) -> _Table:
-    """A row for each model and beta, a column for each of some tags.
+    """A table with one row per model and beta, and one column per tag.
 
     Args:
       points: the results of the runs.
       title: title of the table.
       tags: heading -> tag.
-      first: the columns of the points' heads that come first.
+      first: the first columns, from the points' heads.
     """
     headings = {"setting": "β", "seeds": "seeds"}
     texts = points.heads[[*first]].join(points.cells[[*tags.values()]])
@@ -515,7 +513,7 @@ def _by_column(
 
 
 def _suffixes(points: Points, prefix: str) -> dict[str, str]:
-    """Modality -> tag of all tags that are the prefix and a modality."""
+    """Modality -> tag, for tags of the form prefix/modality."""
     return {
         tag.removeprefix(f"{prefix}/"): tag
         for tag in points.cells
@@ -529,7 +527,7 @@ def _member(row: Mapping[str, Any]) -> Member:
 
 
 def _shown_member(rows: Sequence[Mapping]) -> int:
-    """The member shown openly: the middle beta's first, a finite one if there is."""
+    """The member to show: the first finite one of the middle beta, else the first."""
     betas = sorted({row["beta"] for row in rows if row["finite"]})
     if not betas:
         return 0
@@ -540,13 +538,13 @@ def _shown_member(rows: Sequence[Mapping]) -> int:
 
 
 def _single(value: float | None) -> str:
-    """A number as text, with the digits of the tables of means."""
+    """A number as text, with the digits of the tables."""
     is_known = value is not None and math.isfinite(value)
     return show(float(value), math.nan) if is_known else _NAN
 
 
 def _unbroken(numbers: str | None) -> str:
-    """Numbers as text in which a mean and its deviation stay on one line."""
+    """Text in which a mean and its deviation stay on one line."""
     return str(numbers or _DASH).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
 
 

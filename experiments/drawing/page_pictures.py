@@ -1,4 +1,4 @@
-"""Pictures of the page of `experiments.report`, as data URIs: the page stands alone."""
+"""Pictures of the page of `experiments.report`, as data URIs."""
 
 import base64
 import glob
@@ -25,28 +25,28 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.samplers import SAMPLERS
 from mmvae_jax.types import PRIOR
 
-# Names of runs may hold "$".
+# Names of runs may contain "$".
 _STYLE = {"svg.hashsalt": "report", "font.size": 9, "text.parse_math": False}
-# Points drawn per curve at most.
+# Largest number of points per curve.
 _MAX_POINTS = 500
-# Runs of a front beyond which the betas are not written beside the points.
+# Largest number of runs in a front with betas beside the points.
 MAX_ANNOTATED = 6
-# Qualities that a front is drawn with: the first that was measured.
+# Qualities of a front: the first measured one is used.
 _FRONT_QUALITY = ("eval/fid", "eval/swd", "eval/frechet_classifier")
 COHERENCE = "eval/coherence/leave_one_out"
 _CURVES = {"train/elbo": "ELBO (nats)", "train/loss": "loss (nats)"}
 
 
 class Point(NamedTuple):
-    """A point of a front: whose it is, what it says, and where it is in the picture.
+    """A point of a front and its position in the picture.
 
     Attributes:
-      label: of the run.
-      beta: as text.
-      rate: learning rate, as text.
-      text: its values.
-      left: percent of the width of the picture.
-      top: percent of its height.
+      label: label of the run.
+      beta: beta as text.
+      rate: learning rate as text.
+      text: values of the point.
+      left: position in percent of the width of the picture.
+      top: position in percent of the height.
     """
 
     label: str
@@ -58,14 +58,14 @@ class Point(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture as the page holds it.
+    """A picture of the page.
 
     Attributes:
       uri: data URI.
-      caption: its description.
-      width: pixels across.
-      has_text: whether there is text in it.
-      points: of a front.
+      caption: description.
+      width: width in pixels.
+      has_text: whether it contains text.
+      points: points of a front.
     """
 
     uri: str
@@ -81,7 +81,7 @@ def colour_of(run: RunRecord) -> str:
 
 
 def figures(directory: Path) -> list[Picture]:
-    """The pictures in a directory, the trade-off first, then the numbered ones."""
+    """The figures in a directory: the trade-off, then by number, then by name."""
 
     def place(path: Path) -> tuple:
         number = re.search(r"\d+", path.stem)
@@ -101,13 +101,10 @@ def figures(directory: Path) -> list[Picture]:
 def draw_fronts(
     heads: pd.DataFrame, spreads: pd.DataFrame, headings: Mapping[str, str]
 ) -> list[Picture]:
-    """Quality against coherence with error bars, a panel a data set.
-
-    Models of one data set are comparable; those that a run with other modalities
-    or networks would add are in the tables.
+    """Quality against coherence with error bars, one panel per data set.
 
     Args:
-      heads: the runs, learning rates and betas, which are its index: model, dataset,
+      heads: `Points.heads`, indexed by run, learning rate and beta: model, dataset,
         label and setting.
       spreads: `runs.spreads` by these and tag.
       headings: tag -> label of the axis.
@@ -116,7 +113,7 @@ def draw_fronts(
     for dataset, own in heads.groupby("dataset", sort=False):
         for tag in _FRONT_QUALITY:
             front = tables.front_of(spreads, COHERENCE, tag)
-            # In the order of the runs.
+            # Keep the order of the runs.
             front = own.reset_index().merge(front)
             if len(front):
                 break
@@ -136,7 +133,7 @@ def _draw_front(dataset: str, points: pd.DataFrame, label: str) -> Picture:
         axis = figure.subplots()
         for _, own in points.groupby("run", sort=False):
             model, name = own[["model", "label"]].iloc[0]
-            # Here, other data sets' runs of the model are not to be told from it.
+            # One run per model in this panel: the model is enough as a label.
             if (runs["model"] == model).sum() == 1:
                 name = model_label(model)
             panels.draw_front(axis, own, model, name, betas, is_annotated=is_annotated)
@@ -151,14 +148,14 @@ def _draw_front(dataset: str, points: pd.DataFrame, label: str) -> Picture:
             axis.legend(**style)
         else:
             figure.legend(loc="outside lower center", ncols=3, **style)
-        uri = _svg(figure)  # which lays the axes out
+        uri = _svg(figure)  # also computes the layout
         places = axis.transData.transform(points[["x", "y"]].to_numpy())
         places = figure.transFigure.inverted().transform(places)
         return Picture(uri, dataset, 520, points=_points_of(points, places, label))
 
 
 def _points_of(points: pd.DataFrame, places: np.ndarray, label: str) -> list[Point]:
-    """The points of a front, at places [N, 2] as parts of the figure from below."""
+    """The points of a front; places [N, 2] are fractions of the figure, from below."""
     rows = zip(points.to_dict("records"), places, strict=True)
     return [
         Point(
@@ -177,10 +174,10 @@ def _points_of(points: pd.DataFrame, places: np.ndarray, label: str) -> list[Poi
 
 
 def member_captions(folder: Path, name: str) -> str:
-    """The captions in a folder of samples of the member of that name; "" without any.
+    """The captions of a member in a folder of samples; "" without captions.
 
     Raises:
-      UsageError: they cannot be read.
+      UsageError: the file cannot be read.
     """
     texts = []
     for end in ("", *(f"_{sampler}" for sampler in SAMPLERS)):
@@ -195,10 +192,7 @@ def member_captions(folder: Path, name: str) -> str:
 def member_grids(
     folder: Path, name: str, lossless: bool, has_text: bool = False
 ) -> list[Picture]:
-    """The sample grids of the member of that name, the unconditional ones first.
-
-    `folder` is that of the samples.
-    """
+    """The sample grids of a member in a folder of samples, unconditional ones first."""
     pattern = glob.escape(f"{name}_") + "*.png"
     paths = sorted(folder.glob(pattern))
     unconditional = {PRIOR: "unconditional"} | {
@@ -209,7 +203,7 @@ def member_grids(
     for path in paths:
         caption, across = unquote(path.stem[len(name) + 1 :]), 320
         if caption in unconditional:
-            # Twice as many images in a row.
+            # These have twice as many images per row.
             caption, across = unconditional[caption], 640
         elif caption == "traversal":
             caption = (
@@ -219,22 +213,22 @@ def member_grids(
             caption = caption.replace("_given_", " given ")
             caption += " (real, on the left)" if has_text else " (real, top row)"
         grid = picture(path, caption, lossless)._replace(has_text=has_text)
-        # Whole multiples of small grids, so that pixels stay square.
+        # Enlarge small grids by whole factors, so that pixels stay square.
         scale = max(1, round(across / grid.width))
         grids.append(grid._replace(width=grid.width * scale))
     return grids
 
 
 def picture(path: Path, caption: str, lossless: bool = True) -> Picture:
-    """A picture file as a data URI; compressed as WebP where it need not be exact.
+    """A picture file as a data URI, compressed as WebP unless `lossless`.
 
     Args:
-      path: a PNG.
-      caption: its description.
-      lossless: whether the file goes in as it is.
+      path: a PNG file.
+      caption: description.
+      lossless: whether to keep the file unchanged.
 
     Raises:
-      UsageError: it is not a picture.
+      UsageError: the file is not a picture.
     """
     try:
         content, kind = path.read_bytes(), "png"
@@ -246,18 +240,18 @@ def picture(path: Path, caption: str, lossless: bool = True) -> Picture:
                 image.convert("RGB").save(buffer, "WEBP", quality=75)
                 if buffer.tell() < len(content):
                     content, kind = buffer.getvalue(), "webp"
-    except Exception as error:  # Pillow raises many kinds for a broken file.
+    except Exception as error:  # Pillow raises many types for a damaged file.
         raise UsageError(f"{path} is not a readable picture: {error}") from error
     return Picture(_uri(content, kind), caption, width)
 
 
 def draw_curves(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> list[Picture]:
-    """The training of every run: a panel a run, a line a member."""
+    """The training curves: one panel per run, one line per member."""
     read = [(run, *read_curves(run)) for run in runs]
     limits: dict[tuple, list[float]] = {}
     for run, tag, lines in read:
         shown = [y for _, line in lines for y in line[1] if math.isfinite(y)]
-        # Panels of one data set and one quantity can be compared: one axis.
+        # Panels of the same data set and quantity share limits for comparison.
         limits.setdefault((run.summary["dataset"], tag), []).extend(shown)
     return [
         _draw_panel(
@@ -269,10 +263,10 @@ def draw_curves(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> list[P
 
 
 def read_curves(run: RunRecord) -> tuple[str, list[tuple[Mapping, np.ndarray]]]:
-    """The tag that is drawn, and (member, float [2, N] steps and values) of each.
+    """The plotted tag, and (member, float [2, N] steps and values) of each member.
 
     Raises:
-      UsageError: metrics.jsonl is not what a run writes.
+      UsageError: metrics.jsonl is invalid.
     """
     path = run.workdir / "metrics.jsonl"
     members = run.summary["members"]
@@ -287,7 +281,7 @@ def read_curves(run: RunRecord) -> tuple[str, list[tuple[Mapping, np.ndarray]]]:
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise UsageError(f"{path} is not the log of a run; move it away") from error
     lines = [
-        # No more points than a panel can show.
+        # Limit the number of points.
         (member, np.array(sorted(line)[:: 1 + len(line) // _MAX_POINTS]).T)
         for member, line in zip(members, points, strict=True)
         if line
@@ -329,7 +323,7 @@ def _draw_panel(
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """An axis that holds all values, or 98 % of them where the rest would hide them."""
+    """Limits for all values, or for 98 % of them if outliers would hide these."""
     if not values:
         return 0.0, 1.0
     low, high = np.min(values), np.max(values)
@@ -341,7 +335,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _svg(figure: Figure) -> str:
-    """A figure as a data URI; without the date, equal figures are equal."""
+    """A figure as a data URI; without a date, equal figures have equal URIs."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return _uri(buffer.getvalue(), "svg+xml")

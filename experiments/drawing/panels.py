@@ -1,7 +1,7 @@
 """Panels of figures: their grid, axes, lines, legend, and pictures of samples.
 
-A band is one standard deviation, and a panel without values says so. Colours and
-names of models are those of `experiments.plans.names`.
+Bands are one standard deviation. Empty panels say why. `experiments.plans.names` has
+the colours and names of models.
 """
 
 import itertools
@@ -32,21 +32,21 @@ from experiments.plans.shown_metrics import COHERENCE, MATCHING, Metric
 from experiments.plans.tables import Row
 
 _AXIS_LABELS = {"beta": "β", "num_modalities": "number of modalities"}
-# Areas of the markers of the smallest and the largest beta, points squared.
+# Areas of the markers of the smallest and the largest beta, in points squared.
 _AREAS = (4.0, 30.0)
-# Opacity of what is there to be compared with.
+# Opacity of reference runs.
 _FAINT = 0.45
 
 
 class Panel(NamedTuple):
-    """Lines of some runs.
+    """A panel with lines of some runs.
 
     Attributes:
-      title: above the panel.
-      metric: the quantity shown.
+      title: title above the panel.
+      metric: the plotted quantity.
       specs: the runs.
-      modality: the modality whose values they are; "" for those of all together.
-      heading: above the label of the axis.
+      modality: the modality of the values; "" for all together.
+      heading: text above the label of the axis.
     """
 
     title: str
@@ -57,16 +57,16 @@ class Panel(NamedTuple):
 
 
 class Front(NamedTuple):
-    """Quality against coherence of some runs.
+    """A panel with quality against coherence of some runs.
 
     Attributes:
-      title: above the panel.
-      coherence: to the right.
-      quality: better is up, as it is in all fronts of this project.
+      title: title above the panel.
+      coherence: the horizontal axis.
+      quality: the vertical axis, with better values up.
       specs: the runs.
-      references: runs that are there to be compared with.
-      heading: above the label of the axis.
-      is_annotated: whether each point has its beta beside it.
+      references: runs for comparison.
+      heading: text above the label of the axis.
+      is_annotated: whether the betas are written beside the points.
     """
 
     title: str
@@ -95,15 +95,15 @@ def draw_grid(
       evidence: the runs.
       name: name of the figure.
       grid: rows of panels; a row may be shorter.
-      size: width and height of a panel, inches.
+      size: width and height of a panel in inches.
       x: "beta" or "num_modalities".
-      is_shared: whether the panels of a row have one axis of values.
-      is_column: whether those of a column have one axis below and those of a row
-        one label.
-      pages: below the panels, one in a row; not with `is_shared`.
+      is_shared: whether the panels of a row share the vertical axis.
+      is_column: whether the panels of a column share the horizontal axis, and those of
+        a row a label.
+      pages: pages below the panels, one per row; not with `is_shared`.
 
     Returns:
-      (figure, rows), a row for each plotted point.
+      (figure, rows), one row per plotted point.
     """
     width, height = size
     num_columns = max((len(line) for line in grid), default=3)
@@ -134,7 +134,7 @@ def draw_grid(
                 axis.set_title(panel.title)
             if j == 0 or not is_column:
                 axis.set_ylabel(_axis_label(panel.metric, height, panel.heading))
-            # A title between two panels parts their axes.
+            # A title between two panels separates their axes.
             is_one = under is not None and under.title == panel.title
             if is_column and is_one and _kind(evidence, under) == own:
                 axis.tick_params(labelbottom=False)
@@ -158,7 +158,7 @@ def _fill_panel(
     betas: Sequence[float],
     width: float,
 ) -> list[Row]:
-    """Draws the lines of a panel over x, with its ticks; returns the points."""
+    """Draws the lines and ticks of a panel; returns the points."""
     if x == "beta":
         _set_beta_axis(axis, betas, width)
         return _draw_over_beta(axis, evidence, name, panel)
@@ -169,7 +169,7 @@ def _fill_panel(
 
 
 def _kind(evidence: Evidence, panel: Panel) -> str:
-    """The data set of a panel whose betas are its own; "" of those of the scale."""
+    """The data set of a panel if it has its own betas; "" for those of the scale."""
     names = {spec.dataset for spec in panel.specs}
     return next(iter(names & set(plan.pair_columns(evidence.config))), "")
 
@@ -177,7 +177,7 @@ def _kind(evidence: Evidence, panel: Panel) -> str:
 def _betas_of(
     evidence: Evidence, grid: Iterable[Iterable[Panel]]
 ) -> dict[str, list[float]]:
-    """The betas of the panels of one axis, by `_kind`."""
+    """The betas of panels that share an axis, by `_kind`."""
     specs: dict[str, list[Spec]] = {}
     for line in grid:
         for panel in line:
@@ -191,19 +191,19 @@ def draw_fronts(
     grid: Sequence[Sequence[Front]],
     size: tuple[float, float],
 ) -> tuple[Figure, list[Row]]:
-    """Panels with quality against coherence, a line a run through its betas.
+    """Panels with quality against coherence, one line per run through its betas.
 
-    The panels of a row have one axis if they show one quality.
+    Panels of a row with the same quality share an axis.
 
     Returns:
-      (figure, rows), two rows for each plotted point but those of references.
+      (figure, rows), two rows per plotted point, without references.
     """
     is_shared = all(len({front.quality for front in line}) == 1 for line in grid)
     sharey = "row" if is_shared else False
     figure, axes = make_axes(len(grid), len(grid[0]), *size, sharey=sharey)
     specs = [spec for line in grid for front in line for spec in front.specs]
     betas = tables.betas_of(evidence, specs)
-    # Each value once, whatever else it is drawn against.
+    # Each value once, even if it is plotted several times.
     known: dict[tuple, Row] = {}
     for i, line in enumerate(grid):
         turned = set()
@@ -223,7 +223,7 @@ def draw_fronts(
             if found and front.quality.tag.startswith(paper.LOWER_IS_BETTER):
                 turned.add(axes[i, 0] if is_shared else axis)
         for axis in turned:
-            axis.invert_yaxis()  # of the whole row where it is shared
+            axis.invert_yaxis()  # for the whole row if shared
     add_legend(figure)
     return figure, list(known.values())
 
@@ -231,7 +231,7 @@ def draw_fronts(
 def _fill_front(
     axis: Axes, evidence: Evidence, name: str, front: Front, betas: Sequence[float]
 ) -> list[Row]:
-    """Draws the lines of a front; returns the points of its runs."""
+    """Draws the lines of a front; returns the points of its runs without references."""
     for spec in front.references:
         _draw_run(axis, evidence, name, front, spec, betas, alpha=_FAINT)
     rows = [
@@ -255,7 +255,7 @@ def _draw_run(
     *,
     alpha: float = 1.0,
 ) -> list[Row]:
-    """Draws the line of a run in a front; returns its points, two rows each."""
+    """Draws the line of a run in a front; returns its points, two rows per point."""
     tags = front.coherence.tag, front.quality.tag
     own = evidence.spreads[evidence.spreads["run"] == spec.folder]
     points = tables.front_of(own, *tags)
@@ -295,18 +295,18 @@ def draw_front(
 
     Args:
       axis: axis of the panel.
-      points: rows of `tables.front_of` of one run; hollow where seeds diverged.
-      model: decides on the colour and the marker.
+      points: rows of `tables.front_of` of one run; hollow if seeds diverged.
+      model: determines the colour and the marker.
       label: label of the line in the legend.
-      betas: betas of all lines of the panel, the smallest first.
+      betas: betas of all lines of the panel, in increasing order.
       alpha: opacity.
-      is_annotated: whether each point has its text, of the column "setting", beside it.
+      is_annotated: whether to write the column "setting" beside the points.
     """
     colour, marker = model_colour(model), model_marker(model)
     axis.errorbar(
         points["x"],
         points["y"],
-        # One seed has no deviation.
+        # The deviation of one seed is NaN.
         xerr=points["dx"].fillna(0),
         yerr=points["dy"].fillna(0),
         color=colour,
@@ -326,7 +326,7 @@ def draw_front(
         alpha=alpha,
         zorder=3,
     )
-    # For the legend, and nothing else.
+    # Only for the legend.
     axis.plot([], [], marker, color=colour, linestyle="-", linewidth=0.8, label=label)
     for point in points.itertuples() if is_annotated else ():
         axis.annotate(
@@ -340,7 +340,7 @@ def draw_front(
 
 
 def tags_of(grid: Iterable[Iterable[Panel]]) -> list[str]:
-    """The tags of some panels, each once, with all modalities it is shown of."""
+    """The tags of some panels with their modalities, each once."""
     found: dict[str, dict[str, None]] = {}
     for line in grid:
         for panel in line:
@@ -360,7 +360,7 @@ def tags_of(grid: Iterable[Iterable[Panel]]) -> list[str]:
 def _draw_over_beta(
     axis: Axes, evidence: Evidence, name: str, panel: Panel
 ) -> list[Row]:
-    """Draws a line a run, and levels; returns the points that are there."""
+    """Draws one line per run, and levels; returns the existing points."""
     metric, rows = panel.metric, []
     for spec in panel.specs:
         line = tables.beta_rows(evidence, name, spec, metric.tag, panel.modality)
@@ -379,7 +379,7 @@ def _draw_over_beta(
 def _draw_over_numbers(
     axis: Axes, evidence: Evidence, name: str, panel: Panel
 ) -> list[Row]:
-    """Draws a line a model, a level for unimodal VAEs; returns the points it has."""
+    """Draws one line per model, and a level for unimodal VAEs; returns the points."""
     scale, tag, rows = evidence.config, panel.metric.tag, []
     for model in plan.MODELS:
         line = []
@@ -415,13 +415,13 @@ def draw_given(
       axis: axis of the panel.
       evidence: the runs.
       name: name of the figure.
-      specs: the runs, each at the beta chosen for it.
-      references: further runs that are there to be compared with.
+      specs: the runs, each at its selected beta.
+      references: runs for comparison.
     """
     rows = []
     for spec in (*references, *specs):
         if spec.model == "unimodal":
-            continue  # nothing is given to them
+            continue  # unimodal VAEs are not conditional
         line = tables.given_rows(evidence, name, spec)
         if spec in specs:
             rows += _draw_line(axis, line, "given", spec.model)
@@ -435,7 +435,7 @@ def draw_given(
 
 
 def draw_published(axis: Axes, lines: Mapping[str, Sequence[float]]) -> None:
-    """Draws coherences of models given one, two, ... modalities, as published."""
+    """Draws published coherences of models given one, two, ... modalities."""
     for model, line in lines.items():
         x, y = np.arange(1, len(line) + 1), np.array(line)
         _draw_mean(axis, x, y, np.nan, model, model_marker(model))
@@ -443,7 +443,7 @@ def draw_published(axis: Axes, lines: Mapping[str, Sequence[float]]) -> None:
 
 
 def _say_why_empty(axis: Axes, rows: Sequence[Row], *, keeps_ticks: bool) -> bool:
-    """Writes in a panel why it is empty, if it is, and tells whether it is."""
+    """Writes the reason in an empty panel; returns whether the panel is empty."""
     if any(np.isfinite(row["mean"]) for row in rows):
         return False
     notes = dict.fromkeys(row["note"] for row in rows if "note" in row)
@@ -455,9 +455,9 @@ def _say_why_empty(axis: Axes, rows: Sequence[Row], *, keeps_ticks: bool) -> boo
 def _draw_line(
     axis: Axes, rows: Sequence[Row], x: str, model: str, alpha: float = 1.0
 ) -> list[Row]:
-    """Draws mean and band; returns the rows, without any value those with a note.
+    """Draws mean and band; returns the rows, or rows with a note if all are NaN.
 
-    Points of which a seed diverged are hollow: they average fewer.
+    Points with diverged seeds are hollow, because they average fewer seeds.
     """
     present = [row for row in rows if np.isfinite(row["mean"])]
     if not present:
@@ -489,7 +489,7 @@ def _draw_mean(
     marker: str = "",
     alpha: float = 1.0,
 ) -> None:
-    """Draws a line and a band in a model's colour; one seed has no band."""
+    """Draws a line and a band in a model's colour; no band for one seed."""
     colour, std = model_colour(model), np.nan_to_num(std)
     axis.fill_between(x, mean - std, mean + std, color=colour, alpha=0.2 * alpha, lw=0)
     label = model_label(model)
@@ -497,7 +497,7 @@ def _draw_mean(
 
 
 def draw_pairs(axis: Axes, pairs: Mapping[Spec, pd.DataFrame]) -> None:
-    """Draws annotation-free over labelled coherence, and both levels of chance."""
+    """Draws annotation-free against labelled coherence, with both levels of chance."""
     for spec, found in pairs.items():
         axis.plot(
             found[COHERENCE.tag],
@@ -517,7 +517,7 @@ def draw_pairs(axis: Axes, pairs: Mapping[Spec, pd.DataFrame]) -> None:
 
 
 def _set_beta_axis(axis: Axes, betas: Sequence[float], width: float) -> None:
-    """A logarithmic axis, with room for zero, and a tick a beta where they fit."""
+    """Sets a logarithmic axis with space for zero, and a tick per beta if they fit."""
     positive = [beta for beta in betas if beta > 0]
     if not positive:
         axis.set_xticks(betas)
@@ -543,8 +543,8 @@ def _set_beta_axis(axis: Axes, betas: Sequence[float], width: float) -> None:
 
 
 def _axis_label(metric: Metric, height: float, heading: str) -> str:
-    """A metric's label in as few lines as fit beside a panel of a height in inches."""
-    # Words in brackets stay on one line.
+    """A metric's label, wrapped to the height of a panel in inches."""
+    # Keep words in brackets on one line.
     name, bracket, rest = metric.label.partition("(")
     text = name + bracket + rest.replace(" ", "\N{NO-BREAK SPACE}")
     width = round(height * 72 / 4.6)

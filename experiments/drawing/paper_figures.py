@@ -1,10 +1,9 @@
-"""The paper's figures as pure functions: evidence -> a figure and what it shows.
+"""The paper's figures as pure functions of the finished runs.
 
-Nothing here trains, and nothing is invented: a run, a beta or a metric that is not
-there is a gap, and a panel without any says so. The layout is the paper's (one
-column a data set, a point the mean over seeds, a band one standard deviation). What
-is shown is in `experiments.plans.tables`, how in `experiments.drawing.panels`, and what
-stands below in `experiments.drawing.figure_captions`.
+Missing runs, betas or metrics are gaps, and an empty panel says why. The layout is the
+paper's: one column per data set, points are means over seeds, bands are one standard
+deviation. `experiments.plans.tables` has the values, `experiments.drawing.panels` the
+drawing, and `experiments.drawing.figure_captions` the captions.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,9 +33,9 @@ from experiments.plans.shown_metrics import (
 )
 from experiments.plans.tables import Row
 
-_NUM_CONDITIONS = 10  # columns of the pictures of conditional samples
-_NUM_PRIOR = 20  # columns of those of prior samples
-# Share of the height of pictures with captions that is shown.
+_NUM_CONDITIONS = 10  # columns of pictures of conditional samples
+_NUM_PRIOR = 20  # columns of pictures of prior samples
+# Shown fraction of the height of pictures with captions.
 _PART_OF_PRIOR = 0.5
 _PART_OF_CONDITIONAL = 0.3
 
@@ -45,10 +44,9 @@ class Drawing(NamedTuple):
     """A figure of the paper.
 
     Attributes:
-      figure: without its caption; `figure_captions.finish` adds it.
-      rows: one a plotted point, or none for pictures: the columns of
-        `tables.point_row`.
-      caption: description of these runs.
+      figure: figure without the caption, which `figure_captions.finish` adds.
+      rows: one `tables.point_row` per plotted point; none for pictures.
+      caption: description of the runs.
     """
 
     figure: Figure
@@ -72,8 +70,8 @@ def _draw_num_modalities(evidence: Evidence) -> Drawing:
 def _draw_coherence(evidence: Evidence) -> Drawing:
     """Figure 4: leave-one-out coherence over beta.
 
-    Of images with captions that of what their attributes say; where nothing says what
-    they share, images given captions.
+    For images with captions, coherence of their attributes; without attributes,
+    pictures of images given captions.
     """
     pairs = tables.shown_pairs(evidence)
     labelled = [c for c in pairs if tables.is_measured(evidence, c, ATTRIBUTES.tag)]
@@ -123,7 +121,7 @@ def _draw_likelihood(evidence: Evidence) -> Drawing:
 
 @matplotlib.rc_context(STYLE)
 def _draw_all_modalities(evidence: Evidence) -> Drawing:
-    """Figure 8: quality of every modality over beta, one row a data set."""
+    """Figure 8: quality of each modality over beta, one row per data set."""
     columns = evidence.config.columns
     specs = plan.sweep(columns, plan.MODELS)
     metrics = tables.quality_metrics(evidence, specs, is_mean=False)
@@ -210,7 +208,7 @@ def _draw_tradeoff(evidence: Evidence) -> Drawing:
     """Quality and ELBO against coherence of the models of Figure 2."""
     columns = evidence.config.columns
     specs = plan.sweep(columns, plan.MODELS)
-    # The Frechet distance that stands beside it needs classifiers.
+    # FID or SWD; the Frechet distance would need classifiers.
     quality = tables.quality_metrics(evidence, specs, is_mean=True)[-1]
     grid = [
         [
@@ -230,7 +228,7 @@ def _draw_tradeoff(evidence: Evidence) -> Drawing:
 
 @matplotlib.rc_context(STYLE)
 def _draw_matching(evidence: Evidence) -> Drawing:
-    """Annotation-free against labelled coherence, a point a trained model."""
+    """Annotation-free against labelled coherence, one point per trained model."""
     columns = evidence.config.columns
     figure, axes = make_axes(1, len(columns), 2.9, 2.4)
     rows = []
@@ -258,7 +256,7 @@ def _draw_matching(evidence: Evidence) -> Drawing:
 
 @matplotlib.rc_context(STYLE)
 def _draw_family(evidence: Evidence) -> Drawing:
-    """Quality against coherence of all models, a panel a kind of model."""
+    """Quality against coherence of all models, one panel per kind of model."""
     specs = plan.figure_specs(evidence.config)["family"]
     metrics = tables.quality_metrics(evidence, specs, is_mean=True)
 
@@ -285,7 +283,7 @@ def _draw_family(evidence: Evidence) -> Drawing:
 
 @matplotlib.rc_context(STYLE)
 def _draw_inputs(evidence: Evidence) -> Drawing:
-    """Coherence by the number of given modalities: ours, and what is published."""
+    """Coherence by the number of given modalities, ours and published."""
     columns, kinds = evidence.config.columns, plan.KINDS
     published = paper.PUBLISHED_COHERENCE
     most = max(evidence.config.num_modalities[-1] - 1, *map(len, published.values()))
@@ -345,7 +343,7 @@ def _draw_columns(
     is_first: bool = False,
     x: str = "beta",
 ) -> Drawing:
-    """One column a data set, one row a metric; without metrics those of quality."""
+    """One column per data set, one row per metric; default: quality metrics."""
     scale = evidence.config
     specs = plan.figure_specs(scale)[name]
     pairs = [
@@ -372,7 +370,7 @@ def _draw_columns(
     for metric in metrics:
         line = [panel(column, metric) for column in scale.columns]
         further = [panel(column, metric) for column in pairs]
-        # Pairs have not all metrics.
+        # Pairs do not have all metrics.
         line += further if any(map(is_measured, further)) else []
         grid += [line] if line else []
     if not grid:
@@ -381,7 +379,7 @@ def _draw_columns(
 
 
 def _conditional_pages(evidence: Evidence, column: str) -> list[Page]:
-    """Pictures of each modality of a pair given the other one."""
+    """Pictures of each modality of a pair given the other."""
     names = tables.modalities_of(evidence, column)[:2]
     return [
         Page(
@@ -396,7 +394,7 @@ def _conditional_pages(evidence: Evidence, column: str) -> list[Page]:
 
 
 def _draw_ablation(evidence: Evidence, name: str) -> Drawing:
-    """Every metric of some models on one data set, three panels a row."""
+    """All metrics of some models on one data set, three panels per row."""
     specs = plan.figure_specs(evidence.config)[name]
     multimodal = [spec for spec in specs if not spec.model.startswith("unimodal")]
     first = tables.modalities_of(evidence, specs[0].dataset)[0]
@@ -419,7 +417,7 @@ def _draw_grid(
     size: tuple[float, float],
     **options: Any,
 ) -> Drawing:
-    """A drawing of what `panels.draw_grid` draws, with the same arguments."""
+    """A Drawing by `panels.draw_grid`, with the same arguments."""
     figure, rows = panels.draw_grid(evidence, name, grid, size, **options)
     tags = panels.tags_of(grid)
     return Drawing(figure, rows, figure_captions.caption(evidence, name, tags))

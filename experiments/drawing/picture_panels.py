@@ -20,11 +20,11 @@ from mmvae_jax.files import file_name
 
 
 class Strips(NamedTuple):
-    """A picture of samples, as runs write it.
+    """A picture of samples in the folder of a run.
 
     Attributes:
-      name: name of its file, after the member's.
-      labels: text beside each of its rows.
+      name: file name without the member's prefix.
+      labels: text beside each row.
     """
 
     name: str
@@ -32,13 +32,13 @@ class Strips(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A picture of samples with captions, as runs write it.
+    """A picture of samples with captions in the folder of a run.
 
     Attributes:
       spec: the run.
-      name: name of its file, after the member's.
+      name: file name without the member's prefix.
       title: description of the picture.
-      part: share of its height that is shown, from above.
+      part: shown fraction of its height, from the top.
     """
 
     spec: Spec
@@ -56,18 +56,18 @@ def draw_pictures(
     pages: Sequence[Page] = (),
     num_pages: int = 1,
 ) -> Figure:
-    """The pictures that runs wrote of one member, a panel a data set and model.
+    """The pictures of one member, one panel per data set and model.
 
     Args:
       evidence: the runs.
-      models: one panel each.
+      models: the models, one panel each.
       strips: data set -> its picture.
-      num_samples: in a row of a picture.
+      num_samples: samples in a row of a picture.
       num_columns: panels in a row.
-      pages: below them.
-      num_pages: number of pages in a row.
+      pages: pages below the panels.
+      num_pages: pages in a row.
     """
-    lines = -(-len(models) // num_columns)  # a data set's
+    lines = -(-len(models) // num_columns)  # per data set
     most = max((len(picture.labels) for picture in strips.values()), default=0)
     width, above = 7.2 / num_columns, 0.2 if num_columns == 2 else 0.4
     height = (width - 0.05) * most / num_samples + above
@@ -77,7 +77,7 @@ def draw_pictures(
         figure, axes, below = make_axes_above(*size, read, num_pages)
     else:
         figure, axes = make_axes(*size)
-    figure.set_dpi(300)  # of a PDF, for which pictures are resampled
+    figure.set_dpi(300)  # resolution of pictures in a PDF
     for axis in axes.flat:
         axis.set_axis_off()
     letters = iter(string.ascii_lowercase)
@@ -103,9 +103,9 @@ def draw_pictures(
 
 
 def read_page(evidence: Evidence, page: Page) -> np.ndarray | str:
-    """The part of a page that is shown, or why there is none.
+    """The shown part of a page, or the reason for its absence.
 
-    It ends with a white line, so that nothing is cut in two.
+    The part ends with a white line, so that no sample is cut.
     """
     found = _read_picture(evidence, page.spec, page.name)
     if isinstance(found, str):
@@ -122,7 +122,7 @@ def show_pages(
     read: Sequence[np.ndarray | str],
     marks: Iterable[str],
 ) -> None:
-    """Shows pages, each with what it is above it."""
+    """Shows pages, each below its title."""
     for axis, page, found, mark in zip(axes, pages, read, marks, strict=False):
         settings = plan.settings(evidence.config, page.spec.dataset)
         axis.set_title(
@@ -137,7 +137,7 @@ def show_pages(
 
 
 def _read_picture(evidence: Evidence, spec: Spec, name: str) -> np.ndarray | str:
-    """The picture a run has written of the member to show, or why there is none."""
+    """The picture of the shown member of a run, or the reason for its absence."""
     members = tables.members_of(evidence, spec)
     places = samples_of(evidence.runs[spec]) if members else []
     for (folder, prefix), found in zip(places, members, strict=True):
@@ -149,7 +149,7 @@ def _read_picture(evidence: Evidence, spec: Spec, name: str) -> np.ndarray | str
                 try:
                     with Image.open(path, formats=("PNG",)) as image:
                         return np.asarray(image.convert("RGB"))
-                except Exception as error:  # Pillow raises many kinds.
+                except Exception as error:  # Pillow raises many types.
                     raise UsageError(
                         f"{path} is not a readable picture: {error}"
                     ) from error
@@ -159,9 +159,9 @@ def _read_picture(evidence: Evidence, spec: Spec, name: str) -> np.ndarray | str
 def _show_picture(
     axis: Axes, pixels: np.ndarray, labels: Sequence[str], num_samples: int
 ) -> None:
-    """Shows a picture with what stands beside its rows, where these are known."""
+    """Shows a picture, with the labels beside its rows if their positions are known."""
     height, width = pixels.shape[:2]
-    # Sharp pixels that a print of any resolution averages evenly.
+    # Enlarge by a whole factor, so that pixels stay sharp at any resolution.
     factor = max(1, -(-800 // width))
     sharp = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
     axis.imshow(sharp, extent=(0, width, height, 0), interpolation="antialiased")
@@ -171,7 +171,7 @@ def _show_picture(
     axis.grid(False)
     axis.spines[:].set_visible(False)
     strip = height / len(labels)
-    # Between rows where the label is for several: none is in their middle.
+    # A label of several rows is in their middle, possibly between two rows.
     places = [
         (i + (0.5 if len(set(labels)) == len(labels) or i == 0 else 0)) * strip
         for i in range(len(labels))

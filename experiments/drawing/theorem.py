@@ -1,9 +1,8 @@
-"""The theory beside measurements: ceilings, and the discrepancy.
+"""Theory and measurements: upper bounds (ceilings) and the generative discrepancy.
 
-Functions of finished runs that return a figure and the plotted values. What the
-theorem allows and what it does not is in docs/theory.md: the bound of Eq. 4 on L_S is
-drawn as the paper states it, and is not what holds; the ceiling on the reconstruction
-term is.
+The functions take finished runs and return a figure and the plotted values. As
+docs/theory.md explains, the bound on L_S in Eq. 4 is drawn as in the paper but does not
+hold; the ceiling of the reconstruction term holds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from mmvae_jax.models import MODELS
 # The models of the theorem, and their subsets of M modalities.
 MIXTURES = {name: MODELS[name].build.keywords["mixture"] for name in plan.MULTIMODAL}
 _PANEL_SIZE = (4.3, 3.4)  # inches
-# Ceilings are seen where training is done: its first tenth does not set the axis.
+# The first tenth of training does not affect the limits of the axis.
 _SHOWN_FROM = 0.1
 
 
@@ -36,8 +35,8 @@ class _Ceilings(NamedTuple):
     """Ceilings of one model on a known joint distribution; nats.
 
     Attributes:
-      log_p: E[log p(x)] = -H(X), the ceiling of L_S that holds for every model.
-      eq_4: E[log p(x)] - Delta(X, S), the ceiling of L_S as Theorem 1 states it.
+      log_p: E[log p(x)] = -H(X), the ceiling of L_S for every model.
+      eq_4: E[log p(x)] - Delta(X, S), the ceiling of L_S in Theorem 1.
       reconstruction: -Delta(X, S), the ceiling of the reconstruction term.
     """
 
@@ -47,12 +46,12 @@ class _Ceilings(NamedTuple):
 
 
 class _Curve(NamedTuple):
-    """The logged training of the members of one beta, without diverged ones.
+    """The logged training of the members of one beta, without diverged members.
 
     Attributes:
       steps: int [T].
-      elbo: L_S, float [seeds, T]; nats an example.
-      reconstruction: its first term, the sum over modalities, float [seeds, T].
+      elbo: L_S, float [seeds, T]; nats per example.
+      reconstruction: the reconstruction term of L_S, float [seeds, T]; nats.
     """
 
     steps: np.ndarray
@@ -61,7 +60,7 @@ class _Curve(NamedTuple):
 
 
 def discrete_pmf(data_config: Mapping[str, Any]) -> np.ndarray:
-    """The joint pmf of the data set "discrete", as `mathematics.theory` takes it.
+    """The joint pmf of the data set "discrete", for `mathematics.theory`.
 
     Args:
       data_config: `config.data`; with `use_modalities`, the pmf of the first ones.
@@ -70,7 +69,7 @@ def discrete_pmf(data_config: Mapping[str, Any]) -> np.ndarray:
       float64 [n, ...], axis m is modality m, summing to 1.
 
     Raises:
-      UsageError: an option that cannot be used.
+      UsageError: an option is invalid.
     """
     options = datasets.options_of(data_config)
     from discrete import pmf
@@ -81,17 +80,17 @@ def discrete_pmf(data_config: Mapping[str, Any]) -> np.ndarray:
 
 
 def polymnist_process(data_config: ConfigDict) -> tuple[np.ndarray, list[int]]:
-    """PolyMNIST as a generating process, as `theory.polymnist_discrepancy` takes it.
+    """The generating process of PolyMNIST, for `theory.polymnist_discrepancy`.
 
     Args:
-      data_config: `config.data`, of name "polymnist"; it is prepared.
+      data_config: `config.data` of "polymnist", which is prepared if necessary.
 
     Returns:
       int [num_classes], digit images of each class in the training split; and for each
-      modality the number of places of its crop, times those of its digit.
+      modality the number of crop positions times the number of digit positions.
 
     Raises:
-      UsageError: other data, whose process is not known.
+      UsageError: the generating process of the data is unknown.
     """
     if data_config.name != "polymnist" or data_config.digits == "published":
         raise UsageError(
@@ -119,7 +118,7 @@ def ceilings(pmf: np.ndarray, model: str) -> _Ceilings:
     """The ceilings of one of MIXTURES on a joint pmf, float64 [n_1, ..., n_M]."""
     log_p = -theory.entropy(pmf)
     highest = theory.reconstruction_ceiling(pmf, MIXTURES[model](pmf.ndim))
-    # Without sub-sampling the ceiling is 0, and not what is left of a difference.
+    # Without sub-sampling the ceiling is 0, without rounding errors.
     highest = 0.0 if abs(highest) < 1e-12 else highest
     return _Ceilings(log_p, log_p + highest, highest)
 
@@ -128,13 +127,13 @@ def _curves(record: RunRecord) -> dict[float, _Curve]:
     """The training of a run: beta -> _Curve.
 
     Raises:
-      UsageError: its metrics.jsonl holds no training of any member left.
+      UsageError: metrics.jsonl has no training of a finite member.
     """
     path = record.workdir / "metrics.jsonl"
     finite = [member["finite"] for member in record.summary["members"]]
     points: dict[float, dict[int, dict[int, tuple]]] = {}
     for line in read_log(record):
-        # An evaluation's line has other tags; a diverged member says nothing.
+        # Skip lines of evaluations and diverged members.
         if line.get("train/elbo") is not None and finite[line["member"]]:
             members = points.setdefault(line["beta"], {})
             gain = _reconstruction(line)
@@ -159,20 +158,20 @@ def _reconstruction(line: Mapping[str, Any]) -> float:
 
 
 def draw_ceilings(records: Mapping[str, RunRecord]) -> tuple[Figure, list[dict]]:
-    """Training on a known distribution against what the theory allows.
+    """Training on a known distribution, with its theoretical ceilings.
 
-    The first panel has L_S at the beta nearest to 1, with E[log p(x)] and, dashed,
-    Eq. 4's ceiling of each model; then a panel for each beta, the largest first,
-    with the reconstruction term and, dashed, its ceiling -Delta(X, S). Lines are
-    means over seeds, bands one standard deviation.
+    The first panel has L_S at the beta nearest to 1, E[log p(x)], and (dashed) the
+    ceiling of Eq. 4 for each model. The next panels, one per beta in decreasing order,
+    have the reconstruction term and (dashed) its ceiling -Delta(X, S). Lines are means
+    over seeds, bands are one standard deviation.
 
     Args:
-      records: model -> finished run of configs/discrete.py; of MIXTURES, and those
-        that are missing are left out.
+      records: model of MIXTURES -> finished run of configs/discrete.py; models may be
+        missing.
 
     Returns:
-      (figure, rows), a row for each model, beta and logged step; a standard
-      deviation over one seed is None.
+      (figure, rows), one row per model, beta and logged step; the standard deviation of
+      one seed is None.
 
     Raises:
       UsageError: no run, a run of another model, or runs on different data.
@@ -210,7 +209,7 @@ def draw_ceilings(records: Mapping[str, RunRecord]) -> tuple[Figure, list[dict]]
 
 
 def _common_pmf(records: Mapping[str, RunRecord]) -> np.ndarray:
-    """The joint pmf of the data that all runs were trained on."""
+    """The joint pmf of the common training data of all runs."""
     for model in records:
         if model not in MIXTURES:
             raise UsageError(
@@ -240,7 +239,7 @@ def _common_pmf(records: Mapping[str, RunRecord]) -> np.ndarray:
 
 
 def _draw_curve(axis: Axes, model: str, steps: np.ndarray, values: np.ndarray) -> None:
-    """Mean and, of more than one seed, a band of one standard deviation."""
+    """Draws the mean and, for several seeds, a band of one standard deviation."""
     mean = values.mean(axis=0)
     axis.plot(
         steps, mean, color=model_colour(model), linewidth=1.4, label=model_label(model)
@@ -258,7 +257,7 @@ def _draw_curve(axis: Axes, model: str, steps: np.ndarray, values: np.ndarray) -
 
 
 def _draw_bounds(axis: Axes, term: str, bounds: Mapping[str, _Ceilings]) -> None:
-    """E[log p(x)] where it bounds, and the ceiling of each model."""
+    """Draws E[log p(x)] for L_S, and the ceiling of each model."""
     if term == "elbo":
         log_p = next(iter(bounds.values())).log_p
         axis.axhline(log_p, color="black", linewidth=1, label="E[log p(x)]")
@@ -266,7 +265,7 @@ def _draw_bounds(axis: Axes, term: str, bounds: Mapping[str, _Ceilings]) -> None
         value = bound.eq_4 if term == "elbo" else bound.reconstruction
         kind = "E[log p(x)] − Δ (Eq. 4)" if term == "elbo" else "−Δ"
         if term == "elbo" and bound.reconstruction == 0:
-            continue  # that is E[log p(x)]
+            continue  # equal to E[log p(x)]
         axis.axhline(
             value,
             color=model_colour(model),
@@ -277,7 +276,7 @@ def _draw_bounds(axis: Axes, term: str, bounds: Mapping[str, _Ceilings]) -> None
 
 
 def _show_the_end(axis: Axes, values: Sequence[np.ndarray]) -> None:
-    """Limits that hold all ceilings, and the curves once training is under way."""
+    """Sets limits for all ceilings, and for the curves without their start."""
     shown = [line.get_ydata()[0] for line in axis.lines if len(line.get_ydata()) == 2]
     for curve in values:
         late = curve[:, int(_SHOWN_FROM * curve.shape[1]) :]
@@ -314,18 +313,18 @@ def draw_discrepancy(
     crop_counts: Sequence[int],
     quality_label: str = "quality",
 ) -> tuple[Figure, list[dict]]:
-    """Delta(X, S) of PolyMNIST as a generating process beside a measured quality.
+    """Delta(X, S) of PolyMNIST's generating process, and a measured quality.
 
     Args:
-      quality: the columns model, num_modalities, mean and std, over seeds.
+      quality: the columns model, num_modalities, mean and std over seeds.
       class_counts: int [num_classes], digit images of each class.
       crop_counts: number of crop positions of each modality, in order; Delta is
         drawn for the first 1, 2, ... of them.
       quality_label: name of the quality, with its unit or direction.
 
     Returns:
-      (figure, rows), a row for each model and number of modalities: `discrepancy` in
-      nats, mean and standard deviation of the quality; None where there is none.
+      (figure, rows), one row per model and number of modalities: `discrepancy` in nats,
+      mean and standard deviation of the quality; None for missing values.
     """
     discrepancies = _discrepancies(class_counts, crop_counts)
     figure, (left, right) = _panels(2)
@@ -342,7 +341,7 @@ def draw_discrepancy(
         right.errorbar(
             own["num_modalities"],
             own["mean"],
-            yerr=own["std"].fillna(0),  # one seed has none
+            yerr=own["std"].fillna(0),  # NaN for one seed
             color=model_colour(model),
             marker="o",
             markersize=4,
@@ -373,7 +372,7 @@ def _discrepancies(
         (
             model,
             num,
-            abs(  # no -0.0
+            abs(  # avoid -0.0
                 theory.polymnist_discrepancy(
                     mixture(num), class_counts, list(crop_counts[:num])
                 )

@@ -1,12 +1,12 @@
-"""The statements of the papers as data: `experiments.claims` judges them on runs.
+"""The claims of the papers as data, which `experiments.claims` judges on runs.
 
-Daunhawer et al. (2022), "On the Limitations of Multimodal VAEs", and what is public
-(abstract and introduction) of "Mitigating the Limitations of Multimodal VAEs with
-Coordination-based Approach", a submission to ICLR 2023 (COORD). A claim is said in
-our words, with its place in the paper, the runs it needs and the rule by which it is
-judged (`RULES`). Where the paper has FID, runs without it are judged by the sliced
-Wasserstein distance and by the Frechet distance of our classifiers' features, each
-for itself: they see different things.
+The papers are Daunhawer et al. (2022), "On the Limitations of Multimodal VAEs", and the
+public part (abstract and introduction) of "Mitigating the Limitations of Multimodal
+VAEs with Coordination-based Approach", a submission to ICLR 2023 (COORD). A claim has a
+sentence in our words, its place in the paper, its runs, and the rule that judges it
+(`RULES`). If runs lack the paper's FID, the sliced Wasserstein distance and the Frechet
+distance in our classifiers' features replace it, with separate verdicts, because they
+measure different properties.
 """
 
 from typing import NamedTuple
@@ -17,17 +17,17 @@ from experiments.plans import plan
 from mmvae_jax.evaluation.metric import LOWER
 from mmvae_jax.evaluation.metrics import COLUMNS
 
-# A difference counts from this many of its standard errors on. It is a convention,
-# about one in twenty for many seeds; for three seeds a model, more would be needed
-# for that, and no correction is made for the number of claims.
+# Smallest difference that counts, in standard errors. By convention, this is an error
+# rate of about one in twenty for many seeds. Three seeds per model would need more, and
+# there is no correction for the number of claims.
 THRESHOLD = 2.0
-# A claim that holds by fewer standard errors than this is fragile: other seeds may well
-# judge otherwise.
+# A claim with a smaller difference in standard errors is fragile: other seeds may
+# reverse it.
 FRAGILE = 3.0
-# "At the level of" is nearer than this part of the way to the mixtures' level, and a
-# coherence has collapsed if less than this part of it is left.
+# "At the level of": within this fraction of the gap to the mixtures. A coherence has
+# collapsed if less than this fraction is left.
 PART_OF_GAP = 0.5
-# The coherence and accuracy of guessing one of ten digits.
+# Chance level of ten digits.
 CHANCE = 0.1
 
 COHERENCE = "eval/coherence/leave_one_out"
@@ -36,8 +36,8 @@ ACCURACY = "eval/classifier_accuracy"
 _PROBE = "eval/linear_probe"
 LOG_LIKELIHOOD = "eval/log_likelihood"
 ELBO = "eval/elbo"
-# Quality of the first modality, as in Figures 2 and 3, or mean of all, as in Figure 11:
-# tags if all runs have FID, and tags otherwise.
+# Quality of the first modality (Figures 2 and 3), or mean over modalities (Figure 11):
+# (tags if all runs have FID, tags otherwise).
 FIRST = (("eval/fid/m0",), ("eval/swd/m0", "eval/frechet_classifier/m0"))
 MEAN = (("eval/fid",), ("eval/swd", "eval/frechet_classifier"))
 # Pairs of images and captions: the quality of images; the coherence of images given
@@ -57,16 +57,16 @@ LOWER_IS_BETTER = tuple(
 )
 
 MIXTURES = ("mmvae", "mopoe")
-# The public part of COORD names no model and no number. These pull unimodal posteriors
-# to a joint one, as it defines the kind, and CRMVAE is the model that it proposes. The
-# yardsticks, MVAE for quality and the mixtures for coherence, are ours.
+# The public part of COORD names no model and no number. By its definition, these models
+# pull unimodal posteriors to a joint one; CRMVAE is the proposed model. We chose the
+# references, MVAE for quality and the mixtures for coherence.
 COORDINATION = ("mvtcae", "jmvae_kl", "telbo")
 IN_PLACE, TRANSLATED = "polymnist", "translated"
 _BOTH = (IN_PLACE, TRANSLATED)
 SHAPES, CUB = "shapes", "cub"
 
-# Coherences on PolyMNIST by the number of given modalities, 1 to 4, beside which ours
-# are shown: other images, networks and classifiers.
+# Published coherences on PolyMNIST by the number of given modalities, 1 to 4, for
+# comparison: images, networks and classifiers differ from ours.
 PUBLISHED_COHERENCE = {
     "mvae_plus": (0.29, 0.42, 0.48, 0.52),
     "mmvae": (0.71, 0.71, 0.71, 0.71),
@@ -78,11 +78,11 @@ PUBLISHED_SOURCE = (
     "MVTCAE and MVAE+ (read off a figure) by Hwang et al. (2021)"
 )
 
-# Every model is taken at its own best beta for the metric, if nothing else is said:
-# each seed at the beta that the mean over its other seeds finds best (`plans.choice`),
-# so that no beta is judged by the numbers that it was chosen by. A rule is a number
-# that must exceed zero by THRESHOLD of its standard errors, some with a condition more;
-# but for "ranks alike", "trains" and "nothing is annotated".
+# Unless noted, each model is judged at its best beta for the metric: for each seed, the
+# beta with the best mean over the other seeds (`plans.choice`), so that no beta is
+# judged on the numbers that selected it. A rule is a number that must exceed zero by
+# THRESHOLD standard errors, sometimes with another condition, except "ranks alike",
+# "trains" and "nothing is annotated".
 RULES = {
     "is worse": (
         "the difference to {others}, each at the beta chosen for it, is at least "
@@ -157,18 +157,17 @@ class Claim(NamedTuple):
     """A statement of the paper.
 
     Attributes:
-      name: its name in claims.json.
-      text: the statement, in our words.
-      where: in the paper.
-      rule: by which it is judged, one of RULES.
-      tags: the metrics, a verdict for each; or FIRST, MEAN or IMAGE.
-      models: the models it is about, a verdict for each; "" if it is about all.
-      others: models they are compared with; the target, and then the yardsticks.
-      columns: the data sets, a verdict for each.
-      reference: the data set that it is compared with, if any.
+      name: name in claims.json.
+      text: the claim in our words.
+      where: place in the paper.
+      rule: the rule that judges it, one of RULES.
+      tags: the metrics, with a verdict for each; or FIRST, MEAN or IMAGE.
+      models: the models, with a verdict for each; "" for a claim about all models.
+      others: models to compare with; the target, and then the references.
+      columns: the data sets, with a verdict for each.
+      reference: the data set to compare with, if any.
       runs: "beta": the runs over beta; "modalities": those of Figure 3; "repeated":
-        those of Figure 11; "official": those of Figure 12; "any": none has to be
-        there.
+        those of Figure 11; "official": those of Figure 12; "any": no run is required.
     """
 
     name: str
@@ -184,7 +183,7 @@ class Claim(NamedTuple):
 
     @property
     def is_by_modalities(self) -> bool:
-        """Whether its runs differ in the number of modalities, at one beta."""
+        """Whether the runs differ in the number of modalities, at one beta."""
         return self.runs in ("modalities", "repeated")
 
 
@@ -397,7 +396,7 @@ CLAIMS = (
         "is level",
         (LOG_LIKELIHOOD,),
         ("mvae_plus",),
-        # MoPoE-VAE's gap is small by this metric, which the paper says as well.
+        # MoPoE-VAE's gap in this metric is small, as the paper also says.
         ("mvae", "mmvae"),
     ),
     Claim(
@@ -475,8 +474,8 @@ CLAIMS = (
     ),
 )
 
-# The trade-off of Figures 2 and 4 and the theorem's ELBO, judged by `make demo`. The
-# quality is the mean over modalities; there is no FID at that scale.
+# The trade-off of Figures 2 and 4 and the theorem's ELBO, judged by `make demo`.
+# Quality is the mean over modalities; that scale has no FID.
 TRADEOFF = (
     Claim(
         "worse_than_mvae",
@@ -520,7 +519,7 @@ TRADEOFF = (
 def specs_of(
     claim: Claim, scale: ConfigDict, column: str, model: str
 ) -> list[plan.Spec]:
-    """The runs that the verdict on one data set and one model needs."""
+    """The runs of the verdict on one data set and one model."""
     if claim.runs == "any":
         return []
     models = [name for name in (model, *claim.others) if name]

@@ -32,10 +32,10 @@ class Line(NamedTuple):
 
 
 def _points_of(line: Line, spec: plan.Spec, tag: str = "") -> list[statistics.Point]:
-    """A metric of a run at all betas with two or more finite seeds, smallest first.
+    """A metric of a run at all betas with at least two finite seeds, in order.
 
     Raises:
-      NotMeasured: there is none.
+      NotMeasured: there is no such beta.
     """
     evidence, tag = line.evidence, tag or line.tag
     own = evidence.spreads[evidence.spreads["run"] == spec.folder]
@@ -65,13 +65,13 @@ def _chosen(
     """A metric of a run, each seed at the beta that is best for the others.
 
     Args:
-      line: what is judged.
+      line: the line to judge.
       spec: the run.
-      tag: the metric, if it is not the line's.
-      among: the points of the betas that are chosen from; all of `_points_of` if None.
+      tag: the metric; "": that of the line.
+      among: points of the betas to select from; None: all of `_points_of`.
 
     Raises:
-      NotMeasured: the seeds do not suffice.
+      NotMeasured: there are too few seeds.
     """
     points = _points_of(line, spec, tag) if among is None else among
     if len(points) == 1:
@@ -98,13 +98,13 @@ def _chosen(
 def _values(
     line: Line, spec: plan.Spec, points: Sequence[statistics.Point], tag: str = ""
 ) -> np.ndarray:
-    """A metric of a run [betas of some points, seeds with a finite value]."""
+    """Values of a metric, [betas of `points`, seeds with a finite value]."""
     known = tables.by_seed(line.evidence, spec, tag or line.tag)
     return known.loc[[p.beta for p in points]].dropna(axis=1, how="all").to_numpy()
 
 
 def _at_figure_beta(line: Line, spec: plan.Spec) -> statistics.Point:
-    """A metric of a run at the one beta of Figures 3 and 11."""
+    """A metric of a run at the beta of Figures 3 and 11."""
     beta = line.evidence.config.datasets[line.column].beta_by_modalities
     for point in _points_of(line, spec):
         if math.isclose(point.beta, beta):
@@ -115,7 +115,7 @@ def _at_figure_beta(line: Line, spec: plan.Spec) -> statistics.Point:
 
 
 def _by_modalities(line: Line, model: str) -> tuple[list[int], list[statistics.Point]]:
-    """Numbers of modalities, and a model's metric with each of them.
+    """Numbers of modalities, and a model's metric for each number.
 
     Raises:
       NotMeasured: there is only one number.
@@ -133,36 +133,36 @@ def _by_modalities(line: Line, model: str) -> tuple[list[int], list[statistics.P
 
 
 def _specs(line: Line) -> list[plan.Spec]:
-    """The runs of a line, the model's first and then the others', in their order."""
+    """The runs of a line: the model's, and then those of the other models."""
     return paper.specs_of(line.claim, line.evidence.config, line.column, line.model)
 
 
 def _sign(tag: str) -> int:
-    """1 where higher is better, -1 where lower is."""
+    """1 if higher is better, -1 if lower is better."""
     return -1 if tag.startswith(paper.LOWER_IS_BETTER) else 1
 
 
 def _finding(
     terms: Sequence[tuple[float, statistics.Point]], note: str = ""
 ) -> statistics.Finding:
-    """The finding of a rule that is one number."""
+    """The finding of a rule with one number."""
     difference, error, z = statistics.combine(terms)
     points = [point for _, point in terms]
     return statistics.Finding(z >= paper.THRESHOLD, points, difference, error, z, note)
 
 
 def _is_better(line: Line) -> statistics.Finding:
-    """Whether the model is ahead of all others."""
+    """Whether the model is better than all others."""
     return _differs(line, _sign(line.tag))
 
 
 def _is_worse(line: Line) -> statistics.Finding:
-    """Whether the model is behind all others."""
+    """Whether the model is worse than all others."""
     return _differs(line, -_sign(line.tag))
 
 
 def _differs(line: Line, sign: int) -> statistics.Finding:
-    """sign * (model - other), the least of the others in standard errors."""
+    """sign * (model - other), for the other with the smallest z."""
     model, *others = (_chosen(line, spec) for spec in _specs(line))
     findings = [_finding([(sign, model), (-sign, other)]) for other in others]
     least = min(findings, key=lambda finding: finding.z)
@@ -170,7 +170,7 @@ def _differs(line: Line, sign: int) -> statistics.Finding:
 
 
 def _reaches(line: Line) -> statistics.Finding:
-    """Whether the model is less than half of a mixture's gap behind the target."""
+    """Whether the model is worse than the target by less than half a mixture's gap."""
     return _within(line, (1,))
 
 
@@ -180,10 +180,10 @@ def _is_level(line: Line) -> statistics.Finding:
 
 
 def _within(line: Line, sides: Sequence[int]) -> statistics.Finding:
-    """PART_OF_GAP * (gap of the nearer mixture) - side * (gap of the model), the least.
+    """Smallest PART_OF_GAP * (gap of the nearer mixture) - side * (gap of the model).
 
-    Gaps are to the target, positive where it is ahead. A mixture without a gap leaves
-    nothing to be within.
+    Gaps are differences to the target, positive if the target is better. A mixture
+    without a gap leaves no tolerance.
     """
     model, target, *mixtures = (_chosen(line, spec) for spec in _specs(line))
     sign = _sign(line.tag)
@@ -205,7 +205,7 @@ def _grows(line: Line) -> statistics.Finding:
     """Whether the gap to the unimodal VAEs grows with the number of modalities."""
     nums, points = _by_modalities(line, line.model)
     target = _at_figure_beta(line, _specs(line)[-1])
-    sign = -_sign(line.tag)  # of getting worse
+    sign = -_sign(line.tag)  # positive if the metric gets worse
     ups = [sign * (b.mean - a.mean) > 0 for a, b in itertools.pairwise(points)]
     found = _finding(statistics.slope_terms(nums, points, sign))
     is_behind = sign * (points[-1].mean - target.mean) > 0
@@ -265,7 +265,7 @@ def _falls(line: Line) -> statistics.Finding:
 
 
 def _collapses(line: Line) -> statistics.Finding:
-    """Whether less than half of what is above chance on the other data set is left."""
+    """Whether a coherence above chance is less than half of that on the other data."""
     specs = _specs(line)
     here, there = (_chosen(line, spec) for spec in specs)
     seen, seen_there = (_accuracy(line, spec) for spec in specs)
@@ -273,7 +273,7 @@ def _collapses(line: Line) -> statistics.Finding:
         raise statistics.NotMeasured(
             f"the classifiers of {specs[1].folder} are at chance"
         )
-    # The part of the coherence that worse classifiers alone would leave.
+    # Worse classifiers alone would leave this part of the coherence.
     part = paper.PART_OF_GAP * (seen - paper.CHANCE) / (seen_there - paper.CHANCE)
     chance = statistics.constant("chance", paper.CHANCE)
     found = _finding([(part, there), (-1, here), (1 - part, chance)])
@@ -290,12 +290,12 @@ def _accuracy(line: Line, spec: plan.Spec) -> float:
     own = own[own["tag"].str.startswith(f"{paper.ACCURACY}/")].dropna(subset="mean")
     if own.empty:
         raise statistics.NotMeasured(f"no {paper.ACCURACY} in {spec.folder}")
-    own = own[own["beta"] == own["beta"].iloc[0]]  # the same at every beta
+    own = own[own["beta"] == own["beta"].iloc[0]]  # equal for all betas
     return float(own["mean"].mean())
 
 
 def _is_never_both(line: Line) -> statistics.Finding:
-    """Whether a model falls short of quality or of coherence at every beta."""
+    """Whether a model lacks quality or coherence at every beta."""
     model, target, *others = _specs(line)
     tag = _image_quality(line)
     qualities = {point.beta: point for point in _points_of(line, model, tag)}
@@ -315,7 +315,7 @@ def _is_never_both(line: Line) -> statistics.Finding:
         if z >= paper.THRESHOLD:
             part, sign = paper.PART_OF_GAP, _sign(tag)
             terms = [(sign * (1 - part), goal)]
-            if last_spec == model:  # one number of the same members
+            if last_spec == model:  # both numbers are of the same members
                 terms += [(sign, _part_of_own(line, model, tag, part, quality))]
             else:
                 terms += [(sign * part, last), (-sign, quality)]
@@ -337,9 +337,9 @@ def _is_never_both(line: Line) -> statistics.Finding:
 def _part_of_own(
     line: Line, spec: plan.Spec, tag: str, part: float, at: statistics.Point
 ) -> statistics.Point:
-    """A part of a run's metric at the chosen beta less that at one beta.
+    """A fraction of a run's metric at the chosen beta, minus the metric at one beta.
 
-    Both are of the same members, and their error is that of the difference.
+    Both are of the same members; the error is that of the difference.
     """
     points = _points_of(line, spec, tag)
     values = _values(line, spec, points, tag)
@@ -351,13 +351,13 @@ def _part_of_own(
 
 
 def _image_quality(line: Line) -> str:
-    """The metric of the quality of images: FID where all runs have it."""
+    """The metric of image quality: FID if all runs have it, else SWD."""
     (fid,), (swd,) = paper.IMAGE
     return fid if statistics.has_metrics(line.evidence, _specs(line), (fid,)) else swd
 
 
 def _half_of_real(line: Line, spec: plan.Spec) -> statistics.Point:
-    """A coherence half of the way from chance to what is read off real images."""
+    """The coherence halfway between chance and the accuracy on real images."""
     chance, tag = paper.GIVEN_CAPTIONS[line.tag]
     known = tables.over_betas(line.evidence, spec, tag)["mean"].dropna()
     if known.empty:
@@ -367,7 +367,7 @@ def _half_of_real(line: Line, spec: plan.Spec) -> statistics.Point:
 
 
 def _nothing_is_annotated(line: Line) -> statistics.Finding:
-    """Never judged; says what networks trained without labels see."""
+    """Never judged; reports the matching networks, which need no labels."""
     seen = []
     for model in line.claim.others:
         spec = plan.Spec(line.column, model)
@@ -384,7 +384,7 @@ def _nothing_is_annotated(line: Line) -> statistics.Finding:
 
 
 def _ranks_alike(line: Line) -> statistics.Finding:
-    """Whether log-likelihoods rank models as the line's metric does."""
+    """Whether log-likelihoods rank models like the line's metric."""
     quality, likelihood = (
         [_chosen(line, spec, tag) for spec in _specs(line)]
         for tag in (line.tag, paper.LOG_LIKELIHOOD)
@@ -394,7 +394,7 @@ def _ranks_alike(line: Line) -> statistics.Finding:
     for i, j in itertools.permutations(range(len(quality)), 2):
         *_, z = statistics.combine([(sign, quality[i]), (-sign, quality[j])])
         if z < paper.THRESHOLD:
-            continue  # not ahead, or not clearly
+            continue  # not clearly better
         *found, z = statistics.combine([(1, likelihood[i]), (-1, likelihood[j])])
         agreements.append((z, found))
         if z < paper.THRESHOLD:
@@ -412,7 +412,7 @@ def _ranks_alike(line: Line) -> statistics.Finding:
 
 
 def _is_smaller(line: Line) -> statistics.Finding:
-    """Whether MoPoE-VAE's part of MMVAE's gap to MVAE is smaller in log-likelihood."""
+    """Whether MoPoE-VAE's gap to MVAE over MMVAE's is smaller in log-likelihood."""
     terms, parts = [], []
     names = {line.tag: "", paper.LOG_LIKELIHOOD: " log-lik."}
     for tag, weight in ((line.tag, 1), (paper.LOG_LIKELIHOOD, -1)):
@@ -431,7 +431,7 @@ def _is_smaller(line: Line) -> statistics.Finding:
         gap = target.mean - whole.mean
         part = (target.mean - model.mean) / gap
         parts.append(part)
-        # Derivatives of the part by the three means.
+        # Derivatives of the relative gap with respect to the three means.
         terms += [
             (-weight / gap, model),
             (weight * (1 - part) / gap, target),
@@ -446,7 +446,7 @@ def _is_smaller(line: Line) -> statistics.Finding:
 
 
 def _trains(line: Line) -> statistics.Finding:
-    """Whether every member at the largest beta trained to its end."""
+    """Whether all members at the largest beta trained to the end."""
     run = line.evidence.runs[_specs(line)[0]]
     beta = max(line.evidence.config.beta)
     members = [m for m in run.summary["members"] if math.isclose(m["beta"], beta)]
@@ -470,7 +470,7 @@ def _trains(line: Line) -> statistics.Finding:
 
 
 def _first_and_last_loss(run: RunRecord, member: dict) -> tuple[float, float]:
-    """The training loss of a member when it was first and last logged, in nats."""
+    """The first and last logged training loss of a member, in nats."""
     names = ("beta", "learning_rate", "seed")
     losses = [
         math.nan if entry["train/loss"] is None else entry["train/loss"]
@@ -509,7 +509,7 @@ def label_of(model: str) -> str:
 
 
 def _spec_label(line: Line, spec: plan.Spec) -> str:
-    """Name of a run in a line: its model, and its data set if it is another."""
+    """Name of a run in a line: its model, and its data set if there are two."""
     label = label_of(spec.model)
     if line.claim.reference:
         label += f" on {tables.title(line.evidence, spec.dataset)}"

@@ -10,20 +10,20 @@ from experiments.plans import plan
 
 
 class NotMeasured(Exception):
-    """The runs do not say; its text is why."""
+    """A claim that the runs do not measure, with the reason."""
 
 
 class Point(NamedTuple):
-    """A metric of a run over its seeds, at one beta or at one that the others choose.
+    """A metric of a run over its seeds, at a fixed or at selected betas.
 
     Attributes:
       label: name of the measurement, for the text of the numbers.
-      beta: beta of the members; nan if the seeds are judged at different ones.
-      mean: over the seeds that did not diverge.
-      std: standard deviation (n - 1) over them.
+      beta: beta of the members; NaN if seeds have different betas.
+      mean: mean over the seeds that did not diverge.
+      std: standard deviation (n - 1) over these seeds.
       num: number of these seeds.
-      error: standard error of the mean, with that of the choice of beta.
-      betas: the beta of each seed where it was chosen (`plans.choice`).
+      error: standard error of the mean, including the selection of beta.
+      betas: the selected beta of each seed (`plans.choice`), if selected.
     """
 
     label: str
@@ -36,12 +36,12 @@ class Point(NamedTuple):
 
 
 def at_one_beta(label: str, beta: float, mean: float, std: float, num: int) -> Point:
-    """The metric of the seeds of one beta, which nobody chose."""
+    """The metric of the seeds at a fixed beta."""
     return Point(label, beta, mean, std, num, std / math.sqrt(num))
 
 
 def constant(label: str, value: float) -> Point:
-    """A number that is known without an error."""
+    """A number without an error."""
     return at_one_beta(label, math.nan, value, 0.0, 1)
 
 
@@ -49,9 +49,9 @@ class Finding(NamedTuple):
     """Result of a rule.
 
     Attributes:
-      holds: whether the claim does.
-      points: the numbers that it is made of.
-      difference: the number that should exceed zero; nan if there is no such one.
+      holds: whether the claim holds.
+      points: the measurements.
+      difference: the number that should exceed zero; NaN if there is none.
       standard_error: standard error of the difference.
       z: the difference in units of its standard error.
       note: further remark.
@@ -68,9 +68,9 @@ class Finding(NamedTuple):
 def has_metrics(
     evidence: plan.Evidence, specs: Sequence[plan.Spec], tags: Sequence[str]
 ) -> bool:
-    """Whether all of some runs that are there have all of some metrics.
+    """Whether all existing runs have all of some metrics.
 
-    A run has a metric if it has it at every beta at which a member is finite.
+    A run must have the metric at every beta with a finite member.
     """
     spreads = evidence.spreads
     is_own = spreads["run"].isin([spec.folder for spec in specs])
@@ -81,14 +81,14 @@ def has_metrics(
 
 
 def combine(terms: Iterable[tuple[float, Point]]) -> tuple[float, float, float]:
-    """A sum of coefficients times means, its standard error, and their quotient.
+    """A linear combination of means, its standard error, and their quotient.
 
     Args:
-      terms: (coefficient, point), of independent points; none twice.
+      terms: (coefficient, point), for independent points, each once.
 
     Returns:
-      (difference, standard error, z). Where nothing varies, z is infinite, or zero
-      for a difference of zero.
+      (difference, standard error, z). Without variance, z is infinite, or zero for a
+      difference of zero.
     """
     terms = list(terms)
     value = math.fsum(c * point.mean for c, point in terms)

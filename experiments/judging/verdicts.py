@@ -19,13 +19,13 @@ from mmvae_jax.errors import UsageError
 
 _WORDS = {True: "holds", False: "fails", None: "not measured"}
 _FRAGILE = "holds (fragile)"
-# A field of claims.json: how beta was chosen. Files without it are older.
+# Field of claims.json: how beta was selected. Older files do not have it.
 _CHOICE = "for each seed by the mean over the other seeds"
 _OLD_CHOICE = (
     "by the mean over the seeds that it was judged by, which favours models whose "
     "betas are alike"
 )
-# Fields by which a verdict is found again in another claims.json.
+# Fields that identify a verdict in another claims.json.
 _KEY = ("name", "dataset", "model", "metric")
 
 
@@ -37,13 +37,13 @@ class Verdict(NamedTuple):
       dataset: the data set's title at this scale.
       model: the model's label, or "all".
       tag: the metric.
-      rule: rule by which it was judged, as text.
+      rule: the rule as text.
       scale: the name of the scale.
-      holds: True, False, or None for what was not measured.
-      difference: the number that should exceed zero, nan where there is none.
+      holds: True, False, or None if not measured.
+      difference: the number that should exceed zero, NaN if there is none.
       standard_error: standard error of the difference.
       z: the difference in units of its standard error.
-      numbers: the measurements as text, or why there are none.
+      numbers: the measurements as text, or the reason for their absence.
       points: the measurements.
     """
 
@@ -62,18 +62,18 @@ class Verdict(NamedTuple):
 
     @property
     def word(self) -> str:
-        """The verdict in words, one of _WORDS or _FRAGILE."""
+        """The verdict as text, one of _WORDS or _FRAGILE."""
         return word_of(self.holds, self.z)
 
 
 def word_of(holds: bool | None, z: float | None) -> str:
-    """A verdict in words; one that holds by fewer than FRAGILE standard errors says so.
+    """A verdict as text; "fragile" if it holds by fewer than FRAGILE standard errors.
 
     Args:
-      holds: the verdict; None for what was not measured.
-      z: the difference in standard errors; nan or None where there is none.
+      holds: the verdict; None if not measured.
+      z: the difference in standard errors; NaN or None if there is none.
     """
-    # A comparison with nan is false.
+    # A comparison with NaN is False.
     is_fragile = bool(holds) and z is not None and z < paper.FRAGILE
     return _FRAGILE if is_fragile else _WORDS[holds]
 
@@ -81,7 +81,7 @@ def word_of(holds: bool | None, z: float | None) -> str:
 def evaluate(
     evidence: plan.Evidence, found: Sequence[paper.Claim] = paper.CLAIMS
 ) -> list[Verdict]:
-    """The verdicts on some claims, in their order."""
+    """The verdicts on some claims, in order."""
     return [
         judge(rules.Line(evidence, claim, column, model, tag))
         for claim in found
@@ -95,7 +95,7 @@ def evaluate(
 def tags_of(
     evidence: plan.Evidence, claim: paper.Claim, column: str, model: str
 ) -> Sequence[str]:
-    """The metrics of a claim: FID where all runs have it, or what stands in for it."""
+    """The metrics of a claim: FID if all runs have it, else its substitutes."""
     if claim.tags not in (paper.FIRST, paper.MEAN, paper.IMAGE):
         return claim.tags
     fid, others = claim.tags
@@ -131,7 +131,7 @@ def judge(line: rules.Line) -> Verdict:
 
 
 def _require(line: rules.Line) -> None:
-    """Raises NotMeasured if a run that the line needs is not there."""
+    """Raises NotMeasured if a run of the line does not exist."""
     specs = paper.specs_of(line.claim, line.evidence.config, line.column, line.model)
     missing = [spec.folder for spec in specs if spec not in line.evidence.runs]
     if missing:
@@ -150,10 +150,10 @@ def _rule_text(claim: paper.Claim) -> str:
 
 
 def _show(point: statistics.Point, line: rules.Line) -> str:
-    """A point as text: its beta if it was chosen, its seeds if some are missing."""
+    """A point as text, with a selected beta, and the seeds if some are missing."""
     parts = []
     if not line.claim.is_by_modalities:
-        # Several if the seeds do not agree, in the order of the seeds.
+        # Several, in the order of the seeds, if they differ.
         shown = [point.beta] if math.isfinite(point.beta) else point.betas
         parts += [f"beta {', '.join(f'{beta:g}' for beta in shown)}"] if shown else []
     scale = line.evidence.config
@@ -165,19 +165,19 @@ def _show(point: statistics.Point, line: rules.Line) -> str:
 
 
 def _number(value: float, form: str) -> str:
-    """A number as text; a dash where there is none."""
+    """A number as text; a dash for NaN."""
     return "-" if math.isnan(value) else format(value, form)
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
-    """The verdicts as text: a table for each claim."""
+    """The verdicts as text, one table per claim."""
     header = ["", "data set", "model", "metric", "difference", "SE", "in SE", "numbers"]
     parts = []
     for claim, group in itertools.groupby(verdicts, key=lambda v: v.claim):
         group = list(group)
         rows = [
             [
-                # A failure is not overlooked.
+                # Upper case makes a failure visible.
                 verdict.word.upper() if verdict.holds is False else verdict.word,
                 verdict.dataset,
                 verdict.model,
@@ -203,12 +203,12 @@ def found_claims(
     verdicts: Sequence[Verdict],
     before: Mapping | None = None,
 ) -> dict:
-    """Content of claims.json: the verdicts, and the runs they are about.
+    """Content of claims.json: the verdicts and their runs.
 
     Args:
       evidence: the runs.
-      verdicts: on them.
-      before: the content of an earlier claims.json, whose verdicts stand beside.
+      verdicts: verdicts on the runs.
+      before: the content of an earlier claims.json, whose verdicts are added.
     """
     earlier = {
         tuple(row[name] for name in _KEY): row
@@ -229,7 +229,7 @@ def found_claims(
         for s in summaries
     )
     directory = evidence.directory
-    with contextlib.suppress(ValueError):  # it is elsewhere
+    with contextlib.suppress(ValueError):  # another folder
         directory = directory.absolute().relative_to(Path.cwd())
     return {
         "command": f"python -m experiments.claims {directory}",
@@ -274,7 +274,7 @@ def read_claims(path: Path) -> dict:
     """Content of an earlier claims.json.
 
     Raises:
-      UsageError: it is not there, or something else.
+      UsageError: the file does not exist or has other content.
     """
     try:
         found = workdirs.read_json(path)
@@ -291,7 +291,7 @@ def read_claims(path: Path) -> dict:
 
 
 def changed(found: Mapping) -> list[Mapping]:
-    """The verdicts of claims.json that are others than before."""
+    """The verdicts of claims.json that have changed."""
     return [
         verdict
         for verdict in found["claims"]
@@ -301,22 +301,22 @@ def changed(found: Mapping) -> list[Mapping]:
 
 
 def _old(verdict: Mapping) -> str:
-    """The verdict of before in words, with its difference in standard errors."""
+    """The earlier verdict as text, with its difference in standard errors."""
     z = verdict["before_in_standard_errors"]
     return verdict["before"] + ("" if z is None else f" {z:+.1f}")
 
 
 def _z_of(verdict: Mapping) -> float:
-    """The difference in standard errors, of claims.json, where nan is None."""
+    """The difference in standard errors in claims.json, where None means NaN."""
     z = verdict["difference_in_standard_errors"]
     return math.nan if z is None else z
 
 
 def markdown(found: Mapping) -> str:
-    """Content of claims.json as a page: a table with a row for each verdict.
+    """Content of claims.json as Markdown: a table with one row per verdict.
 
-    Verdicts that hold by little are said to be fragile. Where there are verdicts of
-    before, those that differ stand beside.
+    Verdicts that hold by little are marked as fragile. Changed verdicts show the
+    earlier one.
     """
     others = changed(found)
     rows = [

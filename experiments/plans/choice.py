@@ -1,21 +1,21 @@
-"""A setting is chosen without the numbers that it is judged by.
+"""Selection of a setting, without the numbers on which it is judged.
 
-The best of several means is too good: with three seeds and six betas that are alike,
-the largest mean is 0.7 standard deviations above what all of them have, and a
-comparison with a model that has one good beta exceeds two standard errors in 18 instead
-of 6 of a hundred cases. So the beta by which a seed is judged is chosen by the mean
-over the other seeds, as in leave-one-out cross-validation (Stone, 1974). The mean of
-the values judged is that of a model tuned on one seed less, without bias by the choice.
+The best of several means is biased: with three seeds and six equally good betas, the
+largest mean is 0.7 standard deviations above the true mean, and a comparison with a
+model that has one good beta exceeds two standard errors in 18 instead of 6 of a hundred
+cases. Therefore the beta of a seed is selected by the mean over the other seeds, as in
+leave-one-out cross-validation (Stone, 1974). The mean of the resulting values has no
+selection bias: it is that of a model tuned on one seed less.
 
-The values judged are not independent, since each seed takes part in the choices for the
-others, and sometimes the choices differ. Their standard deviation knows nothing of that
-(it gives half of the variance for betas that are alike), and so the standard error is
-the jackknife's over seeds, with the choice made again without each (Efron and
-Tibshirani, 1993, Ch. 11). It is that of a mean where the choice is always the same, and
-too large rather than too small where it is not.
+These values are not independent, because each seed takes part in the selections for the
+others. Their standard deviation ignores this (for equally good betas it gives half of
+the variance). Therefore the standard error is the jackknife's over seeds, which repeats
+the selection without each seed (Efron and Tibshirani, 1993, Ch. 11). It equals that of
+a mean if the selection is always the same; otherwise it is rather too large than too
+small.
 
-What all seeds have in common, the test examples and the classifiers, is not left out:
-it favours all seeds of a beta alike, and only a validation split would show it.
+The effect of the common test examples and classifiers is not removed: it favours all
+seeds of a beta equally, and only a validation split would show it.
 """
 
 import math
@@ -23,19 +23,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Two seeds choose for each other, but say nothing of the error of that.
+# Two seeds can select for each other, but give no error of the selection.
 LEAST_SEEDS = 3
 
 
 class Estimate(NamedTuple):
-    """A measure over seeds, each at the setting that the others choose.
+    """A measure over seeds, each at the setting that the others select.
 
     Attributes:
-      mean: over the values that are judged; nan if there is none.
-      std: standard deviation (n - 1) of these values; nan if there is one.
-      num: their number.
-      error: standard error of the mean; nan where too few seeds are there.
-      places: the setting of every seed, -1 where nothing can be chosen.
+      mean: mean of the values; NaN without values.
+      std: standard deviation (n - 1) of the values; NaN for one value.
+      num: number of values.
+      error: standard error of the mean; NaN for too few seeds.
+      places: index of the setting of each seed, -1 without a selection.
     """
 
     mean: float
@@ -46,14 +46,14 @@ class Estimate(NamedTuple):
 
 
 def choose(scores: np.ndarray) -> np.ndarray:
-    """The setting that the mean over the other seeds finds best, for each seed.
+    """The setting with the best mean over the other seeds, for each seed.
 
     Args:
-      scores: [settings, seeds], higher is better, nan where a member diverged.
+      scores: [settings, seeds], higher is better, NaN for diverged members.
 
     Returns:
-      Indices [seeds]; the first of several that are best, -1 where no other seed has a
-      score. A single setting is no choice, and is every seed's.
+      Indices [seeds]; the first of several best settings, -1 if no other seed has a
+      score. A single setting is used by all seeds.
     """
     num_settings, num_seeds = scores.shape
     if num_settings == 1:
@@ -71,25 +71,25 @@ def choose(scores: np.ndarray) -> np.ndarray:
 
 
 def judged(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The values [seeds] of the seeds at their own settings, nan where there is none.
+    """The values [seeds] of the seeds at their settings; NaN without a setting.
 
     Args:
       values: [settings, seeds].
-      places: of `choose`.
+      places: result of `choose`.
     """
     own = values[places, np.arange(values.shape[1])]
     return np.where(places >= 0, own, np.nan)
 
 
 def replicates(values: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The mean of what is judged, of all seeds and then without each.
+    """The mean of the values for all seeds, and then without each seed.
 
     Args:
-      values: [settings, seeds], what is judged; nan where a member diverged.
-      scores: [settings, seeds], by which is chosen; higher is better.
+      values: [settings, seeds], values to judge; NaN for diverged members.
+      scores: [settings, seeds], scores for the selection; higher is better.
 
     Returns:
-      Means [1 + seeds]; nan where nothing can be judged.
+      Means [1 + seeds]; NaN without values.
     """
 
     def mean(kept: np.ndarray) -> float:
@@ -102,7 +102,7 @@ def replicates(values: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def jackknife_error(found: np.ndarray) -> float:
-    """The standard error of an estimate, of its `replicates`; nan for a single seed."""
+    """The standard error of an estimate from its `replicates`; NaN for one seed."""
     without = found[1:]
     num = len(without)
     if num < 2:
@@ -111,11 +111,11 @@ def jackknife_error(found: np.ndarray) -> float:
 
 
 def estimate(values: np.ndarray, scores: np.ndarray) -> Estimate:
-    """Judged values, each seed's at the setting that the others choose.
+    """The estimate of values, each seed at the setting that the others select.
 
     Args:
-      values: [settings, seeds], what is judged; nan where a member diverged.
-      scores: [settings, seeds], by which is chosen; higher is better.
+      values: [settings, seeds], values to judge; NaN for diverged members.
+      scores: [settings, seeds], scores for the selection; higher is better.
     """
     places = choose(scores)
     own = judged(values, places)

@@ -1,4 +1,4 @@
-"""The cost of a plan, estimated or measured."""
+"""The estimated or measured cost of a plan."""
 
 import math
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from mmvae_jax.types import TokenShape
 
 
 def _shapes_of(config: ConfigDict) -> dict[str, tuple[int, ...]]:
-    """Modality -> shape of one example, of the modalities that are used."""
+    """Modality -> shape of one example, for the used modalities."""
     shapes = datasets.shapes(config.data)
     num = config.data.use_modalities or len(shapes)
     return dict(list(shapes.items())[:num])
@@ -29,9 +29,8 @@ def _shapes_of(config: ConfigDict) -> dict[str, tuple[int, ...]]:
 def seconds_per_step(config: ConfigDict) -> float:
     """Measured time of a training step of all members, on random bytes and words.
 
-    Of a model with stages it is the mean over all steps of the run. One member is
-    measured where members are trained one after the other (CPU), all of them where they
-    are trained at once.
+    For a model with stages it is the mean over all steps of the run. If members are
+    trained one by one (CPU), only one is measured.
     """
     shapes = _shapes_of(config)
     model = models.make_model(config, shapes)
@@ -57,11 +56,11 @@ def seconds_per_step(config: ConfigDict) -> float:
     )
 
     def measure(own: Task) -> float:
-        """Seconds of a step of one stage."""
-        calls: list[tuple[int, float]] = []  # (last step, seconds a step) of each
+        """Seconds per step of one stage."""
+        calls: list[tuple[int, float]] = []  # (last step, seconds per step) of each
 
         def is_stopping() -> bool:
-            """Whether calls after the first, which compiles, took half a second."""
+            """Whether the calls after the first, which compiles, took half a second."""
             return len(calls) > 1 and (calls[-1][0] - 1) * calls[-1][1] >= 0.5
 
         loop.fit(
@@ -89,11 +88,10 @@ def seconds_per_step(config: ConfigDict) -> float:
 def _estimate(
     configs: Mapping[plan.Spec, ConfigDict],
 ) -> dict[plan.Spec, float]:
-    """Seconds of training of every run: measured steps, times their number.
+    """Seconds of training of each run: time per step times number of steps.
 
-    Every model is measured once, on the data set and number of modalities for
-    which it costs most; other numbers of modalities are taken as proportional. Where
-    a step does not fit the memory, nan.
+    Each model is measured once, for its most expensive run; the cost is assumed to be
+    proportional to the number of modalities. NaN if a step does not fit the memory.
     """
     groups: dict[tuple, list[plan.Spec]] = {}
     for spec in configs:
@@ -115,14 +113,14 @@ def _estimate(
 
 
 def _relative_cost(config: ConfigDict) -> float:
-    """Steps times modalities times members: what the time of a run goes with."""
+    """Steps times modalities times members, proportional to the time of a run."""
     return (
         config.train.num_steps * len(_shapes_of(config)) * len(sweep.grid(config.sweep))
     )
 
 
 def bytes_seen(config: ConfigDict) -> float:
-    """Bytes that the members of a run are trained on, of all steps."""
+    """Bytes of training data over all steps and members of a run."""
     example = sum(
         shape.length if isinstance(shape, TokenShape) else math.prod(shape)
         for shape in _shapes_of(config).values()
@@ -132,7 +130,7 @@ def bytes_seen(config: ConfigDict) -> float:
 
 
 def print_plan(directory: Path, configs: Mapping[plan.Spec, ConfigDict]) -> None:
-    """Prints the runs of a plan, what they cost, and which are there."""
+    """Prints the runs of a plan, their cost, and which exist."""
     missing = {s: c for s, c in configs.items() if not plan.is_finished(directory, s)}
     rows = []
     terminal.say(f"measuring a few steps of {len({s.model for s in missing})} models")
@@ -162,7 +160,7 @@ def print_plan(directory: Path, configs: Mapping[plan.Spec, ConfigDict]) -> None
 
 
 def _overhead(directory: Path, configs, missing) -> str:
-    """Time of the finished runs with all that comes on top of training, as text."""
+    """Total time of the finished runs, including evaluation, as text."""
     finished = {s: c for s, c in configs.items() if s not in missing}
     if not finished:
         return " (not measured yet)"
@@ -176,7 +174,7 @@ def _overhead(directory: Path, configs, missing) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A duration in the unit that suits it; of nan, why there is none."""
+    """A duration in a suitable unit; for NaN, the reason."""
     if math.isnan(seconds):
         return "does not fit here"
     for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):

@@ -2,7 +2,7 @@
 
 from mmvae_jax import models
 
-# Colours that stay when models are added; others are dealt out by `model_colour`.
+# Fixed colours; `model_colour` assigns colours to other models.
 _COLOURS = {
     "unimodal": "0.45",
     "mvae": "C0",
@@ -38,13 +38,13 @@ _MARKERS = {
     **{"mvtcae": "v", "crmvae": "*", "jmvae": "H", "jmvae_kl": "<", "telbo": ">"},
     **{"mmvae_plus": "p", "dmvae": "d", "mmvm": "X"},
 }
-# Colours of models that the first table does not have, in their order in MODELS.
+# Colours of other models, in the order of MODELS.
 _PALETTE = ("#225ea8", "#bfa100", "#ce6dbd", "#ad494a", "#393b79", "#8c6d31")
 _UNKNOWN = "0.2"
 
 
 def model_label(model: str) -> str:
-    """Label of a model; its name, where there is no such model any more."""
+    """Label of a model; the name of a model that no longer exists."""
     return models.MODELS[model].label if model in models.MODELS else str(model)
 
 
@@ -64,6 +64,6 @@ def model_marker(model: str) -> str:
 
 
 def model_rank(model: str) -> int:
-    """Position of a model in lists and legends; last, where there is none."""
+    """Position of a model in lists and legends; unknown models are last."""
     order = list(models.MODELS)
     return order.index(model) if model in order else len(order)

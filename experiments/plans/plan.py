@@ -1,9 +1,8 @@
-"""Plans of the paper's figures: a scale, its runs, and those that are finished.
+"""Plans of the paper's figures: a scale, its runs, and the finished runs.
 
-A scale is a config of configs/scales/. The runs of all figures are functions of it:
-every run is a `Spec`, which names its folder and determines its config. A folder of
-runs holds plan.json, the scale it was made with, so that runs of two scales are
-never taken for one.
+A scale is a config of configs/scales/, which determines the runs of all figures. Each
+run is a `Spec`, which names its folder and determines its config. The folder of a plan
+has the scale in plan.json, so that runs of two scales are never mixed.
 """
 
 import dataclasses
@@ -33,8 +32,8 @@ PLAN = "plan.json"
 MODELS = ("unimodal", "mvae", "mmvae", "mopoe")
 MULTIMODAL = ("mvae", "mmvae", "mopoe")
 OFFICIAL = ("unimodal_official", "mmvae_official")
-# The models of the figures "family" and "inputs" by their kinds, a panel each, and
-# those that are in every panel.
+# Kind -> models of its panel in the figures "family" and "inputs"; REFERENCES are in
+# all panels.
 KINDS = {
     kind: tuple(name for name, model in models.MODELS.items() if model.kind == kind)
     for kind in (MIXTURE, COORDINATED, PRIVATE)
@@ -49,7 +48,7 @@ class Spec(NamedTuple):
       dataset: a column of the scale ("polymnist", "translated"; "shapes", "cub"), or
         "discrete".
       model: one of mmvae_jax.models.MODELS.
-      num_modalities: how many, the first ones of the data set; 0 = all of them.
+      num_modalities: number of modalities, the first ones of the data set; 0 = all.
       is_repeated: whether all modalities have the same background (Figure 11).
     """
 
@@ -60,7 +59,7 @@ class Spec(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Where the run is, below the folder of the plan."""
+        """Folder of the run, relative to that of the plan."""
         dataset = self.dataset + ("_repeated" if self.is_repeated else "")
         size = f"_{self.num_modalities}_modalities" if self.num_modalities else ""
         return f"{dataset}/{self.model}{size}"
@@ -68,13 +67,13 @@ class Spec(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """The finished runs of a plan: what figures and claims are made of.
+    """The finished runs of a plan, for figures and claims.
 
     Attributes:
       directory: the folder of the plan.
-      scale: its name.
-      config: the scale, as of configs/scales/demo.py.
-      runs: Spec -> RunRecord, the finished ones only.
+      scale: name of the scale.
+      config: the scale, as in configs/scales/demo.py.
+      runs: Spec -> RunRecord, for finished runs.
     """
 
     directory: Path
@@ -84,7 +83,7 @@ class Evidence:
 
     @functools.cached_property
     def table(self) -> pd.DataFrame:
-        """The `runs.long_table` of the runs, which are named by their folders."""
+        """The `runs.long_table` of the runs, with their folders as names."""
         return runs.long_table(
             {spec.folder: run.summary for spec, run in self.runs.items()}
         )
@@ -96,10 +95,10 @@ class Evidence:
 
 
 def load_scale(name: str) -> tuple[str, ConfigDict]:
-    """The name and config of a scale: one of SCALES, or a file like theirs.
+    """The name and config of a scale: one of SCALES, or a similar file.
 
     Raises:
-      UsageError: there is no such scale, or the file has other fields.
+      UsageError: the scale does not exist, or the file has other fields.
     """
     reference = importlib.import_module("configs.scales.demo").get_config()
     if name in SCALES:
@@ -115,7 +114,7 @@ def load_scale(name: str) -> tuple[str, ConfigDict]:
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except Exception as error:  # a file of the user's may raise anything
+    except Exception as error:  # a user's file may raise anything
         raise UsageError(f"--scale {name} cannot be read: {error}") from error
     if not isinstance(config, ConfigDict) or set(config) != set(reference):
         raise UsageError(
@@ -126,7 +125,7 @@ def load_scale(name: str) -> tuple[str, ConfigDict]:
 
 
 def pair_columns(scale: ConfigDict) -> tuple[str, ...]:
-    """The columns of images with captions; plans of before these have none."""
+    """The columns of images with captions; older plans have none."""
     return tuple(scale.pairs.columns) if "pairs" in scale else ()
 
 
@@ -145,10 +144,10 @@ def settings(scale: ConfigDict, dataset: str) -> ConfigDict:
 
 
 def with_columns(scale: ConfigDict, names: Sequence[str]) -> ConfigDict:
-    """A copy of a scale that has only some of its columns.
+    """A copy of a scale with only some of its columns.
 
     Raises:
-      UsageError: it has no such column.
+      UsageError: a column does not exist.
     """
     known = all_columns(scale)
     for name in names:
@@ -170,7 +169,7 @@ def sweep(datasets: Iterable[str], models: Iterable[str]) -> list[Spec]:
 
 
 def by_modalities(scale: ConfigDict, *, is_repeated: bool) -> list[Spec]:
-    """The runs of Figure 3 or 11; where there are all modalities, those over beta."""
+    """The runs of Figure 3 or 11; for all modalities, these are the runs over beta."""
     specs = []
     for dataset in scale.columns:
         specs.append(Spec(dataset, "unimodal", 0, is_repeated))
@@ -205,7 +204,7 @@ def family(scale: ConfigDict) -> list[Spec]:
 
 
 def figure_specs(scale: ConfigDict) -> dict[str, list[Spec]]:
-    """Figure -> the runs it needs; the paper's by number, and ours by name."""
+    """Figure -> the runs it needs; the paper's figures by number, ours by name."""
     both, first = sweep(scale.columns, MODELS), scale.columns[:1]
     discrete = [Spec("discrete", model) for model in MULTIMODAL]
     with_pairs = sweep(all_columns(scale), MODELS)
@@ -235,10 +234,10 @@ def figure_specs(scale: ConfigDict) -> dict[str, list[Spec]]:
 
 
 def figures_of(scale: ConfigDict, names: Sequence[str]) -> list[str]:
-    """The figures that are, or would be, of these columns alone.
+    """The figures that use only these columns.
 
-    Those with a column of each data set are; those on the first data set are if it is
-    among them.
+    These are figures with one column per data set, and figures of the first data set if
+    it is in `names`.
     """
     whole, parts = figure_specs(scale), figure_specs(with_columns(scale, names))
     return [
@@ -249,7 +248,7 @@ def figures_of(scale: ConfigDict, names: Sequence[str]) -> list[str]:
 
 
 def all_specs(scale: ConfigDict, figures: Iterable[str]) -> list[Spec]:
-    """The runs of some figures, each once, in the order in which they are made."""
+    """The runs of some figures, each once, in the order of training."""
     needed = figure_specs(scale)
     return list(dict.fromkeys(spec for name in figures for spec in needed[name]))
 
@@ -258,10 +257,10 @@ def run_config(scale: ConfigDict, spec: Spec, places: Mapping[str, str]) -> Conf
     """The config of a run.
 
     Args:
-      scale: as of configs/scales/demo.py.
+      scale: as in configs/scales/demo.py.
       spec: one of `all_specs`.
-      places: fields of config.data that say where things are (data_dir, ...); those
-        that the config does not have are left out.
+      places: fields of config.data with paths (data_dir, ...); fields that the config
+        does not have are ignored.
 
     Raises:
       UsageError: the scale changes a field that does not exist.
@@ -294,7 +293,7 @@ def run_config(scale: ConfigDict, spec: Spec, places: Mapping[str, str]) -> Conf
 
 
 def _apply(config: ConfigDict, change: ConfigDict) -> None:
-    """Updates a config by nested fields; network options replace the old ones."""
+    """Updates nested fields of a config; network options are replaced."""
     plain = change.to_dict()
     sections = {("modality",): plain.get("modality", {})}
     for name, section in plain.get("modalities", {}).items():
@@ -323,10 +322,10 @@ def _check_fields(config: ConfigDict, change: Mapping, name: str) -> None:
 
 
 def record(directory: Path, scale: str, config: ConfigDict) -> None:
-    """Writes plan.json, or checks that it is the one that is there.
+    """Writes plan.json, or compares it with the existing one.
 
     Raises:
-      UsageError: the folder belongs to another scale, or to something else.
+      UsageError: the folder belongs to another scale or has other content.
     """
     path = directory / PLAN
     wanted = {"scale": scale, "config": json.loads(json.dumps(config.to_dict()))}
@@ -355,9 +354,9 @@ def record(directory: Path, scale: str, config: ConfigDict) -> None:
 
 
 def _is_older(found: Mapping, wanted: Mapping) -> bool:
-    """Whether a plan only lacks fields and models that its scale did not have then.
+    """Whether a plan differs only by the lack of newer fields and models.
 
-    Whether its runs are those of the scale as it is now, `read` sees run by run.
+    `read` checks each run against the current scale.
     """
     fields, now = found.get("config"), wanted["config"]
     if not isinstance(fields, dict) or found == wanted:
@@ -372,7 +371,7 @@ def read(directory: Path) -> Evidence:
     """The finished runs of the plan in a folder.
 
     Raises:
-      UsageError: there is no plan, no finished run, or a run of another scale.
+      UsageError: the folder has no plan, no finished run, or a run of another scale.
     """
     path = directory / PLAN
     if not path.exists():
@@ -405,10 +404,10 @@ def read(directory: Path) -> Evidence:
 
 
 def _further(run: RunRecord) -> list[RunRecord]:
-    """Finished runs of further members, in folders beside that of a run.
+    """Finished runs of additional members, in folders beside that of a run.
 
     Raises:
-      UsageError: one of them is no part of the sweep.
+      UsageError: such a run does not belong to the sweep.
     """
     found = []
     for folder in sorted(
@@ -429,8 +428,8 @@ def _further(run: RunRecord) -> list[RunRecord]:
 def _check_scale(
     folder: Path, spec: Spec, scale: ConfigDict, found: Mapping[str, Any]
 ) -> None:
-    """Refuses a run that is not the one its plan describes."""
-    # Where data are kept is no part of the scale.
+    """Refuses a run that differs from its plan."""
+    # Paths of data are not part of the scale.
     places = {
         name: value for name, value in found["data"].items() if name.endswith("_dir")
     }
@@ -438,5 +437,5 @@ def _check_scale(
 
 
 def is_finished(directory: Path, spec: Spec) -> bool:
-    """Whether a run has its summary."""
+    """Whether a run has a summary."""
     return workdirs.read_summary(directory / spec.folder) is not None

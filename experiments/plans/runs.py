@@ -1,8 +1,8 @@
-"""Finished runs as data: what figures, reports and the demo read.
+"""Finished runs as data, for figures, reports and the demo.
 
-A run is a folder with summary.json and config.json, as `experiments.run` leaves it.
-Further members of its sweep may be in folders beside it, FOLDER_more and so on: they
-are read as one run.
+A run is a folder with the summary.json and config.json of `experiments.run`. Additional
+members of its sweep may be in folders beside it, FOLDER_more and so on; they are read
+as one run.
 """
 
 import warnings
@@ -20,8 +20,7 @@ from mmvae_jax.interface import old_configs
 from mmvae_jax.training import log
 from mmvae_jax.training.sweep import Member
 
-# The columns of the long table, and what its groups have in common if nothing else is
-# said.
+# The columns of the long table, and the default columns of its groups.
 COLUMNS = ["run", "dataset", "model", *Member._fields, "finite", "tag", "value"]
 _BY_BETA = ("run", "beta", "tag")
 
@@ -30,10 +29,10 @@ class RunRecord(NamedTuple):
     """A finished run.
 
     Attributes:
-      workdir: its folder.
+      workdir: folder of the run.
       config: the content of config.json.
       summary: the content of summary.json, with the members of all parts.
-      parts: the runs of one sweep that it was joined from; none where it is one.
+      parts: the joined runs of one sweep; () for a single run.
     """
 
     workdir: Path
@@ -43,16 +42,16 @@ class RunRecord(NamedTuple):
 
 
 def join(runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """The runs, those of one sweep as one.
+    """Joins the runs of one sweep.
 
-    Such are a run in FOLDER and those in folders beside it whose names begin with
-    FOLDER_more, if they differ in the members of the sweep alone, and have none twice.
+    These are the run in FOLDER and runs in folders FOLDER_more..., if they differ only
+    in the members of the sweep and have no common member.
 
     Args:
-      runs: in any order.
+      runs: runs in any order.
 
     Returns:
-      The runs, in their order.
+      The joined runs, in order.
     """
     joined: dict[Path, list[RunRecord]] = {}
     for run in sorted(runs, key=lambda run: len(run.workdir.name)):
@@ -65,7 +64,7 @@ def join(runs: Sequence[RunRecord]) -> list[RunRecord]:
 
 
 def _is_one_sweep(parts: Sequence[RunRecord], run: RunRecord) -> bool:
-    """Whether a run has further members of the sweep of others."""
+    """Whether a run has additional members of the same sweep."""
     heads = [
         (
             workdirs.trained_as(own.config),
@@ -91,17 +90,17 @@ def _joined(parts: Sequence[RunRecord]) -> RunRecord:
     summary = {
         **first.summary,
         "members": [member for own in summaries for member in own["members"]],
-        "step_seconds": None,  # of all members at once there is none
+        "step_seconds": None,  # not defined for several runs
         "wall_seconds": None if None in seconds else sum(seconds),
     }
     return RunRecord(first.workdir, first.config, summary, tuple(parts))
 
 
 def read_log(run: RunRecord) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl of a run, with the numbers of its members.
+    """The lines of metrics.jsonl of a run, with the indices of its members.
 
     Raises:
-      UsageError: it is not the log of a run.
+      UsageError: the file is not the log of a run.
     """
     lines: list[dict[str, Any]] = []
     before = 0
@@ -118,7 +117,7 @@ def read_log(run: RunRecord) -> list[dict[str, Any]]:
 
 
 def samples_of(run: RunRecord) -> list[tuple[Path, str]]:
-    """The folder of the samples of each member, and what their names begin with."""
+    """(folder of samples, prefix of file names) for each member."""
     found = []
     for part in run.parts or (run,):
         members = [
@@ -131,10 +130,10 @@ def samples_of(run: RunRecord) -> list[tuple[Path, str]]:
 
 
 def find_runs(directory: Path) -> list[RunRecord]:
-    """The finished runs in a folder and all folders below it, by path; joined.
+    """The joined finished runs in a folder and below, sorted by path.
 
     Raises:
-      UsageError: there is none, or one of their files cannot be read.
+      UsageError: there is no finished run, or a file cannot be read.
     """
     runs = []
     for path in sorted(directory.rglob("summary.json")):
@@ -152,10 +151,10 @@ def find_runs(directory: Path) -> list[RunRecord]:
 
 
 def checked(run: RunRecord) -> RunRecord:
-    """The same run, if its files are what experiments.run writes.
+    """Returns the run after a check of its files.
 
     Raises:
-      UsageError: they are JSON, but something else.
+      UsageError: the JSON files are not those of experiments.run.
     """
     if not isinstance(run.config, dict) or not workdirs.is_summary(run.summary):
         raise UsageError(
@@ -166,14 +165,14 @@ def checked(run: RunRecord) -> RunRecord:
 
 
 def long_table(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """The measured values of some runs, a row for each run, member and metric.
+    """The values of some runs, one row per run, member and metric.
 
     Args:
       summaries: run -> the content of its summary.json.
 
     Returns:
-      The columns COLUMNS, runs and tags in the order of their appearance. Each member
-      has a row for every tag of its run; a value that was not measured is nan.
+      The columns COLUMNS, with runs and tags in the order of their appearance. Each
+      member has a row for each tag of its run; values that were not measured are NaN.
     """
     rows = []
     for run, summary in summaries.items():
@@ -198,17 +197,17 @@ def long_table(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 def spreads(table: pd.DataFrame, by: Sequence[str] = _BY_BETA) -> pd.DataFrame:
     """Mean and standard deviation over the members of a group.
 
-    Members that diverged are left out: their last finite parameters say nothing
+    Diverged members are left out, because their last finite parameters say nothing
     about their beta.
 
     Args:
-      table: of `long_table`.
-      by: the columns that a group has in common.
+      table: result of `long_table`.
+      by: the columns of a group.
 
     Returns:
-      The columns of `by`, in their order; mean and std (n - 1), nan where a member of
-      the group that did not diverge has no finite value, std also where there is only
-      one; seeds, the number of members averaged; diverged, that of those left out.
+      The columns `by`, in order; mean and std (n - 1), NaN if a member that did not
+      diverge has no finite value (std also for one member); seeds and diverged, the
+      numbers of members averaged and left out.
     """
     by = list(by)
     groups = table.groupby(by, observed=True)
@@ -223,9 +222,9 @@ def spreads(table: pd.DataFrame, by: Sequence[str] = _BY_BETA) -> pd.DataFrame:
 
 
 def show(mean: float, std: float) -> str:
-    """A mean and its standard deviation as text, with as many digits as they deserve.
+    """A mean and its standard deviation as text.
 
-    "-" stands for a mean that is nan; the deviation of one seed, nan, is left out.
+    "-" means a NaN; the NaN deviation of one seed is left out.
     """
     if np.isnan(mean):
         return "-"
@@ -236,10 +235,10 @@ def show(mean: float, std: float) -> str:
 
 
 class Agreement(NamedTuple):
-    """Rank correlation of two measures over runs; nan where it is not defined.
+    """Rank correlation of two measures over runs; NaN if undefined.
 
     Attributes:
-      rho: Spearman's, in [-1, 1].
+      rho: Spearman's rho, in [-1, 1].
       low: lower end of its 95 % bootstrap interval.
       high: upper end of that interval.
     """
@@ -254,23 +253,23 @@ def rank_agreement(
 ) -> Agreement:
     """Spearman's rank correlation of two measures, with a bootstrap interval.
 
-    Runs (model, beta, seed) are resampled, as the percentile bootstrap does (Efron
-    and Tibshirani, 1993, Sec. 13.3). The seeds of one model and beta count as
-    independent runs, so the interval is too narrow where these agree.
+    The percentile bootstrap resamples runs (model, beta, seed) (Efron and Tibshirani,
+    1993, Sec. 13.3). Seeds of one model and beta count as independent, so that the
+    interval is too narrow if they agree.
 
     Args:
-      x: a measure, one value a run.
-      y: another one of the same runs. A run in which one of them is not finite
-        is left out.
+      x: a measure, one value per run.
+      y: another measure of the same runs; runs with a value that is not finite are left
+        out.
       seed: seed of the resampling.
       num_resamples: number of resamples.
 
     Returns:
-      The correlation and the 2.5 % and 97.5 % quantiles; all nan for fewer than
-      three runs, or where one measure is the same for all.
+      The correlation and the 2.5 % and 97.5 % quantiles; all NaN for fewer than three
+      runs, or if a measure is constant.
 
     Raises:
-      ValueError: the two differ in length.
+      ValueError: the lengths differ.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.shape != y.shape:
@@ -284,7 +283,7 @@ def rank_agreement(
         return scipy.stats.spearmanrho(x, y, axis=axis).statistic
 
     with warnings.catch_warnings():
-        # Resamples of a single value have no correlation; they are left out.
+        # Constant resamples have no correlation and are left out.
         warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
         warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
         resampled = scipy.stats.bootstrap(

@@ -1,4 +1,4 @@
-"""Metrics that figures show: label, limits and chance of an axis."""
+"""Metrics in figures: label, limits and chance of an axis."""
 
 from typing import NamedTuple
 
@@ -6,19 +6,19 @@ from mmvae_jax.evaluation.metric import axis_label
 from mmvae_jax.evaluation.metrics import COLUMNS
 
 _NUM_CLASSES = 10
-# Chance of guessing a value of an attribute of Shapes.
+# Probability of guessing an attribute of Shapes.
 CHANCES = {"colour": 1 / 8, "shape": 1 / 6}
 
 
 class Metric(NamedTuple):
-    """Quantity that a panel shows.
+    """The quantity of a panel.
 
     Attributes:
       tag: tag of summary.json, without the modality.
       label: label of the axis.
-      limits: limits of the axis; None where they are those of the values.
-      chance: the value of guessing, drawn as a line.
-      reachable: a tag whose values on real data are drawn as a line.
+      limits: limits of the axis; None: those of the values.
+      chance: value of random guessing, drawn as a line.
+      reachable: tag of the values on real data, drawn as a line.
     """
 
     tag: str
@@ -29,7 +29,7 @@ class Metric(NamedTuple):
 
 
 def _metric(tag: str, chance: float | None = None) -> Metric:
-    """A metric as its column shows it; the chance of a class is that of the data."""
+    """The metric of a column; `chance` depends on the data."""
     column = COLUMNS[tag]
     reachable = f"eval/{column.reachable}" if column.reachable else ""
     return Metric(tag, axis_label(column), column.limits, chance, reachable)
@@ -46,7 +46,7 @@ PROBE = _metric("eval/linear_probe", 1 / _NUM_CLASSES)
 ELBO = _metric("eval/elbo")
 LIKELIHOOD = _metric("eval/log_likelihood")
 MATCHING = _metric("eval/matching/leave_one_out")
-# Mean over both attributes and directions of a pair; `attribute_metric` has each.
+# Mean over both attributes and directions of a pair; see `attribute_metric`.
 ATTRIBUTES = _metric(
     "eval/attribute_coherence/leave_one_out", sum(CHANCES.values()) / len(CHANCES)
 )

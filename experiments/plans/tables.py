@@ -1,7 +1,7 @@
-"""The values that figures show: metrics, and a figure's points as rows of its table.
+"""The values in figures: metrics, and plotted points as rows of a table.
 
-They are those of summary.json, averaged over seeds. Nothing is invented: what is not
-there is nan, or no row.
+They are means over seeds of values in summary.json. Missing values are NaN or have no
+row.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,12 +29,12 @@ Row = dict[str, Any]
 def quality_metrics(
     evidence: Evidence, specs: Iterable[Spec], *, is_mean: bool
 ) -> list[Metric]:
-    """FID where every run has it, otherwise what stands in for it.
+    """FID if every run has it, otherwise its substitutes.
 
     Args:
       evidence: the runs.
-      specs: the runs in question; those that are missing or diverged have no say.
-      is_mean: whether the mean over modalities is needed, or the first one's value.
+      specs: the runs of the figure; missing or diverged runs are ignored.
+      is_mean: whether to use the mean over modalities instead of the first one.
     """
     has_fid = []
     finite = evidence.table[evidence.table["finite"]]
@@ -48,15 +48,15 @@ def quality_metrics(
 
 
 def over_betas(evidence: Evidence, spec: Spec, tag: str) -> pd.DataFrame:
-    """The rows of `Evidence.spreads` of a run and a metric, the smallest beta first."""
+    """The rows of `Evidence.spreads` for a run and a metric, by increasing beta."""
     spreads = evidence.spreads
     return spreads[(spreads["run"] == spec.folder) & (spreads["tag"] == tag)]
 
 
 def by_seed(evidence: Evidence, spec: Spec, tag: str) -> pd.DataFrame:
-    """A metric of a run's members: a row a beta, the smallest first, a column a seed.
+    """A metric of a run's members: one row per beta (increasing), one column per seed.
 
-    A value is nan where the member diverged or nothing was measured.
+    Values of diverged members and missing values are NaN.
     """
     table = evidence.table
     own = table[(table["run"] == spec.folder) & (table["tag"] == tag)]
@@ -66,15 +66,16 @@ def by_seed(evidence: Evidence, spec: Spec, tag: str) -> pd.DataFrame:
 
 
 def members_of(evidence: Evidence, spec: Spec) -> list[Mapping[str, Any]]:
-    """The members of a run, as in summary.json; none where there is no run."""
+    """The members of a run as in summary.json; () without a run."""
     record = evidence.runs.get(spec)
     return record.summary["members"] if record else []
 
 
 def shown_pairs(evidence: Evidence) -> list[str]:
-    """The columns of images with captions that have a run; all, if there are no others.
+    """The columns of images with captions that have runs.
 
-    A column without runs is left out: who has no photographs needs no empty panels.
+    All columns, if the scale has no others. Columns without runs are left out to avoid
+    empty panels.
     """
     columns = plan.pair_columns(evidence.config)
     if not evidence.config.columns:
@@ -84,7 +85,7 @@ def shown_pairs(evidence: Evidence) -> list[str]:
 
 
 def is_measured(evidence: Evidence, dataset: str, tag: str) -> bool:
-    """Whether any member of any run on a data set has a metric."""
+    """Whether some member of a run on a data set has a metric."""
     folders = [spec.folder for spec in evidence.runs if spec.dataset == dataset]
     table = evidence.table
     own = table[(table["tag"] == tag) & table["run"].isin(folders)]
@@ -92,20 +93,20 @@ def is_measured(evidence: Evidence, dataset: str, tag: str) -> bool:
 
 
 def betas_of(evidence: Evidence, specs: Iterable[Spec]) -> list[float]:
-    """Every beta of some runs' sweeps; the scale's, if there is no run."""
+    """All betas of some runs; without runs, those of the scale."""
     found = {m["beta"] for spec in specs for m in members_of(evidence, spec)}
     return sorted(found or evidence.config.beta)
 
 
 def is_pictured(evidence: Evidence, spec: Spec, member: Mapping[str, Any]) -> bool:
-    """Whether a member of a run is the one whose samples are shown."""
+    """Whether figures show the samples of a member."""
     settings = plan.settings(evidence.config, spec.dataset)
     seed = settings.get("seed", evidence.config.seed)[0]
     return member["beta"] == settings.beta_of_samples and member["seed"] == seed
 
 
 def modalities_of(evidence: Evidence, dataset: str) -> list[str]:
-    """The names of a data set's modalities, as the runs know them."""
+    """The names of a data set's modalities, from its runs."""
     specs = [spec for spec in evidence.runs if spec.dataset == dataset]
     known = [_modality_names(members_of(evidence, spec)) for spec in specs]
     names = max(known, key=len, default=[])
@@ -113,13 +114,13 @@ def modalities_of(evidence: Evidence, dataset: str) -> list[str]:
 
 
 def num_modalities(evidence: Evidence, spec: Spec) -> int:
-    """Number of modalities that a run has, or would have."""
+    """Number of modalities of a run, which may not exist yet."""
     names = _modality_names(members_of(evidence, spec))
     return len(names) or spec.num_modalities or evidence.config.num_modalities[-1]
 
 
 def _modality_names(members: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names of the modalities that a run has metrics of, in their order."""
+    """Names of the modalities with metrics in a run, in order."""
     for kind in ("reconstruction", "swd", "frechet_classifier", "fid"):
         prefix = f"eval/{kind}/"
         for member in members:
@@ -136,7 +137,7 @@ def title(evidence: Evidence, dataset: str) -> str:
 
 
 def description(evidence: Evidence) -> str:
-    """Description of the scale of the columns that are shown."""
+    """Description of the scale, for the shown columns."""
     config, parts = evidence.config, []
     if config.columns:
         parts.append(config.description)
@@ -146,7 +147,7 @@ def description(evidence: Evidence) -> str:
 
 
 def show_beta(beta: float) -> str:
-    """A beta as short as the paper writes it: 3e-4, 0.3, 9."""
+    """A beta as in the paper: 3e-4, 0.3, 9."""
     if 0 < beta < 0.01:
         mantissa, exponent = f"{beta:e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
@@ -163,8 +164,9 @@ def point_row(
       name: name of the figure.
       spec: the run.
       tag: tag of the metric, as in summary.json.
-      **others: columns that differ from those of one member without a value. "" as
-        the modality is all together; "seeds" were averaged, "diverged" left out.
+      **others: other columns; defaults are those of one member without a value. The
+        modality "" means all; "seeds" and "diverged" are numbers of members averaged
+        and left out.
 
     Returns:
       Plain numbers and strings.
@@ -188,16 +190,16 @@ def point_row(
 def beta_rows(
     evidence: Evidence, name: str, spec: Spec, tag: str, modality: str = ""
 ) -> list[Row]:
-    """One row for every beta of a run's sweep, nan where nothing was measured.
+    """One row per beta of a run's sweep; missing values are NaN.
 
-    Where values are nan for a reason, it is in the column "note".
+    The column "note" has the reasons of NaNs.
 
     Args:
       evidence: the runs.
       name: name of the figure.
-      spec: the run; a run that is missing, or lacks the metric, has no rows.
-      tag: without the modality.
-      modality: "" for the value of all together.
+      spec: the run; without the run or the metric there are no rows.
+      tag: tag without the modality.
+      modality: name of the modality; "" for all together.
     """
     tag = f"{tag}/{modality}" if modality else tag
     head = point_row(evidence, name, spec, tag, modality=modality)
@@ -211,16 +213,16 @@ def beta_rows(
 
 
 def front_of(spreads: pd.DataFrame, coherence: str, quality: str) -> pd.DataFrame:
-    """The points of some runs that have both a coherence and a quality.
+    """The points with both a coherence and a quality.
 
     Args:
       spreads: rows of `runs.spreads`.
-      coherence: the tag of the one.
-      quality: the tag of the other.
+      coherence: tag of the coherence.
+      quality: tag of the quality.
 
     Returns:
-      The columns by which the spreads are grouped but for the tag, and x, dx of the
-      coherence, y, dy of the quality, and diverged.
+      The grouping columns of the spreads without the tag; x, dx (coherence), y, dy
+      (quality), and diverged.
     """
     known = spreads.dropna(subset="mean")
     x, y = (
@@ -233,22 +235,21 @@ def front_of(spreads: pd.DataFrame, coherence: str, quality: str) -> pd.DataFram
 
 
 def given_rows(evidence: Evidence, name: str, spec: Spec) -> list[Row]:
-    """Coherence by the number of given modalities, at one beta a seed.
+    """Coherence by the number of given modalities, with one beta per seed.
 
-    That is the one with the best mean over these numbers and the other seeds
-    (`choice`).
+    The beta has the best mean over these numbers and the other seeds (`choice`).
 
     Returns:
-      A row a number, in the column "given" too; in "betas" those of all seeds, in
-      "beta" the one that they have in common, or nan. None where one of these numbers
-      was not measured, or one seed has several betas: nothing is there to choose by.
+      One row per number, with the column "given"; "betas" has those of all seeds, and
+      "beta" their common value or NaN. No rows if a number was not measured, or if
+      there are several betas but only one seed.
     """
     numbers = range(1, num_modalities(evidence, spec))
     tags = [f"eval/coherence/size_{given}" for given in numbers]
     known = [by_seed(evidence, spec, tag) for tag in tags]
     if not known or any(table.empty for table in known):
         return []
-    # Nothing is invented: a beta counts where all of its finite members have all.
+    # A beta counts if all of its finite members have all values.
     spreads = [over_betas(evidence, spec, tag).set_index("beta") for tag in tags]
     is_known = pd.concat([own["mean"] for own in spreads], axis=1).notna().all(axis=1)
     betas = np.array(is_known.index[is_known])
@@ -278,10 +279,10 @@ def given_rows(evidence: Evidence, name: str, spec: Spec) -> list[Row]:
 def reachable_rows(
     evidence: Evidence, name: str, specs: Iterable[Spec], tag: str
 ) -> list[Row]:
-    """The mean over modalities that real data reach: one row where it is known."""
+    """One row with the mean over modalities on real data, if known."""
     prefix = f"{tag}/"
     for spec in specs:
-        # The same for all members: classifiers are a data set's.
+        # Equal for all members, which share the classifiers of the data set.
         for member in members_of(evidence, spec):
             found = member["metrics"].items()
             values = [x for t, x in found if t == tag or t.startswith(prefix)]
@@ -293,7 +294,7 @@ def reachable_rows(
 
 
 def coherence_pairs(evidence: Evidence, spec: Spec) -> pd.DataFrame:
-    """The members of a run that have both kinds of coherence.
+    """The members of a run with both kinds of coherence.
 
     Returns:
       The columns beta, seed, and those of the tags of COHERENCE and MATCHING.
@@ -306,7 +307,7 @@ def coherence_pairs(evidence: Evidence, spec: Spec) -> pd.DataFrame:
 
 
 def pair_rows(evidence: Evidence, spec: Spec, pairs: pd.DataFrame) -> list[Row]:
-    """Two rows a point, its coordinates; and the agreement within a model."""
+    """Two rows per point, its coordinates, and the agreement within a model."""
     rows = [
         point_row(
             evidence,
@@ -324,7 +325,7 @@ def pair_rows(evidence: Evidence, spec: Spec, pairs: pd.DataFrame) -> list[Row]:
 
 
 def agreement_rows(evidence: Evidence, spec: Spec, pairs: pd.DataFrame) -> list[Row]:
-    """Spearman's rho of a model, or of all (""), and the ends of its interval."""
+    """Spearman's rho of a model, or of all models (""), with its interval."""
     x, y = pairs[COHERENCE.tag], pairs[MATCHING.tag]
     found = runs.rank_agreement(x, y)
     rows = [

@@ -1,4 +1,4 @@
-"""A sweep of a run: its data are loaded, and what it is made of is said."""
+"""Loads the data of a run, builds its sweep, and prints a description."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +12,14 @@ from mmvae_jax.interface import checks, sweeps
 from mmvae_jax.models import parts
 from mmvae_jax.training import examples, stages
 
-ALL = ("all",)  # as config.eval.metrics: all that can be computed
+ALL = ("all",)  # value of config.eval.metrics for all computable metrics
 
 
 def build(config: Any) -> sweeps.Sweep:
-    """Loads (and if need be prepares) the data and builds the model.
+    """Loads (and if necessary prepares) the data and builds the model.
 
     Raises:
-      UsageError: as `datasets.load_of`, `sweeps.build`.
+      UsageError: from `datasets.load_of` or `sweeps.build`.
     """
     complete = processes.run_first_then_others(lambda: datasets.load_of(config))
     dataset = datasets.keep_modalities(complete, config.data)
@@ -38,9 +38,9 @@ def build(config: Any) -> sweeps.Sweep:
 
 
 def takes_all_metrics(config: Any) -> bool:
-    """Whether a config asks for all metrics; if so, it names none from here on.
+    """Whether a config requests all metrics; if so, sets its metrics to ().
 
-    Which ones the data allow is known when they are loaded (`choose_metrics`).
+    `choose_metrics` sets them after the data are loaded.
     """
     if tuple(config.eval.metrics) != ALL:
         return False
@@ -49,12 +49,12 @@ def takes_all_metrics(config: Any) -> bool:
 
 
 def choose_metrics(sweep: sweeps.Sweep) -> dict[str, Callable]:
-    """All metrics that the data allow, which the sweep's config then names.
+    """Chooses all metrics that the data allow, and sets them in the sweep's config.
 
-    It says why the others are left out.
+    It prints why other metrics are left out.
 
     Returns:
-      As of `evaluate.select_metrics`.
+      As `evaluate.select_metrics`.
     """
     test = sweeps.evaluated(sweep.dataset, sweep.config.eval)
     setting = needs.Setting(sweep.config, sweep.dataset, sweep.complete, test)
@@ -70,7 +70,7 @@ def choose_metrics(sweep: sweeps.Sweep) -> dict[str, Callable]:
 def num_parameters(sweep: sweeps.Sweep) -> int:
     """The number of parameters of a member."""
     shapes = jax.eval_shape(sweep.model.init, jax.random.key(0))
-    # NumPy's product of the shape () is a float.
+    # int, because NumPy's product of the shape () is a float.
     return int(parameter_overview.count_parameters(shapes))
 
 

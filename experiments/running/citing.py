@@ -1,4 +1,4 @@
-"""BibTeX entries of the model, the metrics and the data set that runs used."""
+"""BibTeX entries of the models, metrics and data sets of runs."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ _CONDITIONS = re.compile(r"^\s*keywords\s*=\s*\{(.*?)\}", re.MULTILINE)
 
 
 def bibtex(runs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> str:
-    """The entries of what some runs used, after comments that say what each is for.
+    """The BibTeX entries of some runs, with comments that say what each is for.
 
     Args:
       runs: content of config.json, and of summary.json if the run is finished.
@@ -25,7 +25,7 @@ def bibtex(runs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -
     for config, summary in runs:
         model = _section(config, "model").get("name", "")
         own = datasets_entries(_section(config, "data"))
-        # A key that both have is of the same entry (tests/experiments/test_cite.py).
+        # Equal keys have equal entries (tests/experiments/test_cite.py).
         entries = own | entries
         chosen = _metrics(config, summary), _samplers(config, summary)
         used |= references.uses(model, *chosen)
@@ -39,11 +39,11 @@ def bibtex(runs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -
 
 
 def datasets_entries(data_config: Mapping[str, Any]) -> dict[str, str]:
-    """The entries of a data set that its options ask for: key -> entry.
+    """The entries of a data set with given options: key -> entry.
 
     Args:
-      data_config: config.data. An entry of datasets/NAME/CITATIONS.bib that has the
-        field `keywords` is used where one of them, FIELD=VALUE, is in it.
+      data_config: config.data. An entry of datasets/NAME/CITATIONS.bib with the field
+        `keywords` is used only if one of its FIELD=VALUE holds in config.data.
     """
     path = datasets.DATASETS / str(data_config.get("name")) / _BIB
     if not path.is_file():
@@ -59,10 +59,10 @@ def datasets_entries(data_config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read(directory: Path) -> list[tuple[Any, dict | None]]:
-    """The configs of all runs and exports in a folder and below, and their summaries.
+    """The configs and summaries of all runs and exports in a folder and below.
 
     Raises:
-      UsageError: there is none, or one of their files cannot be read.
+      UsageError: there is no run or export, or a file cannot be read.
     """
     found = []
     for path in sorted(directory.rglob("config.json")):
@@ -78,13 +78,13 @@ def read(directory: Path) -> list[tuple[Any, dict | None]]:
 
 
 def _section(config: Any, name: str) -> Mapping[str, Any]:
-    """A section of a config; empty where it has none."""
+    """A section of a config, or an empty mapping."""
     section = config.get(name) if isinstance(config, Mapping) else None
     return section if isinstance(section, Mapping) else {}
 
 
 def _metrics(config: Any, summary: Mapping[str, Any] | None) -> list[str]:
-    """The metrics of a run: those of its config, and those that it has values of."""
+    """The metrics of a run: those in its config, and those with values."""
     named = _section(config, "eval").get("metrics")
     named = named if isinstance(named, list) else ()
     tags = _tags(summary)
@@ -96,7 +96,7 @@ def _metrics(config: Any, summary: Mapping[str, Any] | None) -> list[str]:
 
 
 def _samplers(config: Any, summary: Mapping[str, Any] | None) -> list[str]:
-    """The fitted samplers of a run, likewise."""
+    """The fitted samplers of a run: that in its config, and those with values."""
     named, tags = _section(config, "eval").get("sampler"), _tags(summary)
     return [
         name
@@ -106,5 +106,5 @@ def _samplers(config: Any, summary: Mapping[str, Any] | None) -> list[str]:
 
 
 def _tags(summary: Mapping[str, Any] | None) -> set[str]:
-    """The tags that a run has values of."""
+    """The tags with values in a run."""
     return {t for row in (summary or {}).get("members", ()) for t in row["metrics"]}

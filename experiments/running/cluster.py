@@ -1,13 +1,12 @@
-"""The runs of a plan as tasks of a Ray cluster: its queue, its retries, its dashboard.
+"""The runs of a plan as tasks of a Ray cluster.
 
     python -m experiments.figures --scale=paper --cluster=ray
     python -m experiments.figures --scale=paper --cluster=ray --address=HOST:6379
 
-Without an address a cluster of this machine alone is started, and ended with the
-command. All machines of a cluster see the checkout and its environment, the data and
-the folder of the plan under the same paths: they are in a shared folder, and results
-are collected by being written there. The extra `cluster` has Ray, which nothing
-imports unless it is asked for.
+Without an address, the command starts a cluster of this machine and ends it at exit.
+All machines of a cluster must see the checkout with its environment, the data and the
+folder of the plan under the same paths, in a shared folder; tasks write their results
+there. Ray is in the extra `cluster` and is imported only if used.
 """
 
 import contextlib
@@ -38,17 +37,17 @@ from mmvae_jax.interface import checks
 from mmvae_jax.training.sweep import grid
 
 ROOT = Path(__file__).resolve().parents[2]
-# How often a run is taken up again whose worker died; each time at its checkpoint.
+# How often a run is resumed from its checkpoint after its worker died.
 _MAX_RETRIES = 10
 _CPUS_PER_RUN = 1
-# Nothing but configs and exit codes goes through Ray's own store.
+# Ray's object store holds only configs and exit codes.
 _STORE_BYTES = 100 * 2**20
-# A process that has compiled and evaluated, without data and parameters.
+# Memory of a process after compilation and evaluation, without data and parameters.
 _PROCESS_BYTES = 2 * 2**30
-# Parameters and Adam's two moments, float32; of the state in training, the one that
-# is being saved, and what a step makes of it.
+# Parameters and Adam's two moments, float32, three times: the current state, the state
+# being saved, and the result of a step.
 _BYTES_PER_PARAMETER = 3 * 4 * 3
-# Data as they are read, and as they are trained on.
+# Data as read, and as used in training.
 _COPIES_OF_DATA = 2
 WAIT_SECONDS = 1.0
 
@@ -56,14 +55,14 @@ WAIT_SECONDS = 1.0
 def train(directory: Path, configs: Mapping[str, Any], address: str = "") -> int:
     """Trains runs as tasks of a cluster and waits for them.
 
-    First the data, classifiers and matchers of all runs are made, each by one task.
-    A task that fails says so in one line, and the others go on. A signal stops the
-    tasks, which save.
+    First, tasks make the data, classifiers and matchers of all runs, each only once. A
+    failed task prints one line, and the others continue. A signal stops the tasks,
+    which save their state.
 
     Args:
-      directory: where the runs' folders are; all machines see it.
+      directory: parent of the runs' folders, visible on all machines.
       configs: folder of a run below `directory` -> its config.
-      address: of a cluster to be joined, as `ray.init` takes it; "" starts one here.
+      address: address of a cluster for `ray.init`; "" starts one here.
 
     Returns:
       0, or 1 if a run failed, or 128 + n after signal n.
@@ -89,7 +88,7 @@ def train(directory: Path, configs: Mapping[str, Any], address: str = "") -> int
                 if not stop:
                     terminal.say(_failure(name, error))
                 continue
-            if code > 1:  # it was interrupted there, by no signal that came here
+            if code > 1:  # interrupted on its machine, not by a signal here
                 failed += 1
             else:  # 1: all members diverged, which is a result
                 done += 1
@@ -114,13 +113,12 @@ def train(directory: Path, configs: Mapping[str, Any], address: str = "") -> int
 def _prepare_all(
     ray: Any, configs: Mapping[str, Any], stop: signals.Signals
 ) -> dict[str, int]:
-    """Makes the data, classifiers and matchers of all runs, a task a group of them.
+    """Makes the data, classifiers and matchers of all runs, one task per group.
 
     Returns:
-      Folder of a run -> the memory that it needs, in bytes; without those whose task
-      failed.
+      Folder of a run -> memory that it needs, in bytes; without runs whose task failed.
     """
-    # Every task has a process of its own, which gives back what JAX holds.
+    # A separate process per task frees JAX's memory at the end.
     make = ray.remote(max_calls=1)(_prepare_runs)
     machine, folder = _machine(ray), os.getcwd()
     tasks = {}
@@ -144,7 +142,7 @@ def _prepare_all(
 def _start_all(
     ray: Any, directory: Path, configs: Mapping[str, Any], needed: Mapping[str, int]
 ) -> dict[Any, str]:
-    """Starts a task a run; `needed` is the memory of each, in bytes.
+    """Starts one task per run; `needed` is the memory of each in bytes.
 
     Returns:
       Reference of a task -> folder of its run.
@@ -154,7 +152,7 @@ def _start_all(
     one_run = ray.remote(max_calls=1)(_train_run)
     tasks = {}
     for name, size in needed.items():
-        # A run that no machine has room for gets one for itself.
+        # A run that is too large for every machine gets a whole machine.
         needs = {**machine, "memory": int(min(size, largest)), "name": name}
         task = one_run.options(**needs)
         tasks[task.remote(folder, configs[name], directory / name)] = name
@@ -163,7 +161,7 @@ def _start_all(
 
 
 def groups(configs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The runs in groups that share data, classifiers and matchers."""
+    """Groups the runs that share data, classifiers and matchers."""
     found: dict[str, dict[str, Any]] = {}
     for name, config in configs.items():
         data = config.data.to_dict() | {"use_modalities": 0}
@@ -174,17 +172,17 @@ def groups(configs: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 @command.devices_found()
 def _prepare_runs(folder: str, configs: Mapping[str, Any]) -> dict[str, int]:
-    """Makes what the runs of a group share, in a task; what is there is left.
+    """Makes the missing data, classifiers and matchers of a group, in a task.
 
     Args:
-      folder: that relative paths of the configs begin at.
-      configs: name -> config of one of `groups`.
+      folder: folder for relative paths of the configs.
+      configs: name -> config, one of `groups`.
 
     Returns:
-      name -> bytes of memory that the run needs, as estimated.
+      name -> estimated memory of the run in bytes.
 
     Raises:
-      UsageError: as `experiments.run.build`.
+      UsageError: from `build.build`.
     """
     os.chdir(folder)
     sizes, made = {}, set()
@@ -207,7 +205,7 @@ def _prepare_runs(folder: str, configs: Mapping[str, Any]) -> dict[str, int]:
                 + _COPIES_OF_DATA * bytes_of_data
                 + _BYTES_PER_PARAMETER * num * len(members)
             )
-            # Runs that ask for the same networks find them.
+            # Runs with the same needs reuse the networks.
             asked = (tuple(config.eval.metrics), len(model.modalities) == 1)
             if asked in made:
                 continue
@@ -217,37 +215,37 @@ def _prepare_runs(folder: str, configs: Mapping[str, Any]) -> dict[str, int]:
             try:
                 evaluator.get_judges(sweep, config.eval.metrics, stop)
             except command.Stopped as stopped:
-                # No Exception, which is what Ray can hand over.
+                # Ray can transfer only Exceptions, and Stopped is not one.
                 raise RuntimeError(f"stopped by signal {stopped}") from None
     return sizes
 
 
 @command.devices_found()
 def _train_run(folder: str, config: Any, workdir: Path) -> int:
-    """One run in a task: from its last checkpoint, if it has one.
+    """Trains one run in a task, from its last checkpoint if there is one.
 
     Args:
-      folder: that relative paths of the config begin at.
-      config: as of configs/base.py.
+      folder: folder for relative paths of the config.
+      config: as in configs/base.py.
       workdir: folder of the run, absolute.
 
     Returns:
-      The exit code of `experiments.run.train_and_evaluate`.
+      The exit code of `session.train_and_evaluate`.
 
     Raises:
-      UsageError: as `experiments.run.train_and_evaluate`.
+      UsageError: from `session.train_and_evaluate`.
     """
     os.chdir(folder)
     code = session.train_and_evaluate(config, workdir)
     if code == 128 + signal.SIGTERM:
-        # The machine is being taken away, not the run: a death is retried elsewhere.
+        # The machine is being removed: Ray retries a dead task elsewhere.
         os._exit(code)
     return code
 
 
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    """Ray, as part of a cluster while the context lasts.
+    """Ray, connected to a cluster within the context.
 
     Raises:
       UsageError: Ray is not installed, cannot be started here, or there is no cluster
@@ -278,7 +276,7 @@ def _connected(address: str) -> Iterator[Any]:
             logging_level="warning",
             **own,
         )
-    except Exception as error:  # Ray raises many kinds
+    except Exception as error:  # Ray raises many types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         what = "Ray cannot be started on this machine"
         if address:
@@ -308,7 +306,7 @@ def _alive(ray: Any) -> list[dict]:
 
 
 def _machine(ray: Any) -> dict[str, Any]:
-    """Resources that every task asks for, besides memory."""
+    """Resources of every task, without memory."""
     needs = {"num_cpus": _CPUS_PER_RUN, "max_retries": _MAX_RETRIES}
     if ray.cluster_resources().get("GPU", 0) >= 1:
         needs["num_gpus"] = 1
@@ -316,16 +314,16 @@ def _machine(ray: Any) -> dict[str, Any]:
 
 
 def _described(machine: Mapping[str, Any]) -> str:
-    """Resources that a task asks for, in words."""
+    """Resources of a task as text."""
     return "1 GPU" if "num_gpus" in machine else f"{_CPUS_PER_RUN} CPU"
 
 
 def _finished(
     ray: Any, tasks: Mapping[Any, str], stop: list[int]
 ) -> Iterator[tuple[Any, str]]:
-    """The tasks as they end, whichever way; a signal cancels what is left.
+    """Yields tasks as they end or fail; a signal cancels the others.
 
-    A task that is cancelled is interrupted as from the keyboard, and saves.
+    A cancelled task gets a KeyboardInterrupt and saves.
     """
     left, is_cancelled = dict(tasks), False
     while left:
@@ -339,7 +337,7 @@ def _finished(
 
 
 def _failure(name: str, error: Exception) -> str:
-    """One line on a task that failed."""
+    """One line on a failed task."""
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     text = lines[0] if lines else ""

@@ -1,8 +1,8 @@
 """Flags, one-line errors and exit codes of all entry points.
 
-Exit codes: 0 done; 1 a failure on the way (disk full, all members diverged);
-2 a mistake in flags, config, data, working directory or environment; 128 + n
-stopped by signal n, after saving.
+Exit codes: 0 done; 1 a failure in the run (disk full, all members diverged); 2 a
+mistake in flags, config, data, working directory or environment; 128 + n stopped by
+signal n, after saving.
 """
 
 import contextlib
@@ -29,26 +29,26 @@ from mmvae_jax.evaluation.metric import is_writable
 from mmvae_jax.interface.progress import tqdm
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-_NO_HOME = "Could not determine home directory"  # as pathlib says it
+_NO_HOME = "Could not determine home directory"  # message of pathlib
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class Stopped(BaseException):
-    """A signal, its argument, arrived; everything worth keeping has been saved.
+    """A signal, its argument, has arrived, and the run is saved.
 
-    Like KeyboardInterrupt no Exception: it may be raised anywhere, and whoever
-    catches what goes wrong must not take it for that.
+    Like KeyboardInterrupt it is not an Exception, so that handlers of errors do not
+    catch it.
     """
 
 
 def run(main: Callable[[], int | None], argument: str = "") -> None:
-    """Parses the flags and calls `main`; errors of the user become one line.
+    """Parses the flags and calls `main`; mistakes of the user become one line.
 
     Args:
       main: returns the exit code, or None for 0.
-      argument: the flag that may be given without its name, if there is one.
+      argument: name of a flag that may be given without its name; "": none.
     """
-    # Libraries log every file they open; a flag (--verbosity=0) brings it back.
+    # Libraries log every file that they open; --verbosity=0 shows this again.
     logging.set_verbosity(logging.WARNING)
     keep_programs()
     keep_memory()
@@ -59,28 +59,28 @@ def run(main: Callable[[], int | None], argument: str = "") -> None:
 
 
 def call(main: Callable[[], int | None]) -> NoReturn:
-    """Calls `main` and ends the process with its code; errors become one line.
+    """Calls `main` and exits with its code; errors become one line.
 
-    For benchmarks, which parse their arguments themselves.
+    For benchmarks, which parse their own arguments.
     """
     _end(_guarded(main))
 
 
 def define_config(default: str) -> None:
-    """Defines --config; a mistake in an override of the default ends here."""
+    """Defines --config; exits on a mistake in an override of the default."""
     try:
         config_flags.DEFINE_config_file(
             "config", default, "config file, and its argument after a colon"
         )
-    # Without --config, overrides are applied to the default at once.
+    # Without --config, overrides are applied to the default immediately.
     except Exception as error:
         sys.exit(_report(_unread_option(sys.argv, default) or error, 2))
 
 
 def _unread_option(argv: list[str], default: str) -> str | None:
-    """The line for an option that the model of --config does not read, if there is one.
+    """The error message for an unknown option of the model of --config, if any.
 
-    What ml_collections says of it has no names of those that the model reads.
+    The message of ml_collections does not list the valid options.
     """
     prefix = "--config.model.options."
     fields = [x.removeprefix(prefix) for x in argv if x.startswith(prefix)]
@@ -94,15 +94,15 @@ def _unread_option(argv: list[str], default: str) -> str | None:
         unread = [x.partition("=")[0] for x in fields]
         unread = [x for x in unread if x not in model.options]
         return models.unread(model.name, unread[0]) if unread else None
-    except Exception:  # it is something else that is wrong
+    except Exception:  # another error
         return None
 
 
 def require_new(flag: str, *paths: Path) -> None:
-    """Checks, before anything is computed, that paths can be written to and are free.
+    """Requires output paths that do not exist and can be created.
 
     Raises:
-      UsageError: one exists, or is below a file.
+      UsageError: a path exists, or is below a file.
     """
     for path in paths:
         if os.path.lexists(path):
@@ -113,10 +113,10 @@ def require_new(flag: str, *paths: Path) -> None:
 
 
 def require_fields(config: ConfigDict, like: ConfigDict) -> None:
-    """Checks that a config has all fields of another one, of sections and numbers.
+    """Requires all sections and fields of another config.
 
     Raises:
-      UsageError: one is not there.
+      UsageError: a field is missing.
     """
     for name, value in like.items():
         if name not in config:
@@ -126,16 +126,16 @@ def require_fields(config: ConfigDict, like: ConfigDict) -> None:
         if isinstance(value, ConfigDict):
             if not isinstance(config[name], ConfigDict):
                 raise UsageError(f"the config's {name!r} is no section of fields")
-            # Their options are those of each network, model and data set.
+            # These fields depend on the network, model and data set.
             if name not in ("network_options", "options", "data"):
                 require_fields(config[name], value)
 
 
 def keep_programs() -> None:
-    """Keeps compiled programs in a per-user directory, unless the user chose one.
+    """Caches compiled programs in a per-user directory, unless the user chose one.
 
-    A sweep that is taken up, or one of the same networks on other data, then starts
-    without compiling. Where there is no such directory, that is said, and none is kept.
+    A resumed sweep, or one with the same networks on other data, then starts without
+    compilation. Without such a directory, it prints a line and caches nothing.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
@@ -157,29 +157,26 @@ def keep_programs() -> None:
 
 
 def keep_memory() -> None:
-    """Lets the C library keep what is freed, up to 2 GiB, instead of unmapping it.
+    """Lets the C library keep freed memory, up to 2 GiB, instead of unmapping it.
 
-    On CPUs the temporary arrays of a compiled program are allocated anew in every call,
-    and the system would have to clear each of their pages anew (glibc; elsewhere
-    that is not changed). Only what the main thread frees is kept whatever its size is:
-    programs for CPUs are therefore run by the thread that calls them. To be called
-    before JAX has looked for devices.
+    On CPUs, each call of a compiled program allocates its temporary arrays again, and
+    the system would clear all their pages (with glibc; other libraries are not
+    changed). Large blocks are kept only if the main thread frees them, so that programs
+    for CPUs run in the calling thread. Call this before JAX looks for devices.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
-        # Versions of the library that allow no more take 32 MiB.
+        # Some versions of the library allow only 32 MiB.
         if mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 1 << 25):
             mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _without_orphans(unraisable: Any) -> None:
-    """Prints what could not be raised, but for what the end of a run leaves behind.
+    """Prints unraisable errors, except those that are normal at the end of a run.
 
-    A checkpoint that a full disk ends is written by many threads of the library, each
-    of which finds the event loop closed that it reports to. And a signal may come
-    while a library's callback is at work, which nothing can leave: the run ends at the
-    next place where it looks.
+    After a full disk, orbax's threads find their event loop closed. And a signal may
+    arrive in a library's callback, which cannot raise; the run ends at the next check.
     """
     error = unraisable.exc_value
     if not isinstance(error, Stopped) and str(error) != "Event loop is closed":
@@ -187,16 +184,16 @@ def _without_orphans(unraisable: Any) -> None:
 
 
 def _end_with_a_thread(failed: threading.ExceptHookArgs) -> None:
-    """Ends the process with a thread that the disk has no room for.
+    """Ends the process if a thread fails because the disk is full.
 
-    TensorBoard's files are written by one: without it the run would wait for ever. It
-    ends as if it were killed, which loses nothing.
+    A thread writes TensorBoard's files; without it the run would wait forever. The
+    process ends as if killed, which loses nothing.
     """
     error = failed.exc_value
     if not isinstance(error, OSError) or error.errno not in FULL:
         threading.__excepthook__(failed)
         return
-    with tqdm.get_lock():  # no progress bar is drawn after it
+    with tqdm.get_lock():  # so that no progress bar is drawn after the message
         print(file=sys.stderr)
         _report_system(error)
         sys.stderr.flush()
@@ -204,31 +201,31 @@ def _end_with_a_thread(failed: threading.ExceptHookArgs) -> None:
 
 
 def _end(code: int) -> NoReturn:
-    """Ends the process with a code; nothing is left that a signal could stop.
+    """Ends the process with a code, without the interpreter's shutdown.
 
-    What a signal stops may be a compilation, which the threads of XLA go on with. The
-    interpreter would take from them what they work on, a segmentation fault: it is not
-    asked. Several processes are not stopped there, and JAX lets them leave together.
+    After a signal, XLA's threads may still compile; the interpreter would free their
+    memory, which gives a segmentation fault. Several processes are not stopped within a
+    compilation, and JAX ends them together.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if code > 128 and not jax.distributed.is_initialized():
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # full, or closed
+            with contextlib.suppress(OSError, ValueError):  # disk full, or closed
                 stream.flush()
         os._exit(code)
     sys.exit(code)
 
 
 def _guarded(main: Callable[[], int | None]) -> int:
-    """Calls `main` and turns what it raises into an exit code."""
+    """Calls `main` and converts its exceptions to an exit code."""
     try:
         with devices_found():
             return main() or 0
     except UsageError as error:
         return _report(error, 2)
     except OSError as error:
-        # Anything but a full disk or a missing permission is worth a traceback.
+        # Other errors than a full disk or a missing permission need a traceback.
         if error.errno not in (*FULL, errno.EACCES, errno.EROFS):
             raise
         return _report_system(error)
@@ -236,24 +233,24 @@ def _guarded(main: Callable[[], int | None]) -> int:
         if _NO_HOME not in str(error):
             raise
         return _report("no home directory is known for ~ in a path: write it out", 2)
-    except KeyboardInterrupt:  # where there is nothing to save
+    except KeyboardInterrupt:  # there is nothing to save
         print("SIGINT: stopped", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
 @contextlib.contextmanager
 def devices_found() -> Iterator[None]:
-    """Says in one line that JAX has found no device where it was told to look.
+    """Converts JAX's error for missing devices to one line.
 
-    JAX looks for devices when it is first asked for one, and not every command asks.
+    JAX looks for devices at their first use, which not every command has.
 
     Raises:
-      UsageError: instead of what JAX raises then.
+      UsageError: instead of JAX's error.
     """
     try:
         yield
-    # With JAX_PLATFORMS=cuda and no such GPU, JAX asserts that there is a device, and
-    # under python -O takes None for one.
+    # With JAX_PLATFORMS=cuda and no GPU, JAX raises an AssertionError; under python -O
+    # it uses None as a device.
     except (AssertionError, AttributeError, RuntimeError) as error:
         asked = jax.config.jax_platforms
         try:
@@ -264,20 +261,20 @@ def devices_found() -> Iterator[None]:
             if not asked:
                 raise UsageError(f"JAX finds no device: {reason}") from error
             jax.config.update("jax_platforms", None)
-            clear_backends()  # JAX may have kept that None
+            clear_backends()  # JAX may have stored that None
             raise UsageError(
                 f"JAX_PLATFORMS={asked} asks for devices that JAX does not find "
                 f"({reason or 'there is no such GPU'}); set "
                 f"JAX_PLATFORMS={jax.default_backend()}, which is here, or unset it"
             ) from error
-        raise  # something else is wrong
+        raise  # another error
 
 
 def _parse(argv: list[str], argument: str = "") -> list[str]:
-    """Parses flags; a wrong one, or a config that cannot be read, ends here."""
+    """Parses flags; exits on a wrong flag or a config that cannot be read."""
     app.define_help_flags()
     if argument:
-        flags.FLAGS.set_gnu_getopt()  # flags may stand behind it
+        flags.FLAGS.set_gnu_getopt()  # flags may follow the argument
     try:
         left = flags.FLAGS(argv)
         if argument and len(left) > 1 and not flags.FLAGS[argument].present:
@@ -300,21 +297,21 @@ def _parse(argv: list[str], argument: str = "") -> list[str]:
 
 
 def _report_system(error: OSError) -> int:
-    """Prints what the system refused."""
+    """Prints an error of the system with advice."""
     place = f" ({error.filename})" if error.filename else ""
     advice = "make room" if error.errno in FULL else "change its permissions"
     return _report(f"{error.strerror}{place}: {advice}, then repeat the command", 1)
 
 
 def _report(error: Exception | str, code: int) -> int:
-    """Prints one line."""
+    """Prints one line and returns the code."""
     text = str(error)
     if isinstance(error, (AttributeError, KeyError)) or "\\nTraceback" in text:
-        # Such an error's text may be the repr of its message, as a UsageError's is.
+        # The text of such an error may be the repr of its message.
         text = text.replace("\\n", "\n").replace("\\'", "'").strip("'\"")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if any(line.startswith("Traceback") for line in lines):
-        # ml_collections hands on a config file's error as a printed traceback.
+        # ml_collections returns errors of a config file as a printed traceback.
         lines = [lines[-1].partition(": ")[2] or lines[-1]]
     elif isinstance(error, (AttributeError, KeyError)):
         lines[0] = f"the config has no field '{lines[0].strip(chr(39))}'."

@@ -1,9 +1,8 @@
 """Members of a sweep whose coherence other measures contradict.
 
-Coherence is what one classifier says, and samples that satisfy it need not be good: a
-model may have found what the classifier takes for a class. Networks that match without
-labels, the Fréchet distance and a second classifier were not asked by coherence, so
-that where all of them say the opposite, the samples are to be looked at.
+Coherence depends on one classifier, and a model may generate bad samples that this
+classifier accepts. Matching networks without labels, the Fréchet distance and a second
+classifier are independent of it. If they contradict a coherence, look at the samples.
 """
 
 import math
@@ -18,25 +17,24 @@ _MATCHING = "eval/matching/leave_one_out"
 _FRECHET = "eval/frechet_classifier"
 _SECOND = "eval/second_judge/coherence/leave_one_out"
 _REAL = "eval/second_judge/real_disagreement/leave_one_out"
-# Smaller differences of coherence and matching, and smaller parts of a distance, are
-# taken for noise: the standard error of a share of 600 examples is 0.02.
+# Smaller differences of coherence and matching, and smaller relative differences of a
+# distance, are noise: the standard error of a fraction of 600 examples is 0.02.
 NOISE = 0.02
 
 
 def contradictions(members: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines on values that contradict the coherence of members, one each.
+    """Lines on values that contradict the coherence of members.
 
     A line says that
 
-    - a member has a higher coherence than another, and a lower matching and a larger
-      Fréchet distance too, all by more than NOISE: the other is the best matched one;
-    - the second classifier finds less coherence than the first, by more than the share
-      of real examples on which the two disagree, and NOISE.
+    - a member has a higher coherence than another (the one with the best matching), but
+      a lower matching and a larger Fréchet distance, all by more than NOISE;
+    - the coherence by the second classifier is lower than by the first, by more than
+      the fraction of real examples on which the two disagree, plus NOISE.
 
     Args:
-      members: of one sweep, as summary.json has them: beta, learning_rate, seed,
-        finite, metrics. Those that are not finite, and what is not measured or nan,
-        have no part in it.
+      members: members of one sweep as in summary.json: beta, learning_rate, seed,
+        finite, metrics. Members that are not finite, and missing values, are ignored.
     """
     finite = [member for member in members if member["finite"]]
 
@@ -73,7 +71,7 @@ def contradictions(members: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _is_contradicted(member: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether a member is more coherent than another, and worse by both others."""
+    """Whether a member is more coherent than another, but worse in both others."""
     return (
         _value(member, _COHERENCE) > _value(other, _COHERENCE) + NOISE
         and _value(member, _MATCHING) < _value(other, _MATCHING) - NOISE
@@ -82,6 +80,6 @@ def _is_contradicted(member: Mapping[str, Any], other: Mapping[str, Any]) -> boo
 
 
 def _value(member: Mapping[str, Any], tag: str) -> float:
-    """A value of a member; nan, which compares with nothing, where there is none."""
+    """A value of a member, or NaN, for which all comparisons are False."""
     value = member["metrics"].get(tag)
     return math.nan if value is None else float(value)

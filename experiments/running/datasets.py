@@ -1,12 +1,12 @@
-"""The data set that a config names: found, prepared, loaded and reduced.
+"""Finds, prepares, loads and reduces the data set of a config.
 
-A data set is a folder `datasets/NAME` with two modules that are found by their names:
-`options.py` has the dataclass `Options`, whose fields are read from config.data, and
-`NAME_dataset_builder.py` the TFDS class `Builder` (datasets/README.md). The
-name "arrays" means a file of the user's own arrays, `mmvae_jax.data.arrays`.
+A data set is a folder `datasets/NAME` with two modules: `options.py` has the dataclass
+`Options`, whose fields are in config.data, and `NAME_dataset_builder.py` has the TFDS
+class `Builder` (datasets/README.md). The name "arrays" means a file of the user's own
+arrays, `mmvae_jax.data.arrays`.
 
-`datasets/` is a source root, put on the path here and nowhere else, so that a library
-of that name is never shadowed.
+`datasets/` is a source root. Only this file adds it to the path, so that it does not
+shadow a library of that name.
 """
 
 import contextlib
@@ -43,11 +43,10 @@ _GUIDE = "datasets/README.md lists what a data set needs"
 
 
 def prepare(data_config: ConfigDict) -> Path:
-    """Prepares a data set unless that has been done.
+    """Prepares a data set, unless it is already prepared.
 
-    A data set is written to a folder of another name that is renamed when all is
-    written, so an interrupted preparation is never taken for a finished one. A lock
-    makes a second process wait for the first.
+    The data are written to a temporary folder, which is renamed at the end, so that an
+    existing folder is always complete. A lock makes a second process wait.
 
     Args:
       data_config: `config.data`: `name`, `data_dir` and the options of the data set;
@@ -57,7 +56,7 @@ def prepare(data_config: ConfigDict) -> Path:
       Path of the prepared data, for `mmvae_jax.data.prepared.load`.
 
     Raises:
-      UsageError: an option or an input file that cannot be used.
+      UsageError: an option or an input file is invalid.
     """
     root = _root(data_config)
     with _quiet(), _one_line():
@@ -71,7 +70,7 @@ def prepare(data_config: ConfigDict) -> Path:
                     _build(builder, root)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise  # no mistake of the user's
+                raise  # not a mistake of the user
             raise UsageError(
                 f"cannot prepare data in {root} ({error}): check config.data.data_dir"
             ) from error
@@ -79,16 +78,16 @@ def prepare(data_config: ConfigDict) -> Path:
 
 
 def load(data_config: ConfigDict) -> Dataset:
-    """Loads the whole data set of a config, which is prepared if need be.
+    """Loads the whole data set of a config; prepares it if necessary.
 
     Args:
-      data_config: `config.data`; of name "arrays": the user's own files.
+      data_config: `config.data`; the name "arrays" means the user's own files.
 
     Returns:
       Dataset.
 
     Raises:
-      UsageError: as `prepare`; or a file that cannot be used.
+      UsageError: from `prepare`; or a file is invalid.
     """
     if data_config.name != ARRAYS:
         return prepared.load(prepare(data_config))
@@ -99,10 +98,10 @@ def load(data_config: ConfigDict) -> Dataset:
 
 
 def load_of(config: ConfigDict) -> Dataset:
-    """`load`, with counts as vectors: int arrays that have a likelihood of counts.
+    """`load`, with int arrays as vectors if their likelihood is one of counts.
 
     Args:
-      config: as of configs/base.py.
+      config: as in configs/base.py.
     """
     dataset = load(config.data)
     return with_counts(
@@ -111,14 +110,14 @@ def load_of(config: ConfigDict) -> Dataset:
 
 
 def keep_modalities(dataset: Dataset, data_config: ConfigDict) -> Dataset:
-    """The part of a data set that is trained and evaluated on.
+    """The used modalities of a data set, with missing ones removed at random.
 
     Args:
-      dataset: as `load` returned it.
+      dataset: result of `load`.
       data_config: `config.data`: `use_modalities`, `missing`, `missing_test`, `seed`.
 
     Raises:
-      UsageError: as `reduce.first_modalities` and `reduce.with_missing`.
+      UsageError: from `reduce.first_modalities` or `reduce.with_missing`.
     """
     with fields_of("config.data"):
         reduced = first_modalities(dataset, data_config.use_modalities)
@@ -128,12 +127,12 @@ def keep_modalities(dataset: Dataset, data_config: ConfigDict) -> Dataset:
 
 
 def shapes(data_config: ConfigDict) -> dict[str, tuple[int, ...]]:
-    """Modality -> shape of one example; a TokenShape where it is tokens.
+    """Modality -> shape of one example; a TokenShape for tokens.
 
-    Only data with tokens are prepared for it: their vocabulary is not known before.
+    It prepares only data with tokens, whose vocabulary is not known before.
 
     Raises:
-      UsageError: as `prepare`.
+      UsageError: from `prepare`.
     """
     if data_config.name == ARRAYS:
         return load(data_config).shapes()
@@ -147,7 +146,7 @@ def shapes(data_config: ConfigDict) -> dict[str, tuple[int, ...]]:
         prepare(data_config)
         info = describe()
     words = info.metadata.get("words", {})
-    # TFDS keeps the features in no order, the metadata do.
+    # TFDS does not keep the order of features; the metadata do.
     found = {m: info.features[m].shape[1:] for m in info.metadata["modalities"]}
     return {
         m: TokenShape(*shape, len(words[m])) if m in words else tuple(shape)
@@ -156,14 +155,14 @@ def shapes(data_config: ConfigDict) -> dict[str, tuple[int, ...]]:
 
 
 def names() -> list[str]:
-    """The values of config.data.name that are known, sorted."""
+    """The known values of config.data.name, sorted."""
     return sorted(
         [*(path.parent.name for path in DATASETS.glob("*/options.py")), ARRAYS]
     )
 
 
 def option_names(name: str) -> tuple[str, ...]:
-    """The fields of config.data that one data set is made of.
+    """The fields of config.data that are options of a data set.
 
     Raises:
       UsageError: there is no such data set, or it has no `Options`.
@@ -176,13 +175,13 @@ def option_names(name: str) -> tuple[str, ...]:
 
 
 def options_of(data_config: Mapping[str, Any]) -> Any:
-    """The `Options` of a data set with the values of a config, checked.
+    """The checked `Options` of a data set, from a config.
 
     Args:
       data_config: `config.data`, or a mapping with the same fields.
 
     Raises:
-      UsageError: a field is missing, or has a value that cannot be used.
+      UsageError: a field is missing or invalid.
     """
     name = data_config["name"]
     make_options = _options_class(name)
@@ -210,9 +209,9 @@ def _require_fields(data_config: Mapping[str, Any], fields: tuple[str, ...]) -> 
 
 
 def _check_fields(data_config: ConfigDict, fields: tuple[str, ...]) -> None:
-    """Refuses a config that lacks an option, or has a field that nothing reads.
+    """Refuses a config with a missing option or an unknown field.
 
-    The fields of configs/base.py are in every config, whatever its data set reads.
+    The fields of configs/base.py are allowed for all data sets.
     """
     _require_fields(data_config, fields)
     unknown = set(data_config) - set(fields) - set(base.get_config().data)
@@ -224,7 +223,7 @@ def _check_fields(data_config: ConfigDict, fields: tuple[str, ...]) -> None:
 
 
 def _options_class(name: str) -> Any:
-    """The class of a data set's options."""
+    """The class `Options` of a data set."""
     made = _attribute(name, "options", "Options")
     is_made = dataclasses.is_dataclass(made) and "__dataclass_fields__" in vars(made)
     if not is_made or not issubclass(made, tfds.core.BuilderConfig):
@@ -251,7 +250,7 @@ def _builder(data_config: ConfigDict) -> Any:
         directory = root / name / options.name
         if not directory.exists():
             raise
-        # Prepared data are read at once, and damage shows as many kinds of exception.
+        # TFDS reads prepared data here; damage raises many types of exception.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f"the data set in {directory} is damaged ({reason[:200]}): delete the "
@@ -266,7 +265,7 @@ def _builder(data_config: ConfigDict) -> Any:
 
 
 def _attribute(name: str, module: str, attribute: str) -> Any:
-    """A class of a data set, from the module that has it by convention.
+    """A class of a data set, from its module.
 
     Args:
       name: `config.data.name`.
@@ -274,7 +273,7 @@ def _attribute(name: str, module: str, attribute: str) -> Any:
       attribute: name of the class.
 
     Raises:
-      UsageError: there is no such folder, module or class.
+      UsageError: the folder, module or class does not exist.
     """
     folder = DATASETS / name
     if not name.isidentifier() or not folder.is_dir():
@@ -284,7 +283,7 @@ def _attribute(name: str, module: str, attribute: str) -> Any:
     file = folder / f"{module}.py"
     if not file.is_file():
         raise UsageError(f"{file} is missing: {_GUIDE}")
-    # A folder without __init__.py gives way to any other module of its name.
+    # Another module with this name has priority over a folder without __init__.py.
     paths = getattr(_import(name), "__path__", ())
     if folder not in (Path(path).resolve() for path in paths):
         raise UsageError(
@@ -297,14 +296,14 @@ def _attribute(name: str, module: str, attribute: str) -> Any:
 
 
 def _import(module: str) -> ModuleType:
-    """A module of datasets/, which is put on the path for it."""
+    """Imports a module of datasets/, after adding it to the path."""
     if str(DATASETS) not in sys.path:
         sys.path.insert(0, str(DATASETS))
     return importlib.import_module(module)
 
 
 def _build(builder: Any, root: Path) -> None:
-    """Removes what killed preparations left, then writes the data set."""
+    """Removes files of killed preparations, then writes the data set."""
     directory = Path(builder.data_dir)
     for leftover in directory.parent.glob(f"incomplete.*_{directory.name}"):
         shutil.rmtree(leftover)
@@ -333,7 +332,7 @@ def _root(data_config: ConfigDict) -> Path:
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-    """Turns the exception of the data sets into that of the entry points."""
+    """Converts DatasetError to UsageError."""
     try:
         yield
     except _import("dataset_errors").DatasetError as error:
@@ -351,7 +350,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what TFDS prints and logs; our own bar goes to standard error."""
+    """Silences TFDS; our progress bar uses standard error."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Metrics of a run that is there already, added to what it has."""
+"""Evaluates an existing run and adds the values to its results."""
 
 import contextlib
 import signal
@@ -25,26 +25,26 @@ def evaluate(
 
     Args:
       workdir: folder of the run.
-      changes: "section.field" -> value, to the settings of its config.json.
-      step: of the checkpoint; None: the last.
-      date: is written with the values.
+      changes: "section.field" -> value, changes to the settings in config.json.
+      step: step of the checkpoint; None: the last.
+      date: date to write with the values.
 
     Returns:
       The exit code: 0, or 128 + n after signal n.
 
     Raises:
-      UsageError: there is no such run or checkpoint, or a metric cannot be computed.
+      UsageError: the run or checkpoint does not exist, or a metric cannot be computed.
     """
     path = workdir / trained.CONFIG
     if not path.exists():
         raise UsageError(f"{workdir} holds no run (no {trained.CONFIG})")
     config = trained.config_of(trained.read_json(path), workdir)
     config.update_from_flattened_dict(changes)
-    config.log.update(wandb="", mlflow="")  # they have what the run itself wrote
+    config.log.update(wandb="", mlflow="")  # only the run itself writes to trackers
     is_all = build.takes_all_metrics(config)
     metrics = checks.check(config)
     original = config.copy_and_resolve_references()
-    config.train.mesh = (1, 1)  # wherever it was trained
+    config.train.mesh = (1, 1)  # independent of the devices of the training
     with contextlib.ExitStack() as stack:
         stack.enter_context(workdirs.locked(workdir, original))
         stop = stack.enter_context(signals.caught_signals())
@@ -62,7 +62,7 @@ def evaluate(
             at, state = found
             writer = RunWriter(workdir, sweep.members, None, date)
             stack.callback(writer.close)
-            # Values of its examples are asked for, beside those that the run has.
+            # The run already has the values of the prior; add those of the sampler.
             is_beside = changes.get("eval.sampler", PRIOR) != PRIOR
             if is_beside:
                 names = measured(metrics, config.eval.sampler)
@@ -87,7 +87,7 @@ def evaluate(
 
 
 def _add(workdir: Path, step: int, values: list[dict], made: dict[str, Any]) -> None:
-    """Adds values to the summary of a run that is finished, and shows its table."""
+    """Adds values to the summary of a finished run, and prints its table."""
     summary = workdirs.read_summary(workdir)
     is_last = summary is not None and summary["num_steps"] == step
     if not is_last:

@@ -28,10 +28,10 @@ def make_evaluator(
     writer: Any,
     is_beside: bool = False,
 ) -> Callable:
-    """A function (step, state) -> tag -> value of every member, also written.
+    """A function (step, state) -> tag -> value of each member, which also writes them.
 
-    Where config.eval.sampler is a fitted one, what it draws is measured and shown too;
-    and alone, where it `is_beside` what the prior draws.
+    With a fitted config.eval.sampler, its examples are evaluated in addition to those
+    of the prior; with `is_beside`, only its examples.
     """
     config = sweep.config
     by = list(dict.fromkeys((PRIOR, config.eval.sampler)))[is_beside:]
@@ -45,13 +45,13 @@ def make_evaluator(
         whole_test=sweep.dataset.test,
         shown=sweep.dataset.shown,
     )
-    trained: dict[str, Any] = {}  # judges, once there are any
+    trained: dict[str, Any] = {}  # judges, after the first evaluation
 
     def evaluate_all(step: int, state: TrainState) -> list[dict[str, float]]:
         if not trained:
             trained.update(get_judges(sweep, metrics, stop))
         data = given._replace(**trained)
-        # The same draws for every member: differences are theirs alone.
+        # The same random draws for all members reduce the noise of differences.
         key = jax.random.fold_in(jax.random.key(config.eval.seed), step)
 
         def evaluate_by(
@@ -65,7 +65,7 @@ def make_evaluator(
                 own = samplers.fit(config.eval, model, params, train, own_key)
             values = evaluate.evaluate_member(metrics, own, params, data, key, announce)
             if writer is not None and writer.date:
-                # Those of the run's own evaluation stay as they are.
+                # Keep the pictures of the run's own evaluation.
                 if sampler == PRIOR or step != config.train.num_steps:
                     return values, None
             return values, draw_samples(own, params, data.test, key)
@@ -104,8 +104,8 @@ class Evaluated(NamedTuple):
     Attributes:
       values: tag -> value.
       grids: name -> uint8 [H, W, C], pictures of samples.
-      captions: name of a file -> samples in words.
-      fault: why pictures are left out; "" if they are not.
+      captions: name of a file -> generated captions.
+      fault: why pictures are missing; "" if they are not.
     """
 
     values: dict[str, float]
@@ -117,10 +117,9 @@ class Evaluated(NamedTuple):
 def _with_samples(
     found: Evaluated, samples: pictures.Samples, data: EvaluationData
 ) -> Evaluated:
-    """Values that were found, with the pictures and captions of samples.
+    """Adds pictures and captions of samples to the results.
 
-    What was trained and measured is not lost by what cannot be drawn: whatever goes
-    wrong is told, in one line.
+    An error in drawing must not lose results: it becomes one line, `fault`.
     """
     shown = (samples, data.test, data.words)
     try:
@@ -152,21 +151,21 @@ def _evaluate_members(
     name: str,
     stop: signals.Signals,
 ) -> list[Evaluated]:
-    """Evaluates every member on one device that holds it, all devices at a time.
+    """Evaluates each member on a device that has it, all devices in parallel.
 
     Args:
       sweep: the run.
-      state: of all members.
+      state: state of all members.
       evaluate_one: (params, announce: name of a metric -> None) -> Evaluated.
-      num_metrics: how often it announces one.
-      name: of the progress bar.
+      num_metrics: number of calls of `announce` per member.
+      name: label of the progress bar.
       stop: the signals received so far.
 
     Returns:
-      The results of all members, also of those in other processes.
+      The results of all members, including those of other processes.
 
     Raises:
-      Stopped: a signal arrived, here or there.
+      Stopped: a signal arrived in this or another process.
     """
     num, layout = len(sweep.members), sweep.execution.layout
     shares: dict[Any, list[int]] = {}  # device of this process -> members
@@ -208,13 +207,13 @@ def _evaluate_members(
 def get_judges(
     sweep: sweeps.Sweep, metrics: Iterable[str], stop: signals.Signals
 ) -> dict[str, Any]:
-    """The judges that metrics need, found beside the data or trained.
+    """Loads or trains the judges that metrics need.
 
     Returns:
       Fields of EvaluationData.
 
     Raises:
-      Stopped: a signal arrived while they were trained.
+      Stopped: a signal arrived during training.
     """
     kinds = needs.needed_judges(metrics, sweep.dataset)
 

@@ -1,9 +1,9 @@
-"""Several processes that make up one run, on JAX's own distributed runtime.
+"""Several processes of one run, on JAX's distributed runtime.
 
-Every process runs the same program on the same config. The first one writes what a
-run leaves behind and prepares what is prepared once; all of them train, evaluate the
-members that their devices hold, and write their parts of the checkpoints. With one
-process, each function here does the plain thing.
+All processes run the same program with the same config. The first one prepares data and
+judges and writes the files of the run. All train, evaluate the members on their
+devices, and write their parts of the checkpoints. With one process, these functions
+have no additional effect.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ from mmvae_jax.errors import UsageError
 
 T = TypeVar("T")
 
-# A process that says nothing for so long is taken to be dead.
+# A process without a heartbeat for this time is considered dead.
 _HEARTBEAT_SECONDS = 40
-# How long a process waits for the others to start, and for what the first prepares.
+# Time to wait for the start of other processes, and for the first one's preparations.
 _START_SECONDS = 300
 WAIT_SECONDS = 24 * 3_600
 
@@ -36,7 +36,7 @@ _barriers = itertools.count()
 
 
 def define_flags() -> None:
-    """Defines the flags that make a process one of several."""
+    """Defines the flags for several processes."""
     flags.DEFINE_bool(
         "distributed",
         False,
@@ -50,17 +50,17 @@ def define_flags() -> None:
 def connect(
     is_distributed: bool, coordinator: str, num_processes: int, process_id: int
 ) -> None:
-    """Joins the other processes; before anything asks JAX for a device.
+    """Connects the processes; call it before JAX's devices are used.
 
     Args:
-      is_distributed: whether JAX is to find out about the others.
-      coordinator: "HOST:PORT" of the first process; "" if it is to be found out, or
-        if there is one process only.
-      num_processes: of all; with a coordinator.
-      process_id: of this one; with a coordinator.
+      is_distributed: whether JAX detects the other processes.
+      coordinator: "HOST:PORT" of the first process; "" to detect it, or for one
+        process.
+      num_processes: total number of processes, with a coordinator.
+      process_id: index of this process, with a coordinator.
 
     Raises:
-      UsageError: contradictory flags, no cluster, or not all processes came.
+      UsageError: contradictory flags, no cluster, or a process did not connect.
     """
     if not coordinator:
         if num_processes or process_id >= 0:
@@ -79,10 +79,10 @@ def connect(
             "num_processes": num_processes,
             "process_id": process_id,
         }
-    # Signals are for experiments.run to answer: JAX's service would take SIGTERM away.
+    # experiments.run handles signals; JAX's service would intercept SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
-    # JAX ends a process that has lost another by SIGABRT, after saying why: the stacks
-    # of all threads would bury that line.
+    # After the loss of a process, JAX prints the reason and ends with SIGABRT; stacks
+    # of all threads would hide that line.
     faulthandler.disable()
     try:
         jax.distributed.initialize(
@@ -100,13 +100,13 @@ def connect(
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this is the first process, which writes files."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def silence_others() -> Iterator[None]:
-    """Silences all processes but the first; what they raise is still reported."""
+    """Silences all processes except the first; exceptions are still reported."""
     if is_first():
         yield
         return
@@ -118,15 +118,15 @@ def silence_others() -> Iterator[None]:
 
 
 def exchange(value: T) -> list[T]:
-    """Values of all processes, in their order: all of them must call it.
+    """The values of all processes, in order; all must call it.
 
     Args:
-      value: anything that can be pickled.
+      value: any value that can be pickled.
     """
     if jax.process_count() == 1:
         return [value]
-    # Where one is late by minutes, it is waited for here, since collectives of a
-    # device may have a short patience.
+    # Waits here for a process that is minutes late, because collectives of devices may
+    # have a short timeout.
     ocp.multihost.get_barrier_sync_fn()(
         key=f"mmvae_jax_{next(_barriers)}", timeout_ms=1_000 * WAIT_SECONDS
     )
@@ -142,9 +142,9 @@ def exchange(value: T) -> list[T]:
 
 
 def run_on_first(do: Callable[[], T]) -> T:
-    """Calls a function in the first process; all return or raise what it did.
+    """Calls a function in the first process; all return its result or raise its error.
 
-    Also what is no Exception: a signal that stops the first stops all.
+    This includes Stopped: a signal to the first process stops all.
     """
     value, error = None, None
     if is_first():
@@ -163,8 +163,8 @@ def run_on_first(do: Callable[[], T]) -> T:
 def run_first_then_others(do: Callable[[], T]) -> T:
     """Calls a function in the first process, and then in the others.
 
-    For what is made once and then found: data, classifiers. What the first process
-    raises, the others raise too.
+    For data and classifiers, which the first process makes and the others load. All
+    raise an error of the first process.
     """
     made: list[T] = []
     run_on_first(lambda: made.append(do()))
@@ -172,12 +172,12 @@ def run_first_then_others(do: Callable[[], T]) -> T:
 
 
 def _are_several() -> bool:
-    """Whether there is any other process."""
+    """Whether there are other processes."""
     return jax.process_count() > 1
 
 
 def _sendable(error: BaseException) -> BaseException:
-    """An exception that can be pickled, or its text as one."""
+    """The exception, or a RuntimeError with its text if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -186,10 +186,10 @@ def _sendable(error: BaseException) -> BaseException:
 
 
 def end_after_a_loss(error: jax.errors.JaxRuntimeError) -> None:
-    """Ends this process, because another one of the run is gone.
+    """Ends this process, because another process of the run has died.
 
     Raises:
-      JaxRuntimeError: the error given, if there is no other process.
+      JaxRuntimeError: the given error, if there are no other processes.
     """
     if not _are_several():
         raise error
@@ -200,5 +200,5 @@ def end_after_a_loss(error: jax.errors.JaxRuntimeError) -> None:
         file=sys.stderr,
         flush=True,
     )
-    # Not sys.exit: on its way out JAX would wait for the process that is gone.
+    # Not sys.exit, in which JAX would wait for the dead process.
     os._exit(1)

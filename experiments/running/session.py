@@ -27,11 +27,11 @@ from mmvae_jax.training.step import TrainState
 
 
 def train_and_evaluate(config: Any, workdir: Path) -> int:
-    """One run: data, training, evaluation, and everything it leaves in `workdir`.
+    """Executes one run: data, training, evaluation, and the files in `workdir`.
 
     Args:
-      config: as of configs/base.py.
-      workdir: folder of the run; created, or taken up again.
+      config: as in configs/base.py.
+      workdir: folder of the run; created, or resumed.
 
     Returns:
       The exit code: 0, or 1 if all members diverged, or 128 + n after signal n.
@@ -81,7 +81,7 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
                     summary = _summarise(sweep, found, seconds)
                     write = partial(write_json, workdir / "summary.json", summary)
                     processes.run_on_first(write)
-                    for number in stop[:1]:  # while it was written
+                    for number in stop[:1]:  # a signal during writing
                         raise Stopped(number)
                 except Stopped as stopped:
                     (number,) = stopped.args
@@ -94,7 +94,7 @@ def train_and_evaluate(config: Any, workdir: Path) -> int:
 
 
 def prepare_program(sweep: sweeps.Sweep, workdir: Path) -> Prepared:
-    """The program of a run and its first states; says what is not by the rule.
+    """The program of a run and its initial states; prints deviations from the rule.
 
     Raises:
       UsageError: the members do not fit the memory of a device.
@@ -125,10 +125,10 @@ class Finished(NamedTuple):
     """Results of a run.
 
     Attributes:
-      values: tag -> value at the last step, of every member.
+      values: tag -> value at the last step, for each member.
       finite: bool [K].
-      step_seconds: time of a step of all members, the mean over those of this start but
-        for its first call, which compiles; None where there were no others.
+      step_seconds: mean seconds per step of all members since this start, without the
+        first call, which compiles; None if there were no other calls.
     """
 
     values: list[dict[str, float]]
@@ -143,7 +143,7 @@ def run(
     workdir: Path,
     stop: signals.Signals,
 ) -> Finished:
-    """Trains from the last checkpoint, or from the start, and evaluates.
+    """Trains from the last checkpoint, or from the beginning, and evaluates.
 
     Raises:
       Stopped: a signal arrived.
@@ -213,13 +213,13 @@ def make_events(
     evaluator: Callable,
     finite: np.ndarray,
 ) -> loop.Events:
-    """Functions that the train loop calls: log, progress bar, checkpoints, metrics.
+    """Callbacks of the train loop: log, progress bar, checkpoints, metrics.
 
-    `writer` is None in all processes but the first; `finite`, bool [K], is False for
-    members that an earlier start has reported.
+    `writer` is None in all processes except the first. `finite`, bool [K], is False for
+    members whose divergence is already reported.
     """
     reported = set(np.flatnonzero(~finite).tolist())
-    is_over = threading.Event()  # all members have diverged: nothing is left to train
+    is_over = threading.Event()  # set if all members have diverged
     if not finite.any():
         is_over.set()
 
@@ -247,8 +247,8 @@ def make_events(
     settings = sweep.config.train
 
     def evaluate_between(step: int, state: TrainState) -> None:
-        # Stopped within an evaluation: the loop ends by itself, and what it has
-        # reached is saved. The evaluation is taken up by the resumed run.
+        # After a signal in an evaluation, the loop ends by itself with a saved state.
+        # The resumed run repeats the evaluation.
         if step < settings.num_steps:
             checkpoints.save(saved, step, state)  # an evaluation may take long
             with contextlib.suppress(Stopped):

@@ -12,7 +12,7 @@ from experiments.running.command import Stopped
 
 
 class Signals(list):
-    """The numbers of the signals received so far; not empty means stop.
+    """The numbers of the signals received so far; if not empty, the run must stop.
 
     Attributes:
       is_at_once: whether a signal raises Stopped where it arrives.
@@ -22,9 +22,9 @@ class Signals(list):
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """For what may take long while there is nothing that is not saved.
+        """Context for long operations with a saved state, which a signal interrupts.
 
-        One of several processes waits for the moment when all of them stop.
+        With several processes, a process waits until all of them stop.
 
         Raises:
           Stopped: a signal arrives, or has arrived.
@@ -40,14 +40,14 @@ class Signals(list):
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[Signals]:
-    """Collects SIGINT and SIGTERM in the list given; a second one ends at once."""
+    """Collects SIGINT and SIGTERM in a list; a second signal ends the process."""
     received = Signals()
 
     def handle(number: int, frame: Any) -> None:
         del frame
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
-        # A signal may come while a line is printed, and two at a time cannot be.
+        # A signal may arrive while another line is printed.
         with contextlib.suppress(RuntimeError):
             terminal.say(f"{signal.Signals(number).name}: saving, then stopping")
         if received.is_at_once:

@@ -14,26 +14,26 @@ from mmvae_jax.data.dataset import Dataset, Split, kind_of
 from mmvae_jax.evaluation.metrics import COLUMNS
 from mmvae_jax.interface.progress import drawing_interval, tqdm
 
-# Columns of results that fit on a terminal.
+# Largest number of columns of results on a terminal.
 _MAX_COLUMNS = 14
 
 
 def say(text: str) -> None:
-    """Prints one line without tearing a progress bar."""
+    """Prints one line without breaking a progress bar."""
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 
 
 def steps(num: int, name: str) -> tqdm:
-    """A progress bar of `num` steps that vanishes at its end."""
+    """A progress bar of `num` steps that disappears at its end."""
     return tqdm(total=num, desc=name, leave=False, mininterval=drawing_interval())
 
 
 def print_modalities(dataset: Dataset, likelihoods: Mapping[str, str]) -> None:
-    """Prints one row a modality: what it was taken for, and how much is missing.
+    """Prints one row per modality: its kind, its values, and how much is missing.
 
     Args:
-      dataset: the modalities that are used.
+      dataset: data of the used modalities.
       likelihoods: modality -> name of its likelihood.
     """
 
@@ -65,10 +65,10 @@ def print_modalities(dataset: Dataset, likelihoods: Mapping[str, str]) -> None:
 
 
 def print_table(summary: dict[str, Any]) -> None:
-    """Prints one row a member: its hyper-parameters and its main results.
+    """Prints one row per member: its hyper-parameters and its main results.
 
-    Where these are many, it is one row a result, with a column a member. Below it are
-    the reasons for what is nan, and what contradicts a coherence.
+    Many results are printed as rows, with one column per member. Below are the reasons
+    of NaNs, and values that contradict a coherence.
     """
     members = summary["members"]
     columns = {
@@ -97,5 +97,5 @@ def print_table(summary: dict[str, Any]) -> None:
 
 
 def _value(value: float | None) -> float:
-    """A value of summary.json, in which nan is None."""
+    """A value of summary.json, where None means NaN."""
     return math.nan if value is None else value

@@ -1,4 +1,4 @@
-"""The working directory of a run: one run, one config, one process at a time."""
+"""The working directory of a run: one config, and one process at a time."""
 
 import contextlib
 import fcntl
@@ -21,9 +21,9 @@ _MAX_JSON_BYTES = 64 << 20
 _REPR = reprlib.Repr()
 _REPR.maxlist = _REPR.maxother = _REPR.maxlong = 100
 
-# Ends the name of a folder of further members of the sweep in the folder beside it.
+# Suffix of a folder with additional members of the sweep in the folder beside it.
 MORE = "_more"
-# Files of a run that was killed before it had its config.json.
+# Files of a run that was killed before it wrote config.json.
 _BEFORE_CONFIG = (
     ".lock",
     "config.partial",
@@ -34,15 +34,15 @@ _BEFORE_CONFIG = (
 
 @contextlib.contextmanager
 def locked(workdir: Path, config: Any) -> Iterator[None]:
-    """Makes a working directory this run's own while the context lasts.
+    """Locks a working directory for this run within the context.
 
     Args:
-      workdir: created if it is not there.
-      config: compared with the config.json that is there.
+      workdir: created if it does not exist.
+      config: compared with an existing config.json.
 
     Raises:
-      UsageError: the directory holds another config or other files, is used by
-        another process, or cannot be created.
+      UsageError: the directory has another config or other files, is used by another
+        process, or cannot be created.
     """
     path = workdir / "config.json"
     if workdir.is_dir() and not path.exists():
@@ -68,10 +68,10 @@ def locked(workdir: Path, config: Any) -> Iterator[None]:
 
 
 def record(workdir: Path, config: Any, dataset: Dataset) -> None:
-    """Writes config.json and description.json, once what they describe is there.
+    """Writes config.json and description.json, after the data are loaded.
 
-    A run that goes on for more steps than it was started for has the config of now; its
-    former summary is kept under the name summary_STEPS.json.
+    A run that continues for more steps gets the new config; its earlier summary is
+    renamed to summary_STEPS.json.
     """
     describe(workdir, dataset)
     summary = read_summary(workdir)
@@ -82,14 +82,14 @@ def record(workdir: Path, config: Any, dataset: Dataset) -> None:
         (workdir / "summary.json").replace(workdir / unused)
     path, content = workdir / trained.CONFIG, resolved(config)
     if not path.exists() or read_json(path) != content:
-        log.write_json(path, content)  # the last: it makes the folder a run
+        log.write_json(path, content)  # last, because it makes the folder a run
 
 
 def describe(workdir: Path, dataset: Dataset) -> None:
-    """Writes description.json where it is not there.
+    """Writes description.json if it does not exist.
 
     Raises:
-      UsageError: it is there, and of other data.
+      UsageError: the existing file describes other data.
     """
     path = workdir / trained.DESCRIPTION
     if not path.exists():
@@ -106,16 +106,16 @@ def describe(workdir: Path, dataset: Dataset) -> None:
 def earlier_mapping(workdir: Path, device: str, layout: Layout) -> str | None:
     """The mapping of members that an earlier version chose for this run, or None.
 
-    Earlier versions tried the mappings and kept the fastest in execution.json. Another
-    mapping has other bits, so that such a run has to be continued with the same.
+    Earlier versions measured the mappings and stored the fastest in execution.json. A
+    run must continue with the same mapping, because another one changes bits.
 
     Args:
-      workdir: the run's.
-      device: kind of its devices; a choice on others does not count.
-      layout: numbers of its devices, likewise.
+      workdir: folder of the run.
+      device: kind of the devices; a choice for another kind is ignored.
+      layout: numbers of devices; a choice for another layout is ignored.
 
     Raises:
-      UsageError: the file is none of those versions'.
+      UsageError: the file is invalid.
     """
     path = workdir / "execution.json"
     if not path.exists():
@@ -131,7 +131,7 @@ def earlier_mapping(workdir: Path, device: str, layout: Layout) -> str | None:
 
 
 def read_summary(workdir: Path) -> dict | None:
-    """Content of summary.json; None while the run is not finished."""
+    """Content of summary.json; None if the run is not finished."""
     path = workdir / "summary.json"
     if not path.exists():
         return None
@@ -145,7 +145,7 @@ def read_summary(workdir: Path) -> dict | None:
 
 
 def is_summary(summary: Any) -> bool:
-    """Whether this is what summary.json holds: experiments.run writes it."""
+    """Whether this is the content of a summary.json of experiments.run."""
     try:
         times = ("wall_seconds", "step_seconds", "num_parameters")
         numbers = [summary["num_steps"], *(summary.get(name) or 0 for name in times)]
@@ -175,7 +175,7 @@ def is_summary(summary: Any) -> bool:
 
 
 def undefined(members: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Tag -> the reasons for which it is nan for some members of a summary.json."""
+    """Tag -> the reasons of NaNs in the members of a summary.json."""
     found: dict[str, dict[str, None]] = {}
     for member in members:
         for tag, reason in member.get("undefined", {}).items():
@@ -186,15 +186,15 @@ def undefined(members: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
 def additions(
     config: Mapping[str, Any], summary: Mapping[str, Any], step: int
 ) -> list[tuple[str, list[str]]]:
-    """Where values that were added to a finished run come from.
+    """The origin of values that were added to a finished run.
 
     Args:
-      config: content of its config.json.
-      summary: content of its summary.json.
-      step: at which they were computed.
+      config: content of config.json.
+      summary: content of summary.json.
+      step: step of the evaluation.
 
     Returns:
-      (a line with the date and the settings, tags that it is of), as they were added.
+      (a line with date and settings, its tags) for each addition, in order.
     """
     latest: dict[str, int] = {}
     entries = summary.get("evaluations", ())
@@ -209,7 +209,7 @@ def additions(
 
 
 def how_added(config: Mapping[str, Any], made: Mapping[str, Any]) -> str:
-    """The date of an evaluation that was added, and its settings, as one line."""
+    """One line with the date and the settings of an added evaluation."""
     theirs = _flatten({name: config.get(name, {}) for name in made["settings"]})
     ours = _flatten(dict(made["settings"]))
     changed = [
@@ -222,14 +222,14 @@ def how_added(config: Mapping[str, Any], made: Mapping[str, Any]) -> str:
 
 
 def trained_as(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config.json that all members of a sweep are trained with."""
+    """The fields of a config.json for the training of all members."""
     left_out = (*_EVALUATION, *_ELSEWHERE, "config.sweep.")
     fields = _flatten(dict(config)).items()
     return {name: x for name, x in fields if not name.startswith(left_out)}
 
 
 def is_evaluated_otherwise(workdir: Path, config: Any) -> bool:
-    """Whether a run is asked for with other settings of evaluation than it has."""
+    """Whether a config has other evaluation settings than an existing run."""
     ours = _flatten(resolved(config))
     theirs = _flatten(old_configs.upgraded(read_json(workdir / trained.CONFIG)))
     return any(
@@ -240,12 +240,12 @@ def is_evaluated_otherwise(workdir: Path, config: Any) -> bool:
 
 
 def resolved(config: Any) -> dict:
-    """A config as JSON has it: tuples are lists."""
+    """A config as in JSON, with lists instead of tuples."""
     return json.loads(json.dumps(log.jsonable(config.to_dict())))
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file that this project wrote, of at most _MAX_JSON_BYTES."""
+    """Reads a JSON file of this project, of at most _MAX_JSON_BYTES."""
     try:
         if (size := path.stat().st_size) > _MAX_JSON_BYTES:
             raise ValueError(f"{size} bytes, {_MAX_JSON_BYTES} is the limit")
@@ -264,12 +264,12 @@ def compare(
 
     Args:
       workdir: the directory, for the message.
-      config: the one asked for.
-      found: what config.json holds.
-      is_finished: a run that is only read may lack fields that came later.
+      config: the requested config.
+      found: content of config.json.
+      is_finished: whether the run is only read; it may then lack newer fields.
 
     Raises:
-      UsageError: they differ.
+      UsageError: the configs differ.
     """
     ours, theirs = _flatten(resolved(config)), _flatten(found)
     names = ours.keys() & theirs.keys() if is_finished else ours.keys() | theirs.keys()
@@ -279,15 +279,15 @@ def compare(
 def compare_training(workdir: Path, config: Any, found: Any) -> None:
     """Refuses a directory whose run was trained with another config.
 
-    How a run is evaluated is no part of what it is, and it may go on for more steps.
+    Evaluation settings may differ, and the number of steps may be larger.
 
     Args:
       workdir: the directory, for the message.
-      config: the one asked for.
-      found: what config.json holds.
+      config: the requested config.
+      found: content of config.json.
 
     Raises:
-      UsageError: they differ.
+      UsageError: the configs differ.
     """
     ours, theirs = _flatten(resolved(config)), _flatten(found)
     names = {x for x in ours.keys() | theirs.keys() if not x.startswith(_EVALUATION)}
@@ -305,11 +305,11 @@ def compare_training(workdir: Path, config: Any, found: Any) -> None:
 
 
 def require_length(workdir: Path, sweep: Sweep) -> None:
-    """Refuses to go on for more steps where that changes steps that have been taken.
+    """Refuses more steps if they would change steps already taken.
 
     Raises:
-      UsageError: the run was started for another number of steps, by which the stages
-        of its model are divided.
+      UsageError: the stages of the model depend on the number of steps with which the
+        run was started.
     """
     path = workdir / trained.CONFIG
     if not sweep.model.stages or not path.exists():
@@ -324,17 +324,17 @@ def require_length(workdir: Path, sweep: Sweep) -> None:
 
 
 _SCHEDULE = "config.train.learning_rate_schedule"
-# Sections that say how a run is evaluated, and no part of how it is trained.
+# Sections of evaluation settings, which do not affect training.
 EVALUATION = ("eval", "classifier", "matcher")
 _EVALUATION = tuple(f"config.{section}." for section in EVALUATION)
-# A run may be continued on other devices, and with other trackers.
+# Fields that may change when a run is resumed.
 _ELSEWHERE = ("config.train.mesh", "config.train.data_on", "config.log.")
 
 
 def _refuse(
     workdir: Path, ours: dict[str, Any], theirs: dict[str, Any], names: Iterable[str]
 ) -> None:
-    """Raises a UsageError that names the first of the fields that differ."""
+    """Raises a UsageError that names the first different field."""
     differing = sorted(
         name
         for name in names
@@ -343,7 +343,7 @@ def _refuse(
     )
     if not differing:
         return
-    name = differing[0]  # cut in the message: what is read may be anything
+    name = differing[0]  # shortened in the message, because a file may hold anything
     more = f" (and {len(differing) - 1} more fields)" if len(differing) > 1 else ""
     advice = "choose another --workdir"
     if all(name.startswith("config.sweep.") for name in differing):
@@ -364,10 +364,10 @@ def _refuse(
 
 
 def _flatten(tree: Any, prefix: str = "config") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
+    """Flattens nested dictionaries to dotted names."""
     flat: dict[str, Any] = {}
     left = [(prefix, tree)]
-    while left:  # what is read may be nested as deep as functions can call
+    while left:  # no recursion, because a file may be nested very deeply
         name, value = left.pop()
         if isinstance(value, dict):
             left += [(f"{name}.{key}", item) for key, item in value.items()]
@@ -377,6 +377,6 @@ def _flatten(tree: Any, prefix: str = "config") -> dict[str, Any]:
 
 
 def _show(value: Any) -> str:
-    """A value as a part of a line, however long it is."""
+    """A value as text of limited length."""
     text = value if isinstance(value, str) else _REPR.repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,19 +1,19 @@
-"""Models side by side on the same data: the tables of docs/better.md.
+"""Comparisons of models on the same data: the tables of docs/better.md.
 
     python -m experiments.studies.comparison --study=in_place --out=results/in_place.csv
 
-Trains what is not there yet, evaluates it, and writes a line for each run: means and
-standard deviations over seeds. A study is a function of this file that names its runs,
-and of some of them what earlier ones have to choose:
+Trains and evaluates missing runs, and writes one line per run: means and standard
+deviations over seeds. A study is a function in this file that lists its runs:
 
-layered     a code by contrast against coordination on translated digits, with a decoder
-            of layers and without; the same steps, and as many parameters to 4 %
-in_place    all with convolutional networks, and as many steps as `code_flow`
+layered     a contrastive code against coordination on translated digits, with and
+            without a layered decoder; equal steps, and equal parameters within 4 %
+in_place    all models with convolutional networks and the number of steps of
+            `code_flow`
 translated  the same on translated digits
 
-The last two choose the networks by MoPoE-VAE, and beta by each model, by the
-leave-one-out coherence of digits that are neither trained on nor test digits
-(config.data.validation), after a quarter of the steps. `--runs` names some runs, for
+In the last two, MoPoE-VAE selects the networks of all models, and each model selects
+its beta. The criterion is the leave-one-out coherence on held-out training digits
+(config.data.validation) after a quarter of the steps. `--runs` selects some runs, for
 several processes.
 """
 
@@ -40,7 +40,7 @@ COLUMNS = (
     "elbo",
     "log_likelihood",
 )
-# Two encoders a modality: fewer hidden units, for as many parameters.
+# Two encoders per modality: fewer hidden units, for an equal number of parameters.
 _CONTRASTIVE = {
     "model.latent_dim": 16,
     "model.options.private_dim": 8,
@@ -48,7 +48,7 @@ _CONTRASTIVE = {
     "sweep.beta": (1.0,),
 }
 _LAYERED = {"modality.network": "layered"}
-# Run -> what differs from the config of its model, the first word of its name.
+# Run -> changes to the config of its model, which is the first word of the name.
 _CHANGES = {
     "contrastive_layered": _CONTRASTIVE | _LAYERED,
     "contrastive_layered_no_consistency": _CONTRASTIVE
@@ -65,7 +65,7 @@ _CHANGES = {
 }
 
 _NUM_STEPS = 5_000
-# The first one chooses the networks of all.
+# The first one selects the networks of all.
 _BASELINES = (
     "mopoe",
     "mvtcae",
@@ -79,7 +79,7 @@ _BASELINES = (
 )
 _NETWORKS: dict[str, dict[str, Any]] = {
     "spatial": {},
-    "conv": {"channels": (32, 64)},  # as many, and dense layers at the latent vector
+    "conv": {"channels": (32, 64)},  # equal channels, and a dense layer to the latents
 }
 _JUDGING = (
     *("elbo", "coherence", "matching", "second_judge", "frechet", "swd"),
@@ -88,7 +88,7 @@ _JUDGING = (
 _BETAS = (0.1, 0.5, 2.5)
 _SEEDS = (0, 1, 2)
 _JUDGED = "eval/coherence/leave_one_out"
-# Latent vectors of 96 dimensions in all that a modality is decoded from.
+# Each modality is decoded from 96 latent dimensions in total.
 _PRIVATE = {
     "mmvae_plus": (48, {"private_dim": 48, "num_samples": 1, "estimator": "iwae"}),
     "contrastive": (16, {"private_dim": 80, "code_network": "auto"}),
@@ -102,10 +102,10 @@ class Study(NamedTuple):
     """The runs of a table.
 
     Attributes:
-      runs: (config.data.data_dir, summaries of the runs that are finished) -> name and
-        config of each run, those that earlier ones have to choose where that is known.
+      runs: (config.data.data_dir, summaries of the finished runs) -> name and config of
+        each run whose settings are known; earlier runs select those of later ones.
       columns: tags of the table.
-      is_judged: name -> whether a run is a line of the table.
+      is_judged: name -> whether the run has a line in the table.
     """
 
     runs: Callable[[str, Summaries], Runs]
@@ -114,8 +114,8 @@ class Study(NamedTuple):
 
 
 def layered(data_dir: str, summaries: Summaries = {}) -> Runs:  # noqa: B006 (not changed)
-    """The runs of the decoder of layers."""
-    del summaries  # nothing is chosen
+    """The runs of the study of the layered decoder."""
+    del summaries  # nothing is selected
     _, scale = plan.load_scale("demo")
     scale.beta, scale.metrics = (0.3,), _METRICS
     for name, changes in _CHANGES.items():
@@ -126,7 +126,7 @@ def layered(data_dir: str, summaries: Summaries = {}) -> Runs:  # noqa: B006 (no
 
 
 def equal(is_translated: bool, data_dir: str, summaries: Summaries) -> Runs:
-    """The runs at equal networks and steps: those that choose, and the chosen."""
+    """The runs with equal networks and steps: first those that select settings."""
 
     def config_of(model: str, network: str) -> ConfigDict:
         return _equal_config(model, network, is_translated, data_dir)
@@ -156,7 +156,7 @@ def equal(is_translated: bool, data_dir: str, summaries: Summaries) -> Runs:
         config = config_of(model, network)
         config.sweep.update(beta=(beta,), seed=_SEEDS)
         if model != "latent_flow":
-            # Beside the prior's: models with flows have a density of their latents.
+            # In addition to the prior; models with flows already have such a density.
             config.eval.sampler = "gmm"
         yield model, config
 
@@ -180,7 +180,7 @@ def _equal_config(
 
 
 def _is_no_choice(name: str) -> bool:
-    """Whether a run is judged."""
+    """Whether a run is not one that selects settings."""
     return not name.startswith("choose_")
 
 
@@ -219,7 +219,7 @@ def line(
     summary: Mapping[str, Any],
     columns: Sequence[str] = COLUMNS,
 ) -> dict[str, Any]:
-    """A line of the table: of the seeds whose parameters are finite."""
+    """A line of the table, over seeds with finite parameters."""
     return {
         "run": name,
         "network": config.modality.network,
@@ -230,7 +230,7 @@ def line(
 
 
 def _summaries(directory: Path) -> Summaries:
-    """Name -> summary of the runs of a folder that are finished."""
+    """Name -> summary of the finished runs in a folder."""
     found = {
         path.parent.name: workdirs.read_summary(path.parent)
         for path in sorted(directory.glob("*/summary.json"))
@@ -239,7 +239,7 @@ def _summaries(directory: Path) -> Summaries:
 
 
 def main() -> int:
-    """Trains, evaluates, and writes the table of what is finished."""
+    """Trains and evaluates runs, and writes the table of the finished ones."""
     if FLAGS.study not in STUDIES:
         raise UsageError(
             f"unknown --study {FLAGS.study!r}; choose from {', '.join(STUDIES)}"
@@ -248,7 +248,7 @@ def main() -> int:
     directory = Path(FLAGS.directory or f"runs/{FLAGS.study}")
     chosen = [name for name in FLAGS.runs.split(",") if name]
     made: dict[str, ConfigDict] = {}
-    # Runs that are chosen by others are known once those are finished.
+    # Some configs are known only after the runs that select them have finished.
     while left := {
         name: config
         for name, config in study.runs(FLAGS.data_dir, _summaries(directory))

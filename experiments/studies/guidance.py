@@ -1,12 +1,12 @@
-"""Coherence against quality over the strength of guidance, of one trained run.
+"""Coherence and quality of one trained run for several strengths of guidance.
 
     python -m experiments.studies.guidance --workdir=runs/in_place/code_flow \\
         --out=results/guidance.csv
 
-Guidance decides on what is drawn and on nothing that is learned, so that one run of
-`code_flow` has a point for each strength. It writes a line for each: means and standard
-deviations over the members of the run, on its test examples. Nothing is chosen here,
-and the run is left as it is.
+Guidance affects sampling but not training, so that one run of `code_flow` is enough for
+all strengths. The command writes one line per strength: means and standard deviations
+over the members of the run, on its test examples. It selects nothing and does not
+change the run.
 """
 
 from pathlib import Path
@@ -36,15 +36,15 @@ COLUMNS = (
 
 
 def values_at(workdir: Path, strength: float, num_examples: int) -> dict[str, Any]:
-    """The line of a strength.
+    """The line of one strength.
 
     Args:
       workdir: folder of a run of a model with the option `guidance`.
       strength: g.
-      num_examples: of the test split; 0: as many as the run was evaluated with.
+      num_examples: number of test examples; 0: as in the run.
 
     Raises:
-      UsageError: there is no such run, or it has no guidance.
+      UsageError: the run does not exist, or its model has no guidance.
     """
     config = guided_config(workdir, strength, num_examples)
     metrics = checks.check(config)
@@ -61,7 +61,7 @@ def values_at(workdir: Path, strength: float, num_examples: int) -> dict[str, An
 
 
 def guided_config(workdir: Path, strength: float, num_examples: int) -> ConfigDict:
-    """The config of a run, with another strength; as of `values_at`."""
+    """The config of a run with another strength; arguments as in `values_at`."""
     path = workdir / trained.CONFIG
     if not path.exists():
         raise UsageError(f"{workdir} holds no run (no {trained.CONFIG})")
@@ -74,15 +74,15 @@ def guided_config(workdir: Path, strength: float, num_examples: int) -> ConfigDi
     config.model.options[_OPTION] = strength
     config.eval.metrics = METRICS
     config.eval.num_examples = num_examples or config.eval.num_examples
-    config.train.mesh = (1, 1)  # wherever it was trained
+    config.train.mesh = (1, 1)  # independent of the devices of the training
     return config
 
 
 def strengths_of(text: str) -> list[float]:
-    """The numbers of a text with commas.
+    """The numbers in a text, separated by commas.
 
     Raises:
-      UsageError: it has none, or something else.
+      UsageError: a part is not a number.
     """
     try:
         return [float(word) for word in text.split(",")]
@@ -91,7 +91,7 @@ def strengths_of(text: str) -> list[float]:
 
 
 def main() -> int:
-    """Evaluates the run at every strength, and writes the table."""
+    """Evaluates the run for each strength and writes the table."""
     given = flags.FLAGS
     if not given.workdir or not given.out:
         raise UsageError("give --workdir=FOLDER of a run, and --out=FILE.csv")

@@ -1,11 +1,10 @@
-"""The table of the evaluations during training, of runs that are finished or not.
+"""The table of the evaluations during training, also of unfinished runs.
 
     python -m experiments.studies.progress runs/figures_published/polymnist \\
         --out=results/published.csv
 
-Reads the runs in a folder and below it, and writes a line for each member and each
-step at which it was evaluated (`config.train.eval_every_steps`). What was not measured
-there is empty.
+Reads the runs in a folder and below, and writes one line per member and evaluated step
+(`config.train.eval_every_steps`). Missing values are empty.
 """
 
 from collections.abc import Mapping
@@ -33,10 +32,10 @@ COLUMNS = (
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:
-    """The table of all runs in a folder and below it, in the order of their paths.
+    """The table of all runs in a folder and below, sorted by path.
 
     Raises:
-      UsageError: none of them has been evaluated yet.
+      UsageError: no run has been evaluated yet.
     """
     found: dict[tuple[str, int, int], dict[str, Any]] = {}
     blank = dict.fromkeys(COLUMNS, "")
@@ -45,7 +44,7 @@ def rows(directory: Path) -> list[dict[str, Any]]:
         for line in log.read_metrics(path):
             values = _evaluated(line)
             if values:
-                # What was evaluated later is added to what is there.
+                # Later evaluations add columns to the same line.
                 place = run, line["member"], line["step"]
                 names = {"run": run, **{x: line[x] for x in _NAMES}}
                 found.setdefault(place, names | blank).update(values)
@@ -58,7 +57,7 @@ def rows(directory: Path) -> list[dict[str, Any]]:
 
 
 def _evaluated(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns that a line of metrics.jsonl has, with four decimal places."""
+    """The columns of a line of metrics.jsonl, with four decimal places."""
     tags = {tag: line.get(f"{_EVALUATED}{tag}") for tag in COLUMNS}
     return {tag: round(value, 4) for tag, value in tags.items() if value is not None}
 

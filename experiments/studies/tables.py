@@ -1,4 +1,4 @@
-"""Tables of studies: a line a run, with means and standard deviations over seeds."""
+"""Tables of studies: one line per run, with means and deviations over seeds."""
 
 import csv
 import io
@@ -12,12 +12,12 @@ from mmvae_jax.files import write_whole
 
 
 def row(summary: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
-    """Number, means and standard deviations of the members that are finite.
+    """Number, means and standard deviations of the finite members.
 
-    What was not measured is nan.
+    Values that were not measured are NaN.
 
     Args:
-      summary: as of summary.json.
+      summary: content of summary.json.
       columns: tags without "eval/".
     """
     members = [m["metrics"] for m in summary["members"] if m["finite"]]
@@ -31,7 +31,7 @@ def row(summary: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the table as CSV, at once or not at all."""
+    """Writes the table as CSV, atomically."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0])
     writer.writeheader()

@@ -1,14 +1,14 @@
 """Your own data: a .npz file of arrays.
 
-One array a modality, by its name and in the order of the file: images uint8 [N, H, W]
+The file has one array per modality, with its name and in order: images uint8 [N, H, W]
 or [N, H, W, C], vectors (of any shape) float [N, ...], sequences of tokens int [N, T].
-Counts are int [N, F] (or float): the modality has the likelihood "poisson" or
-"negative_binomial".
-Beside them there may be `labels` int [N], `observed` bool [N, M] (what is there of each
-example; the rest may hold anything, NaN too), and for tokens of a modality NAME their
-vocabulary `NAME_words`, an array of strings. The network "transformer" and
-`count_padding=False` take token 2 for the end of a text (`tokens.SPECIALS`): for them
-your words begin with those, or a run is refused.
+Counts are int [N, F] (or float), with the likelihood "poisson" or "negative_binomial".
+
+Optional arrays are `labels` int [N], `observed` bool [N, M] (which modalities each
+example has; missing values may be anything, also NaN), and for tokens of a modality
+NAME the vocabulary `NAME_words`, an array of strings. For the network "transformer" and
+for `count_padding=False`, the words must begin with `tokens.SPECIALS`: token 2 is the
+end of a text.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ from mmvae_jax.data.dataset import Dataset, Split
 from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.types import OBSERVED
 
-# Refuses decompression bombs before anything is unpacked.
+# Limit on unpacked bytes, against decompression bombs.
 _MAX_BYTES = 16 << 30
-# Tokens without words; networks have a row for each.
+# Largest vocabulary without words; networks have a row for each token.
 _MAX_UNNAMED = 1 << 16
 _LABELS = "labels"
 _WORDS = "_words"
@@ -39,16 +39,17 @@ def load(
 
     Args:
       path: path of the .npz file of training examples.
-      test_path: path of the file of test examples; "": they are taken from `path`.
-      test_fraction: share of `path` that becomes test examples then, in (0, 1).
-      seed: seed of their choice.
+      test_path: path of the file of test examples; "": part of `path`.
+      test_fraction: fraction of `path` for test examples without a test file, in
+        (0, 1).
+      seed: seed of the random split.
 
     Returns:
       Dataset.
 
     Raises:
-      UsageError: a file is missing or damaged, unpacks to more than MAX_BYTES, or an
-        array in it does not fit.
+      UsageError: a file is missing or damaged, unpacks to more than MAX_BYTES, or has
+        an invalid array.
     """
     if not path:
         raise ArgumentError("{path} is empty: give the .npz file of your arrays")
@@ -91,17 +92,17 @@ def _read(path: str | Path) -> tuple[Split, dict[str, tuple[str, ...]]]:
 def to_split(
     arrays: Mapping[str, np.ndarray], where: str = "data"
 ) -> tuple[Split, dict[str, tuple[str, ...]]]:
-    """Arrays, named as in a file, as a Split.
+    """Converts arrays, named as in a file, to a Split.
 
     Args:
       arrays: as at the top of this file.
-      where: what errors name them by.
+      where: name of the data in errors.
 
     Returns:
       (Split, modality of tokens -> its vocabulary).
 
     Raises:
-      UsageError: an array does not fit.
+      UsageError: an array is invalid.
     """
     arrays = dict(arrays)
     for name, x in arrays.items():
@@ -160,7 +161,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of one .npz file, by name.
 
     Raises:
-      UsageError: it is damaged, or unpacks to more than it says.
+      UsageError: the file is damaged, or unpacks to more bytes than it declares.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -169,7 +170,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             if size > _MAX_BYTES:
                 raise ValueError(f"unpacks to {size} bytes, {_MAX_BYTES} is the limit")
             for entry in entries:
-                # With the other methods a few bytes unpack to gigabytes at once.
+                # With other methods, a few bytes can unpack to gigabytes.
                 if entry.compress_type not in (
                     zipfile.ZIP_STORED,
                     zipfile.ZIP_DEFLATED,
@@ -179,13 +180,13 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                     _check_header(entry, member)
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except Exception as error:  # NumPy and zipfile raise many kinds.
+    except Exception as error:  # NumPy and zipfile raise many types.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{path} is not a .npz file of arrays ({reason})") from error
 
 
 def _check_header(entry: zipfile.ZipInfo, member: IO[bytes]) -> None:
-    """Raises ValueError where an array says that it is larger than its entry."""
+    """Raises ValueError if an array's header declares more bytes than its entry."""
     version = np.lib.format.read_magic(member)
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -202,7 +203,7 @@ def _check_header(entry: zipfile.ZipInfo, member: IO[bytes]) -> None:
 
 
 def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """One modality in the type of its kind, with zeros where it is missing."""
+    """Converts one modality to the type of its kind, with zeros for missing values."""
     given = f"{where} is {x.dtype} {x.shape}"
     if x.dtype.kind not in "biuf":
         raise UsageError(
@@ -238,7 +239,7 @@ def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
                 f"{given} of zeros and ones: images are 0 to 255, give 255 * x"
             )
     elif np.issubdtype(x.dtype, np.floating):
-        with np.errstate(over="ignore"):  # what is too large becomes infinity
+        with np.errstate(over="ignore"):  # too large values become infinity
             x = x.astype(np.float32)
         if not np.isfinite(x[mask]).all():
             raise UsageError(
@@ -270,7 +271,7 @@ def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def _observed(
     where: str, observed: np.ndarray | None, num: int, names: list[str]
 ) -> np.ndarray | None:
-    """The checked mask, None where nothing is missing."""
+    """The checked mask; None if nothing is missing."""
     if observed is None:
         return None
     shape = (num, len(names))

@@ -10,17 +10,16 @@ from mmvae_jax.errors import UsageError
 def batch_indices(
     seed: int, step: int, num_steps: int, num_examples: int, batch_size: int
 ) -> np.ndarray:
-    """Rows of the examples that make up the batches of a range of steps.
+    """Rows of the examples in the batches of a range of steps.
 
-    Every epoch is one permutation of all examples; those that do not fill a last batch
-    are left out of that epoch.
+    Each epoch is a permutation of all examples; an incomplete last batch is dropped.
 
     Args:
       seed: int, at least 0.
       step: first step, at least 0, counted over all epochs.
       num_steps: number of steps.
       num_examples: size of the split.
-      batch_size: examples a batch.
+      batch_size: examples per batch.
 
     Returns:
       int32 [num_steps, batch_size], equal for equal arguments.

@@ -1,8 +1,8 @@
-"""Data sets in memory: splits, kinds of modalities, and bytes as numbers.
+"""Data sets in memory: splits, kinds of modalities, and scaling of bytes.
 
-A modality is of one of three kinds, told by its type: images are uint8, vectors (of any
-shape) float32, sequences of tokens int32. Counts [N, F] may be read as int32: where the
-likelihood is one of counts, `with_counts` makes vectors of them.
+The type of an array gives the kind of its modality: images are uint8, vectors (of any
+shape) float32, sequences of tokens int32. Counts [N, F] may also be int32; for
+likelihoods of counts, `with_counts` converts them to vectors.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.types import OBSERVED, AnyArray, Array, TokenShape
 
 LABEL = "label"
-ATTRIBUTE = "attribute/"  # and its name
+ATTRIBUTE = "attribute/"  # prefix of the features of attributes
 _LARGEST_COUNT = 2**24
-# NumPy's arrays stay NumPy's.
+# For functions that return the type of array that they are given.
 _Array = TypeVar("_Array", Array, np.ndarray, AnyArray)
 
 
@@ -27,10 +27,10 @@ class Split(NamedTuple):
     """The examples of one split; row i of every field is example i.
 
     Attributes:
-      modalities: name -> images uint8 [N, H, W, C] of values 0..255, vectors float32
-        [N, ...], or tokens int32 [N, T]; in order.
+      modalities: name -> images uint8 [N, H, W, C] in 0..255, vectors float32 [N, ...],
+        or tokens int32 [N, T]; in order.
       labels: int32 [N], or None.
-      observed: bool [N, M], at least one True a row; None: nothing is missing.
+      observed: bool [N, M], at least one True per row; None: nothing is missing.
       attributes: name -> int32 [N], further labels of the examples.
     """
 
@@ -45,7 +45,7 @@ class Split(NamedTuple):
         return len(next(iter(self.modalities.values())))
 
     def is_observed(self, modality: str) -> np.ndarray:
-        """The examples that have a modality, as a mask bool [N]."""
+        """Mask of the examples with a modality, bool [N]."""
         if self.observed is None:
             return np.ones(self.num_examples, bool)
         return self.observed[:, list(self.modalities).index(modality)]
@@ -60,7 +60,7 @@ class Split(NamedTuple):
         )
 
     def complete(self) -> "Split":
-        """The examples that have all modalities."""
+        """The examples with all modalities."""
         if self.observed is None:
             return self
         return self.take(np.flatnonzero(self.observed.all(axis=1)))._replace(
@@ -68,7 +68,7 @@ class Split(NamedTuple):
         )
 
     def leaves(self) -> dict[str, np.ndarray]:
-        """Arrays that batches are gathered from: modalities, and `observed` if any."""
+        """The arrays of batches: modalities, and `observed` if any."""
         observed = {} if self.observed is None else {OBSERVED: self.observed}
         return dict(self.modalities) | observed
 
@@ -85,11 +85,11 @@ class Dataset(NamedTuple):
       test: Split.
       fingerprint: sha256 of all examples, in hexadecimal.
       name: name of the data set and its options.
-      words: modality of tokens -> its vocabulary, the word of every token.
+      words: modality of tokens -> its vocabulary, one word per token.
       attributes: name -> the names of its values.
       meanings: modality of tokens -> attribute -> word -> the value that it names.
-      shown: attribute (LABEL too) -> the modalities that show it; those that are not
-        listed are shown by all.
+      shown: attribute (or LABEL) -> the modalities that show it; attributes without an
+        entry are shown by all modalities.
     """
 
     train: Split
@@ -102,7 +102,7 @@ class Dataset(NamedTuple):
     shown: Shown = MappingProxyType({})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Modality -> shape of one example; a TokenShape where it is tokens."""
+        """Modality -> shape of one example; a TokenShape for tokens."""
         return {
             m: TokenShape(x.shape[1], len(self.words[m]))
             if is_tokens(x)
@@ -112,15 +112,15 @@ class Dataset(NamedTuple):
 
 
 def with_counts(dataset: Dataset, modalities: Collection[str]) -> Dataset:
-    """The data set with int arrays of counts [N, F] as vectors, in place of tokens.
+    """Converts int arrays of counts [N, F] from tokens to vectors.
 
     Args:
       dataset: Dataset.
-      modalities: those of counts; of other types than int they are left as they are.
+      modalities: the modalities with counts; arrays of other types are unchanged.
 
     Returns:
-      Dataset: floats without a vocabulary, and where there are any a fingerprint of
-      its own.
+      Dataset, with floats and without a vocabulary for these modalities, and with
+      another fingerprint if any has changed.
 
     Raises:
       UsageError: a count is not exact in float32.
@@ -148,7 +148,7 @@ def with_counts(dataset: Dataset, modalities: Collection[str]) -> Dataset:
 
 
 def shows(shown: Shown, modality: str, attribute: str) -> bool:
-    """Whether a modality shows an attribute, as `Dataset.shown` has it."""
+    """Whether a modality shows an attribute, by `Dataset.shown`."""
     return modality in shown.get(attribute, (modality,))
 
 
@@ -163,20 +163,20 @@ def is_tokens(x: AnyArray) -> bool:
 
 
 def kind_of(x: AnyArray) -> str:
-    """The kind of examples [N, ...] in words: images, tokens or vectors."""
+    """The kind of examples [N, ...]: "images", "tokens" or "vectors"."""
     return "images" if is_image(x) else "tokens" if is_tokens(x) else "vectors"
 
 
 def to_unit_interval(x: _Array) -> _Array:
-    """Images from bytes to [0, 1]; everything else as it is.
+    """Scales images from bytes to [0, 1]; other arrays are unchanged.
 
-    For use inside a compiled step, after the batch has been gathered: the whole
-    training split would grow fourfold as floats.
+    Use it in a compiled step on a batch: as floats, the whole training split would take
+    four times the memory.
 
     Args:
-      x: uint8 [...], values 0..255; or anything else.
+      x: uint8 [...] in 0..255; or any other array.
 
     Returns:
-      float32 [...], values in [0, 1]; or what was given.
+      float32 [...] in [0, 1]; or the other array.
     """
     return x.astype(jnp.float32) / 255 if is_image(x) else x

@@ -1,7 +1,7 @@
-"""Faults of a data set that no single array shows: what is refused, what is said.
+"""Checks of a whole data set before training: errors and notes.
 
-They are of all data sets, before anything is trained: values that a likelihood gives no
-probability to, modalities that are never there, splits that do not fit each other.
+They find values outside of a likelihood's support, modalities that are never observed,
+and splits that do not match.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,20 +20,20 @@ from mmvae_jax.tokens import SPECIALS
 from mmvae_jax.types import Support
 
 _BYTES = np.arange(256, dtype=np.uint8)
-_NUM_AT_ONCE = 1 << 24  # values that are looked at at a time
+_NUM_AT_ONCE = 1 << 24  # values to check at a time
 _NUM_SHOWN = 5
 
 
 def require_support(dataset: Dataset, modality: str, support: Support) -> None:
-    """Checks that a likelihood gives a probability to the examples of a modality.
+    """Requires examples of a modality in the support of its likelihood.
 
     Args:
-      dataset: both splits are looked at, but for what is missing.
-      modality: its name.
-      support: of the likelihood, from `MultimodalVAE.supports`.
+      dataset: the observed values of both splits are checked.
+      modality: name of the modality.
+      support: support of the likelihood, from `MultimodalVAE.supports`.
 
     Raises:
-      ArgumentError: it does not, by the name {likelihood}.
+      ArgumentError: a value is outside; the message names {likelihood}.
     """
     for name, split in _splits(dataset):
         x = split.modalities[modality]
@@ -55,10 +55,10 @@ def require_support(dataset: Dataset, modality: str, support: Support) -> None:
 
 
 def require_specials(dataset: Dataset, modality: str) -> None:
-    """Checks that token 2 of a modality is the end of a text, as networks take it.
+    """Requires a vocabulary in which token 2 is the end of a text.
 
     Raises:
-      UsageError: its words do not begin with `tokens.SPECIALS`.
+      UsageError: the words of the modality do not begin with `tokens.SPECIALS`.
     """
     if dataset.words[modality][: len(SPECIALS)] != SPECIALS:
         raise UsageError(
@@ -70,10 +70,10 @@ def require_specials(dataset: Dataset, modality: str) -> None:
 
 
 def require_observed(dataset: Dataset) -> None:
-    """Checks that every modality is observed in some training example.
+    """Requires each modality in some training example.
 
     Raises:
-      UsageError: one is not.
+      UsageError: a modality is never observed.
     """
     for modality in dataset.train.modalities:
         if not dataset.train.is_observed(modality).any():
@@ -84,15 +84,16 @@ def require_observed(dataset: Dataset) -> None:
 
 
 def require_seen(dataset: Dataset, kind: str, metric: str) -> None:
-    """Checks that training examples show every class that test examples have.
+    """Requires all classes of the test examples in the training examples.
 
     Args:
       dataset: the real data.
-      kind: "labels", or "attributes" for all of these.
+      kind: "labels", or "attributes" for all attributes.
       metric: name of the metric that needs them.
 
     Raises:
-      ArgumentError: they do not, or one split alone has classes, by the name {metrics}.
+      ArgumentError: a class is missing, or only one split has classes; the message
+        names {metrics}.
     """
     classes = [_classes(split, kind) for _, split in _splits(dataset)]
     for name in sorted(set(classes[0]) ^ set(classes[1])):
@@ -118,7 +119,7 @@ def require_seen(dataset: Dataset, kind: str, metric: str) -> None:
 
 
 def notes(dataset: Dataset) -> list[str]:
-    """Oddities of a data set that may yet be meant, a line each."""
+    """Notes on unusual but valid properties of a data set, one line each."""
     (_, train), (_, test) = _splits(dataset)
     found = []
     for name, x in train.modalities.items():
@@ -146,7 +147,7 @@ def notes(dataset: Dataset) -> list[str]:
 
 
 def _note_on_vectors(name: str, x: np.ndarray, num_others: int) -> list[str]:
-    """Signs that vectors may be meant for something else."""
+    """Notes if vectors look like another kind of data."""
     few = x[:1000]
     if x.shape[1:] == (num_others,) and np.isin(few, (0, 1)).all():
         return [
@@ -163,12 +164,12 @@ def _note_on_vectors(name: str, x: np.ndarray, num_others: int) -> list[str]:
 
 
 def _splits(dataset: Dataset) -> tuple[tuple[str, Split], tuple[str, Split]]:
-    """Both splits, with their names in messages."""
+    """Both splits with their names for messages."""
     return ("training", dataset.train), ("test", dataset.test)
 
 
 def _parts(x: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Those examples, some at a time."""
+    """Yields the examples in the mask `rows`, some at a time."""
     num = max(1, _NUM_AT_ONCE // max(1, x[0].size))
     for start in range(0, len(x), num):
         part = slice(start, start + num)
@@ -176,24 +177,24 @@ def _parts(x: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _is_constant(x: np.ndarray, rows: np.ndarray) -> bool:
-    """Whether those examples are all the same."""
+    """Whether all examples in the mask `rows` are equal."""
     first = x[np.argmax(rows)]
     return all((part == first).all() for part in _parts(x, rows))
 
 
 def _used(split: Split, modality: str) -> np.ndarray:
-    """The tokens of a modality that occur, without those of missing examples."""
+    """The tokens that occur in observed examples of a modality."""
     return np.unique(split.modalities[modality][split.is_observed(modality)])
 
 
 def _classes(split: Split, kind: str) -> dict[str, np.ndarray]:
-    """Classes of the examples, [N], by their names in messages; none may be there."""
+    """Name for messages -> classes of the examples, [N]; may be empty."""
     if kind == "labels":
         return {} if split.labels is None else {kind: split.labels}
     return {f"attribute {name}": x for name, x in split.attributes.items()}
 
 
 def _listed(items: Iterable[object]) -> str:
-    """The first few of some things."""
+    """The first few items as text."""
     texts = [str(item) for item in items]
     return ", ".join(texts[:_NUM_SHOWN]) + (", ..." if len(texts) > _NUM_SHOWN else "")

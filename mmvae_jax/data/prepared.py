@@ -1,10 +1,10 @@
 """Prepared data sets, read from their folder without TensorFlow.
 
-A prepared data set is a TFDS folder in the array_record format whose records are
-blocks of examples: one feature [n, ...] a modality, `label` and `attribute/NAME` [n]
-where there are any; its metadata hold `modalities` (names in order), `num_examples`
-(split -> int) and `fingerprint`, and where there are tokens or attributes `words`,
-`attributes`, `meanings` and `shown` (as `Dataset` has them).
+A prepared data set is a TFDS folder in the array_record format. Its records are blocks
+of examples, with one feature [n, ...] per modality and optionally `label` and
+`attribute/NAME` [n]. Its metadata hold `modalities` (names in order), `num_examples`
+(split -> int), `fingerprint`, and for tokens or attributes `words`, `attributes`,
+`meanings` and `shown` (as in `Dataset`).
 """
 
 import json
@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from mmvae_jax.data.dataset import ATTRIBUTE, LABEL, Dataset, Split, is_tokens
 from mmvae_jax.errors import UsageError
 
-_MAX_JSON_BYTES = 64 << 20  # size of each file that describes prepared data
+_MAX_JSON_BYTES = 64 << 20  # limit for each file that describes prepared data
 
 _FEATURES = {
     "tensorflow_datasets.core.features.features_dict.FeaturesDict",
@@ -36,7 +36,7 @@ def load(directory: str | Path) -> Dataset:
       Dataset.
 
     Raises:
-      UsageError: no finished data set there, or one that is damaged.
+      UsageError: the folder has no finished data set, or a damaged one.
     """
     directory = Path(directory)
     again = (
@@ -69,12 +69,12 @@ def load(directory: str | Path) -> Dataset:
         )
         _check_values(dataset)
         return dataset
-    except PermissionError as error:  # no damage, and not to be deleted
+    except PermissionError as error:  # not damaged, so the user must not delete it
         raise UsageError(
             f"the data set in {directory} cannot be read ({error}): change its "
             "permissions"
         ) from error
-    except Exception as error:  # Damage shows as many kinds of exception.
+    except Exception as error:  # Damage raises many types of exception.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f"the data set in {directory} is damaged ({reason[:200]}): delete the "
@@ -83,10 +83,10 @@ def load(directory: str | Path) -> Dataset:
 
 
 def _check_description(directory: Path) -> None:
-    """Refuses descriptions that TFDS would import modules or fill memory for.
+    """Refuses descriptions for which TFDS would import modules or fill the memory.
 
-    A description names the classes of its features, and TFDS imports the modules of
-    those that it does not know.
+    A description names the classes of its features; TFDS imports the modules of unknown
+    classes.
     """
     for name in ("dataset_info.json", "features.json", "metadata.json"):
         size = (directory / name).stat().st_size
@@ -105,7 +105,7 @@ def _check_description(directory: Path) -> None:
 
 
 def _check_values(dataset: Dataset) -> None:
-    """Raises ValueError where a data set differs from its documentation."""
+    """Raises ValueError if a data set does not fit the documentation of `Dataset`."""
     if not isinstance(dataset.fingerprint, str):
         raise ValueError("its fingerprint is no text")
     for split in (dataset.train, dataset.test):
@@ -126,7 +126,7 @@ def _check_values(dataset: Dataset) -> None:
 def _read(
     builder: Any, split: str, modalities: Sequence[str], num_examples: int
 ) -> Split:
-    """One split, its blocks joined."""
+    """Reads one split and concatenates its blocks."""
     features = builder.info.features
     known = sorted(name for name in features if name.startswith(ATTRIBUTE))
     names = [*modalities, *known, *([LABEL] if LABEL in features else [])]

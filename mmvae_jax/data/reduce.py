@@ -9,18 +9,17 @@ from mmvae_jax.errors import ArgumentError
 
 
 def first_modalities(dataset: Dataset, use_modalities: int) -> Dataset:
-    """A data set reduced to its first modalities, to study the effect of their number.
+    """Keeps the first modalities of a data set, to study the effect of their number.
 
     Args:
       dataset: Dataset.
-      use_modalities: number of modalities that are kept; 0 for all of them.
+      use_modalities: number of modalities to keep; 0 for all.
 
     Returns:
-      Dataset; the arrays are shared, the fingerprint is that of the whole, the
-      name says how many there are.
+      Dataset with the same arrays and fingerprint; its name contains the number.
 
     Raises:
-      ArgumentError: the data set has fewer, or an example has none of them.
+      ArgumentError: the data set has fewer, or an example would have none.
     """
     names, num = list(dataset.train.modalities), use_modalities
     if not 0 <= num <= len(names):
@@ -54,20 +53,19 @@ def first_modalities(dataset: Dataset, use_modalities: int) -> Dataset:
 def with_missing(
     dataset: Dataset, missing: float, missing_test: float, seed: int
 ) -> Dataset:
-    """A data set in which modalities are missing at random.
+    """Removes modalities of examples at random.
 
-    Every modality of every example is missing with the same probability,
-    independently, but one of each example, drawn at random, is always there. Missing
-    modalities are overwritten with zeros.
+    Each modality of each example is missing independently with the same probability,
+    except one random modality per example. Missing values are overwritten with zeros.
 
     Args:
       dataset: Dataset, complete.
-      missing: probability in [0, 1), in training.
-      missing_test: likewise of the test split.
+      missing: probability in the training split, in [0, 1).
+      missing_test: probability in the test split, in [0, 1).
       seed: int, at least 0.
 
     Returns:
-      Dataset; a split of probability 0 is left as it is.
+      Dataset; a split with probability 0 is unchanged.
 
     Raises:
       ArgumentError: a probability is out of range, or data are missing already.
@@ -93,7 +91,7 @@ def with_missing(
 
 
 def _without_some(split: Split, fraction: float, seed: Sequence[int]) -> Split:
-    """A split in which modalities are missing with this probability."""
+    """Removes modalities of a split with the given probability."""
     if fraction == 0:
         return split
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))

@@ -1,13 +1,13 @@
 """Evaluation of a trained model.
 
-metric        a metric as data, the examples and networks it is computed with
-metrics/      one file a metric, and the table of all
+metric        the types of a metric and of its input data
+metrics/      one file per metric, and the table of all
 judges/       classifiers, readers and matchers that metrics need
-needs         checks of what metrics need, before anything is trained
-generate      batches of test data, and examples that a model generates for metrics
-conditionals  what test examples are given, and one modality generated from it
+needs         checks of the needs of metrics, before training
+generate      batches of test data, and generated examples for metrics
+conditionals  one modality, generated from others of the same test example
 evaluate      all metrics of a member
-samplers      densities of latents, from which unconditional examples are drawn
-samples       generated examples to be shown
+samplers      densities fitted to latents, for unconditional examples
+samples       generated examples for pictures
 pictures      samples as pictures and text
 """

@@ -1,7 +1,7 @@
-"""Examples of one modality, each generated given some modalities of a test example.
+"""One modality of test examples, generated from a subset of their modalities.
 
-The conditions are those of the metrics of conditional generation: everything
-(reconstruction), all but the modality itself (leave one out), and a number of others.
+The conditions of the metrics of conditional generation are all modalities
+(reconstruction), all others (leave one out), and subsets of others of a given size.
 """
 
 import zlib
@@ -23,10 +23,10 @@ class Condition(NamedTuple):
 
     Attributes:
       name: RECONSTRUCTION, LEAVE_ONE_OUT, or "size_1", ...
-      target: the modality that is generated.
-      rows: int [n], the test examples, of which all have the target, in a random
-        order: the first ones are a random part.
-      given: bool [n, M], the modalities that are given of each.
+      target: the generated modality.
+      rows: int [n], test examples that have the target, in random order, so that the
+        first ones are a random sample.
+      given: bool [n, M], the given modalities of each example.
     """
 
     name: str
@@ -36,19 +36,18 @@ class Condition(NamedTuple):
 
 
 def conditions(test: Split, target: str) -> list[Condition]:
-    """The conditions that a modality is generated under.
+    """The conditions for generating a modality.
 
-    Of a size with several subsets, each example is given one of them, drawn at random,
-    the same for every model: a size costs one draw an example, however many subsets it
-    has.
+    Each example has one random subset of each size, the same for every model, so that a
+    size needs one draw per example.
 
     Args:
       test: N examples of M modalities.
       target: name of the modality.
 
     Returns:
-      RECONSTRUCTION from all that is observed; and of more than one modality size_1,
-      ..., size_(M - 2), of others that are observed, and LEAVE_ONE_OUT, of all.
+      RECONSTRUCTION from all observed modalities; and for M > 1 size_1, ...,
+      size_(M - 2), from observed other modalities, and LEAVE_ONE_OUT, from all others.
     """
     num_others = len(test.modalities) - 1
     sizes = range(1, num_others + 1)
@@ -59,17 +58,17 @@ def conditions(test: Split, target: str) -> list[Condition]:
 
 
 def reconstruction(test: Split, target: str) -> Condition:
-    """All examples that have a modality, given all that is observed of them."""
+    """All examples with a modality, given all their observed modalities."""
     is_there = test.is_observed(target)
     return _condition(RECONSTRUCTION, target, is_there, _observed(test))
 
 
 def given_others(test: Split, target: str, size: int) -> Condition:
-    """Examples that have a modality and `size` others, given so many, at random."""
+    """Examples with a modality, given `size` random other modalities."""
     others = _observed(test)
     others[:, list(test.modalities).index(target)] = False
     has_enough = others.sum(axis=1) >= size
-    # Rank of each in a random order in which what may not be given comes last.
+    # Rank in a random order, with modalities that may not be given at the end.
     rng = np.random.default_rng([zlib.crc32(target.encode()), size])
     order = np.where(others, rng.random(others.shape), 2.0).argsort(axis=1)
     given = others & (order.argsort(axis=1) < size)
@@ -79,36 +78,36 @@ def given_others(test: Split, target: str, size: int) -> Condition:
 
 
 def leave_one_out(test: Split, target: str) -> Condition:
-    """Examples that have all modalities, given all but one."""
+    """Complete examples, given all modalities except the target."""
     return given_others(test, target, len(test.modalities) - 1)
 
 
 def order_of(num: int) -> np.ndarray:
-    """The order in which examples are taken: a random one, the same for every model."""
+    """A fixed random order of examples."""
     return np.random.default_rng(0).permutation(num)
 
 
 def _condition(
     name: str, target: str, is_fit: np.ndarray, given: np.ndarray
 ) -> Condition:
-    """A condition on those examples that are fit for it, bool [N]."""
+    """A condition for the examples in `is_fit`, bool [N]."""
     rows = order_of(len(is_fit))
     rows = rows[is_fit[rows]]
     return Condition(name, target, rows, given[rows])
 
 
 def _observed(test: Split) -> np.ndarray:
-    """Modalities that are observed of each example, bool [N, M], a copy."""
+    """The observed modalities of each example, bool [N, M], a copy."""
     return np.stack([test.is_observed(m) for m in test.modalities], axis=1)
 
 
 def numpy_rng(key: PRNGKey) -> np.random.Generator:
-    """A generator of NumPy, seeded by a key."""
+    """A NumPy generator, seeded by a key."""
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
 
 
 def no_example(condition: Condition) -> Undefined:
-    """The value where no test example has what a condition needs."""
+    """The value if no test example fits a condition."""
     needed = "itself" if condition.name == RECONSTRUCTION else "what it is given"
     return Undefined(
         f"{condition.target} ({condition.name}): too few test examples have it and "
@@ -119,16 +118,16 @@ def no_example(condition: Condition) -> Undefined:
 def summarise(
     tag: str, values: Mapping[tuple[str, str], float], num_modalities: int
 ) -> dict[str, float]:
-    """The tags of a metric of conditional generation.
+    """The tags and values of a metric of conditional generation.
 
     Args:
-      tag: of the metric.
+      tag: tag of the metric.
       values: (name of a condition, target) -> value.
       num_modalities: M, of the model.
 
     Returns:
-      tag/condition, means over targets; tag/condition/m of all but sizes; and where
-      there are several conditions tag/size_(M - 1), which is to leave one out.
+      tag/condition, means over targets; tag/condition/m, except for sizes; and with
+      several conditions tag/size_(M - 1), equal to LEAVE_ONE_OUT.
     """
     tags: dict[str, float] = {}
     names = dict.fromkeys(name for name, _ in values)

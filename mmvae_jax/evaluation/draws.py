@@ -1,11 +1,11 @@
-"""Examples that one member generates, drawn once for all metrics that look at them.
+"""Generated examples of one member, drawn once for all metrics.
 
-Encoding, the flows of some models and decoding are most of the time of an evaluation.
-`evaluate.evaluate_member` therefore hands all metrics the same `Draws`; a metric that
-is called alone makes its own. What is kept is as coarse as real examples are, one byte
-a value of an image: 120 MB for 10,000 prior samples of PolyMNIST, 590 MB more for all
-conditions of `conditionals`, and 200 MB of experts of 512 dimensions. Coherence of all
-subsets is not read from here, as 2^M - 1 of them are too many to keep.
+Encoding, flows and decoding take most of the time of an evaluation.
+`evaluate.evaluate_member` therefore gives all metrics the same `Draws`; a metric that
+is called alone makes its own. Images are stored as bytes: 120 MB for 10,000 prior
+samples of PolyMNIST, 590 MB more for all conditions of `conditionals`, and 200 MB for
+experts of 512 dimensions. Coherence of all subsets makes its own draws, because 2^M - 1
+subsets are too many to store.
 """
 
 import zlib
@@ -36,18 +36,19 @@ from mmvae_jax.types import (
 
 
 class Generated(NamedTuple):
-    """Examples of one modality, of the same kind as real ones.
+    """Generated examples of one modality, in the types of real examples.
 
     Attributes:
       examples: [n, ...]: images uint8, vectors float, tokens int.
-      is_finite: bool [n], of the likelihood's means; bytes and tokens do not show it.
+      is_finite: bool [n], whether the likelihood's mean is finite, which bytes and
+        tokens do not show.
     """
 
     examples: np.ndarray
     is_finite: np.ndarray
 
     def values(self) -> np.ndarray:
-        """The examples, images in [0, 1]; nan where they are not finite."""
+        """The examples, images in [0, 1]; NaN if not finite."""
         values = np.asarray(to_unit_interval(self.examples))
         if self.is_finite.all() or not np.issubdtype(values.dtype, np.floating):
             return values
@@ -56,39 +57,39 @@ class Generated(NamedTuple):
 
 
 class Draws:
-    """Examples of a member, from its prior and from modalities of test examples.
+    """Unconditional and conditional examples of one member.
 
-    Draws do not depend on which metrics ask, nor on how many examples they ask for:
-    the first n of more are the same.
+    Draws do not depend on the metrics that use them, nor on the number of examples: the
+    first n of more draws are the same.
 
     Attributes:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split, and the batch size B of every call to the model.
-      key: of all draws.
+      key: random key of all draws.
     """
 
     def __init__(
         self, model: MultimodalVAE, params: Params, data: EvaluationData, key: PRNGKey
     ) -> None:
-        """A member that has drawn nothing yet."""
+        """Starts without draws."""
         self.model, self.params, self.data, self.key = model, params, data, key
         self._prior: dict[str, Generated] = {}
         self._conditional: dict[tuple[str, str], list[Generated]] = {}
         self._experts: dict[int, Distribution] = {}
 
     def prior(self, modality: str, num: int) -> Generated:
-        """Examples of a modality from the first `num` prior samples."""
+        """The examples of a modality from `num` prior samples."""
         if not self._prior or len(self._prior[modality].examples) < num:
             self._prior = self._from_prior(num)
         return _first(self._prior[modality], num)
 
     def conditional(self, condition: Condition, num: int | None = None) -> Generated:
-        """One draw an example: z ~ q(z|x_A), and the mean of p(x_m|z) of the target.
+        """One draw per example: z ~ q(z|x_A), and the mean of p(x_m|z) of the target.
 
         Args:
-          condition: of `conditionals`, on at least one example.
-          num: of its examples, the first; None, or if there are fewer: all.
+          condition: from `conditionals`, with at least one example.
+          num: number of its examples, the first ones; None: all.
 
         Returns:
           Generated, in the order of the condition's rows.
@@ -104,14 +105,14 @@ class Draws:
         *,
         has_noise: bool = False,
     ) -> Generated:
-        """One of several draws for the same examples; nothing of it is kept.
+        """One of several draws for the same examples, which is not stored.
 
         Args:
-          condition: as of `conditional`.
-          turn: >= 0, of the draw.
-          num: as of `conditional`.
-          has_noise: whether normal noise of the likelihood's standard deviation is
-            added to its mean; of tokens there is none.
+          condition: as in `conditional`.
+          turn: number of the draw, >= 0.
+          num: as in `conditional`.
+          has_noise: whether to add normal noise of the likelihood's standard deviation
+            to the mean, except for tokens.
         """
         key = jax.random.fold_in(self._key_of(condition), 1 + turn)
         return self._drawn(condition, num, key, [], has_noise)
@@ -124,7 +125,7 @@ class Draws:
         parts: list[Generated],
         has_noise: bool = False,
     ) -> Generated:
-        """The first `num` draws, of which those of some batches are there."""
+        """The first `num` draws; adds missing batches to `parts`."""
         total = len(condition.rows)
         num = total if num is None else min(num, total)
         while sum(len(x.examples) for x in parts) < num:
@@ -134,7 +135,7 @@ class Draws:
 
     @cached_property
     def _order(self) -> np.ndarray:
-        """The rows of the test split in the order in which they are taken."""
+        """The rows of the test split in the order of use."""
         return order_of(self.data.test.num_examples)
 
     def _key_of(self, condition: Condition) -> PRNGKey:
@@ -160,7 +161,7 @@ class Draws:
     def _batch(
         self, condition: Condition, index: int, key: PRNGKey, has_noise: bool
     ) -> Generated:
-        """The draws for those examples of a condition that are in one batch."""
+        """The draws for the examples of a condition in one batch."""
         size, total = self.data.batch_size, len(self._order)
         places = np.arange(index * size, (index + 1) * size)
         rows = self._order[places % total]
@@ -186,7 +187,7 @@ class Draws:
         return self._experts[index]
 
     def _kept(self, modality: str, mean: Array, rows: np.ndarray) -> Generated:
-        """Some rows of likelihood means [B, ...] as examples."""
+        """Converts some rows of likelihood means [B, ...] to examples."""
         example = to_examples(self.data.test, {modality: mean}, self.data.words)
         x = example[modality]
         if is_image(self.data.test.modalities[modality]):
@@ -198,20 +199,20 @@ class Draws:
 def draws_of(
     model: MultimodalVAE, params: Params, data: EvaluationData, key: PRNGKey
 ) -> Draws:
-    """The draws that all metrics share; of a metric that is called alone, its own.
+    """The shared draws of all metrics, or new ones for a metric that is called alone.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
-      data: as the metric was given it.
-      key: of the metric's own draws.
+      params: parameters.
+      data: the data of the metric.
+      key: random key of new draws.
     """
     return data.draws or Draws(model, params, data, key)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _of_one(function: Callable, target: str, params: Params, z: Array) -> Any:
-    """Output of a function of latent vectors for one modality, the others left out."""
+    """Output of a function of latent vectors for one modality."""
     return function(params, z)[target]
 
 

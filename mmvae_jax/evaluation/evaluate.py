@@ -1,7 +1,7 @@
 """Runs the metrics of a sweep's members, and draws their samples.
 
-The one place where the functions of a model are compiled for evaluation: once
-for a run, since all members share them. Metrics themselves are plain functions.
+Only this file compiles the functions of a model for evaluation, once per run, because
+all members share them. Metrics are plain functions.
 """
 
 import zlib
@@ -22,11 +22,11 @@ from mmvae_jax.types import PRIOR, MultimodalVAE, Params, PRNGKey
 
 
 def select_metrics(config: Any, data_dir: str = "data") -> dict[str, Callable]:
-    """The metrics that a config asks for, with their options.
+    """The metrics of a config, with their options.
 
     Args:
-      config: the field `eval` of configs/base.py.
-      data_dir: where data sets are kept, and what metrics keep.
+      config: the section `eval` of configs/base.py.
+      data_dir: folder of data sets and of files that metrics store.
 
     Returns:
       name -> function (model, params, data, key) of tags and values.
@@ -64,7 +64,7 @@ def compile_model(model: MultimodalVAE) -> MultimodalVAE:
 
 
 def random_examples(split: Split, num: int, seed: int) -> Split:
-    """`num` random examples of a split (0: all of them), the same for one seed."""
+    """`num` random examples of a split (0: all), the same for the same seed."""
     total = split.num_examples
     if num == 0 or num >= total:
         return split
@@ -72,7 +72,7 @@ def random_examples(split: Split, num: int, seed: int) -> Split:
 
 
 def measured(metrics: Iterable[str], sampler: str) -> list[str]:
-    """The metrics with values that are of a sampler's examples; by the prior, all."""
+    """The metrics of a sampler's unconditional examples; for the prior, all metrics."""
     return [name for name in metrics if sampler == PRIOR or METRICS[name].unconditional]
 
 
@@ -88,17 +88,17 @@ def evaluate_member(
 
     Args:
       metrics: from `select_metrics`.
-      model: from `compile_model`; or from `samplers.fit`, and then only values of
-        unconditional examples are returned.
-      params: of the member.
-      data: what the metrics are computed with.
-      key: of the member and step; every metric folds its own from it by its name, and
-        so do the draws that they share: none depends on which others are computed.
-      announce: called with the name of every metric before it is computed.
+      model: from `compile_model`; or from `samplers.fit`, for values of unconditional
+        examples only.
+      params: parameters of the member.
+      data: data and networks for the metrics.
+      key: random key of the member and step. Each metric, and the shared draws, fold in
+        their names, so that no value depends on the other metrics.
+      announce: called with the name of each metric before it is computed.
 
     Returns:
-      tag -> value, tags with the prefix "eval/" and, by a sampler, its name ("eval/gmm/
-      swd"); Undefined what is not finite.
+      tag -> value. Tags have the prefix "eval/" and the name of a fitted sampler
+      ("eval/gmm/swd"). Values that are not finite are Undefined.
     """
     values: dict[str, float] = {}
     data = data._replace(draws=Draws(model, params, data, key_of("draws", key)))
@@ -116,12 +116,12 @@ def evaluate_member(
 
 
 def key_of(name: str, key: PRNGKey) -> PRNGKey:
-    """The key of a metric's draws, from that of the member and step."""
+    """The key of a metric's draws, from the key of the member and step."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def _explained(value: float) -> float:
-    """A value that is finite, or Undefined."""
+    """The value as a float, or Undefined if it is not finite."""
     if isinstance(value, Undefined) or np.isfinite(value):
         return value if isinstance(value, Undefined) else float(value)
     return Undefined("what the model computes is not finite")

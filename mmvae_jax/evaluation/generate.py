@@ -1,8 +1,8 @@
-"""Batches of test data for metrics, and examples that a model generates for them.
+"""Batches of test data for metrics, and generated examples.
 
-Metrics loop over batches on the host with constant shapes, so that each compiled
-function compiles once. They sum in float64 numpy, because tens of thousands of float32
-terms lose digits.
+Metrics loop on the host over batches of one shape, so that each function compiles once.
+They sum in float64 with NumPy, because sums of tens of thousands of float32 terms lose
+digits.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -32,8 +32,8 @@ def batches(
 ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     """Batches of a split in order, all of the same size.
 
-    The last one is filled up with examples from the start of the split, so that
-    compiled functions see a single shape; only its first rows count.
+    The last batch is padded with examples from the start of the split, so that all
+    batches have one shape; only its first rows count.
 
     Args:
       split: N examples.
@@ -53,7 +53,7 @@ def batches(
 
 
 def observed_subset(model: MultimodalVAE, batch: Batch) -> np.ndarray:
-    """Observed modalities of a batch: bool [M, B], or [M] where nothing is missing."""
+    """Observed modalities of a batch: bool [M, B], or [M] if nothing is missing."""
     if OBSERVED in batch:
         return np.asarray(batch[OBSERVED]).T
     return np.ones(len(model.modalities), bool)
@@ -62,14 +62,14 @@ def observed_subset(model: MultimodalVAE, batch: Batch) -> np.ndarray:
 def observed_rows(
     batch: Batch, modalities: tuple[str, ...], num_valid: int
 ) -> dict[str, np.ndarray]:
-    """Modality -> in which of the rows that count it is there, bool [num_valid]."""
+    """Modality -> in which of the valid rows it is observed, bool [num_valid]."""
     shape = (num_valid, len(modalities))
     observed = np.asarray(batch.get(OBSERVED, np.ones(shape, bool)))[:num_valid]
     return dict(zip(modalities, observed.T, strict=True))
 
 
 def part_slices(latent_parts: Sequence[tuple[str, int]]) -> dict[str, slice]:
-    """Name of a part of the latent vector (`MultimodalVAE.latent_parts`) -> where."""
+    """Name of each part in `MultimodalVAE.latent_parts` -> its slice of z."""
     found, start = {}, 0
     for name, size in latent_parts:
         found[name] = slice(start, start + size)
@@ -84,14 +84,14 @@ def conditional_means(
     subset: Collection[str],
     keys: Sequence[PRNGKey] | PRNGKey,
 ) -> dict[str, Array]:
-    """Likelihood means of all modalities given some, one draw for each example.
+    """Likelihood means of all modalities given a subset, one draw per example.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
-      experts: of its encoder.
-      subset: names of the modalities that are given.
-      keys: of the posterior's component and of the sample from it.
+      params: parameters.
+      experts: output of `model.encode`.
+      subset: names of the given modalities.
+      keys: random keys of the posterior's component and of its sample.
 
     Returns:
       Modality -> [B, ...].
@@ -107,10 +107,10 @@ def latents_given(
     mask: np.ndarray,
     keys: Sequence[PRNGKey] | PRNGKey,
 ) -> Array:
-    """One draw of the latent vector for each example, z [B, D].
+    """One draw of the latent vector per example, z [B, D].
 
-    Args as of `conditional_means`, but for the mask of what is given: bool [M], or
-    [M, B] of each example.
+    Args as in `conditional_means`, with the given modalities as a mask, bool [M] or
+    [M, B].
     """
     posterior = model.posterior(params, experts, mask, keys[0])
     return distributions.sample(posterior, keys[1])
@@ -127,14 +127,13 @@ def prior_examples(
 
     Args:
       model: for one sweep member.
-      params: its parameters.
-      data: what real examples are like, and the batch size B of every call; the rows
-        beyond `num` do not count.
-      key: of the prior samples.
-      num: how many examples in all.
+      params: parameters.
+      data: real examples, for the types, and the batch size B of every call.
+      key: random key of the prior samples.
+      num: total number of examples.
 
     Yields:
-      (modality -> [B, ...] as of `to_examples`, number of rows that count).
+      (modality -> [B, ...] as in `to_examples`, number of rows that count).
     """
     for decoded, num_valid in prior_means(model, params, data.batch_size, key, num):
         yield to_examples(data.test, decoded, data.words), num_valid
@@ -143,7 +142,7 @@ def prior_examples(
 def prior_means(
     model: MultimodalVAE, params: Params, batch_size: int, key: PRNGKey, num: int
 ) -> Iterator[tuple[Mapping[str, Array], int]]:
-    """Likelihood means of prior samples; for tokens they are probabilities of words."""
+    """Likelihood means of prior samples; for tokens, probabilities of words."""
     for index, start in enumerate(range(0, num, batch_size)):
         z = model.sample_prior(params, jax.random.fold_in(key, index), batch_size)
         yield model.decode(params, z), min(batch_size, num - start)
@@ -154,17 +153,16 @@ def to_examples(
     decoded: Mapping[str, Array],
     words: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> dict[str, Array]:
-    """Likelihood means as examples of the kinds that a split has.
+    """Converts likelihood means to the types of the examples of a split.
 
-    Images are clipped to [0, 1]: the mean of a Laplace or Gaussian likelihood may lie
-    outside of it; an image may not, and the classifiers have never seen one that
-    does. The mean of tokens is a probability for every word: the most probable counts;
-    after the first `<eos>` of a caption there is `<pad>`, as in real ones.
+    Images are clipped to [0, 1], because means of Laplace or Gaussian likelihoods may
+    be outside, and the classifiers know only images inside. Tokens are the most
+    probable words; as in real captions, `<pad>` follows the first `<eos>`.
 
     Args:
       split: real examples.
       decoded: modality -> likelihood means [B, ...].
-      words: modality of tokens -> its vocabulary, which tells captions from others.
+      words: modality of tokens -> its vocabulary; captions have the special tokens.
 
     Returns:
       modality -> [B, ...].
@@ -188,21 +186,22 @@ def to_examples(
 def is_finite(mean: Array) -> Array:
     """Which likelihood means [B, ...] are finite, bool [B].
 
-    Most probable tokens would not tell: the argmax over nan is a token.
+    The most probable tokens do not show it: the argmax over NaN is a token.
     """
     return jnp.isfinite(mean).reshape(len(mean), -1).all(axis=1)
 
 
 def nan_if_not_finite(real: np.ndarray, mean: Array, found: Array) -> Array:
-    """Outputs of a network for generated examples, nan where these are not finite.
+    """Outputs of a network for generated examples; NaN for tokens that are not finite.
 
     Args:
-      real: examples of the modality, which tell its kind.
-      mean: [B, ...], that of the likelihood.
+      real: real examples of the modality, for its type.
+      mean: [B, ...], mean of the likelihood.
       found: [B, F], outputs of the network.
 
     Returns:
-      `found`; of tokens nan where the mean is not finite. Images show it themselves.
+      `found`, with NaN for tokens whose mean is not finite. Images and vectors need no
+      change: their outputs are NaN already.
     """
     if not is_tokens(real):
         return found
@@ -210,5 +209,5 @@ def nan_if_not_finite(real: np.ndarray, mean: Array, found: Array) -> Array:
 
 
 def to_bytes(images: Array) -> Array:
-    """Images in [0, 1], rounded to the 256 levels that real ones have, uint8."""
+    """Rounds images in [0, 1] to uint8."""
     return jnp.round(images * 255.0).astype(jnp.uint8)

@@ -1,14 +1,13 @@
-"""A metric as data: its function, what it needs, and the columns that show it.
+"""The types of a metric: its function, its needs, its columns, and its data.
 
 The function is ``compute(model, params, data, key, **options) -> dict`` of tags
-(without the ``eval/`` prefix) and Python floats; ``METRICS`` in this package lists
-them. The functions of `model` arrive compiled, for one sweep member. Parameters that
-are not finite are a result, not an error: metrics return nan. So are values that the
-data do not define: they are `Undefined`, a nan that says why.
+(without the ``eval/`` prefix) and Python floats; ``METRICS`` in this package lists all
+metrics. `model` has compiled functions for one sweep member. Parameters that are not
+finite are not an error: metrics return NaN. Values that the data do not define are
+`Undefined`, a NaN with a reason.
 
-The ``require_*`` functions say in one line what data lack. They are called before a
-run trains (mmvae_jax.evaluation.needs), and by the metrics, which may be used without a
-run.
+The ``require_*`` functions say in one line what the data lack. They are called before
+training (mmvae_jax.evaluation.needs) and by the metrics, which also work without a run.
 """
 
 import os
@@ -27,39 +26,39 @@ from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.files import write_whole
 from mmvae_jax.types import AnyArray, Array
 
-HIGHER, LOWER = "higher", "lower"  # values that are better
+HIGHER, LOWER = "higher", "lower"  # which values are better
 _ARROWS = {HIGHER: " ↑", LOWER: " ↓", "": ""}
 
 
 class Undefined(float):
-    """A value that cannot be computed: nan, and why.
+    """NaN for a value that cannot be computed, with a reason.
 
     Attributes:
-      reason: words for it, in one line.
+      reason: one line.
     """
 
     reason: str
 
     def __new__(cls, reason: str) -> "Undefined":
-        """A nan with its reason."""
+        """A NaN with its reason."""
         value = super().__new__(cls, "nan")
         value.reason = reason
         return value
 
 
 class Column(NamedTuple):
-    """A value of a metric as tables, reports and figures show it.
+    """How tables, reports and figures show a value of a metric.
 
     Attributes:
-      tag: as the metric returns it, without ``eval/``; "/*" at the end stands for a
-        modality (or a condition), and the column for a table of its own with a column
-        each.
-      heading: of the column, or the title of that table.
-      better: HIGHER, LOWER, or "" where neither is.
-      unit: of the values; "" for fractions and what has none.
-      limits: of an axis; None: those of the values.
-      chance: value of guessing; None where the data decide on it.
-      reachable: tag whose mean over "/*" real data reach; "" where there is none.
+      tag: tag of the metric, without ``eval/``. A tag that ends in "/*" is a separate
+        table with one column per modality (or condition).
+      heading: heading of the column, or title of that table.
+      better: HIGHER, LOWER, or "" if neither is better.
+      unit: unit of the values; "" for fractions and values without unit.
+      limits: limits of an axis; None: those of the values.
+      chance: value of random guessing; None if it depends on the data.
+      reachable: tag with "/*" whose mean is the value of real data; "" if there is
+        none.
       short: heading on a terminal; "": `heading`.
       long: name on the axis of a figure; "": `heading`.
     """
@@ -76,17 +75,17 @@ class Column(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """All that is known of a metric outside of its file.
+    """A row of the table of metrics.
 
     Attributes:
       compute: the function, see above.
       needs: keys of `mmvae_jax.evaluation.needs.NEEDS`, each checked before training.
-      columns: in which its values are shown, the main ones.
-      options: argument of `compute` -> field of config.eval that it is given.
+      columns: the main values to show.
+      options: argument of `compute` -> field of config.eval with its value.
       citations: keys of its sources in references.bib.
-      unconditional: regular expression of those tags whose values are of unconditional
-        examples, and change with what these are drawn from; "": none. Where the model
-        has a fitted sampler, a metric may leave out all others.
+      unconditional: regular expression of the tags that depend on unconditional
+        examples and so on their sampler; "": none. For a model with a fitted sampler, a
+        metric may return only these tags.
     """
 
     compute: Callable[..., dict[str, float]]
@@ -97,23 +96,23 @@ class Metric(NamedTuple):
     unconditional: str = ""
 
     def is_unconditional(self, tag: str) -> bool:
-        """Whether the value of a tag is of unconditional examples."""
+        """Whether the value of a tag depends on unconditional examples."""
         return re.fullmatch(self.unconditional, tag) is not None
 
 
 class Reader(NamedTuple):
-    """A judge that tells which value of an attribute an example shows.
+    """A judge that reads the value of an attribute (or the label) from an example.
 
-    A label is an attribute. Readers of captions parse them, those of all else are
-    classifiers, trained on real training examples.
+    Readers of captions parse the words; others are classifiers, trained on the real
+    training examples.
 
     Attributes:
       apply: examples [B, ...], images in [0, 1] -> (features [B, F], outputs
-        [B, ...]), of classifiers the logits [B, num_values]. Dropout must be off: the
-        published evaluation code left it on, which lowers what it measures.
+        [B, ...]); the outputs of classifiers are logits [B, num_values]. Dropout must
+        be off; the published evaluation code left it on, which lowers its results.
       accuracy: fraction in [0, 1] of real test examples that it reads correctly.
-      read: outputs, on the host -> [B], indices of values; -1 where an example shows
-        none, nan where the outputs are not finite. None: `most_probable`.
+      read: outputs, on the host -> [B], indices of values; -1 if an example shows none,
+        NaN if the outputs are not finite. None: `most_probable`.
     """
 
     apply: Callable[[AnyArray], tuple[AnyArray, AnyArray]]
@@ -122,11 +121,10 @@ class Reader(NamedTuple):
 
 
 class Matchers(NamedTuple):
-    """Networks that tell how well examples of two modalities match.
+    """Networks that estimate how well examples of two modalities match.
 
-    x of one modality and y of another match by the product of their features times
-    the scale of the pair, in nats: up to a constant, the log of how much likelier
-    they are to occur together than apart. They were trained without labels.
+    The score of x and y is the inner product of their features times the scale of the
+    pair: up to a constant, log p(x, y) / (p(x) p(y)) in nats. Training uses no labels.
 
     Attributes:
       embed: modality -> function of examples [B, ...], images in [0, 1], to
@@ -139,20 +137,20 @@ class Matchers(NamedTuple):
 
 
 class EvaluationData(NamedTuple):
-    """The examples and networks that metrics are computed with.
+    """The examples and networks for metrics.
 
     Attributes:
       train: the training split.
       test: the test split.
-      classifiers: modality -> Reader of the label; None where no metric needs them.
-      batch_size: B, of every call to a function of the model.
-      matchers: of all pairs of modalities; None where no metric needs them.
-      readers: attribute -> modality -> Reader; None where no metric needs them.
-      words: modality of tokens -> its vocabulary, the word of every token.
-      whole_test: the test split of which `test` is a part; None where it is whole.
-      second_classifiers: as `classifiers`, others; None where no metric needs them.
-      shown: attribute -> the modalities that show it, as `Dataset` has it.
-      draws: `draws.Draws` of the member, which its metrics share; None: each draws
+      classifiers: modality -> Reader of the label; None if no metric needs them.
+      batch_size: B of every call to a function of the model.
+      matchers: for all pairs of modalities; None if no metric needs them.
+      readers: attribute -> modality -> Reader; None if no metric needs them.
+      words: modality of tokens -> its vocabulary, one word per token.
+      whole_test: the whole test split, if `test` is a part of it; else None.
+      second_classifiers: other `classifiers`; None if no metric needs them.
+      shown: attribute -> the modalities that show it, as in `Dataset`.
+      draws: `draws.Draws` of the member for all its metrics; None: each metric makes
         its own.
     """
 
@@ -169,31 +167,31 @@ class EvaluationData(NamedTuple):
     draws: Any = None
 
     def share(self, *modalities: str) -> bool:
-        """Whether modalities show one attribute, as far as the data tell."""
+        """Whether all modalities show a common attribute, or this is unknown."""
         names = (*self.test.attributes, LABEL)
         return not self.shown or any(
             len(self.showing(name, modalities)) == len(modalities) for name in names
         )
 
     def showing(self, attribute: str, modalities: Iterable[str]) -> tuple[str, ...]:
-        """Those of the modalities that show an attribute, or the label (LABEL)."""
+        """The modalities that show an attribute or the label (LABEL)."""
         return tuple(m for m in modalities if shows(self.shown, m, attribute))
 
 
 def mean(values: Iterable[float]) -> float:
-    """Mean of some values; where one is Undefined, that one."""
+    """Mean of values; the first Undefined value if there is one."""
     values = list(values)
     undefined = [value for value in values if isinstance(value, Undefined)]
     return undefined[0] if undefined else float(np.mean(values))
 
 
 def reasons(values: Mapping[str, float]) -> dict[str, str]:
-    """Tag -> why it is Undefined, of those values that are."""
+    """Tag -> reason, for values that are Undefined."""
     return {t: x.reason for t, x in values.items() if isinstance(x, Undefined)}
 
 
 def too_few_observed(split: Split, modality: str, least: int = 1) -> Undefined | None:
-    """The value where fewer than `least` examples have a modality, else None."""
+    """Undefined if fewer than `least` examples have a modality, else None."""
     num = int(split.is_observed(modality).sum())
     if num >= least:
         return None
@@ -204,17 +202,17 @@ def too_few_observed(split: Split, modality: str, least: int = 1) -> Undefined |
 
 
 def titled(column: Column) -> str:
-    """The heading with an arrow up or down, towards better values."""
+    """The heading with an arrow towards better values."""
     return column.heading + _ARROWS[column.better]
 
 
 def sampled(tag: str, sampler: str) -> str:
-    """The tag of a value of unconditional examples that a fitted sampler has drawn."""
+    """The tag of a value of unconditional examples from a fitted sampler."""
     return f"{sampler}/{tag}"
 
 
 def axis_label(column: Column) -> str:
-    """Name on an axis, with unit and direction where no limits or chance say them."""
+    """Name on an axis, with unit and direction unless it has limits or chance."""
     name = column.long or column.heading
     if column.limits is not None or column.chance is not None:
         return name
@@ -223,10 +221,9 @@ def axis_label(column: Column) -> str:
 
 
 def most_probable(logits: np.ndarray) -> np.ndarray:
-    """Most probable values, float [B]; nan where a logit is not finite.
+    """Most probable values, float [B]; NaN if a logit is not finite.
 
-    An argmax over nan is value 0, which would pass off a diverged model as one
-    that guesses.
+    The argmax over NaN is 0, which would hide that a model has diverged.
 
     Args:
       logits: float [B, num_values].
@@ -236,11 +233,11 @@ def most_probable(logits: np.ndarray) -> np.ndarray:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether files can be written in a folder, or in one made there.
+    """Whether files can be written in a folder, which may not exist yet.
 
-    It leaves nothing behind: a folder that does not exist is not made.
+    The check creates nothing.
     """
-    # A link to nowhere is in the way, as a file is.
+    # A broken link prevents the folder, as a file does.
     places = (folder, *folder.absolute().parents)
     try:
         place = next(path for path in places if os.path.lexists(path))
@@ -251,13 +248,13 @@ def is_writable(folder: Path) -> bool:
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Writes a file that spares later runs some work, or warns that it cannot.
+    """Writes a cache file for later runs; warns if that fails.
 
-    A disk that is full by then must not cost a run what it has trained.
+    A full disk must not stop a run after its training.
 
     Args:
-      path: of the file; its folder is made.
-      content: several threads or processes may write the same.
+      path: path of the file; its folder is created.
+      content: several threads or processes may write the same content.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -274,7 +271,7 @@ def images_of(split: Split, metric: str) -> tuple[str, ...]:
     """The modalities of a split that are images.
 
     Raises:
-      UsageError: there is none.
+      UsageError: no modality is.
     """
     names = tuple(m for m, x in split.modalities.items() if is_image(x))
     if not names:
@@ -290,7 +287,7 @@ def values_of(split: Split, metric: str) -> tuple[str, ...]:
     """The modalities of a split that are images or vectors.
 
     Raises:
-      UsageError: there is none.
+      UsageError: no modality is.
     """
     names = tuple(m for m, x in split.modalities.items() if not is_tokens(x))
     if not names:
@@ -306,7 +303,7 @@ def inception_images_of(split: Split, metric: str) -> tuple[str, ...]:
     """The modalities of a split that are images, all of 1 or 3 channels.
 
     Raises:
-      UsageError: there is none, or one has other channels.
+      UsageError: no modality is, or an image has another number of channels.
     """
     names = images_of(split, metric)
     for name in names:
@@ -325,12 +322,10 @@ def inception_images_of(split: Split, metric: str) -> tuple[str, ...]:
 def captions_of(
     split: Split, words: Mapping[str, Sequence[str]], metric: str
 ) -> tuple[str, ...]:
-    """The modalities of a split that are texts: tokens of which the words are known.
-
-    Those of a single token are classes, and no texts.
+    """The modalities of a split that are captions: several tokens with known words.
 
     Raises:
-      UsageError: there is none.
+      UsageError: no modality is.
     """
     names = tuple(
         m
@@ -379,7 +374,7 @@ def require_attributes(split: Split, metric: str) -> tuple[str, ...]:
 def require_open(
     split: Split, shown: Shown, metric: str
 ) -> list[tuple[str, tuple[str, ...]]]:
-    """The attributes that modalities of a split leave open.
+    """The attributes that some modalities of a split do not determine.
 
     Args:
       split: the examples.
@@ -387,11 +382,11 @@ def require_open(
       metric: name of the metric that needs them.
 
     Returns:
-      (attribute, condition): each modality that does not show it, and all of these,
-      where two others show it, which can agree.
+      (attribute, condition) for attributes that at least two modalities show. A
+      condition is one modality that does not show the attribute, or all of these.
 
     Raises:
-      UsageError: there is none.
+      UsageError: there is no such attribute.
     """
     found = []
     for a in require_attributes(split, metric):
@@ -412,13 +407,13 @@ def require_open(
 
 
 def _all_of(attribute: str, split: Split, shown: Shown) -> str:
-    """The modalities that show an attribute, in words."""
+    """The modalities that show an attribute, as text."""
     names = [m for m in split.modalities if shows(shown, m, attribute)]
     return "all" if len(names) == len(split.modalities) else ", ".join(names) or "none"
 
 
 def require_complete(test: Split, metric: str, least: int = 2) -> Split:
-    """The test examples that have all modalities.
+    """The test examples with all modalities.
 
     Raises:
       UsageError: there are fewer than `least`.
@@ -459,7 +454,7 @@ def require_matchers(
     """The matchers of `data`.
 
     Raises:
-      UsageError: there are none, or one is missing.
+      UsageError: a matcher is missing.
     """
     matchers = data.matchers or Matchers({}, {})
     missing = [name for name in modalities if name not in matchers.embed]
@@ -477,7 +472,7 @@ def require_readers(
     """The readers of `data`.
 
     Raises:
-      UsageError: there is no attribute, or one cannot be read off a modality.
+      UsageError: there is no attribute, or a reader is missing.
     """
     attributes = require_attributes(data.test, metric)
     readers = data.readers or {}

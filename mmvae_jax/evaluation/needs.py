@@ -1,6 +1,6 @@
-"""Needs of metrics: each is checked, or supplied, before anything is trained.
+"""The needs of metrics: each is checked, or supplied, before training.
 
-`METRICS` says what each metric needs; nothing else names a metric.
+`METRICS` lists the needs of each metric.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from mmvae_jax.evaluation.judges import inception_weights
 from mmvae_jax.evaluation.metrics import METRICS
 from mmvae_jax.networks import inception
 
-# Needs of metrics that compare modalities, which a single one is not compared by.
+# Needs of comparisons of modalities, which data with one modality do not have.
 _OF_SEVERAL_MODALITIES = (
     "complete tuple",
     "complete tuples",
@@ -25,13 +25,13 @@ _OF_SEVERAL_MODALITIES = (
 
 
 class Setting(NamedTuple):
-    """Config and data of a run, of which needs are checked.
+    """Config and data of a run.
 
     Attributes:
-      config: as of configs/base.py.
-      dataset: the modalities that are used.
-      complete: the same with all modalities, on which judges are trained.
-      test: those of its test examples that are evaluated.
+      config: as in configs/base.py.
+      dataset: data of the used modalities.
+      complete: data of all modalities, for the training of judges.
+      test: the test examples to evaluate.
     """
 
     config: Any
@@ -41,10 +41,10 @@ class Setting(NamedTuple):
 
 
 def check(setting: Setting) -> list[str]:
-    """Refuses metrics that cannot be computed, before anything is trained.
+    """Refuses metrics that cannot be computed.
 
     Returns:
-      Lines to be said: folders that cannot be written, where nothing will be kept.
+      Lines to print: folders that cannot be written, so that nothing is cached there.
 
     Raises:
       UsageError: a need of a metric is not met.
@@ -64,7 +64,7 @@ def check(setting: Setting) -> list[str]:
 
 
 def _needed(names: Iterable[str], dataset: Dataset) -> dict[str, tuple[str, ...]]:
-    """Metric -> its needs, without those that a single modality does not have."""
+    """Metric -> its needs; for one modality, without comparisons."""
     is_single = len(dataset.train.modalities) == 1
     left_out = _OF_SEVERAL_MODALITIES if is_single else ()
     return {
@@ -83,12 +83,12 @@ def supplied(name: str, config: Any, data_dir: str) -> dict[str, Any]:
     """The arguments of a metric's function that come from its needs and the config.
 
     Args:
-      name: of the metric.
-      config: the field `eval` of configs/base.py.
-      data_dir: where data sets are kept, and what metrics keep.
+      name: name of the metric.
+      config: the section `eval` of configs/base.py.
+      data_dir: folder of data sets and of files that metrics store.
 
     Raises:
-      UsageError: there are no weights.
+      UsageError: weights are missing.
     """
     own = METRICS[name]
     options = {argument: config[field] for argument, field in own.options.items()}
@@ -103,7 +103,7 @@ def supplied(name: str, config: Any, data_dir: str) -> dict[str, Any]:
 
 
 def _folder(name: str, need: str, config: Any) -> Path | None:
-    """The folder of the files kept for a need of a metric; None where none are."""
+    """The folder of the cached files of a need; None if there are none."""
     data_dir = Path(config.data.data_dir).expanduser()
     if need == "cache":
         return data_dir / name
@@ -115,24 +115,24 @@ def _folder(name: str, need: str, config: Any) -> Path | None:
 
 
 def _check_labels(name: str, setting: Setting) -> None:
-    """Labels of both splits: probes are trained on one and tested on the other."""
+    """Requires labels of both splits, for training and testing probes."""
     for split in (setting.complete.train, setting.complete.test):
         metric.require_labels(split, name)
 
 
 def _check_attributes(name: str, setting: Setting) -> None:
-    """Attributes of both splits."""
+    """Requires attributes of both splits."""
     for split in (setting.complete.train, setting.complete.test):
         metric.require_attributes(split, name)
 
 
 def _check_judge(kind: str, name: str, setting: Setting) -> None:
-    """Whether judges of a kind can be trained."""
+    """Requires that judges of a kind can be trained."""
     judges.KINDS[kind].check(setting.config, setting.complete, name)
 
 
-# Need -> function of a metric's name and a Setting that raises UsageError where it is
-# not met. Others are supplied (`supplied`).
+# Need -> function of a metric's name and a Setting that raises UsageError if the need
+# is not met. Other needs are supplied (`supplied`).
 NEEDS: dict[str, Callable[[str, Setting], Any]] = {
     "labels": _check_labels,
     "attributes": _check_attributes,

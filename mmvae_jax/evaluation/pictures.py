@@ -1,9 +1,9 @@
-"""Samples of one member as pictures and, where there are captions, as text.
+"""Samples of one member as pictures, and captions as text.
 
-Images are shown as they are, those of other than 1 or 3 channels as a grey image for
-each channel, one below the other. Vectors are shown as squares of grey values, row by
-row, from the least (black) to the largest value of the test examples, and captions as
-words, up to the first `<eos>`.
+Images with 1 or 3 channels are shown unchanged; for others, each channel is a grey
+image, one below the other. Vectors are squares of grey values, row by row, from the
+smallest (black) to the largest value of the test examples. Captions are shown up to the
+first `<eos>`.
 """
 
 import math
@@ -22,11 +22,11 @@ _Words = Mapping[str, Sequence[str]]
 
 _FONT_PIXELS = 13
 _LINE = 17  # pixels from one line of text to the next
-_TEXT_WIDTH = 250  # of a caption beside its images
-_LIST_WIDTH = 620  # of captions below each other
-_PAGE_WIDTH = 1_000  # of two columns of such, else there is one
-_INDENT = "   "  # of wrapped lines
-_TILE = 64  # an image beside captions is at least two thirds of that wide
+_TEXT_WIDTH = 250  # width of a caption beside its images
+_LIST_WIDTH = 620  # width of a list of captions
+_PAGE_WIDTH = 1_000  # largest width of two columns; else there is one column
+_INDENT = "   "  # indentation of wrapped lines
+_TILE = 64  # approximate width of an image beside captions, at least two thirds of it
 _GAP = 8
 _LINE_BETWEEN = 2  # pixels between the modalities of a traversal
 _INK, _REAL = (20, 20, 20), (0, 70, 160)
@@ -38,10 +38,10 @@ class Draws(NamedTuple):
     """Draws of one modality given another.
 
     Attributes:
-      target: what is generated.
-      source: what is given.
-      examples: N real examples, of which `source` is given.
-      draws: of each draw, examples of the target, [N, ...] of its kind.
+      target: the generated modality.
+      source: the given modality.
+      examples: N real examples with the given modality.
+      draws: examples of the target for each draw, [N, ...].
     """
 
     target: str
@@ -51,11 +51,11 @@ class Draws(NamedTuple):
 
 
 class Traversal(NamedTuple):
-    """Examples that are decoded while single dimensions of a latent vector are moved.
+    """A latent traversal: decoded examples while one latent dimension varies.
 
     Attributes:
-      dimensions: those that are moved, R of them.
-      decoded: modality -> [R, L, ...], examples at L values of each.
+      dimensions: the R dimensions that vary.
+      decoded: modality -> [R, L, ...], examples at L values of each dimension.
     """
 
     dimensions: Sequence[int]
@@ -67,9 +67,9 @@ class Samples(NamedTuple):
 
     Attributes:
       prior: modality -> [N, ...], unconditional examples.
-      conditional: of every modality given another.
-      traversal: None where the latent vectors of what is missing are drawn.
-      sampler: name of what the unconditional examples were drawn from.
+      conditional: draws of each modality given another.
+      traversal: None for models with `draws_missing`.
+      sampler: name of the sampler of the unconditional examples.
     """
 
     prior: Mapping[str, Array]
@@ -82,17 +82,16 @@ def draw_grids(samples: Samples, test: Split, words: _Words) -> dict[str, np.nda
     """Pictures of samples (the paper's Figures 9 and 10, and 4 for captions).
 
     Args:
-      samples: of one member.
-      test: real examples, which tell the kinds of modalities.
-      words: modality of tokens -> the words by token; those without are left out.
+      samples: samples of one member.
+      test: real examples, for the types of modalities.
+      words: modality of tokens -> the words by token; other tokens are not shown.
 
     Returns:
-      name -> uint8 [H, W, 1 or 3]. "prior", or the name of the sampler that drew them:
-      a row of samples for each modality.
-      "m0_given_m1" and so on: what is given on top, and a row a draw below. Where there
-      are captions, they stand beside their images, and what is given is on the
-      left, with its draws beside it. "traversal": a row a dimension, and the modalities
-      below each other; without captions.
+      name -> uint8 [H, W, 1 or 3]. "prior", or the name of the sampler: one row of
+      samples per modality. "m0_given_m1" and so on: given examples on top, and one row
+      per draw below; with captions, given examples on the left, and their draws beside
+      them. "traversal": one row per dimension, and the modalities below each other,
+      without captions.
     """
     texts = [m for m, x in test.modalities.items() if is_tokens(x) and m in words]
     shown = [m for m, x in test.modalities.items() if not is_tokens(x)]
@@ -116,15 +115,15 @@ def draw_grids(samples: Samples, test: Split, words: _Words) -> dict[str, np.nda
 
 
 def write_captions(samples: Samples, test: Split, words: _Words) -> str:
-    """The captions of samples, and those that samples are given, as plain text.
+    """The generated captions and the given captions, as plain text.
 
     Args:
-      samples: of one member.
-      test: real examples, which tell the kinds of modalities.
+      samples: samples of one member.
+      test: real examples, for the types of modalities.
       words: modality of tokens -> the words by token.
 
     Returns:
-      Lines; "" where there are no captions.
+      Lines; "" without captions.
     """
     texts = [m for m, x in test.modalities.items() if is_tokens(x) and m in words]
     lines = []
@@ -155,7 +154,7 @@ def _captions(rows: AnyArray, words: Sequence[str]) -> list[str]:
 
 
 def _real_captions(examples: Split, modality: str, words: _Words) -> list[str]:
-    """Captions of real examples, or a word where they are missing."""
+    """Captions of real examples, or _MISSING."""
     found = _captions(examples.modalities[modality], words[modality])
     is_there = examples.is_observed(modality)
     return [
@@ -167,7 +166,7 @@ def _real_captions(examples: Split, modality: str, words: _Words) -> list[str]:
 
 
 def _draws_below(given: Draws, test: Split) -> np.ndarray:
-    """A row of the examples given, if they can be shown, and a row a draw below."""
+    """A row of the given examples, unless they are tokens, and one row per draw."""
     is_shown = not is_tokens(given.examples.modalities[given.source])
     rows = [_row(_real_tiles(given, test))] if is_shown else []
     rows += [_row(_tiles(test.modalities[given.target], x)) for x in given.draws]
@@ -175,7 +174,7 @@ def _draws_below(given: Draws, test: Split) -> np.ndarray:
 
 
 def _traversal(traversal: Traversal, test: Split, shown: Sequence[str]) -> np.ndarray:
-    """A row a dimension for each modality, white lines between modalities."""
+    """One row per modality and dimension, with white lines between modalities."""
     rows: list[np.ndarray] = []
     for m in shown:
         own = [_row(_tiles(test.modalities[m], x)) for x in traversal.decoded[m]]
@@ -185,14 +184,14 @@ def _traversal(traversal: Traversal, test: Split, shown: Sequence[str]) -> np.nd
 
 
 def _real_tiles(given: Draws, test: Split) -> np.ndarray:
-    """The examples that are given, as tiles."""
+    """The given examples as tiles."""
     real = given.examples.modalities[given.source]
     values = real / np.float32(255) if is_image(real) else real
     return _tiles(test.modalities[given.source], values)
 
 
 def _tiles(real: np.ndarray, examples: AnyArray) -> np.ndarray:
-    """Examples [N, ...] of the kind of `real` as pictures: uint8 [N, H, W, 1 or 3]."""
+    """Examples [N, ...] of the type of `real` as pictures: uint8 [N, H, W, 1 or 3]."""
     values = np.nan_to_num(np.asarray(examples, np.float64))
     if is_image(real):
         if values.shape[-1] not in (1, 3):
@@ -204,7 +203,7 @@ def _tiles(real: np.ndarray, examples: AnyArray) -> np.ndarray:
         side = math.ceil(math.sqrt(grey.shape[1]))
         grey = np.pad(grey, ((0, 0), (0, side**2 - grey.shape[1])))
         tiles = np.kron(grey.reshape(-1, side, side), np.ones((1, 4, 4)))
-        # A white edge tells one example from the next.
+        # A white edge separates examples.
         values = np.pad(tiles, ((0, 0), (0, 1), (0, 1)), constant_values=1.0)
         values = values[..., None]
     return np.round(values * 255).astype(np.uint8)
@@ -216,7 +215,7 @@ def _row(tiles: np.ndarray) -> np.ndarray:
 
 
 def _stack(rows: Sequence[np.ndarray], blank: int = 0) -> np.ndarray:
-    """Rows [h, w, c] below each other: narrow ones filled up, grey among colours."""
+    """Stacks rows [h, w, c]; pads narrow rows, and repeats grey next to colours."""
     width = max(row.shape[1] for row in rows)
     channels = max(row.shape[2] for row in rows)
     return np.concatenate(
@@ -247,7 +246,7 @@ def _captioned_prior(
 
 
 def _draws_beside(given: Draws, test: Split, words: _Words) -> np.ndarray:
-    """A row for each given example: itself on the left, then its draws."""
+    """One row per given example: the example on the left, then its draws."""
     is_list = given.target in words
     if given.source in words:
         real = _real_captions(given.examples, given.source, words)
@@ -274,7 +273,7 @@ def _draws_beside(given: Draws, test: Split, words: _Words) -> np.ndarray:
 
 
 def _lists(given: Draws, words: _Words) -> list[list[tuple[str, tuple]]]:
-    """Each example's own caption and those drawn for it, in their colours."""
+    """The real caption and the draws of each example, with their colours."""
     real = _real_captions(given.examples, given.target, words)
     drawn = [_captions(x, words[given.target]) for x in given.draws]
     return [
@@ -284,7 +283,7 @@ def _lists(given: Draws, words: _Words) -> list[list[tuple[str, tuple]]]:
 
 
 def _large(tiles: np.ndarray, times: int = 1) -> np.ndarray:
-    """Tiles [N, H, W, C] in whole multiples of their size, in colours."""
+    """Enlarges tiles [N, H, W, C] by a whole factor, with three channels."""
     scale = times * max(1, round(_TILE / tiles.shape[1]))
     tiles = einops.repeat(tiles, "n h w c -> n (h s) (w z) c", s=scale, z=scale)
     return np.broadcast_to(tiles, (*tiles.shape[:3], 3))
@@ -296,9 +295,9 @@ def _texts(
     """Blocks of lines of text, each a picture: uint8 [H, W, 3].
 
     Args:
-      blocks: of each, its lines and their colours.
-      width: to which lines are wrapped, in pixels.
-      is_tight: whether all are only as wide as the longest line.
+      blocks: the lines of each block with their colours.
+      width: largest width of a line in pixels; longer ones are wrapped.
+      is_tight: whether all blocks have the width of the longest line.
     """
     font = ImageFont.load_default(_FONT_PIXELS)
     wrapped = [
@@ -319,7 +318,7 @@ def _texts(
 
 
 def _wrap(text: str, font: _Font, width: int) -> list[str]:
-    """A text in as few lines of so many pixels as its words allow."""
+    """Wraps a text at words into lines of at most `width` pixels."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines[-1] else word
@@ -331,23 +330,23 @@ def _wrap(text: str, font: _Font, width: int) -> list[str]:
 
 
 def _beside(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures [h, w, 3] side by side on white, a gap after each."""
+    """Pictures [h, w, 3] side by side on white, with a gap after each."""
     height = max(part.shape[0] for part in parts)
     return np.concatenate([_padded(x, height - len(x), _GAP) for x in parts], axis=1)
 
 
 def _in_columns(rows: Sequence[np.ndarray], num: int) -> list[np.ndarray]:
-    """Rows of one width in this many columns, read one column after the other."""
+    """Arranges rows of one width in `num` columns, column by column."""
     length = math.ceil(len(rows) / num)
     return [_beside(rows[k::length]) for k in range(length)]
 
 
 def _on_white(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows below each other with gaps and an edge."""
+    """Stacks rows with gaps and an edge."""
     whole = _stack([_padded(row, _GAP, 0) for row in rows], blank=255)
     return np.pad(whole, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255)
 
 
 def _padded(picture: np.ndarray, below: int, right: int) -> np.ndarray:
-    """A picture with white below and to the right."""
+    """Adds white below and to the right of a picture."""
     return np.pad(picture, ((0, below), (0, right), (0, 0)), constant_values=255)

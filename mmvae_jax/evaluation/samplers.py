@@ -1,19 +1,19 @@
-"""Samplers: densities fitted to latents, from which unconditional examples are drawn.
+"""Samplers: densities fitted to latents, for unconditional examples.
 
-A decoder has learned what the aggregate posterior q(z) = 1/N sum_n q(z|x_n) holds, and
-the prior p(z) may have mass elsewhere. A density fitted to samples of q(z), after the
-training, leaves the model as it is (Ghosh et al., 2020). For each part z_k of the
-latent vector (`latent_parts`) it maximises the likelihood of z_n ~ q(z|x_n), one sample
-of every training example given all that is observed of it:
+A decoder is trained on the aggregate posterior q(z) = 1/N sum_n q(z|x_n), but the prior
+p(z) may have mass elsewhere. A density fitted to samples of q(z) after training does
+not change the model (Ghosh et al., 2020). For each part z_k of the latent vector
+(`latent_parts`) it maximises the likelihood of z_n ~ q(z|x_n), with one sample per
+training example, given its observed modalities:
 
     r_k = (z_k - mean) / deviation,   p(z) = prod_k p_k(r_k) / deviation
 
 "gmm"   p_k is a mixture of Gaussians
 "flow"  p_k is a rectified flow (`mathematics.flows`)
 
-Parts are independent, as they are in the priors of the models. A joint density would
-add what a model does not have: modalities of unimodal VAEs that agree, and shared
-vectors that agree with private ones which should not depend on them.
+Parts are independent, as in the priors of the models. A joint density would add
+dependence that the model lacks: coherence of unimodal VAEs, and dependence of private
+vectors on the shared one.
 """
 
 import threading
@@ -39,17 +39,17 @@ from mmvae_jax.networks.flows import MLPFlow
 from mmvae_jax.training import loop, step, sweep
 from mmvae_jax.types import PRIOR, Array, Batch, MultimodalVAE, Params, PRNGKey
 
-# Training examples at most, drawn at random: more of them hardly change a density.
+# Largest number of (random) training examples; more hardly change a density.
 _MOST_EXAMPLES = 10_000
-_HELD_OUT = 0.1  # share of the latents that choose the mixture
-# Dimensions up to which covariances of a mixture are full; they take time.
+_HELD_OUT = 0.1  # share of the latents that select the mixture
+# Largest number of dimensions for full covariances, which are slow.
 _MOST_FULL = 64
-_SMALLEST_VARIANCE = 1e-4  # added to the variances of a mixture, of whitened latents
+_SMALLEST_VARIANCE = 1e-4  # added to the variances of a mixture of whitened latents
 _TOLERANCE = 1e-2  # of the likelihood of a mixture, in nats
-_FITTING = threading.Lock()  # the number of threads is one for the whole process
-_WIDTH, _DEPTH, _BATCH = 128, 3, 256  # of flows; none is narrower than its latents
+_FITTING = threading.Lock()  # the limit on threads is global in the process
+_WIDTH, _DEPTH, _BATCH = 128, 3, 256  # of flows; the width is at least that of latents
 _LEARNING_RATE = 1e-3
-_AVERAGED = 0.05  # share of the steps over which the parameters of a flow are averaged
+_AVERAGED = 0.05  # share of the steps in the average of a flow's parameters
 _SOLVER = (25, "heun")
 
 
@@ -57,9 +57,9 @@ class Sampler(NamedTuple):
     """A kind of density.
 
     Attributes:
-      label: in headings.
+      label: name in headings.
       fit: (r [P, N, d], seed, settings) -> a fitted density for each of P parts;
-        settings: the field `eval` of configs/base.py.
+        settings: the section `eval` of configs/base.py.
       draw: (fitted, key, num, d) -> r [num, d].
       citations: keys of its sources in references.bib.
     """
@@ -76,8 +76,8 @@ class Mixture(NamedTuple):
     Attributes:
       log_weights: float [K].
       means: float [K, d].
-      factors: float [K, d, d], each times its transpose is a covariance; or [K, d],
-        standard deviations.
+      factors: float [K, d, d], square roots of covariances (factor times transpose); or
+        [K, d], standard deviations.
     """
 
     log_weights: Array
@@ -89,7 +89,7 @@ class _FlowHyper(NamedTuple):
     """Hyper-parameters of the flows of P parts, each a field [P]."""
 
     learning_rate: Array
-    part: Array  # its place among them
+    part: Array  # index of the part
 
 
 class _FlowSettings(NamedTuple):
@@ -108,15 +108,16 @@ class _Part(NamedTuple):
 
 
 def check(settings: Any, model: MultimodalVAE, num_examples: int) -> None:
-    """Refuses a sampler that cannot be fitted, before anything is trained.
+    """Refuses a sampler that cannot be fitted.
 
     Args:
-      settings: the field `eval` of configs/base.py.
-      model: of every member.
-      num_examples: of the training split.
+      settings: the section `eval` of configs/base.py.
+      model: model of every member.
+      num_examples: size of the training split.
 
     Raises:
-      ArgumentError: the model has no such latents, or they are too few.
+      ArgumentError: the model's latents cannot be fitted, or there are too few
+        examples.
     """
     name = settings.sampler
     if name == PRIOR:
@@ -144,18 +145,18 @@ def check(settings: Any, model: MultimodalVAE, num_examples: int) -> None:
 def fit(
     settings: Any, model: MultimodalVAE, params: Params, train: Split, key: PRNGKey
 ) -> MultimodalVAE:
-    """The model with a fitted density in place of its prior.
+    """Replaces the prior of a model by a fitted density.
 
     Args:
-      settings: the field `eval` of configs/base.py; `sampler` is no prior.
+      settings: the section `eval` of configs/base.py; `sampler` is not the prior.
       model: from `compile_model`.
-      params: of one member, the only ones that the result is of.
+      params: parameters of one member; the result is only for these.
       train: the training split.
-      key: of the examples, the latents and the fit.
+      key: random key of the examples, the latents and the fit.
 
     Returns:
-      The model, whose `sample_prior` draws from the density, and whose `sampler` is its
-      name. Where a latent is not finite, no draw is.
+      The model whose `sample_prior` draws from the density, and whose `sampler` is its
+      name. If a latent is not finite, all draws are NaN.
     """
     sampler = SAMPLERS[settings.sampler]
     row_key, latent_key, seed_key = jax.random.split(key, 3)
@@ -178,13 +179,13 @@ def fit(
 def latents(
     model: MultimodalVAE, params: Params, split: Split, key: PRNGKey, batch_size: int
 ) -> np.ndarray:
-    """One sample of the posterior of each example, given all that is observed of it.
+    """One posterior sample per example, given its observed modalities.
 
     Args:
       model: from `compile_model`.
-      params: of one member.
+      params: parameters of one member.
       split: N examples.
-      key: of the samples.
+      key: random key of the samples.
       batch_size: B.
 
     Returns:
@@ -203,7 +204,7 @@ def latents(
 def _fit_parts(
     sampler: Sampler, parts: Sequence[np.ndarray], seed: int, settings: Any
 ) -> list[_Part] | None:
-    """The densities of parts [N, d] of any d; None where a number is not finite."""
+    """Fits the densities of parts [N, d], of any d; None if a latent is not finite."""
     moments = [flows.moments(z) for z in parts]
     pairs = zip(moments, map(jnp.asarray, parts), strict=True)
     whitened = [np.asarray(flows.whiten(*pair)) for pair in pairs]
@@ -235,20 +236,20 @@ def _draw(
 
 
 def _num_held_out(num: int) -> int:
-    """How many of some latents choose the mixture; the others are fitted."""
+    """Number of held-out latents, which select the mixture."""
     return max(1, round(_HELD_OUT * num))
 
 
 def _fit_mixtures(r: np.ndarray, seed: int, settings: Any) -> list[Mixture]:
-    """The mixture of each part."""
+    """Fits the mixture of each part."""
     return [_fit_mixture(own, seed, settings.sampler_components) for own in r]
 
 
 def _fit_mixture(r: np.ndarray, seed: int, sizes: Sequence[int]) -> Mixture:
-    """The mixture of latents [N, d] that gives others of them most likelihood.
+    """Fits mixtures to latents [N, d]; returns the best on held-out latents.
 
-    Of diagonal and of full covariances, the sizes are tried in their order until the
-    likelihood falls.
+    For diagonal and for full covariances, the numbers of components are tried in order
+    until the likelihood decreases.
     """
     num, size = r.shape
     order = np.random.default_rng(seed).permutation(num)
@@ -264,9 +265,9 @@ def _fit_mixture(r: np.ndarray, seed: int, sizes: Sequence[int]) -> Mixture:
                 reg_covar=_SMALLEST_VARIANCE,
                 random_state=seed,
             )
-            # The same bits on any number of cores; on a busy machine much faster too.
+            # The same bits on any number of cores, and faster on a busy machine.
             with _FITTING, threadpool_limits(1), warnings.catch_warnings():
-                # Held-out latents judge what is found, of few points or few steps.
+                # Convergence does not matter: held-out latents judge the result.
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 value = mixture.fit(kept).score(held_out)
             found.append((value, mixture))
@@ -281,7 +282,7 @@ def _fit_mixture(r: np.ndarray, seed: int, sizes: Sequence[int]) -> Mixture:
 
 
 def _draw_mixture(of: Mixture, key: PRNGKey, num: int, size: int) -> Array:
-    """r [num, d] of a mixture."""
+    """Samples r [num, d] of a mixture."""
     component_key, noise_key = jax.random.split(key)
     rows = jax.random.categorical(component_key, of.log_weights, shape=(num,))
     noise = jax.random.normal(noise_key, (num, size))
@@ -305,7 +306,7 @@ def _velocity(params: Params, size: int) -> flows.Velocity:
 
 
 def _fit_flows(r: np.ndarray, seed: int, settings: Any) -> list[Params]:
-    """The flows of all parts, by the train loop of the models: an average of each."""
+    """Trains the flows of all parts; returns the averages of their parameters."""
     num_parts, _, size = r.shape
     network = _network(size)
 
@@ -349,12 +350,12 @@ def _fit_flows(r: np.ndarray, seed: int, settings: Any) -> list[Params]:
 
 
 def _draw_flow(params: Params, key: PRNGKey, num: int, size: int) -> Array:
-    """r [num, d] of a flow."""
+    """Samples r [num, d] of a flow."""
     noise = jax.random.normal(key, (num, size))
     return flows.integrate(_velocity(params, size), noise, *_SOLVER)
 
 
-# The table of samplers that are fitted; config.eval.sampler is one of them, or PRIOR.
+# The table of fitted samplers; config.eval.sampler is one of them, or PRIOR.
 SAMPLERS = {
     "gmm": Sampler("GMM", _fit_mixtures, _draw_mixture, ("ghosh2020variational",)),
     "flow": Sampler(

@@ -1,4 +1,4 @@
-"""Samples of a trained model, to be shown."""
+"""Samples of a trained model for pictures."""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ from mmvae_jax.types import PRIOR, MultimodalVAE, Params, PRNGKey
 
 _NUM_PRIOR_SAMPLES = 20
 _NUM_CONDITIONAL_DRAWS = 10
-# A traversal: dimensions that are moved, values of each in standard deviations of
-# the prior, and how often _NUM_PRIOR_SAMPLES of it are drawn for these.
+# A traversal: number of dimensions, their values in standard deviations of the prior,
+# and the number of draws of _NUM_PRIOR_SAMPLES that estimate these.
 _NUM_MOVED = 6
 _MOVES = np.linspace(-2, 2, 9)
 _NUM_PRIOR_CALLS = 10
@@ -27,9 +27,9 @@ _NUM_PRIOR_CALLS = 10
 def sample_grids(
     model: MultimodalVAE, params: Params, test: Split, key: PRNGKey
 ) -> dict[str, np.ndarray]:
-    """Pictures of the examples that one member generates, without captions.
+    """Pictures of generated examples of one member, without captions.
 
-    Args and names as of `draw_samples` and `pictures.draw_grids`, without words.
+    See `draw_samples` for the arguments and `pictures.draw_grids` for the names.
     """
     return pictures.draw_grids(draw_samples(model, params, test, key), test, {})
 
@@ -37,19 +37,18 @@ def sample_grids(
 def draw_samples(
     model: MultimodalVAE, params: Params, test: Split, key: PRNGKey
 ) -> pictures.Samples:
-    """Generated examples of one member, to be shown.
+    """Generated examples of one member, for pictures.
 
     Args:
       model: from `compile_model`, or from `samplers.fit`.
-      params: of the member.
+      params: parameters of the member.
       test: real examples to condition on.
-      key: of the samples.
+      key: random key of the samples.
 
     Returns:
-      20 unconditional samples; for each modality ten draws given each of ten test
-      examples of the one after it, one of each class or of ten classes; and, unless
-      the model draws latent vectors of what is missing, a traversal. By a fitted
-      sampler the first alone: the others are the model's.
+      20 unconditional samples; for each modality, ten draws given the next modality of
+      each of ten test examples of different classes; and a traversal, unless the model
+      has `draws_missing`. With a fitted sampler, only the unconditional samples.
     """
     prior_key, conditional_key = jax.random.split(key)
     data = EvaluationData(test, test, None, _NUM_PRIOR_SAMPLES)
@@ -79,12 +78,12 @@ def draw_samples(
 def _traverse(
     model: MultimodalVAE, params: Params, test: Split, key: PRNGKey
 ) -> pictures.Traversal | None:
-    """One latent vector, single dimensions of which are moved from -2 to 2.
+    """A traversal: some dimensions of a posterior mean vary from -2 to 2, one by one.
 
-    The vector is the posterior's mean of a test example, given all that is observed.
-    Values are in standard deviations of the prior around its mean. The dimensions are
-    those in which posterior means of test examples differ most, in the same units. All
-    calls have shapes that other samples have, and compile nothing.
+    The posterior is that of a test example, given its observed modalities. Values are
+    in standard deviations of the prior around its mean. The dimensions are those in
+    which posterior means of test examples vary most, in the same units. All calls have
+    the shapes of other samples, so that nothing is compiled.
     """
     if model.draws_missing:
         return None
@@ -120,9 +119,9 @@ def _traverse(
 
 
 def _one_of_each_class(test: Split, modality: str) -> np.ndarray:
-    """Ten rows that have this modality: the first of each class, then what follows.
+    """Ten rows with this modality: the first of each class, then the next rows.
 
-    If there are more than ten classes, ten that are evenly spaced.
+    If there are more than ten classes, ten evenly spaced classes are used.
     """
     there = np.flatnonzero(test.is_observed(modality))
     if not len(there):

@@ -1,5 +1,5 @@
-"""Public functions: fit or load a model, and apply it to arrays.
+"""Public functions that train, load and apply a model.
 
 `mmvae_jax.fit`, `load`, `embed`, `impute`, `generate`, `score`, `reconstruct` and
-`export` are defined here. `description` says which arrays they take and return.
+`export` are defined here. `description` documents their input and output arrays.
 """

@@ -1,12 +1,11 @@
 """A trained model applied to arrays: embed, impute, reconstruct, generate, score.
 
 All functions run in batches of one fixed shape: each function of the model compiles
-once, and needs the memory of one batch beside input and output. Results have the form
-of users' data (`description`): images uint8 of values 0..255, vectors float32 in the
+once, and needs the memory of one batch in addition to input and output. Results have
+the types of users' data (`description`): images uint8 in 0..255, vectors float32 in the
 units of the training data, tokens int32.
 
-Some have a variant that yields the results batch by batch, for data that are read and
-written in pieces.
+The variants `*_batches` yield results batch by batch, for data larger than memory.
 """
 
 import itertools
@@ -31,15 +30,14 @@ _Result = TypeVar("_Result")
 
 
 class Embedding(NamedTuple):
-    """Gaussian moments of q(z|x_A) of N examples.
+    """Mean and log-variance of q(z|x_A) of N examples.
 
-    Where the posterior is a mixture (MMVAE) these are the moments of the whole mixture,
-    not those of one component.
+    For a mixture (MMVAE) these are the moments of the whole mixture.
 
     Attributes:
       mean: float32 [N, D].
       log_variance: float32 [N, D].
-      parts: (name, number of dimensions) in the order of D: "shared", and the name of a
+      parts: (name, number of dimensions) in the order of D: "shared", or the name of a
         modality for its private part.
     """
 
@@ -48,10 +46,10 @@ class Embedding(NamedTuple):
     parts: tuple[tuple[str, int], ...]
 
     def part(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and log-variance, [N, d] each, of one of `parts`.
+        """Mean and log-variance, [N, d] each, of one part of the latent vector.
 
         Raises:
-          ArgumentError: there is none of this name.
+          ArgumentError: there is no part of this name.
         """
         slices = generation.part_slices(self.parts)
         if name in slices:
@@ -65,15 +63,16 @@ class Imputed(NamedTuple):
 
     Attributes:
       mean: modality -> [N, ...], the mean of the decoded values over draws of the
-        posterior; of tokens the most probable ones.
+        posterior; for tokens, the most probable ones.
       spread: modality -> float32 [N, ...], the standard deviation of the decoded values
-        over draws, in the units of `mean`, without observation noise. Of tokens the
+        over draws, in the units of `mean`, without observation noise. For tokens, the
         entropy [N, T] of the averaged probabilities, in nats. 0 where observed.
-      deviation: modality -> float32 [N, ...], the standard deviation of the value:
-        `spread` and that of the likelihood, their squares added. Use it for predictive
-        intervals. It is only as good as the likelihood: learn its scale
-        ("gaussian_learned"). Tokens have none. 0 where observed.
-      draws: modality -> [L, N, ...], each a draw; where observed, the given values.
+      deviation: modality -> float32 [N, ...], the standard deviation of the predicted
+        value: sqrt(spread^2 + the likelihood's variance). Use it for predictive
+        intervals, with a likelihood that learns its scale ("gaussian_learned"). 0 where
+        observed; tokens have none.
+      draws: modality -> [L, N, ...], the decoded draws; where observed, the given
+        values.
     """
 
     mean: dict[str, np.ndarray]
@@ -107,7 +106,7 @@ def embed(
       trained: from `fit` or `load`.
       data: modality -> array [N, ...]; see `description.to_split`.
       observed: which modalities each example has; default: all in `data`.
-      given: names of the only modalities that may be used; default: all.
+      given: names of the modalities to condition on; default: all.
 
     Returns:
       Embedding.
@@ -122,7 +121,7 @@ def embed(
 
 
 def embed_batches(trained: Trained, split: Split) -> Iterator[Embedding]:
-    """The same, a batch of a Split after the other."""
+    """`embed` of a Split, batch by batch."""
     model, params = trained.model, trained.params
     for batch, num in generation.batches(split, _batch_size(trained)):
         experts = model.encode(params, batch)
@@ -146,18 +145,18 @@ def impute(
 ) -> Imputed:
     """Imputes the missing modalities of each example given the observed ones.
 
-    Each draw is z ~ q(z|x_A) of the observed modalities A, decoded.
+    A draw is a decoded z ~ q(z|x_A), where A are the observed modalities.
 
     Args:
       trained: from `fit` or `load`.
       data: modality -> array [N, ...]; see `description.to_split`.
       observed: which modalities each example has; default: all in `data`.
       num_draws: L, at least 1.
-      key: of the draws, a seed or a key of jax.random.
+      key: seed or key of jax.random.
       keep_draws: whether the draws are returned; they take L times the memory.
 
     Returns:
-      Imputed; with draws only if they are kept.
+      Imputed; `draws` is empty without `keep_draws`.
 
     Raises:
       UsageError: the data do not fit the model.
@@ -174,7 +173,7 @@ def impute(
 def impute_batches(
     trained: Trained, split: Split, *, num_draws: int = 20, key: int | PRNGKey = 0
 ) -> Iterator[Imputed]:
-    """The same, a batch of a Split after the other."""
+    """`impute` of a Split, batch by batch."""
     if num_draws < 1:
         raise ArgumentError("{num_draws} must be >= 1, got {}", num_draws)
     size, start = _batch_size(trained), 0
@@ -201,9 +200,9 @@ def impute_batches(
 def _decoded_draws(
     trained: Trained, batch: Any, keys: Sequence[PRNGKey], num: int
 ) -> list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """Likelihood means and deviations of draws of the posterior.
+    """Likelihood means and standard deviations of draws of the posterior.
 
-    Each is modality -> [num, ...]; tokens have no deviation.
+    Each is modality -> [num, ...]; tokens have no standard deviation.
     """
     model, params = trained.model, trained.params
     experts = model.encode(params, batch)
@@ -227,7 +226,7 @@ def _imputed(
     means: list[np.ndarray],
     noise: list[np.ndarray],
 ) -> tuple[Any, ...]:
-    """The fields of Imputed of one modality, what is observed put back."""
+    """The fields of Imputed of one modality, with its observed values."""
     values = np.stack([_in_units(modality, x) for x in means]).astype(np.float64)
     if modality.kind == TOKENS:
         total = np.mean(values, axis=0)
@@ -260,15 +259,14 @@ def reconstruct(
     given: Sequence[str] | None = None,
     key: int | PRNGKey = 0,
 ) -> dict[str, np.ndarray]:
-    """All modalities as decoded from one draw of the posterior.
+    """Decodes all modalities from one draw of the posterior.
 
     Args:
       trained: from `fit` or `load`.
       data: modality -> array [N, ...]; see `description.to_split`.
       observed: which modalities each example has; default: all in `data`.
-      given: names of the only modalities that may be used; default: all. The others are
-        then generated.
-      key: of the draws, a seed or a key of jax.random.
+      given: names of the modalities to condition on; default: all.
+      key: seed or key of jax.random.
 
     Returns:
       modality -> [N, ...].
@@ -288,12 +286,12 @@ def reconstruct(
 def generate(
     trained: Trained, num: int, key: int | PRNGKey = 0
 ) -> dict[str, np.ndarray]:
-    """Examples of all modalities, each tuple decoded from one draw of the prior.
+    """Generates examples: all modalities decoded from the same draw of the prior.
 
     Args:
       trained: from `fit` or `load`.
       num: N, at least 1.
-      key: of the draws, a seed or a key of jax.random.
+      key: seed or key of jax.random.
 
     Returns:
       modality -> [N, ...].
@@ -319,15 +317,15 @@ def score(
 ) -> Scores:
     """ELBO and log p(x) of the observed modalities of each example.
 
-    Their means are the metrics `elbo` and `log_likelihood`, with the draws of the
-    evaluation at the last step.
+    Their means over the test split are the metrics `elbo` and `log_likelihood`: the
+    default draws are those of the evaluation at the last step.
 
     Args:
       trained: from `fit` or `load`.
       data: modality -> array [N, ...]; see `description.to_split`.
       observed: which modalities each example has; default: all in `data`.
-      num_samples: L of log p(x); 0: that of the config.
-      key: of the draws; default: that of the evaluation.
+      num_samples: L, importance samples of log p(x); 0: as in the config.
+      key: key of jax.random; default: that of the evaluation.
 
     Returns:
       Scores.
@@ -347,7 +345,7 @@ def score_batches(
     num_samples: int = 0,
     key: PRNGKey | None = None,
 ) -> Iterator[Scores]:
-    """The same, a batch of a Split after the other."""
+    """`score` of a Split, batch by batch."""
     settings = trained.config.eval
     if key is None:
         key = jax.random.fold_in(jax.random.key(settings.seed), trained.step)
@@ -369,7 +367,7 @@ def _given(
     observed: Any = None,
     given: Sequence[str] | None = None,
 ) -> Split:
-    """The data as a Split, without modalities that may not be used."""
+    """The data as a Split of the modalities to condition on."""
     names = descriptions.names_of(trained.description, given)
     split = descriptions.to_split(trained.description, data, observed)
     for m, support in trained.model.supports.items():
@@ -386,24 +384,24 @@ def _given(
 
 
 def _batch_size(trained: Trained) -> int:
-    """B, of every call of a function of the model."""
+    """B of each call of a function of the model."""
     return trained.config.eval.batch_size
 
 
 def _key(key: int | PRNGKey) -> PRNGKey:
-    """A key of jax.random from a seed, or itself."""
+    """A key of jax.random from a seed or a key."""
     return jax.random.key(key) if isinstance(key, int | np.integer) else key
 
 
 def _keys(key: int | PRNGKey, index: int, num: int) -> list[PRNGKey]:
-    """One key a draw of batch `index`."""
+    """One key per draw, for batch `index`."""
     return list(jax.random.split(jax.random.fold_in(_key(key), index), num))
 
 
 def _examples(
     trained: Trained, means: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Likelihood means of all modalities in the form of users."""
+    """Likelihood means of all modalities, converted to the types of users' data."""
     return {
         m.name: _in_form(m, _in_units(m, means[m.name]))
         for m in trained.description.modalities
@@ -411,12 +409,12 @@ def _examples(
 
 
 def _in_units(modality: descriptions.Modality, mean: np.ndarray) -> np.ndarray:
-    """Likelihood means: of images in 0..255, of tokens probabilities of words."""
+    """Likelihood means; images are scaled to 0..255."""
     return np.clip(mean, 0, 1) * 255 if modality.kind == IMAGES else mean
 
 
 def _in_form(modality: descriptions.Modality, values: AnyArray) -> np.ndarray:
-    """Values of `_in_units` in the type that users have."""
+    """Values of `_in_units`, converted to the type of users' data."""
     if modality.kind == IMAGES:
         return np.round(values).astype(np.uint8)
     if modality.kind == TOKENS:
@@ -425,15 +423,15 @@ def _in_form(modality: descriptions.Modality, values: AnyArray) -> np.ndarray:
 
 
 def _collected(pieces: Iterator[Any], num: int, axes: Sequence[int] = ()) -> Any:
-    """Results of batches as whole arrays, which are filled as the batches come.
+    """Concatenates the results of batches into preallocated arrays.
 
     Args:
       pieces: arrays, dictionaries or tuples of arrays [rows, ...].
-      num: rows in all.
-      axes: of a tuple, the axis of the rows of each item; default: 0.
+      num: total number of rows.
+      axes: the axis of the rows of each item of a tuple; default: 0.
 
     Returns:
-      As one of the pieces, with `num` rows.
+      The structure of a piece, with `num` rows.
     """
     first = next(pieces)
     whole = _allocated(first, num, axes)
@@ -444,7 +442,7 @@ def _collected(pieces: Iterator[Any], num: int, axes: Sequence[int] = ()) -> Any
 
 
 def _allocated(piece: Any, num: int, axes: Sequence[int] = (), axis: int = 0) -> Any:
-    """Arrays of `num` rows like those of a piece."""
+    """Empty arrays of `num` rows, in the structure of a piece."""
     if isinstance(piece, np.ndarray):
         shape = (*piece.shape[:axis], num, *piece.shape[axis + 1 :])
         return np.empty(shape, piece.dtype)
@@ -458,7 +456,7 @@ def _allocated(piece: Any, num: int, axes: Sequence[int] = (), axis: int = 0) ->
 def _filled(
     whole: Any, piece: Any, start: int, axes: Sequence[int] = (), axis: int = 0
 ) -> int:
-    """Writes a piece into its rows, and returns how many they are."""
+    """Writes a piece to its rows; returns their number."""
     if isinstance(piece, np.ndarray):
         num = piece.shape[axis]
         whole[(slice(None),) * axis + (slice(start, start + num),)] = piece

@@ -1,10 +1,10 @@
-"""Checks of a config: one list of fields, rules and words.
+"""Checks of a config: one list of fields, rules and messages.
 
-`CHECKS` need the config alone and run before data are read; `CHECKS_WITH_DATA` run
-after data are loaded and before training. A rule may be a function of mmvae_jax that
-checks its own argument; its message then names the field of the config. Options of
-models (`mmvae_jax.models.options`) and needs of metrics (`mmvae_jax.evaluation.needs`)
-have their own tables.
+`CHECKS` need only the config and run before data are read; `CHECKS_WITH_DATA` run after
+data are loaded and before training. A rule may be a function of mmvae_jax that checks
+its own argument; its message then names the field of the config. Options of models
+(`mmvae_jax.models.options`) and needs of metrics (`mmvae_jax.evaluation.needs`) have
+their own tables.
 """
 
 import inspect
@@ -35,10 +35,10 @@ class Check(NamedTuple):
 
     Attributes:
       field: "section.name", below `config`.
-      rule: value of the field -> whether it is allowed; or a function that raises
-        ArgumentError where it is not. With data: (value, Run) likewise.
-      words: the line for a value that is not, with places for the field and the value.
-      is_of_entries: whether the field is a tuple and the rule is of each entry.
+      rule: value of the field -> whether it is valid; or a function that raises
+        ArgumentError for an invalid value. In CHECKS_WITH_DATA it takes (value, Run).
+      words: error message, with {} for the field and for the value.
+      is_of_entries: whether the rule applies to each entry of a tuple.
     """
 
     field: str
@@ -48,11 +48,11 @@ class Check(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Data and model of a run, of which fields are checked.
+    """A run whose config is checked.
 
     Attributes:
-      setting: its config and its data.
-      model: of every member.
+      setting: config and data.
+      model: the model of every member.
       task: the training of one member.
       num_members: K.
     """
@@ -64,19 +64,19 @@ class Run(NamedTuple):
 
 
 def _at_least(least: int, *fields: str) -> list[Check]:
-    """Whole numbers in [least, oo)."""
+    """Checks that fields are at least a number."""
     words = f"{{}} must be >= {least}, got {{}}"
     return [Check(field, lambda value: value >= least, words) for field in fields]
 
 
 def _one_of(field: str, choices: Iterable[str]) -> Check:
-    """Choice among some words."""
+    """Check that a field is one of the choices."""
     words = f"unknown {{}} {{!r}}; choose one of {', '.join(choices)}"
     return Check(field, lambda value: value in choices, words)
 
 
 def _number(field: str, rule: Callable[[Any], bool], bound: str) -> list[Check]:
-    """Entries of a sweep: at least one, none twice, all of them numbers that fit."""
+    """Checks of a sweep's field: not empty, no repeated entry, only valid numbers."""
     return [
         Check(field, lambda values: len(values) > 0, _EMPTY),
         Check(field, lambda values: len(set(values)) == len(values), _REPEATED),
@@ -86,19 +86,19 @@ def _number(field: str, rule: Callable[[Any], bool], bound: str) -> list[Check]:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a real number; Python takes True for one."""
+    """Whether a value is a real number; bool is excluded."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _require_seen(metric: str, run: Run) -> None:
-    """Whether training shows the classes of the test, where a metric needs them."""
+    """Requires the test classes in the training data, for metrics that use them."""
     for kind in ("labels", "attributes"):
         if kind in METRICS[metric].needs:
             faults.require_seen(run.setting.complete, kind, metric)
 
 
 def _require_schedule(num_steps: int, run: Run) -> None:
-    """Whether a model's schedule ends before its training, and all stages begin."""
+    """Requires enough steps for a model's schedule and for all of its stages."""
     schedule = run.model.schedule
     if schedule is not None and schedule.num_steps >= num_steps:
         raise ArgumentError(
@@ -118,7 +118,7 @@ def _require_schedule(num_steps: int, run: Run) -> None:
 
 
 def _require_sampler(name: str, run: Run) -> None:
-    """Whether a sampler can be fitted, and is of any use."""
+    """Requires a sampler that can be fitted and that some metric uses."""
     setting = run.setting
     metrics = setting.config.eval.metrics
     if metrics and not evaluate.measured(metrics, name):
@@ -134,7 +134,7 @@ def factors_of(config: Any) -> schedules.Factors:
     """Schedules of beta and of the learning rate, from config.train.
 
     Raises:
-      UsageError: a field that does not fit.
+      UsageError: an invalid field.
     """
     names = inspect.signature(schedules.make_factors).parameters
     with fields_of("config.train"):
@@ -142,7 +142,7 @@ def factors_of(config: Any) -> schedules.Factors:
 
 
 def _require_likelihoods(setting: needs.Setting) -> None:
-    """Whether the likelihood of every modality fits the type of its array."""
+    """Requires likelihoods that fit the types of the arrays."""
     for modality, x in setting.dataset.train.modalities.items():
         name = parts.options_of(setting.config, modality)["likelihood"]
         kinds = {"images": "uint8", "vectors": "float", "tokens": "int"}
@@ -229,13 +229,13 @@ CHECKS_WITH_DATA: tuple[Check, ...] = (
 
 
 def check(config: Any) -> dict[str, Callable]:
-    """Checks all that can be said of a config before there are any data.
+    """Checks a config before data are loaded.
 
     Returns:
-      The metrics that it asks for, from `evaluate.select_metrics`.
+      The metrics of the config, from `evaluate.select_metrics`.
 
     Raises:
-      UsageError: a field that does not fit, in one line.
+      UsageError: an invalid field, in one line.
     """
     models.check(config)
     _apply(CHECKS, config)
@@ -245,13 +245,13 @@ def check(config: Any) -> dict[str, Callable]:
 
 
 def check_with_data(run: Run) -> list[str]:
-    """Checks a config against its data, its model and the devices that are here.
+    """Checks a config against its data, its model and the available devices.
 
     Returns:
-      Lines to be said, from `faults.notes` and `needs.check`.
+      Lines to print, from `faults.notes` and `needs.check`.
 
     Raises:
-      UsageError: a field or data that do not fit, or a metric that cannot be computed.
+      UsageError: an invalid field, invalid data, or a metric that cannot be computed.
     """
     config, dataset = run.setting.config, run.setting.dataset
     faults.require_observed(dataset)
@@ -266,10 +266,11 @@ def check_with_data(run: Run) -> list[str]:
 
 
 def applicable(run: Run) -> tuple[dict[str, Callable], list[str]]:
-    """All metrics that can be computed of a run.
+    """The metrics that can be computed for a run.
 
     Returns:
-      (as of `evaluate.select_metrics`, a line for each of the others that says why).
+      (metrics, as `evaluate.select_metrics`; a line with the reason for each other
+      metric).
     """
     found: dict[str, Callable] = {}
     lines = []
@@ -301,7 +302,7 @@ def _apply(checks: Iterable[Check], config: Any, *context: Any) -> None:
     """Raises UsageError at the first check that fails."""
     for one in checks:
         section, _, field = one.field.partition(".")
-        if field not in config[section]:  # data sets read fields of their own
+        if field not in config[section]:  # data sets have different fields
             continue
         value = config[section][field]
         value = tuple(value) if isinstance(value, list) else value

@@ -1,9 +1,9 @@
-"""A description of the data that a model was trained on, and new data checked by it.
+"""The description of a model's training data, and checks of new data against it.
 
 Users' data are a mapping of the names of modalities to NumPy arrays: images uint8
 [N, H, W, C] (or [N, H, W] with one channel), vectors of real numbers [N, ...], tokens
 int [N, T], or captions as N strings. A modality without an array is missing in all
-examples; OBSERVED, bool [N, M], marks the others.
+examples; OBSERVED, bool [N, M], says which others each example has.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +18,7 @@ from mmvae_jax.types import OBSERVED, AnyArray, TokenShape
 
 IMAGES, VECTORS, TOKENS = "images", "vectors", "tokens"
 _DTYPES = {IMAGES: np.uint8, VECTORS: np.float32, TOKENS: np.int32}
-# An array that a mapping may hold beside modalities; a model does not read it.
+# Keys of arrays that are not modalities; models do not read them.
 LABELS, WORDS = "labels", "_words"
 
 
@@ -26,10 +26,10 @@ class Modality(NamedTuple):
     """One modality of the data.
 
     Attributes:
-      name: as the model calls it.
+      name: name in the model.
       kind: IMAGES (uint8), VECTORS (float32) or TOKENS (int32).
-      shape: of one example; (T,) for tokens.
-      words: the vocabulary of tokens, the word of every token.
+      shape: shape of one example; (T,) for tokens.
+      words: the vocabulary, one word per token.
     """
 
     name: str
@@ -39,13 +39,13 @@ class Modality(NamedTuple):
 
 
 class Description(NamedTuple):
-    """The data that a model was trained on, without the data.
+    """A description of a model's training data.
 
     Attributes:
-      name: of the data set.
-      modalities: in the order of the model.
-      num_classes: of the labels, 0 where there are none.
-      fingerprint: sha256 of the examples, "" where it was not computed.
+      name: name of the data set.
+      modalities: modalities in the order of the model.
+      num_classes: number of classes of the labels; 0 without labels.
+      fingerprint: sha256 of the examples, or "" if it was not computed.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Description(NamedTuple):
     fingerprint: str = ""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Modality -> shape of one example; a TokenShape where it is tokens."""
+        """Modality -> shape of one example; a TokenShape for tokens."""
         return {
             m.name: TokenShape(m.shape[0], len(m.words)) if m.words else m.shape
             for m in self.modalities
@@ -87,10 +87,10 @@ def to_json(description: Description) -> dict[str, Any]:
 
 
 def from_json(found: Any) -> Description:
-    """The description that `to_json` was given.
+    """The inverse of `to_json`.
 
     Raises:
-      ValueError: it is none.
+      ValueError: the content is not a description.
     """
     try:
         modalities = tuple(
@@ -115,7 +115,7 @@ def from_json(found: Any) -> Description:
 
 
 def blank_batch(description: Description, num: int) -> dict[str, np.ndarray]:
-    """`num` examples of zeros, of the types of the data."""
+    """`num` examples of zeros, in the types of the data."""
     return {
         m.name: np.zeros((num, *m.shape), _DTYPES[m.kind])
         for m in description.modalities
@@ -130,19 +130,19 @@ def to_split(
     """Users' arrays as a Split of the model's modalities.
 
     Args:
-      description: of the data that the model was trained on.
-      data: modality -> array, as at the top of this file; OBSERVED may be among them,
-        and LABELS, which is left out. A Split of the same modalities is also taken.
-      observed: what is there of each example, bool [N, M] in the order of the model's
-        modalities, or a mapping of some modalities to bool [N]; default: all that
-        `data` has. The values of what is missing may be anything, NaN too.
+      description: description of the training data.
+      data: modality -> array, as at the top of this file; OBSERVED is an optional key,
+        and LABELS is ignored. A Split of the same modalities is also accepted.
+      observed: which modalities each example has, bool [N, M] in the order of the
+        model's modalities, or some modalities -> bool [N]; default: all in `data`.
+        Missing values may be anything, also NaN.
 
     Returns:
-      Split; zeros where something is missing.
+      Split, with zeros for missing values.
 
     Raises:
-      UsageError: an unknown name, or an array of another kind, shape or range; in one
-        line that says which, and what the model knows.
+      UsageError: an unknown name, or an array of another kind, shape or range. The line
+        names the array and says what the model expects.
     """
     given = to_arrays(data.leaves() if isinstance(data, Split) else data)
     known = {m.name: m for m in description.modalities}
@@ -173,11 +173,11 @@ def to_split(
 
 
 def to_arrays(data: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Users' data as arrays by name.
+    """Converts users' data to arrays by name.
 
     Raises:
-      UsageError: it is no mapping of names to what NumPy makes an array of, or one is
-        masked: what is missing is said in OBSERVED alone.
+      UsageError: the data are not a mapping of names to arrays, or an array is masked:
+        only OBSERVED marks missing values.
     """
     if not isinstance(data, Mapping):
         raise UsageError(
@@ -208,12 +208,12 @@ def to_arrays(data: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def is_modality(name: str) -> bool:
-    """Whether an array of this name is a modality, and nothing about one."""
+    """Whether an array of this name is a modality."""
     return name not in (OBSERVED, LABELS) and not name.endswith(WORDS)
 
 
 def _check_words(known: Mapping[str, Modality], given: Mapping[str, Any]) -> None:
-    """Raises UsageError where data number words otherwise than the model."""
+    """Raises UsageError if data and model number words differently."""
     for name, modality in known.items():
         own = tuple(str(word) for word in given.get(f"{name}{WORDS}", ()))
         if own != modality.words[: len(own)]:
@@ -224,7 +224,7 @@ def _check_words(known: Mapping[str, Modality], given: Mapping[str, Any]) -> Non
 
 
 def _num_examples(arrays: Mapping[str, np.ndarray]) -> int:
-    """N, the same for all."""
+    """N, which all arrays must share."""
     if not arrays:
         raise UsageError("data hold no modality: give one array [N, ...] for each")
     lengths = {name: len(x) if x.ndim else 0 for name, x in arrays.items()}
@@ -242,8 +242,8 @@ def observed_masks(
 
     Args:
       known: names of the modalities, in the order of M.
-      arrays: modality -> array [N, ...], of some of them.
-      observed: as of `to_split`.
+      arrays: modality -> array [N, ...], for some of them.
+      observed: as in `to_split`.
 
     Raises:
       UsageError: lengths differ, or `observed` does not fit.
@@ -275,7 +275,7 @@ def observed_masks(
 
 
 def _as_modality(modality: Modality, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """One array in the type of its kind, with zeros where it is missing."""
+    """Converts one array to the type of its modality, with zeros where missing."""
     where = f"{modality.name} is {x.dtype} {x.shape}, and the model knows it as"
     kind = f"{modality.kind} {np.dtype(_DTYPES[modality.kind])}"
     wanted = f"{kind} [N, {', '.join(str(n) for n in modality.shape)}]"
@@ -291,7 +291,7 @@ def _as_modality(modality: Modality, x: np.ndarray, mask: np.ndarray) -> np.ndar
     if not is_fitting or x.shape[1:] != modality.shape:
         raise UsageError(f"{where} {wanted}")
     if modality.kind != IMAGES and mask.any():
-        # One value an example, [N]: a copy of all values would be as large as they are.
+        # Reduce to one value per example, [N], to save memory.
         values = tuple(range(1, x.ndim))
         with np.errstate(invalid="ignore"):
             low, high = (f(x, axis=values)[mask] for f in (np.min, np.max))
@@ -313,7 +313,7 @@ def _as_modality(modality: Modality, x: np.ndarray, mask: np.ndarray) -> np.ndar
 
 
 def _encoded(modality: Modality, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Captions [N], or words [N, T], as tokens [N, T]."""
+    """Converts captions [N], or words [N, T], to tokens [N, T]."""
     words, length = modality.words, modality.shape[0]
     if x.ndim == 1:
         if words[: len(tokens.SPECIALS)] != tokens.SPECIALS:
@@ -335,10 +335,10 @@ def _encoded(modality: Modality, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def texts_of(name: str, x: np.ndarray, mask: np.ndarray) -> list[str]:
-    """Captions [N], empty where they are missing.
+    """Captions [N], empty strings where missing.
 
     Raises:
-      UsageError: one that is observed is no string, as None and NaN are none.
+      UsageError: an observed caption is not a string, for instance None or NaN.
     """
     for i in np.flatnonzero(mask):
         if not isinstance(x[i], str):
@@ -352,15 +352,15 @@ def texts_of(name: str, x: np.ndarray, mask: np.ndarray) -> list[str]:
 
 
 def to_texts(modality: Modality, rows: AnyArray) -> np.ndarray:
-    """Tokens [N, T] as N strings, each up to its first `<eos>`."""
+    """Converts tokens [N, T] to N strings, each up to its first `<eos>`."""
     return np.array([tokens.decode(row, modality.words) for row in np.asarray(rows)])
 
 
 def names_of(description: Description, given: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of modalities, checked; None: all.
+    """The given names of modalities, after a check; None: all.
 
     Raises:
-      UsageError: one is unknown, or there is none.
+      UsageError: a name is unknown, or `given` is empty.
     """
     known = tuple(m.name for m in description.modalities)
     if given is None:

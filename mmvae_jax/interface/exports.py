@@ -1,7 +1,7 @@
 """A trained model as a folder to share, without code or pickles.
 
-config.json          as of the run
-description.json     the data that it was trained on, without the data
+config.json          the config of the run
+description.json     a description of the training data
 params.safetensors   parameters, by name
 export.json          member, step, version, and the sha256 of the others
 README.md            a model card
@@ -37,11 +37,11 @@ class Export(NamedTuple):
     """Content of an export.
 
     Attributes:
-      config: that of config.json.
-      description: that of description.json.
+      config: content of config.json.
+      description: content of description.json.
       params: name -> array.
       member: hyperparameters.
-      step: number of steps trained.
+      step: number of training steps.
     """
 
     config: Any
@@ -52,20 +52,20 @@ class Export(NamedTuple):
 
 
 def write(folder: Path, content: Export, card: str) -> None:
-    """Writes an export, whole or not at all.
+    """Writes an export atomically.
 
     Args:
-      folder: of the export; must not exist.
-      content: what is exported.
+      folder: folder of the export; must not exist.
+      content: content of the export.
       card: the text of README.md.
 
     Raises:
-      UsageError: the folder exists, or cannot be made.
+      UsageError: the folder exists, or cannot be created.
     """
     if folder.exists():
         raise UsageError(f"{folder} exists; choose another folder for the export")
     partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # from an export that was killed
     try:
         partial.mkdir(parents=True)
     except OSError as error:
@@ -98,7 +98,7 @@ def read(folder: Path) -> Export:
     """Reads an export.
 
     Raises:
-      UsageError: it is damaged, or of a later format.
+      UsageError: the export is damaged, or has a newer format.
     """
     try:
         manifest = json.loads(_bytes(folder / MANIFEST))
@@ -109,7 +109,7 @@ def read(folder: Path) -> Export:
                 f"written by {manifest.get('mmvae_jax')}"
             )
         files = {name: _bytes(folder / name) for name in _FILES}
-        for name in _FILES[:-1]:  # the card is for people, who may edit it
+        for name in _FILES[:-1]:  # users may edit the card
             if _digest(files[name]) != manifest["sha256"][name]:
                 raise ValueError(f"{name} is not what was exported")
         member = Member(**manifest["member"])
@@ -146,10 +146,10 @@ def flatten(params: Params) -> dict[str, np.ndarray]:
 
 
 def unflatten(like: Params, found: Mapping[str, np.ndarray], folder: Path) -> Params:
-    """The parameters again, in the structure of `like`.
+    """The inverse of `flatten`, in the structure of `like`.
 
     Raises:
-      UsageError: names or shapes differ: the export is of another version.
+      UsageError: names or shapes differ, because the export is of another version.
     """
     expected = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -169,13 +169,13 @@ def unflatten(like: Params, found: Mapping[str, np.ndarray], folder: Path) -> Pa
 
 
 def download(address: str) -> Path:
-    """The folder of a model of a hub, as huggingface_hub keeps it.
+    """Downloads a model from a hub and returns its folder in huggingface_hub's cache.
 
     Args:
       address: "hub:USER/NAME" or "hub:USER/NAME@REVISION".
 
     Raises:
-      UsageError: it is not there, or there is no network.
+      UsageError: the model does not exist, or there is no network.
     """
     name, _, revision = address.removeprefix(HUB).partition("@")
     hub = _hub()
@@ -193,14 +193,14 @@ def push(folder: Path, name: str) -> str:
     """Uploads an export to a hub, as a new repository or a new revision of it.
 
     Args:
-      folder: of the export.
+      folder: folder of the export.
       name: "USER/NAME".
 
     Returns:
-      The address of what was uploaded.
+      The address of the uploaded model.
 
     Raises:
-      UsageError: it is no export; there is no network, no token, or no permission.
+      UsageError: the folder is not an export; there is no network, token or permission.
     """
     require_pushable(name)
     read(folder)
@@ -219,10 +219,10 @@ def push(folder: Path, name: str) -> str:
 
 
 def require_pushable(name: str) -> None:
-    """Checks what can be checked before an export is pushed under a name.
+    """Checks name, library and token before an export is pushed.
 
     Raises:
-      UsageError: it is no name, or there is no library or no token.
+      UsageError: the name is invalid, or the library or the token is missing.
     """
     if name.count("/") != 1 or not all(name.split("/")):
         raise UsageError(f"a model of a hub is called USER/NAME, got {name!r}")
@@ -233,7 +233,7 @@ def require_pushable(name: str) -> None:
 
 
 def _hub() -> Any:
-    """The library of the hub."""
+    """The library huggingface_hub."""
     try:
         import huggingface_hub
     except ImportError as error:
@@ -244,17 +244,17 @@ def _hub() -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, or its kind."""
+    """The first line of an error, or its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _json(content: Any) -> bytes:
-    """JSON as a file has it."""
+    """JSON, encoded for a file."""
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
 def _bytes(path: Path) -> bytes:
-    """A file; those that are parsed as JSON are small."""
+    """The content of a file; raises for large JSON files."""
     if path.suffix == ".json" and path.stat().st_size > _MAX_JSON_BYTES:
         raise ValueError(f"{path.name} has more than {_MAX_JSON_BYTES} bytes")
     return path.read_bytes()

@@ -1,4 +1,4 @@
-"""`fit`: training on arrays in memory, with the train loop of every run."""
+"""`fit`: training on arrays in memory, with the train loop of `experiments.run`."""
 
 import contextlib
 import warnings
@@ -53,31 +53,31 @@ def fit(
         modalities to bool [N]; default: all. Missing values may be anything, also NaN.
       labels: int [N]; not used in training.
       latent_dim: D.
-      num_steps: of Adam.
-      batch_size: examples per step; all, if there are fewer.
+      num_steps: number of steps of Adam.
+      batch_size: examples per step, or all examples if there are fewer.
       beta: weight of the KL terms. Several values of beta, learning_rate or seed make a
         sweep: every combination is a member.
-      learning_rate: of Adam.
-      seed: of the initialisation and of all sampling.
-      network: one of `networks.NETWORKS`, for all modalities but tokens.
-      likelihood: of all modalities but tokens, or modality -> likelihood; scales and
-        weights are settings of `config`.
-      options: of the model (`models.MODELS[model].options`).
+      learning_rate: learning rate of Adam.
+      seed: seed of the initialisation and of all sampling.
+      network: one of `networks.NETWORKS`, for all modalities except tokens.
+      likelihood: likelihood of all modalities except tokens, or modality -> likelihood;
+        set scales and weights in `config`.
+      options: options of the model (`models.MODELS[model].options`).
       config: "section.field" -> value, other settings of `settings.get_config`, for
         instance {"modality.likelihood_scale": 0.1, "train.clip_norm": 1.0}.
       is_shown: whether a progress bar is shown.
 
     Returns:
-      Trained; a tuple of them, one per member, if one of the swept values is a
+      Trained; or a tuple with one per member, if beta, learning_rate or seed is a
       sequence.
 
     Warns:
-      UserWarning: the data are valid but unusual, for instance images given as floats,
-        which are taken for vectors.
+      UserWarning: the data are valid but unusual, for instance images of floats, which
+        are treated as vectors.
 
     Raises:
-      UsageError: a setting or an array that does not fit, before anything is trained;
-        or all members have diverged.
+      UsageError: an invalid setting or array (before training), or all members have
+        diverged.
     """
     dataset = _dataset(data, observed, labels)
     found = _config(dataset.train, network, likelihood)
@@ -117,7 +117,7 @@ def fit(
 
 
 def train(sweep: sweeps.Sweep, *, is_shown: bool = True) -> tuple[Trained, ...]:
-    """Trains all members of a sweep in memory, and gives a Trained each."""
+    """Trains a sweep in memory; returns one Trained per member."""
     config, members = sweep.config, sweep.members
     prepared = mapping.prepare(
         sweep.task,
@@ -169,7 +169,7 @@ def train(sweep: sweeps.Sweep, *, is_shown: bool = True) -> tuple[Trained, ...]:
 
 
 def _dataset(data: Mapping[str, Any], observed: Any, labels: Any) -> Dataset:
-    """The arrays as a data set without test examples of its own."""
+    """The arrays as a data set without a test split."""
     given = description.to_arrays(data)
     if labels is not None:
         given[description.LABELS] = np.asarray(labels)
@@ -190,7 +190,7 @@ def _dataset(data: Mapping[str, Any], observed: Any, labels: Any) -> Dataset:
 def _config(
     train: Split, network: str, likelihood: str | Mapping[str, str]
 ) -> ConfigDict:
-    """The settings, with networks and likelihoods by the kind of each modality."""
+    """The settings, with a network and a likelihood for the kind of each modality."""
     found = settings.get_config()
     found.data.name = "arrays"
     found.eval.metrics = ()
@@ -220,7 +220,7 @@ def _set(
     value: Any,
     arguments: Collection[tuple[str, ...]] = (),
 ) -> None:
-    """Sets one field, or those of a mapping for a section; not those of `arguments`."""
+    """Sets a field, or the fields of a section; refuses those in `arguments`."""
     *sections, field = path
     shown = ".".join(path)
     at: Any = config
@@ -253,17 +253,17 @@ def _set(
 
 
 def _plain(value: Any) -> Any:
-    """A number of Python instead of one of NumPy or JAX."""
+    """Converts a scalar of NumPy or JAX to a Python number."""
     return value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:
-    """The value of an argument that is a mapping."""
+    """The value, which must be a mapping."""
     if not isinstance(value, Mapping):
         raise ArgumentError(f"{{{name}}} must be a mapping, got {{!r}}", value)
     return value
 
 
 def _values(value: Any) -> tuple:
-    """One value, or several, as a tuple."""
+    """One or several values as a tuple."""
     return tuple(_plain(x) for x in (value if np.ndim(value) else (value,)))

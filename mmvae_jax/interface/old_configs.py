@@ -1,15 +1,15 @@
-"""Configs of runs that older versions started, with the fields of today.
+"""Converts configs of runs of older versions to the current fields.
 
 Newer fields get the values that reproduce the older behaviour. In old configs,
-config.model and config.objective held the settings of all models, and a model ignored
-those that it did not read.
+config.model and config.objective held the settings of all models, and each model
+ignored the settings of the others.
 """
 
 from typing import Any
 
 from mmvae_jax import models
 
-# Option -> what it was called: for the models named, or else for all that read it.
+# Option -> model -> the former name of the option.
 _FORMER = {
     "alpha": {
         "jmvae_kl": "jmvae_alpha",
@@ -21,7 +21,7 @@ _FORMER = {
     "decode_prior": {"mmjsd": "mmjsd_decode_prior"},
 }
 
-# Section -> its later fields, with what they were before.
+# Section -> newer field -> the value that reproduces the older behaviour.
 _LATER: dict[str, dict[str, Any]] = {
     "data": {"validation": 0, "quadrant": "", "label_modalities": []},
     "modality": {"library_size": 0.0},
@@ -37,7 +37,7 @@ _LATER: dict[str, dict[str, Any]] = {
         "sampler_steps": 2_000,
     },
 }
-# Model -> its later options, likewise.
+# Model -> newer option -> value, likewise.
 _LATER_OPTIONS: dict[str, dict[str, Any]] = {
     "mmvm": {"alpha_steps": 0},
     "custom": {"pooling": "product", "correlation": 0.5, "pooled_over": "vector"},
@@ -50,15 +50,14 @@ _LATER_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def upgraded(config: Any) -> Any:
-    """A config.json as it would be written today.
+    """Converts the content of a config.json to the current fields.
 
     Args:
-      config: the content of any config.json, or of any other file.
+      config: the content of a config.json, or of any other file.
 
     Returns:
-      The same without config.objective, and with config.model.options, those settings
-      that the model reads, and with the fields that came later; what is no config is
-      returned as it is.
+      The config without config.objective, with the model's settings in
+      config.model.options, and with newer fields. Other content is returned unchanged.
     """
     section = config.get("model") if isinstance(config, dict) else None
     if not isinstance(section, dict):
@@ -81,10 +80,10 @@ def upgraded(config: Any) -> Any:
 
 
 def upgraded_scale(scale: Any) -> Any:
-    """The scale in a plan.json as it would be written today.
+    """Converts the scale in a plan.json to the current fields.
 
-    What it changes for one model alone has the settings of `upgraded`; so has what it
-    changes for those of Figure 12, under names that have not changed.
+    Changes for one model, and for the models of Figure 12, are converted as in
+    `upgraded`.
     """
     try:
         changes, by_model = scale["official"]["changes"], scale["models"]
@@ -99,7 +98,7 @@ def upgraded_scale(scale: Any) -> Any:
 
 
 def _upgraded_change(name: str, change: dict[str, Any]) -> dict[str, Any]:
-    """Changes that a scale makes for a model, by the fields of today."""
+    """Converts a scale's changes for one model."""
     section = change.get("model", {})
     if name not in models.MODELS or "options" in section:
         return change
@@ -111,7 +110,7 @@ def _upgraded_change(name: str, change: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_options(name: str, section: dict[str, Any], objective: Any) -> dict[str, Any]:
-    """config.model of today from config.model and config.objective of that time."""
+    """The current config.model, from the old config.model and config.objective."""
     objective = objective if isinstance(objective, dict) else {}
     given = objective | section
     former = {

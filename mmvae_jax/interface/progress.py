@@ -1,7 +1,7 @@
 """The progress bar of training, on a terminal, in a log or in a notebook.
 
-Import `tqdm` from here to draw a bar, or a line beside it: other classes of tqdm have
-other locks.
+Import `tqdm` from here for bars and for lines printed beside them: other classes of
+tqdm use other locks.
 """
 
 import sys
@@ -10,7 +10,7 @@ import warnings
 __all__ = ["ProgressBar", "drawing_interval", "tqdm"]
 
 with warnings.catch_warnings():
-    # A notebook without ipywidgets has a bar of text, which will do.
+    # A notebook without ipywidgets shows a text bar, which is enough.
     warnings.filterwarnings("ignore", "IProgress not found")
     from tqdm.auto import tqdm
 
@@ -19,9 +19,9 @@ class ProgressBar:
     """Steps done, time left, examples per second, and the members' losses.
 
     Attributes:
-      losses: the members' latest losses, in nats; set by whoever logs them.
-      step_seconds: mean over the steps seen but for those of the first call, which
-        compiles; None before there are others.
+      losses: the members' latest losses, in nats; set by the caller.
+      step_seconds: mean seconds per step, without the first call, which compiles; None
+        before the second call.
     """
 
     def __init__(
@@ -32,11 +32,11 @@ class ProgressBar:
         name: str = "training",
         is_shown: bool = True,
     ):
-        """A bar that starts at `step` and appears with its first move."""
+        """Starts at `step`; the bar appears at the first update."""
         self.losses: list[float] = []
         self._examples_per_step = examples_per_step
         self._step = step
-        self._timed: list[tuple[int, float]] = []  # steps of a call, seconds of each
+        self._timed: list[tuple[int, float]] = []  # (steps of a call, seconds per step)
         self._bar = tqdm(
             total=num_steps,
             initial=step,
@@ -48,7 +48,7 @@ class ProgressBar:
         )
 
     def update(self, step: int, seconds_per_step: float) -> None:
-        """Moves the bar; called after every call of the compiled program."""
+        """Moves the bar; call it after each call of the compiled program."""
         self._timed.append((step - self._step, seconds_per_step))
         self._step = step
         examples = self._examples_per_step / max(seconds_per_step, 1e-9)
@@ -63,13 +63,13 @@ class ProgressBar:
 
     @property
     def step_seconds(self) -> float | None:
-        """Seconds a step, see above."""
+        """Mean seconds per step, see the class."""
         later = self._timed[1:]
         num = sum(steps for steps, _ in later)
         return sum(n * seconds for n, seconds in later) / num if num else None
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Ends the bar and leaves it on the screen."""
         self._bar.close()
 
     def __enter__(self) -> "ProgressBar":
@@ -82,9 +82,10 @@ class ProgressBar:
 
 
 def drawing_interval() -> float:
-    """Seconds between two drawings of a bar: few where each is a line of a log.
+    """Seconds between two drawings of a bar.
 
-    A terminal and a notebook draw a bar in place.
+    A terminal and a notebook redraw the bar in place; in a log each drawing is a line,
+    so that the interval is longer.
     """
     is_notebook = type(sys.stderr).__module__.startswith("ipykernel.")
     return 0.2 if is_notebook or sys.stderr.isatty() else 10.0

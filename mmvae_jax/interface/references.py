@@ -1,7 +1,7 @@
 """BibTeX entries of the models, metrics and data of a run.
 
-The rows of MODELS, METRICS and SAMPLERS name keys of references.bib in this package. A
-data set brings its own entries.
+The rows of MODELS, METRICS and SAMPLERS name keys of references.bib in this package.
+Each data set has its own file of entries.
 """
 
 import re
@@ -18,7 +18,7 @@ _HEAD = re.compile(r"^@\w+\s*\{\s*([^\s,{}]+)\s*,", re.MULTILINE)
 
 
 def parse(text: str) -> dict[str, str]:
-    """The entries of a BibTeX file: key -> entry as it is written, in their order.
+    """The entries of a BibTeX file, in order: key -> text of the entry.
 
     Raises:
       ValueError: an entry does not end, or two have the same key.
@@ -46,7 +46,7 @@ def entries() -> dict[str, str]:
 def uses(
     model: str, metrics: Collection[str], samplers: Collection[str] = ()
 ) -> dict[str, tuple[str, ...]]:
-    """The keys of a model, of metrics and samplers, and of this project.
+    """The BibTeX keys for a model, metrics, samplers and this project.
 
     Args:
       model: key of MODELS, or any other name.
@@ -54,7 +54,7 @@ def uses(
       samplers: keys of SAMPLERS.
 
     Returns:
-      What is used, in words -> keys of `entries`; () for what no table has.
+      Description of each item -> keys of `entries`; () if no table has the item.
     """
     citation = MODELS[model].citation if model in MODELS else None
     return {

@@ -67,21 +67,21 @@ def export(
     results: Mapping[str, float] | None = None,
     settings: str = "",
 ) -> Path:
-    """Writes a folder that `load` reads: parameters, config, data's description, card.
+    """Writes parameters, config, description of the data, and a card to a folder.
 
-    It holds no code, no pickle, and no data.
+    `load` reads the folder. It contains no code, no pickle and no data.
 
     Args:
       trained: from `fit` or `load`.
-      directory: folder to make; must not exist.
+      directory: new folder; must not exist.
       results: tag -> value of metrics, for the card.
-      settings: what they were computed with, for the card, in one line.
+      settings: one line on the settings of these metrics, for the card.
 
     Returns:
       The folder.
 
     Raises:
-      UsageError: the folder exists, or cannot be made.
+      UsageError: the folder exists, or cannot be created.
     """
     folder = Path(directory).expanduser()
     params = exports.flatten(trained.params)

@@ -1,4 +1,4 @@
-"""A sweep, built from its config and its data before the first step."""
+"""Builds a sweep from its config and its data."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,18 +15,18 @@ from mmvae_jax.types import Batch, Hyper, MultimodalVAE, PRNGKey
 
 
 class Sweep(NamedTuple):
-    """Everything a sweep is made of, before its first step.
+    """A sweep before its first step.
 
     Attributes:
-      config: as of `settings.get_config`.
-      members: of the sweep.
-      dataset: real data, in host memory, of the modalities that are used.
-      complete: the same with all modalities: what classifiers are trained on, so
-        that runs on different numbers of modalities share them.
-      model: of every member.
-      task: its training.
+      config: as `settings.get_config`.
+      members: members of the sweep.
+      dataset: data of the used modalities, in host memory.
+      complete: data of all modalities, for the classifiers, so that runs on different
+        numbers of modalities share them.
+      model: the model of every member.
+      task: the training of one member.
       hyper: fields [K].
-      keys: key [K].
+      keys: PRNG keys [K].
       execution: how members and steps are executed.
     """
 
@@ -47,15 +47,15 @@ def build(
     """Builds the model, checks the config against the data, chooses the execution.
 
     Args:
-      config: as of `settings.get_config`, checked by `checks.check`.
-      dataset: of the modalities that are used.
-      complete: the same with all modalities; default: `dataset`.
+      config: as `settings.get_config`, checked by `checks.check`.
+      dataset: data of the used modalities.
+      complete: data of all modalities; default: `dataset`.
 
     Returns:
-      (Sweep, lines to be said).
+      (Sweep, lines to print).
 
     Raises:
-      UsageError: as `models.make_model` and `checks.check_with_data`.
+      UsageError: from `models.make_model` or `checks.check_with_data`.
     """
     complete = dataset if complete is None else complete
     members = sweep.grid(config.sweep)
@@ -85,7 +85,7 @@ def build(
 def _execution(
     config: Any, task: step.Task, num_members: int, data: Batch
 ) -> Execution:
-    """How members and steps are executed here; the config has been checked."""
+    """How members and steps are executed; the config is already checked."""
     settings = config.train
     execution = mapping.choose_execution(
         settings.mapping,
@@ -112,5 +112,5 @@ def device_name(layout: devices.Layout) -> str:
 
 
 def evaluated(dataset: Dataset, config: Any) -> Split:
-    """The test examples that are evaluated; `config` is the field `eval`."""
+    """The test examples to evaluate; `config` is the section `eval`."""
     return evaluate.random_examples(dataset.test, config.num_examples, config.seed)

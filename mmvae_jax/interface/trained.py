@@ -26,18 +26,18 @@ _MAX_JSON_BYTES = 64 << 20
 
 
 class Trained(NamedTuple):
-    """A trained model of one member, with all that applying it needs.
+    """A trained model of one member.
 
     Attributes:
-      model: its functions, jitted (`evaluate.compile_model`).
-      params: its parameters.
-      config: as of `settings.get_config`.
-      description: of the data that it was trained on.
-      member: its hyperparameters.
-      step: number of steps that it was trained for.
+      model: the jitted functions of the model (`evaluate.compile_model`).
+      params: parameters.
+      config: as `settings.get_config`.
+      description: description of the training data.
+      member: hyperparameters.
+      step: number of training steps.
       history: one mapping per logged step, tag -> value, with "step"; empty if loaded
         from an export.
-      is_finite: False if training diverged: these are its last finite parameters.
+      is_finite: False if training diverged; `params` are then the last finite ones.
     """
 
     model: MultimodalVAE
@@ -58,7 +58,7 @@ def build(
     step: int,
     history: Sequence[Mapping[str, float]] = (),
 ) -> Trained:
-    """A Trained from its parts; the model is that of the config."""
+    """Builds a Trained; the config determines the model."""
     model = evaluate.compile_model(models.make_model(config, description.shapes()))
     return Trained(model, params, config, description, member, step, tuple(history))
 
@@ -73,22 +73,22 @@ def load(
 ) -> Trained:
     """Loads a trained model from the folder of a run or an export, or from a hub.
 
-    The folder is not changed, and its run may continue.
+    The folder is not changed; its run may continue.
 
     Args:
       path: working directory of experiments.run, folder of `export`, or
         "hub:USER/NAME" or "hub:USER/NAME@REVISION" (extra `hub`).
-      beta: selects the member of a sweep, together with learning_rate and seed; needed
-        if the sweep has several values.
-      learning_rate: likewise.
-      seed: likewise.
-      step: of the checkpoint of a run; default: the last.
+      beta: selects the member of a sweep, together with learning_rate and seed;
+        required if the sweep has several values.
+      learning_rate: as beta.
+      seed: as beta.
+      step: step of a run's checkpoint; default: the last one.
 
     Returns:
       Trained.
 
     Raises:
-      UsageError: there is no such model, or it is damaged, or of another version.
+      UsageError: the model does not exist, is damaged, or is of another version.
     """
     if str(path).startswith(exports.HUB):
         path = exports.download(str(path))
@@ -136,12 +136,12 @@ def _load_run(folder: Path, asked: Member, step: int | None) -> Trained:
 
 
 def like_state(config: Any, shown: Description, model: MultimodalVAE) -> TrainState:
-    """Shapes and types of the state of all members, without computing anything.
+    """Shapes and types of the train state of all members, without computing it.
 
     Args:
-      config: as of `settings.get_config`.
-      shown: of the data.
-      model: of the config.
+      config: as `settings.get_config`.
+      shown: description of the data.
+      model: the model of the config.
     """
     members = sweep.grid(config.sweep)
     settings = config.train
@@ -163,15 +163,15 @@ def _like(trained: Trained) -> Params:
 
 
 def choose_member(members: Sequence[Member], asked: Member, where: Any) -> int:
-    """The number of the only member that has the values asked for.
+    """The index of the only member with the given values.
 
     Args:
-      members: of the sweep.
-      asked: its values; None: any.
-      where: is named in the error.
+      members: members of the sweep.
+      asked: values of the member; None matches any value.
+      where: the folder, for the error.
 
     Raises:
-      UsageError: there is none, or more than one; the line lists them.
+      UsageError: no member or several members match; the line lists them.
     """
     fitting = [
         k
@@ -193,10 +193,10 @@ def choose_member(members: Sequence[Member], asked: Member, where: Any) -> int:
 
 
 def config_of(found: Any, folder: Path) -> ConfigDict:
-    """The config of a config.json, with what came later at its default.
+    """The config of a config.json, with newer fields at their defaults.
 
     Raises:
-      UsageError: it is of another version, whose fields this one does not know.
+      UsageError: the config has unknown fields, of another version.
     """
     config = settings.get_config()
     try:
@@ -214,7 +214,7 @@ _OPEN = ("config.data", "config.model.options", "config.modalities")
 
 
 def _update(config: ConfigDict, found: Any, name: str) -> None:
-    """Sets the fields of a section to what JSON has of them."""
+    """Sets the fields of a section to the values from JSON."""
     for field, value in found.items():
         own = f"{name}.{field}"
         is_open = name.startswith(_OPEN) or name.endswith("network_options")
@@ -230,7 +230,7 @@ def _update(config: ConfigDict, found: Any, name: str) -> None:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
+    """Converts lists from JSON to tuples."""
     return tuple(_tuples(x) for x in value) if isinstance(value, list) else value
 
 
@@ -238,7 +238,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file of this project.
 
     Raises:
-      UsageError: it is missing, larger than any of them, or no JSON.
+      UsageError: the file is missing, too large, or not JSON.
     """
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
@@ -249,16 +249,16 @@ def read_json(path: Path) -> Any:
 
 
 def read_description(path: Path) -> Description:
-    """The description that a file holds.
+    """Reads a description.json.
 
     Raises:
-      UsageError: it cannot be read, or describes no data.
+      UsageError: the file cannot be read, or is not a description of data.
     """
     return _description(read_json(path), path)
 
 
 def _description(found: Any, path: Path) -> Description:
-    """The description that is the content of a file."""
+    """The description in the content of a file."""
     try:
         return descriptions.from_json(found)
     except ValueError as error:
@@ -266,7 +266,7 @@ def _description(found: Any, path: Path) -> Description:
 
 
 def _history(folder: Path, k: int, up_to: int) -> list[dict[str, float]]:
-    """Lines of metrics.jsonl on the training of member k."""
+    """Training lines of metrics.jsonl for member k."""
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []

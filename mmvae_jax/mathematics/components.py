@@ -1,7 +1,7 @@
-"""Choice of the component that an example of a mixture is decoded from.
+"""Draws of the mixture component from which an example is decoded.
 
-Components are drawn stratified over the batch or independently, and only the chosen
-ones are computed where a mixture has many.
+Components are drawn stratified over the batch or independently. Only the drawn ones are
+computed.
 """
 
 import jax
@@ -14,10 +14,10 @@ from mmvae_jax.types import AnyArray, Array, Family, Gaussian, PRNGKey
 
 
 def keep_whole(x: Array) -> Array:
-    """The array, computed whole by every device that needs a part of it.
+    """Replicates an array: every device computes all of it.
 
-    For arrays that are cheap to compute, but cannot be taken apart along their axis of
-    examples without communication (a sort, say). Without a mesh nothing is done.
+    For arrays that are cheap to compute, but need communication if their axis of
+    examples is sharded, for instance a sort. No effect without a mesh.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
@@ -28,21 +28,21 @@ def _stratified_positions(key: PRNGKey, num: int) -> Array:
     """`num` positions in [0, 1), one in each interval of length 1 / num, shuffled."""
     offset_key, order_key = jax.random.split(key)
     positions = (jnp.arange(num) + jax.random.uniform(offset_key)) / num
-    # Rounding may lift the last position to 1, past the end of all weights.
+    # Rounding may lift the last position to 1, beyond the sum of the weights.
     positions = jnp.minimum(positions, 1 - jnp.finfo(positions.dtype).epsneg)
-    # A shuffle is a sort, which devices would share by sending its numbers around.
+    # A shuffle is a sort, which would need communication between devices.
     return keep_whole(jax.random.permutation(order_key, positions))
 
 
 def _components_at(weights: AnyArray, positions: Array) -> Array:
-    """The components at positions of the unit interval, cut in parts of the weights.
+    """Inverse of the cumulative distribution of components, at some positions.
 
     Args:
       weights: float [S], or [S, B] for weights of each example; not all 0.
       positions: float [B], in [0, 1).
 
     Returns:
-      int32 [B], components, none of them with weight 0.
+      int32 [B], components with a weight above 0.
     """
     weights = posteriors.append_axes(jnp.asarray(weights), 2)
     edges = jnp.cumsum(weights, axis=0)
@@ -61,10 +61,9 @@ def _components_at(weights: AnyArray, positions: Array) -> Array:
 def stratified_components(key: PRNGKey, weights: AnyArray, num: int) -> Array:
     """Draws a component for each of `num` examples, balanced over the batch.
 
-    Systematic sampling: component k is drawn floor(num * w_k) or ceil(num * w_k)
-    times, and num * w_k times on average, whereas the published code gives the
-    whole remainder of the division to the last component. Which example gets
-    which component is random, so the order of the data does not matter.
+    Systematic sampling: component k is drawn floor(num * w_k) or ceil(num * w_k) times,
+    and num * w_k times on average, in random order. The published code instead gives
+    the whole remainder of the division to the last component.
 
     Args:
       key: random key.
@@ -83,7 +82,7 @@ def random_components(key: PRNGKey, weights: AnyArray, num: int) -> Array:
 
 
 def gather_components(components: Family, indices: Array) -> Family:
-    """Component indices[b] of example b: fields [S, B, D], [B] -> [B, D]."""
+    """Selects component indices[b] of example b: fields [S, B, D], [B] -> [B, D]."""
     rows = indices[None, :, None]
     # Taken along an axis, so that examples stay on their devices.
     return jax.tree.map(
@@ -92,12 +91,12 @@ def gather_components(components: Family, indices: Array) -> Family:
 
 
 def expert_component(key: PRNGKey, experts: Family, observed: AnyArray) -> Family:
-    """One observed expert per example, stratified: a draw of their even mixture.
+    """Draws one observed expert per example from a uniform mixture, stratified.
 
     Args:
       key: random key.
       experts: fields [M, B, D].
-      observed: bool [M], or [M, B] for each example; not empty; may be traced.
+      observed: bool [M] or [M, B], at least one per example; may be traced.
 
     Returns:
       A distribution with fields [B, D].
@@ -110,9 +109,9 @@ def expert_component(key: PRNGKey, experts: Family, observed: AnyArray) -> Famil
 def posterior_component(
     key: PRNGKey, experts: Gaussian, mixture: SubsetMixture
 ) -> Gaussian:
-    """One component of the mixture per example, stratified over the batch.
+    """Draws one component of the mixture per example, stratified over the batch.
 
-    Only the chosen one is computed for each example.
+    Only the drawn components are computed.
 
     Args:
       key: random key.
@@ -130,12 +129,11 @@ def posterior_component(
 def chosen_posteriors(
     experts: Gaussian, mixture: SubsetMixture, indices: Array
 ) -> Gaussian:
-    """The posterior of subset indices[b] of example b, and of no other.
+    """The posterior of subset indices[b] for example b.
 
     Args:
       experts: fields [M, B, D].
-      mixture: as `available_subsets` returns it, masks
-        [S, M, 1 or B].
+      mixture: result of `available_subsets`, masks [S, M, 1 or B].
       indices: int32 [B].
 
     Returns:

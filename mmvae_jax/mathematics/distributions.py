@@ -1,7 +1,7 @@
-"""Log-densities, KL divergences and sampling: the distributions models use.
+"""Log-densities, KL divergences and samples of distributions.
 
 All values are in nats. Densities of images are densities of pixel values in
-[0, 1]. Sums run over every axis but the first (the batch), so that one function
+[0, 1]. Sums are over all axes except the first (the batch), so that one function
 serves vectors, images and token sequences.
 """
 
@@ -25,7 +25,7 @@ from mmvae_jax.types import (
     Support,
 )
 
-# Latent vectors or their distribution, which can be divided along D.
+# Latent vectors or their distribution, which can be split along D.
 _Latent = TypeVar("_Latent", bound=Array | Distribution)
 
 
@@ -33,16 +33,16 @@ class Likelihood(NamedTuple):
     """The distribution of one modality given its decoder's output.
 
     Attributes:
-      log_prob: (output [B, ...], x [B, ...]) -> [B], nats; from `make_likelihood` it
-        is -inf where a value of x is outside of the support.
+      log_prob: (output [B, ...], x [B, ...]) -> [B], nats; `make_likelihood` makes it
+        -inf if a value of x is outside of the support.
       mean: output [B, ...] -> the distribution's mean [B, ...] (for tokens: the
-        probabilities of every word).
+        probabilities of all words).
       deviation: output [B, ...] -> the distribution's standard deviation [B, ...], in
-        the units of the mean; None for tokens, which have none.
-      parameter_shape: shape of an example -> shape of a parameter that all examples
-        share and the decoder learns, from 0 on: the output is then the pair
-        (output [B, ...], parameter). None: there is no parameter.
-      support: the values of x that have a probability.
+        the units of the mean; None for tokens.
+      parameter_shape: shape of an example -> shape of a learned parameter that all
+        examples share, initially 0. The output is then the pair (output [B, ...],
+        parameter). None: no parameter.
+      support: the values of x for which the likelihood is defined.
     """
 
     log_prob: Callable[[Any, Array], Array]
@@ -59,7 +59,7 @@ _COUNTS = Support("counts 0, 1, 2, ...", least=0, is_whole=True)
 
 
 class Settings(NamedTuple):
-    """The settings of a likelihood, as `make_likelihood` explains them."""
+    """The settings of a likelihood, documented in `make_likelihood`."""
 
     scale: float
     count_padding: bool
@@ -70,9 +70,9 @@ class LikelihoodKind(NamedTuple):
     """A row of the table of likelihoods.
 
     Attributes:
-      arrays: types of the arrays that it fits, keys of ARRAYS.
+      arrays: allowed types of arrays, keys of ARRAYS.
       make: `Settings` -> Likelihood.
-      is_of_counts: whether int arrays are counts, and not tokens.
+      is_of_counts: whether int arrays are counts instead of tokens.
     """
 
     arrays: tuple[str, ...]
@@ -80,16 +80,16 @@ class LikelihoodKind(NamedTuple):
     is_of_counts: bool = False
 
 
-# Kinds of arrays of one type. The likelihood decides between two.
+# Type of an array -> kinds of data. The likelihood decides between two kinds.
 ARRAYS = {
     "uint8": "images [N, H, W, C]",
     "float": "vectors [N, ...]",
     "int": "tokens [N, T] or counts [N, F]",
 }
-# Learned scales stay within a factor of exp(10) of their first value, and log-variances
-# of encoders within the square of that: nothing else keeps them in float32.
+# Learned scales stay within a factor of exp(10) of their initial value, and encoders'
+# variances within the square of that, so that they do not leave float32.
 _LOG_SCALE_BOUND = 10.0
-# Steps of that logarithm to an optimum that is further away are cut.
+# Largest distance of the log-scale to its optimum in a gradient; larger ones are cut.
 _FARTHEST = 10.0
 
 
@@ -99,7 +99,7 @@ def log_prob(q: Distribution, z: Array) -> Array:
 
     Args:
       q: Gaussian or Laplace, fields [..., D].
-      z: float [..., D], broadcast against `q`.
+      z: float [..., D], broadcast with `q`.
 
     Returns:
       float [...], nats.
@@ -158,15 +158,15 @@ def split(q: _Latent, size: int) -> tuple[_Latent, _Latent]:
 
 
 def join(*parts: _Latent) -> _Latent:
-    """Distributions of one family (or arrays), fields [..., D_i], end to end."""
+    """Concatenates distributions of one family (or arrays), fields [..., D_i]."""
     return jax.tree.map(lambda *fields: jnp.concatenate(fields, axis=-1), *parts)
 
 
 def kl_to_standard_gaussian(q: Gaussian) -> Array:
     """KL(q || N(0, I)), summed over D; nats [...].
 
-    Kingma & Welling (2014), App. B. Written with expm1, so that the terms which
-    cancel near the prior cancel exactly.
+    Kingma & Welling (2014), App. B. Uses expm1, so that terms cancel exactly near the
+    prior.
     """
     excess = jnp.expm1(q.log_variance) - q.log_variance
     return 0.5 * jnp.sum(jnp.square(q.mean) + excess, axis=-1)
@@ -198,14 +198,14 @@ def _bernoulli_log_prob(logits: Array, x: Array) -> Array:
 
 
 def _categorical_log_prob(logits: Array, x: Array, count_padding: bool = True) -> Array:
-    """Log-probability of tokens under independent distributions of the words; nats.
+    """Log-probability of tokens, independent over positions; nats.
 
     Args:
       logits: [B, ..., V].
       x: int [B, ...].
-      count_padding: whether the positions after the first `<eos>` count, as in the
-        published code of MMVAE+; else they are 0, and it is the log-probability of
-        the words (x is then [B, T]).
+      count_padding: whether positions after the first `<eos>` count, as in the
+        published code of MMVAE+. Without them the result is the log-probability of the
+        words (x must be [B, T]).
 
     Returns:
       [B].
@@ -218,7 +218,7 @@ def _categorical_log_prob(logits: Array, x: Array, count_padding: bool = True) -
 
 
 def _laplace(settings: Settings) -> Likelihood:
-    """Laplace of a fixed scale b; its standard deviation is sqrt(2) b."""
+    """Laplace with a fixed scale b; its standard deviation is sqrt(2) b."""
     scale = settings.scale
     return Likelihood(
         partial(_laplace_log_prob, scale=scale),
@@ -228,7 +228,7 @@ def _laplace(settings: Settings) -> Likelihood:
 
 
 def _gaussian(settings: Settings) -> Likelihood:
-    """Normal of a fixed standard deviation."""
+    """Normal with a fixed standard deviation."""
     scale = settings.scale
     return Likelihood(
         partial(_normal_log_prob, scale=scale),
@@ -238,15 +238,15 @@ def _gaussian(settings: Settings) -> Likelihood:
 
 
 def _learned_gaussian(settings: Settings, is_optimal: bool) -> Likelihood:
-    """Normal whose standard deviation, one for all values, is a parameter.
+    """Normal with one learned standard deviation for all values.
 
     Args:
-      settings: `scale` is the standard deviation at the start.
-      is_optimal: whether it follows the analytic optimum, `_optimal_log_prob`, and not
-        the gradient alone.
+      settings: `scale` is the initial standard deviation.
+      is_optimal: whether the standard deviation follows its analytic optimum
+        (`_optimal_log_prob`) instead of the plain gradient.
     """
     first = math.log(settings.scale)
-    # Adam's steps are as long as the learning rate: ten times as fast.
+    # Adam's steps have the size of the learning rate; `is_optimal` is ten times faster.
     factor = 1.0 if is_optimal else 1 / _LOG_SCALE_BOUND
 
     def log_scale(parameter: Array) -> Array:
@@ -272,15 +272,13 @@ def _scaled_log_prob(loc: Array, log_scale: Array, x: Array) -> Array:
 
 @jax.custom_vjp
 def _optimal_log_prob(loc: Array, log_scale: Array, x: Array) -> Array:
-    """As `_scaled_log_prob`, with the gradient of the optimal sigma-VAE.
+    """`_scaled_log_prob` with the gradient of the optimal sigma-VAE.
 
-    Rybkin et al. (2021), Sec. 3.3: the gradient is that at the standard deviation
-    which maximises the objective on this batch in closed form, the root of the mean
-    square of x - loc. The values are weighted as the objective weights their
-    log-densities, so that what is missing has no part in it. The gradient of log_scale
-    leads to the logarithm of it. The value itself is a density of one log_scale for
-    all batches, in training and evaluation alike; the published code has that of the
-    batch.
+    Rybkin et al. (2021), Sec. 3.3. The gradient is taken at the optimal standard
+    deviation of the batch, the root mean square of x - loc, weighted as in the
+    objective (missing values have weight 0). The gradient of log_scale points to the
+    logarithm of this optimum. The value uses the learned log_scale, in training and
+    evaluation; the published code uses the optimum of each batch.
     """
     return _scaled_log_prob(loc, log_scale, x)
 
@@ -296,7 +294,7 @@ def _optimal_backward(
 ) -> tuple[Array, Array, Array]:
     distances, log_scale = kept
     num_values = math.prod(distances.shape[1:])
-    # The sign is one for all: an objective adds log-densities, a loss subtracts them.
+    # All weights have one sign: an objective adds log-densities, a loss subtracts them.
     total = num_values * jnp.sum(weights)
     is_there = total != 0
     squares = jnp.sum(weights * _sum_event(jnp.square(distances)))
@@ -313,12 +311,12 @@ _optimal_log_prob.defvjp(_optimal_forward, _optimal_backward)
 
 
 def _bernoulli(settings: Settings) -> Likelihood:
-    """Bernoulli of logits."""
+    """Bernoulli; the output is logits."""
     del settings
     return Likelihood(
         _bernoulli_log_prob,
         jax.nn.sigmoid,
-        # sqrt(p (1 - p)), which does not round to 0 before p does.
+        # sqrt(p (1 - p)) in log space, which does not round to 0 before p does.
         lambda logits: jnp.exp(
             0.5 * (jax.nn.log_sigmoid(logits) + jax.nn.log_sigmoid(-logits))
         ),
@@ -327,13 +325,13 @@ def _bernoulli(settings: Settings) -> Likelihood:
 
 
 def _categorical(settings: Settings) -> Likelihood:
-    """Independent distributions of the words, of logits."""
+    """Categorical, independent over positions; the output is logits."""
     function = partial(_categorical_log_prob, count_padding=settings.count_padding)
     return Likelihood(function, jax.nn.softmax, None, support=_TOKENS)
 
 
 def _poisson(settings: Settings) -> Likelihood:
-    """Poisson of the logarithms of its rates."""
+    """Poisson; the output is log-rates (`_log_rates`)."""
 
     def log_prob(output: Array, x: Array) -> Array:
         x = x.astype(jnp.float32)
@@ -349,10 +347,10 @@ def _poisson(settings: Settings) -> Likelihood:
 
 
 def _negative_binomial(settings: Settings) -> Likelihood:
-    """Negative binomial by its mean, and the learned inverse dispersion of each value.
+    """Negative binomial with a decoded mean and a learned inverse dispersion r.
 
-    The variance is mean + mean^2 / r. As the default of scVI (Lopez et al., 2018), r is
-    a parameter of each value of an example; 1 at the start.
+    The variance is mean + mean^2 / r. As in the default of scVI (Lopez et al., 2018),
+    each value of an example has its own r, initially 1.
     """
 
     def log_r(parameter: Array) -> Array:
@@ -382,9 +380,9 @@ def _log_rates(output: Array, library: float | Array) -> Array:
     """Logarithms of the means of counts, [B, ...].
 
     Args:
-      output: of the decoder, [B, ...]: the logarithms themselves, or where there is a
-        library the logits of the share that each value has in it.
-      library: counts of an example, or of each, [B]; the number 0: there is none.
+      output: output of the decoder, [B, ...]: the logarithms themselves; or, with a
+        library, the logits of the fraction of each value.
+      library: total count, one number or [B]; 0: no library.
     """
     if isinstance(library, float) and library == 0:
         return output
@@ -396,10 +394,10 @@ def _log_rates(output: Array, library: float | Array) -> Array:
 def _log_rates_of(
     output: Array, x: Array, settings: Settings
 ) -> tuple[Array, bool | Array]:
-    """`_log_rates` [B, ...] in the library of each example, and whether it has counts.
+    """`_log_rates` [B, ...] for the total count of each example, and whether it is > 0.
 
-    An example without any counts has no library: of it 0 is certain, and the rates are
-    of one count, for finite gradients.
+    An example without counts is certain to be 0; its rates are those of a total count
+    of 1, for finite gradients.
     """
     if settings.library_size == 0:
         return output, True
@@ -408,7 +406,7 @@ def _log_rates_of(
     return _log_rates(output, jnp.maximum(library, 1.0)), rows
 
 
-# The table of likelihoods: the arrays that each fits, and how it is made.
+# The table of likelihoods.
 LIKELIHOODS = {
     "laplace": LikelihoodKind(("uint8", "float"), _laplace),
     "gaussian": LikelihoodKind(("uint8", "float"), _gaussian),
@@ -433,17 +431,16 @@ def make_likelihood(
     count_padding: bool = True,
     library_size: float = 0.0,
 ) -> Likelihood:
-    """The likelihood called `name`.
+    """Builds a likelihood.
 
     Args:
       name: a key of LIKELIHOODS.
-      scale: scale of laplace and gaussian, at the start where it is learned.
-      count_padding: whether padding counts, for categorical.
-      library_size: of poisson and negative_binomial. 0: the decoder gives the
-        logarithms of their means. Else it gives the share that every value has in all
-        counts of an example, as scVI (Lopez et al., 2018) does: log_prob is given
-        their observed sum, and mean and deviation are of an example of `library_size`
-        counts.
+      scale: scale of laplace and gaussian; the initial one if it is learned.
+      count_padding: for categorical, whether padding counts.
+      library_size: for poisson and negative_binomial. 0: the decoder gives the
+        log-means. Else, as in scVI (Lopez et al., 2018), the decoder gives the fraction
+        of each value in the total count: log_prob uses the observed total, mean and
+        deviation use `library_size`.
 
     Raises:
       UsageError: the name is unknown, the scale is not positive, or the library size
@@ -462,11 +459,12 @@ def make_likelihood(
 
 
 def _within_support(own: Likelihood) -> Likelihood:
-    """The likelihood, its log-probability -inf outside of the support.
+    """Sets the log-probability to -inf outside of the support.
 
-    The formulas go on there: a Bernoulli's exceeds 0, and token -1 is the last word.
+    The formulas are wrong there: a Bernoulli's exceeds 0, and token -1 is the last
+    word.
     """
-    if own.support == _REALS:  # all that floats hold; NaN stays NaN
+    if own.support == _REALS:  # every float is valid; NaN stays NaN
         return own
 
     def log_prob(output: Any, x: Array) -> Array:
@@ -478,12 +476,12 @@ def _within_support(own: Likelihood) -> Likelihood:
 
 
 def misfit(name: str, modality: str, types: tuple[str, ...]) -> str | None:
-    """The line for a likelihood that does not fit an array; None where it does.
+    """The error message if a likelihood does not fit an array, else None.
 
     Args:
       name: a key of LIKELIHOODS.
-      modality: whose array it is.
-      types: the types that the array may be of, keys of ARRAYS.
+      modality: name of the modality.
+      types: the possible types of the array, keys of ARRAYS.
     """
     if set(types) & set(LIKELIHOODS[name].arrays):
         return None
@@ -499,12 +497,12 @@ def misfit(name: str, modality: str, types: tuple[str, ...]) -> str | None:
 def _squares(z: Array, q: Gaussian) -> Array:
     """Squared distances in units of the variance, [..., D].
 
-    Divided by the standard deviation before they are squared: a precision of exp(100)
-    leaves float32, and of no distance at all would make 0 * inf.
+    Distances are divided by the standard deviation before they are squared: a precision
+    of exp(100) is inf in float32, and 0 * inf is NaN.
     """
     return jnp.square((z - q.mean) * jnp.exp(-0.5 * q.log_variance))
 
 
 def _sum_event(values: Array) -> Array:
-    """Sums over every axis but the first."""
+    """Sums over all axes except the first."""
     return jnp.sum(values, axis=tuple(range(1, values.ndim)))

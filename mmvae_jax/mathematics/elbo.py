@@ -1,16 +1,16 @@
-"""Objectives: experts in, named terms per example out, in nats.
+"""Objectives: functions of experts that return named terms per example, in nats.
 
-Objectives that several models share are here; one that a single model has is in its
-file in `models`.
+This file has the objectives of several models. The objective of a single model is in
+the model's file in `models`.
 
 Each function takes `log_likelihoods`, modality -> function (z [N, D], x [N, ...])
 -> [N], the decoder followed by its likelihood. beta appears only in `loss`, which
 weights the terms, and in the importance-weighted objectives (`importance` and
-`models.mmvae_plus`), where it is inside of the logarithm.
+`models.mmvae_plus`), where it is inside the logarithm.
 
-Where an example misses modalities (`batch[OBSERVED]`), an objective has the terms of
-those that are there alone, products of their experts, subsets and means of them. Where
-that is not the same model of these modalities is in docs/models.md.
+If an example misses modalities (`batch[OBSERVED]`), terms, products, subsets and means
+are over its observed modalities. docs/models.md lists where this differs from the model
+of these modalities alone.
 """
 
 import math
@@ -47,11 +47,10 @@ SUBSET_ESTIMATORS = ("stratified", "random", "exact")
 
 
 class TermWeights(NamedTuple):
-    """A model's own weights of the `ObjectiveTerms` in its loss, without beta.
+    """Weights of the `ObjectiveTerms` in a model's loss, without beta.
 
-    All are 1 where an objective is a plain sum of its terms. The terms themselves
-    are never weighted, so that `elbo` of them is a bound whatever the weights are.
-    Floats, or [B] where they depend on what is observed of an example.
+    Floats, or [B] if they depend on the observed modalities of an example. The terms
+    themselves are never weighted: their `elbo` is a bound for any weights.
 
     Attributes:
       log_likelihood: weight of the reconstruction terms of the bound.
@@ -74,7 +73,7 @@ def loss(
 ) -> Array:
     """The loss minimised in training: minus the beta-weighted objective; nats [].
 
-    Higgins et al. (2017): beta weights the KL terms and nothing else.
+    Higgins et al. (2017): beta weights only the KL terms.
     """
     gain = (
         weights.log_likelihood * total(terms.log_likelihood.values())
@@ -90,7 +89,7 @@ def elbo(terms: ObjectiveTerms) -> Array:
 
 
 def total(values: Iterable[Array]) -> Array:
-    """The sum of one or more arrays of a shape."""
+    """The sum of one or more arrays of one shape."""
     return reduce(operator.add, values)
 
 
@@ -102,7 +101,7 @@ def observed_of(batch: Batch, num_modalities: int) -> AnyArray:
 
 
 def observed_terms(values: Mapping[str, Array], observed: AnyArray) -> dict[str, Array]:
-    """Terms [..., B] of each modality, 0 where it is missing; observed [M, 1 or B]."""
+    """Terms [..., B] of each modality, 0 if missing; observed bool [M, 1 or B]."""
     pairs = zip(values.items(), observed, strict=True)
     return {m: jnp.where(row, value, 0.0) for (m, value), row in pairs}
 
@@ -121,9 +120,9 @@ def subset_elbo(
     log_likelihoods: LogLikelihoods,
     estimator: str = "stratified",
 ) -> ObjectiveTerms:
-    """L_S of Definition 3 (Eq. 2): MVAE, MMVAE, MoPoE-VAE by their subsets.
+    """L_S of Definition 3 (Eq. 2): MVAE, MMVAE, MoPoE-VAE, by their subsets.
 
-    Models whose experts are pooled otherwise have the same bound.
+    The bound also holds for other poolings of experts.
 
     L_S = sum_A omega_A { E_{q(z|x_A)} [sum_m log p(x_m|z)] - KL(q(z|x_A)||p(z)) }.
     The KL terms of all S subsets are exact for every estimator.
@@ -133,11 +132,11 @@ def subset_elbo(
       batch: modality -> [B, ...].
       key: random key.
       mixture: the subsets and their weights.
-      log_likelihoods: one function a modality (module docstring).
-      estimator: how the expectation over subsets is taken: "stratified", one
-        decoding per example from a subset drawn so that the batch is balanced
-        (as published, but balanced to +-1); "random", from a subset drawn
-        independently; "exact", from every subset (S decodings per example).
+      log_likelihoods: one function per modality (module docstring).
+      estimator: of the expectation over subsets. "stratified": one decoding per
+        example, from a subset drawn balanced over the batch (as published, but balanced
+        to +-1); "random": one decoding, from an independently drawn subset; "exact":
+        S decodings per example.
 
     Returns:
       ObjectiveTerms, fields [B].
@@ -185,12 +184,12 @@ def mixture_log_likelihood(
 
     Args:
       all_components: () -> fields [S, B, D].
-      chosen_components: components [B], one an example -> fields [B, D].
+      chosen_components: components [B], one per example -> fields [B, D].
       weights: [S, 1 or B].
       batch: modality -> [B, ...].
       key: random key.
-      log_likelihoods: one function a modality (module docstring).
-      estimator: one of SUBSET_ESTIMATORS, as `subset_elbo` explains them.
+      log_likelihoods: one function per modality (module docstring).
+      estimator: one of SUBSET_ESTIMATORS, see `subset_elbo`.
     """
     if estimator not in SUBSET_ESTIMATORS:
         raise UsageError(
@@ -227,18 +226,18 @@ def subsampled_elbo(
 ) -> ObjectiveTerms:
     """The ELBO sub-sampling objective (Eq. 84), MVAE+ in the paper.
 
-    L(x) + sum_i L(x_i): the ELBO of the full set plus, unnormalised, that of
-    every modality alone, without reconstruction across modalities. It is no
-    bound on log p(X) (Wu & Goodman, 2019); hence the unimodal terms are
-    auxiliary, and `elbo` of the result is that of the full set.
+    L(x) + sum_i L(x_i): the ELBO of the full set plus the unnormalised sum of the
+    unimodal ELBOs, without reconstruction across modalities. It is not a bound on
+    log p(X) (Wu & Goodman, 2019). Therefore the unimodal terms are auxiliary, and
+    `elbo` of the result is that of the full set.
 
     Args:
       experts: fields [M, B, D].
       batch: modality -> [B, ...].
       key: random key.
-      mixture: the full set (`subsets.full_set`); whether the prior is an expert
-        of it decides the same for the unimodal posteriors.
-      log_likelihoods: one function a modality (module docstring).
+      mixture: the full set (`subsets.full_set`). If the prior is an expert of it, the
+        prior is an expert of the unimodal posteriors too.
+      log_likelihoods: one function per modality (module docstring).
 
     Returns:
       ObjectiveTerms, fields [B].
@@ -282,7 +281,7 @@ def unimodal_elbos(
     *,
     log_likelihoods: LogLikelihoods,
 ) -> ObjectiveTerms:
-    """M independent VAEs, each with a latent space of its own.
+    """The objective of M independent VAEs with separate latent spaces.
 
     Args:
       experts: fields [M, B, d], q(z_m|x_m); d is the latent size of one VAE.
@@ -291,9 +290,8 @@ def unimodal_elbos(
       log_likelihoods: modality -> function (z_m [B, d], x_m) -> [B].
 
     Returns:
-      ObjectiveTerms whose elbo is the sum of the M ELBOs, a bound on
-      sum_m log p(x_m), which is the log p(X) of a model with independent
-      modalities.
+      ObjectiveTerms; their elbo is the sum of the M ELBOs, a bound on sum_m log p(x_m),
+      which is log p(X) for independent modalities.
     """
     z = distributions.sample(experts, key)
     observed = observed_of(batch, len(log_likelihoods))
@@ -306,11 +304,10 @@ def unimodal_elbos(
 def fold_samples(
     log_likelihood: Callable[[Array, AnyArray], Array], z: Array, x: AnyArray
 ) -> Array:
-    """log p(x|z) [..., B] of z [..., B, D] and x [B, ...]: one call for all samples."""
+    """log p(x|z) [..., B] of z [..., B, D] and x [B, ...], in one call."""
     *shape, num_examples, dim = z.shape
     num_samples = math.prod(shape)
-    # The samples of an example next to one another: a batch that is spread over
-    # devices stays where it is.
+    # Keep the samples of an example together, so that a sharded batch stays sharded.
     folded = jnp.moveaxis(z.reshape(num_samples, num_examples, dim), 0, 1)
     repeated = jnp.repeat(x, num_samples, axis=0)
     values = log_likelihood(folded.reshape(-1, dim), repeated)

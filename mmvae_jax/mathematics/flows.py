@@ -1,16 +1,16 @@
-"""Rectified flows: the loss, guidance, the two solvers of the ODE, the density.
+"""Rectified flows: the loss, guidance, two solvers of the ODE, and the density.
 
-And the density of a flow whose map is known, without an ODE (`log_pushed`).
+`log_pushed` is the density under a known bijection, without an ODE.
 
-A flow turns noise eps ~ N(0, I) at time 0 into data r at time 1 along dx/dt = v(x, t).
-Its velocity v is learned on straight lines between the two (Liu et al., 2023; Lipman et
+A flow moves noise eps ~ N(0, I) at time 0 to data r at time 1 along dx/dt = v(x, t).
+Its velocity v is learned on straight lines between them (Liu et al., 2023; Lipman et
 al., 2023),
 
     x_t = (1 - t) eps + t r,   v(x, t) = E[r - eps | x_t = x].
 
-A velocity is a function (x [B, ...], t [B]) -> [B, ...] that sees each example alone.
-What else it depends on (parameters, a condition, which modalities are given) is closed
-over. `given` is bool and broadcast to x: the entries that are known and are not moved.
+A velocity is a function (x [B, ...], t [B]) -> [B, ...] of each example separately. It
+closes over its other arguments (parameters, a condition, the given modalities).
+`given`, bool and broadcast to x, marks known entries, which are not moved.
 """
 
 import math
@@ -40,18 +40,18 @@ def sample_times(
 ) -> Array:
     """Times float [num] in (0, 1) whose logits are N(mean, scale^2).
 
-    The logit-normal density of Esser et al. (2024): most of training is spent between
-    noise and data, where the velocity is hardest to tell.
+    The logit-normal density of Esser et al. (2024). Most times are far from 0 and 1,
+    where the velocity is hardest to predict.
     """
     return jax.nn.sigmoid(mean + scale * jax.random.normal(key, (num,)))
 
 
 def random_subsets(key: PRNGKey, observed: AnyArray, empty_share: float) -> Array:
-    """Draws the modalities that each example is given, of those it has.
+    """Draws the modalities on which each example is conditioned.
 
-    None with probability `empty_share`, else a subset of a size that is uniform in
-    1..n - 1, n being how many modalities the example has; all subsets of a size are
-    equally likely. With fewer than two modalities nothing is given.
+    The subset is empty with probability `empty_share`. Else its size is uniform in
+    1..n - 1, for an example with n modalities, and all subsets of a size are equally
+    likely. With n < 2 the subset is empty.
 
     Args:
       key: random key.
@@ -59,7 +59,7 @@ def random_subsets(key: PRNGKey, observed: AnyArray, empty_share: float) -> Arra
       empty_share: in [0, 1].
 
     Returns:
-      bool [M, B]; `observed & ~given` are those to be learned.
+      given, bool [M, B]; `observed & ~given` are the modalities to learn.
     """
     empty_key, size_key, order_key = jax.random.split(key, 3)
     observed = jnp.asarray(observed)
@@ -73,7 +73,7 @@ def random_subsets(key: PRNGKey, observed: AnyArray, empty_share: float) -> Arra
 
 
 def dimensions_of(subset: AnyArray, sizes: tuple[int, ...]) -> Array:
-    """The entries of [B, D] that belong to the modalities of a subset.
+    """Mask of the latent dimensions of the modalities of a subset.
 
     Args:
       subset: bool [M, B], or [M] for all examples.
@@ -89,8 +89,8 @@ def dimensions_of(subset: AnyArray, sizes: tuple[int, ...]) -> Array:
 def drop_condition(key: PRNGKey, condition: Array, share: float) -> Array:
     """Sets the conditions [B, E] of a random share of the examples to zeros.
 
-    Zeros stand for no condition (Ho & Salimans, 2022). No condition may itself be
-    zeros, which a code of length one never is.
+    Zeros mean no condition (Ho & Salimans, 2022), so that a true condition must not be
+    zeros; a code of length one never is.
     """
     is_dropped = jax.random.bernoulli(key, share, condition.shape[:1])
     return jnp.where(is_dropped[:, None], 0.0, condition)
@@ -104,26 +104,27 @@ def flow_matching_loss(
     given: AnyArray | None = None,
     learned: AnyArray | None = None,
 ) -> Array:
-    """The squared error of the velocity at x_t, a mean over what is learned.
+    """The squared error of the velocity at x_t, averaged over the learned entries.
 
-    The velocity sees r where it is given, x_t where it is learned, and noise elsewhere.
+    The input of the velocity is r in given entries, x_t in learned entries, and noise
+    in all others.
 
     Args:
-      velocity: as in the module's docstring.
-      r: data [B, ...]; anything where it is neither given nor learned.
+      velocity: see the module's docstring.
+      r: data [B, ...]; any value in entries that are neither given nor learned.
       noise: eps ~ N(0, I) [B, ...].
-      t: float [B], in [0, 1]; or of each entry, in r's shape.
-      given: bool, broadcast to r, as learned is; None: nothing.
-      learned: entries that count, none of them given; None: all that are not given.
+      t: float in [0, 1], [B] or in the shape of r.
+      given: bool, broadcast to r; None: no entry.
+      learned: bool, broadcast to r, disjoint from given; None: all that are not given.
 
     Returns:
-      float [B], of no unit; 0 where an example has nothing to learn.
+      float [B], without unit; 0 for an example without learned entries.
     """
     given = jnp.broadcast_to(False if given is None else given, r.shape)
     learned = jnp.broadcast_to(~given if learned is None else learned, r.shape)
     times = append_axes(jnp.asarray(t), r.ndim)
     x = jnp.where(learned, (1 - times) * noise + times * r, noise)
-    # Chosen by `where`, so that values that do not count may be NaN.
+    # `where` instead of products, so that ignored values may be NaN.
     errors = velocity(jnp.where(given, r, x), jnp.asarray(t)) - (r - noise)
     axes = tuple(range(1, r.ndim))
     total = jnp.sum(jnp.square(jnp.where(learned, errors, 0.0)), axis=axes)
@@ -133,10 +134,10 @@ def flow_matching_loss(
 def guided(
     conditional: Velocity, unconditional: Velocity, strength: AnyArray | float
 ) -> Velocity:
-    """The velocity v_u + g (v_c - v_u): guidance without a classifier.
+    """The velocity v_u + g (v_c - v_u) of classifier-free guidance.
 
-    Ho & Salimans (2022). At g = 1 it is the conditional velocity, bit for bit. Above,
-    it moves to what the condition makes more likely, at the price of diversity.
+    Ho & Salimans (2022). g = 1 is the conditional velocity, bit for bit. g > 1 follows
+    the condition more closely and has less diversity.
 
     Args:
       conditional: v_c.
@@ -163,13 +164,13 @@ def integrate(
     """Moves x along the flow: from noise at time 0 to data at time 1, or back.
 
     Args:
-      velocity: as in the module's docstring; without convolutions, whose steps in a
-        loop are slow on CPUs.
-      x: [B, ...] at time `start`; data where it is given.
-      num_steps: steps of equal length; static.
-      method: a key of SOLVERS, "euler" (one evaluation a step, error of order 1) or
-        "heun" (two, of order 2).
-      given: bool, broadcast to x; returned as it is.
+      velocity: see the module's docstring; without convolutions, which are slow in
+        loops on CPUs.
+      x: [B, ...] at time `start`; data in given entries.
+      num_steps: number of steps of equal length; static.
+      method: a key of SOLVERS, "euler" (one evaluation per step, error of order 1) or
+        "heun" (two evaluations, order 2).
+      given: bool, broadcast to x; these entries are returned unchanged.
       start: time of x.
       end: time of the result.
 
@@ -177,7 +178,7 @@ def integrate(
       [B, ...].
 
     Raises:
-      ArgumentError: there is no such method, or no step.
+      ArgumentError: the method is unknown, or num_steps < 1.
     """
     velocity = _at_rest(velocity, given)
 
@@ -196,29 +197,30 @@ def log_density(
     key: PRNGKey | None = None,
     num_probes: int = 1,
 ) -> Array:
-    """The log-density of the flow at r, along the ODE from data back to noise.
+    """The log-density of the flow at r, by the ODE from data to noise.
 
         log p(r) = log N(x_0; 0, I) - int_0^1 div v(x_t, t) dt
 
-    (Chen et al., 2018). The divergence is exact, for D evaluations of the velocity's
-    derivative a step, all at once in memory, or with a `key` an unbiased estimate
-    (Hutchinson; Grathwohl et al., 2019), with the same random signs at all times. The
-    steps of the solver are an error in both.
+    (Chen et al., 2018). Without `key` the divergence is exact and needs D derivatives
+    of the velocity per step, all in memory. With `key` it is an unbiased estimate
+    (Hutchinson; Grathwohl et al., 2019), with the same random signs at all times. Both
+    have the solver's error.
 
     Args:
-      velocity: as in the module's docstring.
+      velocity: see the module's docstring.
       r: [B, ...].
       num_steps: as for `integrate`.
-      method: likewise.
+      method: as for `integrate`.
       given: bool, broadcast to r: the density is that of all other entries given these.
       key: random key of the estimate; None: the exact divergence.
-      num_probes: vectors of signs that the estimate is a mean over.
+      num_probes: number of random sign vectors of the estimate.
 
     Returns:
-      float [B], nats, of r as it is (`log_whitening` leads to the data before it).
+      float [B], nats, the density of r (for data before whitening, add
+      `log_whitening`).
 
     Raises:
-      ArgumentError: as for `integrate`, or there is no probe.
+      ArgumentError: as for `integrate`, or num_probes < 1.
     """
     if num_probes < 1:
         raise ArgumentError("{num_probes} must be >= 1, got {}", num_probes)
@@ -247,7 +249,7 @@ def log_density(
 
 
 def _at_rest(velocity: Velocity, given: AnyArray | None) -> Velocity:
-    """The velocity, 0 for what is given."""
+    """The velocity, with 0 for given entries."""
     if given is None:
         return velocity
     return lambda x, t: jnp.where(given, 0.0, velocity(x, t))
@@ -278,7 +280,7 @@ def _solve(
     start: float,
     end: float,
 ) -> _State:
-    """The state at time `end` of the ODE that has this one at time `start`."""
+    """Integrates a state from time `start` to time `end`."""
     if method not in SOLVERS:
         known = ", ".join(SOLVERS)
         raise ArgumentError("unknown {method} {!r}; choose one of {}", method, known)
@@ -293,7 +295,7 @@ def _solve(
 
 
 def log_pushed(bijection: Bijection, base: Gaussian, z: Array) -> Array:
-    """log p(f(z)) + log |det df/dz|: the density of z, where f(z) has density p; nats.
+    """log p(f(z)) + log |det df/dz|: the log-density of z if f(z) ~ p; nats.
 
     Args:
       bijection: f.
@@ -308,11 +310,11 @@ def log_pushed(bijection: Bijection, base: Gaussian, z: Array) -> Array:
 
 
 class Moments(NamedTuple):
-    """Number, mean and spread of each entry of the examples, which can be merged.
+    """Count, mean and sum of squares of each entry; `merge_moments` merges two.
 
     Attributes:
-      num: float [...], examples that have the entry.
-      mean: float [...]; 0 where there are none.
+      num: float [...], number of examples with the entry.
+      mean: float [...]; 0 without examples.
       squares: float [...], sum of the squared distances from the mean.
     """
 
@@ -322,10 +324,10 @@ class Moments(NamedTuple):
 
 
 def moments(x: AnyArray, counted: AnyArray | bool = True) -> Moments:
-    """The moments of examples x [B, ...], of the entries that are counted.
+    """The moments of the counted entries of examples x [B, ...].
 
     Args:
-      x: [B, ...]; anything where it is not counted.
+      x: [B, ...]; entries that are not counted may have any value.
       counted: bool, broadcast to x.
 
     Returns:
@@ -339,7 +341,7 @@ def moments(x: AnyArray, counted: AnyArray | bool = True) -> Moments:
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    """The moments of all examples of two disjoint sets (Chan et al., 1983)."""
+    """The moments of the union of two disjoint sets (Chan et al., 1983)."""
     num = a.num + b.num
     share = b.num / jnp.maximum(num, 1)
     distance = b.mean - a.mean
@@ -348,17 +350,14 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
 
 def deviation(of: Moments) -> Array:
-    """Standard deviation [...]; 1 where all examples are equal, which stay so."""
+    """Standard deviation [...]; 1 instead of 0, so that it can be divided by."""
     variance = of.squares / jnp.maximum(of.num, 1)
-    # The root of 0 has no gradient, which `where` outside of it would not hide.
+    # `where` inside the root: the gradient of the root at 0 is not finite.
     return jnp.sqrt(jnp.where(variance > 0, variance, 1.0))
 
 
 def whiten(of: Moments, z: Array) -> Array:
-    """r = (z - mean) / deviation of each entry; [B, ...] -> [B, ...].
-
-    An entry without deviation is divided by 1.
-    """
+    """r = (z - mean) / deviation of each entry; [B, ...] -> [B, ...]."""
     return (z - of.mean) / deviation(of)
 
 

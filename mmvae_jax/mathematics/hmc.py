@@ -1,8 +1,8 @@
 """Hamiltonian Monte Carlo: samples of a density that is known up to a constant.
 
-Neal (2011). A state z has a momentum p ~ N(0, I); leapfrog steps of size e follow the
-energy -log pi(z) + |p|^2 / 2, entry by entry in units of `scale`; and the end is taken
-with probability min(1, exp(-change of the energy)), which leaves pi as it is.
+Neal (2011). A state z has a momentum p ~ N(0, I). Leapfrog steps of size e follow the
+energy -log pi(z) + |p|^2 / 2, in units of `scale` for each entry. The end point is
+accepted with probability min(1, exp(-change of the energy)), which leaves pi invariant.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from mmvae_jax.mathematics.posteriors import append_axes
 from mmvae_jax.types import AnyArray, Array, PRNGKey
 
-# Share of moves that the size of the steps aims at (Neal, 2011, Sec. 4.4, has 0.65 as
-# the best for long chains; short ones lose less by small steps).
+# Target acceptance rate (Neal, 2011, Sec. 4.4: 0.65 is best for long chains; short
+# chains lose less by small steps).
 _ACCEPTED = 0.8
 _FIRST_SIZE = 0.3  # in units of `scale`
-_JITTER = (0.8, 1.2)  # without it a trajectory may come back to where it began
+_JITTER = (0.8, 1.2)  # prevents trajectories that return to their start
 
 
 def hamiltonian(
@@ -28,20 +28,20 @@ def hamiltonian(
     num_leapfrogs: int = 5,
     scale: AnyArray | float = 1.0,
 ) -> Array:
-    """The states after some steps, a chain for each example.
+    """The states of one chain per example after some steps.
 
-    In the first half of the steps each chain adapts their size to itself, which a
-    sample of pi does not survive; in the second half sizes are what they are, up to a
-    random factor, and pi is left as it is. An end whose energy is not finite is not
-    taken.
+    Each chain adapts its step size in the first half of the steps, which does not leave
+    pi invariant. In the second half the step size is fixed up to a random factor, and
+    pi is invariant. End points without finite energy are rejected.
 
     Args:
-      log_density: z [B, D] -> log pi [B], up to a constant; of each example alone.
-      z: first states [B, D].
+      log_density: z [B, D] -> log pi [B], up to a constant, for each example
+        separately.
+      z: initial states [B, D].
       key: random key.
-      num_steps: of momenta drawn anew; 0: z is returned.
-      num_leapfrogs: gradients of log pi a step.
-      scale: broadcast to z, about the standard deviation of each entry.
+      num_steps: number of steps, each with a new momentum; 0: z is returned.
+      num_leapfrogs: gradients of log pi per step.
+      scale: broadcast to z, approximate standard deviation of each entry.
 
     Returns:
       [B, D].
@@ -73,7 +73,7 @@ def hamiltonian(
         )
         gain = new_value - value
         gain += 0.5 * jnp.sum(jnp.square(momentum) - jnp.square(moved), axis=-1)
-        # Not a number is below nothing.
+        # The comparison is False for NaN, which rejects the move.
         chance = jnp.where(gain > -jnp.inf, jnp.exp(jnp.minimum(gain, 0.0)), 0.0)
         is_taken = jax.random.uniform(accept_key, chance.shape) < chance
         change = (chance - _ACCEPTED) / jnp.sqrt(i + 1.0)

@@ -1,8 +1,8 @@
-"""Importance-weighted objective of the MMVAE as it was released.
+"""Importance-weighted objective of the released MMVAE.
 
-beta is inside of the logarithm, so that an objective returns its loss with its terms.
-The published code has no beta, and Daunhawer et al. (2022), who vary it in Fig. 12, do
-not say where they put it; it stands here where MMVAE+ and MultiVae have it.
+beta is inside the logarithm, so that an objective returns its loss in addition to its
+terms. The published code has no beta, and Daunhawer et al. (2022), who vary it in
+Fig. 12, do not say where it is; here it is where MMVAE+ and MultiVae have it.
 """
 
 import math
@@ -53,20 +53,18 @@ def importance_weighted(
 
     it is (1/M) sum_m log (1/K) sum_k w_mk ("loose", as released) or
     log 1/(MK) sum_mk w_mk ("tight"). The denominator is the density of the whole
-    mixture, not of the component that the sample is from. Unless beta is 1, only the
-    terms are those of a bound on log p(X).
+    mixture, not of the sampled component. For beta != 1 the loss is not a bound on
+    log p(X); the terms still are.
 
-    The loss has one value for both estimators of its gradient. "iwae" is its
-    derivative, unbiased. "dreg" is the doubly reparameterised one of Tucker et al.
-    (2018) as the official code applies it: the encoders' parameters are constants
-    in log q, and the gradient that reaches z is multiplied by the normalised
-    weight once more. For decoders and prior both are equal. For the encoders
-    "dreg" has less variance, none where the posterior is exact, and the
-    expectation of "iwae" where beta = 1 and either M = 1, or the form is loose
-    and K = 1, or all experts agree. Elsewhere it is biased: the identity behind
-    it is about samples of the density in the denominator, and z_mk are samples
-    of one of its components; and with beta the factor of the identity would be
-    1 - beta (1 - weight).
+    The estimator changes the gradient, not the value. "iwae" is the unbiased derivative
+    of the loss. "dreg" is the doubly reparameterised gradient of Tucker et al. (2018)
+    as in the official code: the encoders' parameters are constants in log q, and the
+    gradient with respect to z is multiplied by the normalised weight again. Both are
+    equal for decoders and prior. For the encoders, "dreg" has less variance, and none
+    if the posterior is exact. It is unbiased if beta = 1 and either M = 1, or the form
+    is loose and K = 1, or all experts agree. Otherwise it is biased, for two reasons:
+    its identity holds for samples of the density in the denominator, but z_mk are
+    samples of one component; and with beta the factor would be 1 - beta (1 - weight).
 
     Args:
       experts: fields [M, B, D].
@@ -74,19 +72,19 @@ def importance_weighted(
       key: random key.
       beta: float [].
       prior: p(z), fields [D].
-      log_likelihoods: one function a modality, called for all M K samples at once;
-        "dreg" calls it again with the same values, for XLA to merge.
+      log_likelihoods: one function per modality, called once for all M K samples;
+        "dreg" calls it again with the same values, which XLA merges.
       num_samples: K.
       form: one of FORMS.
       estimator: one of ESTIMATORS.
 
     Returns:
-      The loss [], and ObjectiveTerms, fields [B], of the single-sample bound (beta
-      and K are 1 in it), averaged over the M K samples.
+      The loss [], and ObjectiveTerms, fields [B], of the single-sample bound (beta =
+      K = 1), averaged over the M K samples.
     """
     observed = observed_of(batch, len(log_likelihoods))
     uniform = posteriors.uniform_weights(observed)
-    # Finite also where nothing is observed, and all shares are 0.
+    # Finite also if nothing is observed and all shares are 0.
     density_weights = jnp.where(jnp.any(observed, axis=0), uniform, 1.0)
 
     def log_weights(z: Array, experts: Distribution) -> tuple[Array, Any]:
@@ -113,13 +111,14 @@ def weighted_loss(
     form: str,
     estimator: str,
 ) -> tuple[Array, Any]:
-    """The loss of samples and their weights, in one of FORMS and of ESTIMATORS.
+    """The importance-weighted loss of samples.
 
     Args:
       log_weights: (z, experts) -> log w [K, M, B], and other values of that shape.
       z: [K, M, B, D], samples of the experts.
       experts: fields [M, B, D].
-      shares: [M, 1 or B], of the experts: equal for those observed, summing to 1.
+      shares: [M, 1 or B], weights of the experts: equal for the observed ones, summing
+        to 1.
       form: one of FORMS.
       estimator: one of ESTIMATORS.
 
@@ -131,7 +130,7 @@ def weighted_loss(
     axes: tuple[int, ...] = (0,)
     logits = values
     if form == "tight":
-        # The mean over experts is inside of the logarithm.
+        # The mean over experts is inside the logarithm.
         is_used = shares > 0
         log_shares = jnp.log(jnp.where(is_used, shares, 1.0))
         axes, logits = (0, 1), jnp.where(is_used, values + log_shares, -jnp.inf)
@@ -141,7 +140,7 @@ def weighted_loss(
         scaled = scale_gradient(z, normalised[..., None])
         again, _ = log_weights(scaled, jax.lax.stop_gradient(experts))
         surrogate = jnp.sum(normalised * again, axes)
-        # The value of the bound, the gradient of the surrogate.
+        # The value is that of the bound, the gradient that of the surrogate.
         bound = jax.lax.stop_gradient(bound - surrogate) + surrogate
 
     def mean_over_experts(x: Array) -> Array:
@@ -163,7 +162,7 @@ def unimodal_importance_weighted(
     log_likelihoods: LogLikelihoods,
     **options: Any,
 ) -> tuple[Array, ObjectiveTerms]:
-    """M independent VAEs, each with an `importance_weighted` objective of its own.
+    """The sum of the `importance_weighted` objectives of M independent VAEs.
 
     Args:
       experts: fields [M, B, d], q(z_m|x_m); d is the latent size of one VAE.
@@ -172,8 +171,8 @@ def unimodal_importance_weighted(
       beta: float [].
       prior: fields [M, d], the prior of every VAE.
       log_likelihoods: modality -> function (z_m [N, d], x_m) -> [N].
-      **options: num_samples and estimator of `importance_weighted`, whose two forms
-        are one for a single modality.
+      **options: num_samples and estimator of `importance_weighted`; for one modality
+        its two forms are equal.
 
     Returns:
       The sums over the M VAEs of their losses [] and terms, fields [B].
@@ -201,7 +200,7 @@ def unimodal_importance_weighted(
 
 @jax.custom_vjp
 def scale_gradient(z: Array, scale: Array) -> Array:
-    """z itself, whose gradient is multiplied by `scale` (broadcast, a constant)."""
+    """Returns z; multiplies its gradient by `scale` (a constant, broadcast to z)."""
     del scale
     return z
 

@@ -1,14 +1,14 @@
 """Products and mixtures of experts, and other ways to pool them.
 
-The experts of M modalities are one Gaussian with fields [M, B, D]. Mixtures take
-Laplace experts too; products do not, since no product of them is a Laplace
-distribution. Masks are arrays and everything is safe under vmap and jit, so that the
-2^M - 1 subsets of MoPoE are one call and not a loop.
+The experts of M modalities are one Gaussian with fields [M, B, D]. Mixtures also take
+Laplace experts; products do not, because a product of Laplace densities is not a
+Laplace density. Masks are arrays, and all functions work under vmap and jit, so that
+the 2^M - 1 subsets of MoPoE need one call.
 
-`observed` is a bool [M] for all examples alike, or [M, B] for each. A subset of the
-mixture counts if all of it is observed. That is the mixture of a model that never had
-the other modalities, but for prior_expert = "released": the full set of all M
-modalities has the prior as an expert, and what is left of it has not.
+`observed` is a bool [M] for all examples, or [M, B] for each. A mixture uses only the
+subsets whose modalities are all observed. This equals the mixture of a model of the
+observed modalities alone, except for prior_expert = "released", where only the full set
+of all M modalities has the prior as an expert.
 """
 
 import math
@@ -27,16 +27,16 @@ def product_of_experts(
 ) -> Gaussian:
     """The posterior of a subset: the product of its Gaussian experts.
 
-    Wu & Goodman (2018), Sec. 2.2: precisions add, means are weighted by
-    precision. Computed in log space (log-sum-exp of the log-precisions, softmax
-    weights for the means), because a precision itself leaves float32 at
-    log-variances beyond +-88: exp(lv) overflows, 1/exp(lv) is 0, and 0 * inf is
-    the NaN that stops the published MVAE at large beta.
+    Wu & Goodman (2018), Sec. 2.2: precisions add, means are weighted by precision. It
+    is computed in log space (log-sum-exp of the log-precisions, softmax weights for the
+    means), because precisions leave float32 at log-variances beyond +-88: exp(lv)
+    overflows, 1/exp(lv) is 0, and 0 * inf is the NaN that stops the published MVAE at
+    large beta.
 
     Args:
       experts: fields [M, B, D] (or [M, D]).
-      mask: bool [M], or [M, B] for a subset per example; True where the modality
-        belongs to the subset. An empty subset needs the prior expert.
+      mask: bool [M], or [M, B] for a subset per example; True for the modalities of the
+        subset. An empty subset needs the prior expert.
       prior_expert: bool [] or [B], whether N(0, I) is one more expert.
 
     Returns:
@@ -52,7 +52,7 @@ def product_of_experts(
     top = jax.lax.stop_gradient(top)
     weights = jnp.exp(log_precision - top)
     total = jnp.sum(weights, axis=0) + jnp.exp(prior - top)
-    # Masked, not only weighted by 0: a mean outside the subset may be anything.
+    # Masked, not only weighted by 0: a mean outside the subset may be NaN.
     means = jnp.where(mask, experts.mean, 0.0)
     mean = jnp.sum(weights * means, axis=0) / total
     return Gaussian(mean, -(top + jnp.log(total)))
@@ -61,9 +61,9 @@ def product_of_experts(
 def wasserstein_barycentre(experts: Gaussian, mask: AnyArray) -> Gaussian:
     """The barycentre of a subset's experts under the 2-Wasserstein distance.
 
-    The distribution with the least sum of squared distances to the experts, as in
-    Qiu et al. (2025). Between diagonal Gaussians the squared distance is that of
-    the means plus that of the standard deviations, so that both are averaged.
+    The barycentre minimises the sum of squared distances to the experts, as in Qiu et
+    al. (2025). For diagonal Gaussians the squared distance is that of the means plus
+    that of the standard deviations, so that both are averaged.
 
     Args:
       experts: fields [M, B, D].
@@ -84,16 +84,16 @@ def wasserstein_barycentre(experts: Gaussian, mask: AnyArray) -> Gaussian:
 def dependent_experts(
     experts: Gaussian, mask: AnyArray, correlation: float
 ) -> Gaussian:
-    """The consensus of a subset's experts, whose errors are correlated.
+    """The consensus of a subset's experts with correlated errors.
 
-    Mancisidor et al. (2025): the means are estimates of one z whose errors have the
-    covariance Sigma_ij = rho s_i s_j, Sigma_ii = s_i^2, a dimension at a time; the
-    mean is the generalised least squares estimate 1' Sigma^-1 mu / 1' Sigma^-1 1, the
+    Mancisidor et al. (2025): in each dimension, the means are estimates of one z; their
+    errors have the covariance Sigma_ij = rho s_i s_j, Sigma_ii = s_i^2. The result has
+    the mean of generalised least squares, 1' Sigma^-1 mu / 1' Sigma^-1 1, and the
     variance 1 / 1' Sigma^-1 1. With rho = 0 it is the product of experts. A mean may
-    have a negative weight, where another expert is far more certain.
+    have a negative weight if another expert is far more certain.
 
-    With p_i = 1 / s_i, their mean p and number n, Sigma^-1 has a closed form, of which
-    sums are taken without cancellation:
+    With p_i = 1 / s_i, their mean p and number n, Sigma^-1 has a closed form, whose
+    sums have no cancellation:
 
         1' Sigma^-1 1 = sum_i (p_i - p)^2 / (1 - rho) + n p^2 / (1 + (n - 1) rho).
 
@@ -126,17 +126,17 @@ def hoelder_pool(experts: Gaussian, mask: AnyArray, pooled_over: str) -> Gaussia
 
     The pool is proportional to (sum_i q_i^(1/2))^2 = sum_i q_i + 2 sum_{i<j}
     (q_i q_j)^(1/2) (Vo & Valera, 2026). The root of a product of two Gaussians is
-    S_ij times a Gaussian, S_ij their Bhattacharyya coefficient, so that the pool is
-    a mixture of weights proportional to 1 and 2 S_ij; the result has its means and
-    variances. S_ij is a product over the dimensions of z: where there are many, the
-    experts that differ in them leave the pool a mixture of the q_i alone, unless each
-    dimension is pooled by itself.
+    S_ij times a Gaussian, where S_ij is their Bhattacharyya coefficient. The pool is
+    therefore a mixture with weights proportional to 1 and 2 S_ij; the result has its
+    mean and variance. S_ij is a product over the dimensions of z: if many dimensions
+    differ, it vanishes and the pool is the mixture of the q_i. Pooling each dimension
+    separately avoids this.
 
     Args:
       experts: fields [M, B, D].
       mask: bool [M] or [M, B], the members of the subset; not empty.
-      pooled_over: one of `subsets.POOLED_OVER`: densities of the "vector" z, or of
-        its "dimensions", each by itself.
+      pooled_over: one of `subsets.POOLED_OVER`: pools the densities of the "vector" z,
+        or of each of its "dimensions" separately.
 
     Returns:
       Gaussian with fields [B, D]. Its gradient with respect to experts outside of
@@ -148,7 +148,7 @@ def hoelder_pool(experts: Gaussian, mask: AnyArray, pooled_over: str) -> Gaussia
     means, others = experts.mean[one], experts.mean[other]
     log_variance, log_others = experts.log_variance[one], experts.log_variance[other]
     log_total = jnp.logaddexp(log_variance, log_others)
-    # Bounded, so that no gradient leaves float32.
+    # Bounded, so that gradients stay finite in float32.
     squares = jnp.square(means - others) * jnp.exp(-jnp.maximum(log_total, -40.0))
     log_overlap = 0.5 * (math.log(2) + 0.5 * (log_variance + log_others) - log_total)
     log_overlap -= squares / 4
@@ -168,14 +168,14 @@ def hoelder_pool(experts: Gaussian, mask: AnyArray, pooled_over: str) -> Gaussia
 def pool(
     experts: Gaussian, mask: AnyArray, prior_expert: AnyArray | bool, pooling: Pooling
 ) -> Gaussian:
-    """The posterior of a subset: its experts, pooled as a mixture has it.
+    """The posterior of a subset, with the given pooling of its experts.
 
     Args:
       experts: fields [M, B, D].
       mask: bool [M], or [M, B] for a subset per example; not empty.
-      prior_expert: bool [] or [B], whether the prior is one more factor of a product;
-        no other pooling has it (`subsets.pooled`).
-      pooling: of `SubsetMixture`.
+      prior_expert: bool [] or [B], whether the prior is an expert; only for products
+        (`subsets.pooled`).
+      pooling: as in `SubsetMixture`.
 
     Returns:
       Gaussian with fields [B, D].
@@ -193,8 +193,8 @@ def pool(
 def subset_posteriors(experts: Gaussian, mixture: SubsetMixture) -> Gaussian:
     """The posteriors of all S subsets, fields [S, B, D], of experts [M, B, D].
 
-    Those of products are computed in one product of matrices
-    (`subset_kl.subset_posteriors`). The mixture's masks are not traced.
+    Products of experts need one product of matrices (`subset_kl.subset_posteriors`).
+    The mixture's masks must not be traced.
     """
     if mixture.pooling.name == "product":
         return subset_kl.subset_posteriors(experts, mixture)
@@ -216,7 +216,7 @@ def geometric_mean(components: Gaussian, weights: Array) -> Gaussian:
 
 
 def append_axes(x: Array, rank: int) -> Array:
-    """Appends axes of length 1 until x has `rank` axes: masks next to their fields."""
+    """Appends axes of length 1 to x until it has `rank` axes."""
     return x.reshape(x.shape + (1,) * (rank - x.ndim))
 
 
@@ -231,7 +231,7 @@ def mixture_log_prob(components: Distribution, weights: Array, z: Array) -> Arra
     Returns:
       float [..., B], nats.
     """
-    # The component axis is put last, behind any leading axes of z.
+    # The component axis comes last, after any leading axes of z.
     by_component = jax.vmap(distributions.log_prob, (0, None), -1)
     log_probs = by_component(components, z)
     return jax.nn.logsumexp(log_probs, axis=-1, b=jnp.asarray(weights).T)
@@ -239,41 +239,39 @@ def mixture_log_prob(components: Distribution, weights: Array, z: Array) -> Arra
 
 def share_of_each(observed: AnyArray) -> Array:
     """One over the number of observed modalities: bool [M, ...] to float [...]."""
-    # A table rather than a division, which XLA rounds otherwise for a constant.
+    # A table instead of a division, which XLA rounds differently for a constant.
     shares = np.append(0.0, 1 / np.arange(1, len(observed) + 1)).astype(np.float32)
     return jnp.asarray(shares)[jnp.sum(observed, axis=0)]
 
 
 def uniform_weights(observed: AnyArray) -> Array:
-    """Equal weights of the observed modalities, else 0: bool to float [M, ...]."""
+    """Equal weights of observed modalities, 0 for others: bool to float [M, ...]."""
     return jnp.where(observed, share_of_each(observed), 0.0)
 
 
 def available_subsets(
     mixture: SubsetMixture, observed: AnyArray, *, is_exact_preferred: bool = False
 ) -> SubsetMixture:
-    """The mixture over the subsets of which everything is observed.
+    """The mixture over the subsets whose modalities are all observed.
 
-    Weights are renormalised over them. Where there is none, the posterior is the
-    product of what is observed (or what `mixture.pooling` has in its place), with the
-    prior as an expert if the mixture has it anywhere (MVAE).
+    Their weights are renormalised. If there is no such subset, the posterior is the
+    product (or `mixture.pooling`) of all observed experts, with the prior as an expert
+    if any subset of the mixture has it (MVAE).
 
-    The papers define the posterior of any subset A of the inputs for every model. With
-    `is_exact_preferred` one rule covers them: if A is a subset of the mixture, its
-    product (MoPoE-VAE); otherwise the mixture over the subsets inside A (MMVAE);
-    otherwise, if there is none, the product over A (MVAE).
+    With `is_exact_preferred`, one rule gives the posterior of observed modalities A in
+    all papers: if A is a subset of the mixture, its product (MoPoE-VAE); else the
+    mixture over the subsets of A (MMVAE); else the product over A (MVAE).
 
     Args:
-      mixture: S subsets of M modalities, not traced; learned weights may be, and are
-        then positive.
-      observed: bool [M], [M, 1] or [M, B], not empty; an array of numpy is known while
+      mixture: S subsets of M modalities, not traced, except for learned weights, which
+        are positive.
+      observed: bool [M], [M, 1] or [M, B], not empty; a NumPy array is a constant in
         tracing.
-      is_exact_preferred: whether a subset that is all that is observed is alone.
+      is_exact_preferred: whether a subset that equals the observed set is used alone.
 
     Returns:
-      A mixture with masks [S, M, 1 or B], and weights [S, 1 or B] that sum to 1. There
-      is one subset more, of what is observed, if those of the mixture may all be
-      unavailable.
+      A mixture with masks [S, M, 1 or B], and weights [S, 1 or B] that sum to 1. If all
+      subsets may be unavailable, the observed set is one more subset.
     """
     masks = mixture.masks[:, :, None]
     weights = jnp.asarray(mixture.weights)[:, None]
@@ -289,7 +287,7 @@ def available_subsets(
     total = jnp.sum(kept, axis=0)
     is_any = total > 0
     renormalised = kept / jnp.where(is_any, total, 1.0)
-    # Where all are available, the weights have the bits that they are given with.
+    # If all are available, the weights keep their exact bits.
     weights = jnp.where(jnp.all(is_available, axis=0), weights, renormalised)
     is_single = np.sum(mixture.masks, axis=1) == 1
     if isinstance(mixture.weights, np.ndarray):
@@ -312,17 +310,17 @@ def observed_mixture(
     *,
     is_exact_preferred: bool = False,
 ) -> tuple[Gaussian, AnyArray]:
-    """The components of a mixture, and their weights where modalities are missing.
+    """The components of a mixture and their weights, given the observed modalities.
 
     Args:
       experts: fields [M, B, D].
       mixture: S subsets of M modalities, not traced.
-      observed: bool [M], [M, 1] or [M, B]; an array of numpy is known while tracing.
+      observed: bool [M], [M, 1] or [M, B]; a NumPy array is a constant in tracing.
       is_exact_preferred: as for `available_subsets`.
 
     Returns:
-      Gaussian with fields [S, B, D], and weights [S, 1 or B] that sum to 1, of the
-      `available_subsets`; like those, S + 1 if all may be unavailable.
+      Gaussian with fields [S, B, D], and weights [S, 1 or B] that sum to 1, for
+      `available_subsets` (S + 1 if all may be unavailable).
     """
     given = available_subsets(mixture, observed, is_exact_preferred=is_exact_preferred)
     components = subset_posteriors(experts, mixture)
@@ -335,7 +333,7 @@ def observed_mixture(
 
 
 def mixture_moments(components: Distribution, weights: AnyArray) -> Gaussian:
-    """Mean and log-variance of a mixture, a dimension at a time.
+    """Mean and log-variance of each dimension of a mixture.
 
     mean = sum_s w_s m_s and variance = sum_s w_s (v_s + (m_s - mean)^2), of the means
     m_s and variances v_s of the components; of a Laplace, v = 2 b^2.
@@ -353,11 +351,11 @@ def mixture_moments(components: Distribution, weights: AnyArray) -> Gaussian:
         log_variance = math.log(2) + 2 * components.log_scale
     else:
         log_variance = components.log_variance
-    # In log space: a variance of exp(-100) is no float32.
+    # In log space: a variance of exp(-100) is 0 in float32.
     terms = jnp.logaddexp(log_variance, _log(jnp.square(components.mean - mean)))
     return Gaussian(mean, jax.nn.logsumexp(_log(shares) + terms, axis=0))
 
 
 def _log(x: Array) -> Array:
-    """The logarithm, -inf at 0 without a division by it."""
+    """The logarithm, -inf at 0, with a finite gradient."""
     return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1.0)), -jnp.inf)

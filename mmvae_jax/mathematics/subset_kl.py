@@ -1,9 +1,8 @@
-"""The KL terms of Eq. 2 over all subsets: the fast form, and the plain one beside it.
+"""The KL terms of Eq. 2 over all subsets, in a fast and a plain form.
 
-Posteriors are products of experts here; those of other poolings are in `posteriors`.
-
-`plain_mixture_kl` is the equation in two lines. `mixture_kl` has its value and its
-gradient, with less memory: block by block, and with a gradient written by hand.
+Posteriors here are products of experts; `posteriors` has the other poolings.
+`plain_mixture_kl` is the equation in two lines. `mixture_kl` computes the same value
+and gradient with less memory, in blocks and with a hand-written gradient.
 """
 
 import math
@@ -16,15 +15,15 @@ from mmvae_jax.mathematics import distributions
 from mmvae_jax.mathematics.subsets import SubsetMixture
 from mmvae_jax.types import AnyArray, Array, Gaussian
 
-# Cache of one CPU core, in bytes: all subsets' arrays of a block fit into it.
+# Cache of one CPU core, in bytes, for the arrays of all subsets in a block.
 CACHE_BYTES = 2**20
 
 
 def subset_posteriors(experts: Gaussian, mixture: SubsetMixture) -> Gaussian:
     """The posteriors of all S subsets, fields [S, B, D], in one product of matrices.
 
-    The values are those of `product_of_experts` for every row of masks. Each expert's
-    precision is exponentiated once instead of once a subset (`_scaled_precisions`);
+    The values equal `product_of_experts` for every row of masks. Each expert's
+    precision is exponentiated once instead of once per subset (`_scaled_precisions`);
     the mask matrix sums the precisions of each subset.
 
     Args:
@@ -41,10 +40,10 @@ def subset_posteriors(experts: Gaussian, mixture: SubsetMixture) -> Gaussian:
 def plain_mixture_kl(
     experts: Gaussian, mixture: SubsetMixture, weights: Array
 ) -> Array:
-    """The KL terms of Eq. 2 as the paper writes them: the reference of `mixture_kl`.
+    """The KL terms of Eq. 2 as in the paper; the reference for `mixture_kl`.
 
-    sum_A omega_A KL(q(z|x_A) || N(0, I)) of Daunhawer et al. (2022); arguments and
-    result are those of `mixture_kl`. The posteriors of all subsets are in memory.
+    sum_A omega_A KL(q(z|x_A) || N(0, I)) of Daunhawer et al. (2022). It has the
+    arguments and the result of `mixture_kl`, and keeps all posteriors in memory.
     """
     terms = distributions.kl_to_standard_gaussian(subset_posteriors(experts, mixture))
     return jnp.sum(weights * terms, axis=0)
@@ -53,18 +52,17 @@ def plain_mixture_kl(
 def mixture_kl(experts: Gaussian, mixture: SubsetMixture, weights: AnyArray) -> Array:
     """The KL terms of Eq. 2, sum_A omega_A KL(q(z|x_A) || N(0, I)), in fast form.
 
-    The value and gradient of `plain_mixture_kl`. There the posteriors of all subsets,
-    and a dozen arrays of their size in the gradient, go through memory: for the 31
-    subsets of 5 modalities that takes a fifth of the time of the networks. Two things
-    avoid it. The latent dimensions, which need nothing of one another, are taken in
-    blocks that are so small that the arrays of all subsets stay in a cache (on CPUs).
-    And the gradient, written by hand, is computed in the same pass as the value, so
-    that all that is kept between the two is of the experts' size.
+    Computes the value and gradient of `plain_mixture_kl`, which moves the posteriors of
+    all subsets, and a dozen arrays of their size, through memory: for the 31 subsets of
+    5 modalities that takes a fifth of the time of the networks. Here, latent dimensions
+    are processed in blocks whose arrays stay in the cache (on CPUs), and a hand-written
+    gradient is computed together with the value, so that only arrays of the experts'
+    size are kept for the backward pass.
 
     Args:
       experts: fields [M, B, D].
       mixture: S subsets of M modalities, not traced.
-      weights: [S, 1] or [S, B]; constants, which have no gradient here.
+      weights: [S, 1] or [S, B]; constants without a gradient.
 
     Returns:
       float [B], nats.
@@ -114,11 +112,11 @@ def _kl_and_gradient(
     Args:
       precision: scaled precisions of the experts, [M, B, D].
       product: precision times mean, [M, B, D].
-      centre: log of the scale, [B, D].
+      centre: log of the scale of the precisions, [B, D].
       prior_precision: scaled precision of the prior, [B, D].
       weights: [S, 1] or [S, B].
       masks: 1 for the experts of a subset, 0 for others, [S, M].
-      prior: 1 where the prior is an expert, [S, 1, 1].
+      prior: 1 if the prior is an expert of the subset, else 0, [S, 1, 1].
 
     Returns:
       The sums [B, D], and their gradients with respect to the first two arguments.
@@ -157,10 +155,10 @@ def _kl_and_gradient(
 
 
 def _num_blocks(num_bytes: int, dim: int) -> int:
-    """Number of blocks of the dimensions for an array to fit a cache; divides dim.
+    """Number of blocks of the dimensions, so that a block fits the cache; divides dim.
 
-    1 if no divisor is near the number needed (dim is a prime, say), and on
-    accelerators, where blocks one after the other cost more than memory does.
+    1 if dim has no suitable divisor (a prime, for instance), and on accelerators, where
+    consecutive blocks are slower than the memory traffic.
     """
     if jax.default_backend() != "cpu":
         return 1
@@ -170,17 +168,17 @@ def _num_blocks(num_bytes: int, dim: int) -> int:
 
 
 def _scaled_precisions(experts: Gaussian) -> tuple[Array, Array, Array]:
-    """Precisions around the middle of their log-range, in which they can be added.
+    """Precisions divided by the middle of their range, so that they can be added.
 
-    Log-precisions further than 40 from the middle are taken as at 40, so that no
-    gradient leaves float32; encoders stay within 20.
+    Log-precisions are clipped to 40 from the middle, so that gradients stay finite in
+    float32; those of encoders are within 20.
 
     Args:
       experts: fields [M, B, D].
 
     Returns:
-      (the middle of each dimension, a log-precision, [B, D]; the precisions of the
-      experts [M, B, D] and of the prior [B, D], divided by its exponential).
+      (the middle log-precision of each dimension, [B, D]; the scaled precisions of the
+      experts, [M, B, D]; that of the prior, [B, D]).
     """
     log_precision = -experts.log_variance
     low = jnp.minimum(jnp.min(log_precision, axis=0), 0.0)
@@ -192,7 +190,7 @@ def _scaled_precisions(experts: Gaussian) -> tuple[Array, Array, Array]:
 
 def _subset_sums(masks: Array, values: Array) -> Array:
     """Sums over the members of each subset: [S, M], [M, ...] -> [S, ...]."""
-    # Full float32 even if the device rounds the factors of products by default.
+    # Full float32, also on devices that round the factors of products by default.
     return jnp.tensordot(masks, values, axes=1, precision="highest")
 
 
@@ -200,7 +198,7 @@ def _experts_of(mixture: SubsetMixture, dtype: Any) -> tuple[Array, Array]:
     """The experts of each subset as 0 or 1: modalities [S, M], the prior [S, 1, 1].
 
     Raises:
-      ValueError: they are not multiplied.
+      ValueError: the pooling is not the product.
     """
     if mixture.pooling.name != "product":
         raise ValueError(

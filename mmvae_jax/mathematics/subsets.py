@@ -1,10 +1,10 @@
 """The family of mixture-based multimodal VAEs as data (Definition 2).
 
-A model of the family is a set S of subsets A of the modalities with mixture
-weights omega_A; MVAE, MMVAE and MoPoE-VAE differ in nothing else. What the
-paper's definition leaves open, whether the prior is multiplied in as one more
-expert, is a third array. How the experts of a subset are pooled, by their product
-in all of these, is data too.
+A model of the family is a set S of subsets A of the modalities with mixture weights
+omega_A; MVAE, MMVAE and MoPoE-VAE differ only in S and the weights. A third array says
+whether the prior is one more expert, which the paper's definition leaves open.
+`Pooling` says how the experts of a subset are combined; in these models, by their
+product.
 """
 
 import dataclasses
@@ -27,16 +27,17 @@ POOLED_OVER = ("vector", "dimensions")
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Pooling:
-    """How the experts of a subset become its posterior (`posteriors.pool`).
+    """How the experts of a subset are combined to its posterior (`posteriors.pool`).
 
     Attributes:
       name: one of POOLINGS.
-      correlation: of "dependent": rho of the errors of two experts, in [0, 1).
-      pooled_over: of "hoelder", one of POOLED_OVER: whether densities of the latent
-        vector are pooled, or those of each dimension by itself.
+      correlation: for "dependent", the correlation rho of the errors of two experts, in
+        [0, 1).
+      pooled_over: for "hoelder", one of POOLED_OVER: pools the density of the latent
+        vector, or of each dimension separately.
 
     Raises:
-      ArgumentError: a value is not allowed.
+      ArgumentError: a value is invalid.
     """
 
     name: str = "product"
@@ -58,17 +59,17 @@ PRODUCT = Pooling()
 
 
 class SubsetMixture(NamedTuple):
-    """S = {(A, omega_A)} of Definition 2, and how the experts of A are pooled.
+    """S = {(A, omega_A)} of Definition 2, and the pooling of the experts of A.
 
     Attributes:
-      masks: bool [S, M], the members of each subset; no row is all False.
+      masks: bool [S, M], the modalities of each subset; no row is all False.
       weights: float32 [S], omega_A, in [0, 1], summing to 1.
-      prior_expert: bool [S], whether N(0, I) is one of the subset's experts.
-      pooling: how they are pooled.
+      prior_expert: bool [S], whether N(0, I) is an expert of the subset.
+      pooling: how the experts are combined.
 
-    The arrays of a model's own mixture are NumPy's, known while tracing, except for
-    weights that are learned. A mixture of what is observed (`posteriors`) may have
-    traced ones, with an axis of examples.
+    A model's mixture has NumPy arrays, which are constants in tracing, except for
+    learned weights. A mixture of the observed subsets (`posteriors`) may have traced
+    arrays with an axis of examples.
     """
 
     masks: AnyArray
@@ -80,7 +81,7 @@ class SubsetMixture(NamedTuple):
 def subset_mixture(
     masks: ArrayLike, weights: ArrayLike, prior_expert: ArrayLike
 ) -> SubsetMixture:
-    """A checked SubsetMixture.
+    """Builds a SubsetMixture after checks.
 
     Args:
       masks: bool [S, M].
@@ -91,8 +92,8 @@ def subset_mixture(
       The mixture, its weights as float32.
 
     Raises:
-      UsageError: an empty or repeated subset, weights that are negative or do
-        not sum to 1, or shapes that do not belong together.
+      UsageError: a subset is empty or repeated, weights are negative or do not sum to
+        1, or shapes do not match.
     """
     masks = np.asarray(masks, bool)
     weights = np.asarray(weights, np.float64)
@@ -117,10 +118,10 @@ def subset_mixture(
 
 
 def pooled(mixture: SubsetMixture, pooling: Pooling) -> SubsetMixture:
-    """The mixture of the same subsets, their experts pooled in this way.
+    """The mixture with another pooling.
 
     Raises:
-      UsageError: the prior is an expert, which it can be in products alone.
+      UsageError: the prior is an expert, which only products allow.
     """
     if pooling.name != "product" and np.any(mixture.prior_expert):
         raise UsageError(
@@ -143,9 +144,9 @@ def all_subsets(num_modalities: int) -> np.ndarray:
 def full_set(num_modalities: int, prior_expert: str = "paper") -> SubsetMixture:
     """MVAE without ELBO sub-sampling: the full set alone (Wu & Goodman, 2018).
 
-    Here and below `prior_expert` is one of PRIOR_EXPERT_CHOICES: "paper" as the
-    model's authors define it (for MVAE: the prior is an expert), "released" as
-    the code of Sutter et al. (2021) has it, "always" or "never".
+    Here and below, `prior_expert` is one of PRIOR_EXPERT_CHOICES: "paper" (as defined
+    by the model's authors; for MVAE, the prior is an expert), "released" (as in the
+    code of Sutter et al., 2021), "always" or "never".
     """
     masks = np.ones((1, num_modalities), bool)
     return _uniform(masks, prior_expert, {"paper": [True], "released": [True]})
@@ -161,8 +162,8 @@ def unimodal_subsets(num_modalities: int, prior_expert: str = "paper") -> Subset
 def powerset(num_modalities: int, prior_expert: str = "paper") -> SubsetMixture:
     """MoPoE-VAE: all non-empty subsets, uniformly weighted (Sutter et al., 2021).
 
-    With ``prior_expert="released"`` the full set alone has the prior as an
-    expert, as in the released code; the paper's definition has it nowhere.
+    With ``prior_expert="released"`` only the full set has the prior as an expert, as in
+    the released code; in the paper no subset has it.
     """
     masks = all_subsets(num_modalities)
     return _uniform(
@@ -181,8 +182,7 @@ def custom_subsets(
     """Any set of subsets, given as modality indices; uniform without `weights`.
 
     Raises:
-      UsageError: no subset, an index outside 0..M-1, or what `subset_mixture`
-        rejects.
+      UsageError: no subset, an index outside 0..M-1, or an error of `subset_mixture`.
     """
     if not len(subsets):
         raise UsageError(
@@ -224,7 +224,7 @@ def _prior_flags(
       flags: choice -> bool [S], for "paper" and "released".
 
     Raises:
-      UsageError: there is no such choice.
+      UsageError: the choice is unknown.
     """
     if choice not in PRIOR_EXPERT_CHOICES:
         raise UsageError(

@@ -1,20 +1,20 @@
-"""The theorem: what sub-sampling modalities costs, exactly, for a known joint pmf.
+"""The theorem on sub-sampling of modalities, exactly, for a known joint pmf.
 
 Daunhawer et al. (2022), Sec. 4 and App. B. A joint distribution of M discrete
 modalities is an array `pmf`, float64 [n_1, ..., n_M], summing to 1; axis m is
-modality m. Entropies are in nats. NumPy only: these are sums over a table.
+modality m. Entropies are in nats.
 
-What holds, and is tested here. By Lemma 2 the reconstruction term of L_S is at
-most -Delta(X, S), whatever the encoders and decoders (Eqs. 51 and 52): a mixture
-cannot reconstruct what the subsets do not show, at any rate, whereas without
-sub-sampling that ceiling is 0. The bound as Theorem 1 states it,
-L_S <= E[log p(x)] - Delta(X, S) (Eq. 4), does not follow: Eq. 55 leaves
-sum_A omega_A {H(X_A|Z_A) + I_psi(X_A; Z_A)}, I_psi >= I, whose least value is
-sum_A omega_A H(X_A), where the step to Eq. 56 would need H(X); with it the chain rule
-gives L_S <= E[log p(x)] back. `tests/mathematics/test_theory.py` has counterexamples:
-two independent fair bits and encoders that ignore them, for which L_S = E[log p(x)]
-while Delta = log 2; and lossless codes of two bits a modality. The equations were read
-in a text converted from the paper's PDF.
+The tests confirm Lemma 2: for all encoders and decoders, the reconstruction term of L_S
+is at most -Delta(X, S) (Eqs. 51 and 52). A mixture cannot reconstruct information that
+its subsets lack, at any rate; without sub-sampling the bound is 0.
+
+The bound of Theorem 1, L_S <= E[log p(x)] - Delta(X, S) (Eq. 4), does not follow.
+Eq. 55 leaves sum_A omega_A {H(X_A|Z_A) + I_psi(X_A; Z_A)}, I_psi >= I. Its least value
+is sum_A omega_A H(X_A), but the step to Eq. 56 needs H(X). With the true least value,
+the chain rule gives only L_S <= E[log p(x)]. `tests/mathematics/test_theory.py` has two
+counterexamples: two independent fair bits and encoders that ignore them, for which
+L_S = E[log p(x)] while Delta = log 2; and lossless codes of two bits per modality. The
+equations were read in a text converted from the paper's PDF.
 """
 
 import math
@@ -37,13 +37,13 @@ def entropy(pmf: np.ndarray) -> float:
 
 
 def marginal(pmf: np.ndarray, axes: _Axes) -> np.ndarray:
-    """The pmf of the modalities in `axes`, in the order that they have in `pmf`."""
+    """The pmf of the modalities in `axes`, in the order of `pmf`."""
     dropped = tuple(m for m in range(pmf.ndim) if m not in set(axes))
     return pmf.sum(axis=dropped)
 
 
 def conditional_entropy(pmf: np.ndarray, targets: _Axes, given: _Axes) -> float:
-    """H(X_targets | X_given); nats. Either set may be empty, they may overlap."""
+    """H(X_targets | X_given); nats. The sets may be empty and may overlap."""
     both = set(targets) | set(given)
     return entropy(marginal(pmf, both)) - entropy(marginal(pmf, given))
 
@@ -58,7 +58,7 @@ def conditional_information(
 
 
 def generative_discrepancy(pmf: np.ndarray, mixture: SubsetMixture) -> float:
-    """Delta(X, S) of Eq. 5: what no choice of parameters can recover; nats.
+    """Delta(X, S) of Eq. 5, the information lost by sub-sampling; nats.
 
     Delta(X, S) = sum_A omega_A H(X_rest | X_A), rest = all modalities not in A.
     """
@@ -96,14 +96,14 @@ def best_terms(
 ) -> _BestTerms:
     """L_S of discrete encoders p(z|x_A) with the decoder and prior that maximise it.
 
-    For a discrete code both are known in closed form (App. B.3): the decoder is
-    p(x|z) under the mixture's joint distribution of x and z, and the prior is
-    its p(z). So every model of the family with these encoders is at or below.
+    For a discrete code both are known in closed form (App. B.3): the decoder is p(x|z)
+    under the mixture's joint distribution of x and z, and the prior is its p(z). The
+    result is the maximum of L_S over all models with these encoders.
 
     Args:
       pmf: float [n_1, ..., n_M].
       mixture: S subsets.
-      encoders: one a subset, float [*(n_m for m in A), Z], summing to 1 over Z.
+      encoders: one per subset, float [*(n_m for m in A), Z], summing to 1 over Z.
     """
     num_codes = encoders[0].shape[-1]
     joint = np.zeros((*pmf.shape, num_codes))
@@ -123,7 +123,7 @@ def best_terms(
 
 
 def _log_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """log(numerator / denominator), 0 where the numerator is."""
+    """log(numerator / denominator), 0 if the numerator is 0."""
     positive = numerator > 0
     log_denominator = np.log(np.where(denominator > 0, denominator, 1.0))
     return np.where(
@@ -185,13 +185,13 @@ def discrepancy_change(
 def polymnist_discrepancy(
     mixture: SubsetMixture, class_counts: np.ndarray, crop_counts: Sequence[int]
 ) -> float:
-    """Delta(X, S) of PolyMNIST as a generating process; nats.
+    """Delta(X, S) of the generating process of PolyMNIST; nats.
 
-    Given the class, which every image shows, the digit and the place of the crop
-    are drawn independently and uniformly in every modality. So H(X_rest | X_A) is
-    the sum over the rest of E[log n_class] + log n_crops, where n_class is the
-    number of digit images of the class and n_crops that of crop positions, as
-    long as no two of the images made are equal.
+    Given the class, which every image shows, the digit and the crop position are drawn
+    independently and uniformly in every modality. Then H(X_rest | X_A) is the sum over
+    the rest of E[log n_class] + log n_crops, where n_class is the number of digit
+    images of the class and n_crops the number of crop positions. This assumes that all
+    resulting images differ.
 
     Args:
       mixture: the mixture of M modalities.

@@ -2,7 +2,7 @@
 
 MODELS is the table of all models. To add a model defined by its subsets, write its
 function in `subsets.py` and its row here. A model with its own objective is a file here
-with the equation, options and builder, and a row. `parts` has what builders share.
+with the equation, options and builder, and a row. Builders share the code in `parts`.
 """
 
 from collections.abc import Callable, Mapping
@@ -45,10 +45,9 @@ class Citation(NamedTuple):
     """Source of a model.
 
     Attributes:
-      key: of its entry in references.bib; that of this project where nothing is
-        published.
-      text: as documents have it, authors and year.
-      also: keys of what it is made of besides.
+      key: key in references.bib; that of this project for unpublished models.
+      text: authors and year, for documents.
+      also: keys of other works that the model uses.
     """
 
     key: str
@@ -57,16 +56,16 @@ class Citation(NamedTuple):
 
 
 class Model(NamedTuple):
-    """Everything about a model that anyone else asks for.
+    """A row of the table of models.
 
     Attributes:
       build: (config, shapes, options) -> MultimodalVAE, for `make_model`.
-      label: its name in figures and tables.
-      kind: what figures group it by. Those of the first three kinds below are in the
-        figures of the family, a panel for each kind.
-      options: name -> Option, what the model reads of config.model.options.
-      citation: its source.
-      summary: what it is, in one sentence; the table of the README has it.
+      label: name in figures and tables.
+      kind: group of the model in figures. The figures of the family have one panel for
+        each of the first three kinds below.
+      options: name -> Option, the options of the model in config.model.options.
+      citation: source of the model.
+      summary: one sentence for the table of the README.
     """
 
     build: Callable[..., MultimodalVAE]
@@ -93,7 +92,7 @@ _SHI = Citation("shi2019variational", "Shi et al. (2019)")
 _SUZUKI = Citation("suzuki2016joint", "Suzuki et al. (2016)")
 _VO = Citation("vo2026hellinger", "Vo & Valera (2026)")
 
-# In the order in which they are listed and drawn.
+# In the order of lists and figures.
 MODELS = {
     "unimodal": Model(
         unimodal_model,
@@ -339,10 +338,10 @@ MODELS = {
 
 
 def default_options(name: str) -> dict[str, Any]:
-    """All options that a model reads, with their defaults.
+    """The options of a model with their defaults.
 
     Raises:
-      ArgumentError: there is no such model.
+      ArgumentError: the model is unknown.
     """
     if name not in MODELS:
         known = ", ".join(MODELS)
@@ -353,10 +352,10 @@ def default_options(name: str) -> dict[str, Any]:
 
 
 def check(config: Any) -> None:
-    """Checks the model of a config, as far as no data are needed for it.
+    """Checks the model of a config without data.
 
     Raises:
-      UsageError: the model is unknown, or one of its options is unknown or not allowed.
+      UsageError: the model is unknown, or an option is unknown or invalid.
     """
     name, given = config.model.name, config.model.options
     with fields_of("config.model"):
@@ -373,7 +372,7 @@ def check(config: Any) -> None:
 
 
 def unread(name: str, field: str) -> str:
-    """The line for an option that a model does not read."""
+    """The error message for an unknown option of a model."""
     return (
         f"config.model.options.{field} is no option of the model {name!r}, which reads "
         f"{', '.join(MODELS[name].options) or 'none'}; a model is chosen, with its "
@@ -382,11 +381,11 @@ def unread(name: str, field: str) -> str:
 
 
 def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> MultimodalVAE:
-    """The model that a config describes.
+    """Builds the model of a config.
 
     Args:
       config: with the fields `model`, `modality` and `modalities` of configs/base.py;
-        options that it does not give have their defaults.
+        missing options have their defaults.
       shapes: modality -> shape of one example, in the order of the M axis.
 
     Raises:
@@ -420,13 +419,13 @@ def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Multimodal
 def _only_component(
     model: MultimodalVAE, params: Params, experts: Distribution, subset: Array
 ) -> tuple[Distribution, Array]:
-    """`mixture_posterior` of a model whose posterior is no mixture."""
-    joint = model.posterior(params, experts, subset, None)  # which draws nothing
+    """`mixture_posterior` of a model whose posterior is not a mixture."""
+    joint = model.posterior(params, experts, subset, None)  # needs no key
     return jax.tree.map(lambda field: field[None], joint), jnp.ones((1, 1))
 
 
 def _in_nats(model: MultimodalVAE, weights: Mapping[str, float]) -> MultimodalVAE:
-    """The model, its terms without the weights that its log-likelihoods have."""
+    """Divides the log-likelihood terms of a model by their weights."""
 
     def in_nats(objective: Callable[..., Any]) -> Callable[..., Any]:
         def unweighted(*args: Any) -> tuple[Array, Any]:
@@ -446,7 +445,7 @@ def _in_nats(model: MultimodalVAE, weights: Mapping[str, float]) -> MultimodalVA
 
 
 def _with_missing(model: MultimodalVAE) -> MultimodalVAE:
-    """The model, for batches in which modalities may be missing."""
+    """Lets a model take batches with missing modalities."""
     clean = partial(parts.without_missing, model.modalities)
 
     def of_clean(fn: Callable[..., Any]) -> Callable[..., Any]:

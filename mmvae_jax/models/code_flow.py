@@ -1,35 +1,35 @@
 """A contrastive code, and rectified flows over the latents of unimodal VAEs.
 
-Three stages, each of which trains its own parameters only:
+Three stages, each with its own parameters:
 
-1  a VAE of each modality alone:
+1  a VAE of each modality:
    sum_m E log p(x_m|w_m) - beta KL(q(w_m|x_m)||N(0, I))
 2  a code e_m of each modality, of length one, by contrastive learning on all pairs of
    modalities (`codes.contrast`): the shared information
-3  flows over the codes and latents. The code of a subset is the direction of the sum
-   of its codes; with v = code_variance and c = code_dim,
+3  flows over the codes and latents. The code of a subset is the normalised sum of its
+   codes; with v = code_variance and c = code_dim,
 
        q(s|x_A) = N(sqrt(c (1 - v)) e_A, v I),   e_A = sum_{m in A} e_m / |...|,
 
    and p(s) prod_m p(w_m|s) are rectified flows of the whitened w_m. In training, A is
-   a random subset (if it is empty, s is of all modalities), and s is dropped at times,
-   for guidance.
+   a random subset (if it is empty, s is the code of all modalities). For guidance, s is
+   dropped for some examples.
 
-A given modality keeps its q(w_m|x_m). A missing one is drawn by its flow, given s.
-Unconditional examples are s by the prior flow, and w_m given s. Both have the velocity
-v(w|0) + g (v(w|s) - v(w|0)), g = guidance, and so has the density p(w_m|s) of the
-evaluated bound
+A given modality keeps its q(w_m|x_m). A missing w_m is drawn from its flow, given s.
+For unconditional examples, the prior flow draws s, and then the flows draw w_m given s.
+Both cases use the velocity v(w|0) + g (v(w|s) - v(w|0)), g = guidance, as does the
+density p(w_m|s) of the evaluated bound
 
     sum_m E log p(x_m|w_m) - E [log q(s|X) - log p(s)]
       - sum_m E [log q(w_m|x_m) - log p(w_m|s)].
 
-With single_stage all three are trained at once: the flows see latents and codes through
-a stopped gradient, whitened by running moments, so that they do not affect the VAEs and
+With single_stage all three are trained at once. The flows get latents and codes with
+stopped gradients, whitened by running moments, so that they do not affect the VAEs and
 the code.
 
 Training uses no labels. Related models are the latent diffusion of Bounoua et al.
-(2024), which has no code (`latent_flow`), and IDMVAE (Zhang et al., 2026), whose code
-is learned with the VAE.
+(2024), which has no code (`latent_flow`), and IDMVAE (Zhang et al., 2026), which learns
+the code together with the VAE.
 """
 
 import math
@@ -67,22 +67,22 @@ from mmvae_jax.types import (
     Stage,
 )
 
-# Weight of all examples seen that a step of the running moments keeps: some hundred
-# batches count, in which latents change little and variances are known well.
+# Decay of the running moments per step, an average over about a hundred batches, in
+# which latents change little and variances are precise.
 _KEPT = 0.99
 
 OPTIONS: Options = {
     **codes.OPTIONS,
     "code_variance": Option(0.01, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}"),
-    # Flow of each "modality" given the code; or one of all latents, given some and
-    # the code.
+    # One flow per "modality" given the code; or one "joint" flow of all latents, given
+    # the code and the latents of given modalities.
     "flow": one_of("modality", "joint")._replace(
         words="unknown {} {!r}; choose one of modality, joint; a flow without a code "
         "is the model latent_flow"
     ),
     **latent_flows.FLOW_OPTIONS,
     "stage_shares": latent_flows.shares(0.5, 0.1),  # of VAEs and code
-    # Whether all is trained at once, all the steps: there are no shares of them.
+    # Whether everything is trained at once; `stage_shares` is then not used.
     "single_stage": Option(False),
 }
 
@@ -93,7 +93,7 @@ def code_flow_model(
     """Model of the equations above; beta is that of the first stage.
 
     Args:
-      config: as for `make_model`; model.latent_dim is d, of the w_m of each modality.
+      config: as for `make_model`; model.latent_dim is d, the dimension of each w_m.
       shapes: modality -> shape of one example.
       options: those of OPTIONS.
     """
@@ -122,7 +122,7 @@ def code_flow_model(
 
 
 def _stages(own: Parts) -> tuple[Stage, ...]:
-    """The three stages, or the one in their place."""
+    """The three stages, or one with single_stage."""
     if own.options["single_stage"]:
         learned = ("encoders", "decoders", "code", "flows")
         objective, after_step = partial(_at_once, own), partial(_after_step, own)
@@ -173,21 +173,21 @@ def _around(own: Parts, direction: Array) -> Gaussian:
 
 
 def _encode(own: Parts, params: Params, batch: Batch) -> Gaussian:
-    """q(s|x_m) and q(w_m|x_m), end to end [M, B, c + d]."""
+    """q(s|x_m) and q(w_m|x_m), concatenated, [M, B, c + d]."""
     latents = encode(own.nets, params, batch)
     directions = codes.encode(own.nets, own.coders, params, batch)
     return distributions.join(_around(own, directions), latents)
 
 
 def _code_posterior(own: Parts, experts: Gaussian, subset: AnyArray) -> Gaussian:
-    """q(s|x_A) [B, c], of experts [M, B, c + d]."""
+    """q(s|x_A) [B, c], from experts [M, B, c + d]."""
     directions = _split(own, experts)[0].mean
     observed = posteriors.append_axes(jnp.asarray(subset), 3)
     return _around(own, codes.unit(elbo.observed_sum(directions, observed)))
 
 
 def _velocity(own: Parts, velocities: Params, s: Array, given: Array) -> flows.Velocity:
-    """Velocity of latents [B, M d], given a code [B, c] and some of them, [M, B]."""
+    """Velocity of latents [B, M d], given a code [B, c] and the modalities [M, B]."""
 
     def joint(x: Array, t: Array) -> Array:
         condition = jnp.concatenate([s, given.T.astype(x.dtype)], axis=-1)
@@ -202,7 +202,7 @@ def _velocity(own: Parts, velocities: Params, s: Array, given: Array) -> flows.V
 
 
 def _guided(own: Parts, params: Params, s: Array, given: Array) -> flows.Velocity:
-    """The velocity that latents are drawn by."""
+    """The guided velocity of latents."""
     velocities = params["flows_average"]
     conditional = _velocity(own, velocities, s, given)
     return _guide(
@@ -211,13 +211,13 @@ def _guided(own: Parts, params: Params, s: Array, given: Array) -> flows.Velocit
 
 
 def _guided_alone(own: Parts, velocities: Params, s: Array) -> flows.Velocity:
-    """As `_guided`, of the latents [B, d] of one modality, at a time shared by all."""
+    """`_guided` for the latents [B, d] of one modality, at the same time for all."""
 
     def conditional(x: Array, t: Array) -> Array:
         return own.network.apply(velocities, x, t, s)
 
     def free(x: Array, t: Array) -> Array:
-        # One row of time and condition does for all examples.
+        # Time and condition are equal for all examples: one row is enough.
         return own.network.apply(velocities, x, t[:1], jnp.zeros_like(s[:1]))
 
     return _guide(own, conditional, free)
@@ -226,10 +226,10 @@ def _guided_alone(own: Parts, velocities: Params, s: Array) -> flows.Velocity:
 def _guide(
     own: Parts, conditional: flows.Velocity, free: flows.Velocity
 ) -> flows.Velocity:
-    """The velocities with and without a code, as the options weigh them."""
+    """Combines the velocities with and without a code, by the option `guidance`."""
     strength = own.options["guidance"]
     if strength == 1:
-        return conditional  # the other one is not computed
+        return conditional  # without computing the other one
     return flows.guided(conditional, free, strength)
 
 
@@ -241,7 +241,7 @@ def _prior_velocity(own: Parts, velocities: Params) -> flows.Velocity:
 def _draw(
     own: Parts, params: Params, key: PRNGKey, s: Array, w: Array, given: Array
 ) -> Array:
-    """Latents w [B, M d], where they are not given (bool [M, B]) by the flow."""
+    """Latents [B, M d]: w if given (bool [M, B]), else draws of the flow."""
 
     def move(r: Array, noise: Array, mask: Array) -> Array:
         if own.options["flow"] == "modality":
@@ -269,7 +269,7 @@ def _moved_apart(
 def _posterior(
     own: Parts, params: Params, experts: Gaussian, subset: AnyArray, key: PRNGKey
 ) -> Gaussian:
-    """q(s, w|x_A), of which w_m of what is missing is drawn by the flow."""
+    """q(s, w|x_A); the flow draws w_m of missing modalities."""
     code_key, draw_key = jax.random.split(key)
     code = _code_posterior(own, experts, subset)
     s = distributions.sample(code, code_key)
@@ -281,7 +281,7 @@ def _posterior(
 def _proposal(
     own: Parts, params: Params, experts: Gaussian, subset: AnyArray
 ) -> Gaussian:
-    """q(s|x_A), and q(w_m|x_m) of what is observed."""
+    """q(s|x_A), and q(w_m|x_m) of observed modalities."""
     latents = latent_flows.proposal(own, _split(own, experts)[1], subset)
     return distributions.join(_code_posterior(own, experts, subset), latents)
 
@@ -300,7 +300,7 @@ def _sample_prior(own: Parts, params: Params, key: PRNGKey, count: int) -> Array
 def _log_densities(
     own: Parts, params: Params, z: Array, key: PRNGKey, absent: Array | None
 ) -> Array:
-    """log p(s) + sum_m log p(w_m|s) [B], over the modalities not absent, [M, B]."""
+    """log p(s) + sum_m log p(w_m|s) [B], without absent modalities (bool [M, B])."""
     s, w = _split(own, z)
     velocity = _prior_velocity(own, params["flows_average"])
     signs = key if s.shape[-1] > MOST_EXACT else None
@@ -312,7 +312,7 @@ def _log_densities(
 def _objective(
     own: Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
 ) -> tuple[Array, ObjectiveTerms]:
-    """The bound on log p(X), which is evaluated and trains nothing."""
+    """The bound on log p(X), for evaluation only."""
     code_key, own_key, sign_key = jax.random.split(key, 3)
     experts = _encode(own, params, batch)
     observed = jnp.asarray(elbo.observed_of(batch, own.num))
@@ -367,7 +367,7 @@ def _flow_objective(
 def _at_once(
     own: Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """All three objectives, no parameter of which is in two of them."""
+    """The sum of the three objectives, which share no parameters."""
     vae_key, flow_key = jax.random.split(key)
     vae, _ = latent_flows.vae_objective(own, params, batch, vae_key, beta)
     code, coded = codes.objective(own.nets, own.coders, params, batch, key, beta)

@@ -1,7 +1,7 @@
-"""A code of each modality, learned by contrast alone: what modalities have in common.
+"""A code of the information that modalities share, by contrastive learning.
 
-The code e_m of a modality is a unit vector, the output of an encoder of its own. What
-is maximised is the contrast of all pairs of modalities,
+The code e_m of a modality is a unit vector, the output of a separate encoder. The
+objective is the contrast of all pairs of modalities,
 
     sum_m 1 / (M - 1) sum_{n != m} log C(e_m, e_n),
 
@@ -25,13 +25,13 @@ from mmvae_jax.models.options import Options, number, one_of
 from mmvae_jax.types import AnyArray, Array, Batch, Params, PRNGKey, Stage
 
 AUTO = "auto"
-# Initial logit scale t of a pair of modalities; cosines lie in -1..1.
+# Initial logit scale t of a pair of modalities; cosines are in [-1, 1].
 INITIAL_SCALE = 5.0
 
-# Options of models whose code has a stage of its own.
+# Options of models that train the code in a separate stage.
 OPTIONS: Options = {
     "code_dim": number(16, 2),  # c
-    # Encoder of the code: "auto" is "conv" for images, and "mlp" for all else.
+    # Encoder of the code: "auto" is "conv" for images and "mlp" for others.
     "code_network": one_of(AUTO, *networks.CLASSIFIERS),
 }
 
@@ -41,7 +41,7 @@ def code_networks(name: str, nets: parts.Networks, code_dim: int) -> dict[str, A
 
     Args:
       name: one of networks.CLASSIFIERS, or AUTO: "conv" for images, else "mlp".
-      nets: of all modalities.
+      nets: networks of all modalities.
       code_dim: c.
     """
 
@@ -55,14 +55,14 @@ def code_networks(name: str, nets: parts.Networks, code_dim: int) -> dict[str, A
 
 
 def is_image(nets: parts.Networks, modality: str) -> bool:
-    """Whether a modality is of images."""
+    """Whether the examples of a modality are images."""
     return len(nets.shapes[modality]) == 3 and modality not in nets.counts
 
 
 def centred(nets: parts.Networks, batch: Batch) -> Batch:
-    """The batch, images in [-1, 1].
+    """Scales images to [-1, 1].
 
-    Around 1/2 the contrast may never leave its first plateau.
+    With images in [0, 1], the contrast may never leave its initial plateau.
     """
     images = [m for m in nets.shapes if is_image(nets, m)]
     return dict(batch) | {m: 2.0 * batch[m] - 1.0 for m in images}
@@ -81,7 +81,7 @@ def init(nets: parts.Networks, coders: Mapping[str, Any], key: PRNGKey) -> Param
 def encode(
     nets: parts.Networks, coders: Mapping[str, Any], params: Params, batch: Batch
 ) -> Array:
-    """The codes [M, B, c], of length one; zeros where a modality is missing."""
+    """The codes [M, B, c], of length one; zeros for missing modalities."""
     seen, codes = centred(nets, batch), []
     for m, coder in coders.items():
         x = jnp.log1p(seen[m]) if m in nets.counts else jnp.asarray(seen[m])
@@ -93,7 +93,7 @@ def encode(
 def stage(
     nets: parts.Networks, coders: Mapping[str, Any], end: Callable[[int], int]
 ) -> Stage:
-    """The stage of the code; `end` is steps of the run -> the step at which it ends."""
+    """The stage of the code; `end`: steps of the run -> last step of the stage."""
     return Stage(
         "code",
         end,
@@ -112,7 +112,7 @@ def objective(
     beta: Array,
 ) -> tuple[Array, dict[str, Array]]:
     """The contrast of all pairs of modalities, as the objective of a stage."""
-    del key, beta  # it has no noise and no KL term
+    del key, beta  # no noise and no KL term
     observed = elbo.observed_of(batch, len(coders))
     scale = jnp.exp(params["code"]["log_scale"])
     gain = jnp.mean(contrast(encode(nets, coders, params, batch), scale, observed))
@@ -122,8 +122,8 @@ def objective(
 def contrast(codes: Array, scale: Array, observed: AnyArray) -> Array:
     """sum_m 1 / (M - 1) sum_{n != m} log C(e_m, e_n).
 
-    Of the pairs of modalities that an example has, M being how many it has; the codes
-    that it is told from are those of examples that have the modality.
+    The sums are over the observed modalities of an example, and M is their number. The
+    negatives are the codes of all examples that have modality n.
 
     Args:
       codes: [M, B, d], of length one.
@@ -137,7 +137,7 @@ def contrast(codes: Array, scale: Array, observed: AnyArray) -> Array:
     logits = jnp.where(observed[None, :, None, :], logits, -jnp.inf)
     is_other = ~np.eye(len(codes), dtype=bool)[..., None]
     is_pair = is_other & observed[:, None] & observed[None]
-    # No row of -inf alone: its derivative would be nan, counted or not.
+    # A row of only -inf would have the derivative NaN, even if it does not count.
     logits = jnp.where(is_pair[..., None], logits, 0.0)
     total = jnp.sum(jnp.where(is_pair, log_match(logits), 0.0), axis=(0, 1))
     shares = np.append(1.0, 1 / np.arange(1, max(len(codes), 2))).astype(np.float32)
@@ -145,10 +145,10 @@ def contrast(codes: Array, scale: Array, observed: AnyArray) -> Array:
 
 
 def log_match(logits: Array) -> Array:
-    """Log-probability of every row's own column, [..., B, B] -> [..., B]."""
+    """Log-softmax of the rows, on the diagonal: [..., B, B] -> [..., B]."""
     return jnp.diagonal(jax.nn.log_softmax(logits, axis=-1), axis1=-2, axis2=-1)
 
 
 def unit(x: Array) -> Array:
-    """Vectors of length one."""
+    """Normalises vectors to length one."""
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)

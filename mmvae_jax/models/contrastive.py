@@ -1,15 +1,14 @@
 """A contrastive shared code, and private latents learned by reconstruction.
 
-The shared code is learned without reconstruction: no gradient of a reconstruction
-reaches it.
+No gradient of a reconstruction reaches the shared code.
 
-The code e_m of a modality is a unit vector, and that of a subset the direction of
-the sum of its codes; with v = code_variance and d dimensions,
+The code e_m of a modality is a unit vector, and that of a subset the normalised sum of
+its codes; with v = code_variance and d dimensions,
 
     q(s|x_A) = N(sqrt(d (1 - v)) e_A, v I),   e_A = sum_{m in A} e_m / |...|,
 
-p(s) is a learned mixture of Gaussians, p(w_m) = N(0, I). With s as a constant in the
-first two lines, the maximised objective is
+p(s) is a learned mixture of Gaussians, p(w_m) = N(0, I). The maximised objective, with
+s a constant in the first two lines, is
 
     sum_m E log p(x_m|s, w_m) - beta sum_m KL(q(w_m|x_m)||p(w_m))
     - beta (log q(s|X) - log p(s))
@@ -17,11 +16,11 @@ first two lines, the maximised objective is
     + lambda sum_m log C(e_m(x~_m), e_X),   x~_m decoded from s and w ~ p(w),
 
 with the log C(a, b) of `codes`. Lines 1 and 2 are a bound on log p(X) for beta = 1.
-Their gradient does not reach the encoders of the code, but private vectors pay KL for
-information that the code has already. Line 3 learns the code, which can contain only
-shared information. Line 4, of weight lambda = consistency, is a lower bound on the
-information about the code in an image generated with a private vector of the prior. Its
-encoder is a constant: only the decoders learn from it.
+Their gradient does not reach the encoders of the code, but the KL terms penalise
+private vectors that repeat information of the code. Line 3 learns the code, which can
+contain only shared information. Line 4, with weight lambda = consistency, is a lower
+bound on the information about the code in an image generated with a private vector of
+the prior. Its encoder is a constant: only the decoders learn from it.
 """
 
 import math
@@ -65,17 +64,17 @@ from mmvae_jax.types import (
     TokenShape,
 )
 
-# The encoder of the code is one like that of the private vector.
+# The encoder of the code has the architecture of the private vector's encoder.
 _SAME = "same"
 
 OPTIONS = PRIVATE_OPTIONS | {
-    # Variance of the shared code, where its prior begins with 1.
+    # Variance of the shared code; its prior has the initial variance 1.
     "code_variance": Option(0.1, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}"),
     "code_components": number(50, 1),  # Gaussians in the prior of the code
-    # Encoder of the code: the "same" network as that of the private vector, one of
-    # CLASSIFIERS, or "auto", "conv" for images and "mlp" for all else.
+    # Encoder of the code: the "same" architecture as that of the private vector, one of
+    # CLASSIFIERS, or "auto" ("conv" for images, "mlp" for others).
     "code_network": one_of(_SAME, AUTO, *networks.CLASSIFIERS),
-    # Weight of finding the code again in generated examples.
+    # lambda, the weight of the code's reconstruction from generated examples.
     "consistency": number(1.0, 0),
 }
 
@@ -91,7 +90,7 @@ def contrastive_model(
       options: those of OPTIONS.
 
     Raises:
-      UsageError: a modality is of tokens: what is generated of it cannot be encoded.
+      UsageError: a modality has tokens, whose generated examples cannot be encoded.
     """
     _refuse_tokens(shapes)
     size = config.model.latent_dim
@@ -143,7 +142,7 @@ def contrastive_model(
         return elbo.loss(terms, beta), terms
 
     def encode_generated(params: Params, z: Mapping[str, Array]) -> Array:
-        """Codes [M, B, d] of decoded examples, the encoders being constants."""
+        """Codes [M, B, d] of decoded examples, with constant encoders."""
         examples = {m: decode(nets, params, m, own) for m, own in z.items()}
         experts = encode_all(jax.lax.stop_gradient(params), examples)
         return experts.mean[..., :size]
@@ -170,7 +169,7 @@ def contrastive_model(
 
 
 def _refuse_tokens(shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises UsageError where a modality is of tokens."""
+    """Raises UsageError if a modality has tokens."""
     for m, shape in shapes.items():
         if isinstance(shape, TokenShape):
             raise UsageError(
@@ -191,19 +190,20 @@ def contrastive_terms(
     scale: Array,
     consistency: float,
 ) -> ObjectiveTerms:
-    """The terms of `contrastive_model`, whose equation they are.
+    """The terms of the equation at the top of this file.
 
     Args:
       shared: q(s|x_m), fields [M, B, d].
-      joint: q(s|X), fields [B, d], given whatever is observed of each example.
+      joint: q(s|X), fields [B, d], given the observed modalities of each example.
       private: q(w_m|x_m), fields [M, B, e].
       batch: modality -> [B, ...].
       key: random key.
       log_code_prior: s [B, d] -> log p(s) [B].
       log_likelihoods: modality -> function (s and w, [N, d + e], x_m) -> [N].
-      encode_generated: modality -> s and w, [B, d + e], to codes [M, B, d], any length.
+      encode_generated: (modality -> s and w, [B, d + e]) -> codes [M, B, d] of any
+        length.
       scale: t, float [] or [1].
-      consistency: lambda; 0 decodes nothing from the prior.
+      consistency: lambda; with 0, prior samples are not decoded.
 
     Returns:
       ObjectiveTerms, fields [B]. log_likelihood and kl (a single-sample estimate in s)

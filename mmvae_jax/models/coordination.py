@@ -1,8 +1,8 @@
 """Coordination-based models: one objective, four weights, a choice of posterior.
 
-JMVAE, JMVAE-kl, TELBO, MVTCAE and CRMVAE train a joint posterior q_J and tie the
-unimodal ones q_m to it. Their objectives are weighted sums of the same terms
-(`coordinated_elbo`), the KL terms times beta:
+JMVAE, JMVAE-kl, TELBO, MVTCAE and CRMVAE train a joint posterior q_J and unimodal
+posteriors q_m close to it. Their objectives are weighted sums of the same terms
+(`coordinated_elbo`), with the KL terms times beta:
 
     a E_{q_J} log p(X|z) - b KL(q_J||p) + c sum_m E_{q_m} log p(x_m|z)
       - d sum_m KL(q_J||q_m)
@@ -15,8 +15,8 @@ unimodal ones q_m to it. Their objectives are weighted sums of the same terms
     CRMVAE, documented  product  1 / (M+1)  the same for all
     CRMVAE, released    product  1 / 2      1        1 / 2    1
 
-Logged and evaluated terms are not weighted: `elbo` is that of q_J, a bound on log p(X),
-for all of these models.
+Logged and evaluated terms are not weighted: for all these models, `elbo` is that of
+q_J, a bound on log p(X).
 """
 
 from collections.abc import Callable, Mapping
@@ -54,14 +54,14 @@ from mmvae_jax.types import (
 
 
 class _Inference(NamedTuple):
-    """A kind of joint posterior, by functions that `MultimodalVAE` has too.
+    """A kind of joint posterior.
 
     Attributes:
       init: (params of `parts.assemble`, key) -> params.
-      encode: (params, batch) -> experts, rows as `posterior` wants them.
-      posterior: (params, experts, subset) -> Gaussian [B, D]; the joint one of
-        examples that miss modalities is that of the subset they have.
-      unimodal: experts -> the unimodal posteriors [M, B, D], None if there are none.
+      encode: (params, batch) -> experts, in the rows that `posterior` reads.
+      posterior: (params, experts, subset) -> Gaussian [B, D]. For an example with
+        missing modalities, q_J is the posterior of its observed subset.
+      unimodal: experts -> the unimodal posteriors [M, B, D], or None.
     """
 
     init: Callable[[Params, PRNGKey], Params]
@@ -71,7 +71,7 @@ class _Inference(NamedTuple):
 
 
 def _product_inference(nets: Networks) -> _Inference:
-    """Every subset's posterior is the product of its experts, without the prior."""
+    """The posterior of a subset is the product of its experts, without the prior."""
 
     def posterior(params: Params, experts: Gaussian, subset: AnyArray) -> Gaussian:
         del params
@@ -86,9 +86,9 @@ def _product_inference(nets: Networks) -> _Inference:
 
 
 def _network_inference(nets: Networks) -> _Inference:
-    """A joint encoder for all modalities, products of unimodal experts for the rest.
+    """A joint encoder for all modalities, and products of experts for other subsets.
 
-    The experts have M + 1 rows: the unimodal posteriors, and the joint encoder's.
+    The experts have M + 1 rows: the unimodal posteriors, and that of the joint encoder.
     """
     joint = make_joint_encoder(nets)
     num_modalities = len(nets.shapes)
@@ -126,9 +126,9 @@ def _network_inference(nets: Networks) -> _Inference:
 def _zeroing_inference(nets: Networks) -> _Inference:
     """A joint encoder alone, with zeros as the input of a missing modality.
 
-    Suzuki et al. (2016): their JMVAE without unimodal encoders, which they find to
-    fail where the absent modality is large. The experts are the M rows of features
-    that the joint encoder has of each modality, no posteriors.
+    The JMVAE of Suzuki et al. (2016) without unimodal encoders, which they find to fail
+    if the missing modality is large. The experts are not posteriors: they are the M
+    rows of features of the joint encoder.
     """
     joint = make_joint_encoder(nets)
 
@@ -147,14 +147,14 @@ def _zeroing_inference(nets: Networks) -> _Inference:
 
 
 class _Coordination(NamedTuple):
-    """Member of the family: its weights, its joint posterior, its options.
+    """A model of the family.
 
     Attributes:
       weights: (options, M) -> the weights a, b, c, d of the terms.
       inference: networks -> Inference.
-      options: what the model reads.
-      is_reconstructing: whether modalities are reconstructed from their own experts.
-      is_coordinated: whether d is of KL(q_J||q_m), and not of KL(q_m||p).
+      options: options of the model.
+      is_reconstructing: whether the unimodal posteriors reconstruct (term c).
+      is_coordinated: whether d weights KL(q_J||q_m) instead of KL(q_m||p).
     """
 
     weights: Callable[[Mapping[str, Any], int], TermWeights]
@@ -170,7 +170,7 @@ def _mvtcae_weights(options: Mapping[str, Any], num: int) -> TermWeights:
 
 
 def _crmvae_weights(options: Mapping[str, Any], num: int) -> TermWeights:
-    """Up to a positive factor the released code is (1/2, 1, 1/2, 1)."""
+    """The released code has (1/2, 1, 1/2, 1), up to a positive factor."""
     if options["weights"] == "released":
         return TermWeights(0.5, 1.0, 0.5, 1.0)
     return TermWeights(*4 * [1 / (num + 1)])
@@ -187,12 +187,12 @@ JMVAE_KL = _Coordination(
 TELBO = _Coordination(
     lambda options, num: TermWeights(),
     _network_inference,
-    # Whether the gradients of the unimodal ELBOs stop at the decoders, or train the
-    # decoders too ("joint").
+    # Whether the gradients of the unimodal ELBOs stop at the decoders ("stopped") or
+    # also train them ("joint").
     {
         "decoder_gradients": one_of("stopped", "joint"),
-        # Steps of the first of two stages, in which all but the unimodal encoders is
-        # trained, which alone is trained in the second. 0 = both at once.
+        # Steps of the first of two stages, which trains joint encoder and decoders; the
+        # second trains only the unimodal encoders. 0 = one stage.
         "joint_steps": number(0, 0),
     },
     is_reconstructing=True,
@@ -206,7 +206,7 @@ MVTCAE = _Coordination(
 CRMVAE = _Coordination(
     _crmvae_weights,
     _product_inference,
-    # "released": the code's, a factor of beta of 2.
+    # "released": the weights of the code, which double beta.
     {"weights": one_of("documented", "released")},
     is_reconstructing=True,
 )
@@ -215,7 +215,7 @@ CRMVAE = _Coordination(
 def _by_number(
     weights: Callable[[int], TermWeights], most: int
 ) -> Callable[[Array], TermWeights]:
-    """The weights as a function of how many modalities are observed, int [B]."""
+    """The weights as a function of the number of observed modalities, int [B]."""
     tables = np.array([weights(num) for num in range(1, most + 1)], np.float32)
 
     def look_up(num_observed: Array) -> TermWeights:
@@ -231,29 +231,30 @@ def coordination_model(
     *,
     kind: _Coordination,
 ) -> MultimodalVAE:
-    """A coordination-based model, by its weights and its kind of joint posterior.
+    """A coordination-based model with the weights and the joint posterior of `kind`.
 
     Suzuki et al. (2016) for JMVAE and JMVAE-kl, Vedantam et al. (2018) for TELBO,
     Hwang et al. (2021) for MVTCAE, and the CRMVAE that MultiVae documents.
 
-    TELBO fits its unimodal encoders to decoders that are constants for them. Vedantam
-    et al. do so in a second stage: that is joint_steps > 0. By default it is done at
-    once with stopped gradients (decoder_gradients = "stopped"). No parameter is then in
-    both parts: joint encoder and decoders take the steps of the first stage alone, and
-    the unimodal encoders follow them. With "joint" the decoders learn from the unimodal
-    ELBOs too.
-    The released code of MultiVae has another KL of the unimodal posteriors, with the
-    joint one's variances in its logarithm; here it is KL(q_m||p). And in its JMVAE-kl
-    beta does not weigh sum_m KL(q_J||q_m): its alpha is alpha / beta here.
+    TELBO fits its unimodal encoders to constant decoders. Vedantam et al. do so in a
+    second stage (joint_steps > 0). By default there is one stage with stopped gradients
+    (decoder_gradients = "stopped"): joint encoder and decoders train as in the first
+    stage, and share no gradient with the unimodal encoders. With "joint" the decoders
+    also learn from the unimodal ELBOs.
+
+    The released code of MultiVae differs in two points. Its KL of the unimodal
+    posteriors has the joint posterior's variances in the logarithm; here it is
+    KL(q_m||p). In its JMVAE-kl, beta does not weight sum_m KL(q_J||q_m): its alpha is
+    alpha / beta here.
 
     Args:
       config: as for `make_model`.
       shapes: modality -> shape of one example.
-      options: those of the member.
-      kind: a member of the family.
+      options: options of the model.
+      kind: the model of the family.
 
     Raises:
-      UsageError: two stages, of which the first would train decoders for the second.
+      UsageError: joint_steps > 0 with decoder_gradients = "joint".
     """
     nets = make_networks(config, shapes, config.model.latent_dim)
     weights_of = _by_number(partial(kind.weights, options), len(shapes))
@@ -322,28 +323,28 @@ def coordinated_elbo(
     unimodal_log_likelihoods: elbo.LogLikelihoods | None = None,
     is_coordinated: bool = True,
 ) -> ObjectiveTerms:
-    """The terms of which every coordination-based objective is a weighted sum.
+    """The terms of all coordination-based objectives.
 
-    With q_J = q(z|X), of whatever kind, and q_m = q(z|x_m):
+    With q_J = q(z|X) and q_m = q(z|x_m):
 
-        log_likelihood            E_{q_J} log p(x_m|z), a term a modality
+        log_likelihood            E_{q_J} log p(x_m|z), for each modality
         kl                        KL(q_J || p)
         auxiliary_log_likelihood  sum_m E_{q_m} log p(x_m|z)
         auxiliary_kl              sum_m KL(q_J || q_m), or sum_m KL(q_m || p)
 
-    The first two are the ELBO of q_J, a bound on log p(X) whatever the others do;
-    the module docstring holds the weights of the published objectives.
+    The first two are the ELBO of q_J, a bound on log p(X). The module docstring has the
+    weights of the published objectives.
 
     Args:
-      joint: q_J, fields [B, D], given whatever is observed of each example.
-      experts: q_m, fields [M, B, D]; None if there are none, for no auxiliary KL.
+      joint: q_J, fields [B, D], given the observed modalities of each example.
+      experts: q_m, fields [M, B, D]; None: no auxiliary KL.
       batch: modality -> [B, ...].
       key: random key.
-      log_likelihoods: one function a modality (`elbo.LogLikelihoods`).
-      unimodal_log_likelihoods: what reconstructs a modality from its own expert,
-        likewise; None: nothing does.
-      is_coordinated: whether auxiliary_kl is that of q_J from the experts, and not
-        that of the experts from the prior (TELBO).
+      log_likelihoods: one function per modality (`elbo.LogLikelihoods`).
+      unimodal_log_likelihoods: the same for reconstructions from q_m; None: no
+        auxiliary log-likelihood.
+      is_coordinated: whether auxiliary_kl is KL(q_J || q_m) instead of KL(q_m || p)
+        (TELBO).
 
     Returns:
       ObjectiveTerms, fields [B].

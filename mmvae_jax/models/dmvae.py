@@ -1,4 +1,4 @@
-"""DMVAE: a product of experts, a private latent vector for every modality."""
+"""DMVAE: a product of experts, and a private latent vector for each modality."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,27 +26,27 @@ from mmvae_jax.types import (
     PRNGKey,
 )
 
-# By default the prior is an expert of products, but not of a single modality.
+# By default the prior is an expert of products, but not for a single modality.
 OPTIONS = {"prior_expert": PRIOR_EXPERT} | PRIVATE_OPTIONS
 
 
 def dmvae_model(
     config: Any, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
 ) -> MultimodalVAE:
-    """DMVAE of Lee & Pavlovic (2021), the equation in `private_shared_elbos`.
+    """DMVAE of Lee & Pavlovic (2021), with the objective `private_shared_elbos`.
 
-    Gaussian posteriors, and N(0, I) for z and all w_m. One encoder a modality, whose
-    outputs are divided among z and w_m, as released. Given a subset, z is of the
-    product of the observed experts, with the prior as one of them (for a single
-    modality: without it; prior_expert "always" and "never" are the other choices).
+    Posteriors are Gaussian; z and all w_m have the prior N(0, I). As released, one
+    encoder per modality gives z and w_m. Given a subset, q(z|x_A) is the product of the
+    observed experts and the prior; for a single modality, without the prior
+    (prior_expert can be "always" or "never").
 
-    The released code of two modalities differs: it counts KL(q(z|x_A)||p(z)) once for
-    every modality decoded from it, so M times, where a bound on log p(X) has it once,
-    and its last version leaves out what is reconstructed from the product.
-    Its weights of likelihoods are config.modality.likelihood_weight, here 1 by default.
+    The released code for two modalities differs: it counts KL(q(z|x_A)||p(z)) once per
+    decoded modality, where a bound on log p(X) has it once, and its last version omits
+    reconstructions from the product. Its weights of likelihoods are
+    config.modality.likelihood_weight, here 1 by default.
 
     Args:
-      config: as for `make_model`; model.latent_dim is that of z.
+      config: as for `make_model`; model.latent_dim is the dimension of z.
       shapes: modality -> shape of one example.
       options: those of OPTIONS.
     """
@@ -98,25 +98,25 @@ def private_shared_elbos(
     is_single_with_prior: bool,
     log_likelihoods: elbo.LogLikelihoods,
 ) -> ObjectiveTerms:
-    """The objective of DMVAE, Lee & Pavlovic (2021): an ELBO for every source of z.
+    """The objective of DMVAE, Lee & Pavlovic (2021): a sum of ELBOs.
 
-    Every modality has a private latent vector w_m beside the shared z. The sum of
+    Each modality has a private latent vector w_m in addition to the shared z. The sum
+    of
 
         E [sum_m log p(x_m|z, w_m)] - KL(q(z|x_A)||p(z)) - sum_m KL(q_m(w|x_m)||p(w))
 
-    over the subsets A that z may be inferred from: all modalities (a product of
-    experts), and every modality alone. Each is a bound on log p(X), in which every
-    modality is decoded with its own w_m ~ q_m(w|x_m); one sample of it serves all,
-    as released. The bound of all modalities is `elbo` of the terms, the others are
-    auxiliary.
+    is over A = all modalities (a product of experts), and A = each single modality.
+    Each summand is a bound on log p(X) that decodes every modality with its own
+    w_m ~ q_m(w|x_m); as released, all summands use the same sample of w_m. `elbo` of
+    the terms is the bound for all modalities; the others are auxiliary.
 
     Args:
       experts: fields [M, B, d + e], q_m(z|x_m) q_m(w|x_m), shared dimensions first.
       batch: modality -> [B, ...].
       key: random key.
-      joint: q(z|X), fields [B, d], given whatever is observed of each example.
+      joint: q(z|X), fields [B, d], given the observed modalities of each example.
       shared_dim: d.
-      is_single_with_prior: whether q(z|x_m) is the expert's product with the prior.
+      is_single_with_prior: whether q(z|x_m) is the product of expert and prior.
       log_likelihoods: modality -> function (z and w, [N, d + e], x_m) -> [N].
 
     Returns:

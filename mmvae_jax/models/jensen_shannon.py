@@ -1,4 +1,4 @@
-"""mmJSD: a mixture of experts, tied by a Jensen-Shannon divergence."""
+"""mmJSD: a mixture of experts with a Jensen-Shannon divergence between them."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -24,12 +24,12 @@ from mmvae_jax.types import (
     PRNGKey,
 )
 
-# The divergence from the dynamic prior stands where the KL to the prior would.
+# The divergence from the dynamic prior replaces the KL from the prior.
 _WEIGHTS = TermWeights(kl=0.0)
 
 OPTIONS = {
     "subset_estimator": SUBSET_ESTIMATOR,  # of the expectation over components
-    "decode_prior": Option(True),  # whether prior samples are decoded too, as released
+    "decode_prior": Option(True),  # whether to decode prior samples too, as released
 }
 
 
@@ -38,8 +38,8 @@ def jensen_shannon_model(
 ) -> MultimodalVAE:
     """mmJSD without modality-specific subspaces (Sutter et al., 2020).
 
-    The posterior of any subset is the mixture of its experts, as published; the
-    prior, a component of the training objective, is none of it.
+    The posterior of a subset is the mixture of its experts, as published; the prior is
+    a component only in the training objective.
 
     Args:
       config: as for `make_model`.
@@ -89,21 +89,21 @@ def jensen_shannon_elbo(
 ) -> ObjectiveTerms:
     """The terms of mmJSD with its dynamic prior (Sutter et al., 2020).
 
-    Its loss has, in place of a KL to the prior, the Jensen-Shannon divergence
+    Instead of a KL from the prior, the loss has the Jensen-Shannon divergence
 
         sum_k w_k KL(q_k || f),   f proportional to prod_k q_k^{w_k},
 
-    of the M experts and the prior N(0, I), all w_k = 1 / (M + 1). It is
-    `auxiliary_kl` here, and `kl` the KL term of the mixture that is decoded, so
-    that `elbo` is a bound on log p(X): MMVAE's, with the prior as a component or not.
+    of the M experts and the prior N(0, I), all w_k = 1 / (M + 1). It is `auxiliary_kl`
+    here. `kl` is the KL term of the decoded mixture, so that `elbo` is a bound on
+    log p(X): that of MMVAE, with the prior as a component if `decode_prior`.
 
     Args:
       experts: fields [M, B, D].
       batch: modality -> [B, ...].
       key: random key.
-      log_likelihoods: one function a modality (`elbo.LogLikelihoods`).
-      decode_prior: whether the prior is a component of the mixture that is decoded,
-        as released: one example in M + 1 is then reconstructed from noise.
+      log_likelihoods: one function per modality (`elbo.LogLikelihoods`).
+      decode_prior: whether the prior is a component of the decoded mixture, as
+        released: one example in M + 1 is then reconstructed from noise.
       estimator: of the expectation over components, as for `subset_elbo`.
 
     Returns:

@@ -4,22 +4,22 @@ Senellart et al. (2023). Two stages:
 
 1  the ELBO of JMVAE, with a joint encoder q(z|X):
    E log p(X|z) - beta KL(q(z|X)||N(0, I))
-2  with joint encoder and decoders fixed, E_{q(z|X)} sum_m log q_m(z|x_m), where q_m is
-   a Gaussian of the encoder of x_m under a flow f_m:
+2  with joint encoder and decoders fixed, E_{q(z|X)} sum_m log q_m(z|x_m), where q_m
+   transforms the Gaussian of the encoder of x_m by a flow f_m:
 
        log q_m(z|x_m) = log N(f_m(z); mu_m, s_m^2) + log |det df_m/dz|
 
-The posterior given all modalities is q(z|X), given one q_m, and given other subsets A
+The posterior is q(z|X) given all modalities, q_m given one, and given other subsets A
 
     p(z)^(1 - |A|) prod_{m in A} q_m(z|x_m),
 
-up to a constant. To sample it, one draw of each expert is taken, one of these is chosen
-by importance resampling against their mixture, and hmc_steps of Hamiltonian Monte Carlo
-start from there.
+up to a constant. To sample it, each expert gives one draw; importance resampling, with
+the mixture of the experts as the proposal, selects one of these, and hmc_steps of
+Hamiltonian Monte Carlo start from it.
 
-JNF-Shared (Senellart & Allassonniere, 2025) has a stage before these: a code e_m of
-each modality, by contrastive learning alone (`codes`). mu_m and s_m are then functions
-of e_m, which the other stages do not change: an expert knows only shared information.
+JNF-Shared (Senellart & Allassonniere, 2025) first trains a code e_m of each modality by
+contrastive learning (`codes`), which the other stages do not change. mu_m and s_m are
+functions of e_m, so that an expert has only shared information.
 """
 
 from collections.abc import Mapping
@@ -62,38 +62,38 @@ from mmvae_jax.types import (
 
 
 def _share(default: float) -> Option:
-    """An option that is a share of the steps of the run."""
+    """An option: a fraction of the steps of the run."""
     return Option(default, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}")
 
 
 OPTIONS: Options = {
     "flow_layers": number(4, 1),  # couplings of each modality's flow
     "flow_width": number(128, 1),
-    # Of several modalities, not all: momenta of HMC, and gradients of each. Published:
-    # 100 steps of 10 gradients, of size 0.01; here sizes adapt.
+    # Steps of HMC and gradients per step, for subsets of several modalities. Published:
+    # 100 steps of 10 gradients with step size 0.01; here step sizes adapt.
     "hmc_steps": number(10, 0),
     "hmc_leapfrogs": number(4, 1),
-    # Share of the steps of the run that the joint VAE has.
+    # Fraction of the run's steps for the joint VAE.
     "joint_share": _share(0.5),
 }
 
 SHARED_OPTIONS: Options = {
     **codes.OPTIONS,
     **OPTIONS,
-    "code_share": _share(0.1),  # of the steps, before those of the joint VAE
+    "code_share": _share(0.1),  # fraction of the steps for the code, before the VAE
 }
 
 
 class _Parts(NamedTuple):
-    """Networks of one model, which its functions share.
+    """Networks and options of one model.
 
     Attributes:
-      nets: of all modalities; the encoders are parts of the joint one.
-      experts: the same with the encoders of the experts, of modalities or of codes.
-      coders: of JNF-Shared; modality -> the encoder of its code.
+      nets: networks of all modalities, with the encoders inside the joint encoder.
+      experts: the same with the encoders of the experts, of modalities or codes.
+      coders: in JNF-Shared, modality -> the encoder of its code.
       joint: the joint encoder.
-      flow: that of a modality.
-      options: those of the model.
+      flow: the flow of a modality.
+      options: options of the model.
     """
 
     nets: parts.Networks
@@ -116,20 +116,20 @@ def jnf_model(
     *,
     is_shared: bool = False,
 ) -> MultimodalVAE:
-    """Model of the equations above; beta is that of the stage of the joint VAE.
+    """Model of the equations above; beta applies to the joint VAE.
 
-    The published flows are autoregressive (MAF), whose inverse takes as many passes as
-    there are latent dimensions; here they are couplings. An example that misses
-    modalities has zeros for them in the joint encoder, in all stages.
+    The published flows are autoregressive (MAF), whose inverse needs one pass per
+    latent dimension; the flows here are couplings. In all stages, the joint encoder
+    gets zeros for missing modalities.
 
     Args:
       config: as for `make_model`.
       shapes: modality -> shape of one example.
       options: those of OPTIONS, or of SHARED_OPTIONS.
-      is_shared: whether experts are of a code, as of JNF-Shared.
+      is_shared: whether experts encode a code (JNF-Shared).
 
     Raises:
-      UsageError: the shares of the steps leave none to the last stage.
+      UsageError: the fractions of the steps leave no step for the last stage.
     """
     own = _parts(config, shapes, options, is_shared)
     base = assemble(own.experts, standard_latents((config.model.latent_dim,)))
@@ -140,7 +140,7 @@ def jnf_model(
         init=partial(_init, own, base),
         objective=partial(_objective, own),
         encode=partial(_encode, own),
-        # All modalities have the same latents.
+        # All modalities share the latents: the prior does not depend on the subset.
         log_prior=lambda params, z, subset=None: base.log_prior(params, z),
         convolutions=base.convolutions | forms,
         stages=_stages(own),
@@ -164,7 +164,7 @@ def _parts(
         experts = nets._replace(
             encoders=dict.fromkeys(shapes, of_code),
             shapes=dict.fromkeys(shapes, (code_size,)),
-            counts=frozenset(),  # codes are none
+            counts=frozenset(),  # codes are not counts
         )
     flow = CouplingFlow(options["flow_layers"], options["flow_width"])
     return _Parts(nets, experts, coders, make_joint_encoder(nets), flow, options)
@@ -212,7 +212,7 @@ def _init(own: _Parts, base: MultimodalVAE, key: PRNGKey) -> Params:
 
 
 def _joint(own: _Parts, params: Params, batch: Batch) -> Gaussian:
-    """q(z|X) [B, D], with inputs of zeros for what is missing."""
+    """q(z|X) [B, D], with zeros as inputs for missing modalities."""
     features = own.joint.features(params["joint"], batch)
     if OBSERVED not in batch:
         return own.joint.posterior(params["joint"], features)
@@ -239,7 +239,7 @@ def _encode(own: _Parts, params: Params, batch: Batch) -> Gaussian:
 def _objective(
     own: _Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
 ) -> tuple[Array, ObjectiveTerms]:
-    """The stage of the joint VAE, which is what is evaluated: the joint ELBO."""
+    """The joint ELBO, for the stage of the joint VAE and for evaluation."""
     terms = coordinated_elbo(
         _joint(own, params, batch),
         None,
@@ -264,7 +264,7 @@ def _flow_objective(
 
 
 def _log_experts(own: _Parts, params: Params, experts: Gaussian, z: Array) -> Array:
-    """log q_m(z|x_m) [M, B] of z [B, D], by experts [M, B, D] before their flows."""
+    """log q_m(z|x_m) [M, B] of z [B, D]; experts [M, B, D] are before their flows."""
 
     def one(own_params: Params, expert: Gaussian) -> Array:
         return flows.log_pushed(partial(own.flow.apply, own_params), expert, z)
@@ -275,7 +275,7 @@ def _log_experts(own: _Parts, params: Params, experts: Gaussian, z: Array) -> Ar
 def _posterior(
     own: _Parts, params: Params, experts: Gaussian, subset: AnyArray, key: PRNGKey
 ) -> Gaussian:
-    """q(z|X) where all is observed; elsewhere around a draw of the subset's."""
+    """q(z|X) for complete examples, else a Gaussian around a draw for the subset."""
     joint = jax.tree.map(lambda field: field[-1], experts)
     given = wide(subset, len(joint.mean))
     is_complete = jnp.all(given, axis=0)[:, None]
@@ -292,7 +292,7 @@ def _posterior(
 
 
 def _proposal(params: Params, experts: Gaussian, subset: AnyArray) -> Gaussian:
-    """q(z|X), which has inputs of zeros for what the encoded batch does not have."""
+    """q(z|X); missing modalities of the encoded batch had zeros as inputs."""
     del params, subset
     return jax.tree.map(lambda field: field[-1], experts)
 
@@ -300,7 +300,7 @@ def _proposal(params: Params, experts: Gaussian, subset: AnyArray) -> Gaussian:
 def _draw(
     own: _Parts, params: Params, experts: Gaussian, given: Array, key: PRNGKey
 ) -> Array:
-    """A sample [B, D] of the posterior of the subset given, bool [M, B]."""
+    """A sample [B, D] of the posterior of the given subset, bool [M, B]."""
     sample_key, choice_key, chain_key = jax.random.split(key, 3)
     num = jnp.sum(given, axis=0)
 
@@ -308,7 +308,7 @@ def _draw(
         return own.flow.apply(own_params, x, is_inverse=True)[0]
 
     def log_densities(z: Array) -> tuple[Array, Array]:
-        """log of the posterior of the subset, and of its experts' mixture, [B]."""
+        """Log-densities of the subset's posterior and of its experts' mixture, [B]."""
         values = _log_experts(own, params, experts, z)
         log_prior = distributions.log_prob(
             Gaussian(jnp.zeros(z.shape[-1]), jnp.zeros(z.shape[-1])), z
@@ -323,7 +323,7 @@ def _draw(
     weights = jnp.where(given, product - mixture, -jnp.inf)
     chosen = jax.random.categorical(choice_key, weights, axis=0)
     start = jnp.take_along_axis(candidates, chosen[None, :, None], axis=0)[0]
-    # About the deviation of their product.
+    # Approximates the standard deviation of the product.
     precision = elbo.observed_sum(jnp.exp(-experts.log_variance), given[..., None])
 
     def moved() -> Array:
@@ -336,7 +336,7 @@ def _draw(
             jax.lax.rsqrt(precision),
         )
 
-    # One expert alone has been sampled from.
+    # A single expert is sampled exactly and needs no HMC.
     is_several = num > 1
     end = jax.lax.cond(jnp.any(is_several), moved, lambda: start)
     return jnp.where(is_several[:, None], end, start)

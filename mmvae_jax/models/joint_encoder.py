@@ -1,4 +1,4 @@
-"""A network that infers the joint posterior from all modalities at once."""
+"""A joint encoder: a network for the posterior given all modalities."""
 
 from collections.abc import Callable
 from typing import NamedTuple, cast
@@ -14,14 +14,14 @@ from mmvae_jax.types import AnyArray, Array, Batch, Gaussian, Params, PRNGKey
 
 
 class _JointEncoder(NamedTuple):
-    """q(z|X) as a network, by its own parameters.
+    """q(z|X) as a network.
 
     Attributes:
       init: key -> params.
-      features: (params, batch) -> fields [M, B, D], one row a modality.
+      features: (params, batch) -> fields [M, B, D], one row per modality.
       posterior: (params, features) -> Gaussian [B, D].
-      of_subset: (params, features, subset bool [M] or [M, B]) -> the same, of inputs
-        that are zero where a modality is missing.
+      of_subset: (params, features, subset bool [M] or [M, B]) -> Gaussian [B, D], with
+        zeros as inputs for missing modalities.
     """
 
     init: Callable[[PRNGKey], Params]
@@ -31,14 +31,12 @@ class _JointEncoder(NamedTuple):
 
 
 def make_joint_encoder(nets: Networks) -> _JointEncoder:
-    """The simplest joint encoder that any mixture of networks allows.
+    """A joint encoder for any networks of the modalities.
 
-    Every modality goes through an encoder like its own, with parameters of its own;
-    the 2 D numbers that each emits are features here, rectified: a hidden layer
-    shared by all modalities, from which the mean and log-variance are read (Suzuki
-    et al. (2016) join networks of each modality likewise). Nothing is shared with the
-    unimodal encoders, so that the joint ELBO and what is fitted to it have no
-    parameters in common but the decoders'.
+    Each modality has another encoder of the same architecture as its unimodal one. The
+    2 D outputs of all encoders, after a ReLU, are the features of an output layer
+    for the mean and log-variance (similar to Suzuki et al., 2016). The joint encoder
+    shares no parameters with the unimodal encoders.
     """
     head = vectors.GaussianHead(nets.latent_dim)
     names = tuple(nets.shapes)

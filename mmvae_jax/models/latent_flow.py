@@ -1,19 +1,18 @@
-"""One rectified flow over the latents of unimodal VAEs, any of which may be given.
+"""One rectified flow over the latents of unimodal VAEs, given any of them.
 
 Bounoua et al. (2024) train a diffusion of the codes of unimodal autoencoders, with a
-time for each modality: given modalities have that of data. Here the autoencoders are
-VAEs, whose beta may be small, and the diffusion is a rectified flow (`latent_flows` has
-both stages). The velocity is v(w, t_1, ..., t_M) of the concatenated whitened latents,
-
-    t_m = 1 where m is given, 0 where it is absent and w_m is noise, and t elsewhere.
-
-The loss is the squared error of the latter, for random given subsets. Missing
-modalities are drawn with a common time t. In training, given modalities are dropped at
-times (condition_dropped), so that missing ones can be drawn by the velocity
+time for each modality; given modalities have the time of data. Here the autoencoders
+are VAEs, whose beta may be small, and the diffusion is a rectified flow (`latent_flows`
+has both stages). The velocity is v(w, t_1, ..., t_M) of the concatenated whitened
+latents, where t_m = 1 for given modalities, t_m = 0 for absent ones, whose w_m is
+noise, and t_m = t for modalities to draw. The loss is the squared error for the
+modalities to draw, with random given subsets. Sampling uses a common time t. Training
+drops the given modalities of some examples (condition_dropped), so that sampling can
+use the velocity
 
     v(w, absent) + g (v(w, given) - v(w, absent)),   g = guidance.
 
-There is no code: p(w) is the flow of all latents, and the bound is
+There is no code: the flow of all latents is p(w), and the bound is
 
     sum_m E log p(x_m|w_m) - E [sum_m log q(w_m|x_m) - log p(w)].
 """
@@ -51,9 +50,9 @@ from mmvae_jax.types import (
 
 OPTIONS: Options = {
     **latent_flows.FLOW_OPTIONS,
-    "flow_width": number(256, 1),  # of one flow for all modalities
-    # Times of what is learned: one that its modalities "share", as published and as
-    # they are drawn; or one "each", as UniDiffuser has them.
+    "flow_width": number(256, 1),  # width of the one flow of all modalities
+    # Training times of the modalities to draw: "shared", as published and as in
+    # sampling; or one for "each", as in UniDiffuser.
     "times": one_of("shared", "each"),
     "stage_shares": latent_flows.shares(0.5),  # of the VAEs
 }
@@ -65,7 +64,7 @@ def latent_flow_model(
     """Model of the equations above; beta is that of the first stage.
 
     Args:
-      config: as for `make_model`; model.latent_dim is d, of the w_m of each modality.
+      config: as for `make_model`; model.latent_dim is d, the dimension of each w_m.
       shapes: modality -> shape of one example.
       options: those of OPTIONS.
     """
@@ -102,7 +101,7 @@ def _init(own: Parts, key: PRNGKey) -> Params:
 def _velocity(
     own: Parts, velocities: Params, given: Array, absent: Array | None = None
 ) -> flows.Velocity:
-    """Velocity of latents [B, M d], some of them given, and some noise, bool [M, B]."""
+    """Velocity of latents [B, M d]; given and absent modalities are bool [M, B]."""
 
     def velocity(x: Array, t: Array) -> Array:
         times = jnp.where(given, 1.0, t)
@@ -116,7 +115,7 @@ def _velocity(
 def _guided(
     own: Parts, velocities: Params, given: Array, noise: Array, mask: Array
 ) -> flows.Velocity:
-    """The velocity that latents are drawn by; noise and mask as of `draw`."""
+    """The guided velocity; noise and mask as in `latent_flows.draw`."""
     conditional = _velocity(own, velocities, given)
     strength = own.options["guidance"]
     if strength == 1:
@@ -127,12 +126,12 @@ def _guided(
         return alone(jnp.where(mask, noise, x), t)
 
     guided = flows.guided(conditional, free, strength)
-    # Where nothing is given both are the same.
+    # If nothing is given, both velocities are equal.
     return lambda x, t: jax.lax.cond(jnp.any(given), guided, conditional, x, t)
 
 
 def _draw(own: Parts, params: Params, key: PRNGKey, w: Array, given: Array) -> Array:
-    """Latents w [B, M d], where they are not given (bool [M, B]) by the flow."""
+    """Latents [B, M d]: w if given (bool [M, B]), else draws of the flow."""
 
     def move(r: Array, noise: Array, mask: Array) -> Array:
         velocity = _guided(own, params["flows_average"], given, noise, mask)
@@ -144,7 +143,7 @@ def _draw(own: Parts, params: Params, key: PRNGKey, w: Array, given: Array) -> A
 def _posterior(
     own: Parts, params: Params, experts: Gaussian, subset: AnyArray, key: PRNGKey
 ) -> Gaussian:
-    """q(w|x_A), of which w_m of what is missing is drawn by the flow."""
+    """q(w|x_A); the flow draws w_m of missing modalities."""
     return latent_flows.posterior(
         own, experts, subset, partial(_draw, own, params, key)
     )
@@ -153,8 +152,8 @@ def _posterior(
 def _proposal(
     own: Parts, params: Params, experts: Gaussian, subset: AnyArray
 ) -> Gaussian:
-    """q(w_m|x_m) of what is observed."""
-    del params  # the experts have them
+    """q(w_m|x_m) of observed modalities, else N(0, I)."""
+    del params  # the experts are enough
     return latent_flows.proposal(own, experts, subset)
 
 
@@ -167,11 +166,11 @@ def _sample_prior(own: Parts, params: Params, key: PRNGKey, count: int) -> Array
 def _log_density(
     own: Parts, params: Params, w: Array, key: PRNGKey, absent: Array | None
 ) -> Array:
-    """log p(w) [B] of the modalities that are not absent, [M, B]."""
+    """log p(w) [B], without absent modalities (bool [M, B])."""
     noise_key, sign_key = jax.random.split(key)
     nothing = jnp.zeros((own.num, len(w)), bool)
     velocity = _velocity(own, params["flows_average"], nothing, absent)
-    # Of any noise it is a density, so that the mean of its logarithm is a bound.
+    # For each value of the noise this is a density: the mean of its log is a bound.
     noise = jax.random.normal(noise_key, w.shape, w.dtype)
     return latent_flows.log_density(own, params, velocity, w, sign_key, absent, noise)
 
@@ -179,7 +178,7 @@ def _log_density(
 def _objective(
     own: Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
 ) -> tuple[Array, ObjectiveTerms]:
-    """The bound on log p(X), which is evaluated and trains nothing."""
+    """The bound on log p(X), for evaluation only."""
     own_key, density_key = jax.random.split(key)
     latents = encode(own.nets, params, batch)
 
@@ -192,7 +191,7 @@ def _objective(
 def _flow_objective(
     own: Parts, params: Params, batch: Batch, key: PRNGKey, beta: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """The last stage: the flow of the latents that an example has and is not given."""
+    """The last stage: the flow of the observed latents that are not given."""
     del beta  # no KL term
     keys = jax.random.split(key, 5)
     latents = encode(own.nets, params, batch)

@@ -1,12 +1,12 @@
-"""Flows over the latents of unimodal VAEs: parts that several models share.
+"""Flows over the latents of unimodal VAEs: code that several models share.
 
-The first stage is a VAE of each modality alone,
+The first stage trains a VAE of each modality,
 
     sum_m E log p(x_m|w_m) - beta KL(q(w_m|x_m)||N(0, I)),
 
-and the last stage flows of the w_m, whitened by their mean and variance over the
-training set. A given modality keeps its q(w_m|x_m). A missing one is drawn by a flow,
-with parameters averaged over the steps.
+and the last stage trains flows of the w_m, whitened by their mean and variance over the
+training set. A given modality keeps its q(w_m|x_m). A flow, with parameters averaged
+over the steps, draws the w_m of a missing modality.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,16 +34,16 @@ from mmvae_jax.types import (
     Stage,
 )
 
-# Latent dimensions up to which the divergence of a velocity is exact.
+# Largest number of latent dimensions for the exact divergence of a velocity.
 MOST_EXACT = 32
 _WORDS = {1: "one share of the steps", 2: "two shares of the steps whose sum is"}
 
-# Options of every model of this kind, whose flows are MLPs of this width.
+# Options of all models with flows, which are MLPs.
 FLOW_OPTIONS: Options = {
     "guidance": number(2.0, 0),  # g; 1 = none
     "condition_dropped": number(0.1, 0, 1),  # share of examples without a condition
     "empty_share": number(0.2, 0, 1),  # share of examples with no modality given
-    # Times, noises and subsets of each example in a step, which is encoded once.
+    # Draws of time, noise and subset per example and step; examples are encoded once.
     "flow_draws": number(1, 1),
     "flow_width": number(128, 1),
     "flow_depth": number(3, 1),
@@ -54,7 +54,7 @@ FLOW_OPTIONS: Options = {
 
 
 def shares(*default: float) -> Option:
-    """Shares of the steps of the run that the stages before the last one have."""
+    """An option: fractions of the run's steps for all stages except the last."""
     return Option(
         default,
         lambda x: len(x) == len(default) and min(x) > 0 and sum(x) < 1,
@@ -63,16 +63,16 @@ def shares(*default: float) -> Option:
 
 
 class Parts(NamedTuple):
-    """Networks and numbers of one model, which its functions share.
+    """Networks and options of one model.
 
     Attributes:
-      nets: of the VAEs.
-      base: functions of the VAEs alone.
-      network: velocity of every flow, a Linen module.
-      size: d, latent dimensions of a modality.
-      options: those of the model.
-      coders: of a model with a code; modality -> Linen module,
-        x [B, ...] -> (features, output [B, c]).
+      nets: networks of the VAEs.
+      base: functions of the VAEs.
+      network: the velocity of each flow, a Linen module.
+      size: d, latent dimensions of each modality.
+      options: options of the model.
+      coders: modality -> encoder of its code, a Linen module x [B, ...] -> (features,
+        output [B, c]); empty for models without a code.
     """
 
     nets: parts.Networks
@@ -99,22 +99,22 @@ class Parts(NamedTuple):
 
 
 def by_modality(shapes: Mapping[str, Any], w: Array) -> dict[str, Array]:
-    """Latents [..., M d] as those of each modality."""
+    """Splits latents [..., M d] by modality."""
     return dict(zip(shapes, jnp.split(w, len(shapes), axis=-1), strict=True))
 
 
 def end_to_end(x: Array) -> Array:
-    """Latents of all modalities as one vector, [M, B, d] -> [B, M d]."""
+    """Concatenates the latents of all modalities, [M, B, d] -> [B, M d]."""
     return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)
 
 
 def cosine(step: Array, num_steps: int) -> Array:
-    """Factor of the learning rate, from 1 to 0 over a stage."""
+    """Factor of the learning rate, a cosine from 1 to 0 over a stage."""
     return 0.5 * (1 + jnp.cos(jnp.pi * step / num_steps))
 
 
 def vae_stage(own: Parts) -> Stage:
-    """The first stage, for the first of the model's shares of the steps."""
+    """The first stage, for the first of the fractions `stage_shares`."""
     share = own.options["stage_shares"][0]
     return Stage(
         "vae",
@@ -126,7 +126,7 @@ def vae_stage(own: Parts) -> Stage:
 
 
 def flow_stage(own: Parts, objective: Callable[..., tuple[Array, Any]]) -> Stage:
-    """The last stage, of flows that have `objective`."""
+    """The last stage, which trains the flows on `objective`."""
     return Stage(
         "flow",
         lambda steps: steps,
@@ -139,12 +139,12 @@ def flow_stage(own: Parts, objective: Callable[..., tuple[Array, Any]]) -> Stage
 
 
 def unlearned(own: Parts, velocities: Params) -> Params:
-    """The flows' entries of the parameters at the start, where nothing is whitened."""
+    """The initial entries of the parameters for the flows, without whitening."""
     zeros = jnp.zeros(own.num * own.size)
     return {
         "flows": velocities,
         "flows_average": velocities,
-        # The variance is one, until it is measured.
+        # The variance is 1 until it is measured.
         "whitening": {"num": zeros + 1.0, "mean": zeros, "squares": zeros + 1.0},
     }
 
@@ -152,9 +152,9 @@ def unlearned(own: Parts, velocities: Params) -> Params:
 def drawn_again(
     own: Parts, latents: Gaussian, observed: Array
 ) -> tuple[Gaussian, Array]:
-    """Latents and observed modalities, [M, B, ...], for all draws of the flow's step.
+    """Repeats latents and observed masks, [M, B, ...], for each of the `flow_draws`.
 
-    Both are end to end along the examples, [M, flow_draws B, ...].
+    The copies are concatenated along the examples, [M, flow_draws B, ...].
     """
 
     def repeat(x: Array) -> Array:
@@ -177,7 +177,7 @@ def vae_objective(
 
 
 def moments_of(own: Parts, params: Params, batch: Batch) -> flows.Moments:
-    """Mean and variance of q(w_m|x_m) over a batch, of all latents [M d]."""
+    """Moments [M d] of all latents w_m ~ q(w_m|x_m) over a batch."""
     latents = encode(own.nets, params, batch)
     observed = jnp.asarray(elbo.observed_of(batch, own.num))[..., None]
     counted = end_to_end(jnp.broadcast_to(observed, latents.mean.shape))
@@ -187,7 +187,7 @@ def moments_of(own: Parts, params: Params, batch: Batch) -> flows.Moments:
 
 
 def _whiten(own: Parts, params: Params, fold: Callable) -> Params:
-    """Mean and variance of q(w_m|x_m) over all examples; the average begins."""
+    """Sets the moments of all training latents, and starts the flows' average."""
 
     def add(so_far: flows.Moments, batch: Batch) -> flows.Moments:
         return flows.merge_moments(so_far, moments_of(own, params, batch))
@@ -200,7 +200,7 @@ def _whiten(own: Parts, params: Params, fold: Callable) -> Params:
 
 
 def average(own: Parts, params: Params) -> Params:
-    """Parameters after a step of the flows, with their average over the steps."""
+    """Updates the average of the flows' parameters after a step."""
     rate = 1 - own.options["ema"]
     return params | {
         "flows_average": optax.incremental_update(
@@ -222,10 +222,10 @@ def draw(
     given: Array,
     move: Callable[[Array, Array, Array], Array],
 ) -> Array:
-    """Latents w [B, M d], where they are not given (bool [M, B]) by a flow.
+    """Latents [B, M d]: w if given (bool [M, B]), else draws of a flow.
 
-    `move` is of whitened latents: (r, noise, mask) -> r, all [B, M d]; r is data where
-    the mask says that they are given, and noise elsewhere.
+    `move` acts on whitened latents: (r, noise, mask) -> r, all [B, M d]. The mask marks
+    given entries; r holds data there, and noise elsewhere.
     """
     mask = flows.dimensions_of(given, own.sizes)
     noise = jax.random.normal(key, w.shape, w.dtype)
@@ -241,7 +241,7 @@ def moved(
     given: Array,
     mask: Array | None = None,
 ) -> Array:
-    """Latents moved from noise by a flow; as they are where nothing is missing."""
+    """Moves latents from noise to data by a flow; unchanged if all are given."""
     return jax.lax.cond(
         jnp.all(given),
         lambda: r,
@@ -255,9 +255,10 @@ def posterior(
     subset: AnyArray,
     drawn: Callable[[Array, Array], Array],
 ) -> Gaussian:
-    """q(w|x_A) [B, M d] of experts [M, B, d]: around what is `drawn`, where missing.
+    """q(w|x_A) [B, M d] from experts [M, B, d]; missing latents are drawn.
 
-    `drawn` is (means [B, M d], given [M, B]) -> latents [B, M d].
+    `drawn`: (means [B, M d], given [M, B]) -> latents [B, M d]. Missing latents have
+    Gaussians of tiny variance around their draws.
     """
     ends = jax.tree.map(end_to_end, latents)
     given = wide(subset, len(ends.mean))
@@ -267,7 +268,7 @@ def posterior(
 
 
 def proposal(own: Parts, latents: Gaussian, subset: AnyArray) -> Gaussian:
-    """q(w_m|x_m) of what is observed, N(0, I) of the rest, [B, M d]."""
+    """q(w_m|x_m) of observed modalities, N(0, I) of the others, [B, M d]."""
     ends = jax.tree.map(end_to_end, latents)
     mask = flows.dimensions_of(wide(subset, len(ends.mean)), own.sizes)
     return jax.tree.map(lambda field: jnp.where(mask, field, 0.0), ends)
@@ -282,14 +283,14 @@ def log_prior(
 ) -> Array:
     """log p(z) [...] of latent vectors [..., D], as `MultimodalVAE.log_prior`.
 
-    `density` is (params, rows [N, D], key, absent [M, N] or None) -> [N], of what is
-    not absent.
+    `density`: (params, rows [N, D], key, absent [M, N] or None) -> [N], the log-density
+    without absent modalities.
     """
     rows, absent = z.reshape(-1, z.shape[-1]), None
     rest = jnp.zeros(len(rows))
     if subset is not None:
         absent = ~wide(subset, len(rows))
-        # The latents of modalities are the last ones; a code is always there.
+        # A code, if any, comes first and is never absent.
         w = rows[:, -own.num * own.size :].reshape(-1, own.num, own.size)
         each = distributions.log_prob(Gaussian(jnp.zeros(()), jnp.zeros(())), w)
         rest = jnp.sum(jnp.where(absent.T, each, 0.0), axis=-1)
@@ -306,16 +307,16 @@ def log_density(
     absent: Array | None = None,
     fill: AnyArray | float = 0.0,
 ) -> Array:
-    """log p(w) [B] of latents [B, M d], by the flow of the whitened ones; nats.
+    """log p(w) [B] of latents, by the flow of the whitened latents; nats.
 
     Args:
       own: the model's parts.
-      params: its parameters.
-      velocity: of whitened latents.
-      w: anything where a modality is absent.
-      key: of the estimate, where dimensions are too many for the exact divergence.
-      absent: bool [M, B], modalities without a part in the density; None: none is.
-      fill: what the velocity sees in their place.
+      params: parameters.
+      velocity: velocity of whitened latents.
+      w: latents [B, M d]; any values for absent modalities.
+      key: random key of the divergence, estimated for more than MOST_EXACT dimensions.
+      absent: bool [M, B], modalities to leave out of the density; None: none.
+      fill: whitened latents of absent modalities, inputs of the velocity.
     """
     r = flows.whiten(whitening(params), w)
     jacobian = jnp.broadcast_to(-jnp.log(flows.deviation(whitening(params))), r.shape)
@@ -337,15 +338,15 @@ def bound(
     log_prior: Callable[[Array, Array], Array],
     beta: Array,
 ) -> tuple[Array, ObjectiveTerms]:
-    """The bound on log p(X), which is evaluated and trains nothing.
+    """The bound on log p(X), for evaluation only.
 
     Args:
       own: the model's parts.
-      params: its parameters.
-      batch: of examples.
+      params: parameters.
+      batch: modality -> [B, ...].
       latents: q(w_m|x_m), fields [M, B, d].
       key: random key of the sample of w.
-      log_prior: (w [B, M d], observed [M, B]) -> log p(w) of what is observed, [B];
+      log_prior: (w [B, M d], observed [M, B]) -> log p(w) of observed modalities, [B];
         with a code, log p(s, w) - log q(s|X).
       beta: weight of the KL terms in the loss.
     """

@@ -1,7 +1,7 @@
 """Mixture-based multimodal VAEs: MVAE, MVAE+, MMVAE, MoPoE-VAE and others.
 
-WB-VAE, MWB-VAE, CoDE-VAE and HELVAE, which do not pool experts by their product, have
-the same builder.
+The same builder is used for WB-VAE, MWB-VAE, CoDE-VAE and HELVAE, whose pools of
+experts are not products.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,28 +33,28 @@ from mmvae_jax.types import (
     PRNGKey,
 )
 
-# Where the prior is one of the product's experts: "paper" (MVAE), "released" (MoPoE's
-# full subset too), "always", "never".
+# Subsets that have the prior as an expert: as in the "paper" (MVAE), as "released" (the
+# full subset of MoPoE too), "always", "never".
 PRIOR_EXPERT = one_of(*subsets.PRIOR_EXPERT_CHOICES)
-# How the expectation over subsets is taken: one decoding per example, the batch
-# balanced over subsets ("stratified") or not ("random"); or one decoding per example
+# Estimator of the expectation over subsets: one decoding per example, with subsets
+# balanced over the batch ("stratified") or not ("random"); or one decoding per example
 # and subset ("exact").
 SUBSET_ESTIMATOR = one_of(*elbo.SUBSET_ESTIMATORS)
 
 OPTIONS = {"prior_expert": PRIOR_EXPERT, "subset_estimator": SUBSET_ESTIMATOR}
 SUBSAMPLED_OPTIONS = {"prior_expert": PRIOR_EXPERT}
 POOLED_OPTIONS = {"subset_estimator": SUBSET_ESTIMATOR}
-# HELVAE: densities of the whole latent vector are pooled, or of each dimension.
+# HELVAE pools densities of the whole latent "vector", or of each of its "dimensions".
 HELVAE_OPTIONS = {"pooled_over": one_of(*subsets.POOLED_OVER)}
 MOHELVAE_OPTIONS = HELVAE_OPTIONS | POOLED_OPTIONS
-# rho of the errors of two experts.
+# Correlation rho of the errors of two experts.
 CORRELATION = Option(0.5, lambda value: 0 <= value < 1, "{} must be in [0, 1), got {}")
 CODE_OPTIONS = {
     "correlation": CORRELATION,
-    # All subsets are decoded, as released, which weights that are learned need.
+    # "exact", as released, decodes all subsets; learned weights need it.
     "subset_estimator": one_of("exact", "stratified", "random"),
     "learned_weights": Option(True),  # whether the weights of subsets are parameters
-    "entropy_weight": number(1000.0, 0),  # of the entropy of these weights, as released
+    "entropy_weight": number(1000.0, 0),  # of these weights' entropy, as released
 }
 CUSTOM_OPTIONS = OPTIONS | {
     "subsets": Option(()),  # tuples of modality indices, ((0,), (0, 1))
@@ -76,21 +76,21 @@ def mixture_model(
 ) -> MultimodalVAE:
     """A mixture-based multimodal VAE (Definition 3), or MVAE+ (Eq. 84).
 
-    With learned weights (CoDE-VAE) the loss is that of the bound, less
-    `entropy_weight` times the entropy of the weights of all subsets, in nats.
+    With learned weights (CoDE-VAE), `entropy_weight` times the entropy of the subset
+    weights, in nats, is subtracted from the loss.
 
     Args:
       config: as for `make_model`.
       shapes: modality -> shape of one example.
-      options: those of the model's row in `MODELS`; the prior is an expert of none
-        that does not read prior_expert.
+      options: those of the model's row in `MODELS`; in models without the option
+        prior_expert, the prior is not an expert.
       mixture: (M, prior_expert choice) -> the model's subsets and weights.
       is_subsampled: whether the unimodal ELBOs are added (MVAE+).
       pooling: how the experts of a subset are pooled, one of `subsets.POOLINGS`.
 
     Raises:
-      UsageError: weights of subsets are to be learned from some decodings of all, or
-        the prior to be an expert of what is no product.
+      UsageError: learned weights with an estimator other than "exact", or the prior as
+        an expert of a pooling other than the product.
     """
     nets = make_networks(config, shapes, config.model.latent_dim)
     read = {x: options[x] for x in ("correlation", "pooled_over") if x in options}
@@ -169,7 +169,7 @@ def mixture_model(
 def custom_model(
     config: Any, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
 ) -> MultimodalVAE:
-    """Mixture over any subsets with any weights, the options of CUSTOM_OPTIONS."""
+    """Mixture of any subsets with any weights, by CUSTOM_OPTIONS."""
 
     def mixture(num_modalities: int, prior_expert: str) -> SubsetMixture:
         return subsets.custom_subsets(

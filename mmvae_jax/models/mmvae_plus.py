@@ -1,37 +1,36 @@
-"""MMVAE+: a mixture of experts of a shared and of private latent vectors.
+"""MMVAE+: a mixture of experts with shared and private latent vectors.
 
 Importance-weighted, with auxiliary priors for cross-modal reconstruction: the objective
 of Palumbo et al. (2023), as released.
 
-Every expert is q_m(z|x_m) q_m(w|x_m), of a shared and a private latent vector.
-With K samples z_mk, w_mk of it and w~_n ~ r_n(w) of auxiliary priors,
+The expert of modality m is q_m(z|x_m) q_m(w|x_m), with a shared vector z and a private
+vector w. With K samples z_mk, w_mk of it and w~_n ~ r_n(w) of auxiliary priors,
 
     log w_mk = log p(x_m|z, w_m) + sum_{n != m} log p(x_n|z, w~_n)
         + beta (log p(z) + log p(w_m) - log (1/M) sum_j q_j(z|x_j)
                 - log q_m(w_m|x_m)),
 
 the objective is (1/M) sum_m log (1/K) sum_k w_mk, with the mean over modalities outside
-the logarithm ("loose"). For K = 1 it is their ELBO. Information of modality m about the
-others goes through z alone: their own w is never decoded with its z.
+the logarithm ("loose"). For K = 1 it is the ELBO of Palumbo et al. Only z carries
+information of modality m about the others: z_mk is never decoded with their own w.
 
-Both estimators are those of `importance.importance_weighted`: in "dreg", the
-densities of z and w_m have constant parameters, and the gradients that reach z_mk
-and w_mk are weighted once more. (The first release meant to do so and does
-neither: its log q keeps the encoders' parameters.) r_n is in no density of the
-objective; it learns through its samples, by the plain derivative.
+The gradient estimators are those of `importance.importance_weighted`: in "dreg", the
+densities of z and w_m have constant parameters, and the gradients with respect to z_mk
+and w_mk are weighted again. (The first release does neither, against its intention: its
+log q keeps the encoders' parameters.) No density of the objective contains r_n; it
+learns through its samples, by the plain derivative.
 
-Two variations of it are options. With `self_gradient` False, z_mk is a constant where
-modality m is reconstructed from it, so that the shared vector learns from what is
-reconstructed across modalities alone (Märtens and Yau, 2024, MMVAE++). With
-`prior_components` S > 0, p(z) = sum_c pi_c N(z; mu_c, I) over c = 1..S with learned mu
-and pi (Palumbo et al., 2024, CMVAE): their sum over clusters at q(c|z) = p(c|z), which
-is exact. Its clusters are not pruned after training, as theirs are.
+Two variants are options. With `self_gradient` False, z_mk is a constant in the
+reconstruction of modality m, so that the shared vector learns only from reconstruction
+across modalities (Märtens and Yau, 2024, MMVAE++). With `prior_components` S > 0,
+p(z) = sum_c pi_c N(z; mu_c, I) over c = 1..S with learned mu and pi (Palumbo et al.,
+2024, CMVAE). This is the exact sum over clusters, q(c|z) = p(c|z); unlike theirs,
+clusters are not pruned after training.
 
-Because r_n is in no density, the objective is a bound on log p(X) only where
-r_n = p. The terms returned are of a bound everywhere: w~_n is counted as a
-sample of a proposal r_n, log r_n(w~_n) - log p(w~_n) is part of `kl`, and
-`auxiliary_kl` takes it away again. Hence the loss for K = 1 is `loss` of the
-terms.
+Because no density contains r_n, the objective is a bound on log p(X) only for r_n = p.
+The returned terms are always those of a bound: w~_n is a sample of a proposal r_n,
+`kl` contains log r_n(w~_n) - log p(w~_n), and `auxiliary_kl` subtracts it again. Hence
+the loss for K = 1 is `loss` of the terms.
 """
 
 import math
@@ -74,23 +73,23 @@ from mmvae_jax.types import (
     PRNGKey,
 )
 
-# The prior is fixed: learned_prior is whether the scales of the auxiliary priors, which
-# sum to their dimension, are learned.
+# The prior is fixed. learned_prior: whether the scales of the auxiliary priors are
+# learned; they sum to the dimension.
 OPTIONS = {
     **official.OPTIONS,
     **PRIVATE_OPTIONS,
-    # Whether z learns from the reconstruction of the modality that it is of, too.
+    # Whether z also learns from the reconstruction of its own modality.
     "self_gradient": Option(True),
-    # Gaussians in the prior of z; 0: one of the family of the posteriors.
+    # Gaussians in the prior of z; 0: one distribution of the posteriors' family.
     "prior_components": number(0, 0),
 }
-# One sample, and Gaussians in place of the scales that sum to their dimension.
+# One sample, and Gaussian posteriors.
 CLUSTERED_OPTIONS = OPTIONS | {
     "posterior": one_of("gaussian", "laplace"),
     "num_samples": number(1, 1),
     "prior_components": number(40, 0),
 }
-# Largest mean of a component of p(z) at the start, in each dimension.
+# Largest initial mean of a component of p(z) in each dimension.
 _LARGEST_MEAN = 1.0
 
 
@@ -99,17 +98,17 @@ def mmvae_plus_model(
 ) -> MultimodalVAE:
     """MMVAE+ of Palumbo et al. (2023), the equation above.
 
-    Two disjoint encoders a modality, for z and for w; p(z) and p(w) with scale 1;
-    auxiliary priors r_n of mean 0 for what is reconstructed across modalities, in
-    training only. Given a subset, z is of the mixture of the observed experts.
+    Each modality has separate encoders for z and w. p(z) and p(w) have scale 1. The
+    auxiliary priors r_n have mean 0; they are used only in training, for reconstruction
+    across modalities. Given a subset, q(z|x_A) is the mixture of the observed experts.
     Networks, likelihoods and Adam are those of all other models.
 
     Args:
-      config: as for `make_model`; model.latent_dim is that of z.
+      config: as for `make_model`; model.latent_dim is the dimension of z.
       shapes: modality -> shape of one example.
-      options: those of OPTIONS; posterior is "laplace" (scales d times a softmax, of z
-        and of w apart, as for the official MMVAE) or "gaussian". Without learned_prior
-        r_n is p(w).
+      options: those of OPTIONS; posterior is "laplace" (scales d times a softmax, for z
+        and w separately, as in the official MMVAE) or "gaussian". Without
+        learned_prior, r_n is p(w).
     """
     shared_dim = config.model.latent_dim
     private_dim = options["private_dim"] or shared_dim
@@ -163,7 +162,7 @@ def mmvae_plus_model(
     def mixture_posterior(
         params: Params, experts: Distribution, observed: Array
     ) -> tuple[Distribution, Array]:
-        # Which component is drawn matters to the shared part alone.
+        # The drawn component affects only the shared part.
         drawn = model.posterior(params, experts, observed, jax.random.key(0))
         shared, _ = distributions.split(experts, shared_dim)
         _, private = distributions.split(drawn, shared_dim)
@@ -182,7 +181,7 @@ def mmvae_plus_model(
 def _latents(
     shared_dim: int, private_shape: tuple[int, int], family: str, is_learned: bool
 ) -> Latents:
-    """Experts of z and of w apart, a fixed prior, parameters of the auxiliary priors.
+    """Separate experts of z and w, a fixed prior, and the auxiliary priors.
 
     Args:
       shared_dim: dimensions of z.
@@ -224,7 +223,7 @@ def private_importance_weighted(
     log_shared_prior: Callable[[Array], Array] | None = None,
     has_self_gradient: bool = True,
 ) -> tuple[Array, ObjectiveTerms]:
-    """The objective of MMVAE+ as released; the equation is at the top of this file.
+    """The objective of the released MMVAE+ (equation at the top of this file).
 
     Args:
       experts: fields [M, B, d + e], shared dimensions first.
@@ -236,21 +235,21 @@ def private_importance_weighted(
       auxiliary_priors: r_n(w), fields [M, e].
       log_likelihoods: modality -> function (z and w, [N, d + e], x_n) -> [N].
       num_samples: K.
-      form: one of `importance.FORMS`; "tight" is published by nobody.
+      form: one of `importance.FORMS`; "tight" is unpublished.
       estimator: one of `importance.ESTIMATORS`.
       log_shared_prior: z [..., d] -> log p(z) [...]; None: that of `prior`.
-      has_self_gradient: whether z learns from its own modality, too.
+      has_self_gradient: whether z also learns from its own modality.
 
     Returns:
-      The loss [], and ObjectiveTerms, fields [B], of the single-sample bound (beta
-      and K are 1 in it), averaged over the M K samples.
+      The loss [], and ObjectiveTerms, fields [B], of the single-sample bound (beta =
+      K = 1), averaged over the M K samples.
     """
     num_modalities = len(log_likelihoods)
     observed = elbo.observed_of(batch, num_modalities)
     uniform = posteriors.uniform_weights(observed)
     own_key, auxiliary_key = jax.random.split(key)
     samples = distributions.sample(experts, own_key, (num_samples,))
-    # One w~ for every sample, example, and pair of modalities: [K, M, B, M, e].
+    # One w~ per sample, example and pair of modalities: [K, M, B, M, e].
     shape = samples.shape[:-1]
     auxiliary = distributions.sample(auxiliary_priors, auxiliary_key, shape)
     private_prior = distributions.split(prior, shared_dim)[1]

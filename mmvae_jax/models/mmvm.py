@@ -1,16 +1,15 @@
-"""Unimodal VAEs tied by a data-dependent mixture prior (MMVM).
+"""Unimodal VAEs with a common data-dependent mixture prior (MMVM).
 
-The model's latent vector concatenates the M latent vectors, M D dimensions. It is used
-as that of any multimodal model:
+The model's latent vector concatenates the M latent vectors, M D dimensions:
 
 * An observed modality has its own posterior. A missing one is generated as published,
-  from the posterior of an observed modality: each observed one serves an equal share
-  of the examples, with its own sample.
-* `elbo` and the log-likelihood are those of M VAEs with the prior N(0, I), as of the
-  model `unimodal`: the data-dependent prior is no density before the data are seen.
-* Prior samples are of N(0, I), independent for each modality. Unconditional generation
-  is not published. If a is 0, nothing ties modalities or pulls posteriors to N(0, I),
-  so joint coherence and prior samples say little.
+  from the posterior of an observed modality, with a separate sample; each observed
+  modality is used for an equal share of the examples.
+* `elbo` and the log-likelihood are those of M VAEs with the prior N(0, I), as in the
+  model `unimodal`: the data-dependent prior is not a density without the data.
+* Prior samples are from N(0, I), independent for each modality; unconditional
+  generation is not published. With a = 0, N(0, I) is not in the objective, so that
+  joint coherence and prior samples say little.
 """
 
 from collections.abc import Mapping
@@ -38,9 +37,9 @@ from mmvae_jax.types import (
 )
 
 OPTIONS = {
-    # Weight of N(0, I) against the data-dependent prior, ...
+    # Weight of N(0, I) against the data-dependent prior.
     "alpha": number(0.0, 0, 1),
-    # ... which it falls to from 1 in so many steps. The released code: 150,000.
+    # Steps in which the weight falls from 1 to alpha. The released code: 150,000.
     "alpha_steps": number(0, 0),
 }
 
@@ -48,17 +47,16 @@ OPTIONS = {
 def mixture_prior_model(
     config: Any, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
 ) -> MultimodalVAE:
-    """MMVM: M VAEs of D latent dimensions each, tied by their prior.
+    """MMVM: M VAEs of D latent dimensions each, with a common prior.
 
-    Sutter et al. (2024). Every modality has a latent vector z_m of its own, and the
-    prior of each is the mixture of all unimodal posteriors, so that the M latent
-    spaces come to mean the same. The loss is
+    Sutter et al. (2024). Each modality has its own latent vector z_m, whose prior is
+    the mixture of all unimodal posteriors. This aligns the M latent spaces. The loss is
 
         sum_m -E_{q_m} log p(x_m|z_m) + beta {(1 - a) / M sum_mn KL(q_m || q_n)
                                               + a sum_m KL(q_m || N(0, I))},
 
-    a the option alpha: 0 is the paper's objective, 1 unimodal VAEs. With the option
-    alpha_steps it falls linearly from 1 to alpha, as in the released code.
+    where a is the option alpha: 0 is the paper's objective, 1 unimodal VAEs. With the
+    option alpha_steps, a falls linearly from 1 to alpha, as in the released code.
 
     Args:
       config: as for `make_model`; model.latent_dim is D.
@@ -105,7 +103,7 @@ def mixture_prior_model(
         params: Params, experts: Gaussian, observed: Array
     ) -> tuple[Gaussian, Array]:
         del params
-        # A missing modality has the prior: its latent vector is not asked for.
+        # The latent vector of a missing modality has the prior.
         prior = jax.tree.map(jnp.zeros_like, experts)
         is_there = posteriors.append_axes(observed, 3)
         joint = _end_to_end(jax.tree.map(partial(jnp.where, is_there), experts, prior))
@@ -114,7 +112,7 @@ def mixture_prior_model(
     def posterior_components(
         params: Params, experts: Gaussian, subset: Array
     ) -> tuple[Gaussian, Array]:
-        # A missing modality is drawn from each of the observed experts in turn.
+        # One component per observed expert, which missing modalities use.
         del params
         is_there = posteriors.append_axes(jnp.asarray(subset), 3)
         rows = [
@@ -156,22 +154,22 @@ def mixture_prior_elbos(
     *,
     log_likelihoods: elbo.LogLikelihoods,
 ) -> ObjectiveTerms:
-    """M VAEs, tied by the data-dependent MMVM prior (Sutter et al., 2024).
+    """The terms of M VAEs with the data-dependent MMVM prior (Sutter et al., 2024).
 
-    The prior of every z_m is the mixture (1/M) sum_n q(z_m|x_n). As released, its KL
-    is bounded from above by convexity: `auxiliary_kl` is
+    The prior of every z_m is the mixture (1/M) sum_n q(z_m|x_n). As released,
+    `auxiliary_kl` is an upper bound on its KL, by convexity:
 
         sum_m (1/M) sum_n KL(q_m || q_n)  >=  sum_m KL(q_m || (1/M) sum_n q_n).
 
     Args:
-      experts: fields [M, B, D], q(z_m|x_m), of one size for all.
+      experts: fields [M, B, D], q(z_m|x_m).
       batch: modality -> [B, ...].
       key: random key.
       log_likelihoods: modality -> function (z_m [B, D], x_m) -> [B].
 
     Returns:
-      ObjectiveTerms: the bound of `unimodal_elbos` (a prior that knows the data
-      bounds nothing), and the divergence from that prior.
+      ObjectiveTerms: the bound of `unimodal_elbos` (a prior that depends on the data
+      gives no bound), and the divergence from the MMVM prior.
     """
     terms = elbo.unimodal_elbos(experts, batch, key, log_likelihoods=log_likelihoods)
     pairs = distributions.gaussian_kl(

@@ -32,17 +32,17 @@ OPTIONS = {
     "posterior": one_of(
         "laplace", "gaussian"
     ),  # family of the posteriors and the prior
-    # Whether the scales of the prior, which sum to D, are learned.
+    # Whether the scales of the prior are learned; they sum to D.
     "learned_prior": Option(True),
     # K samples of every modality's posterior. Shi et al. (2019): 30 and 50.
     "num_samples": number(10, 1),
-    # The mean over modalities is outside of the logarithm, as released ("loose"), or
+    # The mean over modalities is outside the logarithm, as released ("loose"), or
     # inside ("tight").
     "form": one_of(*importance.FORMS),
     # Estimator of the gradient: "dreg" as released, or "iwae".
     "estimator": one_of(*importance.ESTIMATORS),
 }
-# A mean over one modality is in and outside of the logarithm the same.
+# For one modality the two forms are equal.
 UNIMODAL_OPTIONS = {name: OPTIONS[name] for name in OPTIONS if name != "form"}
 
 
@@ -97,17 +97,17 @@ def official_mixture_model(
 
 
 def official_latents(shape: tuple[int, ...], family: str, is_learned: bool) -> Latents:
-    """Experts and prior as Shi et al. (2019) released them.
+    """Experts and prior as released by Shi et al. (2019).
 
-    Laplace experts whose scales are D times a softmax of what the encoder emits,
-    plus 1e-6, and a Laplace prior of mean 0 whose scales are D times a softmax of
-    parameters (1 at the start): scales of either sum to D, so a model cannot shrink
-    its whole latent space. What encoders emit is softly bounded to +-20.
+    The scales of the Laplace experts are D times a softmax of the encoder's output,
+    plus 1e-6. The Laplace prior has mean 0 and scales of D times a softmax of
+    parameters (initially 1). Both scales sum to D, so that a model cannot shrink its
+    whole latent space. The encoder's output is softly bounded to +-20.
 
     Args:
-      shape: of the prior's fields; the last axis is D.
-      family: "laplace", or "gaussian": experts as all other models have them, and the
-        same prior but normal.
+      shape: shape of the prior's fields; the last axis is D.
+      family: "laplace"; or "gaussian", with experts as in all other models, and a
+        normal prior of the same scales.
       is_learned: whether the prior has parameters.
     """
 
@@ -122,7 +122,7 @@ def official_latents(shape: tuple[int, ...], family: str, is_learned: bool) -> L
 
 
 def experts_of(emitted: Gaussian, family: str) -> Distribution:
-    """Experts of a family from the encoders' output; a Gaussian is left as is."""
+    """Experts of a family, from the encoders' output."""
     if family == "gaussian":
         return emitted
     log_scale = _softmax_log_scale(emitted.log_variance)

@@ -1,7 +1,6 @@
 """Options: the settings of a single model, `config.model.options`.
 
-The file of a model has their table beside its builder, name -> Option: the default, and
-the rule that a value has to follow.
+Each model's file has a table of its options, name -> Option.
 """
 
 import math
@@ -13,9 +12,9 @@ class Option(NamedTuple):
     """One setting of a model.
 
     Attributes:
-      default: value where a config says nothing; its type is that of the setting.
-      rule: value -> whether it is allowed.
-      words: the line for a value that is not, with places for its name and itself.
+      default: default value; its type is the type of the setting.
+      rule: value -> whether it is valid.
+      words: error message for an invalid value, with {} for name and value.
     """
 
     default: Any
@@ -27,20 +26,20 @@ Options = Mapping[str, Option]
 
 
 def one_of(*choices: str) -> Option:
-    """Choice among some words, of which the first is the default."""
+    """A choice of words; the first is the default."""
     words = f"unknown {{}} {{!r}}; choose one of {', '.join(choices)}"
     return Option(choices[0], lambda value: value in choices, words)
 
 
 def number(default: float, least: float, most: float = math.inf) -> Option:
-    """Number of the default's type in [least, most]."""
+    """A number in [least, most], of the type of the default."""
     limits = f">= {least:g}" if most == math.inf else f"in [{least:g}, {most:g}]"
     words = f"{{}} must be {limits}, got {{}}"
     return Option(default, lambda value: least <= value <= most, words)
 
 
 def mistakes(options: Options, given: Mapping[str, Any], section: str) -> list[str]:
-    """Lines on the values given that are not allowed; `section` goes before names."""
+    """Error messages for invalid values; `section` is a prefix of names."""
     return [
         option.words.format(f"{section}.{name}", given[name])
         for name, option in options.items()

@@ -28,9 +28,9 @@ from mmvae_jax.types import (
     TokenShape,
 )
 
-# log of the variance around a latent vector that was drawn: it is a sample.
+# Log-variance around a drawn latent vector, which is practically a point.
 DRAWN = -20.0
-# Draws that stand for a posterior without a density, where all of it is asked for.
+# Draws that represent a posterior without a known density as a mixture.
 _NUM_DRAWS = 8
 
 
@@ -44,7 +44,7 @@ class Networks(NamedTuple):
       weights: modality -> weight of its log-likelihood in the loss.
       shapes: modality -> shape of one example.
       latent_dim: D of every encoder and decoder.
-      counts: the modalities of counts, of which encoders are given log(1 + x).
+      counts: the modalities of counts; their encoders get log(1 + x).
     """
 
     encoders: Mapping[str, Any]
@@ -62,10 +62,10 @@ def make_networks(
     latent_dim: int,
     private_dim: int = 0,
 ) -> Networks:
-    """The networks of all modalities: config.modality, refined by modality.
+    """The networks of all modalities, by config.modality and config.modalities.
 
-    Where `private_dim` is not 0, every modality has a second encoder, disjoint from
-    the first, for as many more latent dimensions.
+    If `private_dim` is not 0, each modality has a second, separate encoder for that
+    many additional latent dimensions.
     """
     encoders, decoders, likelihoods = {}, {}, {}
     for modality, shape in shapes.items():
@@ -98,7 +98,7 @@ def _likelihood(
     """The likelihood of a modality.
 
     Raises:
-      UsageError: it fits no array of this shape, or cannot be made.
+      UsageError: the likelihood does not fit arrays of this shape, or is invalid.
     """
     name = options["likelihood"]
     likelihood = distributions.make_likelihood(
@@ -114,7 +114,7 @@ def _likelihood(
 
 
 def has_counts(config: Any, modality: str) -> bool:
-    """Whether a modality has a likelihood of counts: of int [N, F], no tokens."""
+    """Whether a modality has counts, int [N, F], by its likelihood."""
     name = options_of(config, modality)["likelihood"]
     return name in LIKELIHOODS and LIKELIHOODS[name].is_of_counts
 
@@ -122,7 +122,7 @@ def has_counts(config: Any, modality: str) -> bool:
 def shapes_of_counts(
     config: Any, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes, those of int arrays [N, F] of counts as vectors (F,)."""
+    """The shapes, with (F,) for counts, int [N, F]."""
     return {
         m: (shape.length,)
         if isinstance(shape, TokenShape) and has_counts(config, m)
@@ -132,16 +132,16 @@ def shapes_of_counts(
 
 
 def options_of(config: Any, modality: str) -> dict[str, Any]:
-    """Settings of one modality: config.modality, refined by config.modalities."""
+    """Settings of one modality: config.modality, updated by config.modalities."""
     own = config.modalities.get(modality, {})
     options = dict(config.modality.items()) | dict(own.items())
     if "network" in own and "network_options" not in own:
-        options["network_options"] = {}  # the others are of another network
+        options["network_options"] = {}  # config.modality's are of another network
     return options
 
 
 def takes_specials(config: Any, modality: str) -> bool:
-    """Whether token 2 of a modality is taken for the end of a text."""
+    """Whether token 2 of a modality is treated as the end of a text."""
     options = options_of(config, modality)
     is_cut = options["likelihood"] == "categorical" and not options["count_padding"]
     return is_cut or options["network"] in networks.UP_TO_EOS
@@ -163,7 +163,7 @@ def likelihood_weights(config: Any, modalities: Iterable[str]) -> dict[str, floa
 
 
 def unweighted(terms: ObjectiveTerms, weights: Mapping[str, float]) -> ObjectiveTerms:
-    """The terms of an objective of weighted log-likelihoods, in nats again."""
+    """Divides the log-likelihood terms by their weights, back to nats."""
     log_likelihood = {
         m: value if weights[m] == 1 else value / weights[m]
         for m, value in terms.log_likelihood.items()
@@ -175,9 +175,9 @@ class Latents(NamedTuple):
     """The family of a model's experts, and its prior.
 
     Attributes:
-      shape: of the prior's fields: (D,), or (M, d) for M unimodal VAEs.
-      experts: what the encoders emit, Gaussian [M, B, D] -> the experts.
-      init: () -> the prior's own entries of the parameters.
+      shape: shape of the prior's fields: (D,), or (M, d) for M unimodal VAEs.
+      experts: output of the encoders, Gaussian [M, B, D] -> the experts.
+      init: () -> the prior's entries of the parameters.
       prior: params -> Distribution.
     """
 
@@ -188,7 +188,7 @@ class Latents(NamedTuple):
 
 
 def standard_latents(shape: tuple[int, ...]) -> Latents:
-    """Gaussian experts and the prior N(0, I), of this shape."""
+    """Gaussian experts and the prior N(0, I), of a given shape."""
 
     def prior(params: Params) -> Gaussian:
         del params  # it is fixed
@@ -198,9 +198,9 @@ def standard_latents(shape: tuple[int, ...]) -> Latents:
 
 
 def encode(nets: Networks, params: Params, batch: Batch) -> Gaussian:
-    """Emitted means and log-variances of all modalities, fields [M, B, D].
+    """Encodes all modalities to means and log-variances, fields [M, B, D].
 
-    Where a modality is missing, zeros: no gradient, and nothing that overflows.
+    Missing modalities have zeros: no gradient and no overflow.
     """
 
     def seen(m: str, x: AnyArray) -> AnyArray:
@@ -218,7 +218,7 @@ def encode(nets: Networks, params: Params, batch: Batch) -> Gaussian:
 
 
 def without_missing(modalities: Sequence[str], batch: Batch) -> Batch:
-    """The batch with zeros in place of missing values, NaN among them."""
+    """Replaces missing values, which may be NaN, by zeros."""
     if OBSERVED not in batch:
         return batch
     observed = batch[OBSERVED]
@@ -233,7 +233,7 @@ def without_missing(modalities: Sequence[str], batch: Batch) -> Batch:
 
 
 def _output(nets: Networks, params: Params, modality: str, z: Array) -> Any:
-    """Output of the decoder of one modality, the parameters of its likelihood."""
+    """Output of one modality's decoder: the parameters of its likelihood."""
     return nets.decoders[modality].apply(params["decoders"][modality], z)
 
 
@@ -251,11 +251,10 @@ def _log_likelihood(
 
 
 def log_likelihoods(nets: Networks, params: Params) -> elbo.LogLikelihoods:
-    """Decoders of an objective: modality -> function (z [N, D], x [N, ...]) -> [N].
+    """The weighted log-likelihoods of an objective.
 
-    It is log p(x|z) times the modality's weight in the loss, wherever an objective has
-    it: in all terms of a sum, or inside of a logarithm. `models.make_model` divides
-    the terms that are logged by the weights again.
+    Modality -> function (z [N, D], x [N, ...]) -> [N], log p(x|z) times the modality's
+    weight in the loss. `models.make_model` divides logged terms by the weights again.
     """
 
     def weighted(modality: str, z: Array, x: AnyArray) -> Array:
@@ -267,7 +266,7 @@ def log_likelihoods(nets: Networks, params: Params) -> elbo.LogLikelihoods:
 
 
 def undefined(*args: Any) -> Any:
-    """A function that `assemble` leaves to the model's own file."""
+    """Placeholder of a function that the model's file must define."""
     raise NotImplementedError("the model does not have this function")
 
 
@@ -276,13 +275,13 @@ def assemble(
     latents: Latents,
     parts: Callable[[Array], Mapping[str, Array]] | None = None,
 ) -> MultimodalVAE:
-    """The functions that objectives do not differ in; the others are `undefined`.
+    """The functions that all models share; the others are `undefined`.
 
     Args:
-      nets: of all modalities.
+      nets: networks of all modalities.
       latents: experts and prior.
-      parts: z [..., D] -> modality -> what of it the modality is decoded from; by
-        default all of it.
+      parts: z [..., D] -> modality -> the part of z from which the modality is decoded;
+        default: all of z.
     """
     parts = parts or (lambda z: dict.fromkeys(nets.shapes, z))
 
@@ -344,7 +343,7 @@ def assemble(
 
 
 def wide(observed: AnyArray, num: int) -> Array:
-    """Which modalities each of `num` examples has, of [M], [M, 1] or [M, B]; [M, B]."""
+    """Broadcasts observed [M], [M, 1] or [M, B] to `num` = B examples, [M, B]."""
     rows = jnp.asarray(observed)
     return jnp.broadcast_to(rows.reshape(len(rows), -1), (len(rows), num))
 
@@ -354,13 +353,13 @@ def drawing(
     posterior: Callable[..., Gaussian],
     proposal: Callable[..., Gaussian],
 ) -> MultimodalVAE:
-    """A model whose posterior draws what is missing, from no density that is known.
+    """A model whose posterior draws missing latents without a known density.
 
     Args:
-      base: the model but for its posteriors; its log_prior takes a subset.
+      base: the model without its posteriors; its log_prior takes a subset.
       posterior: (params, experts, subset, key) -> q(z|x_A).
-      proposal: (params, experts, subset) -> the distribution of z of which the elbo of
-        x_A is, without draws.
+      proposal: (params, experts, subset) -> the distribution of z in the ELBO of x_A,
+        without draws.
     """
 
     def mixture_posterior(
@@ -383,7 +382,7 @@ def _draws(
     experts: Gaussian,
     subset: AnyArray,
 ) -> tuple[Gaussian, Array]:
-    """Some draws of a posterior, whose keys are always the same."""
+    """Some draws of a posterior, with fixed keys."""
     drawn = jax.lax.map(
         lambda key: posterior(params, experts, subset, key),
         jax.random.split(jax.random.key(0), _NUM_DRAWS),

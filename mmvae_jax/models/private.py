@@ -1,4 +1,4 @@
-"""Private latent vectors of modalities, with or without a shared one."""
+"""Private latent vectors of modalities, with or without a shared vector."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,9 +20,9 @@ from mmvae_jax.types import (
     PRNGKey,
 )
 
-# Options of models whose latent_dim is that of the shared vector.
+# Options of models with private vectors; their latent_dim is the shared dimension.
 PRIVATE_OPTIONS = {
-    # Latent dimensions of each modality; 0 = latent_dim. Palumbo et al. (2023): 32 of
+    # Private dimensions of each modality; 0 = latent_dim. Palumbo et al. (2023): 32
     # each, 32 shared.
     "private_dim": number(0, 0),
     # Private vectors of unconditional samples: each modality's "own", or one that is
@@ -34,12 +34,12 @@ PRIVATE_OPTIONS = {
 def own_or_prior(
     experts: Distribution, prior: Distribution, subset: AnyArray
 ) -> Distribution:
-    """Latent vectors that every modality has for itself, end to end.
+    """Concatenates private latents: experts if observed, else the prior.
 
     Args:
       experts: fields [M, B, d].
-      prior: fields [M, d], what is left to a modality that is not observed.
-      subset: bool [M] or [M, B], the observed ones; may be traced.
+      prior: fields [M, d].
+      subset: bool [M] or [M, B], the observed modalities; may be traced.
 
     Returns:
       A distribution with fields [B, M d].
@@ -58,18 +58,17 @@ def private_model(
     private_draw: str,
     shared_posterior: Callable[..., Distribution],
 ) -> MultimodalVAE:
-    """Model with a latent vector for each modality beside the shared one, no objective.
+    """A model with shared and private latent vectors, without an objective.
 
-    Its latent vector is z = [shared, w_1, ..., w_M] end to end, and modality m is
-    decoded from [shared, w_m]. A modality that is not observed is generated with w_m
-    from its prior p(w). The linear probe sees the w_m too: it is not a probe of the
-    shared vector alone.
+    The latent vector is z = [shared, w_1, ..., w_M], and modality m is decoded from
+    [shared, w_m]. For a missing modality, w_m is drawn from its prior p(w). The linear
+    probe uses the private vectors too.
 
     Args:
       nets: networks of all modalities, whose experts are [shared, w_m].
       latents: experts, and the prior of the whole latent vector.
       shared_dim: d, dimensions of the shared vector.
-      private_draw: one of the option's choices (PRIVATE_OPTIONS).
+      private_draw: see PRIVATE_OPTIONS.
       shared_posterior: (key, shared experts [M, B, d], subset) -> [B, d].
     """
     split = partial(distributions.split, size=shared_dim)
@@ -118,14 +117,14 @@ def private_model(
 def with_mixture_prior(
     base: MultimodalVAE, latents: Latents, shared_dim: int, name: str
 ) -> MultimodalVAE:
-    """The model with a mixture of Gaussians as the prior of its shared vector.
+    """Replaces the prior of the shared vector by a mixture of Gaussians.
 
     Args:
-      base: of `private_model`.
-      latents: its own, whose prior the private vectors keep.
+      base: result of `private_model`.
+      latents: latents of `base`; the private vectors keep their prior.
       shared_dim: d, dimensions of the shared vector.
-      name: of the parameters of the mixture: "mean" [S, d], "log_weight" [S], any
-        constant apart, and "log_variance" [S, d], or 0 without it.
+      name: entry of the parameters with the mixture: "mean" [S, d], "log_weight" [S]
+        (up to a constant), and optionally "log_variance" [S, d], else 0.
     """
 
     def sample_prior(params: Params, key: PRNGKey, num: int) -> Array:
@@ -161,6 +160,6 @@ def sample_mixture(mixture: Mapping[str, Array], key: PRNGKey, num: int) -> Arra
 
 
 def _components(mixture: Mapping[str, Array]) -> Gaussian:
-    """The Gaussians of a mixture, fields [S, d]; of variance one where none is kept."""
+    """The Gaussians of a mixture, fields [S, d]; the default variance is 1."""
     mean = mixture["mean"]
     return Gaussian(mean, mixture.get("log_variance", jnp.zeros_like(mean)))

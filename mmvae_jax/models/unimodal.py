@@ -32,19 +32,18 @@ def unimodal_model(
     *,
     is_official: bool = False,
 ) -> MultimodalVAE:
-    """M unimodal VAEs of D // M latent dimensions each, side by side.
+    """M independent unimodal VAEs of D // M latent dimensions each.
 
-    The paper's baseline: capacity reduced in proportion to the number of
-    modalities. The latent vector is the M of them end to end, so that whatever
-    is computed for a multimodal model is computed for this one; generating a
-    modality that is not observed means drawing it from its own prior.
+    The paper's baseline: capacity is reduced in proportion to the number of modalities.
+    The latent vector concatenates the M latent vectors, so that all metrics apply. A
+    missing modality is generated from its own prior.
 
     Args:
       config: as for `make_model`.
       shapes: modality -> shape of one example.
       options: none, or those of `official.UNIMODAL_OPTIONS`.
       is_official: whether objective, posteriors and prior are those of the official
-        MMVAE (the baseline of the paper's Figure 12).
+        MMVAE (the baseline in the paper's Figure 12).
     """
     latent_dim = config.model.latent_dim
     size = latent_dim // len(shapes)

@@ -1,14 +1,14 @@
-"""Linen encoders, decoders and classifiers, and the names they are called by.
+"""Linen encoders, decoders and classifiers, and tables of their names.
 
 An encoder maps x [B, ...] to a Gaussian [B, D]; a decoder maps z [B, D] to the
 parameters of a likelihood [B, *shape]. Images are square and in [0, 1]. Tokens are
 int32 [B, T], and their likelihood's parameters are logits [B, T, V].
 
-A network with convolutions says in `form` how they are executed: one of
-`layers.FORMS`, a field if its layers are those of `layers`, and "lax" if some are
-Linen's.
+The attribute `form` of a network says how its convolutions are executed: one of
+`layers.FORMS`. It is a field of networks with layers of `layers`, and "lax" for
+networks with Linen's convolutions.
 
-The networks of `flows` are neither: they map latents and a time to a velocity.
+The networks of `flows` map latents and a time to a velocity.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ CLASSIFIERS = {
     "mlp": vectors.MLPClassifier,
 }
 FOR_TOKENS = ("text_conv", "transformer", "mlp")
-UP_TO_EOS = ("transformer",)  # those that look no further in a text
+UP_TO_EOS = ("transformer",)  # networks that ignore tokens after the first <eos>
 FOR_IMAGES = ("conv", "resnet", "spatial", "layered")
 # Options that are numbers of units, layers or pixels.
 _SIZES = ("width", "max_width", "min_size", "depth", "num_heads")
@@ -50,10 +50,10 @@ def blank(shape: Shape, num: int = 1) -> Array:
 
 
 def make_classifier(name: str, shape: Shape, num_outputs: int) -> nn.Module:
-    """The network called `name`, a key of CLASSIFIERS, for examples of this shape.
+    """The classifier `name`, a key of CLASSIFIERS, for examples of this shape.
 
     Raises:
-      ArgumentError: there is none.
+      ArgumentError: the name is unknown.
     """
     if name not in CLASSIFIERS:
         known = ", ".join(CLASSIFIERS)
@@ -63,10 +63,10 @@ def make_classifier(name: str, shape: Shape, num_outputs: int) -> nn.Module:
 
 
 def convolution_forms(*modules: nn.Module) -> frozenset[str]:
-    """Forms of `layers` in which networks execute their convolutions on this backend.
+    """Forms in which networks execute their convolutions on this backend.
 
     Returns:
-      Of "matmul", "mixed" and "lax" those in use; empty if nothing is convolved.
+      A subset of "matmul", "mixed" and "lax"; empty without convolutions.
     """
     forms: set[str] = set()
     for module in modules:

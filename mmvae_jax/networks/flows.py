@@ -1,9 +1,9 @@
 """Linen networks for the velocity of a flow over latents, and couplings.
 
-Velocities map latents x [B, D] at times t to a velocity [B, D], and may have a
-condition [B, E], of which zeros say that there is none. Each block is shifted, scaled
-and gated by a function of time and condition, and begins as the identity, as in the
-diffusion transformers of Peebles & Xie (2023); the velocity begins as 0.
+Velocity networks map latents x [B, D] at times t to a velocity [B, D]. An optional
+condition is [B, E]; zeros mean no condition. A function of time and condition shifts,
+scales and gates each block, which is initially the identity, as in the diffusion
+transformers of Peebles & Xie (2023). The initial velocity is 0.
 """
 
 import math
@@ -15,22 +15,22 @@ import numpy as np
 from mmvae_jax.networks import layers
 from mmvae_jax.types import AnyArray, Array, Shape
 
-# Sines and cosines of a time in [0, 1], and their highest frequency, in radians. Higher
-# ones would make a velocity rough in time, and its ODE need more steps.
+# Number of sines and cosines of a time in [0, 1], and their highest frequency, in
+# radians. Higher ones would make velocities rough in time, and ODEs need more steps.
 _NUM_FREQUENCIES = 32
 _HIGHEST_FREQUENCY = 100.0
-# Bound on the logarithm of what one coupling scales an entry by.
+# Bound on the log-scale of one coupling.
 _MOST_SCALED = 2.0
 # Units of a Transformer's dense layers, relative to its width.
 _EXPANSION = 4
 
 
 class Context(nn.Module):
-    """A vector for times and, if there is one, a condition: the blocks' other input.
+    """Embedding of times and an optional condition, which modulates the blocks.
 
     Attributes:
-      width: F, numbers in it.
-      is_joined: whether times [M, B] have one vector [B, F] together.
+      width: F, size of the embedding.
+      is_joined: whether times [M, B] have one common embedding [B, F].
     """
 
     width: int
@@ -52,13 +52,13 @@ class Context(nn.Module):
 
 
 class ModulatedBlock(nn.Module):
-    """Attention, if it has heads, and two dense layers, each modulated by a context.
+    """Optional attention, and two dense layers, each modulated by a context.
 
     Attributes:
-      num_tokens: tokens [B, T, F] that share each row of the context [B, M, F];
-        () = the context is that of h.
+      num_tokens: number of tokens of [B, T, F] for each row of the context [B, M, F];
+        () = the context has the shape of h.
       expansion: units of the hidden layer, relative to F.
-      num_heads: of the attention; 0 = there is none.
+      num_heads: heads of the attention; 0 = no attention.
     """
 
     num_tokens: tuple[int, ...] = ()
@@ -80,9 +80,9 @@ class ModulatedBlock(nn.Module):
 def _modulated(
     h: Array, context: Array, num_tokens: tuple[int, ...], num_changes: int = 3
 ) -> list[Array]:
-    """h normalised, then shifted and scaled by the context; and a gate, of 3 changes.
+    """Normalises h, then shifts and scales it by the context; returns a gate too.
 
-    All changes are 0 at the start.
+    With `num_changes` = 2 there is no gate. All are initially 0.
     """
     zeros, width = nn.initializers.zeros, h.shape[-1]
     changes = nn.Dense(num_changes * width, kernel_init=zeros)(context)
@@ -94,16 +94,16 @@ def _modulated(
 
 
 def _for_tokens(x: Array, num_tokens: tuple[int, ...]) -> Array:
-    """Rows [B, M, F], each as often as its modality has tokens: [B, T, F]."""
+    """Repeats the rows [B, M, F] for the tokens of each modality: [B, T, F]."""
     return x[:, np.repeat(np.arange(len(num_tokens)), num_tokens)]
 
 
 class MLPFlow(nn.Module):
-    """Dense blocks: the velocity of a code, or of latents of one modality or of all.
+    """Velocity by dense blocks, for a code or for latents.
 
     Attributes:
       width: units of each layer.
-      depth: blocks.
+      depth: number of blocks.
     """
 
     width: int = 128
@@ -113,7 +113,7 @@ class MLPFlow(nn.Module):
     def __call__(self, x: Array, t: Array, condition: Array | None = None) -> Array:
         """Maps x [B, D], times and a condition [B, E] to the velocity [B, D].
 
-        Times are t [B], or [M, B] of M parts of x.
+        Times are t [B], or [M, B] for M parts of x.
         """
         size = x.shape[-1]
         context = Context(self.width, is_joined=t.ndim > 1)(t, condition)
@@ -125,17 +125,16 @@ class MLPFlow(nn.Module):
 
 
 class TransformerFlow(nn.Module):
-    """A Transformer over the latents of all modalities, any of which may be given.
+    """A Transformer over the latents of all modalities, given any of them.
 
-    The latents of a modality are of any shape, and its last axis is a token: (D,) is
-    one token a modality, and (H, W, C) one for each place. Tokens of all modalities see
-    one another.
+    The last axis of a modality's latents is a token: latents (D,) are one token, and
+    latents (H, W, C) one token per position. Tokens attend to those of all modalities.
 
     Attributes:
-      shapes: of the latents of each modality, which are flat and end to end in x.
+      shapes: shape of the latents of each modality; x concatenates the flat latents.
       width: units of each token, a multiple of num_heads.
-      depth: blocks.
-      num_heads: of the attention.
+      depth: number of blocks.
+      num_heads: heads of the attention.
     """
 
     shapes: tuple[Shape, ...]
@@ -151,13 +150,13 @@ class TransformerFlow(nn.Module):
         condition: Array | None = None,
         given: AnyArray | None = None,
     ) -> Array:
-        """The velocity of all modalities; what it says of given ones means nothing.
+        """The velocity of all modalities; that of given modalities has no meaning.
 
         Args:
-          x: [B, D], D being the entries of all shapes together.
-          t: [B], or [M, B] for a time of each modality; where given it is 1.
+          x: [B, D], D being the total size of all shapes.
+          t: [B], or [M, B] for a time of each modality; given modalities have time 1.
           condition: [B, E].
-          given: bool [M, B], or [M]; modalities that x has as they are in the data.
+          given: bool [M, B] or [M], modalities whose x is data.
 
         Returns:
           [B, D].
@@ -196,15 +195,15 @@ class TransformerFlow(nn.Module):
 
 
 class CouplingFlow(nn.Module):
-    """Affine couplings: a map of vectors whose inverse and volume are closed forms.
+    """Affine couplings: an invertible map with a closed form of its determinant.
 
-    Dinh et al. (2017). Each layer moves a half of the entries by a shift and a scale
-    that the others decide; the next one moves the others, and every two layers have
-    other halves. It begins as the identity.
+    Dinh et al. (2017). Each layer shifts and scales one half of the entries by
+    functions of the other half. The next layer exchanges the halves, and each pair of
+    layers has different halves. The initial map is the identity.
 
     Attributes:
-      num_layers: couplings.
-      width: units of the two hidden layers of each.
+      num_layers: number of couplings.
+      width: units of each of the two hidden layers of a coupling.
     """
 
     num_layers: int = 4

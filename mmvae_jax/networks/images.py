@@ -32,7 +32,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The convolutional decoder of the published PolyMNIST code, mirrored.
+    """The convolutional decoder of the published PolyMNIST code.
 
     1,143,747 parameters at 28 x 28 x 3 and D = 512.
     """
@@ -57,11 +57,11 @@ class ConvDecoder(nn.Module):
 
 
 class SpatialEncoder(nn.Module):
-    """Convolutions of stride 2 alone: every latent dimension has a place in the image.
+    """Convolutions of stride 2, with latent dimensions at positions of the image.
 
-    With latent_dim = H' * H' * c, means and log-variances [H', H', c] of a layer of
-    each place alone, end to end; H' is the size after the convolutions. The kernels
-    have 3 x 3 taps, and next to the image `outer_kernel`.
+    latent_dim is H' * H' * c, where H' is the size after the convolutions. A 1 x 1
+    layer gives the means and log-variances [H', H', c], which are flattened. Kernels
+    are 3 x 3, except `outer_kernel` next to the image.
     """
 
     latent_dim: int
@@ -115,7 +115,7 @@ class ConvClassifier(nn.Module):
         """Maps images [B, H, H, C] to penultimate features [B, 128] and logits."""
         for features in (10, 20):
             x = layers.StridedConv(features, kernel_size=4, form=self.form)(x)
-            # Whole feature maps are dropped, as the published layer does.
+            # Drops whole feature maps, as published.
             x = nn.Dropout(0.5, broadcast_dims=(1, 2))(x, deterministic=not is_training)
             x = nn.relu(x)
         h = x.reshape(x.shape[0], -1)
@@ -125,12 +125,12 @@ class ConvClassifier(nn.Module):
 
 
 class ResNetEncoder(nn.Module):
-    """The ResNet of the paper's family of experiments, no normalisation layers.
+    """The ResNet of the paper's experiments, without normalisation layers.
 
-    Its blocks have 64, 128, ... (at most max_width) channels at 28, 14, 7 pixels: it
-    halves the size while that stays at or above `min_size`. The defaults are those
-    for 28 pixels. For CUB at 64 pixels, min_size is 2 and max_width 256 there: six
-    blocks, 1024 features; 4,341,824 parameters with D = 64, 4,276,931 in the decoder.
+    The blocks have 64, 128, ... (at most max_width) channels at 28, 14, 7 pixels. The
+    size is halved while it stays at or above `min_size`. Defaults are for 28 pixels.
+    For CUB at 64 pixels, min_size is 2 and max_width 256: six blocks, 1024 features;
+    4,341,824 parameters with D = 64, 4,276,931 in the decoder.
     """
 
     form: ClassVar[str] = "lax"
@@ -181,7 +181,7 @@ class ResNetClassifier(nn.Module):
     @nn.compact
     def __call__(self, x: Array, is_training: bool = False) -> tuple[Array, Array]:
         """Maps images [B, H, H, C] to penultimate features [B, F] and logits."""
-        del is_training  # it has no dropout
+        del is_training  # no dropout
         h = nn.leaky_relu(_resnet_trunk(x, 64, 1024, 7), 0.2)
         return h, layers.dense(self.num_classes, h.shape[-1])(h)
 
@@ -189,7 +189,7 @@ class ResNetClassifier(nn.Module):
 def _resnet_trunk(x: Array, width: int, max_width: int, min_size: int) -> Array:
     """The convolutional part of the ResNet encoder: images to features [B, F].
 
-    Called inside a compact Linen method, whose parameters it adds to.
+    It is called in a compact Linen method, whose module gets the parameters.
     """
     x = layers.conv3x3(width, x.shape[-1])(x)
     x = layers.ResidualBlock(width)(x)
@@ -199,7 +199,7 @@ def _resnet_trunk(x: Array, width: int, max_width: int, min_size: int) -> Array:
 
 
 def num_places(size: int, channels: Sequence[int]) -> int:
-    """Places of a spatial latent vector: H' * H' of an image of H * H pixels."""
+    """Positions of a spatial latent vector: H' * H' for an image of H * H pixels."""
     return _halvings(size, len(channels))[-1] ** 2
 
 

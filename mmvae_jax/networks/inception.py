@@ -1,15 +1,15 @@
-"""The Inception network behind the Frechet inception distance.
+"""The Inception network of the Frechet inception distance.
 
-FIDs are comparable only if their features come from one network and one resize: here
-the Inception-v3 that Google released on 2015-12-05, in the port to PyTorch that
-pytorch-fid distributes, and that program's resize. TensorFlow's first implementation
-resizes otherwise (docs/models.md). The network differs from that of Szegedy et al.
-(2016), "Rethinking the Inception architecture", and from torchvision's: average pooling
-does not count padding, the last block has max pooling in place of average pooling, and
-there are 1008 classes (whose layer is left out here: the features are its input).
+FIDs are comparable only with the same network and the same resizing. Here they are the
+Inception-v3 that Google released on 2015-12-05, in pytorch-fid's port to PyTorch, and
+the resizing of pytorch-fid. TensorFlow's first implementation resizes differently
+(docs/models.md). The network differs from that of Szegedy et al. (2016), "Rethinking
+the Inception architecture", and from torchvision's: average pooling does not count
+padding, the last block has max pooling instead of average pooling, and there are 1008
+classes (the features are the input of that last layer, which is left out here).
 
-Layers have the names of the port, so that its state dict maps onto the variables
-by a rule (`to_variables`). The weights come from `inception_weights`.
+Layers have the names of the port, for `to_variables`. `inception_weights` loads the
+weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ from mmvae_jax.types import Array, Params
 SIZE = 299  # height and width of the network's input
 NUM_FEATURES = 2048
 
-# The end of a name in the state dict -> collection, and end of the name in Linen.
+# Suffix of a name in the state dict -> collection, and suffix of the name in Linen.
 _LEAVES = {
     "conv.weight": ("params", "conv", "kernel"),
     "bn.weight": ("params", "bn", "scale"),
@@ -40,17 +40,17 @@ _UNUSED = ("fc.weight", "fc.bias", "bn.num_batches_tracked")
 
 
 def make_extractor(variables: Params) -> Callable[[Array], Array]:
-    """The compiled map images -> features (see `features`) of these variables."""
+    """The compiled function images -> features (see `features`)."""
     return jax.tree_util.Partial(jax.jit(features), jax.device_put(variables))
 
 
 def features(variables: Params, images: Array) -> Array:
-    """Features pool3 of images, pre-processed as the reference does it.
+    """Features pool3 of images, with the preprocessing of the reference.
 
     Args:
       variables: from `to_variables`.
       images: float [B, H, W, 1 or 3] in [0, 1]; a grey image becomes three equal
-        channels. The caller rounds them to 8 bits where that is wanted.
+        channels. Rounding to 8 bits is up to the caller.
 
     Returns:
       float [B, 2048].
@@ -62,8 +62,8 @@ def features(variables: Params, images: Array) -> Array:
 def resize(images: Array) -> Array:
     """Bilinear resize of [B, H, W, C] to [B, 299, 299, C], corners not aligned.
 
-    Pixels are taken by their centres, and where it shrinks images it applies no
-    low-pass filter: both as in pytorch-fid, the first not as in TensorFlow's graph.
+    As in pytorch-fid, pixels are at their centres (not so in TensorFlow's graph), and
+    shrinking applies no low-pass filter.
     """
     shape = (len(images), SIZE, SIZE, images.shape[-1])
     return jax.image.resize(images, shape, "bilinear", antialias=False)
@@ -138,11 +138,11 @@ class Inception(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """A block of the network: branches side by side, their channels joined.
+    """A block of parallel branches, whose channels are concatenated.
 
     Attributes:
-      branches: x [B, H, W, C] -> the arrays to be joined, one of the functions
-        _block_*; they are called inside the module, whose parameters they add to.
+      branches: x [B, H, W, C] -> the arrays to concatenate, one of the functions
+        _block_*; called in the module, which gets the parameters.
     """
 
     branches: Callable[[Array], list[Array]]
@@ -206,7 +206,7 @@ def _block_e(x: Array, pool: Callable[[Array], Array]) -> list[Array]:
 def _chain(x: Array, name: str, *layers: tuple[int, ...]) -> Array:
     """Layers (features, height, width) called name_1, name_2, ..., or just name.
 
-    A fourth number is a stride, and then there is no padding.
+    A fourth number is a stride, without padding.
     """
     for i, (features, height, width, *stride) in enumerate(layers, start=1):
         own = name if len(layers) == 1 else f"{name}_{i}"

@@ -1,4 +1,4 @@
-"""The layered decoder: an image as layers that cover one another."""
+"""The layered decoder: an image as a background and a foreground."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from mmvae_jax.types import Array, Shape
 
 
 class LayeredDecoder(nn.Module):
-    """A background, and in front of it an object that is put in its place.
+    """A background, and an object in front of it at a learned position.
 
-    The image is (1 - a) b + a f: the background b, the foreground f, coarse in squares
-    of 4 x 4 pixels, and the mask a are dense layers of z, and a is moved by a
-    displacement that is a function of z too. So a shape is learned once, and not once
-    for every place. The layers are those of Wang & Adelson (1994), displacements by
-    bilinear interpolation those of the spatial transformers of Jaderberg et al. (2015).
+    The image is (1 - a) b + a f. Dense layers of z give the background b, the
+    foreground f (in squares of 4 x 4 pixels) and the mask a; a is moved by a
+    displacement, also a function of z. So a shape is learned once for all positions.
+    Layers follow Wang & Adelson (1994); displacements use bilinear interpolation as in
+    the spatial transformers of Jaderberg et al. (2015).
 
     Attributes:
       shape: shape of the image, (H, H, C).
@@ -43,7 +43,7 @@ class LayeredDecoder(nn.Module):
         mask = layers.dense(size * size, h.shape[-1])(h).reshape(-1, size, size)
         place = jnp.tanh(layers.dense(2, 32)(self._hidden(z, (32,))))
         moved = displace(mask, self.reach * size * place)[..., None]
-        # Where the mask is 0, an eighth of the foreground is seen.
+        # With a mask of 0, an eighth of the foreground is visible.
         mask = nn.sigmoid(3.0 * moved - 2.0)
         background = background.reshape(-1, *self.shape)
         return (1 - mask) * background + mask * foreground[:, :size, :size]
@@ -56,7 +56,7 @@ class LayeredDecoder(nn.Module):
 
 
 def displace(images: Array, offsets: Array) -> Array:
-    """Images moved by fractions of pixels, zeros moving in: bilinear interpolation.
+    """Moves images by bilinear interpolation, with zero padding.
 
     Args:
       images: [B, H, W].

@@ -1,18 +1,17 @@
 """Dense layers, convolutions and their transposes, and how they are executed.
 
-No other module decides it. A strided convolution and a transposed
-convolution exist in three forms with the same parameters and the same values:
+Only this module decides on the execution. A strided convolution and a transposed
+convolution have three forms with the same parameters and the same values:
 
 "lax"     XLA's convolution. Under vmap over weights (a sweep) it becomes a
           grouped convolution, and inside a loop on CPU the gradient of its kernel
           is far slower than outside.
-"matmul"  The taps are strided slices, and one matrix product takes them all. Fast
-          under vmap, scan and map. A stride of 1 is never run so: it would move
-          k*k times the bytes.
-"mixed"   XLA's convolution, which is fast in loops too, where an input is spread over
-          its taps (the transposed layer, and the derivative of the other one in its
-          input), and matrix products elsewhere: the fastest form on CPUs, unless
-          members are mapped by vmap.
+"matmul"  One matrix product of the taps, which are strided slices. Fast under vmap,
+          scan and map. Not used for stride 1, where it would move k*k times the bytes.
+"mixed"   XLA's convolution for the transposed layer and for the derivative of the
+          strided layer with respect to its input, which are fast in loops too; matrix
+          products elsewhere. The fastest form on CPUs, unless members are mapped by
+          vmap.
 "auto"    "mixed" on CPUs, "matmul" elsewhere.
 """
 
@@ -31,15 +30,15 @@ from mmvae_jax.types import Array, PRNGKey, Shape
 
 FORMS = ("auto", "matmul", "lax", "mixed")
 _NHWC = ("NHWC", "HWIO", "NHWC")
-# One number for height and one for width.
+# (height, width).
 _Pair = tuple[int, int]
 
 
 def fan_in_uniform(fan_in: int) -> Callable[..., Array]:
-    """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in)), that of the published code.
+    """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as in the published code.
 
-    LeCun et al. (2012), "Efficient BackProp", in the form PyTorch uses for the
-    weights and biases of its linear and convolutional layers.
+    LeCun et al. (2012), "Efficient BackProp"; PyTorch's default for weights and biases
+    of linear and convolutional layers.
     """
     bound = 1 / math.sqrt(fan_in)
 
@@ -64,7 +63,7 @@ class StridedConv(nn.Module):
     Attributes:
       features: output channels.
       kernel_size: k, 3 or more.
-      axes: axes that are halved; along the other one k and the stride are 1.
+      axes: axes to halve; along other axes, k and the stride are 1.
       use_bias: whether a bias is added.
       form: one of FORMS (module docstring).
     """
@@ -103,7 +102,7 @@ class StridedConvTranspose(nn.Module):
       out_size: output height and width, 2 * size - 1 or 2 * size; one number for
         both, or one for each.
       kernel_size: k, 3 or more.
-      axes: axes that are doubled; along the other one k and the stride are 1.
+      axes: axes to double; along other axes, k and the stride are 1.
       use_bias: whether a bias is added.
       form: one of FORMS (module docstring).
     """
@@ -126,7 +125,7 @@ class StridedConvTranspose(nn.Module):
         for n, s, o in zip(sizes, strides, out_size, strict=True):
             if o not in (s * n - s + 1, s * n):
                 raise ValueError(f"cannot map size {n} to size {o}")
-        # PyTorch counts the fan of a transposed layer by its output channels.
+        # PyTorch uses the output channels for the fan of a transposed layer.
         init = fan_in_uniform(math.prod(window) * self.features)
         kernel = self.param("kernel", init, (*window, channels, self.features))
         bias = self.param("bias", init, (self.features,)) if self.use_bias else 0.0
@@ -142,10 +141,10 @@ class StridedConvTranspose(nn.Module):
 
 
 def choose_form(form: str) -> str:
-    """The form of a layer here: "auto" is decided by the backend.
+    """The form of a layer; the backend decides "auto".
 
     Raises:
-      UsageError: it is none of FORMS.
+      UsageError: the form is not in FORMS.
     """
     if form not in FORMS:
         raise UsageError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
@@ -208,8 +207,8 @@ def _spread(x: Array, kernel: Array, strides: _Pair, out_size: _Pair) -> Array:
 def _kernel_gradient(patches: Array, g: Array) -> Array:
     """patches [B, h, w, K] and g [B, h, w, F] to [K, F].
 
-    XLA copies the first operand of such a product transposed on CPUs: it should be
-    the narrower one.
+    On CPUs, XLA makes a transposed copy of the first operand of this product, which
+    should be the smaller one.
     """
     axes = ((0, 1, 2), (0, 1, 2))
     if patches.shape[-1] > g.shape[-1]:
@@ -243,7 +242,7 @@ _mixed_conv.defvjp(_mixed_conv_fwd, _mixed_conv_bwd)
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _mixed_transpose(x: Array, kernel: Array, strides: _Pair, out_size: _Pair) -> Array:
-    """`_spread`, its derivatives as products with patches of the output's gradient."""
+    """`_spread`, with derivatives as products with patches of the output's gradient."""
     return _spread(x, kernel, strides, out_size)
 
 
@@ -275,14 +274,14 @@ def _window(kernel_size: int, axes: tuple[int, ...]) -> tuple[_Pair, _Pair]:
 
 
 def _overlap_add(taps: Array, axis: int, tap_axis: int) -> Array:
-    """Adds up k taps along one axis at output positions 2 i + tap - (k - 1) // 2.
+    """Sums k taps along one axis at output positions 2 i + tap - (k - 1) // 2.
 
-    No scatter: pads, additions, and an interleaving of even and odd positions.
+    Uses pads, additions, and interleaving of even and odd positions, no scatter.
     """
     num, size = taps.shape[tap_axis], taps.shape[axis]
 
     def shifted(tap: Array, by: int) -> Array:
-        """The tap of the input `by` places before, zeros where there is none."""
+        """Shifts a tap by `by` positions, with zero padding."""
         if by == 0:
             return tap
         padding = [(0, 0)] * tap.ndim
@@ -311,9 +310,9 @@ def conv3x3(features: int, fan_in: int, name: str | None = None) -> nn.Conv:
 class ResidualBlock(nn.Module):
     """Pre-activation residual block without normalisation, branch scaled by 0.1.
 
-    The block of the ResNets in the code that followed the paper: two 3 x 3
-    convolutions behind leaky ReLUs, min(C_in, C_out) hidden channels, and a 1 x 1
-    convolution without bias as shortcut where the channels change.
+    The block of the ResNets in the code that followed the paper: two 3 x 3 convolutions
+    after leaky ReLUs, min(C_in, C_out) hidden channels, and a 1 x 1 convolution without
+    bias as the shortcut if the number of channels changes.
     """
 
     features: int

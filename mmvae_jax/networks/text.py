@@ -1,6 +1,6 @@
-"""Linen networks for captions: the trunks of encoders, and decoders.
+"""Linen networks for captions.
 
-Captions are tokens int32 [B, T], a decoder's output is logits [B, T, V].
+Captions are tokens int32 [B, T]; the output of a decoder is logits [B, T, V].
 """
 
 import math
@@ -12,12 +12,11 @@ from mmvae_jax import tokens
 from mmvae_jax.networks import layers, vectors
 from mmvae_jax.types import Array, Gaussian, Shape
 
-# Dimensions of the convolutional pair's embedding, as published.
+# Embedding dimensions of the convolutional encoder and decoder, as published.
 _EMBEDDING_DIM = 128
-# Groups of channels that a GroupNorm normalises, at most.
+# Largest number of groups of a GroupNorm.
 _NUM_GROUPS = 8
-# Layers of the convolutional pair that halve the number of positions; the others
-# halve the embedding alone.
+# Convolutions that halve the number of positions; others halve only the embedding.
 _NUM_HALVINGS = 3
 # Units of a Transformer's dense layers, relative to its width.
 _EXPANSION = 4
@@ -26,9 +25,9 @@ _EXPANSION = 4
 class TextConvTrunk(nn.Module):
     """The convolutions of the published caption encoder, tokens to features [B, F].
 
-    Embeddings are an image of T x 128 pixels with one channel. Three convolutions
-    halve it, and two more halve it along the embedding alone. `TextConvEncoder`
-    tells what is published of the pair, and what differs.
+    The embeddings are an image of T x 128 pixels with one channel. Three convolutions
+    halve both axes, and two more halve the embedding axis. `TextConvEncoder` lists the
+    differences from the published code.
     """
 
     num_words: int
@@ -70,8 +69,8 @@ class TextConvDecoder(nn.Module):
             rows, columns = sizes[-1]
             rows = math.ceil(rows / 2) if i < _NUM_HALVINGS else rows
             sizes.append((rows, math.ceil(columns / 2)))
-        # On one pixel, a transposed convolution without bias is a dense layer. Its
-        # fan is counted by the output channels.
+        # On one pixel, a transposed convolution without bias is a dense layer, whose
+        # fan is given by the output channels.
         area = math.prod(sizes[-1])
         init = layers.fan_in_uniform(area * width)
         x = nn.Dense(area * width, use_bias=False, kernel_init=init)(z)
@@ -92,9 +91,9 @@ class TextConvDecoder(nn.Module):
 
 
 class TransformerTrunk(nn.Module):
-    """A Transformer over a caption: its output at a first, learned token [B, F].
+    """A Transformer over a caption: its output [B, F] at an additional first token.
 
-    No position sees those after the first `<eos>`.
+    Positions after the first `<eos>` are masked.
     """
 
     num_words: int
@@ -107,7 +106,7 @@ class TransformerTrunk(nn.Module):
         """Maps [B, T] to [B, width]."""
         normal = nn.initializers.normal(1.0)
         h = nn.Embed(self.num_words, self.width, embedding_init=normal)(x)
-        # The embedding of the first token is that of its position.
+        # The first token has only the embedding of its position.
         h = jnp.pad(h, [(0, 0), (1, 0), (0, 0)])
         h += self.param("positions", normal, h.shape[1:])
         is_seen = jnp.pad(tokens.until_eos(x), [(0, 0), (1, 0)], constant_values=True)
@@ -117,11 +116,11 @@ class TransformerTrunk(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """A Transformer that writes all words of a caption at once, given z.
+    """A Transformer that decodes all words of a caption at once from z.
 
-    It is not autoregressive: p(x|z) is a product over positions, as for all other
-    decoders, so that z must hold all that the words have in common. Every position
-    starts from a learned vector plus a linear map of z, and attends to all others.
+    It is not autoregressive: as in all decoders here, p(x|z) is a product over
+    positions, so that z must explain all dependence between words. The input of each
+    position is a learned vector plus a linear map of z; positions attend to all others.
     """
 
     shape: Shape
@@ -142,9 +141,9 @@ class TransformerDecoder(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention and two dense layers, each behind a LayerNorm, without dropout.
+    """Self-attention and two dense layers, each after a LayerNorm, without dropout.
 
-    The block of Vaswani et al. (2017), but with the normalisation first.
+    The block of Vaswani et al. (2017), with pre-normalisation.
     """
 
     num_heads: int
@@ -160,7 +159,7 @@ class TransformerBlock(nn.Module):
 
 
 class TextConvEncoder(nn.Module):
-    """The convolutional caption encoder of Shi et al. (2019), and its heads.
+    """The convolutional caption encoder of Shi et al. (2019), with Gaussian heads.
 
     Embeddings of 128 dimensions as an image T x 128, at T = 32: convolutions 4 x 4
     of stride 2 to 32, 64 and 128 channels (16 x 64, 8 x 32, 4 x 16), 1 x 4 of stride
@@ -168,12 +167,12 @@ class TextConvEncoder(nn.Module):
     and ReLU, then the heads on all 2048 features. 762,176 parameters at D = 64 for
     the 1590 words of the published vocabulary (the published one has 762,048).
 
-    What differs: GroupNorm, with as many parameters, stands where BatchNorm does, so
-    that an example is not encoded by the others of its batch; heads have biases, and
-    log-variances their soft bound; `<exc>` has an embedding, where the published code
-    fixes that of token 0 at zero (and leaves `<exc>` out of its loss); and the
-    decoder's last layer has weights of its own, as in the later code of MMVM, where
-    it is the transposed embedding. Other lengths are halved and rounded up.
+    Differences: GroupNorm, with as many parameters, replaces BatchNorm, so that
+    examples of a batch are encoded independently; heads have biases, and log-variances
+    their soft bound; `<exc>` has an embedding, whereas the published code fixes that of
+    token 0 at zero (and leaves `<exc>` out of its loss); and the decoder's last layer
+    has its own weights, as in the later code of MMVM, instead of the transposed
+    embedding. Other lengths are halved and rounded up.
     """
 
     latent_dim: int
@@ -189,7 +188,7 @@ class TextConvEncoder(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """A small Transformer over a caption up to its `<eos>`, and the heads."""
+    """A small Transformer over a caption up to its `<eos>`, with Gaussian heads."""
 
     latent_dim: int
     num_words: int

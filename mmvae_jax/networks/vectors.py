@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from mmvae_jax.networks import layers
 from mmvae_jax.types import Array, Gaussian, Shape
 
-# Log-variances stay within +-20 (standard deviations from 5e-5 to 2e4). Experts
-# of a product with the prior have no penalty of their own: at large beta nothing
-# keeps their log-variances from growing, and exp() overflows beyond 88. Inside
-# +-5 the bound changes a value by at most 2.1 %.
+# Log-variances stay within +-20 (standard deviations from 5e-5 to 2e4). Experts of a
+# product with the prior have no separate penalty: at large beta their log-variances
+# could grow without bound, and exp() overflows beyond 88. Within +-5 the bound changes
+# a value by at most 2.1 %.
 LOG_VARIANCE_BOUND = 20.0
-# Dimensions that a token is embedded in, before dense layers.
+# Embedding dimensions of a token, before dense layers.
 _EMBEDDING_DIM = 32
 
 
@@ -74,7 +74,7 @@ class MLPClassifier(nn.Module):
     @nn.compact
     def __call__(self, x: Array, is_training: bool = False) -> tuple[Array, Array]:
         """Maps [B, ...] to penultimate features [B, F] and logits."""
-        del is_training  # it has no dropout
+        del is_training  # no dropout
         h = _flattened(x, self.num_words)
         for width in self.widths:
             h = nn.relu(layers.dense(width, h.shape[-1])(h))
@@ -82,27 +82,27 @@ class MLPClassifier(nn.Module):
 
 
 def _flattened(x: Array, num_words: int) -> Array:
-    """Examples as vectors [B, F]; tokens by embeddings, learned in the caller."""
+    """Flattens examples to [B, F]; embeds tokens, in the module of the caller."""
     if num_words:
         x = nn.Embed(num_words, _EMBEDDING_DIM)(x)
     return x.reshape(x.shape[0], -1)
 
 
 class ParameterDecoder(nn.Module):
-    """A decoder, and a parameter of its likelihood that all examples share."""
+    """A decoder with a parameter of its likelihood, shared by all examples."""
 
     decoder: nn.Module
     parameter_shape: Shape
 
     @nn.compact
     def __call__(self, z: Array) -> tuple[Array, Array]:
-        """Maps z [B, D] to the decoder's output and the parameter, 0 at the start."""
+        """Maps z [B, D] to the decoder's output and the parameter, initially 0."""
         zeros = nn.initializers.zeros
         return self.decoder(z), self.param("likelihood", zeros, self.parameter_shape)
 
 
 class MeanEncoder(nn.Module):
-    """A classifier as an encoder: its outputs are the means, variances are one."""
+    """A classifier as an encoder: its outputs are the means, with variance 1."""
 
     network: nn.Module
 
@@ -114,7 +114,7 @@ class MeanEncoder(nn.Module):
 
 
 class PairedEncoder(nn.Module):
-    """Two disjoint encoders of one input, their outputs end to end."""
+    """Two separate encoders of one input, with concatenated outputs."""
 
     first: nn.Module
     second: nn.Module

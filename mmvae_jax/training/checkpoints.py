@@ -1,12 +1,12 @@
 """Checkpoints: orbax behind four functions.
 
-A checkpoint holds the TrainState of all members, and so all that a resumed run needs.
-Checkpoints are written to a temporary folder and renamed, in the background, and the
-newest few are kept.
+A checkpoint holds the TrainState of all members, which is all that a resumed run needs.
+Checkpoints are written in the background to a temporary folder, which is then renamed.
+The newest few are kept.
 
-Each holds a digest of its state too. orbax 0.12 refuses files that are missing or cut
-off and flipped bytes in what describes the arrays; but the arrays have no checksum on
-the disk, and most bytes flipped in them would come back as other numbers.
+Each checkpoint has a digest of its state. orbax 0.12 detects missing and truncated
+files and flipped bytes in the metadata, but the arrays have no checksum on the disk:
+most flipped bytes in them would be read as other numbers.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 
 from mmvae_jax.errors import UsageError
 
-# Errors that a good checkpoint may meet: it must not be set aside for them.
+# Errors that do not mean that the checkpoint is damaged.
 _NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -37,7 +37,7 @@ def open_checkpoints(directory: str | Path, num_kept: int) -> ocp.CheckpointMana
     """Opens (and creates) a folder of checkpoints.
 
     Args:
-      directory: of the checkpoints.
+      directory: folder of the checkpoints.
       num_kept: number of the newest checkpoints to keep, at least 1.
     """
     logging.getLogger("absl").addFilter(_is_not_raised_too)
@@ -47,20 +47,20 @@ def open_checkpoints(directory: str | Path, num_kept: int) -> ocp.CheckpointMana
     return ocp.CheckpointManager(
         Path(directory).absolute(),
         options=options,
-        # Without a handler, a manager that has not saved yet cannot read metadata.
+        # Without a handler, a new manager cannot read metadata.
         item_handlers=ocp.StandardCheckpointHandler(),
     )
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:
-    """Saves a state in the background, unless that step has been saved.
+    """Saves a state in the background, unless its step is already saved.
 
-    The state is copied to the host first: the train loop donates its buffers to
-    the next call, and on CPU an array handed over would still be those buffers.
-    Where several processes share a state, all call this, and each writes its part.
+    The state is first copied to the host, because the train loop donates its buffers to
+    the next call; on CPUs the arrays would be those buffers. Processes that share a
+    state all call this, and each writes its part.
 
     Raises:
-      OSError: the disk is full, now or while the checkpoint before was written.
+      OSError: the disk is full, or was full for the previous checkpoint.
     """
     if step in checkpoints.all_steps():
         return
@@ -73,24 +73,24 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:
 def restore(
     checkpoints: ocp.CheckpointManager, like: Any, num_kept: int
 ) -> tuple[int, Any] | None:
-    """The newest checkpoint that can be read.
+    """Restores the newest readable checkpoint.
 
-    A damaged checkpoint is passed over with a warning, and kept under the name
-    STEP.damaged. A checkpoint that was being written when the process died is passed
-    over likewise, and removed once another one could be read.
+    A damaged checkpoint is skipped with a warning and renamed to STEP.damaged. An
+    unfinished checkpoint of a killed process is skipped, and removed after another one
+    has been read.
 
     Args:
       checkpoints: the folder.
       like: a state of the expected structure and shapes.
-      num_kept: as given to `open_checkpoints`. A process that was killed may have left
-        older ones; they are removed once the newest has been read.
+      num_kept: as in `open_checkpoints`; older checkpoints, which a killed process may
+        leave, are removed after the newest has been read.
 
     Returns:
       (step, state), or None if there is no checkpoint.
 
     Raises:
-      UsageError: a checkpoint holds arrays of other names or shapes, or none of
-        the existing ones can be read.
+      UsageError: a checkpoint has arrays of other names or shapes, or no existing
+        checkpoint can be read.
     """
     unfinished = _unfinished(checkpoints)
     steps = sorted(checkpoints.all_steps(), reverse=True)
@@ -119,20 +119,20 @@ def restore(
 def read(
     directory: str | Path, like: Any, step: int | None = None
 ) -> tuple[int, Any] | None:
-    """A checkpoint of a run that may be going on: nothing in its folder is changed.
+    """Reads a checkpoint of a run, which may be in progress; changes no file.
 
     Args:
-      directory: of the checkpoints.
+      directory: folder of the checkpoints.
       like: shapes and types of a state, of the expected structure.
-      step: of the checkpoint; None: the newest that can be read, with a warning where
-        it is not the last.
+      step: step of the checkpoint; None: the newest readable one, with a warning if it
+        is not the last.
 
     Returns:
       (step, state on the first device), or None if there is no checkpoint.
 
     Raises:
-      UsageError: a checkpoint holds arrays of other names or shapes, that of `step` is
-        not there, or none can be read.
+      UsageError: a checkpoint has arrays of other names or shapes, there is none of
+        `step`, or no checkpoint can be read.
     """
     if not Path(directory).is_dir():
         return None
@@ -173,23 +173,23 @@ def read(
 
 
 def close(checkpoints: ocp.CheckpointManager) -> None:
-    """Waits until everything has been written."""
+    """Waits until all checkpoints are written, and closes the folder."""
     with _full_disk_named(checkpoints):
         checkpoints.wait_until_finished()
         checkpoints.close()
 
 
 class _Damaged(Exception):
-    """A checkpoint must not be used; its text is the reason, in one line."""
+    """A damaged checkpoint, with the reason in one line."""
 
 
 def _read(checkpoints: ocp.CheckpointManager, step: int, template: Any) -> Any:
-    """The state of the checkpoint of a step, in the shapes and shardings of a template.
+    """The state of a step's checkpoint, in the shapes and shardings of a template.
 
     Raises:
-      UsageError: its arrays have other names or shapes; orbax would raise the same kind
-        of error as for damage.
-      _Damaged: it cannot be read, or is not what was saved.
+      UsageError: its arrays have other names or shapes, for which orbax would raise the
+        same type of error as for damage.
+      _Damaged: the checkpoint cannot be read, or its digest differs.
     """
     found = _together(lambda: _shapes(checkpoints.item_metadata(step)))
     expected = _shapes(template)
@@ -208,17 +208,17 @@ def _read(checkpoints: ocp.CheckpointManager, step: int, template: Any) -> Any:
 
 
 def _together(read: Callable[[], Any]) -> Any:
-    """Calls a function that reads a part of a checkpoint, and returns what it returns.
+    """Calls a function that reads a part of a checkpoint.
 
-    Where several processes read a checkpoint, an error of one raises _Damaged in all:
-    what they do next, they do together.
+    If several processes read a checkpoint, an error in one raises _Damaged in all, so
+    that they continue in the same way.
     """
     value, reason = None, ""
     try:
         value = read()
     except _NOT_DAMAGE:
         raise
-    except Exception as error:  # orbax raises many kinds for a damaged one
+    except Exception as error:  # orbax raises many types for damage
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if jax.process_count() > 1:
         if multihost_utils.process_allgather(np.array(reason != "")).any():
@@ -240,18 +240,18 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _require_digest(content: dict) -> None:
-    """Raises a ValueError if a state is not the one that was saved."""
+    """Raises ValueError if the digest of a state differs."""
     if not np.array_equal(_digest(content["state"]), content["digest"]):
         raise ValueError("its content is not what was saved")
 
 
 def _is_not_raised_too(record: logging.LogRecord) -> bool:
-    """Whether a record is not one of the tracebacks that orbax logs and raises too."""
+    """False for tracebacks that orbax both logs and raises."""
     return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _unfinished(checkpoints: ocp.CheckpointManager) -> list[Path]:
-    """Folders of saves that a kill or a full disk cut off, with a warning for each."""
+    """Folders of unfinished checkpoints, with a warning for each."""
     pattern = f"*{ocp.utils.TMP_DIR_SUFFIX}*"
     folders = sorted(Path(checkpoints.directory).glob(pattern))
     for folder in folders:
@@ -266,7 +266,7 @@ def _unfinished(checkpoints: ocp.CheckpointManager) -> list[Path]:
 
 @contextlib.contextmanager
 def _full_disk_named(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
-    """Turns the error that orbax raises for a full disk into that of the system."""
+    """Converts orbax's error for a full disk to an OSError."""
     try:
         yield
     except ValueError as error:
@@ -278,20 +278,20 @@ def _full_disk_named(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
 
 
 def _copy(leaf: Any) -> Any:
-    """A copy on the host, or on the devices if no process holds the whole array."""
+    """A copy on the host, or on the devices if no process has the whole array."""
     return np.array(leaf, copy=True) if _is_here(leaf) else jnp.copy(leaf)
 
 
 def _is_here(leaf: Any) -> bool:
-    """Whether this process holds all of an array."""
+    """Whether this process has the whole array."""
     return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
 
 
 def _digest(state: Any) -> np.ndarray:
-    """The sha256 of all arrays of a state, uint8 [32], wherever they are."""
+    """The sha256 of all arrays of a state, uint8 [32]."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(state):
-        if not _is_here(leaf):  # One array at a time: a host may not hold them all.
+        if not _is_here(leaf):  # One array at a time, to save host memory.
             leaf = multihost_utils.process_allgather(leaf, tiled=True)
         digest.update(np.ascontiguousarray(leaf).data)
     return np.frombuffer(digest.digest(), np.uint8)

@@ -1,18 +1,17 @@
-"""Devices: where the members of a sweep, and the examples of a batch, are.
+"""Placement of the members of a sweep and of the examples of a batch on devices.
 
-A layout is a pair: the number of devices over which the members are spread, and of
-those over which the examples of each batch are. Members need nothing of one another, so
-the first axis costs no communication; along the second, gradients are summed at every
-step. Both are axes of a mesh of JAX, but they are applied differently (`shard_members`,
+A layout is a pair: the number of devices over which members are distributed, and the
+number over which the examples of each batch are. Members are independent, so that the
+first axis needs no communication; along the second, gradients are summed at every step.
+Both are axes of a JAX mesh, but they are applied differently (`shard_members`,
 `take_batch`):
 
-"sweep"  by shard_map, so that members are mapped within a device as they would be
-         without a mesh, whether one by one or all at once.
-"data"   by constraints on the batch that XLA's partitioner carries on. A loss remains
-         a function of the whole batch and of one key: draws and means over the batch
-         do not depend on the layout.
+"sweep"  by shard_map, so that members on a device are mapped as without a mesh.
+"data"   by sharding constraints on the batch, which XLA's partitioner propagates. A
+         loss remains a function of the whole batch and one key: draws and means over
+         the batch do not depend on the layout.
 
-On one device, layout (1, 1), nothing is applied at all.
+On one device, layout (1, 1), neither is applied.
 """
 
 import functools
@@ -41,20 +40,20 @@ def choose_layout(
     num_devices: int,
     num_processes: int = 1,
 ) -> Layout:
-    """The layout of a sweep that uses most devices, and most of them for members.
+    """The layout that uses the most devices, and among these the most for members.
 
     Args:
-      mesh: devices for the members and for a batch; 0 for automatic, each of the two.
+      mesh: devices for the members and for a batch; 0 = automatic.
       num_members: K.
       batch_size: B.
-      num_devices: number of devices of all processes together.
-      num_processes: number of processes; several may leave no device out.
+      num_devices: number of devices of all processes.
+      num_processes: number of processes; with several, all devices must be used.
 
     Returns:
-      (devices along "sweep", a divisor of K; devices along "data", one of B).
+      (devices along "sweep", a divisor of K; devices along "data", a divisor of B).
 
     Raises:
-      ArgumentError: nothing fits what is wanted.
+      ArgumentError: no layout is possible.
     """
     if len(mesh) != 2 or min(mesh) < 0:
         raise ArgumentError(
@@ -106,9 +105,9 @@ def choose_layout(
 
 @functools.cache
 def _make_mesh(layout: Layout) -> Mesh:
-    """The mesh of a layout, of the first devices; those of one host along "data"."""
+    """The mesh of a layout, from the first devices; "data" stays within a host."""
     devices = jax.devices()[: layout[0] * layout[1]]
-    # Auto: the partitioner places arrays, and programs are written for one device.
+    # Auto: the partitioner places arrays; programs are written as for one device.
     return jax.make_mesh(
         layout, (SWEEP, DATA), axis_types=(AxisType.Auto,) * 2, devices=devices
     )
@@ -120,17 +119,17 @@ def _sharding(layout: Layout, *spec: str | None) -> NamedSharding:
 
 
 def shard_members(fn: Callable, layout: Layout, num_shared: int) -> Callable:
-    """Puts a function of all members on a mesh, where each device maps its own.
+    """Distributes a function of all members over devices.
 
     Args:
-      fn: result of `sweep.map_members`: its outputs and arguments, but for the last
+      fn: result of `sweep.map_members`. Its outputs, and its arguments except the last
         `num_shared`, have a leading axis of K.
       layout: the numbers of devices.
       num_shared: number of trailing arguments that all members share.
 
     Returns:
-      A function like `fn`; where the members are not spread, it uses the axis "data"
-      of the mesh alone.
+      A function like `fn`; if members are not distributed, it uses only the axis "data"
+      of the mesh.
     """
     if layout == ONE_DEVICE:
         return fn
@@ -149,7 +148,7 @@ def shard_members(fn: Callable, layout: Layout, num_shared: int) -> Callable:
             mesh=_make_mesh(layout),
             in_specs=own + (PartitionSpec(),) * num_shared,
             out_specs=PartitionSpec(SWEEP),
-            axis_names={SWEEP},  # "data" is left to the partitioner
+            axis_names={SWEEP},  # the partitioner handles "data"
             check_vma=False,
         )(*args)
 
@@ -162,7 +161,7 @@ def jit_options(layout: Layout) -> dict[str, Any]:
 
 
 def take_batch(data: Batch, rows: Array, layout: Layout) -> Batch:
-    """The examples of a batch; each device gathers its own from data that all have.
+    """Gathers the examples of a batch; each device gathers its own part.
 
     Args:
       data: modality -> [num_examples, ...].
@@ -182,39 +181,38 @@ def take_batch(data: Batch, rows: Array, layout: Layout) -> Batch:
 
 
 def put_members(tree: Any, layout: Layout) -> Any:
-    """Arrays with a leading axis of K, each device's members on it."""
+    """Places arrays with a leading axis of K on the devices of their members."""
     if layout == ONE_DEVICE:
         return tree
     return jax.tree.map(lambda leaf: _put(leaf, _sharding(layout, SWEEP)), tree)
 
 
 def put_shared(tree: Any, layout: Layout) -> Any:
-    """Arrays that all members share, whole on every device."""
+    """Replicates arrays that all members share on every device."""
     if layout == ONE_DEVICE:
         return jax.device_put(tree)
     return jax.tree.map(lambda leaf: _put(leaf, _sharding(layout)), tree)
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> Array:
-    """An array that every process holds, on the devices of a mesh."""
+    """Places an array that every process has on the devices of a mesh."""
     if isinstance(leaf, Array) and leaf.sharding == sharding:
         return leaf
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = _put(jax.random.key_data(leaf), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     values = np.asarray(leaf)
-    # Every device takes its part: no process sees the devices of the others.
+    # Each device takes its part; a process cannot access the devices of others.
     return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
 
 
 def stack_members(make: Callable[[int], Any], num: int, layout: Layout) -> Any:
-    """Makes members one after the other, and puts them where they belong.
+    """Makes members one by one and places them on their devices.
 
     Args:
       make: index of a member -> its tree of arrays.
       num: K.
-      layout: the numbers of devices; a process makes only the members that its own
-        devices hold.
+      layout: the numbers of devices; each process makes the members of its own devices.
 
     Returns:
       The tree, leaves [K, ...].
@@ -240,22 +238,22 @@ def stack_members(make: Callable[[int], Any], num: int, layout: Layout) -> Any:
 
 
 def member_device(k: int, num: int, layout: Layout) -> jax.Device | None:
-    """The device that evaluates member k of `num`, one that holds it.
+    """A device that has member k of `num`, for its evaluation.
 
-    None on a layout of one device, where JAX decides.
+    None for a layout of one device, where JAX decides.
     """
     if layout == ONE_DEVICE:
         return None
-    a_device = num // layout[0]  # members
+    a_device = num // layout[0]  # members per device
     row, place = divmod(k, a_device)
     return _make_mesh(layout).devices[row, place % layout[1]]
 
 
 def member_on(tree: Any, k: int, device: jax.Device | None) -> Any:
-    """Member k of a tree with leaves [K, ...], on a device that holds it.
+    """Member k of a tree with leaves [K, ...], on a device that has it.
 
     Args:
-      tree: result of `stack_members`, or of a program of it.
+      tree: result of `stack_members`, or of a program with that input.
       k: index of the member.
       device: result of `member_device`, a device of this process.
 
@@ -274,33 +272,33 @@ def member_on(tree: Any, k: int, device: jax.Device | None) -> Any:
 
 @functools.cache
 def _copier(layout: Layout) -> Callable:
-    """A program that copies a tree to all devices, whole."""
+    """A program that replicates a tree on all devices."""
     copy = functools.partial(jax.tree.map, jnp.copy)
     return jax.jit(copy, out_shardings=_sharding(layout))
 
 
 def gather(tree: Any, layout: Layout) -> Any:
-    """A copy of small arrays [K] that every process can read, say to log them."""
+    """A copy of small arrays [K] that every process can read, for instance for logs."""
     if layout == ONE_DEVICE:
         return jax.tree.map(jnp.copy, tree)
     return _copier(layout)(tree)
 
 
 def first(x: Array) -> Any:
-    """An element of an array [K] whose elements are all equal, as NumPy has it."""
+    """The value of an array [K] with equal elements, as a NumPy scalar."""
     return np.asarray(x.addressable_shards[0].data)[0]
 
 
 def agree(is_stopping: bool, longest: int, layout: Layout) -> tuple[bool, int]:
-    """Agrees on the next call: processes that differ would wait for ever.
+    """Agrees between processes on the next call; otherwise they would wait forever.
 
     Args:
       is_stopping: whether this process wants to stop.
-      longest: number of steps that it would take in a call.
+      longest: number of steps that this process wants in a call.
       layout: the numbers of devices.
 
     Returns:
-      (whether any of them wants to stop, the fewest steps any would take).
+      (whether any process wants to stop, the smallest number of steps).
     """
     if layout == ONE_DEVICE or jax.process_count() == 1:
         return is_stopping, longest
@@ -309,7 +307,7 @@ def agree(is_stopping: bool, longest: int, layout: Layout) -> tuple[bool, int]:
 
 
 def describe(layout: Layout, num_devices: int) -> str:
-    """A layout in words: "4 devices: 4 x 1", "4 of 8 devices: 2 x 2"."""
+    """A layout as text: "4 devices: 4 x 1", "4 of 8 devices: 2 x 2"."""
     used = layout[0] * layout[1]
     of = "" if used == num_devices else f" of {num_devices}"
     return f"{used}{of} devices: {layout[0]} x {layout[1]}"

@@ -1,10 +1,9 @@
-"""Training examples: whole on the devices, or in host memory and sent as they are due.
+"""Training examples, either on the devices or in host memory.
 
-Whole on the devices is fastest, as a step gathers its batch there. Data that take more
-than a quarter of a device's memory stay on the host: the examples of the next steps, a
-window of them, are gathered and sent by another thread while the device computes. The
-program, the order of the examples and the bits of the result are the same; the arrays
-may be memory-mapped.
+Data on the devices are fastest, because a step gathers its batch there. Data larger
+than a quarter of a device's memory stay on the host: a thread gathers and sends the
+examples of the next steps, a window, while the device computes. The program, the order
+of the examples and the bits of the result are the same; arrays may be memory-mapped.
 """
 
 import contextlib
@@ -23,24 +22,24 @@ from mmvae_jax.types import Array, Batch
 
 AUTO, DEVICE, HOST = "auto", "device", "host"
 PLACES = (AUTO, DEVICE, HOST)
-# Part of a device's memory that data may take; the rest is for members and programs.
+# Fraction of a device's memory for data; the rest is for members and programs.
 MAX_SHARE = 0.25
 WINDOW_BYTES = 64 << 20
-# (first step, most steps) -> data, rows of them for each step [S, B], number of steps.
+# (first step, most steps) -> (data, rows of the data per step [S, B], number of steps).
 Take = Callable[[int, int], tuple[Batch, np.ndarray, int]]
 
 
 def window_steps(
     place: str, data: Batch, batch_size: int, steps_per_call: int, memory: int
 ) -> int:
-    """The steps whose examples are sent at once; 0: the data are on the devices.
+    """Number of steps whose examples are sent together; 0: the data are on the devices.
 
     Args:
-      place: one of PLACES, where the data are to be.
+      place: one of PLACES, the requested place of the data.
       data: name -> [N, ...].
       batch_size: B.
-      steps_per_call: the most steps of a call.
-      memory: of a device, in bytes.
+      steps_per_call: largest number of steps of a call.
+      memory: memory of a device in bytes.
 
     Raises:
       ArgumentError: the place is unknown.
@@ -57,17 +56,17 @@ def window_steps(
 
 
 def num_bytes(data: Batch) -> int:
-    """Size of the data."""
+    """Size of the data in bytes."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(data))
 
 
 def put(data: Batch, window: int, layout: devices.Layout) -> Batch:
-    """The data where they are needed: on the devices, or as they are on the host."""
+    """Moves the data to the devices, unless they stay on the host (window > 0)."""
     return data if window else devices.put_shared(data, layout)
 
 
 def first_window(data: Batch, window: int, batch_size: int) -> Batch:
-    """Arrays of the shapes that the program of a sweep is given."""
+    """Arrays in the shapes of the data argument of a sweep's program."""
     if not window:
         return data
     return {
@@ -87,16 +86,16 @@ def opened(
     data_seed: int,
     steps_per_call: int,
 ) -> Iterator[Take]:
-    """Gives the examples of steps that follow one another.
+    """Context with a function that returns the examples of consecutive steps.
 
     Args:
       data: result of `put`.
       window: result of `window_steps`.
       layout: numbers of devices.
-      num_steps: the step after the last one.
+      num_steps: total number of steps.
       batch_size: B.
       data_seed: seed of the order of the data.
-      steps_per_call: S, rows of what is given.
+      steps_per_call: S, number of rows that the function returns.
 
     Raises:
       UsageError: batch_size is larger than the data.
@@ -107,7 +106,7 @@ def opened(
         return batch_indices(data_seed, step, num, num_examples, batch_size)
 
     def filled(rows: np.ndarray) -> np.ndarray:
-        """As many rows as a program takes."""
+        """Pads rows to [S, B]."""
         whole = np.zeros((steps_per_call, batch_size), np.int32)
         whole[: len(rows)] = rows
         return whole
@@ -117,7 +116,7 @@ def opened(
         return
 
     def send(pool: ThreadPoolExecutor, start: int) -> Batch:
-        """The examples of the steps from `start` on, on the devices."""
+        """Sends the examples of the window from step `start` to the devices."""
         rows = rows_of(start, min(window, num_steps - start)).ravel()
         full = np.concatenate([rows, np.zeros(window * batch_size - len(rows), int)])
         gathered = {
@@ -151,12 +150,12 @@ def opened(
 
 
 def fetch(data: Batch, start: int | Array, num: int) -> Batch:
-    """Some examples of data on the host, within a compiled program.
+    """Reads examples from the host within a compiled program.
 
     Args:
-      data: name -> [N, ...], NumPy's arrays.
-      start: the first row.
-      num: how many follow one another.
+      data: name -> [N, ...], NumPy arrays.
+      start: first row.
+      num: number of rows.
     """
     shapes = {
         name: jax.ShapeDtypeStruct((num, *leaf.shape[1:]), leaf.dtype)

@@ -1,7 +1,7 @@
-"""The compiled program of a sweep, and the states that it starts from.
+"""The compiled program of a sweep, and its initial states.
 
-`compile_steps` is the one place where jit, the mapping of members, loops over steps
-and several devices are applied to the train step. `Execution` says how.
+Only `compile_steps` applies jit, the mapping of members, loops over steps and several
+devices to the train step. `Execution` says how.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from mmvae_jax.errors import ArgumentError
 from mmvae_jax.training import devices, examples, step, sweep
 from mmvae_jax.types import Array, Batch, PRNGKey
 
-# Steps of one call of the compiled program at most.
+# Largest number of steps of one call of the compiled program.
 MAX_STEPS_PER_CALL = 256
-# Precision -> backend -> JAX's name; "default" is the device's own:
-# float32 on CPUs, which know no other, TF32 on recent GPUs, bfloat16 on TPUs. The
-# algorithms of GPUs are named, because there JAX's "bfloat16" is TF32.
+# Precision -> backend -> JAX's name. "default" is that of the device: float32 on CPUs,
+# which have no other, TF32 on recent GPUs, bfloat16 on TPUs. For GPUs these are names
+# of algorithms, because JAX's "bfloat16" is TF32 there.
 _MATMUL_PRECISIONS = {
     "default": {},
     "float32": {"cpu": "float32", "gpu": "float32", "tpu": "float32"},
@@ -33,8 +33,8 @@ def matmul_precision(precision: str, backend: str) -> str | None:
     """The argument of `jax.default_matmul_precision` for one of PRECISIONS.
 
     Raises:
-      ArgumentError: it is none of PRECISIONS, or the backend ("cpu", "gpu" or "tpu")
-        has no matrix products of that kind, and would compute others without a word.
+      ArgumentError: the precision is unknown, or the backend ("cpu", "gpu" or "tpu")
+        does not have it and would silently use another.
     """
     if precision not in PRECISIONS:
         raise ArgumentError(
@@ -54,17 +54,17 @@ def matmul_precision(precision: str, backend: str) -> str | None:
 
 
 class Execution(NamedTuple):
-    """Execution of steps and members, and the devices that it takes.
+    """How steps and members are executed, and on which devices.
 
     Attributes:
       mapping: one of `sweep.MAPPINGS`, for the members on a device.
-      steps_per_call: the most steps one call may take; 1 means without a loop.
+      steps_per_call: largest number of steps of one call; 1: no loop.
       precision: one of PRECISIONS, for the networks' matrix products.
-      layout: numbers of devices over which members and batches are spread.
-      members_at_once: members in parallel by "vmap" on a device, a divisor of their
-        number there; 0 = all.
-      window: steps whose examples are sent to the devices at once; 0 = all examples
-        are there (`examples.window_steps`).
+      layout: numbers of devices for members and for batches.
+      members_at_once: members that "vmap" maps at a time on a device, a divisor of
+        their number there; 0 = all.
+      window: steps whose examples are sent to the devices together; 0 = all examples
+        are on the devices (`examples.window_steps`).
     """
 
     mapping: str
@@ -78,16 +78,16 @@ class Execution(NamedTuple):
 def compile_steps(task: step.Task, execution: Execution) -> jax.stages.Wrapped:
     """The compiled program of a sweep: `num` steps of all members in one call.
 
-    One trace serves every number of steps, since the number is an argument.
+    One trace is enough for all numbers of steps, because the number is an argument.
 
     Returns:
       (state [K], hyper [K], keys [K], data, indices [N, B], num []) ->
-      (state [K], step [K]); data: modality -> [num_examples, ...]. `state` is
-      donated; the second output is there to be waited for. On several devices, state,
-      hyper, keys and data are expected where `devices` puts them.
+      (state [K], step [K]); data: modality -> [num_examples, ...]. `state` is donated;
+      callers wait for the second output. On several devices, `devices` must have placed
+      state, hyper, keys and data.
 
     Raises:
-      ValueError: the task has stages, each of which has a program of its own.
+      ValueError: the task has stages, which need one program each.
     """
     if task.stages:
         raise ValueError("a task with stages has a program for each of its tasks()")
@@ -117,17 +117,17 @@ def compile_steps(task: step.Task, execution: Execution) -> jax.stages.Wrapped:
 def compile_begin(
     stage: step.StageTask, execution: Execution, batch_size: int, data: Batch
 ) -> Callable[[step.TrainState], step.TrainState]:
-    """The compiled program of what is done before the first step of a stage.
+    """The compiled program that begins a stage, before its first step.
 
     Args:
-      stage: of every member.
-      execution: of members.
-      batch_size: examples at a time, of a pass over all of them; the last batch has
-        what is left.
+      stage: the stage of every member.
+      execution: execution of members.
+      batch_size: examples per batch in a pass over all examples; the last batch may be
+        smaller.
       data: result of `examples.put`.
 
     Returns:
-      state [K] -> state [K], where `compile_steps` has it; the state is donated.
+      state [K] -> state [K], placed as in `compile_steps`; the state is donated.
     """
     num_examples = len(next(iter(data.values())))
     num = num_examples // batch_size
@@ -154,12 +154,12 @@ def compile_begin(
 
 
 def _compile(fn: Callable, execution: Execution, num_shared: int) -> Any:
-    """A function of one member for all of them, on the devices; donates the first."""
+    """Compiles a function of one member for all members; donates its first argument."""
     layout = execution.layout
 
     def precisely(*args: Any) -> Any:
-        # It holds while this is traced, for all products that name no precision of
-        # their own (products of experts do).
+        # Applies in tracing to all products without an explicit precision (products of
+        # experts have one).
         precision = matmul_precision(execution.precision, jax.default_backend())
         with jax.default_matmul_precision(precision):
             return fn(*args)
@@ -178,10 +178,10 @@ def init_states(
     batch: Batch,
     layout: devices.Layout = devices.ONE_DEVICE,
 ) -> step.TrainState:
-    """The states of all members before the first step, fields [K, ...].
+    """The initial states of all members, fields [K, ...].
 
-    Members are initialised one after the other, so that a member's parameters
-    have the bits of its solo run.
+    Members are initialised one by one, so that a member's parameters have the bits of
+    its run alone.
     """
     init = jax.jit(partial(step.init_state, task))
     return devices.stack_members(

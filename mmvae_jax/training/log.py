@@ -1,8 +1,8 @@
-"""Files that a run writes besides checkpoints, metrics.jsonl and samples; trackers.
+"""Logs of a run: metrics.jsonl, samples, and trackers.
 
-The methods are those of clu's MetricWriter, with the member as one more
-argument. metrics.jsonl is what everything else reads: one line per logged step
-and member. Trackers, TensorBoard and others, are sinks (`training.sinks`).
+The methods are those of clu's MetricWriter, with the member as an additional argument.
+metrics.jsonl, which all other code reads, has one line per logged step and member.
+TensorBoard and other trackers are sinks (`training.sinks`).
 """
 
 import itertools
@@ -21,7 +21,7 @@ from mmvae_jax.files import file_name, write_whole
 from mmvae_jax.training import sinks
 from mmvae_jax.training.sweep import Member
 
-# Field of lines of evaluations that were added to a run later.
+# Field of lines of evaluations that were added after a run.
 DATE = "date"
 
 
@@ -31,7 +31,7 @@ class RunWriter:
     Attributes:
       workdir: the folder of the run.
       members: the members of the sweep.
-      date: of evaluations that are added to a run later; "" while it runs.
+      date: date of evaluations that are added after a run; "" during the run.
     """
 
     def __init__(
@@ -46,16 +46,14 @@ class RunWriter:
     ):
         """Opens the files of a run that continues at `step` (0 = a new run).
 
-        Lines that an interrupted run logged beyond `step` are dropped, and so are
-        evaluations of `step` itself: they will be logged again. Where `is_logged` is
-        False, so are all lines of `step`: a run that was to end there has logged it,
-        and one that goes on does not.
+        Lines after `step` and evaluations at `step` are dropped, because the run will
+        log them again. Without `is_logged`, all lines of `step` are dropped: the
+        earlier run logged it as its last step, but a longer run does not log it.
 
-        Nothing but a torn line is dropped where `step` is None: for evaluations that
-        are added to a run later. Those have a `date`, which is written with them, and
-        are not dropped at `step` itself.
+        With `step` None, for evaluations that are added after a run, only an incomplete
+        line is dropped. These evaluations have a `date`, and are not dropped at `step`.
 
-        `trackers`: arguments of `sinks.open_sinks`; default: TensorBoard alone.
+        `trackers`: arguments of `sinks.open_sinks`; default: only TensorBoard.
 
         Raises:
           UsageError: a tracker cannot be opened.
@@ -77,10 +75,9 @@ class RunWriter:
             raise
 
     def write_scalars(self, step: int, scalars: Sequence[Mapping[str, float]]) -> None:
-        """Writes tag -> value of every member at a step, at once and to the disk.
+        """Writes tag -> value of each member at a step, immediately to the disk.
 
-        Why a value is nan, as its attribute `reason` says where it has one, is in the
-        field "undefined" of the line.
+        The field "undefined" of a line has the reasons (attribute `reason`) of NaNs.
         """
         lines = []
         for k, (member, values) in enumerate(zip(self.members, scalars, strict=True)):
@@ -106,7 +103,7 @@ class RunWriter:
                 sink.image(step, sinks.tag_of(name), image)
 
     def write_texts(self, step: int, k: int, texts: Mapping[str, str]) -> None:
-        """Writes name -> lines of member k as a text file and to its sinks."""
+        """Writes name -> lines of member k to text files and its sinks."""
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
         prefix = member_name(self.members[k], self.members)
@@ -121,7 +118,7 @@ class RunWriter:
             sink.config(hparams)
 
     def flush(self) -> None:
-        """Puts everything written so far on the disk."""
+        """Writes buffered lines to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -134,7 +131,7 @@ class RunWriter:
 
 
 def member_name(member: Member, members: Sequence[Member]) -> str:
-    """A file name for a member: the hyper-parameters that name it in its sweep."""
+    """A file name for a member: the hyper-parameters that identify it in its sweep."""
     name = f"beta={_short(member.beta)},seed={member.seed}"
     if len({other.learning_rate for other in members}) > 1:
         name += f",learning_rate={_short(member.learning_rate)}"
@@ -142,16 +139,16 @@ def member_name(member: Member, members: Sequence[Member]) -> str:
 
 
 def _short(value: float) -> str:
-    """A number in six digits, or in all of its digits where six change it."""
+    """A number in six digits, or in all digits if six are not exact."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, up to one that is torn.
+    """The complete lines of a metrics.jsonl.
 
     Raises:
-      UsageError: a whole line is not one of such a log.
+      UsageError: a complete line is invalid.
     """
     if not path.exists():
         return []
@@ -171,7 +168,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def jsonable(value: Any) -> Any:
-    """A value as JSON allows it: plain numbers, None for nan and infinity."""
+    """Converts a value for JSON: plain numbers, None for NaN and infinity."""
     if isinstance(value, Mapping):
         return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -184,7 +181,7 @@ def jsonable(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file at once or not at all."""
+    """Writes a JSON file atomically."""
     text = json.dumps(jsonable(value), indent=2, allow_nan=False)
     write_whole(path, text + "\n")
 
@@ -192,8 +189,7 @@ def write_json(path: Path, value: Any) -> None:
 def _drop_lines_to_come(path: Path, step: int | None, is_logged: bool) -> None:
     """Drops the lines of a metrics.jsonl that a run continued at `step` logs again.
 
-    That is what is torn, and more where `step` is not None. `is_logged`: whether the
-    run logs `step`.
+    An incomplete line is always dropped. `is_logged`: whether the run logs `step`.
     """
     if not path.exists():
         return
@@ -201,8 +197,8 @@ def _drop_lines_to_come(path: Path, step: int | None, is_logged: bool) -> None:
     def is_kept(line: Mapping[str, Any]) -> bool:
         if step is None or line["step"] != step:
             return step is None or line["step"] < step
-        # The log of a step is complete before its checkpoint, an evaluation may
-        # have been cut off between two members.
+        # The log of a step is complete before its checkpoint; an evaluation may have
+        # been interrupted between two members.
         return DATE in line or (is_logged and not _is_evaluation(line))
 
     kept = [line for line in read_metrics(path) if is_kept(line)]

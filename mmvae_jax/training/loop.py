@@ -1,6 +1,6 @@
-"""The only train loop: `fit`, for sweeps, resumed runs and judges alike.
+"""The only train loop: `fit`, for sweeps, resumed runs and judges.
 
-`step.train_step` is pure and knows one member. `execution.compile_steps` makes the
+`step.train_step` is a pure function of one member. `execution.compile_steps` makes the
 program of all members from it, and `fit` calls that program.
 """
 
@@ -17,23 +17,23 @@ from mmvae_jax.training.execution import MAX_STEPS_PER_CALL, Execution
 from mmvae_jax.training.step import TrainState
 from mmvae_jax.types import Array, Batch, PRNGKey
 
-# Time that a call is meant to take at most, so that a signal is answered soon.
+# Target duration of a call, so that signals are handled soon.
 TARGET_SECONDS_PER_CALL = 2.0
 
 
 class Events(NamedTuple):
-    """Functions that a loop calls, and how often; 0 steps = never.
+    """Callbacks of the loop and their periods; 0 steps = never.
 
     Attributes:
-      log_every_steps: steps between two calls of `log`; the last step is logged too.
-      log: (step, metrics: tag -> float [K], finite: bool [K]) -> None; means over
-        the steps since the last call. Called in order, one call late.
+      log_every_steps: steps between two calls of `log`; the last step is also logged.
+      log: (step, metrics: tag -> float [K], finite: bool [K]) -> None; means over the
+        steps since the last call. Called in order, one call of the program later.
       eval_every_steps: steps between two calls of `evaluate`.
       evaluate: (step, state) -> None.
       save_every_steps: steps between two calls of `save`.
-      save: (step, state) -> None; must copy what it keeps, the state is donated.
-      progress: (step, seconds a step) -> None, after every call.
-      is_stopping: () -> bool; True ends the loop after the call in flight.
+      save: (step, state) -> None; must copy the state, which is donated.
+      progress: (step, seconds per step) -> None, after every call.
+      is_stopping: () -> bool; True ends the loop after the current call.
     """
 
     log_every_steps: int = 0
@@ -46,7 +46,7 @@ class Events(NamedTuple):
     is_stopping: Callable[[], bool] = lambda: False
 
     def steps_to_boundary(self, step: int) -> int:
-        """Steps from `step` to the next one at which something is called."""
+        """Number of steps from `step` to the next callback."""
         periods = (self.log_every_steps, self.eval_every_steps, self.save_every_steps)
         return min([p - step % p for p in periods if p], default=MAX_STEPS_PER_CALL)
 
@@ -61,21 +61,21 @@ class _Call(NamedTuple):
 
 
 class _Clock:
-    """Waits for calls, times them, and says how long the next one may be."""
+    """Waits for calls, measures their time, and limits the steps of the next one."""
 
     def __init__(self, execution: Execution, events: Events):
-        self.longest = 1  # steps that the next call may take
-        self.call: _Call | None = None  # in flight
+        self.longest = 1  # largest number of steps of the next call
+        self.call: _Call | None = None  # the running call
         self._execution, self._events = execution, events
         self._last_done = time.perf_counter()
 
     def finish_if_done(self) -> None:
-        """Reports the call in flight if it is done, as it is on CPUs by its return."""
+        """Reports the running call if it has finished, as on CPUs at its return."""
         if self.call is not None and self.call.done.is_ready():
             self.finish()
 
     def finish(self) -> None:
-        """Waits for the call in flight, if there is one, and reports it."""
+        """Waits for the running call, if any, and reports it."""
         call, self.call = self.call, None
         if call is None:
             return
@@ -90,7 +90,7 @@ class _Clock:
         self.longest = max(1, min(most, wanted, 4 * call.num))
 
     def restart(self) -> None:
-        """Leaves the time since the last call out of the next measurement."""
+        """Excludes the time since the last call from the next measurement."""
         self._last_done = time.perf_counter()
 
 
@@ -109,26 +109,26 @@ def fit(
 ) -> TrainState:
     """Trains all members up to step `num_steps`: the only train loop.
 
-    The order of the data is a pure function of (data_seed, step), so a state is all
-    that a resumed run needs. The number of steps in a call adapts to their time, which
-    changes no bit of the result. The next call is dispatched before the last one is
-    waited for, so an accelerator is never idle in between.
+    The order of the data is a pure function of (data_seed, step), so that a resumed run
+    needs only a state. The number of steps per call adapts to their time, which changes
+    no bit of the result. The next call is dispatched before the last one has finished,
+    so that an accelerator is never idle.
 
     Args:
       program: result of `compile_steps`.
       state: fields [K, ...]; donated.
       hyper: fields [K].
-      keys: key [K].
-      data: modality -> [num_examples, ...]; put on the devices, or where
-        `execution.window` says so sent there as they are due.
+      keys: PRNG keys [K].
+      data: modality -> [num_examples, ...]; moved to the devices, or with
+        `execution.window` sent there in windows.
       num_steps: the step at which to stop.
-      batch_size: examples a step.
+      batch_size: examples per step.
       data_seed: seed of the order of the data.
-      execution: as given to `compile_steps`.
-      events: functions called in between, by all processes in the same order.
+      execution: as in `compile_steps`.
+      events: callbacks, called by all processes in the same order.
 
     Returns:
-      The state after `num_steps` steps, or earlier if `is_stopping` said so.
+      The state after `num_steps` steps, or earlier if `is_stopping` returned True.
 
     Raises:
       UsageError: batch_size is larger than the data.
@@ -157,13 +157,13 @@ def fit(
             taken, indices, num = take(step, num)
             state, done = program(state, hyper, keys, taken, indices, num)
             step += num
-            clock.finish()  # of the call before
+            clock.finish()  # the previous call
             totals, every = None, events.log_every_steps
             if _is_at(step, every):
                 state, totals = _take_totals(state, layout)
             elif every and step == num_steps:
-                # Not set to zero: a run that goes on from here has the same logs as one
-                # that never stopped.
+                # Not set to zero, so that a run that continues from here has the same
+                # logs as an uninterrupted run.
                 _, totals = _take_totals(state, layout)
             clock.call = _Call(step, num, done, totals)
             _save_and_evaluate(clock, events, step, state)
@@ -174,13 +174,13 @@ def fit(
 def _save_and_evaluate(
     clock: _Clock, events: Events, step: int, state: TrainState
 ) -> None:
-    """Saves and evaluates the state where it is time to, and leaves that untimed."""
+    """Saves and evaluates the state if due, outside of the measured time."""
     is_save = _is_at(step, events.save_every_steps)
     is_eval = _is_at(step, events.eval_every_steps)
     if not (is_save or is_eval):
         return
     clock.finish()
-    if is_save:  # first, since an evaluation may take long
+    if is_save:  # first, because an evaluation may take long
         events.save(step, state)
     if is_eval:
         events.evaluate(step, state)
@@ -188,13 +188,13 @@ def _save_and_evaluate(
 
 
 def _is_at(step: int, period: int) -> bool:
-    """Whether something that happens every `period` steps (0: never) happens now."""
+    """Whether a callback with this period (0: never) is due."""
     return period > 0 and step % period == 0
 
 
 def _take_totals(state: TrainState, layout: devices.Layout) -> tuple[TrainState, tuple]:
-    """Takes the sums of the metrics out of a state and sets them to zero."""
-    # Copies, since the state's own arrays are donated to the next call.
+    """Returns the sums of the metrics, and the state with zeros instead."""
+    # Copies, because the state's arrays are donated to the next call.
     taken = devices.gather((state.totals, state.num_logged, state.finite), layout)
     zeros = jax.tree.map(jnp.zeros_like, (state.totals, state.num_logged))
     return state._replace(totals=zeros[0], num_logged=zeros[1]), taken

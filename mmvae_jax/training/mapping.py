@@ -1,7 +1,7 @@
-"""Choice of how a sweep is executed: by rule, and within the device's memory.
+"""Choice of the execution of a sweep, for the backend and within the device's memory.
 
-The rule knows which mapping of members is fast on which backend. Members that do not
-fit the device's memory at once are taken in chunks.
+A rule gives the fast mapping of members for each backend. Members that do not fit the
+memory together are mapped in chunks.
 """
 
 import os
@@ -26,15 +26,15 @@ from mmvae_jax.types import Batch, PRNGKey
 def choose_execution(
     mapping: str, steps_per_call: int, convolutions: Collection[str], backend: str
 ) -> Execution:
-    """The one decision on how members are mapped and steps are grouped.
+    """Chooses how members are mapped and how many steps a call has.
 
-    On CPUs the gradients of XLA's convolutions in their kernels are about 30 times
-    slower inside a loop than outside; everything else is fastest there one member
-    after the other, and on accelerators all members at once.
+    On CPUs, gradients of XLA's convolutions with respect to kernels are about 30 times
+    slower inside a loop than outside. Everything else is fastest one member after the
+    other on CPUs, and all members together on accelerators.
 
     Args:
       mapping: "auto" or one of `sweep.MAPPINGS`.
-      steps_per_call: 0 for automatic.
+      steps_per_call: largest number of steps of a call; 0 = automatic.
       convolutions: `Task.convolutions` of the members.
       backend: "cpu", "gpu" or "tpu".
 
@@ -59,7 +59,7 @@ def choose_execution(
 def place_data(
     execution: Execution, place: str, data: Batch, batch_size: int
 ) -> Execution:
-    """The execution with the place of the data, on the device or on the host.
+    """The execution with the chosen memory of the data, device or host.
 
     Args:
       execution: result of `choose_execution`.
@@ -78,10 +78,10 @@ def place_data(
 def require_precision(
     precision: str, convolutions: Collection[str], backend: str
 ) -> None:
-    """Checks that networks can be computed in a precision.
+    """Requires a precision that is possible for the networks.
 
-    JAX has no algorithm for convolutions on GPUs, only for matrix products: XLA's
-    convolutions would be computed in another precision than "bfloat16".
+    On GPUs, JAX can set the precision "bfloat16" only for matrix products; XLA's
+    convolutions would have another.
 
     Args:
       precision: one of `execution.PRECISIONS`.
@@ -89,7 +89,7 @@ def require_precision(
       backend: "cpu", "gpu" or "tpu".
 
     Raises:
-      ArgumentError: they cannot.
+      ArgumentError: the precision is not possible.
     """
     is_refused = precision == "bfloat16" and backend == "gpu"
     if is_refused and not {"lax", "mixed"}.isdisjoint(convolutions):
@@ -103,15 +103,15 @@ def require_precision(
 def require_chunks(
     members_at_once: int, num_members: int, layout: devices.Layout
 ) -> None:
-    """Checks that members can be taken in chunks of one size.
+    """Requires a chunk size that divides the members of a device.
 
     Args:
-      members_at_once: size of a chunk on a device; 0 = any.
+      members_at_once: members of a chunk on a device; 0 = any.
       num_members: K, on all devices.
       layout: numbers of devices.
 
     Raises:
-      ArgumentError: they cannot.
+      ArgumentError: the size is not a divisor.
     """
     on_device = num_members // layout[0]
     if members_at_once and on_device % members_at_once:
@@ -123,14 +123,14 @@ def require_chunks(
 
 
 class Prepared(NamedTuple):
-    """The parts that a run starts with.
+    """Programs, states and data at the start of a run.
 
     Attributes:
-      programs: of each of `Task.tasks()`, the result of `execution.compile_steps`, or
-        the same already compiled.
-      execution: the one chosen.
-      state: states of all members before the first step, fields [K, ...].
-      data: as given, or on the devices if the program was compiled for them there and
+      programs: for each of `Task.tasks()`, the result of `execution.compile_steps`,
+        possibly compiled already.
+      execution: the chosen execution.
+      state: initial states of all members, fields [K, ...].
+      data: the given data; on the devices if the program was compiled for that and
         `Execution.window` is 0.
     """
 
@@ -150,22 +150,22 @@ def prepare(
     batch_size: int,
     memory: int | None = None,
 ) -> Prepared:
-    """The programs of a sweep, one a stage, and the states that it starts from.
+    """The programs of a sweep, one per stage, and its initial states.
 
-    Members that are mapped at once are compiled here, in chunks if need be; those one
-    after the other need the least memory that there is, and are not checked.
+    Programs with "vmap" are compiled here, in chunks if necessary. Mapping one by one
+    needs the least memory and is not checked.
 
     Args:
       task: the training of one member.
       execution: result of `choose_execution`.
       hyper: fields [K].
-      keys: key [K].
+      keys: PRNG keys [K].
       data: name -> [N, ...], in host memory.
       batch_size: B.
-      memory: bytes of a device; None for the device's own.
+      memory: memory of a device in bytes; None: as reported by the device.
 
     Raises:
-      UsageError: the members do not fit the memory even one at a time.
+      UsageError: the memory is too small even for one member at a time.
     """
     first = {name: leaf[:batch_size] for name, leaf in data.items()}
     layout = execution.layout
@@ -192,15 +192,15 @@ def _compile_within(
 
     Args:
       task: the training of one member.
-      execution: its `members_at_once` is lowered if need be, unless it is given.
-      arguments: those of the program, but for the number of steps.
-      memory: bytes; None for the device's own.
+      execution: `members_at_once` = 0 is lowered if necessary.
+      arguments: arguments of the program without the number of steps.
+      memory: bytes; None: as reported by the device.
 
     Returns:
       (the compiled program, the execution).
 
     Raises:
-      UsageError: nothing fits.
+      UsageError: the memory is too small.
     """
     memory = device_memory() if memory is None else memory
     num = len(arguments[0].step) // execution.layout[0]
@@ -218,7 +218,7 @@ def _compile_within(
                 f"even {at_once} at a time, and it has {memory / 2**30:.2f} GiB; take "
                 "fewer members, or smaller batches or networks"
             )
-        # Memory beside the arguments is in proportion to the members.
+        # Memory without the arguments is proportional to the number of members.
         found = compiled.memory_analysis()
         extra = found.temp_size_in_bytes if found else 0
         left = max(memory - (needed - extra), 0)
@@ -228,7 +228,7 @@ def _compile_within(
 
 
 def peak_bytes(compiled: Any) -> int:
-    """Peak memory of a compiled program on a device, in bytes; 0 if XLA says none."""
+    """Peak memory of a compiled program on a device, in bytes; 0 if unknown."""
     found = compiled.memory_analysis()
     if found is None:
         return 0
@@ -241,7 +241,7 @@ def peak_bytes(compiled: Any) -> int:
 
 
 def device_memory() -> int:
-    """Memory of a device in bytes; for a CPU that of the machine."""
+    """Memory of a device in bytes; on CPUs, that of the machine."""
     of_device = jax.local_devices()[0].memory_stats() or {}
     of_machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return of_device.get("bytes_limit", of_machine)

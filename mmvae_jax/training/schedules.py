@@ -1,7 +1,7 @@
 """Schedules of a training run: factors of beta and of the learning rate.
 
-They are functions of the step inside the compiled train step, so that a resumed run has
-the bits of an unbroken one and nothing is compiled again.
+They are functions of the step in the compiled train step, so that a resumed run is
+bit-identical to an uninterrupted one and nothing is compiled again.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ LEARNING_RATES = ("constant", "cosine")
 
 
 class Factors(NamedTuple):
-    """Factors of what the members of a sweep have; None where it is constant.
+    """Factors of the members' beta and learning rate; None: constant.
 
     Attributes:
-      beta: steps taken, int [] -> float [].
-      learning_rate: likewise.
-      words: of each that is not constant, for the log.
+      beta: number of steps taken, int [] -> float [].
+      learning_rate: number of steps taken, int [] -> float [].
+      words: descriptions of the factors that are not constant, for the log.
     """
 
     beta: Callable[[Array], Array] | None = None
@@ -37,17 +37,18 @@ def make_factors(
     learning_rate_warmup_steps: int = 0,
     learning_rate_final: float = 0.0,
 ) -> Factors:
-    """The factors that settings of a run describe.
+    """Builds the factors from the settings of a run.
 
     Args:
-      num_steps: of the whole run.
-      beta_warmup_steps: steps in which the factor of beta rises from 0 to 1, linearly.
-      learning_rate_schedule: one of LEARNING_RATES, for what follows the warm-up.
-      learning_rate_warmup_steps: likewise of the learning rate.
-      learning_rate_final: of cosine: the factor after `num_steps` steps, in [0, 1].
+      num_steps: steps of the whole run.
+      beta_warmup_steps: steps in which the factor of beta rises linearly from 0 to 1.
+      learning_rate_schedule: one of LEARNING_RATES, after the warm-up.
+      learning_rate_warmup_steps: steps in which the factor of the learning rate rises
+        linearly from 0 to 1.
+      learning_rate_final: for cosine, the factor after `num_steps` steps, in [0, 1].
 
     Raises:
-      ArgumentError: an argument that is not allowed, or that would have no effect.
+      ArgumentError: an argument is invalid or would have no effect.
     """
     warmup, final = learning_rate_warmup_steps, learning_rate_final
     if not 0 <= beta_warmup_steps < num_steps:

@@ -1,8 +1,8 @@
-"""Where a run's values, pictures, texts and config go beside its own files.
+"""Trackers of a run: TensorBoard, Weights & Biases, and MLflow.
 
-`training.log.RunWriter` writes to sinks, one a member and tracker. TensorBoard's files
-are always written; Weights & Biases and MLflow are asked for, and their packages are
-extras. A run that is taken up again goes on in the same runs of theirs.
+`training.log.RunWriter` writes values, pictures, texts and the config to sinks, one per
+member and tracker. TensorBoard's files are always written; Weights & Biases and MLflow
+are optional, with packages in extras. A resumed run continues the same tracker runs.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ import tensorboardX
 
 from mmvae_jax.errors import ArgumentError, UsageError
 
-PROJECT = "mmvae_jax"  # of all runs there
+PROJECT = "mmvae_jax"  # project of all runs in a tracker
 WANDB_MODES = ("", "offline", "online")
-# It warns of every nan, and of what is not said: nan is in all files of a run.
+# tensorboardX warns of every NaN, which is normal in a run's values.
 logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
 
 class Sink(NamedTuple):
-    """Functions that write what belongs to one member.
+    """Functions that write to one tracker for one member.
 
     Attributes:
       scalars: (step, tag -> value) -> None.
@@ -45,13 +45,13 @@ class Sink(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A member of a run, as a sink is opened for it.
+    """A member of a run, for opening its sinks.
 
     Attributes:
       workdir: the folder of the run.
-      name: of the member in its sweep, a file name.
-      values: its hyper-parameters.
-      step: at which the run goes on; 0 or None: it does not.
+      name: file name of the member in its sweep.
+      values: hyper-parameters.
+      step: step at which a resumed run continues; 0 or None: not resumed.
     """
 
     workdir: Path
@@ -61,19 +61,19 @@ class Member(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """The same for every start of the run, and of no other member."""
+        """A unique identifier of the member, equal for every start of the run."""
         place = f"{self.workdir.absolute()}/{self.name}"
         return hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
 def require_wandb(wandb: str) -> None:
-    """Refuses a mode that does not exist, or whose package is not installed.
+    """Refuses an unknown mode, or a missing package.
 
     Args:
-      wandb: one of WANDB_MODES; "" = it is not used.
+      wandb: one of WANDB_MODES; "" = not used.
 
     Raises:
-      ArgumentError: it cannot be used.
+      ArgumentError: the mode is unknown, or wandb is not installed.
     """
     if wandb not in WANDB_MODES:
         raise ArgumentError(
@@ -87,13 +87,13 @@ def require_wandb(wandb: str) -> None:
 
 
 def require_mlflow(mlflow: str) -> None:
-    """Refuses an address where the package is not installed.
+    """Refuses an address if the package is missing.
 
     Args:
-      mlflow: as MLflow takes it, for instance "sqlite:///FILE"; "" = it is not used.
+      mlflow: address for MLflow, for instance "sqlite:///FILE"; "" = not used.
 
     Raises:
-      ArgumentError: it cannot be used.
+      ArgumentError: mlflow is not installed.
     """
     if mlflow and not _is_installed("mlflow"):
         raise ArgumentError(
@@ -104,15 +104,15 @@ def require_mlflow(mlflow: str) -> None:
 
 
 def open_sinks(member: Member, wandb: str = "", mlflow: str = "") -> list[Sink]:
-    """The sinks of a member: TensorBoard's, and those that are asked for.
+    """Opens the sinks of a member: TensorBoard, and the requested trackers.
 
     Args:
-      member: of a run.
-      wandb: as of `require_wandb`.
-      mlflow: as of `require_mlflow`.
+      member: the member.
+      wandb: as in `require_wandb`.
+      mlflow: as in `require_mlflow`.
 
     Raises:
-      UsageError: one cannot be opened; those before it are closed.
+      UsageError: a tracker cannot be opened; sinks opened before are closed.
     """
     wanted: list[tuple[str, Callable[[], Sink]]] = [
         ("TensorBoard", lambda: _tensorboard(member)),
@@ -123,7 +123,7 @@ def open_sinks(member: Member, wandb: str = "", mlflow: str = "") -> list[Sink]:
     for name, make in wanted:
         try:
             sinks.append(make())
-        except Exception as error:  # trackers raise many kinds of their own
+        except Exception as error:  # trackers raise many types
             for sink in sinks:
                 sink.close()
             if name == "TensorBoard" or isinstance(error, OSError):
@@ -134,12 +134,12 @@ def open_sinks(member: Member, wandb: str = "", mlflow: str = "") -> list[Sink]:
 
 
 def tag_of(name: str) -> str:
-    """A tag for all sinks: different where names are, which their own are not."""
+    """A tag that all sinks accept, unique for each name."""
     return re.sub(r"[^-/\w.]", lambda c: f"_{ord(c[0]):02X}", name)
 
 
 def _tensorboard(member: Member) -> Sink:
-    """Files in the run's folder."""
+    """TensorBoard files in the run's folder."""
     board = tensorboardX.SummaryWriter(
         str(member.workdir / "tensorboard" / member.name),
         purge_step=member.step + 1 if member.step else None,
@@ -155,7 +155,7 @@ def _tensorboard(member: Member) -> Sink:
     return Sink(
         scalars,
         lambda step, tag, image: board.add_image(tag, image, step, dataformats="HWC"),
-        # It reads Markdown, in which "<eos>" would vanish.
+        # TensorBoard renders Markdown, in which "<eos>" would disappear.
         lambda step, tag, text: board.add_text(tag, f"```\n{text}\n```", step),
         config,
         board.close,
@@ -163,7 +163,7 @@ def _tensorboard(member: Member) -> Sink:
 
 
 def _wandb(member: Member, mode: str) -> Sink:
-    """A run of Weights & Biases; offline it is in the run's folder."""
+    """A run of Weights & Biases; offline files are in the run's folder."""
     import wandb
 
     run = wandb.init(
@@ -175,7 +175,7 @@ def _wandb(member: Member, mode: str) -> Sink:
         mode=mode,
         dir=str(member.workdir),
         resume="allow" if mode == "online" else None,
-        reinit="create_new",  # the members' runs are open at the same time
+        reinit="create_new",  # the runs of several members are open together
         settings=wandb.Settings(silent=True),
     )
     return Sink(
@@ -226,5 +226,5 @@ def _is_installed(package: str) -> bool:
     """Whether a package can be imported."""
     try:
         return importlib.util.find_spec(package) is not None
-    except ValueError:  # of a module without a spec, which is there
+    except ValueError:  # an imported module without a spec
         return True

@@ -1,8 +1,7 @@
-"""`fit`: the train loop, once for every stage of a model's training.
+"""`fit`: the train loop, called once per stage of a model's training.
 
-A model without stages has one. What a stage begins with is a function of the state at
-its boundary, and so are all of its steps: a state is all that a resumed run needs,
-whichever stage it is of.
+A model without stages has one stage. The begin of a stage and its steps are functions
+of the state, so that a resumed run needs only a state, in any stage.
 """
 
 from typing import Any
@@ -28,21 +27,23 @@ def fit(
     data_seed: int,
     events: loop.Events,
 ) -> TrainState:
-    """Trains all members up to step `num_steps`, through the stages that are left.
+    """Trains all members up to step `num_steps`, through the remaining stages.
 
     Args:
       task: the training of one member.
       prepared: result of `mapping.prepare` for this task.
-      state: fields [K], of any step; donated.
+      state: fields [K], at any step; donated.
       hyper: fields [K].
-      keys: key [K].
-      num_steps: the step at which to stop, in whatever stage.
-      batch_size: as of `loop.fit`, as are `data_seed` and `events`.
-      data_seed: likewise.
-      events: likewise; the last step of a stage is logged, and no tag of another stage.
+      keys: PRNG keys [K].
+      num_steps: the step at which to stop, in any stage.
+      batch_size: as in `loop.fit`.
+      data_seed: as in `loop.fit`.
+      events: as in `loop.fit`; the last step of a stage is logged, without tags of
+        other stages.
 
     Returns:
-      The state after `num_steps` steps, or earlier if `events.is_stopping` said so.
+      The state after `num_steps` steps, or earlier if `events.is_stopping` returned
+      True.
     """
     execution = prepared.execution
     data = examples.put(prepared.data, execution.window, execution.layout)
@@ -78,11 +79,11 @@ def fit(
 def _of_stage(
     events: loop.Events, stage: StageTask, arguments: tuple, batch_size: int
 ) -> loop.Events:
-    """The events, of which `log` is given the metrics of one stage alone."""
+    """The events, with a `log` that gets only the metrics of one stage."""
     state, hyper, keys, data = arguments
 
     def shapes(tree: Any, *leading: int) -> Any:
-        """Those of one member, or of a batch."""
+        """Shapes and types of one member or of a batch."""
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype), tree
         )
@@ -102,17 +103,17 @@ def _of_stage(
 
 
 def words(task: Task) -> str:
-    """The stages in words, "" where there are none: "code 101 to 200; ..."."""
+    """The stages as text, "code 101 to 200; ..."; "" without stages."""
     return "; ".join(f"{s.name} {s.start + 1:,} to {s.end:,}" for s in task.stages)
 
 
 def is_lengthened(model: MultimodalVAE, before: int, now: int) -> bool:
-    """Whether more steps of the whole run change a step that has been taken.
+    """Whether a larger number of steps of the run would change earlier steps.
 
     Args:
-      model: with stages or without.
-      before: steps of the run as it was started.
-      now: steps that are asked for.
+      model: the model, with or without stages.
+      before: number of steps with which the run was started.
+      now: requested number of steps.
     """
     return before != now and any(
         stage.learning_rate is not None or stage.end(before) != stage.end(now)

@@ -21,11 +21,10 @@ from mmvae_jax.types import (
     Stage,
 )
 
-# Adam's step is at most (1 - b1) / sqrt(1 - b2) = 3.2 learning rates long (Kingma &
-# Ba, 2015, Sec. 2.1): up to this rate none reaches infinity from parameters whose
-# loss is finite.
+# Adam's step is at most (1 - b1) / sqrt(1 - b2) = 3.2 learning rates long (Kingma & Ba,
+# 2015, Sec. 2.1). Up to this rate, parameters with a finite loss stay finite.
 _LARGEST_LEARNING_RATE = 1e36
-# The square of a larger gradient, which Adam takes, is no float32.
+# Adam squares gradients; larger ones overflow float32.
 LARGEST_GRADIENT = 1.8e19
 
 
@@ -35,16 +34,16 @@ class Task(NamedTuple):
     Attributes:
       init: key -> params.
       loss: (params, hyper, key, batch) -> (loss [], metrics), metrics: tag -> [].
-        `hyper` has a field learning_rate and what else the loss asks for; `batch`
-        is what the data hold, images as uint8.
-      clip_norm: the largest norm of a member's gradient, over all its parameters; 0
-        for any.
-      convolutions: forms of `layers` in which its networks execute convolutions
-        (`networks.convolution_forms`); they decide how it is mapped.
+        `hyper` has a field learning_rate and other inputs of the loss; `batch` has the
+        raw data, images as uint8.
+      clip_norm: largest norm of a member's gradient, over all its parameters; 0 = no
+        limit.
+      convolutions: forms in which the networks execute convolutions
+        (`networks.convolution_forms`), for the choice of the mapping.
       scheduled: (hyper, steps taken) -> hyper of the next step.
-      learns: the entries of the parameters that are trained; () = all.
-      after_step: (params, batch) -> params, after every step; None: nothing is done.
-      stages: in which the member is trained; () = on `loss`.
+      learns: the entries of the parameters to train; () = all.
+      after_step: (params, batch) -> params, after every step; None: unchanged.
+      stages: stages of the training; () = one stage with `loss`.
     """
 
     init: Callable[[PRNGKey], Params]
@@ -57,7 +56,7 @@ class Task(NamedTuple):
     stages: tuple["StageTask", ...] = ()
 
     def tasks(self) -> tuple["Task", ...]:
-        """The tasks of its stages; itself, where there are none."""
+        """The tasks of the stages; without stages, this task."""
         return tuple(stage.task for stage in self.stages) or (self,)
 
 
@@ -65,11 +64,11 @@ class StageTask(NamedTuple):
     """The training of one member in one stage.
 
     Attributes:
-      name: of the stage.
-      start: the step at which it begins.
-      end: the step at which it ends.
-      begin: as of `types.Stage`.
-      task: what is trained in it.
+      name: name of the stage.
+      start: the step at which the stage begins.
+      end: the step at which the stage ends.
+      begin: as in `types.Stage`.
+      task: the training in the stage.
     """
 
     name: str
@@ -80,13 +79,13 @@ class StageTask(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """The whole state of one member ([K, ...] for a sweep): all that a resume needs.
+    """The whole state of one member ([K, ...] for a sweep), enough to resume.
 
     Attributes:
-      step: int32 [], steps taken.
-      params: the model's parameters.
+      step: int32 [], number of steps taken.
+      params: parameters of the model.
       optimizer: state of Adam.
-      finite: bool [], False from the first non-finite loss, gradient or step on.
+      finite: bool [], False after the first loss, gradient or step that is not finite.
       totals: tag -> float32 [], sums since the last logged step.
       num_logged: int32 [], number of steps in `totals`.
     """
@@ -108,13 +107,13 @@ def vae_task(
     """Training of a multimodal VAE on its objective, or in its stages.
 
     Args:
-      model: its objective is given the step if it has a schedule.
+      model: the model; with a schedule, its objective gets the step.
       clip_norm: as in `Task`.
-      factors: of beta and the learning rate of every member.
-      num_steps: of the whole run, which the stages of a model divide.
+      factors: factors of beta and the learning rate of every member.
+      num_steps: steps of the whole run, required for models with stages.
 
     Raises:
-      ValueError: a model with stages is not given `num_steps`.
+      ValueError: `num_steps` is missing for a model with stages.
     """
 
     def scheduled(hyper: Hyper, step: Array) -> Hyper:
@@ -148,7 +147,7 @@ def vae_task(
 
 
 def _scaled_loss(objective: Callable[..., tuple[Array, Any]]) -> Callable:
-    """`Task.loss` of an objective: of the bytes as they are, and its metrics."""
+    """`Task.loss` of an objective: scales bytes, and names the metrics."""
 
     def loss(
         params: Params, hyper: Hyper, key: PRNGKey, batch: Batch
@@ -170,13 +169,12 @@ def _scaled_loss(objective: Callable[..., tuple[Array, Any]]) -> Callable:
 
 
 def _scaled(batch: Batch) -> Batch:
-    """The batch, its images in [0, 1]."""
-    # Masks, if there are any, go through unchanged.
+    """The batch with images in [0, 1]; masks are unchanged."""
     return {name: to_unit_interval(x) for name, x in batch.items()}
 
 
 def _stage_task(whole: Task, stage: Stage, start: int, end: int) -> StageTask:
-    """The training in one stage of the steps [start, end)."""
+    """The training in one stage, steps [start, end)."""
 
     def scheduled(hyper: Hyper, step: Array) -> Hyper:
         hyper = whole.scheduled(hyper, step)
@@ -198,14 +196,14 @@ def _stage_task(whole: Task, stage: Stage, start: int, end: int) -> StageTask:
 
 
 def tags(task: Task, params: Params, hyper: Any, key: PRNGKey, batch: Batch) -> tuple:
-    """The names of the metrics of a task's loss, which is only traced."""
+    """The names of the metrics of a task's loss, by tracing it."""
     return tuple(jax.eval_shape(task.loss, params, hyper, key, batch)[1])
 
 
 def init_state(task: Task, hyper: Any, key: PRNGKey, batch: Batch) -> TrainState:
     """The state of one member before the first step."""
     params = task.init(key)
-    # One structure over all stages: the metrics of all of them.
+    # All stages share one structure, with the metrics of all stages.
     names = [tags(own, params, hyper, key, batch) for own in task.tasks()]
     return TrainState(
         step=jnp.int32(0),
@@ -222,19 +220,19 @@ def train_step(
 ) -> TrainState:
     """One step of Adam for one member: pure, not jitted, not mapped.
 
-    A member whose loss is not finite, or whose gradient or learning rate could take
-    its moments or parameters out of float32, keeps the parameters it had and stays
-    so: later steps leave it alone.
+    If the loss of a member is not finite, or its gradient or learning rate could make
+    moments or parameters overflow float32, the member keeps its last parameters in this
+    and all later steps.
 
     Args:
-      task: the loss, and how gradients are clipped.
-      state: before the step.
-      hyper: as `task.loss` takes it; fields [].
-      key: the member's; the step's own key is folded from it.
+      task: the training of the member.
+      state: state before the step.
+      hyper: hyper-parameters for `task.loss`; fields [].
+      key: random key of the member; the step is folded in.
       batch: modality -> [B, ...].
 
     Returns:
-      The next state, its metrics added to `totals`.
+      The next state, with the metrics added to `totals`.
     """
     hyper = task.scheduled(hyper, state.step)
     step_key = jax.random.fold_in(key, state.step)
@@ -243,7 +241,7 @@ def train_step(
         lambda params: task.loss(merged(params), hyper, step_key, batch), has_aux=True
     )(own.params)
     norm = gradient_norm(gradient)
-    # NaN is below nothing.
+    # The comparison is False for NaN.
     finite = state.finite & (norm <= LARGEST_GRADIENT)
     finite &= hyper.learning_rate <= _LARGEST_LEARNING_RATE
     for value in metrics.values():
@@ -261,7 +259,7 @@ def train_step(
         params=params,
         optimizer=optimizer,
         finite=finite,
-        # Those of other stages stay as they are.
+        # Metrics of other stages are unchanged.
         totals={
             tag: total + metrics[tag] if tag in metrics else total
             for tag, total in state.totals.items()
@@ -271,15 +269,15 @@ def train_step(
 
 
 def begin_stage(stage: StageTask, state: TrainState, fold: Callable) -> TrainState:
-    """The state in which a stage begins: a new Adam, no sums, parameters by `begin`.
+    """The initial state of a stage: new Adam, zero sums, parameters by `begin`.
 
-    Pure, for one member; applied twice it gives what it gives once. A member of which
-    `begin` makes something that is not finite keeps the parameters it had.
+    It is pure, for one member, and idempotent. If `begin` gives parameters that are not
+    finite, the member keeps its last parameters.
 
     Args:
       stage: the stage.
-      state: at the end of the one before.
-      fold: as of `types.Stage`, but over batches as the data hold them.
+      state: state at the end of the previous stage.
+      fold: as in `types.Stage`, but over raw batches.
     """
     empty = jax.tree.map(
         jnp.zeros_like, (state.optimizer, state.totals, state.num_logged)
@@ -300,7 +298,7 @@ def begin_stage(stage: StageTask, state: TrainState, fold: Callable) -> TrainSta
 def _learning(
     learns: tuple[str, ...], state: TrainState
 ) -> tuple[TrainState, Callable[[Params], Params]]:
-    """The part of a state that is trained, and what puts its parameters in place."""
+    """The trained part of a state, and a function that merges its parameters."""
     if not learns:
         return state, lambda params: params
     own, mu, nu = (
@@ -315,23 +313,23 @@ def _learning(
 def _in_place(
     learns: tuple[str, ...], old: optax.OptState, new: optax.OptState
 ) -> optax.OptState:
-    """The state of Adam, with that of the part that is trained in its place."""
+    """The state of Adam, with the new state of the trained part."""
     if not learns:
         return new
     return new._replace(mu={**old.mu, **new.mu}, nu={**old.nu, **new.nu})
 
 
 def _kept(finite: Array, new: Any, old: Any) -> Any:
-    """The new tree; the old one unless `finite`."""
+    """The new tree if `finite`, else the old one."""
     return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
 
 def gradient_norm(gradient: Params) -> Array:
     """Euclidean norm over all parameters, [], finite for gradients of up to 1e28.
 
-    The squares themselves would leave float32 from 1e19 on.
+    Squares without scaling would overflow float32 from 1e19 on.
     """
-    # A power of two: nothing is rounded.
+    # Powers of two avoid rounding.
     scaled_down = jax.tree.map(lambda g: g * 2.0**-32, gradient)
     return optax.tree.norm(scaled_down) * 2.0**32
 
@@ -339,11 +337,11 @@ def gradient_norm(gradient: Params) -> Array:
 def _adam(
     state: TrainState, gradient: Params, learning_rate: Array, finite: Array
 ) -> tuple[Params, optax.OptState]:
-    """Parameters and moments after one step of Adam; the old ones unless `finite`.
+    """Parameters and moments after one step of Adam if `finite`, else the old ones.
 
     The arithmetic and the state are those of `optax.scale_by_adam`. The barrier makes
-    XLA compute the parameters from the moments that are kept: without it, XLA computes
-    them twice, and cannot write them over the old ones.
+    XLA compute the parameters from the stored moments; otherwise it would compute the
+    moments twice and could not overwrite the old ones.
     """
 
     b1, b2, epsilon = 0.9, 0.999, 1e-8

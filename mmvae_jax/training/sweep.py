@@ -1,7 +1,7 @@
-"""The member axis of a sweep: a grid as data, and how members are mapped.
+"""The member axis of a sweep: the grid, and the mapping of members.
 
-A sweep is K runs of one model that differ in what `Hyper` and the seed hold.
-Their states are stacked on a leading axis of K and trained in one program.
+A sweep is K runs of one model with different `Hyper` and seeds. Their states are
+stacked on a leading axis of K and trained in one program.
 """
 
 import itertools
@@ -53,7 +53,7 @@ def stack_hyper(members: list[Member]) -> Hyper:
 
 
 def stack_keys(members: list[Member]) -> PRNGKey:
-    """One key a member, from its seed; key [K]."""
+    """One PRNG key per member, from its seed; [K]."""
     return jax.vmap(jax.random.key)(jnp.array([m.seed for m in members], jnp.uint32))
 
 
@@ -67,25 +67,24 @@ def map_members(
 ) -> Callable:
     """Maps a function of one member over the leading axis of K.
 
-    The last `num_shared` arguments are shared by all members (data, batches). Where
-    members or chunks are taken one after the other, a first output that has the shape
-    of the first argument takes its place in memory.
+    The last `num_shared` arguments are shared by all members (data, batches). If
+    members or chunks are executed one after the other, a first output with the shape of
+    the first argument overwrites it in memory.
 
     Args:
       fn: function of one member.
-      mapping: "vmap" (one program, members in parallel, which rounds otherwise than
-        one alone: GPUs), "map" (members after one another inside the program: CPUs,
-        where it saves memory and keeps caches warm) or "unroll" (a copy of the program
-        for each member: CPUs, where XLA's convolutions are slow under the other two).
+      mapping: "vmap" (members in parallel, rounded differently than alone: for GPUs),
+        "map" (members one after another in the program: for CPUs, saves memory and
+        keeps caches warm) or "unroll" (a copy of the program per member: for CPUs, if
+        XLA's convolutions are slow with the other two).
       num_shared: number of trailing arguments without a member axis.
-      at_once: number of members in parallel with "vmap", a divisor of K, in one such
-        chunk after another; 0 = all.
+      at_once: with "vmap", members per chunk, a divisor of K; 0 = all.
 
     Returns:
       The mapped function; its outputs have a leading axis of K.
 
     Raises:
-      ValueError: the mapping is none of MAPPINGS.
+      ValueError: the mapping is unknown.
     """
     if mapping not in MAPPINGS:
         raise ValueError(f"mapping must be one of {MAPPINGS}, got {mapping!r}")
@@ -112,9 +111,9 @@ def map_members(
 
 
 def _one_by_one(fn: Callable, own: tuple, shared: tuple) -> Any:
-    """`jax.lax.map` with less memory: a state is written where it was read.
+    """`jax.lax.map` with less memory: new states overwrite the old ones.
 
-    The bits are the same, but `jax.lax.map`, with or without its batch_size, holds the
+    The bits are the same, but `jax.lax.map`, with or without its batch_size, stores the
     states of all members twice (docs/performance.md, "How members are mapped").
     """
     first = jax.tree.map(

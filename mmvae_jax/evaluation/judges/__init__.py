@@ -1,8 +1,8 @@
-"""Judges of what a model generates: networks and parsers that metrics need.
+"""Judges of generated examples: networks and parsers that metrics need.
 
-Classifiers and readers tell what one example shows, matchers how well two examples
-match. Judges are trained on real data by the train loop of the models, and kept
-beside the data, so that runs on the same data share them.
+Classifiers and readers tell what an example shows; matchers tell how well two examples
+match. Judges are trained on real data by the train loop of the models and stored beside
+the data, so that runs on the same data share them.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,12 +19,12 @@ class Kind(NamedTuple):
     """A kind of judge.
 
     Attributes:
-      check: (config, dataset, name of a metric) -> None; raises UsageError where
-        training would.
-      get: (config, dataset, folder, loop.Events) -> the judges, kept or trained; None
-        where the events stopped their training.
-      section: of the config.
-      folder: below config.data.data_dir.
+      check: (config, dataset, name of a metric) -> None; raises UsageError if training
+        would.
+      get: (config, dataset, folder, loop.Events) -> the judges, loaded or trained; None
+        if the events stopped the training.
+      section: section of the config.
+      folder: folder in config.data.data_dir.
     """
 
     check: Callable[[Any, Dataset, str], None]
@@ -33,7 +33,7 @@ class Kind(NamedTuple):
     folder: str
 
 
-# Kind, which is a need of metrics and a field of EvaluationData -> how it is made.
+# Need of metrics, which is also a field of EvaluationData -> Kind.
 KINDS = {
     "classifiers": Kind(
         classifiers.check, classifiers.get_classifiers, "classifier", "classifiers"
@@ -52,20 +52,20 @@ def get_judges(
     dataset: Dataset,
     watched: Callable[[str, Any], AbstractContextManager[loop.Events]],
 ) -> dict[str, Any] | None:
-    """The judges of some kinds, found beside the data or trained and put there.
+    """Loads judges from beside the data, or trains and stores them.
 
     Args:
       needed: keys of `KINDS`.
       config: with the fields `classifier`, `matcher` and `data` of configs/base.py.
       dataset: the real data.
-      watched: (folder, section of the config) -> a context that gives the events of a
+      watched: (folder, section of the config) -> a context with the events of a
         training.
 
     Returns:
-      Kind -> judges, to be fields of EvaluationData; None if a training was stopped.
+      Kind -> judges, the fields of EvaluationData; None if a training was stopped.
 
     Raises:
-      UsageError: the data or the config are not fit for them.
+      UsageError: the data or the config do not fit.
     """
     found = {}
     for name in needed:

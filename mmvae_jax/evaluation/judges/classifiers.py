@@ -1,7 +1,7 @@
-"""Classifiers behind the coherences: one a modality, trained on real data.
+"""Classifiers for coherence: one per modality, trained on real data.
 
-They are trained by the same loop as the models, one sweep member a modality, and
-kept beside the data under a name made of the data's and the settings' hash.
+The train loop of the models trains them, with one sweep member per modality. They are
+stored beside the data; the file name contains the hashes of data and settings.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ class ClassifierHyper(NamedTuple):
     """Hyper-parameters of a group of G classifiers.
 
     Attributes:
-      learning_rate: of Adam; float32 [G].
-      modality: index of the modality within its group; int32 [G].
+      learning_rate: learning rate of Adam; float32 [G].
+      modality: index of the modality in its group; int32 [G].
     """
 
     learning_rate: Array
@@ -45,17 +45,17 @@ def get_classifiers(
     directory: str,
     events: loop.Events = loop.Events(),  # noqa: B008 (a NamedTuple is immutable)
 ) -> dict[str, Reader] | None:
-    """The classifiers of all modalities, from `directory` or trained and put there.
+    """Loads the classifiers of all modalities from `directory`, or trains them.
 
     Args:
-      config: with the fields `classifier` of configs/base.py.
+      config: with the section `classifier` of configs/base.py.
       dataset: the real data; its fingerprint names the cached file.
-      directory: where classifiers are kept.
-      events: what the train loop calls.
+      directory: folder of the classifiers.
+      events: callbacks of the train loop.
 
     Returns:
-      modality -> Reader of the label, dropout off, `accuracy` on the whole test split;
-      None if `events.is_stopping` ended the training.
+      modality -> Reader of the label, without dropout, `accuracy` on the whole test
+      split; None if `events.is_stopping` ended the training.
 
     Raises:
       UsageError: the data have no labels.
@@ -84,7 +84,7 @@ def get_classifiers(
 
 
 def check(config: Any, dataset: Dataset, metric: str = "coherence") -> None:
-    """Checks, before training, that classifiers can be made and trained.
+    """Checks that classifiers can be built and trained.
 
     Raises:
       UsageError: the data have no labels, or examples do not fit the network.
@@ -98,19 +98,19 @@ def get_second(
     directory: str,
     events: loop.Events = loop.Events(),  # noqa: B008 (a NamedTuple is immutable)
 ) -> dict[str, Reader] | None:
-    """Classifiers of another architecture and seed; otherwise as `get_classifiers`."""
+    """`get_classifiers` with another architecture and seed."""
     return get_classifiers(_of_second(config), dataset, directory, events)
 
 
 def check_second(config: Any, dataset: Dataset, metric: str = "second_judge") -> None:
-    """`check` of what `get_second` trains."""
+    """`check` for `get_second`."""
     check(_of_second(config), dataset, metric)
 
 
 def _of_second(config: Any) -> Any:
-    """The config of second classifiers: MLPs where the first are not, and conversely.
+    """The config of second classifiers: MLPs if the first are not, and vice versa.
 
-    Classifiers of vectors and tokens are MLPs in both, from different seeds.
+    Classifiers of vectors and tokens are MLPs in both, with different seeds.
     """
     second = config.copy_and_resolve_references()
     is_mlp = config.classifier.network == "mlp"
@@ -122,15 +122,15 @@ def _of_second(config: Any) -> Any:
 def make_networks(
     config: Any, dataset: Dataset, metric: str = "coherence"
 ) -> list[tuple[Any, list[str]]]:
-    """The Linen modules of the classifiers: one output a class of the labels.
+    """The Linen modules of the classifiers, with one output per class.
 
     Args:
-      config: with the fields `classifier` of configs/base.py.
+      config: with the section `classifier` of configs/base.py.
       dataset: the real data.
       metric: name of the metric that needs them.
 
     Returns:
-      Pairs of a module and the modalities of one shape that it is for.
+      Pairs of a module and its modalities, which have one shape.
 
     Raises:
       UsageError: the network is unknown, or the data have no labels.
@@ -151,13 +151,13 @@ def make_networks(
 
 
 def network_for(config: Any, dataset: Dataset, modality: str, section: str) -> str:
-    """The name of a modality's network: that of the config, but only for images."""
+    """The name of a modality's network: that of the config for images, else "mlp"."""
     is_picture = is_image(dataset.train.modalities[modality])
     return config[section].network if is_picture else "mlp"
 
 
 def classifier_task(network: Any, modalities: list[str], shape: Shape) -> step.Task:
-    """Training of one classifier, `hyper.modality` says of which modality."""
+    """Training of one classifier, for the modality `hyper.modality`."""
 
     def init(key: PRNGKey) -> Params:
         return network.init(key, networks.blank(shape))
@@ -185,7 +185,7 @@ def classifier_task(network: Any, modalities: list[str], shape: Shape) -> step.T
 
 
 def groups_of_one_shape(dataset: Dataset) -> list[list[str]]:
-    """Modalities that can share a compiled program, because their shapes agree."""
+    """Groups of modalities with equal shapes, which can share a compiled program."""
     groups: dict[tuple, list[str]] = {}
     shapes = dataset.shapes()
     for modality, x in dataset.train.modalities.items():
@@ -196,7 +196,7 @@ def groups_of_one_shape(dataset: Dataset) -> list[list[str]]:
 def _train_group(
     network: Any, settings: Any, dataset: Dataset, group: list[str], events: loop.Events
 ) -> dict:
-    """Trains one classifier a modality of a group; modality -> its file's content."""
+    """Trains one classifier per modality; returns modality -> content of its file."""
     data = {m: dataset.train.modalities[m] for m in group}
     data["labels"] = require_labels(dataset.train, "coherence")
     if dataset.train.observed is not None:
@@ -224,14 +224,14 @@ def fit_members(
     settings: Any,
     events: loop.Events,
 ) -> Params:
-    """Trains the networks of an evaluation, one a member.
+    """Trains networks for the evaluation, one per member.
 
     Args:
-      task: of one member.
+      task: the training of one member.
       hyper: fields [K].
-      data: modality -> uint8 [N, ...], and what else the task asks for, [N].
-      settings: with num_steps, batch_size (larger than N: N) and seed.
-      events: what the train loop calls.
+      data: modality -> uint8 [N, ...], and other inputs of the task, [N].
+      settings: with num_steps, batch_size (at most N is used) and seed.
+      events: callbacks of the train loop.
 
     Returns:
       The parameters of all members, [K, ...], in host memory.
@@ -261,17 +261,17 @@ def fit_members(
 def load_or_train(
     directory: str, dataset: Dataset, settings: Any, train_all: Callable
 ) -> dict | None:
-    """Parameters trained on these data with these settings, kept in a file.
+    """Loads parameters for these data and settings from a file, or trains them.
 
     Args:
-      directory: where such files are kept; where it cannot be written, none is.
-      dataset: its fingerprint is one half of the file's name.
-      settings: a section of a config, the other half.
-      train_all: () -> a tree of dicts and arrays, or None if it was stopped; called
-        where there is no file, or one that cannot be read.
+      directory: folder of the file; if it cannot be written, nothing is stored.
+      dataset: its fingerprint is the first half of the file's name.
+      settings: a section of a config, whose hash is the second half.
+      train_all: () -> a tree of dicts and arrays, or None if it was stopped; called if
+        the file does not exist or cannot be read.
 
     Returns:
-      The content of the file, or what has been trained; None if that was stopped.
+      The loaded or trained parameters; None if the training was stopped.
     """
     described = json.dumps(settings.to_dict(), sort_keys=True)
     source = f"{dataset.fingerprint} {described}"
@@ -286,7 +286,7 @@ def load_or_train(
 
 
 def _accuracy(apply: Callable, params: Params, split: Split, modality: str) -> float:
-    """The share of a modality's examples that are classified correctly, in [0, 1]."""
+    """The fraction of a modality's examples that are classified correctly."""
     split = split.take(np.flatnonzero(split.is_observed(modality)))
     labels = require_labels(split, "coherence")
     correct = 0
@@ -298,18 +298,18 @@ def _accuracy(apply: Callable, params: Params, split: Split, modality: str) -> f
 
 
 def _save(path: Path, trained: Mapping[str, Any]) -> None:
-    """Writes a file whose first bytes are the sha256 of the others."""
+    """Writes a file that starts with the sha256 of its content."""
     body = flax.serialization.msgpack_serialize(dict(trained))
     keep(path, hashlib.sha256(body).digest() + body)
 
 
 def _load(path: Path) -> dict | None:
-    """The content of a file; None if there is none or it cannot be read."""
+    """The content of a file; None if it does not exist or is damaged."""
     try:
         content = path.read_bytes()
     except OSError:
         return None
     digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
-        return None  # truncated, damaged or foreign: train again and overwrite it
+        return None  # truncated, damaged or another file: train and overwrite it
     return flax.serialization.msgpack_restore(body)

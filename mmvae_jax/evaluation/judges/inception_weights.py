@@ -1,10 +1,9 @@
-"""The published weights of the Inception network: where they are, how to read them.
+"""Finds and reads the published weights of the Inception network.
 
-The file is a state dict that `torch.save` wrote in its format from before PyTorch
-1.6: five pickles, then the bytes of the storages. PyTorch is much to install for one
-file. Only bytes of the known hash are unpickled, and only by an unpickler that builds
-what `_NAMES` lists. Not supported: other formats and dtypes, which this file does not
-have.
+The file is a state dict in the format of `torch.save` before PyTorch 1.6: five pickles,
+then the bytes of the storages. This reader avoids a dependency on PyTorch. It unpickles
+only bytes with the known hash, and builds only the objects in `_NAMES`. Formats and
+dtypes that are not in this file are not supported.
 """
 
 import collections
@@ -26,7 +25,7 @@ ADDRESS = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
     "pt_inception-2015-12-05-6726825d.pth"
 )
-# The name of the file carries the first eight digits, as PyTorch's hub has it.
+# The file name contains the first eight digits, as in PyTorch's hub.
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 _MAX_FILE_BYTES = 256 << 20  # The published file has 95 MB.
@@ -34,18 +33,18 @@ _TIMEOUT = 60  # Seconds without an answer.
 
 
 def load(path: str, data_dir: str) -> dict[str, np.ndarray]:
-    """The published weights, downloaded if they are not there yet.
+    """Loads the published weights; downloads them if necessary.
 
     Args:
-      path: of the file; "" = data_dir/weights/, where a download is kept if that can
-        be written.
-      data_dir: where data sets are kept.
+      path: path of the file; "" = data_dir/weights/, where a download is stored if the
+        folder can be written.
+      data_dir: folder of data sets.
 
     Returns:
       Name -> float32 or int64 array, the state dict of the port to PyTorch.
 
     Raises:
-      UsageError: there is no such file and no network, or it is another file.
+      UsageError: there is neither the file nor a network, or the file has another hash.
     """
     kept = Path(data_dir).expanduser() / "weights" / ADDRESS.rpartition("/")[2]
     source = Path(path).expanduser() if path else kept
@@ -75,7 +74,7 @@ def _read(path: Path) -> bytes:
 
 
 def _difference(content: bytes) -> str:
-    """Words for bytes that are not the published ones; "" for those."""
+    """Part of the error message for other bytes; "" for the published ones."""
     digest = hashlib.sha256(content).hexdigest()
     if digest == SHA256:
         return ""
@@ -86,7 +85,7 @@ def _difference(content: bytes) -> str:
 
 
 def _download(path: Path) -> bytes:
-    """Fetches the weights and keeps them at `path`, if that can be written."""
+    """Downloads the weights and stores them at `path`, if it can be written."""
     remedy = "put a copy of {} at {}, or leave fid out of {metrics}"
     try:
         with urllib.request.urlopen(ADDRESS, timeout=_TIMEOUT) as response:
@@ -94,7 +93,7 @@ def _download(path: Path) -> bytes:
         if wrong := _difference(content):
             words = f"what came from the network {wrong}: {remedy}"
             raise ArgumentError(words, ADDRESS, str(path))
-        if is_writable(path.parent):  # else `needs.check` says that they are not kept
+        if is_writable(path.parent):  # else `needs.check` has warned
             keep(path, content)
     except (OSError, http.client.HTTPException) as error:
         words = f"cannot fetch the Inception weights ({{}}): {remedy}"
@@ -114,7 +113,7 @@ def _state_dict(content: bytes) -> dict[str, np.ndarray]:
     # The tensors are views of the storages, whose bytes come after the pickles.
     for key in keys:
         storage = storages[key]
-        position += 8  # the number of its elements once more
+        position += 8  # skip the repeated number of elements
         storage[:] = np.frombuffer(content, storage.dtype, storage.size, position)
         position += storage.nbytes
     return {name: tensor.copy() for name, tensor in tensors.items()}
@@ -123,13 +122,13 @@ def _state_dict(content: bytes) -> dict[str, np.ndarray]:
 def _tensor(
     storage: np.ndarray, offset: int, shape: tuple, strides: tuple, *_: Any
 ) -> np.ndarray:
-    """A view of a storage; offset and strides are in elements, as PyTorch has them."""
+    """A view of a storage; offset and strides are in elements, as in PyTorch."""
     size = storage.itemsize
     byte_strides = [size * stride for stride in strides]
     return np.ndarray(shape, storage.dtype, storage, size * offset, byte_strides)
 
 
-# The names in a state dict's pickle -> their substitutes.
+# Names in the pickle of a state dict -> their replacements.
 _NAMES = {
     "collections.OrderedDict": collections.OrderedDict,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -140,19 +139,19 @@ _NAMES = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles what `_NAMES` lists and nothing else; storages are left empty."""
+    """Unpickles only the names in `_NAMES`; storages are left empty."""
 
     def __init__(self, stream: io.BytesIO, storages: dict[str, np.ndarray]):
         super().__init__(stream)
         self._storages = storages
 
     def find_class(self, module: str, name: str) -> Any:
-        """The substitute for a name of the pickle."""
+        """The replacement of a name in the pickle."""
         if f"{module}.{name}" not in _NAMES:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return _NAMES[f"{module}.{name}"]
 
     def persistent_load(self, identity: tuple) -> np.ndarray:
-        """The storage of (its kind, dtype, key, device, number of elements, view)."""
+        """The storage for (type, dtype, key, device, number of elements, view)."""
         _, dtype, key, _, size, _ = identity
         return self._storages.setdefault(key, np.empty(size, dtype))

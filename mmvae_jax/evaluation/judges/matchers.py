@@ -1,10 +1,10 @@
 """Matchers: networks that tell which examples belong together, without labels.
 
-One network a modality maps images to features, and a scale for each pair of
-modalities makes their products into logits. All are trained together on the real
-training tuples: the tuple's own example is to be picked among those of the batch,
-in both directions (InfoNCE; van den Oord et al., 2018). No label is ever read.
-They learn whatever modalities share; on PolyMNIST that is the digit.
+One network per modality maps examples to features. The logits of a pair of modalities
+are the inner products of features times a scale. All networks are trained together on
+the real training tuples to find the partner of an example in the batch, in both
+directions (InfoNCE; van den Oord et al., 2018). They learn the information that
+modalities share; on PolyMNIST that is the digit.
 """
 
 import itertools
@@ -24,8 +24,8 @@ from mmvae_jax.evaluation.metric import Matchers
 from mmvae_jax.training import loop, step, sweep
 from mmvae_jax.types import Array, Batch, Params, PRNGKey
 
-# Logit scale (inverse temperature) of a pair of modalities before the first step; the
-# cosines that it multiplies lie in -1..1.
+# Initial logit scale (inverse temperature) of a pair of modalities; cosines are in
+# [-1, 1].
 _INITIAL_SCALE = 5.0
 
 
@@ -33,10 +33,10 @@ class _Group(NamedTuple):
     """Modalities of one kind and shape, and the module of their networks.
 
     Attributes:
-      network: Linen module, x [B, ...] -> (anything, features [B, F]).
+      network: Linen module, x [B, ...] -> (hidden features, features [B, F]).
       modalities: names.
-      shape: of one example.
-      is_image: whether they are images, which are centred at 0.
+      shape: shape of one example.
+      is_image: whether examples are images, which are centred at 0.
     """
 
     network: Any
@@ -46,10 +46,10 @@ class _Group(NamedTuple):
 
 
 class _MatcherHyper(NamedTuple):
-    """Hyper-parameters of the one member that is trained.
+    """Hyper-parameters of the one member.
 
     Attributes:
-      learning_rate: of Adam; float32 [1].
+      learning_rate: learning rate of Adam; float32 [1].
     """
 
     learning_rate: Array
@@ -61,14 +61,14 @@ def get_matchers(
     directory: str,
     events: loop.Events = loop.Events(),  # noqa: B008 (a NamedTuple is immutable)
 ) -> Matchers | None:
-    """The matching networks, from `directory` or trained and put there.
+    """Loads the matching networks from `directory`, or trains them.
 
     Args:
-      config: with the fields `matcher` of configs/base.py.
-      dataset: the real data, two modalities or more; its fingerprint names the
-        cached file. Its labels are not read.
-      directory: where matching networks are kept.
-      events: what the train loop calls.
+      config: with the section `matcher` of configs/base.py.
+      dataset: the real data, two modalities or more; its fingerprint names the cached
+        file. Labels are not used.
+      directory: folder of the matching networks.
+      events: callbacks of the train loop.
 
     Returns:
       Matchers; None if `events.is_stopping` ended the training.
@@ -105,7 +105,7 @@ def get_matchers(
 
 
 def check(config: Any, dataset: Dataset, metric: str = "matching") -> None:
-    """Checks, before training, that matching networks can be made and trained.
+    """Checks that matching networks can be built and trained.
 
     Raises:
       UsageError: the network is unknown, or no examples have all modalities.
@@ -122,7 +122,7 @@ def check(config: Any, dataset: Dataset, metric: str = "matching") -> None:
 
 
 def make_networks(config: Any, dataset: Dataset) -> list[_Group]:
-    """The networks of the matchers: a classifier's, its outputs as features.
+    """The networks of the matchers: classifiers, whose outputs are the features.
 
     Raises:
       UsageError: the network is unknown.
@@ -142,8 +142,8 @@ def _matching_task(groups: list[_Group]) -> step.Task:
     """Training of all modalities' networks on all pairs.
 
     Args:
-      groups: from `make_networks`. A group is executed at once, which compiles much
-        faster.
+      groups: from `make_networks`. The networks of a group are mapped, which compiles
+        much faster.
 
     Returns:
       The task; its loss is the sum over pairs of `info_nce`, in nats.
@@ -199,9 +199,8 @@ def info_nce(logits: Array) -> Array:
       logits: [B, B], of x_i with y_j; real pairs on the diagonal.
 
     Returns:
-      [], nats: the cross-entropy of picking y_i for x_i, and of picking x_i for
-      y_i, averaged. log B less this is at most the mutual information, but for
-      the randomness of a batch.
+      [], nats: the mean of the cross-entropies of choosing y_i for x_i, and x_i for
+      y_i. In expectation, log B minus this is a lower bound on the mutual information.
     """
     rows = jnp.arange(logits.shape[0])
     both = [
@@ -214,8 +213,8 @@ def info_nce(logits: Array) -> Array:
 def _embed(group: _Group, params: Params, x: Array) -> Array:
     """Features [B, F] of length one.
 
-    Without dropout in training too, and of images centred at 0: else training may
-    never leave the plateau on which the features of all images are the same.
+    Training has no dropout and centres images at 0; otherwise it may not leave the
+    initial plateau, where the features of all images are equal.
     """
     centred = 2.0 * x - 1.0 if group.is_image else x
     _, features = group.network.apply(params, centred)

@@ -1,7 +1,7 @@
-"""Readers of attributes off those modalities that show them.
+"""Readers of attributes, for the modalities that show them.
 
-Captions whose words name the values of an attribute are parsed; for all else a
-classifier an attribute is trained on real examples, as those of the labels are.
+If words name the values of an attribute, captions are parsed. For other modalities, a
+classifier per attribute is trained on real examples, as for the labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,10 +27,10 @@ def get_readers(
     """Readers of every attribute, for the modalities that show it.
 
     Args:
-      config: with the fields `classifier` of configs/base.py.
+      config: with the section `classifier` of configs/base.py.
       dataset: the real data; its fingerprint and the attribute name a cached file.
-      directory: where classifiers are kept.
-      events: what the train loop calls.
+      directory: folder of the classifiers.
+      events: callbacks of the train loop.
 
     Returns:
       attribute -> modality -> Reader, with its accuracy on the whole test split; None
@@ -55,7 +55,7 @@ def get_readers(
 
 
 def check(config: Any, dataset: Dataset, metric: str = "attributes") -> None:
-    """Checks, before training, that readers can be made and trained.
+    """Checks that readers can be built and trained.
 
     Raises:
       UsageError: the data have no attributes, or the network is unknown.
@@ -65,7 +65,7 @@ def check(config: Any, dataset: Dataset, metric: str = "attributes") -> None:
 
 
 def label_by(dataset: Dataset, attribute: str) -> Dataset:
-    """Those that show an attribute and no parser reads, with it as their labels."""
+    """The modalities to classify by an attribute, with the attribute as the label."""
     parsed = _parsed(dataset, attribute)
     kept = [
         m
@@ -89,7 +89,7 @@ def label_by(dataset: Dataset, attribute: str) -> Dataset:
 
 
 def make_parser(dataset: Dataset, modality: str, attribute: str) -> Reader:
-    """The reader of an attribute off the words of captions."""
+    """The reader of an attribute from the words of captions."""
     read = partial(
         parse,
         words=dataset.words[modality],
@@ -109,16 +109,16 @@ def parse(
     meanings: Mapping[str, str],
     values: Sequence[str],
 ) -> np.ndarray:
-    """Values of one attribute that captions name.
+    """The values of one attribute in captions.
 
     Args:
       captions: tokens [B, T].
       words: the words by token.
-      meanings: word -> the value that it names.
-      values: their names.
+      meanings: word -> the value that the word names.
+      values: names of the values.
 
     Returns:
-      int [B], indices of values; -1 where no word names one, or two words name two.
+      int [B], indices of values; -1 if no word names a value, or words name several.
     """
     found = []
     for row in np.asarray(captions):

@@ -1,8 +1,7 @@
 """The metrics: one file each, and the one table of them.
 
-`METRICS` says which judges (classifiers and other networks) a metric needs, on which
-data it is refused, and where its values are shown (`COLUMNS`). Tables show the columns
-in this order.
+`METRICS` lists the needs of each metric (judges and properties of the data) and the
+columns of its values (`COLUMNS`). Tables show the columns in this order.
 """
 
 from collections.abc import Callable
@@ -42,12 +41,12 @@ _likelihood = partial(_score, unit="nats")
 def _conditional(
     tag: str, name: str, kind: Callable[..., Column], short: str = ""
 ) -> tuple[Column, ...]:
-    """Columns of a metric of conditional generation, as `conditionals.summarise` tags.
+    """Columns of a metric of conditional generation (tags: `conditionals.summarise`).
 
     Args:
-      tag: of the metric.
-      name: of its values.
-      kind: what makes a column.
+      tag: tag of the metric.
+      name: name of its values.
+      kind: function that builds a column.
       short: name on a terminal; "": `name`.
     """
     return (
@@ -398,7 +397,7 @@ METRICS = {
 
 
 def columns_of(name: str) -> tuple[Column, ...]:
-    """The columns of a metric, each before those of the same by fitted samplers."""
+    """The columns of a metric, each followed by those of fitted samplers."""
     metric, found = METRICS[name], []
     for column in metric.columns:
         found.append(column)
@@ -408,7 +407,7 @@ def columns_of(name: str) -> tuple[Column, ...]:
 
 
 def _by_sampler(column: Column, sampler: str) -> Column:
-    """The column of a value of what a fitted sampler has drawn."""
+    """The column of a value for examples of a fitted sampler."""
 
     def named(words: str) -> str:
         return f"{words}, {SAMPLERS[sampler].label}" if words else ""

@@ -16,7 +16,7 @@ from mmvae_jax.evaluation.metric import EvaluationData, values_of
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 NUM_DRAWS = 19
-# Name -> ranks of the draws between which a value lies with that probability.
+# Name -> ranks of the draws at the ends of the interval.
 INTERVALS = {"coverage_50": (4, 14), "coverage_90": (0, 18)}
 
 
@@ -28,25 +28,25 @@ def calibration(
     *,
     num_examples: int = 500,
 ) -> dict[str, float]:
-    """Coverage of intervals, and CRPS, of images and vectors given all the rest.
+    """Coverage of intervals, and CRPS, of images and vectors given all others.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split.
-      key: of the draws.
-      num_examples: at most, a modality: all draws are in memory at once.
+      key: random key of the draws.
+      num_examples: largest number per modality; all draws are in memory at once.
 
     Returns:
-      calibration/coverage_50/leave_one_out/m0, the share of values of m0 that lie in
-      the interval, given all other modalities; calibration/coverage_50/leave_one_out,
-      the mean over modalities; likewise coverage_90, and crps, mean over values, in the
+      calibration/coverage_50/leave_one_out/m0, the fraction of values of m0 in the
+      interval, given all other modalities; calibration/coverage_50/leave_one_out, the
+      mean over modalities; likewise coverage_90, and crps, mean over values, in the
       units of the data, images in [0, 1]; >= 0 up to its error, lower is better. {}
-      with one modality; nan where a parameter is not finite, Undefined where no example
+      with one modality; NaN if a parameter is not finite, Undefined if no example
       has all.
 
     Raises:
-      UsageError: no modality is of images or vectors.
+      UsageError: no modality has images or vectors.
     """
     names = values_of(data.test, "calibration")
     if len(model.modalities) == 1:
@@ -79,15 +79,15 @@ def calibration(
 def interval_scores(draws: np.ndarray, real: np.ndarray) -> dict[str, float]:
     """Coverage of the intervals of 19 draws, and the CRPS.
 
-    CRPS: Gneiting & Raftery (2007), Eq. 21, E|x - y| - E|x - x'| / 2 with its unbiased
-    estimate: over pairs of different draws.
+    CRPS: Gneiting & Raftery (2007), Eq. 21, E|x - y| - E|x - x'| / 2, estimated without
+    bias from pairs of different draws.
 
     Args:
       draws: float [19, ...].
       real: float [...].
 
     Returns:
-      coverage_50, coverage_90 in [0, 1], and crps; nan if a draw is not finite.
+      coverage_50, coverage_90 in [0, 1], and crps; NaN if a draw is not finite.
     """
     if not np.isfinite(draws).all():
         return dict.fromkeys((*INTERVALS, "crps"), float("nan"))

@@ -1,6 +1,6 @@
 """Generated captions: their diversity, and their similarity to real ones.
 
-No language model is needed; whether a caption is true is not measured.
+The metric needs no language model, and does not measure whether a caption is true.
 """
 
 import functools
@@ -43,31 +43,30 @@ def captions(
 ) -> dict[str, float]:
     """BLEU, distinct-n and length of generated captions, and of real ones.
 
-    A caption is generated for every different image of the test examples that have all
-    modalities: z ~ q(z|x_A) with A all other modalities, one draw. Its references are
-    all captions of test examples with the very same image. Where an image has but one,
-    BLEU is low by construction: of captions with a random wording it says little more
-    than that templates are met.
+    For each different image of the complete test examples, one caption is generated:
+    z ~ q(z|x_A) with A all other modalities. Its references are all captions of test
+    examples with the same image. With one reference per image and random wording, BLEU
+    is low by construction and says little more than whether templates match.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split, and the words of its tokens.
-      key: of the posterior and prior samples.
-      num_prior_samples: how many captions are drawn unconditionally; None: as many as
-        there are different images, which distinct-n depends on.
+      key: random key of the posterior and prior samples.
+      num_prior_samples: number of unconditional captions, on which distinct-n depends;
+        None: the number of different images.
 
     Returns:
-      Means over captions' modalities, and with /m0 at the end each one's (nan where a
+      Means over modalities of captions, and each with /m0 at the end (NaN if a
       parameter is not finite):
       captions/bleu, corpus BLEU-4 in 0..100 (Papineni et al., 2002), not smoothed;
-      captions/distinct_1 and captions/distinct_2, of all words and pairs of successive
-      words the share that differ (Li et al., 2016), in [0, 1];
-      captions/words, their mean number;
+      captions/distinct_1 and captions/distinct_2, the fraction of different words and
+      pairs of consecutive words (Li et al., 2016), in [0, 1];
+      captions/words, the mean number of words;
       captions/prior/distinct_1, .../distinct_2, .../words, of prior samples;
-      captions/real/distinct_1, .../distinct_2, .../words, of one real caption an image,
-      the first; captions/real/bleu, of those against the image's others, one fewer
-      than generated ones have; without it where no image has another.
+      captions/real/distinct_1, .../distinct_2, .../words, of the first real caption of
+      each image; captions/real/bleu, of these against the other captions of the image
+      (one fewer than generated captions have), if there are any.
       With one modality, only the last two groups.
 
     Raises:
@@ -106,7 +105,7 @@ def _generated(
     key: PRNGKey,
     num: int,
 ) -> dict[str, float]:
-    """Values of generated captions: one a test example, and `num` prior samples."""
+    """Values of captions: one per test image, and `num` prior samples."""
     conditional_key, prior_key = jax.random.split(key)
     found: dict[str, float] = {}
     if len(model.modalities) > 1:
@@ -132,17 +131,17 @@ def _real(references: _References) -> dict[str, float]:
 def references_of(
     test: Split, whole: Split, name: str, words: Sequence[str]
 ) -> tuple[np.ndarray, _References]:
-    """The captions of every different image, or whatever the other modalities are.
+    """The captions of each different image (or value of the other modalities).
 
     Args:
-      test: complete.
-      whole: complete; the split of which `test` is a part.
-      name: of the captions' modality.
-      words: by token.
+      test: complete examples.
+      whole: complete examples of the whole split, which contains `test`.
+      name: name of the modality of captions.
+      words: the words by token.
 
     Returns:
-      The row in `test` of each image's first example, in order, and the captions of
-      that image in all of `whole`.
+      The row in `test` of the first example of each image, in order, and all captions
+      of that image in `whole`.
     """
     if list(test.modalities) == [name]:
         alone = [(tokens.decode(row, words),) for row in test.modalities[name]]
@@ -159,7 +158,7 @@ def references_of(
 
 
 def _others(split: Split, name: str) -> Iterator[bytes]:
-    """Digests of all but the captions, one a row: equal where images are the same."""
+    """Digests of all modalities except the captions, one per row."""
     others = [x for m, x in split.modalities.items() if m != name]
     for row in range(split.num_examples):
         digest = hashlib.blake2b(digest_size=16)
@@ -171,7 +170,7 @@ def _others(split: Split, name: str) -> Iterator[bytes]:
 def _given_others(
     model: MultimodalVAE, params: Params, data: EvaluationData, name: str, key: PRNGKey
 ) -> list[str] | None:
-    """A caption for every test example; None if the model is not finite."""
+    """One caption per test example; None if the model is not finite."""
     texts: list[str] = []
     others = [m for m in model.modalities if m != name]
     for batch, num_valid in batches(data.test, data.batch_size):
@@ -188,7 +187,7 @@ def _given_others(
 def _texts(
     data: EvaluationData, name: str, mean: Array, num_valid: int
 ) -> list[str] | None:
-    """Probabilities of words as captions; None if they are not finite."""
+    """Converts probabilities of words to captions; None if they are not finite."""
     mean = mean[:num_valid]
     if not np.asarray(is_finite(mean)).all():
         return None
@@ -202,7 +201,7 @@ def _decoded(data: EvaluationData, name: str, captions: np.ndarray) -> list[str]
 
 
 def _statistics(texts: Sequence[str] | None) -> dict[str, float]:
-    """distinct_1, distinct_2 and words of captions; nan where there are none."""
+    """distinct_1, distinct_2 and words of captions; NaN if there are none."""
     if not texts:
         return dict.fromkeys(("distinct_1", "distinct_2", "words"), float("nan"))
     return {
@@ -213,15 +212,14 @@ def _statistics(texts: Sequence[str] | None) -> dict[str, float]:
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """The share of different ones among all runs of n words of all captions.
+    """The fraction of different n-grams among all n-grams of the captions.
 
     Args:
       texts: captions.
       n: at least 1.
 
     Returns:
-      In (0, 1], the lower the more captions there are; Undefined where none has n
-      words.
+      In (0, 1], lower for more captions; Undefined if no caption has n words.
     """
     runs: list[tuple[str, ...]] = []
     for text in texts:
@@ -236,8 +234,8 @@ def bleu(texts: Sequence[str] | None, references: _References) -> float:
     """Corpus BLEU-4 of captions, by whole words, in 0..100.
 
     Args:
-      texts: N captions; None: nan.
-      references: of each, one or more.
+      texts: N captions; None gives NaN.
+      references: one or more references per caption.
     """
     if not texts:
         return float("nan")
@@ -246,9 +244,9 @@ def bleu(texts: Sequence[str] | None, references: _References) -> float:
 
 @functools.lru_cache(maxsize=4)
 def _scorer(references: _References) -> BLEU:
-    """BLEU of captions with these references, their words counted once a sweep."""
+    """BLEU with these references, whose words are counted once per sweep."""
     num = max(len(own) for own in references)
-    # None where an image has fewer captions, which BLEU's type does not mention.
+    # None if an image has fewer captions, which BLEU's type does not mention.
     streams: list[list[Any]] = [
         [own[i] if i < len(own) else None for own in references] for i in range(num)
     ]

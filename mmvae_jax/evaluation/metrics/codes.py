@@ -2,8 +2,8 @@
 
 If modalities share the classes, clusters of the shared part should be the classes. The
 shared part should predict the label. The private parts should not: they should predict
-modality-specific attributes. A linear probe asks whether information is easy to read; a
-nearest-neighbour probe asks whether it is there.
+modality-specific attributes. A linear probe measures whether information is linearly
+readable; a nearest-neighbour probe measures whether it is present.
 """
 
 from collections import defaultdict
@@ -29,7 +29,7 @@ from mmvae_jax.files import file_name
 from mmvae_jax.types import SHARED, MultimodalVAE, Params, PRNGKey
 
 NUM_NEIGHBOURS = 5
-_RESTARTS = 10  # of k-means
+_RESTARTS = 10  # restarts of k-means
 
 
 def codes(
@@ -43,25 +43,25 @@ def codes(
 ) -> dict[str, float]:
     """Clustering of the shared part, and probes of each part, for label and attributes.
 
-    The code of an example is its posterior mean given all that is observed.
+    The code of an example is its posterior mean given the observed modalities.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: both splits, with labels.
-      key: of the examples and of posteriors that draw.
+      key: random key of the examples and of posteriors that draw.
       num_train: training examples of the probes; all, if there are fewer.
-      num_test: test examples that are clustered and classified, likewise.
+      num_test: test examples to cluster and classify; all, if there are fewer.
 
     Returns:
       clusters/accuracy, clusters/nmi and clusters/ari, of k-means on the shared part
-      (of the whole code where a model has none), with as many clusters as classes;
+      (or the whole code, without a shared part), with as many clusters as classes;
       probe/shared/label/linear and probe/shared/label/neighbours: test accuracies for
-      the label; likewise of each attribute ("attribute_" and its name), of the private
-      part of each modality (probe/private/m0/label/linear), of the mean over these
-      (probe/private/label/linear), and of "all" where there is more than one part;
+      the label; likewise for each attribute ("attribute_" and its name), for the
+      private part of each modality (probe/private/m0/label/linear), their mean
+      (probe/private/label/linear), and for "all" parts if there are several;
       probe/majority/label, the accuracy of the most frequent class. In [0, 1], the ARI
-      in [-0.5, 1]; nan where a code is not finite.
+      in [-0.5, 1]; NaN if a code is not finite.
 
     Raises:
       UsageError: there are no labels.
@@ -107,7 +107,7 @@ def codes(
 
 
 def _targets(train: Split, test: Split) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
-    """Label or attribute that a code is to tell -> its values of both splits."""
+    """Target of the probes, label or attribute -> its values in both splits."""
     targets = {LABEL: (train.labels, test.labels)}
     for name in train.attributes:
         pair = train.attributes[name], test.attributes[name]
@@ -116,7 +116,7 @@ def _targets(train: Split, test: Split) -> Mapping[str, tuple[np.ndarray, np.nda
 
 
 def _clusters(found: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The tags of clusters of codes [N, d]."""
+    """The tags and values of the clusters of codes [N, d]."""
     names = ("accuracy", "nmi", "ari")
     if not np.isfinite(found).all():
         return {f"clusters/{name}": float("nan") for name in names}
@@ -132,13 +132,14 @@ def _clusters(found: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def cluster_accuracy(labels: np.ndarray, clusters: np.ndarray) -> float:
-    """Share of examples whose cluster is that of their class.
+    """Fraction of examples in the cluster of their class.
 
-    Classes and clusters are paired one to one so that it is largest (Kuhn, 1955).
+    Classes and clusters have the one-to-one assignment with the largest accuracy (Kuhn,
+    1955).
 
     Args:
       labels: int [N].
-      clusters: int [N], numbers of their own.
+      clusters: int [N], in any numbering.
     """
     classes, row = np.unique(labels, return_inverse=True)
     found, column = np.unique(clusters, return_inverse=True)
@@ -154,9 +155,9 @@ def neighbour_accuracy(
     test_features: np.ndarray,
     test_labels: np.ndarray,
 ) -> float:
-    """Test accuracy of the majority of the 5 nearest of the training examples.
+    """Test accuracy of a majority vote of the 5 nearest training examples.
 
-    Args and Returns as of `probe_accuracy`; fewer neighbours where there are fewer.
+    Args and Returns as in `probe_accuracy`; with fewer examples, fewer neighbours.
     """
     probe = KNeighborsClassifier(min(NUM_NEIGHBOURS, len(train_features)))
     return fitted_accuracy(

@@ -1,14 +1,14 @@
 """Generative coherence: do generated modalities show the label of the others?
 
-Daunhawer et al. (2022), App. C.1, after Sutter et al. (2021). Classifiers are
-evaluated without dropout and on images clipped to [0, 1]; the published code
-does neither, which may lower its values.
+Daunhawer et al. (2022), App. C.1, after Sutter et al. (2021). Classifiers have no
+dropout and get images clipped to [0, 1]; the published code does neither, which may
+lower its values.
 
 A label is one attribute of an example. If modalities share more attributes (shape,
-colour), coherence is measured for each of them: captions are parsed, and all other
-modalities are classified. A caption that does not name an attribute, or names two
-values of it, is wrong. Modalities that do not show an attribute are no targets, and
-conditions of such modalities alone are left out.
+colour), coherence is measured for each of them: captions are parsed, and other
+modalities are classified. A caption that names no value or several values of an
+attribute is wrong. A modality that does not show an attribute is not a target for it,
+and at least one given modality must show it.
 """
 
 import itertools
@@ -44,9 +44,9 @@ from mmvae_jax.types import PRIOR, AnyArray, Array, MultimodalVAE, Params, PRNGK
 _Subset = tuple[str, ...]
 # (subset, target) -> fraction.
 _Table = dict[tuple[_Subset, str], float]
-# attribute -> modality -> Reader, of those that show it.
+# attribute -> modality that shows it -> Reader.
 _Readers = Mapping[str, Mapping[str, Reader]]
-# (attribute, modality) -> values read, [n]; nan what is not finite.
+# (attribute, modality) -> values read, [n]; NaN if the example is not finite.
 _Values = dict[tuple[str, str], np.ndarray]
 
 
@@ -60,27 +60,27 @@ def coherence(
 ) -> dict[str, float]:
     """Conditional coherence of every subset and target, and joint coherence.
 
-    Conditional: z ~ q(z|x_A), one draw per test example of which all of x_A is
-    observed, the likelihood means of all modalities classified; the fraction whose
-    class is the label.
+    Conditional coherence: one draw z ~ q(z|x_A) per test example with all of x_A; the
+    fraction of examples in which the classifier of the decoded modality reads the
+    label.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split, and classifiers for all modalities.
-      key: of the posterior and prior samples.
-      num_prior_samples: of the joint coherence; None: as many as test examples.
+      key: random key of the posterior and prior samples.
+      num_prior_samples: prior samples of the joint coherence; None: the number of test
+        examples.
 
     Returns:
-      Fractions in [0, 1] (nan where a parameter is not finite):
+      Fractions in [0, 1] (NaN if a parameter is not finite):
       coherence/leave_one_out, the mean over targets of the next;
       coherence/leave_one_out/m0, of m0 given all other modalities;
       coherence/size_1, ..., mean over subsets of that size and targets outside;
-      coherence/joint, prior samples on which all classifiers agree;
-      coherence/subset/m0+m2/m1, of m1 given m0 and m2, for all pairs;
-      classifier_accuracy/m0, on real test images: what m0 can reach.
-      With one modality that shows the label, only the last two: the others compare
-      modalities.
+      coherence/joint, of prior samples: all classifiers agree;
+      coherence/subset/m0+m2/m1, of m1 given m0 and m2, for all subsets and targets;
+      classifier_accuracy/m0, on real test examples, the reachable value for m0.
+      With one modality that shows the label, only the last two.
 
     Raises:
       UsageError: there are no labels, or a modality has no classifier.
@@ -120,30 +120,30 @@ def attributes(
 ) -> dict[str, float]:
     """Conditional and joint coherence of every attribute.
 
-    As `coherence`, with the value that is read in place of the class, for subsets of
-    one modality and of all but one.
+    As `coherence`, with values of attributes instead of the class, for subsets of one
+    modality and of all but one.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split with attributes, and readers for the modalities that show them.
-      key: of the posterior and prior samples.
-      num_prior_samples: of the joint coherence; None: as many as test examples.
+      key: random key of the posterior and prior samples.
+      num_prior_samples: prior samples of the joint coherence; None: the number of test
+        examples.
 
     Returns:
-      Fractions in [0, 1] (nan where a parameter is not finite):
+      Fractions in [0, 1] (NaN if a parameter is not finite):
       attribute_coherence/shape/m0_given_m1, ..., for every attribute, subset, target;
-      attribute_coherence/shape/joint, prior samples of which all modalities show the
-      same value;
+      attribute_coherence/shape/joint, of prior samples: all modalities show one value;
       attribute_coherence/shape, of one modality given all others, mean over targets;
-      and as means over attributes: attribute_coherence/leave_one_out, of the last;
+      and means over attributes: attribute_coherence/leave_one_out, of the last;
       attribute_coherence/leave_one_out/m0, of m0 given all others;
       attribute_coherence/size_1, of one modality given one other;
       attribute_coherence/reconstruction/m0, of m0 given itself;
       attribute_coherence/joint.
-      attribute_accuracy/shape/m0 and, as the mean, attribute_accuracy/m0: of the
-      readers on real test examples, what m0 can reach.
-      Of an attribute that one modality shows, only its reconstruction and accuracy.
+      attribute_accuracy/shape/m0, and the mean attribute_accuracy/m0: accuracy of the
+      readers on real test examples, the reachable value for m0.
+      For an attribute that one modality shows, only its reconstruction and accuracy.
 
     Raises:
       UsageError: the data have no attributes, or one cannot be read.
@@ -156,7 +156,7 @@ def attributes(
     }
     subsets: list[_Subset] = [(m,) for m in modalities]
     subsets += [_others(m, modalities) for m in modalities if len(modalities) > 1]
-    subsets = list(dict.fromkeys(subsets))  # of two modalities, they are the same
+    subsets = list(dict.fromkeys(subsets))  # for two modalities, both kinds are equal
     conditional_key, prior_key = jax.random.split(key)
     tags: dict[str, float] = {}
     shared = {a: own for a, own in readers.items() if len(own) > 1}
@@ -184,7 +184,7 @@ def attributes(
 
 
 def _accuracy(data: EvaluationData, modality: str, reader: Reader) -> float:
-    """Accuracy of a reader; Undefined where there was nothing to read."""
+    """Accuracy of a reader; Undefined if no real example has the modality."""
     if np.isfinite(reader.accuracy):
         return float(reader.accuracy)
     whole = data.whole_test or data.test
@@ -206,28 +206,28 @@ def conditional_coherence(
     subsets: Sequence[_Subset],
     key: PRNGKey,
 ) -> dict[str, _Table]:
-    """Fraction of examples generated given a subset that show the right value.
+    """Fraction of examples, generated given a subset, that show the right value.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split of N examples.
       readers: attribute -> modality -> Reader.
       truth: attribute -> values of the test examples, [N].
-      subsets: of modalities that are given.
-      key: of the posterior samples.
+      subsets: subsets of given modalities.
+      key: random key of the posterior samples.
 
     Returns:
-      attribute -> (subset, target) -> fraction in [0, 1], for all targets that show
-      it, those within the subset included, and subsets that show it; Undefined where
-      no example has all of the subset.
+      attribute -> (subset, target) -> fraction in [0, 1], for subsets and targets that
+      show the attribute, including targets within the subset; Undefined if no example
+      has all of the subset.
     """
     totals = {
         a: {
             (s, m): 0.0
             for s in subsets
             for m in own
-            if data.showing(a, s)  # else nobody could know
+            if data.showing(a, s)  # else the subset does not determine the attribute
         }
         for a, own in readers.items()
     }
@@ -258,23 +258,23 @@ def read_given(
     subsets: Sequence[_Subset],
     key: PRNGKey,
 ) -> Iterator[tuple[_Subset, np.ndarray, _Values]]:
-    """Values that are read of what is generated given subsets, by one draw for all.
+    """Values that readers see in examples generated given subsets.
 
-    Of each subset and example z ~ q(z|x_A) is drawn once, and every modality decoded
-    from it.
+    For each subset and example, one z ~ q(z|x_A) is drawn, and all modalities are
+    decoded from it.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split of N examples.
       readers: attribute -> modality -> Reader.
-      subsets: of modalities that are given.
-      key: of the posterior samples.
+      subsets: subsets of given modalities.
+      key: random key of the posterior samples.
 
     Yields:
-      Some examples at a time: (subset, the test examples that have all of it, int [n],
-      (attribute, modality) -> values [n], -1 where none is shown, nan what is not
-      finite).
+      For each batch: (subset, int [n], the test examples with all of the subset,
+      (attribute, modality) -> values [n]; -1 if no value is shown, NaN if the example
+      is not finite).
     """
     start = 0
     for batch, num_valid in batches(data.test, data.batch_size):
@@ -285,7 +285,7 @@ def read_given(
             decoded = conditional_means(model, params, experts, subset, own_keys)
             outputs[subset] = _outputs(data, readers, decoded)
         observed = observed_rows(batch, model.modalities, num_valid)
-        # Fetched once per batch: a transfer per pair would wait for the device
+        # One transfer per batch: a transfer per pair would wait for the device
         # (2^M - 1) M times.
         for subset, found in jax.device_get(outputs).items():
             given = np.flatnonzero(np.all([observed[m] for m in subset], axis=0))
@@ -306,11 +306,11 @@ def joint_coherence(
 
     Args:
       model: for one sweep member.
-      params: its parameters.
-      data: what real examples are like, and the batch size.
+      params: parameters.
+      data: real examples, for the types, and the batch size.
       readers: attribute -> modality -> Reader.
-      key: of the prior samples.
-      num_samples: how many.
+      key: random key of the prior samples.
+      num_samples: number of prior samples.
 
     Returns:
       attribute -> fraction in [0, 1].
@@ -330,7 +330,7 @@ def joint_coherence(
 
 
 def read_of(reader: Reader, generated: Generated, batch_size: int) -> np.ndarray:
-    """Values [N] that a reader sees in examples; nan where these are not finite."""
+    """Values [N] that a reader sees in examples; NaN if an example is not finite."""
     outputs = features_of(lambda x: reader.apply(x)[1], generated.examples, batch_size)
     values = (reader.read or most_probable)(outputs)
     return np.where(generated.is_finite, values, np.nan)
@@ -339,7 +339,7 @@ def read_of(reader: Reader, generated: Generated, batch_size: int) -> np.ndarray
 def _outputs(
     data: EvaluationData, readers: _Readers, decoded: Mapping[str, Array]
 ) -> dict[str, tuple[Array, dict[str, AnyArray]]]:
-    """Modality -> which means are finite, and attribute -> outputs of its reader."""
+    """Modality -> (which means are finite, attribute -> outputs of its reader)."""
     examples = to_examples(data.test, decoded, data.words)
     return {
         m: (
@@ -366,14 +366,14 @@ def _values(
 
 
 def joined(subset: Iterable[str]) -> str:
-    """A subset as a part of a tag; other subsets have others, whatever names hold."""
+    """A unique name of a subset for tags."""
     return "+".join(file_name(name).replace("+", "%2B") for name in subset)
 
 
 def _averages(
     table: _Table, targets: Iterable[str], modalities: tuple[str, ...]
 ) -> dict[str, float]:
-    """Averages that papers report: coherence/leave_one_out and coherence/size_1, ..."""
+    """The usual averages: coherence/leave_one_out and coherence/size_1, ..."""
     tags = {
         f"coherence/leave_one_out/{m}": table[_others(m, modalities), m]
         for m in targets
@@ -387,7 +387,7 @@ def _averages(
 def _attribute_averages(
     tables: Mapping[str, _Table], modalities: tuple[str, ...]
 ) -> dict[str, float]:
-    """All tags of `attributes` that are conditional."""
+    """All conditional tags of `attributes`."""
     tags = {
         f"attribute_coherence/{a}/{target}_given_{joined(subset)}": value
         for a, table in tables.items()
@@ -416,10 +416,10 @@ def _attribute_averages(
 
 
 def _of_size(table: _Table, size: int) -> list[float]:
-    """Fractions of all subsets of a size and targets outside of them."""
+    """Fractions for all subsets of a size and targets outside of them."""
     return [v for (s, target), v in table.items() if len(s) == size and target not in s]
 
 
 def _others(target: str, modalities: tuple[str, ...]) -> _Subset:
-    """All modalities but one."""
+    """All modalities except the target."""
     return tuple(m for m in modalities if m != target)

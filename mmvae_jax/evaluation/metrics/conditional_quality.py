@@ -1,9 +1,9 @@
-"""Quality of conditional generation, next to that of reconstructions.
+"""Quality of conditionally generated examples and of reconstructions.
 
-The distances of `swd` and `frechet` for a modality that is generated given some other
-modalities (one draw per example), all others, or all modalities. A coherent model may
-generate bad examples, or good ones only of a modality that it was given: coherence
-shows neither. The real examples are those of the same test tuples.
+The metrics are the distances of `swd` and `frechet` for a modality generated given some
+others, all others, or all modalities (one draw per example). The real examples are from
+the same test tuples. Coherence does not show whether a coherent model generates bad
+examples, or good ones only of a given modality.
 """
 
 import functools
@@ -20,7 +20,7 @@ from mmvae_jax.evaluation.metric import EvaluationData, images_of
 from mmvae_jax.evaluation.metrics import frechet, swd
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
-# (rows of the test split, what was generated for them) -> distance.
+# (rows of the test split, the examples generated for them) -> distance.
 _Distance = Callable[[np.ndarray, Generated], float]
 
 
@@ -38,24 +38,24 @@ def conditional_swd(
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split.
-      key: of the subsets, the posterior samples, the patches and the projections; the
-        last two are the same of all conditions.
-      num_images: of each kind and condition; all, if there are fewer.
+      key: random key of the subsets, the posterior samples, the patches and the
+        projections; the last two are the same of all conditions.
+      num_images: images of each kind and condition; all, if there are fewer.
       patches_per_image: as in `swd`.
       num_projections: as in `swd`.
 
     Returns:
       conditional_swd/leave_one_out, mean over images of the next;
       conditional_swd/leave_one_out/m0, of m0 given all other modalities;
-      conditional_swd/size_1, ..., of a random subset of so many others, mean;
-      conditional_swd/reconstruction and /m0, of m0 given all that is observed.
-      Times 1e3; lower is better; nan where a parameter is not finite, Undefined where
+      conditional_swd/size_1, ..., given a random subset of others of that size, mean;
+      conditional_swd/reconstruction and /m0, of m0 given all observed modalities.
+      Times 1e3; lower is better; NaN if a parameter is not finite, Undefined if
       no example has what is needed. With one modality only reconstruction.
 
     Raises:
-      UsageError: no modality is of images.
+      UsageError: no modality has images.
     """
 
     def distance(m: str, rows: np.ndarray, generated: Generated) -> float:
@@ -81,23 +81,23 @@ def conditional_frechet(
 ) -> dict[str, float]:
     """Frechet distance of conditionally generated to real examples.
 
-    In the features of the label classifier, as `frechet` has it of prior samples.
+    As `frechet` of prior samples, in the features of the label classifier.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split, and classifiers for all modalities.
-      key: of the subsets and the posterior samples.
+      key: random key of the subsets and the posterior samples.
 
     Returns:
-      Tags as of `conditional_swd`: squared distances >= 0, lower is better; Undefined
-      where fewer than two examples have what is needed.
+      Tags as in `conditional_swd`: squared distances >= 0, lower is better; Undefined
+      if fewer than two examples have what is needed.
 
     Raises:
       UsageError: a modality has no classifier.
     """
 
-    @functools.cache  # of all conditions
+    @functools.cache  # for all conditions
     def real_features(m: str) -> np.ndarray:
         real = data.test.modalities[m]
         return frechet.features_of(extractors[m], real, data.batch_size)
@@ -125,7 +125,7 @@ def _measured(
     least: int,
     num: int | None,
 ) -> dict[str, float]:
-    """The distance of each modality under each of its conditions, as tags."""
+    """Tags and values: the distance of each modality for each of its conditions."""
     draws = draws_of(model, params, data, key)
     values: dict[tuple[str, str], float] = {}
     for m, distance in distances.items():

@@ -1,7 +1,7 @@
 """Cost of a model: its parameters, and the time to generate with it.
 
-The time is measured on the device and with the batches of the evaluation. The time of a
-training step is in the summary of a run (step_seconds).
+The time is measured on the device and with the batch size of the evaluation. The
+summary of a run has the time of a training step (step_seconds).
 """
 
 import time
@@ -24,19 +24,20 @@ def cost(
     *,
     num_batches: int = 5,
 ) -> dict[str, float]:
-    """Number of parameters, and milliseconds for each example that is generated.
+    """Number of parameters, and milliseconds per generated example.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
-      data: test split, and the batch size of what is timed.
-      key: of the samples.
-      num_batches: that are timed; the median counts.
+      params: parameters.
+      data: test split, and the batch size.
+      key: random key of the samples.
+      num_batches: number of timed batches, of which the median counts.
 
     Returns:
-      cost/parameters; cost/sample, milliseconds from the prior to all modalities, for
-      each example; and cost/conditional, from all modalities but the first to all of
-      them (of a single modality: from itself). They are of this machine and batch.
+      cost/parameters; cost/sample, milliseconds per example from the prior to all
+      modalities; and cost/conditional, from all modalities except the first to all
+      modalities (a single modality: from itself). Times depend on machine and batch
+      size.
     """
     batch, _ = next(batches(data.test, data.batch_size))
     batch = {m: x for m, x in batch.items() if m != OBSERVED}
@@ -64,7 +65,7 @@ def cost(
 
 
 def seconds_of(call: Callable[[PRNGKey], Any], key: PRNGKey, num: int) -> float:
-    """Median time of `num` calls until their results are there, without the first."""
+    """Median seconds of `num` calls, including their results, after one more call."""
     found = []
     for i in range(num + 1):
         own_key = jax.random.fold_in(key, i)

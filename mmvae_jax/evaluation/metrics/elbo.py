@@ -18,21 +18,21 @@ def elbo(
 ) -> dict[str, float]:
     """Test-set means of the bound at beta = 1 and of its terms.
 
-    Daunhawer et al. (2022), Eq. (2). Auxiliary terms of the training objective
-    are left out: they are no part of a bound on log p(X). For an importance-weighted
-    objective it is the single-sample bound.
+    Daunhawer et al. (2022), Eq. (2), without auxiliary terms of the training objective,
+    which are not part of a bound on log p(X). For an importance-weighted objective it
+    is the single-sample bound.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split.
-      key: of the posterior samples, one per example.
+      key: random key of the posterior samples, one per example.
 
     Returns:
       elbo, kl and reconstruction/m0, ...: nats per example; elbo is the sum of
-      the reconstruction terms E[log p(x_m|z)] minus kl. Where modalities are missing,
-      elbo is that of what is observed, and a modality's reconstruction the mean over
-      the examples that have it; Undefined where none has.
+      the reconstruction terms E[log p(x_m|z)] minus kl. With missing modalities, elbo
+      is that of the observed modalities, and the reconstruction of a modality is the
+      mean over the examples that have it; Undefined if no example has it.
     """
     totals: dict[str, float] = defaultdict(float)
     for terms in term_batches(model, params, data.test, data.batch_size, key):
@@ -59,13 +59,13 @@ def term_batches(
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       split: examples.
       batch_size: B.
-      key: of the posterior samples.
+      key: random key of the posterior samples.
 
     Yields:
-      ObjectiveTerms, fields float64 [B], fewer in the last batch.
+      ObjectiveTerms, fields float64 [B], the last batch may be smaller.
     """
     for index, (batch, num_valid) in enumerate(batches(split, batch_size)):
         batch_key = jax.random.fold_in(key, index)

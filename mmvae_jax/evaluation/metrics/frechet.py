@@ -7,9 +7,9 @@ the modality's own label classifier, which exists for every data set; its values
 models on one data set with one classifier, and are not FIDs.
 
 Images are rounded to 8 bits, as in reference implementations, which read files. The
-values have a positive bias that falls with the number of images: compare only values of
-equally many. With fewer images than features the covariances are singular; the distance
-is still defined, and the bias is large.
+positive bias decreases with the number of images: compare only values with the same
+number. With fewer images than features the covariances are singular; the distance is
+still defined, with a large bias.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ from mmvae_jax.evaluation.metric import (
 )
 from mmvae_jax.types import AnyArray, MultimodalVAE, Params, PRNGKey
 
-# The widest layer of the Inception network takes 5.5 MB an image.
+# The widest layer of the Inception network takes 5.5 MB per image.
 MAX_BATCH = 50
 
 # Examples of one modality, [B, ...], images in [0, 1] -> features [B, F].
@@ -66,20 +66,20 @@ def frechet(
 ) -> dict[str, float]:
     """Frechet distance of prior samples to real test images, in classifier features.
 
-    Generated images are likelihood means, clipped and rounded to 8 bits as real
-    ones are. Real examples are those in which the modality is observed.
+    Generated images are likelihood means, clipped and rounded to 8 bits. Real examples
+    are those in which the modality is observed.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split, and classifiers for all modalities.
-      key: of the prior samples.
+      key: random key of the prior samples.
       num_samples: generated examples; None: as many as test examples.
 
     Returns:
       frechet_classifier/m0, ..., and frechet_classifier, their mean: squared
-      distances >= 0, lower is better; nan where a parameter is not finite,
-      Undefined where fewer than two real examples have the modality.
+      distances >= 0, lower is better; NaN if a parameter is not finite,
+      Undefined if fewer than two real examples have the modality.
 
     Raises:
       UsageError: a modality has no classifier.
@@ -113,21 +113,21 @@ def fid(
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split.
-      key: of the prior samples.
-      extractor: takes images of 1 or 3 channels; inception.make_extractor for what is
-        called FID.
-      cache_dir: folder of this extractor's moments of real images, one file for
-        each distinct set of images (34 MB for F = 2048); None: nothing is kept.
+      key: random key of the prior samples.
+      extractor: takes images with 1 or 3 channels; inception.make_extractor gives the
+        FID.
+      cache_dir: folder of this extractor's moments of real images, one file per set of
+        images (34 MB for F = 2048); None: no cache.
       num_samples: generated examples; None: as many as test examples.
 
     Returns:
       fid/m0, ..., and fid, their mean: squared distances >= 0, lower is better;
-      nan where a parameter is not finite, Undefined as in `frechet`.
+      NaN if a parameter is not finite, Undefined as in `frechet`.
 
     Raises:
-      UsageError: no modality is of images, or of other images than these.
+      UsageError: no modality has images, or of other images than these.
     """
     names = inception_images_of(data.test, "fid")
     data = data._replace(batch_size=min(data.batch_size, MAX_BATCH))
@@ -154,12 +154,12 @@ def classifier_extractors(
 
 
 def _last_layer(classifier: Reader, examples: AnyArray) -> AnyArray:
-    """Features [B, F] that a classifier computes its logits from."""
+    """Features [B, F] of a classifier before its logits."""
     return classifier.apply(examples)[0]
 
 
 def _observed(split: Split, modality: str) -> np.ndarray:
-    """Examples of a modality in which it is not missing."""
+    """The observed examples of a modality."""
     return split.modalities[modality][split.is_observed(modality)]
 
 
@@ -181,10 +181,9 @@ def moments_of(features: np.ndarray) -> Moments:
 def generated_features(
     extractor: Extractor, generated: Generated, batch_size: int
 ) -> np.ndarray:
-    """Features [N, F] of generated examples; nan of those that are not finite.
+    """Features [N, F] of generated examples; NaN for those that are not finite.
 
-    The features of all samples are in memory at once: 80 MB for 10,000 samples of 2048
-    features.
+    All features are in memory at once: 80 MB for 10,000 samples of 2048 features.
     """
     features = features_of(extractor, generated.examples, batch_size)
     return np.where(generated.is_finite[:, None], features, np.nan)
@@ -198,9 +197,9 @@ def _generated_moments(
     extractors: Mapping[str, Extractor],
     num: int | None,
 ) -> dict[str, Moments]:
-    """Modality -> moments of the features of `num` prior samples; {} of fewer than two.
+    """Modality -> moments of features of `num` prior samples; {} for fewer than two.
 
-    Their covariance takes twice the memory of the features.
+    The covariance takes twice the memory of the features.
     """
     num = data.test.num_examples if num is None else num
     if num < 2:
@@ -220,7 +219,7 @@ def _distances(
     real: Mapping[str, Moments],
     generated: Mapping[str, Moments],
 ) -> dict[str, float]:
-    """The distance of every modality and, under the tag alone, their mean."""
+    """The distance of each modality, and their mean under the tag alone."""
 
     def distance(m: str) -> float:
         if m in real and m in generated:
@@ -239,7 +238,7 @@ def _kept_moments(
     batch_size: int,
     cache_dir: str | Path | None,
 ) -> Moments:
-    """Moments of the features of real images, from the cache if they are there.
+    """Moments of the features of real images, cached if possible.
 
     Args:
       extractor: as in `fid`.
@@ -254,7 +253,7 @@ def _kept_moments(
     try:
         with np.load(path, allow_pickle=False) as kept:
             return Moments(kept["mean"], kept["covariance"])
-    except Exception:  # NumPy and zipfile raise many kinds for a damaged file.
+    except Exception:  # NumPy and zipfile raise many types for a damaged file.
         moments = moments_of(features_of(extractor, images, batch_size))
     packed = io.BytesIO()
     np.savez(packed, **moments._asdict())
@@ -268,11 +267,11 @@ def frechet_distance(
 ) -> float:
     """Squared Frechet (2-Wasserstein) distance between two Gaussians.
 
-    Dowson & Landau (1982): |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^{1/2}). The last
-    trace is that of (C1^{1/2} C2 C1^{1/2})^{1/2}, which is the sum of singular
-    values of C1^{1/2} C2^{1/2}. Both roots are of symmetric matrices, by `eigh`,
-    so that no complex numbers arise, singular covariances need no ridge, and no
-    root is taken of a product's rounding errors.
+    Dowson & Landau (1982): |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^{1/2}). The last trace
+    equals that of (C1^{1/2} C2 C1^{1/2})^{1/2}, the sum of the singular values of
+    C1^{1/2} C2^{1/2}. Both roots are of symmetric matrices, by `eigh`: there are no
+    complex numbers, singular covariances need no ridge, and no root is taken of the
+    rounding errors of a product.
 
     Args:
       mean1: float [F].
@@ -281,7 +280,7 @@ def frechet_distance(
       cov2: float [F, F], likewise.
 
     Returns:
-      A number >= 0; nan if an input is not finite.
+      A number >= 0; NaN if an input is not finite.
     """
     if not all(np.isfinite(x).all() for x in (mean1, cov1, mean2, cov2)):
         return float("nan")
@@ -295,6 +294,6 @@ def frechet_distance(
 def _symmetric_square_root(matrix: np.ndarray) -> np.ndarray:
     """Square root [F, F] of a symmetric positive semi-definite matrix [F, F]."""
     values, vectors = np.linalg.eigh(np.asarray(matrix, np.float64))
-    # Eigenvalues that are zero come out as +-1e-16 of the largest.
+    # Zero eigenvalues are computed as +-1e-16 of the largest.
     roots = np.sqrt(np.clip(values, 0.0, None))
     return (vectors * roots) @ vectors.T

@@ -18,7 +18,7 @@ MEASURES = ("mse", "psnr", "ssim")
 # Wang et al. (2004): windows of 11 x 11 pixels, weighted by a Gaussian.
 _RADIUS, _SIGMA = 5, 1.5
 _CONSTANTS = (0.01**2, 0.03**2)  # (K L)^2 of values in [0, L], L = 1
-# Images are known to 8 bits: the mean square of what rounding to them may hide.
+# Mean squared error of rounding to 8 bits.
 _LEAST_ERROR = 1 / 12 / 255**2
 
 
@@ -30,26 +30,26 @@ def image_errors(
     *,
     num_images: int = 2048,
 ) -> dict[str, float]:
-    """Mean MSE, PSNR and SSIM of images, by what they are generated from.
+    """Mean MSE, PSNR and SSIM of images for each condition.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split.
-      key: of the subsets and of the posterior samples, one an example.
-      num_images: of each condition; all, if there are fewer.
+      key: random key of the subsets and of the posterior samples, one an example.
+      num_images: images of each condition; all, if there are fewer.
 
     Returns:
       image_errors/mse/reconstruction, mean over images of the next;
-      image_errors/mse/reconstruction/m0, of m0 given all that is observed;
+      image_errors/mse/reconstruction/m0, of m0 given all observed modalities;
       image_errors/mse/leave_one_out and /m0, of m0 given all other modalities;
-      image_errors/mse/size_1, ..., given so many others, drawn at random.
+      image_errors/mse/size_1, ..., given a random subset of others of that size.
       Likewise psnr, in dB, and ssim, in [-1, 1]. MSE: of values in [0, 1], lower is
-      better; of the others, higher is. nan where a parameter is not finite, Undefined
-      where no example has what is needed or an image is too small for SSIM.
+      better; of the others, higher is. NaN if a parameter is not finite, Undefined
+      if no example has what is needed or an image is too small for SSIM.
 
     Raises:
-      UsageError: no modality is of images.
+      UsageError: no modality has images.
     """
     names = images_of(data.test, "image_errors")
     draws = draws_of(model, params, data, key)
@@ -83,14 +83,14 @@ def squared_errors(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def signal_to_noise(errors: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio of each image, in dB, from `squared_errors` [N].
 
-    -10 log10(MSE) of values in [0, 1]. An error counts as that of rounding to 8 bits
-    at least, which makes 58.9 dB of a copy.
+    -10 log10(MSE) of values in [0, 1]. The MSE is at least that of rounding to 8 bits,
+    so that a copy has 58.9 dB.
     """
     return -10 * np.log10(np.maximum(errors, _LEAST_ERROR))
 
 
 def _mean_similarity(x: np.ndarray, y: np.ndarray, name: str) -> float:
-    """Mean of `structural_similarity`, or why there is none."""
+    """Mean of `structural_similarity`; Undefined for small images."""
     size = 2 * _RADIUS + 1
     if min(x.shape[1:3]) < size:
         return Undefined(
@@ -104,7 +104,7 @@ def structural_similarity(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Structural similarity of each pair of images.
 
     Wang et al. (2004), Eq. 13 with the Gaussian window of their Sec. III.C: the mean
-    over the windows that lie within the image, and over channels.
+    over windows within the image, and over channels.
 
     Args:
       x: float64 [N, H, W, C] in [0, 1], at least 11 x 11 pixels.

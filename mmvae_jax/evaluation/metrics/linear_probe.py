@@ -24,20 +24,20 @@ def linear_probe(
 ) -> dict[str, float]:
     """Test accuracy of a linear classifier on posterior means.
 
-    Daunhawer et al. (2022), App. C.2 and Fig. 6, with the settings of Sutter et
-    al. (2021): logistic regression on 500 training embeddings given all
-    modalities; here drawn without replacement.
+    Daunhawer et al. (2022), App. C.2 and Fig. 6, with the settings of Sutter et al.
+    (2021): logistic regression on 500 training embeddings given all modalities, here
+    drawn without replacement.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: both splits.
-      key: of the training examples and, where the posterior is a mixture, of the
-        component whose mean embeds an example.
+      key: random key of the training examples and, if the posterior is a mixture, of
+        the component whose mean embeds an example.
       num_train: training embeddings; all, if the split has fewer.
 
     Returns:
-      linear_probe, fraction in [0, 1]; nan where a parameter is not finite.
+      linear_probe, fraction in [0, 1]; NaN if a parameter is not finite.
     """
     row_key, train_key, test_key = jax.random.split(key, 3)
     test_labels = require_labels(data.test, "linear_probe")
@@ -62,9 +62,9 @@ def embed(
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       split: N examples.
-      key: of the components, where the posterior is a mixture.
+      key: random key of the components, if the posterior is a mixture.
       batch_size: B.
 
     Returns:
@@ -94,10 +94,10 @@ def probe_accuracy(
       train_labels: int [N], at least two different ones.
       test_features: float [T, D].
       test_labels: int [T].
-      max_iter: of L-BFGS; the fit is used as it is when they run out.
+      max_iter: largest number of L-BFGS iterations; the fit needs not converge.
 
     Returns:
-      A fraction in [0, 1]; nan if a feature is not finite.
+      A fraction in [0, 1]; NaN if a feature is not finite.
     """
     probe = LogisticRegression(C=1.0, solver="lbfgs", max_iter=max_iter, random_state=0)
     return fitted_accuracy(
@@ -112,15 +112,15 @@ def fitted_accuracy(
     test_features: np.ndarray,
     test_labels: np.ndarray,
 ) -> float:
-    """Test accuracy of a classifier of scikit-learn; otherwise as `probe_accuracy`."""
+    """`probe_accuracy` of another scikit-learn classifier."""
     if not (np.isfinite(train_features).all() and np.isfinite(test_features).all()):
         return float("nan")
     classes = np.unique(train_labels)
-    if len(classes) == 1:  # there is nothing to fit
+    if len(classes) == 1:  # nothing to fit
         return float(np.mean(test_labels == classes[0]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        # It warns of classes with one example each; labels are classes.
+        # scikit-learn warns of many classes with one example each.
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         probe.fit(train_features, train_labels)
     return float(probe.score(test_features, test_labels))

@@ -5,8 +5,8 @@ proposal is the posterior given *all* modalities, so it measures reconstruction
 as much as generation (their App. C.2).
 
 The published code has an error: it writes samples importance-major but reads them
-example-major. Every log-mean-exp then runs over L different examples with one sample
-each, which biases it upwards. Here it runs over the L weights of one example.
+example-major. Each log-mean-exp is then over one sample of L different examples, which
+biases it upwards. Here it is over the L weights of one example.
 """
 
 from collections.abc import Iterator
@@ -46,22 +46,22 @@ def log_likelihood(
     """Mean over test examples of the importance-weighted estimate of log p(X).
 
     Burda et al. (2016), Eq. (8): log (1/L) sum_l p(X|z_l) p(z_l) / q(z_l), a lower
-    bound in expectation that tightens with L. Only the
-    observed modalities of an example count.
+    bound in expectation that tightens with L. Only the observed modalities of an
+    example count.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split.
-      key: of the samples.
+      key: random key of the samples.
       num_samples: L; 12 as published.
-      proposal: "joint": z ~ model.posterior given all modalities, with the
-        density of the component that was drawn; "mixture": z from the mixture of
-        all its components, with the density of the mixture.
+      proposal: "joint": z ~ model.posterior given all modalities, with the density of
+        the drawn component; "mixture": z from the mixture of all components, with the
+        density of the mixture.
 
     Returns:
-      log_likelihood, nats per example, and log_likelihood/standard_error, of
-      that mean over the test examples.
+      log_likelihood, nats per example, and log_likelihood/standard_error, the standard
+      error of this mean over the test examples.
 
     Raises:
       UsageError: `proposal` is unknown or `num_samples` is not positive.
@@ -81,7 +81,7 @@ def log_likelihood(
     )
     error: float = Undefined("one test example has no standard error")
     if estimates.size > 1:
-        with np.errstate(invalid="ignore"):  # of what is not finite
+        with np.errstate(invalid="ignore"):  # values may not be finite
             error = float(estimates.std(ddof=1) / np.sqrt(estimates.size))
     return {
         "log_likelihood": float(estimates.mean()),
@@ -102,7 +102,7 @@ def estimate_batches(
     """The estimate of each example, batch by batch; arguments of `log_likelihood`.
 
     Yields:
-      float64 [B] in nats, fewer in the last batch.
+      float64 [B] in nats; the last batch may be smaller.
 
     Raises:
       UsageError: as `log_likelihood`.
@@ -115,7 +115,7 @@ def estimate_batches(
         raise UsageError(f"log_likelihood num_samples must be >= 1, not {num_samples}")
     is_complete = split.observed is None or split.observed.all()
     is_drawn = model.draws_missing and not is_complete
-    # The posterior has no density then; the mixture has one component, which has.
+    # The posterior then has no density, but the mixture's only component has.
     draw = PROPOSALS["mixture" if is_drawn else proposal]
     for index, (batch, num_valid) in enumerate(batches(split, batch_size)):
         batch_key = jax.random.fold_in(key, index)
@@ -135,10 +135,10 @@ def importance_estimate(
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       batch: modality -> float [B, ...].
-      draws: L pairs (z [B, D], log q(z) [B]), taken one at a time: memory does
-        not grow with L, and the decoder sees the batch size it was compiled for.
+      draws: L pairs (z [B, D], log q(z) [B]), used one at a time: memory does not grow
+        with L, and the decoder keeps its compiled batch size.
 
     Returns:
       float64 [B], nats.
@@ -149,8 +149,8 @@ def importance_estimate(
         log_joint = np.asarray(model.log_prior(params, z), np.float64)
         for values in log_likelihoods.values():
             log_joint = log_joint + np.asarray(values, np.float64)
-        # A running log-sum-exp: weights are e^-1000s and vary by e^100s.
-        with np.errstate(invalid="ignore"):  # nan is the result if it diverged
+        # A running log-sum-exp, because log-weights are in the thousands.
+        with np.errstate(invalid="ignore"):  # NaN if the model has diverged
             log_sum = np.logaddexp(log_sum, log_joint - log_proposal)
         num += 1
     return log_sum - np.log(num)
@@ -166,15 +166,15 @@ def joint_draws(
 ) -> _Draws:
     """Samples of the posterior given all observed modalities.
 
-    Where it is a mixture, each sample is drawn from one component, and that
-    component's density is given: its weight has expectation p(X) by itself.
+    If the posterior is a mixture, each sample is drawn from one component and has the
+    density of that component: its weight then has the expectation p(X).
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       experts: of its encoder, [M, B, D].
-      subset: bool [M] or [M, B], what is observed.
-      key: of the samples.
+      subset: bool [M] or [M, B], the observed modalities.
+      key: random key of the samples.
       num_samples: L.
 
     Yields:
@@ -197,15 +197,15 @@ def mixture_draws(
 ) -> _Draws:
     """Samples of the mixture of all components, stratified over the L samples.
 
-    Every example goes through the components in order with one random offset, so
-    that L samples fall on each component L times its weight, up to rounding.
+    Each example takes the components in order from a random offset, so that each
+    component gets L times its weight samples, up to rounding.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       experts: of its encoder, [M, B, D].
-      subset: bool [M] or [M, B], what is observed.
-      key: of the samples.
+      subset: bool [M] or [M, B], the observed modalities.
+      key: random key of the samples.
       num_samples: L.
 
     Yields:
@@ -236,11 +236,11 @@ def mixture_draws(
 def log_density(q: Distribution, z: np.ndarray) -> np.ndarray:
     """Log-density of a diagonal distribution, in float64.
 
-    `distributions.log_prob` in numpy: sums of D terms in float32 would lose digits
-    that the differences of large log-densities need.
+    `distributions.log_prob` in NumPy: sums in float32 would lose digits that
+    differences of large log-densities need.
 
     Args:
-      q: Gaussian or Laplace, fields [..., D], broadcast against `z`.
+      q: Gaussian or Laplace, fields [..., D], broadcast with `z`.
       z: float [..., D].
 
     Returns:

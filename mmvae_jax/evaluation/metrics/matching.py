@@ -1,22 +1,21 @@
 """Matching: generative coherence without labels.
 
 Daunhawer et al. (2022), Sec. 6, ask for measures of coherence that need no annotation.
-Here contrastive matching networks, trained on real tuples alone
-(mmvae_jax.evaluation.judges.matchers), replace the classifiers. Given an example of one
-modality and N examples of another, one of them its partner, a network gives each the
-probability of being the partner. The lift is N times the probability of the true
-partner. Its mean over all permutations of the pairs is exactly 1, for any examples.
-Scores are lifts, rescaled such that shuffled pairs have 0 and real test pairs 1.
+Here contrastive matching networks (mmvae_jax.evaluation.judges.matchers), trained only
+on real tuples, replace the classifiers. Given an example of one modality and N examples
+of another, one of them its partner, a network gives each the probability of being the
+partner. The lift is N times the probability of the true partner. Its mean over all
+permutations of the pairs is exactly 1, for any examples. Scores are lifts, rescaled
+such that shuffled pairs have 0 and real test pairs 1.
 
-So examples that are generated independently of their condition score 0, also if they
-are blurred or all equal. Pairs of prior samples are scored among real examples. Scores
-are not clipped: they are below 0 if pairs match worse than at random, and above 1 if
-generated examples are more typical than real ones. If modalities share only the class,
-the score is the labelled coherence, corrected for chance and for the errors of the
-networks.
+Examples that are independent of their condition score 0, also if they are blurred or
+all equal. Pairs of prior samples are scored among real examples. Scores are not
+clipped: they are below 0 if pairs match worse than at random, and above 1 if generated
+examples are more typical than real ones. If modalities share only the class, the score
+is the labelled coherence, corrected for chance and for the errors of the networks.
 
-The joint score of prior samples does not penalise samples of a single class, as the
-labelled joint coherence. Unlike that, it rewards samples that are equally blurred.
+Like the labelled joint coherence, the joint score of prior samples does not penalise
+samples of a single class. Unlike it, this score rewards equally blurred samples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,8 +47,8 @@ _Pair = tuple[str, str]
 _Features = dict[str, np.ndarray]
 
 _ROWS_AT_ONCE = 500
-# By how many standard errors, and how much, the lift of real pairs must exceed 1:
-# closer to it, scores would be noise divided by noise.
+# The lift of real pairs must exceed 1 by this many standard errors, and by this much;
+# otherwise scores would be noise divided by noise.
 _MIN_STANDARD_ERRORS = 3.0
 _MIN_EXCESS = 0.01
 
@@ -62,39 +61,39 @@ def matching(
     *,
     num_prior_samples: int | None = None,
 ) -> dict[str, float]:
-    """How well generated modalities match those they were generated from.
+    """Match of generated modalities with their conditions.
 
-    Conditional: z ~ q(z|x_A), one draw per test example that has all modalities, the
-    likelihood means of the modalities outside of A matched with the real x_n, n in A.
+    For each complete test example, one z ~ q(z|x_A) is drawn; the likelihood means of
+    the modalities outside A are matched with the real x_n, n in A.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split, and matchers for all modalities.
-      key: of the posterior and prior samples.
-      num_prior_samples: of the joint matching; None: as many as test examples.
+      key: random key of the posterior and prior samples.
+      num_prior_samples: prior samples of the joint score; None: the number of test
+        examples.
 
     Returns:
-      Scores, 0 for shuffled and 1 for real pairs (nan where a parameter is not
-      finite, or where the networks cannot tell real pairs from shuffled ones):
+      Scores, 0 for shuffled and 1 for real pairs (NaN if a parameter is not finite, or
+      the networks cannot tell real pairs from shuffled pairs):
       matching/leave_one_out, the mean over targets of the next;
       matching/leave_one_out/m0, of m0 given all others, mean over these;
       matching/size_1, of one modality given one other, mean over ordered pairs;
-      matching/joint, prior samples, mean over ordered pairs;
-      The worth of the networks, on real test examples:
+      matching/joint, of prior samples, mean over ordered pairs.
+      The quality of the networks, on real test examples:
       matching/accuracy, the mean over modalities of the next;
       matching/accuracy/m0, how often the partner of an example of m0 is preferred
       to a random example, in [0, 1], chance 0.5, mean over the other modalities;
-      matching/lift, mean over ordered pairs: at most K for modalities that share
-      no more than one of K equally frequent classes.
-      Modalities that share nothing, as far as the data tell, are no pair: without any
-      pair, nothing.
+      matching/lift, mean over ordered pairs: at most K for modalities that share only
+      one of K equally frequent classes.
+      Modalities without a common attribute are not a pair; {} without pairs.
 
     Raises:
-      UsageError: a modality has no matcher, or there is but one test example.
+      UsageError: a modality has no matcher, or there is only one test example.
     """
     modalities = model.modalities
-    # Of those that share nothing, no network tells a real pair from another.
+    # If modalities share nothing, no network can recognise real pairs.
     pairs = [pair for pair in _ordered_pairs(modalities) if data.share(*pair)]
     if not pairs:
         return {}
@@ -136,7 +135,7 @@ def matching(
 def _worth(
     statistics: Mapping[_Pair, tuple[np.ndarray, np.ndarray]],
 ) -> dict[str, float]:
-    """Accuracy and lift of the networks: `pair_statistics` of real pairs, averaged."""
+    """Mean accuracy and lift of the networks, from `pair_statistics` of real pairs."""
     wins = {pair: own.mean() for pair, (_, own) in statistics.items()}
     accuracy = {
         y: float(np.mean([won for (_, other), won in wins.items() if other == y]))
@@ -153,17 +152,17 @@ def _worth(
 def pair_statistics(
     x: np.ndarray, y: np.ndarray, scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How well x_i is found for y_i among all of x.
+    """How well the partner x_i of y_i is recognised among all of x.
 
     Args:
       x: features [N, F] of one modality, of length one.
-      y: likewise of another, row i the partner of row i.
-      scale: of the pair of modalities.
+      y: features [N, F] of another; x_i and y_i are partners.
+      scale: scale of the pair of modalities.
 
     Returns:
-      lifts, float64 [N], N times the probability of x_i: in [0, N], 1 on average
-      over all shuffles of x, for every y_i; and float64 [N], the fraction of the
-      others that x_i is preferred to, ties counting half. nan where y_i is.
+      lifts, float64 [N], N times the probability of x_i: in [0, N], and 1 on average
+      over all shuffles of x for each y_i; and float64 [N], the fraction of the others
+      with a lower probability than x_i, ties counting half. NaN if y_i is NaN.
     """
     parts = []
     for start in range(0, len(y), _ROWS_AT_ONCE):
@@ -177,16 +176,16 @@ def pair_statistics(
 def joint_lifts(
     x: np.ndarray, y: np.ndarray, real: np.ndarray, scale: float
 ) -> np.ndarray:
-    """How well x_i, which is generated too, is found for y_i among real examples.
+    """How well a generated partner x_i of y_i is recognised among real examples.
 
-    Among generated ones, samples that all are of one class would match no better
-    than when they are shuffled.
+    Among generated examples, samples of a single class would match no better than
+    shuffled ones.
 
     Args:
       x: features [P, F] of generated examples of one modality, of length one.
-      y: likewise of another, row i the partner of row i.
+      y: features [P, F] of another; x_i and y_i are partners.
       real: features [N, F] of real examples of the modality of x.
-      scale: of the pair of modalities.
+      scale: scale of the pair of modalities.
 
     Returns:
       float64 [P], N + 1 times the probability of x_i.
@@ -202,12 +201,12 @@ def joint_lifts(
 def _row_statistics(
     x: Array, y: Array, rows: Array, scale: float
 ) -> tuple[Array, Array]:
-    """`pair_statistics` of some rows of y, whose partners are these rows of x."""
+    """`pair_statistics` of some rows of y and the same rows of x."""
     logits = scale * y @ x.T
     own = jnp.take_along_axis(logits, rows[:, None], axis=1)
     log_sum = jax.nn.logsumexp(logits, axis=1)
     lifts = len(x) * jnp.exp(own[:, 0] - log_sum)
-    # The partner ties with itself, which is not counted.
+    # Do not count the tie of the partner with itself.
     wins = jnp.sum(logits < own, axis=1) + 0.5 * (jnp.sum(logits == own, axis=1) - 1)
     return lifts, jnp.where(jnp.isnan(log_sum), jnp.nan, wins / (len(x) - 1))
 
@@ -221,15 +220,15 @@ def _joint_lifts(x: Array, y: Array, real: Array, scale: float) -> Array:
 
 
 def calibrate(lifts: np.ndarray, real_lifts: np.ndarray) -> float:
-    """The mean lift on the scale of shuffled (0) and real pairs (1).
+    """The mean lift, rescaled to 0 for shuffled and 1 for real pairs.
 
     Args:
       lifts: [N], of generated pairs.
       real_lifts: [N], of real test pairs of the same modalities.
 
     Returns:
-      A score, at most slightly above 1; Undefined if real pairs are not matched
-      better than shuffled ones.
+      A score, at most slightly above 1; Undefined if real pairs do not match better
+      than shuffled pairs.
     """
     excess = real_lifts.mean() - 1.0
     error = real_lifts.std() / np.sqrt(len(real_lifts))
@@ -277,7 +276,7 @@ def _conditional_features(
     modalities = model.modalities
     subsets: list[_Subset] = [(name,) for name in modalities]
     subsets += [tuple(m for m in modalities if m != name) for name in modalities]
-    subsets = list(dict.fromkeys(subsets))  # of two modalities, they are the same
+    subsets = list(dict.fromkeys(subsets))  # for two modalities, both kinds are equal
     parts: dict[tuple[_Subset, str], list[np.ndarray]] = {
         (s, m): [] for s in subsets for m in modalities if m not in s
     }
@@ -301,7 +300,7 @@ def _embed(
     decoded: Mapping[str, Array],
     modalities: Sequence[str],
 ) -> dict[str, Array]:
-    """Features of some modalities' likelihood means; nan where these are not finite."""
+    """Features of likelihood means of some modalities; NaN if these are not finite."""
     examples = to_examples(data.test, decoded, data.words)
     return {
         m: nan_if_not_finite(
@@ -314,7 +313,7 @@ def _embed(
 def _summarise(
     table: Mapping[tuple[_Subset, str], float], modalities: tuple[str, ...]
 ) -> dict[str, float]:
-    """The averages that are reported: tags leave_one_out and size_1."""
+    """The averages with the tags leave_one_out and size_1."""
     tags = {}
     for target in modalities:
         others = tuple(name for name in modalities if name != target)

@@ -30,31 +30,31 @@ def one_to_many(
 ) -> dict[str, float]:
     """Agreement of modalities on attributes that their condition does not show.
 
-    A condition is a modality that does not show an attribute, or all of these; one
-    z ~ q(z|x_A) is drawn for each test example, and all that show the attribute are
-    decoded from it. For generated values a_m of the attribute, means over pairs of
-    modalities and over modalities:
+    A condition is a modality that does not show an attribute, or all such modalities.
+    For each test example, one z ~ q(z|x_A) is drawn, and all modalities that show the
+    attribute are decoded from it. For generated values a_m of the attribute, means over
+    pairs of modalities and over modalities:
 
       agreement        P(a_m = a_n)
       chance           sum_k P(a_m = k) P(a_n = k), agreement if they were independent
       total_variation  1/2 sum_k |P(a_m = k) - P(a = k)|, to the real values of the
-                       same examples; what shows no value is a value of its own
+                       same examples; "no value" counts as a value
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split with attributes, and readers for the modalities that show them.
-      key: of the posterior samples.
+      key: random key of the posterior samples.
 
     Returns:
       one_to_many/agreement/quadrant_given_digit, ..., for every attribute and condition
-      that leaves it open, and likewise chance and total_variation; and
-      one_to_many/agreement, ..., their means. In [0, 1]; {} with one modality; nan
-      where a parameter is not finite, Undefined where no test example has what is
-      given.
+      that does not determine it, and likewise chance and total_variation; and
+      one_to_many/agreement, ..., their means. In [0, 1]; {} with one modality; NaN
+      if a parameter is not finite, Undefined if no test example has the
+      condition.
 
     Raises:
-      UsageError: no attribute is left open, or one cannot be read.
+      UsageError: all modalities show all attributes, or a reader is missing.
     """
     if len(model.modalities) == 1:
         return {}
@@ -87,22 +87,22 @@ def one_to_many(
 
 
 def agreement(values: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    """Scores of generated values of an attribute, as `one_to_many` has them.
+    """Scores of generated values of one attribute, see `one_to_many`.
 
     Args:
-      values: [M, n] of M >= 2 modalities, whole numbers; -1: none is shown, which
-        agrees with nothing; nan: not finite.
-      real: int [n], of the same examples.
+      values: [M, n] for M >= 2 modalities, whole numbers; -1: no value is shown, which
+        never agrees; NaN: not finite.
+      real: int [n], real values of the same examples.
 
     Returns:
-      agreement, chance, total_variation; all nan if one value is.
+      agreement, chance, total_variation; all NaN if a value is NaN.
     """
     if np.isnan(values).any():
         return dict.fromkeys(_SCORES, float("nan"))
     num = int(max(values.max(), real.max())) + 1
 
     def shares(x: np.ndarray) -> np.ndarray:
-        """Of the values 0, 1, ..., and of none: [num + 1]."""
+        """Fractions of the values 0, 1, ..., and of no value: [num + 1]."""
         known = np.where(x < 0, num, x).astype(int)
         return np.bincount(known, minlength=num + 1) / x.size
 

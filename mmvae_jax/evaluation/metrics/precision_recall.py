@@ -21,19 +21,19 @@ from mmvae_jax.evaluation.metrics import frechet
 from mmvae_jax.types import PRIOR, MultimodalVAE, Params, PRNGKey
 
 NUM_NEIGHBOURS = 5
-_ROWS_AT_ONCE = 500  # 40 MB a block of distances to 10,000 examples
-# Squared distances below this part of the squared norms are rounding errors.
+_ROWS_AT_ONCE = 500  # rows per block: 40 MB of distances to 10,000 examples
+# Squared distances below this fraction of the squared norms are rounding errors.
 _ROUNDING = 1e-12
 
 
 class Scores(NamedTuple):
-    """Scores of a set of generated examples, in [0, 1] but for density, which is >= 0.
+    """Scores of generated examples, in [0, 1] except density, which is >= 0.
 
     Attributes:
-      precision: share of generated examples within the ball of a real one.
-      recall: share of real examples within the ball of a generated one.
-      density: in how many balls of real examples a generated one lies, over k.
-      coverage: share of real examples whose ball holds a generated one.
+      precision: fraction of generated examples within the ball of a real one.
+      recall: fraction of real examples within the ball of a generated one.
+      density: mean number of real examples' balls that contain a generated one, over k.
+      coverage: fraction of real examples whose ball contains a generated one.
     """
 
     precision: float
@@ -54,18 +54,18 @@ def precision_recall(
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split, and classifiers for all modalities.
-      key: of the samples.
-      num_examples: of each kind; all real ones, if there are fewer.
+      key: random key of the samples.
+      num_examples: examples of each kind; all real ones, if there are fewer.
 
     Returns:
       precision_recall/prior/precision, mean over modalities of
       precision_recall/prior/precision/m0; likewise recall, density and coverage; and
-      precision_recall/leave_one_out/..., of each modality given all others, which is
-      left out with one modality. nan where a parameter is not finite, Undefined where
-      there are no more than k real examples; all but recall also where every real
-      example has k copies, as in discrete data.
+      precision_recall/leave_one_out/..., of each modality given all others, except with
+      one modality. NaN if a parameter is not finite, Undefined if there are at most k
+      real examples; all but recall also if every real example has k copies, as in
+      discrete data.
 
     Raises:
       UsageError: a modality has no classifier.
@@ -80,7 +80,7 @@ def precision_recall(
     for m, extractor in extractors.items():
         real = frechet.features_of(extractor, data.test.modalities[m][rows], size)
         is_there = data.test.is_observed(m)[rows]
-        # As many of each kind: the balls of more examples are smaller.
+        # Equal numbers of both kinds: the balls of more examples are smaller.
         prior = draws.prior(m, len(rows))
         features = frechet.generated_features(extractor, prior, size)
         own = real[is_there]
@@ -107,7 +107,7 @@ def precision_recall(
 
 
 def _scores(real: np.ndarray, generated: np.ndarray, name: str) -> Scores:
-    """`manifold_scores`, or why there are none."""
+    """`manifold_scores`, or Undefined for too few different examples."""
     k = NUM_NEIGHBOURS
     if len(real) <= k:
         why = Undefined(
@@ -127,15 +127,15 @@ def manifold_scores(
 ) -> Scores:
     """Precision, recall, density and coverage of generated examples.
 
-    Distances are computed in blocks of rows: memory grows as the number of examples.
+    Distances are computed in blocks: memory is linear in the number of examples.
 
     Args:
       real: float [N, F], N > k.
       generated: float [n, F], n > k.
-      k: the ball of an example reaches to its k-th nearest neighbour.
+      k: the ball of an example extends to its k-th nearest neighbour.
 
     Returns:
-      Scores; nan if a feature is not finite.
+      Scores; NaN if a feature is not finite.
 
     Raises:
       ValueError: there are too few examples.
@@ -147,7 +147,7 @@ def manifold_scores(
         )
     if not (np.isfinite(real).all() and np.isfinite(generated).all()):
         return Scores(*[float("nan")] * len(Scores._fields))
-    centre = real.mean(axis=0, dtype=np.float64)  # which spares digits
+    centre = real.mean(axis=0, dtype=np.float64)  # for precision
     real, generated = real - centre, generated - centre
     real_radii, own_radii = squared_radii(real, k), squared_radii(generated, k)
     num_precise, num_inside = 0, 0
@@ -175,8 +175,7 @@ def squared_radii(x: np.ndarray, k: int) -> np.ndarray:
     found = []
     for start in range(0, len(x), _ROWS_AT_ONCE):
         distances = squared_distances(x[start : start + _ROWS_AT_ONCE], x)
-        # The nearest of all is the example itself.
-        # A copy, as a view would keep the block.
+        # Index 0 is the example itself. A view would keep the whole block in memory.
         found.append(np.partition(distances, k, axis=1)[:, k].copy())
     return np.concatenate(found)
 
@@ -186,5 +185,5 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     norms = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)
     distances = norms - 2 * (x @ y.T)
-    # Two that are equal are at distance 0, and not at what rounding leaves.
+    # Equal examples have the distance 0, without rounding errors.
     return np.where(distances > _ROUNDING * norms, distances, 0.0)

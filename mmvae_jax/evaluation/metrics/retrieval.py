@@ -1,4 +1,4 @@
-"""Retrieval: is the partner of an example found by the codes of the two?
+"""Retrieval of the partner of an example by their latent codes.
 
 Each modality of an example is encoded alone. The true partner in another modality is
 searched for among all test examples, by the cosine similarity of posterior means. This
@@ -28,14 +28,14 @@ def retrieval(
 
     Args:
       model: for one sweep member.
-      params: its parameters.
-      data: test split, of which the examples with all modalities count.
-      key: of posteriors that draw.
+      params: parameters.
+      data: test split; examples with all modalities count.
+      key: random key of posteriors that draw.
 
     Returns:
       recall_at_1/m0_to_m1, of the partner of an example of m0 among all of m1; and
       recall_at_1, the mean over ordered pairs; likewise recall_at_5 and recall_at_10:
-      fractions in [0, 1], higher is better, nan where a code is not finite.
+      fractions in [0, 1], higher is better, NaN if a code is not finite.
       recall_at_1/chance, 1 over the number of candidates. {} with one modality.
 
     Raises:
@@ -69,14 +69,14 @@ def code_of(
     key: PRNGKey,
     batch_size: int,
 ) -> np.ndarray:
-    """Posterior means given one modality: the shared part, or that of the modality.
+    """Posterior means given one modality: the shared part, or the modality's part.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       split: N examples that have the modality.
-      modality: that is given.
-      key: of posteriors that draw.
+      modality: name of the given modality.
+      key: random key of posteriors that draw.
       batch_size: B.
 
     Returns:
@@ -92,18 +92,17 @@ def code_of(
 def partner_recall(
     queries: np.ndarray, candidates: np.ndarray, ranks: Sequence[int]
 ) -> list[float]:
-    """How often the partner is among the k candidates most alike, for some k.
+    """How often the partner is among the k most similar candidates.
 
-    Candidates that are as much alike as the partner are in random order: codes that
-    are all the same find it by chance.
+    Ties are in random order, so that equal codes give chance.
 
     Args:
       queries: codes [N, d].
       candidates: codes [N, d], row i the partner of row i.
-      ranks: how many candidates are looked at.
+      ranks: the values of k.
 
     Returns:
-      A fraction in [0, 1] for each rank; nan if a code is not finite.
+      A fraction in [0, 1] for each rank; NaN if a code is not finite.
     """
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
         return [float("nan")] * len(ranks)
@@ -114,14 +113,14 @@ def partner_recall(
         rows = np.arange(len(similar))
         own = similar[rows, start + rows][:, None]
         ahead = (similar > own + 1e-12).sum(axis=1)
-        not_behind = (similar >= own - 1e-12).sum(axis=1)  # itself among them
+        not_behind = (similar >= own - 1e-12).sum(axis=1)  # including the partner
         places.append(np.stack([ahead, not_behind - ahead]))
     ahead, tied = np.concatenate(places, axis=1)
     return [float(np.clip((k - ahead) / tied, 0.0, 1.0).mean()) for k in ranks]
 
 
 def _directions(codes: np.ndarray) -> np.ndarray:
-    """Codes [N, d] at length one, but for those of length zero."""
+    """Codes [N, d], normalised to length one; zeros stay zeros."""
     codes = np.asarray(codes, np.float64)
     lengths = np.linalg.norm(codes, axis=1, keepdims=True)
     return codes / np.where(lengths > 0, lengths, 1.0)

@@ -26,26 +26,26 @@ from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 def second_judge(
     model: MultimodalVAE, params: Params, data: EvaluationData, key: PRNGKey
 ) -> dict[str, float]:
-    """Leave-one-out coherence by a second classifier, and how much the two disagree.
+    """Leave-one-out coherence by a second classifier, and their disagreement.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split, and two classifiers for all modalities.
-      key: of the posterior samples.
+      key: random key of the posterior samples.
 
     Returns:
-      second_judge/coherence/leave_one_out/m0, the share of examples of m0, generated
-      given all other modalities, that the second classifier gives the label, and
+      second_judge/coherence/leave_one_out/m0, the fraction of examples of m0, generated
+      given all other modalities, in which the second classifier reads the label, and
       second_judge/coherence/leave_one_out, their mean; likewise
-      second_judge/disagreement, the share that the two give different labels,
-      second_judge/real_disagreement, the same of the real m0 of those examples, and
+      second_judge/disagreement, the fraction with different labels by the two,
+      second_judge/real_disagreement, the same for the real m0 of these examples, and
       second_judge/accuracy/m0, of the second on real test examples. In [0, 1]; {} with
-      one modality that shows the label; nan where a parameter is not finite, Undefined
-      where no example has all modalities.
+      one modality that shows the label; NaN if a parameter is not finite, Undefined
+      if no example has all modalities.
 
     Raises:
-      UsageError: there are no labels, or a modality has not both classifiers.
+      UsageError: there are no labels, or a classifier is missing.
     """
     targets = data.showing(LABEL, model.modalities)
     if len(targets) < 2:
@@ -86,11 +86,11 @@ def second_judge(
 
 
 def _classes(judge: Reader, examples: np.ndarray, batch_size: int) -> np.ndarray:
-    """Classes [N] that a classifier gives to examples; nan where it gives none."""
+    """Classes [N] of examples by a classifier; NaN if its logits are not finite."""
     return most_probable(features_of(lambda x: judge.apply(x)[1], examples, batch_size))
 
 
 def _share(classes: np.ndarray, expected: np.ndarray) -> float:
-    """Share of classes [N] that are as expected; nan if one is nan."""
+    """Fraction of classes [N] that are as expected; NaN if one is NaN."""
     is_known = ~(np.isnan(classes) | np.isnan(expected))
     return float(np.where(is_known, classes == expected, np.nan).mean())

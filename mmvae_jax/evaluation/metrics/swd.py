@@ -2,8 +2,8 @@
 
 Karras et al. (2018), "Progressive Growing of GANs", Sec. 5: 7x7 patches at every
 level of a Laplacian pyramid, so that each level compares one band of frequencies. No
-network is needed. Unlike theirs, both sets are normalised by the statistics of the real
-one by default, see `normalise`. All in numpy, float32 but for sums.
+network is needed. Unlike theirs, the real images normalise both sets by default, see
+`normalise`. Everything is NumPy, float32 except sums.
 """
 
 import functools
@@ -24,7 +24,7 @@ from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 _PATCH_SIZE = 7
 NORMALISATIONS = ("real", "own")
-# Detail this faint, a quarter of an 8-bit grey level, is not scaled up to one.
+# Smallest divisor, a quarter of an 8-bit grey level: fainter detail is not scaled up.
 _MIN_STD = 1e-3
 
 
@@ -41,27 +41,26 @@ def swd(
 ) -> dict[str, float]:
     """Sliced Wasserstein distance of prior samples to real test images.
 
-    Modalities that are no images are left out, and where some are missing, so are
-    the images that are missing.
+    Only images are compared, and only observed ones.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split.
-      key: of the images, the patches and the projections.
-      num_images: of each kind; all test images, if there are fewer.
-      patches_per_image: at every level, or all if there are fewer (published:
+      key: random key of the images, the patches and the projections.
+      num_images: images of each kind; all test images, if there are fewer.
+      patches_per_image: patches at every level, or all if there are fewer (published:
         128, of larger images).
-      num_projections: random directions (published: 512).
+      num_projections: number of random directions (published: 512).
       normalisation: see `normalise`.
 
     Returns:
       swd/m0, ..., mean over the levels of the pyramid, and swd, their mean; times
-      1e3 as usual; lower is better; nan where a parameter is not finite, Undefined
-      where all images are missing.
+      1e3 as usual; lower is better; NaN if a parameter is not finite, Undefined
+      if all images are missing.
 
     Raises:
-      UsageError: `normalisation` is unknown, or no modality is of images.
+      UsageError: `normalisation` is unknown, or no modality has images.
     """
     if normalisation not in NORMALISATIONS:
         raise UsageError(
@@ -105,15 +104,15 @@ def level_distances(
 ) -> list[float]:
     """Sliced Wasserstein distance at every level of the Laplacian pyramid.
 
-    The two sets share the places of the patches, and all images do: drawing them
-    anew for each would only add noise to the difference.
+    All images of both sets have patches at the same positions: other positions would
+    only add noise to the difference.
 
     Args:
       real: float32 [N, H, W, C] in [0, 1].
-      generated: likewise, as many.
-      rng: of the patches and projections.
-      patches_per_image: at every level, or all if there are fewer.
-      num_projections: random directions.
+      generated: float32 [N, H, W, C] in [0, 1].
+      rng: generator of the patches and projections.
+      patches_per_image: patches at every level, or all if there are fewer.
+      num_projections: number of random directions.
       normalisation: see `normalise`.
 
     Returns:
@@ -142,10 +141,10 @@ def level_distances(
 
 
 def laplacian_pyramid(images: np.ndarray) -> list[np.ndarray]:
-    """Band-pass levels, from fine to coarse; the last keeps the rest.
+    """Band-pass levels, from fine to coarse; the last one is the remaining low-pass.
 
-    Burt & Adelson (1983). Each level has half the size of the one before,
-    rounded up, as long as a patch fits; smaller images are extended to one.
+    Burt & Adelson (1983). Each level has half the size of the previous one, rounded up,
+    while a patch fits; smaller images are padded to one patch.
 
     Args:
       images: float32 [N, H, W, C].
@@ -161,7 +160,7 @@ def laplacian_pyramid(images: np.ndarray) -> list[np.ndarray]:
         fine = levels[-1]
         coarse = _blur(fine)[:, ::2, ::2]
         enlarged = np.zeros_like(fine)
-        enlarged[:, ::2, ::2] = 4.0 * coarse  # three of four pixels are empty
+        enlarged[:, ::2, ::2] = 4.0 * coarse  # three of four pixels are 0
         levels[-1] = fine - _blur(enlarged)
         levels.append(coarse)
     return levels
@@ -170,7 +169,7 @@ def laplacian_pyramid(images: np.ndarray) -> list[np.ndarray]:
 def patch_corners(
     size: tuple[int, int], num: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Top left corners [P, 2] of different patches, P = num or all there are."""
+    """Top left corners [P, 2] of P different patches, P = num or all."""
     height, width = (n - _PATCH_SIZE + 1 for n in size)
     places = rng.permutation(height * width)[:num]
     return np.stack(np.unravel_index(places, (height, width)), axis=-1)
@@ -184,12 +183,12 @@ def patches(images: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 
 def normalise(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Patches in standard deviations of each channel of a reference set.
+    """Normalises patches by the mean and deviation of each channel of a reference.
 
-    The paper normalises each set by itself ("own"), so that a constant shift or
-    gain of a channel goes unseen, and mild blur nearly so. With the real patches
-    as the reference of both ("real"), wrong colours and missing contrast count,
-    and the distances of different models have the same unit.
+    The paper normalises each set by itself ("own"), which hides a constant shift or
+    gain of a channel, and almost hides mild blur. With the real patches as the
+    reference of both sets ("real"), wrong colours and missing contrast count, and the
+    distances of different models have the same unit.
 
     Args:
       values: float32 [N, 7, 7, C].
@@ -209,12 +208,12 @@ def sliced_wasserstein(
 ) -> float:
     """Mean over directions of the 1-Wasserstein distance of the projections.
 
-    Rabin et al. (2011). In one dimension the best transport is between values of
-    the same rank.
+    Rabin et al. (2011). In one dimension the optimal transport is between values of the
+    same rank.
 
     Args:
       first: float [N, ...], flattened to vectors of length F.
-      second: likewise, as many.
+      second: float [N, ...], likewise.
       directions: float [P, F], unit vectors.
 
     Returns:
@@ -233,8 +232,8 @@ def _blur(images: np.ndarray) -> np.ndarray:
     for axis in (1, 2):
         size = images.shape[axis]
         widths = [(2, 2) if a == axis else (0, 0) for a in range(4)]
-        # Mirrored without the edge pixel: the empty pixels of an enlarged level
-        # stay in step, so that a constant image stays constant.
+        # Mirrored without the edge pixel, so that the zeros of an enlarged level keep
+        # their pattern and a constant image stays constant.
         padded = np.moveaxis(np.pad(images, widths, mode="reflect"), axis, 0)
         parts = [
             np.float32(weight) * padded[shift : shift + size]

@@ -1,4 +1,4 @@
-"""Variation of several draws for one condition, over that of a class.
+"""Variation of several draws for one condition, relative to that of a class.
 
 Modality-specific content (handwriting, background) should vary between the draws for
 one condition as much as between real examples of one class. Coherence does not notice a
@@ -30,25 +30,24 @@ def variation(
     num_examples: int = 500,
     num_draws: int = NUM_DRAWS,
 ) -> dict[str, float]:
-    """Mean distance of draws for one condition over that of real examples of a class.
+    """Mean distance of draws for a condition, over that of real examples of a class.
 
     Distances are Euclidean, in the features of the label classifier.
 
     Args:
       model: for one sweep member.
-      params: its parameters.
+      params: parameters.
       data: test split, and classifiers for all modalities.
-      key: of the draws, and of the real examples of a class.
-      num_examples: conditions at most, a modality.
-      num_draws: for each condition, at least 2.
+      key: random key of the draws, and of the real examples of a class.
+      num_examples: largest number of conditions per modality.
+      num_draws: number of draws per condition, at least 2.
 
     Returns:
       variation/leave_one_out/m0, of draws of m0 given all other modalities, and
-      variation/leave_one_out, their mean: >= 0; 0: all draws are the same, 1: they
-      differ as real examples of a class do. A modality that shows the class and
-      nothing else has nothing to vary, and is left out. {} with one modality; nan
-      where a parameter is not finite, Undefined where no condition or no two examples
-      of a class are there, or none that differ.
+      variation/leave_one_out, their mean: >= 0; 0: all draws are equal, 1: draws vary
+      as much as real examples of a class. Modalities that show only the class are left
+      out. {} with one modality; NaN if a parameter is not finite, Undefined without
+      conditions or without two different examples of a class.
 
     Raises:
       UsageError: there are no labels, or a modality has no classifier.
@@ -90,7 +89,7 @@ def variation(
 
 
 def shows_class_alone(real: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether several examples [N, ...] of each class are there, and all are alike."""
+    """Whether each class has several examples [N, ...], which are all equal."""
     found, first, counts = np.unique(labels, return_index=True, return_counts=True)
     alike = real == real[first[np.searchsorted(found, labels)]]
     return bool(len(counts) and counts.min() > 1 and alike.all())
@@ -100,7 +99,7 @@ def spread_of_draws(features: np.ndarray) -> float:
     """Mean Euclidean distance of two draws for one condition.
 
     Args:
-      features: [L, n, F], of L >= 2 draws for each of n conditions.
+      features: [L, n, F], for L >= 2 draws for each of n conditions.
     """
     pairs = itertools.combinations(features.astype(np.float64), 2)
     return float(np.mean([np.linalg.norm(x - y, axis=-1).mean() for x, y in pairs]))
@@ -114,10 +113,10 @@ def spread_of_classes(
     Args:
       features: [N, F].
       labels: int [N].
-      rng: of the examples of a class, if it has more than 200.
+      rng: generator for the examples of a class with more than 200.
 
     Returns:
-      A number >= 0; Undefined if no class has two examples, or all are the same.
+      A number >= 0; Undefined if no class has two examples, or all are equal.
     """
     found = []
     for label in np.unique(labels):
