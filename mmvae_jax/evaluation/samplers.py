@@ -37,7 +37,15 @@ from mmvae_jax.evaluation.judges import classifiers
 from mmvae_jax.mathematics import flows
 from mmvae_jax.networks.flows import MLPFlow
 from mmvae_jax.training import loop, step, sweep
-from mmvae_jax.types import PRIOR, Array, Batch, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import (
+    PRIOR,
+    SHARED,
+    Array,
+    Batch,
+    MultimodalVAE,
+    Params,
+    PRNGKey,
+)
 
 # Largest number of (random) training examples; more hardly change a density.
 _MOST_EXAMPLES = 10_000
@@ -107,13 +115,13 @@ class _Part(NamedTuple):
     moments: flows.Moments
 
 
-def check(settings: Any, model: MultimodalVAE, num_examples: int) -> None:
+def check(settings: Any, model: MultimodalVAE, train: Split) -> None:
     """Refuses a sampler that cannot be fitted.
 
     Args:
       settings: the section `eval` of configs/base.py.
       model: model of every member.
-      num_examples: size of the training split.
+      train: the training split.
 
     Raises:
       ArgumentError: the model's latents cannot be fitted, or there are too few
@@ -122,14 +130,16 @@ def check(settings: Any, model: MultimodalVAE, num_examples: int) -> None:
     name = settings.sampler
     if name == PRIOR:
         return
-    if model.draws_missing:
+    if model.draws_missing and len(model.latent_parts) > 1:
         raise ArgumentError(
-            "{sampler}={!r} is not for this model, which samples its latents by "
-            "flows of its own; leave it {!r}",
+            "{sampler}={!r} is not for this model, whose prior is a flow over all "
+            "parts of the latent vector: a density for each part alone would lose what "
+            "they share; leave it {!r}",
             name,
             PRIOR,
         )
-    num = min(num_examples, _MOST_EXAMPLES)
+    fewest = min(int(rows.sum()) for rows in _rows_of_parts(model, train))
+    num = round(fewest * min(1.0, _MOST_EXAMPLES / train.num_examples))
     num_fitted = num - _num_held_out(num)
     most = max(settings.sampler_components)
     if name == "gmm" and most > num_fitted:
@@ -166,7 +176,9 @@ def fit(
     z = latents(model, params, train, latent_key, settings.batch_size)
     seed = int(jax.random.randint(seed_key, (), 0, np.iinfo(np.int32).max))
     sizes = [size for _, size in model.latent_parts] or [model.latent_dim]
-    parts = _fit_parts(sampler, np.split(z, np.cumsum(sizes)[:-1], 1), seed, settings)
+    ends = np.cumsum(sizes)[:-1]
+    own = zip(np.split(z, ends, 1), _rows_of_parts(model, train), strict=True)
+    parts = _fit_parts(sampler, [part[rows] for part, rows in own], seed, settings)
 
     def sample_prior(params: Params, key: PRNGKey, num: int) -> Array:
         if parts is None:
@@ -201,18 +213,31 @@ def latents(
     return np.concatenate(jax.device_get(found))
 
 
+def _rows_of_parts(model: MultimodalVAE, split: Split) -> list[np.ndarray]:
+    """The examples whose latents a part is fitted to, bool [N] for each part.
+
+    For a part of one modality they are those that have it: the others have a draw of
+    the prior there, or of another modality's posterior.
+    """
+    everything = np.ones(split.num_examples, bool)
+    return [
+        split.is_observed(name) if name in split.modalities else everything
+        for name, _ in model.latent_parts or ((SHARED, model.latent_dim),)
+    ]
+
+
 def _fit_parts(
     sampler: Sampler, parts: Sequence[np.ndarray], seed: int, settings: Any
 ) -> list[_Part] | None:
-    """Fits the densities of parts [N, d], of any d; None if a latent is not finite."""
+    """Fits the densities of parts [N, d], any N and d; None if one is not finite."""
     moments = [flows.moments(z) for z in parts]
     pairs = zip(moments, map(jnp.asarray, parts), strict=True)
     whitened = [np.asarray(flows.whiten(*pair)) for pair in pairs]
     if not all(np.isfinite(r).all() for r in whitened):
         return None
     fitted: list[Any] = [None] * len(parts)
-    for size in dict.fromkeys(r.shape[1] for r in whitened):
-        places = [k for k, r in enumerate(whitened) if r.shape[1] == size]
+    for shape in dict.fromkeys(r.shape for r in whitened):
+        places = [k for k, r in enumerate(whitened) if r.shape == shape]
         alike = np.stack([whitened[k] for k in places])
         for k, own in zip(places, sampler.fit(alike, seed, settings), strict=True):
             fitted[k] = own

@@ -127,7 +127,7 @@ def _require_sampler(name: str, run: Run) -> None:
             name,
             ", ".join(evaluate.measured(METRICS, name)),
         )
-    samplers.check(setting.config.eval, run.model, setting.dataset.train.num_examples)
+    samplers.check(setting.config.eval, run.model, setting.dataset.train)
 
 
 def factors_of(config: Any) -> schedules.Factors:

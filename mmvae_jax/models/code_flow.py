@@ -97,6 +97,7 @@ def code_flow_model(
       shapes: modality -> shape of one example.
       options: those of OPTIONS.
     """
+    latent_flows.check(options)
     size, code_size = config.model.latent_dim, options["code_dim"]
     nets = make_networks(config, shapes, size)
     coders = codes.code_networks(options["code_network"], nets, code_size)
@@ -304,7 +305,7 @@ def _log_densities(
     s, w = _split(own, z)
     velocity = _prior_velocity(own, params["flows_average"])
     signs = key if s.shape[-1] > MOST_EXACT else None
-    code = flows.log_density(velocity, s, *own.solver, key=signs)
+    code = flows.log_density(velocity, s, own.solver[0], key=signs)
     velocity = _guided(own, params, s, jnp.zeros((own.num, len(s)), bool))
     return code + latent_flows.log_density(own, params, velocity, w, key, absent)
 

@@ -68,6 +68,7 @@ def latent_flow_model(
       shapes: modality -> shape of one example.
       options: those of OPTIONS.
     """
+    latent_flows.check(options)
     size = config.model.latent_dim
     nets = make_networks(config, shapes, size)
     base = assemble(

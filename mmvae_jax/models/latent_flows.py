@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, flows
 from mmvae_jax.models import parts
 from mmvae_jax.models.options import Option, Options, number, one_of
@@ -49,7 +50,8 @@ FLOW_OPTIONS: Options = {
     "flow_depth": number(3, 1),
     "ode_steps": number(25, 1),
     "ode_method": one_of("euler", "heun"),
-    "ema": number(0.998, 0, 1),  # decay of the average of the flows' parameters
+    # Decay of the average of the flows' parameters; at 1 it would never learn.
+    "ema": Option(0.998, lambda x: 0 <= x < 1, "{} must be in [0, 1), got {}"),
 }
 
 
@@ -60,6 +62,19 @@ def shares(*default: float) -> Option:
         lambda x: len(x) == len(default) and min(x) > 0 and sum(x) < 1,
         "{} must be " + _WORDS[len(default)] + " below 1, got {}",
     )
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Refuses guidance by a velocity that is never trained.
+
+    Raises:
+      UsageError: guidance needs examples without a condition, and there are none.
+    """
+    if options["guidance"] != 1 and options["condition_dropped"] == 0:
+        raise UsageError(
+            "config.model.options.guidance needs examples without a condition: "
+            "config.model.options.condition_dropped must be above 0, or guidance 1"
+        )
 
 
 class Parts(NamedTuple):
@@ -325,7 +340,7 @@ def log_density(
         mask = flows.dimensions_of(absent, own.sizes)
         r, jacobian = jnp.where(mask, fill, r), jnp.where(mask, 0.0, jacobian)
     signs = key if w.shape[-1] > MOST_EXACT else None
-    found = flows.log_density(velocity, r, *own.solver, mask, signs)
+    found = flows.log_density(velocity, r, own.solver[0], mask, signs)
     return found + jnp.sum(jacobian, axis=-1)
 
 

@@ -41,6 +41,10 @@ def model_of(z, **fields):
     return model, toy_split({"m0": np.float32(z)}, np.zeros(len(z)))
 
 
+def split_of(num):
+    return toy_split({"m0": np.zeros((num, 2), np.float32)}, np.zeros(num))
+
+
 def draws(z, sampler, num=20_000, fields=(), **changes):
     model, train = model_of(z, **dict(fields))
     fitted = samplers.fit(settings(sampler, **changes), model, None, train, KEY)
@@ -198,15 +202,15 @@ def test_every_model_is_sampled_or_refused(name, tiny_config):
     options = {"subsets": ((0,), (1, 2))} if name == "custom" else {}
     model = models.make_model(tiny_config(name, **options), SHAPES)
     own = settings("gmm", sampler_components=(2, 3), batch_size=24)
-    if name in ("code_flow", "jnf", "jnf_shared", "latent_flow"):
+    train = make_split(40)
+    if name in ("code_flow", "latent_flow"):
         message = "config.eval.sampler='gmm' is not for .*; leave it 'prior'"
         with pytest.raises(UsageError, match=message), fields_of("config.eval"):
-            samplers.check(own, model, 40)
+            samplers.check(own, model, train)
         return
-    samplers.check(own, model, 40)
+    samplers.check(own, model, train)
     params = jax.jit(model.init)(KEY)
     compiled = evaluate.compile_model(model)
-    train = make_split(40)
     fitted = samplers.fit(own, compiled, params, train, KEY)
     z = fitted.sample_prior(params, KEY, 24)
     assert z.shape == (24, model.latent_dim)
@@ -226,7 +230,29 @@ def test_sizes_that_the_examples_do_not_have_are_refused():
         "than the 50 of config.eval.sampler_components; give smaller numbers$"
     )
     with pytest.raises(UsageError, match=message), fields_of("config.eval"):
-        samplers.check(own, model, 40)
-    samplers.check(own, model, 56)
-    samplers.check(settings("prior"), model, 1)
-    samplers.check(settings("flow"), model, 1)
+        samplers.check(own, model, split_of(40))
+    samplers.check(own, model, split_of(56))
+    samplers.check(settings("prior"), model, split_of(1))
+    samplers.check(settings("flow"), model, split_of(1))
+    # Of a part of one modality, the examples that have it count.
+    model = model._replace(latent_parts=(("m0", 2),))
+    observed = np.arange(56)[:, None] >= 20
+    with pytest.raises(UsageError, match="fitted to 32 training"):
+        samplers.check(own, model, split_of(56)._replace(observed=observed))
+
+
+def test_a_part_is_fitted_where_its_modality_is_observed():
+    """Elsewhere the posterior of a modality is the prior, or of another modality."""
+    z = np.where(np.arange(400)[:, None] % 2, 5.0, -5.0) + np.zeros(4)
+    z[:, :2] = 1.0
+    z += 0.1 * np.random.default_rng(0).normal(size=z.shape)
+    model, train = model_of(z, latent_parts=(("m0", 2), ("m1", 2)))
+    observed = np.stack([np.ones(400, bool), np.arange(400) % 2 == 1], axis=1)
+    images = {m: train.modalities["m0"] for m in ("m0", "m1")}
+    train = train._replace(modalities=images, observed=observed)
+    for sampler in ("gmm", "flow"):
+        own = settings(sampler, sampler_components=(2,), sampler_steps=300)
+        fitted = samplers.fit(own, model, None, train, KEY)
+        found = np.asarray(fitted.sample_prior(None, jax.random.key(1), 500))
+        assert found[:, :2].mean() == pytest.approx(1, abs=0.1)
+        assert (found[:, 2:] > 3).mean() > 0.98

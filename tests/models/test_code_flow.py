@@ -270,6 +270,21 @@ def test_the_density_of_what_is_observed_is_that_of_a_smaller_model(tiny_config,
     np.testing.assert_allclose(values[0], found(params, z)[0], rtol=1e-4)
 
 
+def test_the_density_is_not_that_of_the_steps_of_draws(tiny_config, model):
+    """Euler's method, of draws, would make it too high."""
+    z = np.random.default_rng(0).normal(size=(B, C + M * D)).astype(np.float32)
+    params = flow_params(model)
+    other = make(tiny_config, ode_method="heun")
+    found = model.log_prior(params, z)
+    np.testing.assert_array_equal(other.log_prior(params, z), found)
+    assert (
+        np.abs(
+            other.sample_prior(params, KEY, 9) - model.sample_prior(params, KEY, 9)
+        ).max()
+        > 1e-3
+    )
+
+
 def test_components_are_draws(model):
     params, batch = flow_params(model), vectors()
     experts = model.encode(params, batch)
@@ -289,6 +304,8 @@ def test_components_are_draws(model):
         ("flow", "joint_without_code", "choose one of modality, joint; .* latent_flow"),
         ("code_network", "vit", "choose one of auto, conv, resnet, mlp"),
         ("guidance", -1.0, "guidance must be >= 0, got -1.0"),
+        ("condition_dropped", 0.0, "guidance needs examples without a condition: "),
+        ("ema", 1.0, r"must be in \[0, 1\), got 1.0"),
     ],
 )
 def test_options_that_are_refused(tiny_config, option, value, message):

@@ -3,8 +3,10 @@
 Each value (a pixel, an entry of a vector) of a missing modality is drawn 19 times given
 the other modalities. If the real value is one more draw of the same distribution, it
 lies between the 5th and the 15th with probability 10 / 20, and between the smallest and
-the largest with probability 18 / 20: exactly, for any distribution. A draw is the
-decoded mean plus noise with the likelihood's standard deviation.
+the largest with probability 18 / 20: exactly, for any distribution, if equal values are
+in random order. Pixels are often equal: they are clipped to [0, 1] and rounded to 8
+bits, in draws as in real images. A draw is the decoded mean plus noise with the
+likelihood's standard deviation.
 """
 
 import numpy as np
@@ -79,6 +81,9 @@ def calibration(
 def interval_scores(draws: np.ndarray, real: np.ndarray) -> dict[str, float]:
     """Coverage of the intervals of 19 draws, and the CRPS.
 
+    Coverage is the probability that the real value is within the ranks of the interval,
+    if those that are equal to it are ordered at random.
+
     CRPS: Gneiting & Raftery (2007), Eq. 21, E|x - y| - E|x - x'| / 2, estimated without
     bias from pairs of different draws.
 
@@ -93,10 +98,14 @@ def interval_scores(draws: np.ndarray, real: np.ndarray) -> dict[str, float]:
         return dict.fromkeys((*INTERVALS, "crps"), float("nan"))
     ordered = np.sort(draws, axis=0)
     num = len(ordered)
-    scores = {
-        name: float(np.mean((ordered[low] <= real) & (real <= ordered[high])))
-        for name, (low, high) in INTERVALS.items()
-    }
+    below = (ordered < real).sum(axis=0)
+    # The real value has one of these ranks: the number of draws that come before it.
+    highest = below + (ordered == real).sum(axis=0)
+    scores = {}
+    for name, (low, high) in INTERVALS.items():
+        inside = np.minimum(highest, high) - np.maximum(below, low + 1) + 1
+        share = np.maximum(inside, 0) / (highest - below + 1)
+        scores[name] = float(share.mean())
     error = np.mean([np.abs(x - real).mean(dtype=np.float64) for x in ordered])
     # The sum over pairs of |x - x'|, of ordered draws.
     factors = 2 * np.arange(num) - num + 1

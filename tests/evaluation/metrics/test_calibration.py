@@ -19,6 +19,17 @@ def test_coverage_is_exact_of_any_distribution(name):
     assert scores["coverage_90"] == pytest.approx(0.9, abs=0.006)
 
 
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 0.1), (0.5, 0.002), (1.0, 0.0)])
+def test_coverage_is_exact_of_pixels_that_are_often_equal(mean, deviation):
+    """Pixels of black images, and such with less noise than a step of 8 bits."""
+    rng = np.random.default_rng(0)
+    pixels = mean + deviation * rng.normal(size=(20, 40_000))
+    pixels = np.round(255 * np.clip(pixels, 0, 1)) / 255
+    scores = calibration.interval_scores(pixels[1:], pixels[0])
+    assert scores["coverage_50"] == pytest.approx(0.5, abs=0.01)
+    assert scores["coverage_90"] == pytest.approx(0.9, abs=0.006)
+
+
 def test_crps_of_a_normal_in_closed_form():
     """Of N(0, 1) and y = 0 it is (sqrt(2) - 1) / sqrt(pi)."""
     draws = np.random.default_rng(0).normal(size=(19, 40_000))
