@@ -19,7 +19,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from mmvae_jax.data.dataset import LABEL, Split
 from mmvae_jax.evaluation import conditionals
 from mmvae_jax.evaluation.generate import part_slices
-from mmvae_jax.evaluation.metric import EvaluationData, mean, require_labels
+from mmvae_jax.evaluation.metric import (
+    EvaluationData,
+    Undefined,
+    mean,
+    require_labels,
+)
 from mmvae_jax.evaluation.metrics.linear_probe import (
     embed,
     fitted_accuracy,
@@ -43,7 +48,8 @@ def codes(
 ) -> dict[str, float]:
     """Clustering of the shared part, and probes of each part, for label and attributes.
 
-    The code of an example is its posterior mean given the observed modalities.
+    The code of an example is its posterior mean given the observed modalities. The
+    private part of a modality is probed in the examples that have the modality.
 
     Args:
       model: for one sweep member.
@@ -61,7 +67,8 @@ def codes(
       private part of each modality (probe/private/m0/label/linear), their mean
       (probe/private/label/linear), and for "all" parts if there are several;
       probe/majority/label, the accuracy of the most frequent class. In [0, 1], the ARI
-      in [-0.5, 1]; NaN if a code is not finite.
+      in [-0.5, 1]; NaN if a code is not finite, Undefined for the part of a modality
+      that no example of a split has.
 
     Raises:
       UsageError: there are no labels.
@@ -84,18 +91,26 @@ def codes(
     )
     names = {SHARED: SHARED} | {m: f"private/{file_name(m)}" for m in model.modalities}
     parts = {names[part]: where for part, where in slices.items()}
+    kept = {
+        names[m]: (train.is_observed(m), test.is_observed(m)) for m in model.modalities
+    }
     if len(parts) != 1:
         parts["all"] = slice(None)
     for target, (train_values, test_values) in _targets(train, test).items():
         own: dict[str, list[float]] = defaultdict(list)
         for part, where in parts.items():
-            train_codes, test_codes = (x[:, where] for x in found)
-            pairs = (train_codes, train_values, test_codes, test_values)
-            probes = {
-                "linear": probe_accuracy(*pairs),
-                "neighbours": neighbour_accuracy(*pairs),
-            }
-            for kind, value in probes.items():
+            rows, test_rows = kept.get(part, (slice(None), slice(None)))
+            pairs = (
+                found[0][rows, where],
+                train_values[rows],
+                found[1][test_rows, where],
+                test_values[test_rows],
+            )
+            for kind, probe in _PROBES.items():
+                if min(len(values) for values in pairs):
+                    value = probe(*pairs)
+                else:
+                    value = Undefined("no example of a split has the modality")
                 tags[f"probe/{part}/{target}/{kind}"] = value
                 if part.startswith("private/"):
                     own[kind].append(value)
@@ -163,3 +178,7 @@ def neighbour_accuracy(
     return fitted_accuracy(
         probe, train_features, train_labels, test_features, test_labels
     )
+
+
+# Kind of probe -> its accuracy.
+_PROBES = {"linear": probe_accuracy, "neighbours": neighbour_accuracy}

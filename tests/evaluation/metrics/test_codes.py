@@ -70,6 +70,29 @@ def test_models_of_one_part_and_of_private_parts():
     assert tags["probe/private/label/linear"] < tags["probe/all/label/linear"]
 
 
+def test_a_private_part_is_probed_where_its_modality_is_observed():
+    def incomplete(num, seed, has_none=False):
+        split = make_split(num, seed)
+        observed = np.ones((num, 2), bool)
+        observed[::2, 0] = False
+        images = split.modalities["m1"].copy()
+        images[~observed[:, 0], 1, 0, 0] = 0  # the colour is not to be seen there
+        if has_none:
+            observed[:, 0] = False
+        return split._replace(
+            modalities=dict.fromkeys(MODALITIES, images), observed=observed
+        )
+
+    tags = measure(train=incomplete(240, 0), test=incomplete(180, 1))
+    for kind in ("linear", "neighbours"):
+        assert tags[f"probe/private/m0/attribute_colour/{kind}"] == 1
+        assert tags[f"probe/all/attribute_colour/{kind}"] < 0.9
+    tags = measure(train=incomplete(240, 0), test=incomplete(180, 1, has_none=True))
+    why = tags["probe/private/m0/label/linear"].reason
+    assert why == "no example of a split has the modality"
+    assert np.isfinite(tags["probe/private/m1/label/linear"])
+
+
 def test_odd_data():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
