@@ -48,11 +48,11 @@ from mmvae_jax.types import (
     PRNGKey,
 )
 
-# Dropout is that of the authors' code, where messages and hidden layers have 512 units.
+# Dropout, messages and widths are those of the authors' code.
 OPTIONS: Options = {
     "bottom_dim": number(0, 0),  # of each z_m; 0 = latent_dim, that of z
-    "message_dim": number(128, 1),
-    "top_width": number(128, 1),  # units of the two hidden layers of the top encoder
+    "message_dim": number(512, 1),
+    "top_width": number(512, 1),  # units of the two hidden layers of the top encoder
     # Share of the training examples of which some messages are dropped.
     "perceptual_dropout": number(0.2, 0, 1),
     "bottom_beta": number(1.0, 0),  # b
