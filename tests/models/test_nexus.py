@@ -138,7 +138,7 @@ def test_what_is_above_trains_no_bottom_vae(tiny_config):
 
 
 def test_one_modality_is_a_vae_of_its_codes(tiny_config):
-    """Its message is dropped never: terms of two VAEs, one above the other."""
+    """Its one message is never dropped: terms of two VAEs, one above the other."""
     shapes = {"m0": (3,)}
     model = make(tiny_config, shapes, perceptual_dropout=1.0)
     batch, params = vectors(shapes=shapes), params_of(model)
