@@ -106,6 +106,8 @@ def small_vae(name, tiny_config, tiny_images):
     config = tiny_config(name, latent_dim=2)
     if name == "custom":
         config.model.options.subsets = ((0,), (0, 1))
+    if name == "nexus":  # as small as the rest
+        config.model.options.update({"message_dim": 4, "top_width": 4})
     config.modality.network_options.widths = ()
     model = models.make_model(config, SHAPES)
     rng = np.random.default_rng(0)

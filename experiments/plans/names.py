@@ -31,6 +31,7 @@ _COLOURS = {
     "jnf": "#41ab5d",
     "jnf_shared": "#74c476",
     "latent_flow": "#dd3497",
+    "nexus": "#5ab4ac",
     "custom": "C4",
 }
 _MARKERS = {

@@ -25,6 +25,7 @@ from mmvae_jax.models import (
     mixtures,
     mmvae_plus,
     mmvm,
+    nexus,
     official,
     parts,
 )
@@ -325,6 +326,14 @@ MODELS = {
             ("liu2023flow", "lipman2023flow", "bao2023one"),
         ),
         "A VAE for each modality, and one flow that draws missing latent vectors.",
+    ),
+    "nexus": Model(
+        nexus.nexus_model,
+        "Nexus",
+        OTHER,
+        nexus.OPTIONS,
+        Citation("vasco2022leveraging", "Vasco et al. (2022)"),
+        "A VAE for each modality, and one above of what these say on average.",
     ),
     "custom": Model(
         mixtures.custom_model,

@@ -371,12 +371,12 @@ def drawing(
     return base._replace(
         posterior=posterior,
         mixture_posterior=mixture_posterior,
-        posterior_components=partial(_draws, posterior),
+        posterior_components=partial(draws, posterior),
         draws_missing=True,
     )
 
 
-def _draws(
+def draws(
     posterior: Callable[..., Gaussian],
     params: Params,
     experts: Gaussian,

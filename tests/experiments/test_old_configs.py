@@ -42,7 +42,7 @@ LATER_OPTIONS = (
 )
 LATER_MODELS = (
     *("cmvae", "wb_vae", "mwb_vae", "code_vae", "helvae", "mohelvae"),
-    *("code_flow", "jnf", "jnf_shared", "latent_flow"),
+    *("code_flow", "jnf", "jnf_shared", "latent_flow", "nexus"),
 )
 LATER_FIELDS = {
     "data": ("validation", "quadrant", "label_modalities"),

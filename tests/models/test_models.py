@@ -105,6 +105,8 @@ def num_components(name):
     if "mixture" in keywords:
         return len(keywords["mixture"](M).weights)
     is_of_experts = name in ("mmvae_official", "mmvae_plus", "cmvae", "mmjsd", "custom")
+    if name == "nexus":  # as many draws
+        return 8
     return M if is_of_experts else 1
 
 
@@ -195,7 +197,7 @@ def test_what_the_terms_of_an_objective_depend_on(evaluated, batch):
         for term, is_changed in changed["objective"].log_likelihood.items():
             assert is_changed == (is_shared or term == modality), (part, modality)
         assert changed["objective"].kl == (part == "encoders")
-        adding = ("mvae_plus", "dmvae", "crmvae", "telbo", "contrastive")
+        adding = ("mvae_plus", "dmvae", "crmvae", "telbo", "contrastive", "nexus")
         is_added = name in adding and not is_joint
         assert changed["objective"].auxiliary_log_likelihood == is_added
 
@@ -283,6 +285,7 @@ WITHOUT_DRAWS = {
     "num_samples": 1,
     "consistency": 0.0,
     "learned_weights": False,
+    "perceptual_dropout": 0.0,
 }
 
 
@@ -300,7 +303,9 @@ def each_model(*others):
 
 
 # Of others the latent vectors or the priors are not those of one VAE.
-@pytest.mark.parametrize("name", each_model(*OFFICIAL, *PRIVATE, *WITH_NETWORK, *FLOWS))
+@pytest.mark.parametrize(
+    "name", each_model(*OFFICIAL, *PRIVATE, *WITH_NETWORK, *FLOWS, "nexus")
+)
 def test_with_one_modality_the_bound_is_that_of_the_vae(name, make, batch):
     shapes, one = {"m0": SHAPES["m0"]}, {"m0": batch["m0"]}
     alone = {"prior_expert": "never", "decode_prior": False, "subsets": ((0,),)}

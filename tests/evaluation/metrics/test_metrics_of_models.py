@@ -21,7 +21,8 @@ SHAPES = {"image": (12, 12, 3), "other": (12, 12, 3), "vector": (4,)}
 # Of one kind of posterior each.
 FLOWS = ("code_flow", "latent_flow")
 JNF = ("jnf", "jnf_shared")
-MODELS = ("unimodal", "mopoe", "mmvae_plus", "dmvae", "mmvm", "jmvae", *JNF, *FLOWS)
+AT_ONCE = ("unimodal", "mopoe", "mmvae_plus", "dmvae", "mmvm", "jmvae", "nexus")
+MODELS = (*AT_ONCE, *JNF, *FLOWS)
 # They need tokens, attributes, weights, networks.
 LEFT_OUT = {"captions", "attributes", "one_to_many", "fid", "matching"}
 NAMES = tuple(name for name in METRICS if name not in LEFT_OUT)
