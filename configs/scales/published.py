@@ -5,9 +5,9 @@
 
 PolyMNIST in five modalities, the convolutional networks of Sutter et al. (2021),
 D = 512, beta = 2.5 and batches of 256, as for the published coherences; 34 epochs
-instead of 300, one seed, and 2,000 of the 10,000 test examples. No model has been
-trained to the end at this scale yet. MoPoE-VAE took half a second per step on two CPU
-cores (2026-11-28, in its first steps): 8,000 steps would take more than an hour.
+instead of 300, one seed, and 2,000 of the 10,000 test examples. MoPoE-VAE
+took 101 minutes on two CPU cores beside other programs, MVTCAE 0.4 seconds a step
+(2026-11-28); docs/figures.md has what came out.
 """
 
 from configs.scales import paper
