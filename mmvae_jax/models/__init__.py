@@ -333,7 +333,7 @@ MODELS = {
         OTHER,
         nexus.OPTIONS,
         Citation("vasco2022leveraging", "Vasco et al. (2022)"),
-        "A VAE for each modality, and one above of what these say on average.",
+        "A VAE for each modality, and one above them of the mean of their messages.",
     ),
     "custom": Model(
         mixtures.custom_model,
