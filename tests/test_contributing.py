@@ -1,7 +1,8 @@
 """Additions as the documents describe them, and nothing else, in a copy of the tree.
 
-A model, a metric and a data set are added to one copy; each is trained or computed, is
-in the tables and the report, and the tests of models, metrics and figures pass.
+A model, a network, a metric and a data set are added to one copy; each is trained or
+computed, is in the tables and the report, and the tests of models, networks, metrics
+and figures pass.
 """
 
 import json
@@ -22,6 +23,12 @@ pytestmark = pytest.mark.slow
 DOCS_ROW = "| `up_to_pairs` | L_S of all subsets of one and two | this project |\n"
 BARS = files_of("datasets/README.md")
 METRIC = files_of("docs/adding.md", "## A metric")
+NETWORK = {
+    name: text
+    for name, text in files_of("docs/adding.md", "## A network").items()
+    if "/networks/" in name
+}
+NETWORK_ROW = "| `linear` | everything | linear functions | none |\n"
 README_ROW = (
     "| `up_to_pairs` | up to pairs | – | The joint posterior is the mixture of single "
     "experts and of pairs. | `mmvae_jax` |\n"
@@ -48,11 +55,22 @@ def add_metric(tree):
     insert(table, row.partition("\n")[2], before='    "elbo": Metric(')
 
 
+def add_network(tree):
+    """A file, its import, its row in the table, and its row in the documents."""
+    write_files(tree, NETWORK)
+    _, row = blocks_of("docs/adding.md", "## A network")[:2]
+    table = tree / "mmvae_jax" / "networks" / "__init__.py"
+    insert(table, "linear, ", before="text, vectors")
+    insert(table, row.partition("\n")[2], before='    "text_conv": (')
+    insert(tree / "docs" / "models.md", NETWORK_ROW, before="| `text_conv` | tokens")
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """The copy of the tree with all three additions."""
+    """The copy of the tree with all four additions."""
     tree = copy_tree(tmp_path_factory.mktemp("contributor"))
     add_model(tree)
+    add_network(tree)
     add_metric(tree)
     write_files(tree, BARS)
     return tree
@@ -136,6 +154,20 @@ def test_a_new_metric_is_refused_on_data_without_labels(tree):
     assert not (tree / "runs" / "refused" / "checkpoints").exists()
 
 
+def test_a_new_network(call):
+    program = (
+        "import mmvae_jax, numpy as np; "
+        "data = {'a': np.eye(20, 4), 'b': np.zeros((20, 8, 8), np.uint8)}; "
+        "own = dict(config={'modality.network': 'linear'}, latent_dim=3); "
+        "trained = mmvae_jax.fit(data, num_steps=2, batch_size=4, **own); "
+        "size = lambda x: sum(y.size for y in __import__('jax').tree.leaves(x)); "
+        # Two heads and a decoder, each with biases.
+        "n = sum(2 * (f + 1) * 3 + 4 * f for f in (4, 64)); "
+        "assert size(trained.params) == n, (size(trained.params), n)"
+    )
+    call("-c", program)
+
+
 def test_a_new_data_set(tree, call):
     prepared = call("-m", "experiments.prepare", "--config=configs/bars.py")
     assert prepared.strip().startswith(str(tree / "data" / "bars"))
@@ -164,8 +196,9 @@ def test_a_new_data_set(tree, call):
 
 
 def test_they_are_as_typed_and_as_clean_as_the_others(call):
-    new = sorted(BARS | METRIC)
-    typed = ("datasets/bars", *sorted(METRIC), "mmvae_jax/mathematics/subsets.py")
+    new = sorted(BARS | METRIC | NETWORK)
+    files = sorted(METRIC | NETWORK)
+    typed = ("datasets/bars", *files, "mmvae_jax/mathematics/subsets.py")
     call("-m", "mypy", "--follow-imports=silent", *typed)
     call("-m", "ruff", "check", *new, "mmvae_jax")
     call("-m", "ruff", "format", "--check", *new, "mmvae_jax")
@@ -180,6 +213,7 @@ def test_they_are_as_typed_and_as_clean_as_the_others(call):
         ("family or prior or custom", ("mathematics/test_subsets.py",)),
         ("row_of_the_table or columns or judges", ("evaluation/test_needs.py",)),
         ("metrics", ("evaluation/test_evaluate.py",)),
+        ("table", ("networks/test_networks.py",)),
         (
             "family or planned or listed or fronts or nothing_measured or best_beta",
             tuple(f"experiments/test_{x}.py" for x in ("figures", "drawings", "names")),

@@ -1,5 +1,7 @@
+import dataclasses
 import math
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -196,3 +198,27 @@ def test_images_are_square(network, shape):
     message = f"network '{network}' needs square images, got shape {shape}"
     with pytest.raises(UsageError, match=re.escape(message)):
         networks.make_networks(network, shape, 4)
+
+
+def test_the_table_of_docs_has_every_network_and_option():
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    _, _, text = text.partition("## Networks")
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.*?) \| .* \| (.*) \|$", text.partition("\n## ")[0], re.M
+    )
+    given = {"latent_dim", "shape", "num_words", "parent", "name"}
+    assert [name for name, _, _ in rows] == list(networks.NETWORKS)
+    for name, what, cell in rows:
+        if name in networks.FOR_IMAGES:
+            assert what == "square images"
+        else:
+            assert what == (
+                "tokens" if name in networks.FOR_TOKENS[:2] else "everything"
+            )
+        known = dict(re.findall(r"`(\w+)` = ([^;]*)", cell))
+        fields = [f for x in networks.NETWORKS[name] for f in dataclasses.fields(x)]
+        fields = [f for f in fields if f.name not in given]
+        assert known.keys() == {f.name for f in fields}, name
+        for f in fields:  # of both networks
+            shown = f'"{f.default}"' if isinstance(f.default, str) else str(f.default)
+            assert shown in known[f.name], (name, f.name)
