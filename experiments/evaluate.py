@@ -75,6 +75,7 @@ def _changes(overrides: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_dict("config", settings.get_config())
+    flags.FLAGS["config"].default_as_str = ""  # --help would print all settings
     flags.DEFINE_string("workdir", "", "folder of a run")
     flags.DEFINE_string("all", "", "folder of runs, each of which is evaluated")
     flags.DEFINE_integer("step", None, "of the checkpoint; default: the last")

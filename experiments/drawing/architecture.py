@@ -6,8 +6,8 @@ The picture is drawn from the import statements. A box is a room with its lines 
 An arrow points to an imported room; its width is the number of imports.
 """
 
+import argparse
 import ast
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -122,6 +122,6 @@ def draw(root: Path, path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m experiments.drawing.architecture FILE.png")
-    draw(Path(__file__).resolve().parents[2], Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="Draws the rooms and their imports.")
+    parser.add_argument("file", type=Path, help="picture, *.png")
+    draw(Path(__file__).resolve().parents[2], parser.parse_args().file)

@@ -8,7 +8,7 @@ Open points have samples of a mixture fitted to the latents instead of the prior
 third file, a table of the study `guidance`, gives the line through `code_flow`.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import matplotlib
@@ -92,9 +92,9 @@ def _draw_guidance(axes: Axes, points: pd.DataFrame, quality: str, tag: str) -> 
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 4):
-        sys.exit(
-            "usage: python -m experiments.drawing.comparison TABLE.csv FILE.png "
-            "[GUIDANCE.csv]"
-        )
-    draw(*map(Path, sys.argv[1:]))
+    parser = argparse.ArgumentParser(description="Draws quality against coherence.")
+    parser.add_argument("table", type=Path, help="CSV file of a study")
+    parser.add_argument("file", type=Path, help="picture, *.png")
+    parser.add_argument("guidance", type=Path, nargs="?", help="CSV file, for a line")
+    own = parser.parse_args()
+    draw(own.table, own.file, own.guidance)

@@ -6,9 +6,9 @@ Runs notebooks/NAME.ipynb (default: all) and writes NAME.md with text, code and 
 output, and the pictures beside it.
 """
 
+import argparse
 import base64
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -93,7 +93,9 @@ def write(folder: Path, name: str) -> Path:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit("usage: python -m experiments.drawing.notebooks FOLDER [NAME ...]")
-    for stem in sys.argv[2:] or sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb")):
-        print(write(Path(sys.argv[1]), stem))
+    parser = argparse.ArgumentParser(description="Runs notebooks and writes pages.")
+    parser.add_argument("folder", type=Path, help="where the pages go")
+    parser.add_argument("names", nargs="*", help="of notebooks; default: all")
+    own = parser.parse_args()
+    for stem in own.names or sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb")):
+        print(write(own.folder, stem))

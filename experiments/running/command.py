@@ -70,8 +70,13 @@ def define_config(default: str) -> None:
     """Defines --config; exits on a mistake in an override of the default."""
     try:
         config_flags.DEFINE_config_file(
-            "config", default, "config file, and its argument after a colon"
+            "config",
+            default,
+            "config file, and its argument after a colon; --config.SECTION.FIELD=VALUE "
+            "changes a setting of mmvae_jax/interface/settings.py, which lists all",
         )
+        # The flags of the program that --help lists.
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
     # Without --config, overrides are applied to the default immediately.
     except Exception as error:
         sys.exit(_report(_unread_option(sys.argv, default) or error, 2))
