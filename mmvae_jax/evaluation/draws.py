@@ -26,6 +26,7 @@ from mmvae_jax.evaluation.generate import (
     to_examples,
 )
 from mmvae_jax.evaluation.metric import EvaluationData
+from mmvae_jax.training.execution import jit_precisely
 from mmvae_jax.types import (
     Array,
     Distribution,
@@ -210,7 +211,7 @@ def draws_of(
     return data.draws or Draws(model, params, data, key)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jit_precisely, static_argnums=(0, 1))
 def _of_one(function: Callable, target: str, params: Params, z: Array) -> Any:
     """Output of a function of latent vectors for one modality."""
     return function(params, z)[target]

@@ -18,6 +18,7 @@ from mmvae_jax.evaluation import needs
 from mmvae_jax.evaluation.draws import Draws
 from mmvae_jax.evaluation.metric import EvaluationData, Undefined, sampled
 from mmvae_jax.evaluation.metrics import METRICS
+from mmvae_jax.training.execution import jit_precisely
 from mmvae_jax.types import PRIOR, MultimodalVAE, Params, PRNGKey
 
 
@@ -48,18 +49,18 @@ def select_metrics(config: Any, data_dir: str = "data") -> dict[str, Callable]:
 
 
 def compile_model(model: MultimodalVAE) -> MultimodalVAE:
-    """The model with its functions jitted, for metrics and samples."""
+    """The model with its functions jitted in float32, for metrics and samples."""
     return model._replace(
-        objective=jax.jit(model.objective),
-        encode=jax.jit(model.encode),
-        posterior=jax.jit(model.posterior),
-        mixture_posterior=jax.jit(model.mixture_posterior),
-        posterior_components=jax.jit(model.posterior_components),
-        decode=jax.jit(model.decode),
-        log_likelihood=jax.jit(model.log_likelihood),
-        sample_prior=jax.jit(model.sample_prior, static_argnums=2),
-        log_prior=jax.jit(model.log_prior),
-        deviation=jax.jit(model.deviation),
+        objective=jit_precisely(model.objective),
+        encode=jit_precisely(model.encode),
+        posterior=jit_precisely(model.posterior),
+        mixture_posterior=jit_precisely(model.mixture_posterior),
+        posterior_components=jit_precisely(model.posterior_components),
+        decode=jit_precisely(model.decode),
+        log_likelihood=jit_precisely(model.log_likelihood),
+        sample_prior=jit_precisely(model.sample_prior, static_argnums=2),
+        log_prior=jit_precisely(model.log_prior),
+        deviation=jit_precisely(model.deviation),
     )
 
 

@@ -37,6 +37,7 @@ from mmvae_jax.evaluation.judges import classifiers
 from mmvae_jax.mathematics import flows
 from mmvae_jax.networks.flows import MLPFlow
 from mmvae_jax.training import loop, step, sweep
+from mmvae_jax.training.execution import jit_precisely
 from mmvae_jax.types import (
     PRIOR,
     SHARED,
@@ -244,7 +245,7 @@ def _fit_parts(
     return [_Part(*own) for own in zip(fitted, moments, strict=True)]
 
 
-@partial(jax.jit, static_argnames=("name", "num", "sizes"))
+@partial(jit_precisely, static_argnames=("name", "num", "sizes"))
 def _draw(
     parts: Sequence[_Part], key: PRNGKey, name: str, num: int, sizes: tuple[int, ...]
 ) -> Array:

@@ -159,7 +159,7 @@ def train(sweep: sweeps.Sweep, *, is_shown: bool = True) -> tuple[Trained, ...]:
     first = build(config, described, None, members[0], config.train.num_steps)
     return tuple(
         first._replace(  # they share the compiled functions
-            params=jax.tree.map(lambda leaf, k=k: leaf[k], params),
+            params=jax.device_put(jax.tree.map(lambda leaf, k=k: leaf[k], params)),
             member=member,
             history=tuple(histories[k]),
             is_finite=bool(finite[k]),

@@ -30,7 +30,7 @@ class Trained(NamedTuple):
 
     Attributes:
       model: the jitted functions of the model (`evaluate.compile_model`).
-      params: parameters.
+      params: parameters, on the device.
       config: as `settings.get_config`.
       description: description of the training data.
       member: hyperparameters.
@@ -104,7 +104,8 @@ def load(
             raise UsageError(f"{folder} holds only step {found.step}, not {step}")
         description = _description(found.description, folder / DESCRIPTION)
         one = build(config, description, None, found.member, found.step)
-        return one._replace(params=exports.unflatten(_like(one), found.params, folder))
+        params = exports.unflatten(_like(one), found.params, folder)
+        return one._replace(params=jax.device_put(params))
     return _load_run(folder, asked, step)
 
 
@@ -129,7 +130,7 @@ def _load_run(folder: Path, asked: Member, step: int | None) -> Trained:
     if found is None:
         raise UsageError(f"{folder} holds no checkpoint yet: nothing to load")
     at, state = found
-    params = sweep.member(state.params, k)
+    params = jax.device_put(sweep.member(state.params, k))
     return build(
         config, description, params, members[k], at, _history(folder, k, up_to=at)
     )

@@ -198,7 +198,7 @@ def _stages(own: _Parts) -> tuple[Stage, ...]:
 
 def _init(own: _Parts, base: MultimodalVAE, key: PRNGKey) -> Params:
     """Parameters before the first stage."""
-    own_key, joint_key, flow_key = jax.random.split(key, 3)
+    own_key, joint_key, flow_key, code_key = jax.random.split(key, 4)
     z = jnp.zeros((1, own.nets.latent_dim))
     flow_keys = jax.random.split(flow_key, own.num)
     params = base.init(own_key) | {
@@ -206,7 +206,6 @@ def _init(own: _Parts, base: MultimodalVAE, key: PRNGKey) -> Params:
         "flows": jax.vmap(lambda key: own.flow.init(key, z))(flow_keys),
     }
     if own.coders:
-        code_key = jax.random.fold_in(key, 1)
         params["code"] = codes.init(own.nets, own.coders, code_key)
     return params
 

@@ -5,7 +5,7 @@ devices to the train step. `Execution` says how.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +51,25 @@ def matmul_precision(precision: str, backend: str) -> str | None:
             backend,
         )
     return of_backend.get(backend)
+
+
+def jit_precisely(function: Callable, **options: Any) -> Callable:
+    """`jax.jit` of a function whose matrix products are in float32.
+
+    For evaluation: GPUs and TPUs otherwise round the factors to fewer bits, whatever
+    config.train.precision was.
+
+    Args:
+      function: function to compile.
+      **options: options of `jax.jit`.
+    """
+
+    @wraps(function)
+    def precisely(*args: Any, **kwargs: Any) -> Any:
+        with jax.default_matmul_precision("float32"):  # in tracing
+            return function(*args, **kwargs)
+
+    return jax.jit(precisely, **options)
 
 
 class Execution(NamedTuple):

@@ -234,3 +234,26 @@ def test_evaluate_member():
     assert first.draws is second.draws
     keys = [jax.random.key_data(call[3]).tolist() for call in seen]
     assert keys[0] != keys[1]
+
+
+def test_evaluation_is_in_float32_on_gpus_too(tiny_config):
+    """As compiled for CUDA: no matrix product may be one of TF32."""
+    config = tiny_config("code_flow", 4)
+    model = evaluate.compile_model(models.make_model(config, {"a": (3,), "b": (5,)}))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    batch = {"a": np.ones((2, 3), np.float32), "b": np.ones((2, 5), np.float32)}
+    z, key = np.zeros((2, model.latent_dim), np.float32), jax.random.key(0)
+    experts = jax.eval_shape(model.encode, params, batch)
+    calls = {
+        "encode": (params, batch),
+        "decode": (params, z),
+        "log_likelihood": (params, z, batch),
+        "objective": (params, batch, key, 1.0),
+        "posterior": (params, experts, np.array([True, False]), key),
+    }
+    for name, arguments in calls.items():
+        traced = getattr(model, name).trace(*arguments)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        products = [line for line in text.splitlines() if "dot_general" in line]
+        assert products, name
+        assert all("[HIGHEST, HIGHEST]" in line for line in products), name

@@ -20,7 +20,11 @@ from mmvae_jax import networks
 from mmvae_jax.data.dataset import Dataset, Split, is_image, to_unit_interval
 from mmvae_jax.evaluation.metric import Reader, is_writable, keep, require_labels
 from mmvae_jax.training import examples, loop, mapping, step, sweep
-from mmvae_jax.training.execution import compile_steps, init_states
+from mmvae_jax.training.execution import (
+    compile_steps,
+    init_states,
+    jit_precisely,
+)
 from mmvae_jax.types import OBSERVED, Array, Batch, Params, PRNGKey, Shape
 
 _EVAL_BATCH = 1_000
@@ -75,10 +79,11 @@ def get_classifiers(
         return None
     found = {}
     for network, group in groups:
-        apply = jax.jit(network.apply)
+        apply = jit_precisely(network.apply)
         for modality in group:
             stored = trained[modality]
-            bound = jax.tree_util.Partial(apply, stored["params"])
+            own = jax.device_put(stored["params"])  # once
+            bound = jax.tree_util.Partial(apply, own)
             found[modality] = Reader(bound, float(stored["accuracy"]))
     return found
 
@@ -208,7 +213,7 @@ def _train_group(
         jnp.full(num, settings.learning_rate, jnp.float32), jnp.arange(num)
     )
     params = fit_members(task, hyper, data, settings, events)
-    apply = jax.jit(network.apply)
+    apply = jit_precisely(network.apply)
     stored = {}
     for k, modality in enumerate(group):
         own = sweep.member(params, k)

@@ -22,6 +22,7 @@ from mmvae_jax.errors import ArgumentError
 from mmvae_jax.evaluation.judges import classifiers
 from mmvae_jax.evaluation.metric import Matchers
 from mmvae_jax.training import loop, step, sweep
+from mmvae_jax.training.execution import jit_precisely
 from mmvae_jax.types import Array, Batch, Params, PRNGKey
 
 # Initial logit scale (inverse temperature) of a pair of modalities; cosines are in
@@ -98,9 +99,10 @@ def get_matchers(
         scale[pair] = scale[pair[::-1]] = float(value)
     embed = {}
     for group in groups:
-        apply = jax.jit(partial(_embed, group))
+        apply = jit_precisely(partial(_embed, group))
         for m in group.modalities:
-            embed[m] = jax.tree_util.Partial(apply, params["networks"][m])
+            own = jax.device_put(params["networks"][m])  # once
+            embed[m] = jax.tree_util.Partial(apply, own)
     return Matchers({m: embed[m] for m in dataset.train.modalities}, scale)
 
 

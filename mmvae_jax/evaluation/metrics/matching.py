@@ -40,6 +40,7 @@ from mmvae_jax.evaluation.metric import (
     require_matchers,
 )
 from mmvae_jax.evaluation.metrics.frechet import generated_features
+from mmvae_jax.training.execution import jit_precisely
 from mmvae_jax.types import PRIOR, Array, MultimodalVAE, Params, PRNGKey
 
 _Subset = tuple[str, ...]
@@ -197,7 +198,7 @@ def joint_lifts(
     return np.concatenate(parts).astype(np.float64)
 
 
-@jax.jit
+@jit_precisely
 def _row_statistics(
     x: Array, y: Array, rows: Array, scale: float
 ) -> tuple[Array, Array]:
@@ -211,7 +212,7 @@ def _row_statistics(
     return lifts, jnp.where(jnp.isnan(log_sum), jnp.nan, wins / (len(x) - 1))
 
 
-@jax.jit
+@jit_precisely
 def _joint_lifts(x: Array, y: Array, real: Array, scale: float) -> Array:
     """`joint_lifts` of some rows."""
     own = scale * jnp.sum(x * y, axis=1, keepdims=True)
