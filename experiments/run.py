@@ -6,8 +6,8 @@
 --config.eval.metrics=all computes all metrics that the data allow, and prints why
 others are left out.
 
-The same command resumes an interrupted run at its last checkpoint; the result is
-bit-identical to that of an uninterrupted run. All devices are used automatically; on
+The same command resumes an interrupted run at its last checkpoint; on CPUs the result
+is bit-identical to that of an uninterrupted run. All devices are used automatically; on
 several hosts, each runs this command (docs/scaling.md).
 """
 
