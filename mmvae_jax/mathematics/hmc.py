@@ -73,8 +73,7 @@ def hamiltonian(
         )
         gain = new_value - value
         gain += 0.5 * jnp.sum(jnp.square(momentum) - jnp.square(moved), axis=-1)
-        # The comparison is False for NaN, which rejects the move.
-        chance = jnp.where(gain > -jnp.inf, jnp.exp(jnp.minimum(gain, 0.0)), 0.0)
+        chance = jnp.where(jnp.isfinite(gain), jnp.exp(jnp.minimum(gain, 0.0)), 0.0)
         is_taken = jax.random.uniform(accept_key, chance.shape) < chance
         change = (chance - _ACCEPTED) / jnp.sqrt(i + 1.0)
         return (

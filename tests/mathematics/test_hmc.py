@@ -47,7 +47,8 @@ def test_chains_stay_where_they_are_right():
     assert np.std(np.abs(found)) == pytest.approx(1, rel=0.05)
 
 
-def test_an_end_that_is_not_finite_is_not_taken():
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+def test_an_end_that_is_not_finite_is_not_taken(value):
     start = np.zeros((5, 3), np.float32)
-    found = run(lambda z: jnp.where(z[:, 0] == 0, 0.0, jnp.nan), start, 5)
+    found = run(lambda z: jnp.where(z[:, 0] == 0, 0.0, value), start, 5)
     np.testing.assert_array_equal(found, start)
