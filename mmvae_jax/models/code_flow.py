@@ -75,7 +75,8 @@ OPTIONS: Options = {
     **codes.OPTIONS,
     "code_variance": Option(0.01, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}"),
     # One flow per "modality" given the code; or one "joint" flow of all latents, given
-    # the code and the latents of given modalities.
+    # the code and the latents of given modalities. The density of "joint" takes absent
+    # latents at their mean: it is exact for complete examples only.
     "flow": one_of("modality", "joint")._replace(
         words="unknown {} {!r}; choose one of modality, joint; a flow without a code "
         "is the model latent_flow"
