@@ -27,6 +27,7 @@ COLUMNS = (
     "swd",
     "conditional_swd/leave_one_out",
     "frechet_classifier",
+    *(f"gmm/{tag}" for tag in ("coherence/joint", "swd", "frechet_classifier")),
     "elbo",
 )
 
