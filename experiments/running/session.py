@@ -2,11 +2,12 @@
 
 import contextlib
 import itertools
+import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,10 @@ from mmvae_jax.training import checkpoints, devices, loop, stages
 from mmvae_jax.training.log import RunWriter, member_name, write_json
 from mmvae_jax.training.mapping import Prepared, prepare
 from mmvae_jax.training.step import TrainState
+
+# Seconds of saving, and its share of the training time, from which there is advice; and
+# the share that is advised.
+_LEAST_SAVING, _MUCH_SAVING, _LITTLE_SAVING = 10.0, 0.2, 0.05
 
 
 def train_and_evaluate(config: Any, workdir: Path) -> int:
@@ -183,6 +188,14 @@ def run(
                 step, settings.num_steps, settings.batch_size * len(sweep.members)
             )
         )
+        save_seconds: list[float] = []
+        events = make_events(sweep, stop, writer, bar, saved, evaluator, finite)
+
+        def save(step: int, state: TrainState) -> None:
+            start = time.perf_counter()
+            events.save(step, state)
+            save_seconds.append(time.perf_counter() - start)
+
         state = stages.fit(
             sweep.task,
             prepared,
@@ -192,9 +205,12 @@ def run(
             num_steps=settings.num_steps,
             batch_size=settings.batch_size,
             data_seed=settings.data_seed,
-            events=make_events(sweep, stop, writer, bar, saved, evaluator, finite),
+            events=events._replace(save=save),
         )
         bar.close()
+        every = settings.checkpoint_every_steps
+        if advice := saving_advice(save_seconds, every, bar.step_seconds):
+            terminal.say(advice)
         step = int(devices.first(state.step))
         checkpoints.save(saved, step, state)
         for number in itertools.chain(*processes.exchange(stop[:1])):
@@ -202,6 +218,29 @@ def run(
         results = evaluator(step, state)
         finite = np.asarray(devices.gather(state.finite, layout))
         return Finished(results, finite, bar.step_seconds)
+
+
+def saving_advice(
+    seconds: Sequence[float], every: int, step_seconds: float | None
+) -> str:
+    """A line of advice if checkpoints take much of the training time, else "".
+
+    Args:
+      seconds: for which each checkpoint stopped the training.
+      every: steps between checkpoints.
+      step_seconds: seconds of a step; None: not known.
+    """
+    if not step_seconds or sum(seconds) < _LEAST_SAVING:
+        return ""
+    each = sum(seconds) / len(seconds)
+    share = each / (each + every * step_seconds)
+    if share < _MUCH_SAVING:
+        return ""
+    better = math.ceil(each / (_LITTLE_SAVING * step_seconds))
+    return (
+        f"saving checkpoints took {share:.0%} of the training time; with "
+        f"--config.train.checkpoint_every_steps={better} it is {_LITTLE_SAVING:.0%}"
+    )
 
 
 def make_events(

@@ -11,6 +11,7 @@ import tensorboardX.proto.event_pb2 as events
 from PIL import Image
 
 from experiments import run
+from experiments.running import session
 from mmvae_jax.training import log
 
 pytest_plugins = ("run_fixtures",)
@@ -242,3 +243,14 @@ def test_a_diverged_member_touches_no_other(smoke_config, finished, run_here, tm
     alone = strictly((finished.workdir / "summary.json").read_text())["members"]
     assert [member["finite"] for member in mixed] == [True, False, True]
     assert mixed[0] == alone[0] and mixed[2] == alone[2]
+
+
+def test_checkpoints_that_take_much_of_the_time_bring_advice():
+    """A second for each of 2,340 steps of 0.6 ms: 1 of 2.4 seconds."""
+    line = session.saving_advice([1.0] * 20, 2_340, 0.0006)
+    assert line.startswith("saving checkpoints took 42% of the training time; with ")
+    assert line.endswith("--config.train.checkpoint_every_steps=33334 it is 5%")
+    assert not session.saving_advice([1.0] * 20, 33_334, 0.0006)
+    assert not session.saving_advice([1.0] * 9, 2_340, 0.0006)  # seconds in all
+    assert not session.saving_advice([1.0] * 20, 2_340, None)
+    assert not session.saving_advice([], 2_340, 0.0006)
