@@ -79,14 +79,24 @@ def define_config(default: str) -> None:
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
     # Without --config, overrides are applied to the default immediately.
     except Exception as error:
-        sys.exit(_report(_unread_option(sys.argv, default) or error, 2))
+        sys.exit(_report(_unread_option(sys.argv, default, error) or error, 2))
 
 
-def _unread_option(argv: list[str], default: str) -> str | None:
+def _unread_option(argv: list[str], default: str, error: object) -> str | None:
     """The error message for an unknown option of the model of --config, if any.
 
-    The message of ml_collections does not list the valid options.
+    The message of ml_collections does not list the valid options. Fields of networks
+    and of single modalities are no fields of every config.
     """
+    for open_section in ("modality.network_options", "modalities"):
+        prefix = f"--config.{open_section}."
+        for flag in (x.partition("=")[0] for x in argv if x.startswith(prefix)):
+            parts = flag.removeprefix(prefix).split(".")
+            if any(repr(part) in str(error) for part in parts):
+                return (
+                    f"{flag.removeprefix('--')} is no field of this config: a config "
+                    f"file may add it (config.{open_section}; docs/models.md)"
+                )
     prefix = "--config.model.options."
     fields = [x.removeprefix(prefix) for x in argv if x.startswith(prefix)]
     if not fields:
@@ -291,7 +301,7 @@ def _parse(argv: list[str], argument: str = "") -> list[str]:
             )
     # A config file is a program and may raise anything.
     except Exception as error:
-        sys.exit(_report(_unread_option(argv, "") or error, 2))
+        sys.exit(_report(_unread_option(argv, "", error) or error, 2))
     except SystemExit:
         if any(flag.lstrip("-").startswith(("help", "?")) for flag in argv[1:]):
             raise
