@@ -180,9 +180,10 @@ def _started(
     finally:
         if any(process.poll() is None for process in processes.values()):
             _send(processes.values(), signal.SIGTERM)
+            end = time.monotonic() + GRACE
             with contextlib.suppress(subprocess.TimeoutExpired):
                 for process in processes.values():
-                    process.wait(2)
+                    process.wait(max(0, end - time.monotonic()))
         _send(processes.values(), signal.SIGKILL)
         for process in processes.values():
             process.wait()
