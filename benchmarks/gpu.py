@@ -116,11 +116,15 @@ def run(plan: Plan, stage: Stage) -> None:
         ends = _ends(plan, stage, commands, limit)
         for name, arguments in commands.items():
             plan.report["stages"].append(
-                {"name": name, "command": _shown(plan, arguments)}
+                {
+                    "name": name,
+                    "command": _shown(plan, shlex.join(["python", *arguments])),
+                }
                 | {"limit": round(limit, 1)}
                 | ends[name]
                 | _found(plan, name, ends[name])
             )
+        plan.report["running"] = []
     _forget_checkpoints(plan)
     write(plan)
 
@@ -214,13 +218,13 @@ def _found(plan: Plan, name: str, ended: Mapping[str, Any]) -> dict[str, Any]:
     if ended["outcome"] != "finished":
         text = _log(plan, name).read_text(errors="replace").replace("\r", "\n")
         lines = [line for line in text.splitlines() if line.strip()]
-        found["end of the log"] = lines[-12:]
+        found["end of the log"] = [_shown(plan, line) for line in lines[-12:]]
     return found
 
 
-def _shown(plan: Plan, arguments: list[str]) -> str:
-    """A command without the paths of this machine."""
-    text = shlex.join(["python", *arguments]).replace(str(plan.folder), "DIR")
+def _shown(plan: Plan, text: str) -> str:
+    """A text without the paths of this machine."""
+    text = text.replace(str(plan.folder), "DIR").replace(f"{ROOT}/", "")
     for name in ("digits_dir", "backgrounds_dir"):
         if folder := getattr(plan.options, name):
             text = text.replace(folder, name.upper())
@@ -290,17 +294,15 @@ def step_seconds(plan: Plan, model: str) -> float | None:
 
 
 def overhead(plan: Plan) -> float:
-    """Seconds of a published run beside its steps: the most so far, or OVERHEAD."""
-    found = []
+    """Seconds of a published run beside its steps: of the latest one, or OVERHEAD."""
+    found = [OVERHEAD]
     for record in plan.report["stages"]:
-        workdir = _run_folder(plan, record["name"])
-        if record.get("outcome") == "finished" and record["name"].startswith(
-            "published"
-        ):
-            summary = workdirs.read_summary(workdir) or {}
+        name = record["name"]
+        if name.startswith("published") and record.get("outcome") == "finished":
+            summary = workdirs.read_summary(_run_folder(plan, name)) or {}
             if seconds := summary.get("step_seconds"):
                 found.append(record["seconds"] - seconds * summary["num_steps"])
-    return max(found, default=OVERHEAD)
+    return found[-1]
 
 
 def num_steps(most: int, seconds: float | None, limit: float, overhead: float) -> int:
@@ -594,8 +596,6 @@ def main() -> int:
             write(plan)
             print(f"what was measured is in {folder / 'gpu.json'}")
             return 128 + stopped.args[0]
-    report["running"] = []
-    write(plan)
     rows = [
         {"model": model, "epochs": x["epochs"]}
         | {f"given {k}": y for k, y in enumerate(x["coherence given 1 to 4"], 1)}
