@@ -487,7 +487,9 @@ def stages(folder: Path, chosen: tuple[str, ...], tiny: bool) -> list[Stage]:
         *found,
         timed("rate", 90, f"{resnet} --steps 50", f"--config smoke {resnet} {few}"),
         timed("profile", 60, "--form matmul --steps 100", "--steps 1"),
-        timed("evaluation", 90, "--examples 10000", "--examples 100 --turns 1"),
+        timed(
+            "evaluation", 90, "--examples 10000 --turns 1", "--examples 100 --turns 1"
+        ),
         timed("precision", 90, "--steps 2000", "--steps 10 --seeds 2"),
         timed(
             "step",
