@@ -6,7 +6,7 @@ VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt
 EXTRAS ?=
-# The package alone, with an extra (EXTRAS=cuda12), and with the test tools.
+# The package alone, with an extra (EXTRAS=cuda13), and with the test tools.
 PACKAGE := .$(if $(EXTRAS),[$(EXTRAS)])
 RUN_STAMP := $(VENV)/run$(if $(EXTRAS),-$(EXTRAS)).stamp
 RUNS ?= runs
@@ -80,14 +80,8 @@ bench: $(RUN_STAMP)  ## the CPU benchmarks; EXTRAS=bench: against MultiVae
 	$(BIN)/python -m benchmarks.data --out results/bench_data.json
 	$(BIN)/python -m benchmarks.startup --turns 1 --out results/bench_startup.json
 
-bench-gpu: $(RUN_STAMP)  ## the same on a GPU; EXTRAS=cuda12,bench
-	$(BIN)/python -m benchmarks.step --turns 5 --steps 200 --out results/bench_gpu_step.json
-	$(BIN)/python -m benchmarks.profile --form matmul --steps 100 --out results/bench_gpu_profile.json
-	$(BIN)/python -m benchmarks.sweep --setting polymnist --members 8 --steps 200 --turns 3 --out results/bench_gpu_sweep.json
-	$(BIN)/python -m benchmarks.growth --setting polymnist --steps 100 --out results/bench_gpu_growth.json --plot docs/growth_gpu.png
-	$(BIN)/python -m benchmarks.evaluation --examples 10000 --out results/bench_gpu_evaluation.json
-	$(BIN)/python -m benchmarks.precision --steps 2000 --out results/bench_gpu_precision.json
-	$(BIN)/python -m benchmarks.rate --model mopoe,network=resnet --out results/bench_gpu_rate.json
+bench-gpu: $(RUN_STAMP)  ## what to measure on a GPU, in 10 minutes; EXTRAS=cuda13,bench
+	$(BIN)/python -m benchmarks.gpu --out $(RUNS)/bench_gpu
 
 clean:  ## remove environments and caches, keep data and runs
 	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -80,15 +80,15 @@ def main():
     images = {
         f"m{i}": generator.integers(0, 256, shape, dtype=np.uint8) for i in range(5)
     }
+    ran = f"embedding --examples {options.examples} --turns {options.turns}"
+    ran += f" --models {' '.join(options.models)} --batch {options.batch}"
     rows = []
     for name in options.models:
         rows.append(
             measure(name, images, options.examples, options.turns, options.batch)
         )
+        reports.write(options.out, ran, rows)
         print(tabulate(rows, headers="keys", floatfmt=".3g"), flush=True)
-    ran = f"embedding --examples {options.examples} --turns {options.turns}"
-    ran += f" --models {' '.join(options.models)} --batch {options.batch}"
-    reports.write(options.out, ran, rows)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,12 @@ same loss.
 """
 
 import contextlib
+import functools
 import importlib.util
 import multiprocessing
 import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -24,11 +27,21 @@ MODELS = {
 }
 
 
+@functools.cache
 def why_not():
     """Package that is missing for the peer; None if it can be run."""
     for name in ("torch", "multivae"):
         if importlib.util.find_spec(name) is None:
             return f"not installed: {name} (extra bench)"
+    # In a process of its own, as later: it may lack what these need.
+    done = subprocess.run(
+        [sys.executable, "-c", "import torch, multivae.models, multivae.metrics"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        reason = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
+        return f"cannot be imported: {reason}"
     return None
 
 
@@ -41,17 +54,18 @@ class Peer:
       name: a key of MODELS.
       config: of our model.
       shapes: modality -> shape.
-      params: of our model, in host memory.
+      params: of our model.
       images: modality -> uint8 [N, H, W, C].
 
     Attributes:
       num_parameters: of all networks.
     """
 
-    def __init__(self, *arguments):
+    def __init__(self, name, config, shapes, params, images):
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         is_gpu = jax.default_backend() == "gpu"
+        arguments = (name, config, shapes, jax.device_get(params), images)
         given = (theirs, is_gpu, arguments)
         self._process = context.Process(target=_serve, args=given, daemon=True)
         self._process.start()
@@ -147,8 +161,16 @@ class _Peer:
             self.torch.cuda.synchronize()
 
     def loss_of(self, rows):
-        """The loss as a number."""
-        return float(self.loss(rows).detach())
+        """The loss as a number; products in float32 on every device."""
+        cudnn = self.torch.backends.cudnn
+        before = self.torch.get_float32_matmul_precision(), cudnn.allow_tf32
+        self.torch.set_float32_matmul_precision("highest")
+        cudnn.allow_tf32 = False
+        try:
+            return float(self.loss(rows).detach())
+        finally:
+            self.torch.set_float32_matmul_precision(before[0])
+            cudnn.allow_tf32 = before[1]
 
     def embed(self, num, batch_size, is_returned):
         """As of `Peer`."""

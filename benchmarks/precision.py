@@ -123,32 +123,34 @@ def main():
     config.train.num_steps = options.steps
     dataset = prepared.load(datasets.prepare(config.data))
     members = sweep.grid(config.sweep)
-    found = {}
+    ran = f"precision --model {options.model} --steps {options.steps}"
+    ran = f"{ran} --seeds {options.seeds}"
+    rows, reference = [], None
     for name in sorted(PRECISIONS, key=lambda name: name != "float32"):
         if is_available(name):
-            found[name] = train_in(name, config, dataset, members)
-            continue
-        # What the layers multiply by; products of experts do not use it.
-        with mock.patch.object(jax.lax, "dot_general", rounding_products(BITS[name])):
-            _, losses = train_in("float32", config, dataset, members)
-        found[f"{name}, imitated"] = (None, losses)
-    reference = found["float32"][1]
-    rows = [
-        {
-            "precision": name,
-            "ms a step": seconds and seconds * 1e3,
-            "loss": float(np.mean(losses)),
-            "std over seeds": float(np.std(losses, ddof=1)),
-            "from float32": float(np.mean(losses - reference)),
-            "at most": float(np.max(np.abs(losses - reference))),
-        }
-        for name, (seconds, losses) in found.items()
-    ]
+            seconds, losses = train_in(name, config, dataset, members)
+        else:
+            # What the layers multiply by; products of experts do not use it.
+            imitated = mock.patch.object(
+                jax.lax, "dot_general", rounding_products(BITS[name])
+            )
+            with imitated:
+                _, losses = train_in("float32", config, dataset, members)
+            name, seconds = f"{name}, imitated", None
+        if reference is None:
+            reference = losses
+        rows.append(
+            {
+                "precision": name,
+                "ms a step": seconds and seconds * 1e3,
+                "loss": float(np.mean(losses)),
+                "std over seeds": float(np.std(losses, ddof=1)),
+                "from float32": float(np.mean(losses - reference)),
+                "at most": float(np.max(np.abs(losses - reference))),
+            }
+        )
+        reports.write(options.out, ran, rows, dataset=dataset.name)
     print(tabulate(rows, headers="keys", floatfmt=".4g"))
-    ran = f"precision --model {options.model} --steps {options.steps}"
-    reports.write(
-        options.out, f"{ran} --seeds {options.seeds}", rows, dataset=dataset.name
-    )
 
 
 if __name__ == "__main__":

@@ -6,12 +6,16 @@ python -m benchmarks.profile [--model mvae] [--form auto] [--steps 8] [--top 25]
 The networks and the batch of `benchmarks.step`, traced by jax.profiler. The times are
 those of XLA's operations, each of which may use all cores or one, so that their sum
 is near the wall time where they follow each other, as in a loop on a CPU.
+
+On GPUs, XLA's command buffers would hide the names of operations. This command runs
+without them, its wall time too; `benchmarks.step` has the time with them.
 """
 
 import argparse
 import collections
 import gzip
 import json
+import os
 import re
 import tempfile
 import time
@@ -24,6 +28,12 @@ from tabulate import tabulate
 from benchmarks import peer, reports, step
 from experiments.running import command
 from mmvae_jax.networks import layers
+
+
+def name_operations():
+    """Keeps operations of GPUs out of command buffers; before JAX looks for devices."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_command_buffer=".strip()
 
 
 def trace(function):
@@ -76,6 +86,7 @@ def main():
     parser.add_argument("--top", type=int, default=25, help="single operations listed")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    name_operations()
     command.keep_memory()
     generator = np.random.default_rng(0)
     shape = (step.NUM_EXAMPLES, 28, 28, 3)

@@ -2,7 +2,7 @@
 
 import contextlib
 import datetime
-import json
+import functools
 import os
 import platform
 import subprocess
@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from mmvae_jax.errors import UsageError
+from mmvae_jax.training.log import write_json
 
 # Of these the version is told, if they are installed.
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "multivae")
@@ -35,6 +38,9 @@ def write(
 ) -> None:
     """Writes a result file: command, date, machine, versions, commit, rows.
 
+    Whoever measures row after row calls this after each, so that a command that is cut
+    short leaves what it has measured.
+
     Args:
       path: where; None: nowhere.
       command: what measured it, after "python -m benchmarks.".
@@ -52,7 +58,7 @@ def write(
         "rows": rows,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(path, report)
 
 
 def machine() -> str:
@@ -69,7 +75,41 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
-    return found | {"commit": commit.stdout.strip() or "unknown"}
+    return found | {"commit": _commit()}
+
+
+@functools.cache
+def _commit() -> str:
+    """The commit of the working directory; "unknown" without git or outside of it."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
+        )
+    except OSError:  # git is not installed
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def operations(program: Any, *arguments: Any) -> float:
+    """XLA's count of the floating-point operations of a program, before compilation.
+
+    A compiled program of a GPU hides its products in libraries, and lowered programs
+    are counted by XLA's client for CPUs alone, so that this lowers for a CPU.
+
+    Args:
+      program: a jitted function for any device.
+      arguments: of one call; their values are not used.
+
+    Raises:
+      UsageError: JAX_PLATFORMS excludes CPUs.
+    """
+    try:
+        (cpu, *_) = jax.local_devices(backend="cpu")
+    except RuntimeError as error:
+        raise UsageError(
+            "operations are counted for a CPU, which JAX_PLATFORMS="
+            f"{jax.config.jax_platforms} excludes: add ',cpu'"
+        ) from error
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+    with jax.default_device(cpu):
+        return program.lower(*shapes).cost_analysis()["flops"]

@@ -62,15 +62,17 @@ class Ours:
         self.program = execution.compile_steps(task, self.execution)
         self.data = jax.device_put(images)
         self.state = execution.init_states(task, self.hyper, self.keys, batch)
-        self.params = jax.device_get(sweep.member(self.state.params, 0))
+        # On the device: NumPy's arrays would be sent there at every call.
+        self.params = sweep.member(self.state.params, 0)
         self.num_parameters = sum(x.size for x in jax.tree.leaves(self.params))
 
     def loss(self, params, rows):
-        """The loss of these examples."""
+        """The loss of these examples; products in float32 on every device."""
         batch = {m: np.float32(x[rows]) / 255 for m, x in self.images.items()}
-        value, _ = jax.jit(self.model.objective)(
-            params, batch, jax.random.key(0), self.hyper.beta[0]
-        )
+        with jax.default_matmul_precision("float32"):
+            value, _ = jax.jit(self.model.objective)(
+                params, batch, jax.random.key(0), self.hyper.beta[0]
+            )
         return float(value)
 
     def compiled(self, num):
@@ -199,20 +201,20 @@ def measure_all(options):
     images = {
         f"m{i}": generator.integers(0, 256, shape, dtype=np.uint8) for i in range(5)
     }
+    ran = f"step --models {' '.join(options.models)} --turns {options.turns}"
+    ran = f"{ran} --steps {options.steps}"
     rows = []
     for name in options.models:
         rows.append(measure(name, images, options.turns, options.steps))
+        reports.write(options.out, ran, rows)
         print(tabulate(rows, headers="keys", floatfmt=".3g"), flush=True)
-    subsets = None
     if {"mopoe", "mvae"} <= set(options.models):
         subsets = measure_subsets(images, options.turns, options.steps)
         print(
             "MoPoE-VAE takes {median:.3f} of MVAE's time ({from:.3f} to "
             "{to:.3f})".format(**subsets)
         )
-    ran = f"step --models {' '.join(options.models)} --turns {options.turns}"
-    ran = f"{ran} --steps {options.steps}"
-    reports.write(options.out, ran, rows, mopoe_over_mvae=subsets)
+        reports.write(options.out, ran, rows, mopoe_over_mvae=subsets)
 
 
 if __name__ == "__main__":

@@ -80,10 +80,11 @@ def build(config, members, mapping, precision="default"):
 
     def operations():
         """Of one step: of a loop of steps XLA would count one turn."""
-        once = compile_steps(task, execution._replace(steps_per_call=1))
+        # No precision: a CPU does not know a GPU's.
+        single = execution._replace(steps_per_call=1, precision="default")
         rows = np.zeros((1, config.train.batch_size), np.int32)
-        # Before it is compiled: a GPU's program hides its products in libraries.
-        return once.lower(state, hyper, keys, data, rows, 1).cost_analysis()["flops"]
+        once = compile_steps(task, single)
+        return reports.operations(once, state, hyper, keys, data, rows, np.int32(1))
 
     advance.program = program
     advance.megabytes = megabytes
@@ -123,6 +124,12 @@ def measure(options):
             # The first turn finds out how many steps a call may take.
             times[name] += [sum(taken)] if turn else []
     singles = statistics.median(times["single"])
+    ran = (
+        f"sweep --setting {options.setting} --arg {options.arg} "
+        f"--members {options.members} --steps {options.steps} --turns {options.turns} "
+        f"--mappings {' '.join(options.mappings)}"
+    )
+    more = {"single_runs_seconds": singles, "single_megabytes": single.megabytes()}
     rows = []
     for name in ways:
         taken = statistics.median(times[name])
@@ -141,24 +148,13 @@ def measure(options):
                 ),
             }
         )
+        reports.write(options.out, ran, rows, **more)
     print(
         f"{options.setting}:{options.arg}, {options.members} members, {options.steps} "
         f"steps of batch {config.train.batch_size}; {options.members} single runs take "
         f"{singles:.2f} s"
     )
     print(tabulate(rows, headers="keys", floatfmt=".3g"))
-    ran = (
-        f"sweep --setting {options.setting} --arg {options.arg} "
-        f"--members {options.members} --steps {options.steps} --turns {options.turns} "
-        f"--mappings {' '.join(options.mappings)}"
-    )
-    reports.write(
-        options.out,
-        ran,
-        rows,
-        single_runs_seconds=singles,
-        single_megabytes=single.megabytes(),
-    )
 
 
 if __name__ == "__main__":

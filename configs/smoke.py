@@ -3,7 +3,8 @@
     python -m experiments.run --config=configs/smoke.py --workdir=runs/smoke
 
 For checking an installation, and for the tests: PolyDigits with two modalities of 8 x 8
-pixels, three members, and every metric.
+pixels, three members, and the default metrics; --config.eval.metrics=all computes all
+that the data allow.
 """
 
 from configs import polydigits
@@ -13,7 +14,8 @@ def get_config(arg: str = "mopoe"):
     """PolyDigits with the smallest networks and a few steps."""
     config = polydigits.get_config(arg)
     config.model.latent_dim = 4
-    config.modality.network_options.widths = (16,)
+    if config.modality.network == "mlp":
+        config.modality.network_options.widths = (16,)
     config.data.num_modalities = 2
     config.data.image_size = 8
     config.data.pairings = 1

@@ -33,6 +33,20 @@ def test_the_version_is_in_one_place():
     assert str(Version(mmvae_jax.__version__)) == mmvae_jax.__version__
 
 
+def test_every_extra_has_its_reason():
+    """And one extra for each CUDA of JAX: drivers decide which can be used."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    _, _, table = text.partition("## Why each dependency is there")
+    extras = PROJECT["optional-dependencies"]
+    assert {"cuda12", "cuda13"} <= extras.keys()
+    rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("|")]
+    for name, packages in extras.items():
+        assert any(f"(extra `{name}`)" in row for row in rows), name
+        for package in packages:
+            asked = re.match(r"[\w-]+(\[cuda\d+\])?", package)[0]
+            assert any(asked in row for row in rows), package
+
+
 def test_the_licence_is_named_alike():
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text and "Version 2.0" in text
