@@ -92,7 +92,9 @@ def _unread_option(argv: list[str], default: str, error: object) -> str | None:
         prefix = f"--config.{open_section}."
         for flag in (x.partition("=")[0] for x in argv if x.startswith(prefix)):
             parts = flag.removeprefix(prefix).split(".")
-            if any(repr(part) in str(error) for part in parts):
+            if "Did you mean" in str(error):
+                continue  # that says more
+            if any(part in str(error) for part in parts):
                 return (
                     f"{flag.removeprefix('--')} is no field of this config: a config "
                     f"file may add it (config.{open_section}; docs/models.md)"

@@ -37,8 +37,8 @@ USAGE = {
     "stray": "unexpected argument 'stray'",
     "--config.modle.name=mvae": "no field .*modle",
     "--config.train.num_step=3": "no field .*num_step",
-    "--config.modality.network_options.width=3": "network_options.width is no field of "
-    "this config: a config file may add it",
+    "--config.modality.network_options.channels=(8,)": "network_options.channels is no "
+    "field of this config: a config file may add it",
     "--config.modalities.m0.network=conv": "modalities.m0.network is no field of this",
     "--config.train.num_steps=many": "num_steps.*many",
     "--config.train.num_steps=1.5": "num_steps.*1.5",
