@@ -76,6 +76,7 @@ _BASELINES = (
     "mmvae_plus",
     "mmvm",
     "latent_flow",
+    *("telbo", "jmvae_kl", "mvae_plus", "dmvae", "mmjsd", "jnf"),
 )
 _NETWORKS: dict[str, dict[str, Any]] = {
     "spatial": {},
@@ -92,6 +93,7 @@ _JUDGED = "eval/coherence/leave_one_out"
 _PRIVATE = {
     "mmvae_plus": (48, {"private_dim": 48, "num_samples": 1, "estimator": "iwae"}),
     "contrastive": (16, {"private_dim": 80, "code_network": "auto"}),
+    "dmvae": (48, {"private_dim": 48}),
 }
 
 Runs = Iterator[tuple[str, ConfigDict]]

@@ -72,7 +72,7 @@ def test_runs_at_equal_networks_are_chosen_by_digits_that_are_not_judged():
         "choose_mopoe_conv",
     ]
     judged = {n: c for n, c in made.items() if STUDIES["in_place"].is_judged(n)}
-    assert len(judged) == 10
+    assert len(judged) == 16
     for name, config in judged.items():
         if name != "code_flow":
             assert config.modality.network == "conv" and config.sweep.beta == (0.5,)
