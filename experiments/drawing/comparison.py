@@ -69,10 +69,11 @@ def _draw_model(axes: Axes, row: dict, quality: str, tag: str) -> None:
         yerr=row[f"{tag} std"],
         color=model_colour(row["run"]),
         marker=model_marker(row["run"]),
-        markersize=7 if row["run"] == "code_flow" else 5,
+        markersize=7 if row["run"] == "code_flow" else 6,
+        markeredgewidth=0.8,
         linestyle="none",
         elinewidth=0.8,
-        markerfacecolor="none" if is_fitted else None,
+        markerfacecolor="white" if is_fitted else None,
         label="" if is_fitted else model_label(row["run"]),
     )
 
