@@ -206,7 +206,7 @@ def _log(plan: Plan, name: str) -> Path:
 
 
 def _found(plan: Plan, name: str, ended: Mapping[str, Any]) -> dict[str, Any]:
-    """What a command has left: its result file, and the end of its log if it failed."""
+    """The result file of a command, and the end of its log if it failed."""
     found: dict[str, Any] = {}
     for path in (f"{name}.json", f"runs/{name}/summary.json"):
         if (plan.folder / path).exists():

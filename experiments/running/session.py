@@ -189,13 +189,9 @@ def run(
             )
         )
         save_seconds: list[float] = []
-        events = make_events(sweep, stop, writer, bar, saved, evaluator, finite)
-
-        def save(step: int, state: TrainState) -> None:
-            start = time.perf_counter()
-            events.save(step, state)
-            save_seconds.append(time.perf_counter() - start)
-
+        events = make_events(
+            sweep, stop, writer, bar, saved, save_seconds, evaluator, finite
+        )
         state = stages.fit(
             sweep.task,
             prepared,
@@ -205,7 +201,7 @@ def run(
             num_steps=settings.num_steps,
             batch_size=settings.batch_size,
             data_seed=settings.data_seed,
-            events=events._replace(save=save),
+            events=events,
         )
         bar.close()
         every = settings.checkpoint_every_steps
@@ -249,13 +245,15 @@ def make_events(
     writer: Any,
     bar: ProgressBar,
     saved: Any,
+    save_seconds: list[float],
     evaluator: Callable,
     finite: np.ndarray,
 ) -> loop.Events:
     """Callbacks of the train loop: log, progress bar, checkpoints, metrics.
 
-    `writer` is None in all processes except the first. `finite`, bool [K], is False for
-    members whose divergence is already reported.
+    `writer` is None in all processes except the first. `save_seconds` gets the seconds
+    of each checkpoint. `finite`, bool [K], is False for members whose divergence is
+    already reported.
     """
     reported = set(np.flatnonzero(~finite).tolist())
     is_over = threading.Event()  # set if all members have diverged
@@ -293,13 +291,18 @@ def make_events(
             with contextlib.suppress(Stopped):
                 evaluator(step, state)
 
+    def save(step: int, state: TrainState) -> None:
+        start = time.perf_counter()
+        checkpoints.save(saved, step, state)
+        save_seconds.append(time.perf_counter() - start)
+
     return loop.Events(
         log_every_steps=settings.log_every_steps,
         log=log,
         eval_every_steps=settings.eval_every_steps,
         evaluate=evaluate_between,
         save_every_steps=settings.checkpoint_every_steps,
-        save=lambda step, state: checkpoints.save(saved, step, state),
+        save=save,
         progress=bar.update,
         is_stopping=lambda: bool(stop) or is_over.is_set(),
     )

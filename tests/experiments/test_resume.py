@@ -189,7 +189,7 @@ def test_what_is_evaluated_has_been_saved(monkeypatch):
     bar = SimpleNamespace(update=None)
     stop, finite = signals.Signals(), np.array([True])
     events = session.make_events(
-        sweep, stop, None, bar, "saved", lambda *x: calls.append(x), finite
+        sweep, stop, None, bar, "saved", [], lambda *x: calls.append(x), finite
     )
     events.evaluate(3, "state")
     assert calls == [("save", "saved", 3, "state"), (3, "state")]

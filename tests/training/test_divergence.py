@@ -164,7 +164,9 @@ def events_of(said, monkeypatch, finite):
     writer = SimpleNamespace(write_scalars=lambda step, scalars: None)
     bar = SimpleNamespace(update=None, losses=[])
     stop = signals.Signals()
-    return session.make_events(sweep, stop, writer, bar, None, None, np.array(finite))
+    return session.make_events(
+        sweep, stop, writer, bar, None, [], None, np.array(finite)
+    )
 
 
 def log_all(events, *flags):
