@@ -14,7 +14,8 @@ translated  the same on translated digits
 In the last two, MoPoE-VAE selects the networks of all models, and each model selects
 its beta. The criterion is the leave-one-out coherence on held-out training digits
 (config.data.validation) after a quarter of the steps. `--runs` selects some runs, for
-several processes.
+several processes. `--known=results/in_place.csv` takes the lines of an earlier table as
+they are: it trains the other models only, with the networks of that table.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,26 +99,29 @@ _PRIVATE = {
 
 Runs = Iterator[tuple[str, ConfigDict]]
 Summaries = Mapping[str, Mapping[str, Any]]
+Rows = Mapping[str, Mapping[str, Any]]  # run -> its line of a table
+_NONE: Mapping[str, Any] = {}
 
 
 class Study(NamedTuple):
     """The runs of a table.
 
     Attributes:
-      runs: (config.data.data_dir, summaries of the finished runs) -> name and config of
-        each run whose settings are known; earlier runs select those of later ones.
+      runs: (config.data.data_dir, summaries of the finished runs, lines of an earlier
+        table) -> name and config of each run whose settings are known; earlier runs
+        select those of later ones.
       columns: tags of the table.
       is_judged: name -> whether the run has a line in the table.
     """
 
-    runs: Callable[[str, Summaries], Runs]
+    runs: Callable[[str, Summaries, Rows], Runs]
     columns: tuple[str, ...] = COLUMNS
     is_judged: Callable[[str], bool] = lambda name: True
 
 
-def layered(data_dir: str, summaries: Summaries = {}) -> Runs:  # noqa: B006 (not changed)
+def layered(data_dir: str, summaries: Summaries = _NONE, known: Rows = _NONE) -> Runs:
     """The runs of the study of the layered decoder."""
-    del summaries  # nothing is selected
+    del summaries, known  # nothing is selected
     _, scale = plan.load_scale("demo")
     scale.beta, scale.metrics = (0.3,), _METRICS
     for name, changes in _CHANGES.items():
@@ -127,7 +131,9 @@ def layered(data_dir: str, summaries: Summaries = {}) -> Runs:  # noqa: B006 (no
         yield name, config
 
 
-def equal(is_translated: bool, data_dir: str, summaries: Summaries) -> Runs:
+def equal(
+    is_translated: bool, data_dir: str, summaries: Summaries, known: Rows = _NONE
+) -> Runs:
     """The runs with equal networks and steps: first those that select settings."""
 
     def config_of(model: str, network: str) -> ConfigDict:
@@ -136,25 +142,31 @@ def equal(is_translated: bool, data_dir: str, summaries: Summaries) -> Runs:
     config = config_of("code_flow", "spatial")
     config.sweep.seed = _SEEDS
     yield "code_flow", config
-    tried: Sequence[str] = tuple(_NETWORKS)
+    networks: Sequence[str] = tuple(_NETWORKS)
     for model in _BASELINES:
-        names = {f"choose_{model}_{network}": network for network in tried}
-        for name, network in names.items():
-            config = config_of(model, network)
-            config.sweep.update(beta=_BETAS, seed=(0,))
-            config.train.num_steps //= 4
-            config.data.validation = 20
-            config.eval.metrics = ("coherence", "swd")
-            yield name, config
-        if not names.keys() <= summaries.keys():
-            return
-        _, network, beta = max(
-            (member["metrics"][_JUDGED], network, member["beta"])
-            for name, network in names.items()
-            for member in summaries[name]["members"]
-            if member["finite"]
-        )
-        tried = (network,)
+        if model in known:
+            network, beta = known[model]["network"], float(known[model]["beta"])
+        else:
+            names = {f"choose_{model}_{network}": network for network in networks}
+            for name, network in names.items():
+                config = config_of(model, network)
+                config.sweep.update(beta=_BETAS, seed=(0,))
+                config.train.num_steps //= 4
+                config.data.validation = 20
+                config.eval.metrics = ("coherence", "swd")
+                yield name, config
+            tried = names.keys() <= summaries.keys()
+            if not tried and model == _BASELINES[0]:
+                return  # the networks of the others are not known
+            if not tried:
+                continue
+            _, network, beta = max(
+                (member["metrics"][_JUDGED], network, member["beta"])
+                for name, network in names.items()
+                for member in summaries[name]["members"]
+                if member["finite"]
+            )
+        networks = (network,)
         config = config_of(model, network)
         config.sweep.update(beta=(beta,), seed=_SEEDS)
         if model != "latent_flow":
@@ -249,12 +261,13 @@ def main() -> int:
     study = STUDIES[FLAGS.study]
     directory = Path(FLAGS.directory or f"runs/{FLAGS.study}")
     chosen = [name for name in FLAGS.runs.split(",") if name]
+    known = tables.read(Path(FLAGS.known), study.columns) if FLAGS.known else {}
     made: dict[str, ConfigDict] = {}
     # Some configs are known only after the runs that select them have finished.
     while left := {
         name: config
-        for name, config in study.runs(FLAGS.data_dir, _summaries(directory))
-        if name not in made
+        for name, config in study.runs(FLAGS.data_dir, _summaries(directory), known)
+        if name not in made and name not in known
     }:
         wanted = [name for name in left if not chosen or name in chosen]
         if not wanted:
@@ -265,16 +278,17 @@ def main() -> int:
         made[name] = left[name]
     if unknown := set(chosen) - set(made):
         raise UsageError(
-            f"unknown --runs {min(unknown)!r}, or one that needs other runs first; "
+            f"unknown --runs {min(unknown)!r}, or one that --known has, or that needs "
+            "other runs first; "
             f"choose from {', '.join({**left, **made})}"
         )
     if FLAGS.out:
         summaries = _summaries(directory)
-        runs = dict(study.runs(FLAGS.data_dir, summaries))
+        runs = dict(study.runs(FLAGS.data_dir, summaries, known))
         rows = [
-            line(name, config, summaries[name], study.columns)
+            known.get(name) or line(name, config, summaries[name], study.columns)
             for name, config in runs.items()
-            if name in summaries and study.is_judged(name)
+            if name in known or (name in summaries and study.is_judged(name))
         ]
         tables.write(Path(FLAGS.out), rows)
     return 0
@@ -287,5 +301,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("directory", "", "folder of the runs; empty: runs/STUDY")
     flags.DEFINE_string("data_dir", "data", "where prepared data sets are kept")
     flags.DEFINE_string("runs", "", "runs to make, with commas; empty: all")
+    flags.DEFINE_string("known", "", "CSV file of runs not to make again; empty: none")
     flags.DEFINE_string("out", "", "CSV file of all finished runs; empty: none")
     command.run(main)

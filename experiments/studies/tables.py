@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mmvae_jax.errors import UsageError
 from mmvae_jax.files import write_whole
 
 
@@ -37,3 +38,25 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, text.getvalue())
+
+
+def read(path: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The lines of a table that `write` has written: run -> title -> value as text.
+
+    Args:
+      path: the CSV file.
+      columns: the tags of the table.
+
+    Raises:
+      UsageError: the file cannot be read, or has other columns.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = {row.get("run", ""): row for row in csv.DictReader(file)}
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"the table {path} cannot be read: {error}") from error
+    titles = {f"{tag} mean" for tag in columns}
+    for row in rows.values() or [{}]:
+        if {title for title in row if title and title.endswith(" mean")} != titles:
+            raise UsageError(f"{path} is not a table of this study: other columns")
+    return rows

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.drawing import comparison
 from experiments.running import workdirs
-from experiments.studies import progress
+from experiments.studies import progress, tables
 from experiments.studies.comparison import COLUMNS, STUDIES, layered, line
 from experiments.studies.guidance import guided_config, strengths_of
 from mmvae_jax import models
@@ -80,6 +80,31 @@ def test_runs_at_equal_networks_are_chosen_by_digits_that_are_not_judged():
         has_flows = name in ("code_flow", "latent_flow")
         assert (config.eval.sampler == "prior") == has_flows
         assert config.train.num_steps == judged["code_flow"].train.num_steps
+
+
+def test_models_of_an_earlier_table_are_not_trained_again(tmp_path):
+    study, summary = STUDIES["in_place"], {"members": [{"finite": True, "metrics": {}}]}
+    known_config = dict(study.runs("data", {}, {}))["choose_mopoe_conv"]
+    path = tmp_path / "known.csv"
+    tables.write(path, [line("mopoe", known_config, summary, study.columns)])
+    known = tables.read(path, study.columns)
+    made = dict(study.runs("data", {}, known))
+    # The networks of the table are those of the others, whose runs need no other.
+    assert {"mopoe", "choose_crmvae_conv", "choose_jnf_conv"} <= made.keys()
+    assert not {"choose_mopoe_conv", "choose_crmvae_spatial"} & made.keys()
+    assert made["mopoe"].sweep.beta == (0.1,)
+    members = [
+        {"beta": beta, "finite": True, "metrics": {"eval/coherence/leave_one_out": 1}}
+        for beta in (0.5,)
+    ]
+    summaries = {"choose_jnf_conv": {"members": members}}
+    assert dict(study.runs("data", summaries, known))["jnf"].sweep.beta == (0.5,)
+    for text in ("run,swd mean\nmopoe,1\n", "", "run\nmopoe\n"):
+        path.write_text(text)
+        with pytest.raises(UsageError, match="is not a table of this study"):
+            tables.read(path, study.columns)
+    with pytest.raises(UsageError, match="cannot be read"):
+        tables.read(tmp_path / "none.csv", study.columns)
 
 
 def test_a_run_is_evaluated_at_another_strength_of_guidance(tmp_path, tiny_config):
