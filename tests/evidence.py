@@ -54,6 +54,7 @@ DISTANCE = {
     "jmvae_kl": 108.0,
     "telbo": 109.0,
     "crmvae": 104.0,
+    "code_flow": 90.0,
 }
 LOG_LIKELIHOOD = {
     "unimodal": -2280.0,
@@ -66,7 +67,7 @@ COHERENCE = {"mmvae": 0.8, "mopoe": 0.85, "mvae_plus": 0.7}
 # Given one modality; on translated digits, the same part of what is above chance.
 SINGLE = {
     **{"mmvae": 0.8, "mopoe": 0.75, "crmvae": 0.7},
-    **{"mvtcae": 0.4, "jmvae_kl": 0.35, "telbo": 0.3},
+    **{"mvtcae": 0.4, "jmvae_kl": 0.35, "telbo": 0.3, "code_flow": 0.75},
 }
 
 
@@ -88,6 +89,8 @@ def as_in_the_paper(spec, beta, tag):
     if tag.startswith("attribute_accuracy"):
         return 0.98
     if tag.startswith("coherence"):
+        if spec.model == "code_flow":
+            return 0.9
         if is_translated or spec.model == "unimodal":
             return 0.11
         if spec.model == "mvae":

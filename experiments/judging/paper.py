@@ -2,8 +2,8 @@
 
 The papers are Daunhawer et al. (2022), "On the Limitations of Multimodal VAEs", and the
 public part (abstract and introduction) of "Mitigating the Limitations of Multimodal
-VAEs with Coordination-based Approach", a submission to ICLR 2023 (COORD). A claim has a
-sentence in our words, its place in the paper, its runs, and the rule that judges it
+VAEs with Coordination-based Approach", a submission to ICLR 2023 (COORD). The last
+claims are of this project, on `code_flow` (OURS). A claim has a sentence in our words, its place in the paper, its runs, and the rule that judges it
 (`RULES`). If runs lack the paper's FID, the sliced Wasserstein distance and the Frechet
 distance in our classifiers' features replace it, with separate verdicts, because they
 measure different properties.
@@ -61,6 +61,8 @@ MIXTURES = ("mmvae", "mopoe")
 # pull unimodal posteriors to a joint one; CRMVAE is the proposed model. We chose the
 # references, MVAE for quality and the mixtures for coherence.
 COORDINATION = ("mvtcae", "jmvae_kl", "telbo")
+# What `code_flow` is compared with: one model of each kind that has no flow.
+_COMPARED = ("mvae", *MIXTURES, "mvtcae", "crmvae")
 IN_PLACE, TRANSLATED = "polymnist", "translated"
 _BOTH = (IN_PLACE, TRANSLATED)
 SHAPES, CUB = "shapes", "cub"
@@ -471,6 +473,35 @@ CLAIMS = (
         ("crmvae",),
         ("mvae", *MIXTURES),
         _BOTH,
+    ),
+    Claim(
+        "code_flow_quality",
+        "a code and flows generate better than product, mixtures and coordination",
+        "OURS, docs/better.md",
+        "is better",
+        MEAN,
+        ("code_flow",),
+        _COMPARED,
+        _BOTH,
+    ),
+    Claim(
+        "code_flow_reaches_mixtures",
+        "a code and flows are coherent from one modality: they reach MoPoE-VAE",
+        "OURS, docs/better.md",
+        "reaches",
+        (SINGLE,),
+        ("code_flow",),
+        ("mopoe", *COORDINATION),
+    ),
+    Claim(
+        "code_flow_on_translated",
+        "a code and flows are more coherent on translated digits than all of these",
+        "OURS, docs/better.md",
+        "is better",
+        (COHERENCE,),
+        ("code_flow",),
+        _COMPARED,
+        (TRANSLATED,),
     ),
 )
 

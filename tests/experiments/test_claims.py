@@ -71,7 +71,8 @@ def reversed_(spec, beta, tag):
     if name.startswith(("fid", "swd", "frechet_classifier")):
         if spec.dataset in ("shapes", "cub"):
             return 1e4 / value
-        if spec.model in ("mvae", "mvae_plus", *paper.COORDINATION, "crmvae"):
+        answers = ("mvae_plus", *paper.COORDINATION, "crmvae", "code_flow")
+        if spec.model in ("mvae", *answers):
             return 3 * value if spec.model == "mvae" else 9 * value
         return 1e4 / value
     if name == "coherence/size_1":
