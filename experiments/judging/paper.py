@@ -3,10 +3,11 @@
 The papers are Daunhawer et al. (2022), "On the Limitations of Multimodal VAEs", and the
 public part (abstract and introduction) of "Mitigating the Limitations of Multimodal
 VAEs with Coordination-based Approach", a submission to ICLR 2023 (COORD). The last
-claims are of this project, on `code_flow` (OURS). A claim has a sentence in our words, its place in the paper, its runs, and the rule that judges it
-(`RULES`). If runs lack the paper's FID, the sliced Wasserstein distance and the Frechet
-distance in our classifiers' features replace it, with separate verdicts, because they
-measure different properties.
+claims are of this project, on `code_flow` (OURS). A claim has a sentence in our words,
+its place in the paper, its runs, and the rule that judges it (`RULES`). If runs lack
+the paper's FID, the sliced Wasserstein distance and the Frechet distance in our
+classifiers' features replace it, with separate verdicts, because they measure different
+properties.
 """
 
 from typing import NamedTuple
