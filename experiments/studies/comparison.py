@@ -160,12 +160,18 @@ def equal(
                 return  # the networks of the others are not known
             if not tried:
                 continue
-            _, network, beta = max(
+            found = [
                 (member["metrics"][_JUDGED], network, member["beta"])
                 for name, network in names.items()
                 for member in summaries[name]["members"]
-                if member["finite"]
-            )
+                if member["finite"] and member["metrics"].get(_JUDGED) is not None
+            ]
+            if not found:
+                raise UsageError(
+                    f"no member of {', '.join(names)} has a {_JUDGED}: networks and "
+                    "beta cannot be chosen; remove these runs to train them again"
+                )
+            _, network, beta = max(found)
         networks = (network,)
         config = config_of(model, network)
         config.sweep.update(beta=(beta,), seed=_SEEDS)

@@ -15,7 +15,7 @@ from mmvae_jax.files import write_whole
 def row(summary: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     """Number, means and standard deviations of the finite members.
 
-    Values that were not measured are NaN.
+    Values that were not measured, or are undefined for a seed, are NaN.
 
     Args:
       summary: content of summary.json.
@@ -24,7 +24,9 @@ def row(summary: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     members = [m["metrics"] for m in summary["members"] if m["finite"]]
     values: dict[str, Any] = {"num_seeds": len(members)}
     for tag in columns:
-        each = [metrics.get(f"eval/{tag}", np.nan) for metrics in members]
+        # None is NaN in summary.json.
+        found = [metrics.get(f"eval/{tag}") for metrics in members]
+        each = [np.nan if value is None else value for value in found]
         spread = np.std(each, ddof=1) if len(each) > 1 else np.nan
         values[f"{tag} mean"] = round(float(np.mean(each)), 4)
         values[f"{tag} std"] = round(float(spread), 4)

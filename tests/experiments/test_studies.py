@@ -40,10 +40,12 @@ def test_rows_are_of_members_that_did_not_diverge():
         {"finite": finite, "metrics": {f"eval/{tag}": value for tag in COLUMNS}}
         for finite, value in ((True, 1.0), (False, np.nan), (True, 3.0))
     ]
+    members[0]["metrics"]["eval/elbo"] = None  # of an undefined value
     found = line("crmvae", config, {"members": members})
     assert found["num_seeds"] == 2 and found["beta"] == 0.3
     assert found["swd mean"] == 2.0
     assert found["swd std"] == pytest.approx(np.sqrt(2), 1e-3)
+    assert np.isnan(found["elbo mean"])
 
 
 def test_runs_at_equal_networks_are_chosen_by_digits_that_are_not_judged():
@@ -99,6 +101,9 @@ def test_models_of_an_earlier_table_are_not_trained_again(tmp_path):
     ]
     summaries = {"choose_jnf_conv": {"members": members}}
     assert dict(study.runs("data", summaries, known))["jnf"].sweep.beta == (0.5,)
+    members[0]["finite"] = False
+    with pytest.raises(UsageError, match="no member of choose_jnf_conv has a"):
+        dict(study.runs("data", summaries, known))
     for text in ("run,swd mean\nmopoe,1\n", "", "run\nmopoe\n"):
         path.write_text(text)
         with pytest.raises(UsageError, match="is not a table of this study"):
