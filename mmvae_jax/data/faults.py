@@ -22,6 +22,7 @@ from mmvae_jax.types import Support
 _BYTES = np.arange(256, dtype=np.uint8)
 _NUM_AT_ONCE = 1 << 24  # values to check at a time
 _NUM_SHOWN = 5
+_LEAST_SIDE = 8  # of what may be an image, in pixels
 
 
 def require_support(dataset: Dataset, modality: str, support: Support) -> None:
@@ -136,7 +137,9 @@ def notes(dataset: Dataset) -> list[str]:
                     f"test examples of {name} have {len(unseen)} words that no "
                     f"training example has ({_listed(words)})"
                 )
-        elif not is_image(x):
+        elif is_image(x):
+            found += _note_on_images(name, x)
+        else:
             found += _note_on_vectors(name, x, len(train.modalities) - 1)
     for kind in ("labels", "attributes"):
         classes = [set(_classes(split, kind)) for split in (train, test)]
@@ -144,6 +147,18 @@ def notes(dataset: Dataset) -> list[str]:
             which = "training" if name in classes[0] else "test"
             found.append(f"only {which} examples have {name}")
     return found
+
+
+def _note_on_images(name: str, x: np.ndarray) -> list[str]:
+    """A note if images of 2 or 4 channels look transposed; `arrays` refuses 1 and 3."""
+    _, height, width, num_channels = x.shape
+    if height in (2, 4) and min(width, num_channels) >= _LEAST_SIDE:
+        return [
+            f"{name} looks like images [N, C, H, W], and is taken for images of "
+            f"{height} x {width} pixels and {num_channels} channels: images are "
+            "[N, H, W, C], np.moveaxis(x, 1, -1)"
+        ]
+    return []
 
 
 def _note_on_vectors(name: str, x: np.ndarray, num_others: int) -> list[str]:
@@ -154,11 +169,16 @@ def _note_on_vectors(name: str, x: np.ndarray, num_others: int) -> list[str]:
             f"{name} holds a 0 or 1 for each other modality, and is trained on as a "
             "modality: what is observed is said by a bool array 'observed'"
         ]
-    is_shaped = x.ndim == 4 and x.shape[-1] in (1, 3) or x.ndim == 3
-    if is_shaped and few.min() >= 0 and few.max() <= 255 and min(x.shape[1:3]) >= 8:
+    # The sides of images: of one channel, with channels last, or with channels first.
+    sides = [x.shape[1:]] if x.ndim == 3 else []
+    if x.ndim == 4:
+        sides += [x.shape[1:3]] if x.shape[-1] in (1, 3, 4) else []
+        sides += [x.shape[2:]] if x.shape[1] in (1, 3, 4) else []
+    is_shaped = any(min(own) >= _LEAST_SIDE for own in sides)
+    if is_shaped and few.min() >= 0 and few.max() <= 255:
         return [
             f"{name} looks like images given as floats, and is taken for vectors of "
-            f"shape {x.shape[1:]}: images are uint8, 0 to 255"
+            f"shape {x.shape[1:]}: images are uint8 [N, H, W, C], 0 to 255"
         ]
     return []
 

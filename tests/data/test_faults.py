@@ -191,3 +191,48 @@ def test_what_may_be_meant_is_said(case):
     lines = faults.notes(data_of(train, test, words={"x": tuple("abcd")}))
     assert len(lines) == bool(expected)
     assert all(line.startswith(expected) and "\n" not in line for line in lines)
+
+
+LIKE_FLOATS, LIKE_CHANNELS = "x looks like images given", "x looks like images [N, C, H"
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((16, 16), LIKE_FLOATS),
+        ((16, 16, 3), LIKE_FLOATS),
+        ((16, 16, 4), LIKE_FLOATS),
+        ((3, 16, 16), LIKE_FLOATS),
+        ((1, 28, 28), LIKE_FLOATS),
+        ((4, 8, 20), LIKE_FLOATS),
+        ((16, 16, 5), ""),
+        ((5, 16, 16), ""),
+        ((3, 7, 16), ""),
+        ((16,), ""),
+        ((3, 16), ""),
+        ((3, 16, 16, 16), ""),
+    ],
+)
+def test_floats_that_look_like_images_are_noted(shape, expected):
+    x = RNG.random((N, *shape), np.float32)
+    assert [line[: len(expected)] for line in faults.notes(alone(x))] == (
+        [expected] if expected else []
+    )
+    assert faults.notes(alone(x - 0.5)) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((4, 16, 16), LIKE_CHANNELS),
+        ((2, 8, 20), LIKE_CHANNELS),
+        ((16, 16, 4), ""),
+        ((4, 16, 7), ""),
+        ((5, 16, 16), ""),
+    ],
+)
+def test_images_that_look_transposed_are_noted(shape, expected):
+    x = RNG.integers(0, 256, (N, *shape), dtype=np.uint8)
+    assert [line[: len(expected)] for line in faults.notes(alone(x))] == (
+        [expected] if expected else []
+    )
