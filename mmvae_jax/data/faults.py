@@ -4,7 +4,7 @@ They find values outside of a likelihood's support, modalities that are never ob
 and splits that do not match.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -137,10 +137,11 @@ def notes(dataset: Dataset) -> list[str]:
                     f"test examples of {name} have {len(unseen)} words that no "
                     f"training example has ({_listed(words)})"
                 )
-        elif is_image(x):
+        if is_image(x):
             found += _note_on_images(name, x)
         else:
-            found += _note_on_vectors(name, x, len(train.modalities) - 1)
+            own = dataset.words.get(name, ())
+            found += _note_on_values(name, x, len(train.modalities) - 1, own)
     for kind in ("labels", "attributes"):
         classes = [set(_classes(split, kind)) for split in (train, test)]
         for name in sorted(classes[0] ^ classes[1]):
@@ -161,10 +162,15 @@ def _note_on_images(name: str, x: np.ndarray) -> list[str]:
     return []
 
 
-def _note_on_vectors(name: str, x: np.ndarray, num_others: int) -> list[str]:
-    """Notes if vectors look like another kind of data."""
+def _note_on_values(
+    name: str, x: np.ndarray, num_others: int, words: Sequence[str]
+) -> list[str]:
+    """Notes if vectors or tokens look like another kind of data."""
     few = x[:1000]
-    if x.shape[1:] == (num_others,) and np.isin(few, (0, 1)).all():
+    # Users who name the words of a 0 and a 1 mean tokens.
+    is_named = any(word != str(token) for token, word in enumerate(words))
+    is_bits = x.shape[1:] == (num_others,) and np.isin(few, (0, 1)).all()
+    if is_bits and not is_named:
         return [
             f"{name} holds a 0 or 1 for each other modality, and is trained on as a "
             "modality: what is observed is said by a bool array 'observed'"

@@ -236,3 +236,22 @@ def test_images_that_look_transposed_are_noted(shape, expected):
     assert [line[: len(expected)] for line in faults.notes(alone(x))] == (
         [expected] if expected else []
     )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.parametrize(
+    ("shape", "words", "is_noted"),
+    [
+        ((2,), ("0", "1"), True),
+        ((2,), ("no", "yes"), False),
+        ((3,), ("0", "1"), False),
+        ((2,), ("0", "1", "2"), False),
+    ],
+)
+def test_masks_that_are_trained_on_are_noted(shape, words, is_noted, dtype):
+    x = RNG.integers(0, len(words), (N, *shape)).astype(dtype)
+    others = {"image": IMAGES, "y": VECTORS}
+    own = {"mask": words} if dtype == np.int32 else {}
+    lines = faults.notes(data_of(split_of(modalities=others | {"mask": x}), words=own))
+    is_noted = is_noted or (not own and words == ("no", "yes"))
+    assert [line[:18] for line in lines] == is_noted * ["mask holds a 0 or "]
