@@ -4,6 +4,7 @@ They find values outside of a likelihood's support, modalities that are never ob
 and splits that do not match.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -142,6 +143,16 @@ def notes(dataset: Dataset) -> list[str]:
         else:
             own = dataset.words.get(name, ())
             found += _note_on_values(name, x, len(train.modalities) - 1, own)
+    apart = [
+        f"{a} and {b}"
+        for a, b in itertools.combinations(train.modalities, 2)
+        if _have_both(test, a, b) and not _have_both(train, a, b)
+    ]
+    if apart:
+        found.append(
+            "no training example has both modalities of a pair that test examples have "
+            f"together: {_listed(apart)}"
+        )
     for kind in ("labels", "attributes"):
         classes = [set(_classes(split, kind)) for split in (train, test)]
         for name in sorted(classes[0] ^ classes[1]):
@@ -211,6 +222,11 @@ def _is_constant(x: np.ndarray, rows: np.ndarray) -> bool:
 def _used(split: Split, modality: str) -> np.ndarray:
     """The tokens that occur in observed examples of a modality."""
     return np.unique(split.modalities[modality][split.is_observed(modality)])
+
+
+def _have_both(split: Split, first: str, second: str) -> bool:
+    """Whether some example has both modalities."""
+    return bool((split.is_observed(first) & split.is_observed(second)).any())
 
 
 def _classes(split: Split, kind: str) -> dict[str, np.ndarray]:

@@ -255,3 +255,20 @@ def test_masks_that_are_trained_on_are_noted(shape, words, is_noted, dtype):
     lines = faults.notes(data_of(split_of(modalities=others | {"mask": x}), words=own))
     is_noted = is_noted or (not own and words == ("no", "yes"))
     assert [line[:18] for line in lines] == is_noted * ["mask holds a 0 or "]
+
+
+def test_pairs_of_modalities_that_training_never_has_are_noted():
+    def split(*rows):
+        own = None if not rows else np.array(rows, bool)[np.arange(N) % len(rows)]
+        modalities = {"a": VECTORS, "b": 2 * VECTORS, "c": 3 * VECTORS}
+        return split_of(modalities=modalities, observed=own)
+
+    def said(train, test):
+        return [line.split(": ")[1] for line in faults.notes(data_of(train, test))]
+
+    a_or_b, alone = split([1, 0, 1], [0, 1, 1]), split(*np.eye(3))
+    assert said(a_or_b, split()) == ["a and b"]
+    assert said(alone, split()) == ["a and b, a and c, b and c"]
+    assert said(alone, split([1, 0, 0], [0, 1, 1])) == ["b and c"]
+    assert said(a_or_b, a_or_b) == said(alone, alone) == said(split(), alone) == []
+    assert said(split([1, 1, 0], [1, 0, 1], [0, 1, 1]), split()) == []
