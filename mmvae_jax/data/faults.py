@@ -5,15 +5,17 @@ and splits that do not match.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from mmvae_jax.data.dataset import (
+    LABEL,
     Dataset,
     Split,
     is_image,
     is_tokens,
+    shows,
     to_unit_interval,
 )
 from mmvae_jax.errors import ArgumentError, UsageError
@@ -23,6 +25,7 @@ from mmvae_jax.types import Support
 _BYTES = np.arange(256, dtype=np.uint8)
 _NUM_AT_ONCE = 1 << 24  # values to check at a time
 _NUM_SHOWN = 5
+_LABELS, _ATTRIBUTE = "labels", "attribute "  # in messages
 _LEAST_SIDE = 8  # of what may be an image, in pixels
 
 
@@ -85,13 +88,18 @@ def require_observed(dataset: Dataset) -> None:
             )
 
 
-def require_seen(dataset: Dataset, kind: str, metric: str) -> None:
+def require_seen(
+    dataset: Dataset, kind: str, metric: str, modalities: Collection[str] = ()
+) -> None:
     """Requires all classes of the test examples in the training examples.
 
     Args:
       dataset: the real data.
       kind: "labels", or "attributes" for all attributes.
       metric: name of the metric that needs them.
+      modalities: those whose classes judges read. A judge learns from the training
+        examples that have its modality, and reads what is generated for any test
+        example, so that each modality that shows the classes must be seen with all.
 
     Raises:
       ArgumentError: a class is missing, or only one split has classes; the message
@@ -107,17 +115,23 @@ def require_seen(dataset: Dataset, kind: str, metric: str) -> None:
             "training" if name in classes[0] else "test",
         )
     for name, own in classes[1].items():
-        unseen = np.setdiff1d(own, classes[0][name])
-        if len(unseen):
-            raise ArgumentError(
-                "metric {!r} needs {}, and test examples have {} of them that no "
-                "training example has ({}): add training examples of these, or leave "
-                "it out of {metrics}",
-                metric,
-                name,
-                len(unseen),
-                _listed(unseen),
-            )
+        seen = {"": classes[0][name]}  # which training examples -> their classes
+        for m in modalities:
+            if _is_judged(dataset, m, name):
+                seen[f" with {m}"] = classes[0][name][dataset.train.is_observed(m)]
+        for where, known in seen.items():
+            unseen = np.setdiff1d(own, known)
+            if len(unseen):
+                raise ArgumentError(
+                    "metric {!r} needs {}, and test examples have {} of them that no "
+                    "training example{} has ({}): add training examples of these, or "
+                    "leave it out of {metrics}",
+                    metric,
+                    name,
+                    len(unseen),
+                    where,
+                    _listed(unseen),
+                )
 
 
 def notes(dataset: Dataset) -> list[str]:
@@ -153,7 +167,7 @@ def notes(dataset: Dataset) -> list[str]:
             "no training example has both modalities of a pair that test examples have "
             f"together: {_listed(apart)}"
         )
-    for kind in ("labels", "attributes"):
+    for kind in (_LABELS, "attributes"):
         classes = [set(_classes(split, kind)) for split in (train, test)]
         for name in sorted(classes[0] ^ classes[1]):
             which = "training" if name in classes[0] else "test"
@@ -231,9 +245,16 @@ def _have_both(split: Split, first: str, second: str) -> bool:
 
 def _classes(split: Split, kind: str) -> dict[str, np.ndarray]:
     """Name for messages -> classes of the examples, [N]; may be empty."""
-    if kind == "labels":
+    if kind == _LABELS:
         return {} if split.labels is None else {kind: split.labels}
-    return {f"attribute {name}": x for name, x in split.attributes.items()}
+    return {f"{_ATTRIBUTE}{name}": x for name, x in split.attributes.items()}
+
+
+def _is_judged(dataset: Dataset, modality: str, name: str) -> bool:
+    """Whether a classifier of a modality learns the classes of a name of `_classes`."""
+    own = LABEL if name == _LABELS else name.removeprefix(_ATTRIBUTE)
+    is_parsed = own in dataset.meanings.get(modality, {})  # by its words
+    return shows(dataset.shown, modality, own) and not is_parsed
 
 
 def _listed(items: Iterable[object]) -> str:

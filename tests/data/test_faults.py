@@ -134,6 +134,33 @@ def test_classes_of_the_test_are_those_of_training(kind):
         faults.require_seen(data_of(split_of(), own(LABELS)), kind, "coherence")
 
 
+@pytest.mark.parametrize("kind", ["labels", "attributes"])
+def test_classes_of_the_test_are_those_of_training_in_each_modality(kind):
+    name, own = ("labels", "label") if kind == "labels" else ("attribute hue", "hue")
+    classes = {"labels": LABELS} if kind == "labels" else {"attributes": {own: LABELS}}
+    observed = np.stack([np.ones(N, bool), LABELS < 2], axis=1)
+    train, test = split_of(observed=observed, **classes), split_of(**classes)
+
+    def check(train, test, modalities=("x", "y"), **fields):
+        dataset = data_of(train, test, **fields)
+        faults.require_seen(dataset, kind, "coherence", modalities)
+
+    words = rf"needs {name}, .* 1 of them that no training example with y has \(2\)"
+    for other in (test, train):  # y is generated for examples without y too
+        with pytest.raises(UsageError, match=words):
+            check(train, other)
+    check(test, train)
+    observed[2] = True  # one example of the class is enough
+    check(train, test)
+    observed[2, 1] = False
+    # No judge reads y, or y shows other classes, or its words name them.
+    check(train, test, ("x",))
+    check(train, test, shown={own: ("x",)})
+    with pytest.raises(UsageError, match=words):
+        check(train, test, shown={own: ("y",)})
+    check(train, test, meanings={"y": {own: {}}})
+
+
 def test_words_that_begin_with_the_special_ones():
     def data(words):
         return data_of(split_of(modalities={"x": LABELS[:, None]}), words={"x": words})
