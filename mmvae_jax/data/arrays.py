@@ -229,7 +229,9 @@ def _modality(where: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
             )
         x = x[..., None] if x.ndim == 3 else x
         _, height, width, num_channels = x.shape
-        if height in (1, 3) and width == num_channels > 4:
+        # Few rows of many columns, each of many channels; or small and square.
+        is_wide = min(width, num_channels) >= 8 or width == num_channels > 4
+        if height in (1, 3) and is_wide:
             raise UsageError(
                 f"{given}, which looks like images [N, C, H, W]: images are "
                 "[N, H, W, C], np.moveaxis(x, 1, -1)"

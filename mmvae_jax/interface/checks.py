@@ -92,9 +92,12 @@ def _is_number(value: Any) -> bool:
 
 def _require_seen(metric: str, run: Run) -> None:
     """Requires the test classes in the training data, for metrics that use them."""
-    for kind in ("labels", "attributes"):
-        if kind in METRICS[metric].needs:
-            faults.require_seen(run.setting.complete, kind, metric)
+    modalities = run.setting.dataset.train.modalities
+    for kind, judge in (("labels", "classifiers"), ("attributes", "readers")):
+        own = METRICS[metric].needs
+        if kind in own:
+            read = modalities if judge in own else ()
+            faults.require_seen(run.setting.complete, kind, metric, read)
 
 
 def _require_schedule(num_steps: int, run: Run) -> None:

@@ -150,6 +150,23 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize(
+    "shape", [(3, 16, 20), (1, 28, 32), (3, 8, 8), (1, 8, 9), (3, 5, 5)]
+)
+def test_images_with_channels_first_are_refused(shape):
+    image = RNG.integers(0, 256, (N, *shape), dtype=np.uint8)
+    with pytest.raises(UsageError, match=r"image is .*\[N, C, H, W\].*moveaxis"):
+        arrays.to_split({"image": image})
+    arrays.to_split({"image": np.moveaxis(image, 1, -1)})
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 16, 4), (1, 28, 3), (3, 3, 3), (3, 7, 9), (2, 16, 16), (4, 16, 16)]
+)
+def test_flat_images_and_those_of_many_channels_are_not(shape):
+    arrays.to_split({"image": RNG.integers(0, 256, (N, *shape), dtype=np.uint8)})
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_arrays_that_do_not_fit_are_named(case, tmp_path):
     changes, message = BAD[case]

@@ -134,6 +134,33 @@ def test_classes_of_the_test_are_those_of_training(kind):
         faults.require_seen(data_of(split_of(), own(LABELS)), kind, "coherence")
 
 
+@pytest.mark.parametrize("kind", ["labels", "attributes"])
+def test_classes_of_the_test_are_those_of_training_in_each_modality(kind):
+    name, own = ("labels", "label") if kind == "labels" else ("attribute hue", "hue")
+    classes = {"labels": LABELS} if kind == "labels" else {"attributes": {own: LABELS}}
+    observed = np.stack([np.ones(N, bool), LABELS < 2], axis=1)
+    train, test = split_of(observed=observed, **classes), split_of(**classes)
+
+    def check(train, test, modalities=("x", "y"), **fields):
+        dataset = data_of(train, test, **fields)
+        faults.require_seen(dataset, kind, "coherence", modalities)
+
+    words = rf"needs {name}, .* 1 of them that no training example with y has \(2\)"
+    for other in (test, train):  # y is generated for examples without y too
+        with pytest.raises(UsageError, match=words):
+            check(train, other)
+    check(test, train)
+    observed[2] = True  # one example of the class is enough
+    check(train, test)
+    observed[2, 1] = False
+    # No judge reads y, or y shows other classes, or its words name them.
+    check(train, test, ("x",))
+    check(train, test, shown={own: ("x",)})
+    with pytest.raises(UsageError, match=words):
+        check(train, test, shown={own: ("y",)})
+    check(train, test, meanings={"y": {own: {}}})
+
+
 def test_words_that_begin_with_the_special_ones():
     def data(words):
         return data_of(split_of(modalities={"x": LABELS[:, None]}), words={"x": words})
@@ -191,3 +218,84 @@ def test_what_may_be_meant_is_said(case):
     lines = faults.notes(data_of(train, test, words={"x": tuple("abcd")}))
     assert len(lines) == bool(expected)
     assert all(line.startswith(expected) and "\n" not in line for line in lines)
+
+
+LIKE_FLOATS, LIKE_CHANNELS = "x looks like images given", "x looks like images [N, C, H"
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((16, 16), LIKE_FLOATS),
+        ((16, 16, 3), LIKE_FLOATS),
+        ((16, 16, 4), LIKE_FLOATS),
+        ((3, 16, 16), LIKE_FLOATS),
+        ((1, 28, 28), LIKE_FLOATS),
+        ((4, 8, 20), LIKE_FLOATS),
+        ((16, 16, 5), ""),
+        ((5, 16, 16), ""),
+        ((3, 7, 16), ""),
+        ((16,), ""),
+        ((3, 16), ""),
+        ((3, 16, 16, 16), ""),
+    ],
+)
+def test_floats_that_look_like_images_are_noted(shape, expected):
+    x = RNG.random((N, *shape), np.float32)
+    assert [line[: len(expected)] for line in faults.notes(alone(x))] == (
+        [expected] if expected else []
+    )
+    assert faults.notes(alone(x - 0.5)) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((4, 16, 16), LIKE_CHANNELS),
+        ((2, 8, 20), LIKE_CHANNELS),
+        ((16, 16, 4), ""),
+        ((4, 16, 7), ""),
+        ((5, 16, 16), ""),
+    ],
+)
+def test_images_that_look_transposed_are_noted(shape, expected):
+    x = RNG.integers(0, 256, (N, *shape), dtype=np.uint8)
+    assert [line[: len(expected)] for line in faults.notes(alone(x))] == (
+        [expected] if expected else []
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.parametrize(
+    ("shape", "words", "is_noted"),
+    [
+        ((2,), ("0", "1"), True),
+        ((2,), ("no", "yes"), False),
+        ((3,), ("0", "1"), False),
+        ((2,), ("0", "1", "2"), False),
+    ],
+)
+def test_masks_that_are_trained_on_are_noted(shape, words, is_noted, dtype):
+    x = RNG.integers(0, len(words), (N, *shape)).astype(dtype)
+    others = {"image": IMAGES, "y": VECTORS}
+    own = {"mask": words} if dtype == np.int32 else {}
+    lines = faults.notes(data_of(split_of(modalities=others | {"mask": x}), words=own))
+    is_noted = is_noted or (not own and words == ("no", "yes"))
+    assert [line[:18] for line in lines] == is_noted * ["mask holds a 0 or "]
+
+
+def test_pairs_of_modalities_that_training_never_has_are_noted():
+    def split(*rows):
+        own = None if not rows else np.array(rows, bool)[np.arange(N) % len(rows)]
+        modalities = {"a": VECTORS, "b": 2 * VECTORS, "c": 3 * VECTORS}
+        return split_of(modalities=modalities, observed=own)
+
+    def said(train, test):
+        return [line.split(": ")[1] for line in faults.notes(data_of(train, test))]
+
+    a_or_b, alone = split([1, 0, 1], [0, 1, 1]), split(*np.eye(3))
+    assert said(a_or_b, split()) == ["a and b"]
+    assert said(alone, split()) == ["a and b, a and c, b and c"]
+    assert said(alone, split([1, 0, 0], [0, 1, 1])) == ["b and c"]
+    assert said(a_or_b, a_or_b) == said(alone, alone) == said(split(), alone) == []
+    assert said(split([1, 1, 0], [1, 0, 1], [0, 1, 1]), split()) == []

@@ -102,6 +102,12 @@ REFUSED = {
         {"eval__metrics": ("elbo", "coherence")},
         r"'coherence' needs labels, .*\(5, 6, 7\).*leave it out of config.eval.metrics",
     ),
+    "classes of one modality": (
+        {"observed": OBSERVED},
+        {},
+        {"eval__metrics": ("linear_probe", "coherence")},
+        r"'coherence' needs labels, .* no training example with vector has \(1\)",
+    ),
     "labels of one file": (
         {},
         {"labels": None},
@@ -138,6 +144,8 @@ def test_data_that_fit_are_not_refused(start):
     fewer = {"labels": GOOD["labels"] % 2}
     start({}, fewer, eval__metrics=("coherence", "linear_probe"))
     start({}, {"labels": GOOD["labels"] + 5})
+    # A class without vectors, for probes of the latent space.
+    start({"observed": OBSERVED}, {}, eval__metrics=("linear_probe",))
     text = {"likelihood": "categorical", "network_options": {}}
     words = TEXT | {"text_words": SPECIALS}
     start(words, modalities={"text": text | {"count_padding": False}})

@@ -97,6 +97,10 @@ def test_what_is_odd_and_may_be_meant_is_a_warning(monkeypatch):
     monkeypatch.setattr(fitting, "train", lambda *given, **options: (found,))
     with pytest.warns(UserWarning, match="looks like images given as floats"):
         fit(DATA | {"image": IMAGES / 255})
+    for dtype in (int, float):
+        mask = (np.arange(120).reshape(60, 2) % 3 > 0).astype(dtype)
+        with pytest.warns(UserWarning, match="^mask holds a 0 or 1 for each other"):
+            fit(DATA | {"mask": mask})
 
 
 @pytest.mark.parametrize(
