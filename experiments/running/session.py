@@ -133,7 +133,7 @@ class Finished(NamedTuple):
       values: tag -> value at the last step, for each member.
       finite: bool [K].
       step_seconds: mean seconds per step of all members since this start, without the
-        first call, which compiles; None if there were no other calls.
+        first call of each stage, which compiles; None if there were no other calls.
     """
 
     values: list[dict[str, float]]
