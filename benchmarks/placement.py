@@ -41,7 +41,7 @@ class Placed(step.Ours):
         """Seconds of a step of the loop, over `num` steps."""
         times = []
 
-        def progress(at, seconds):
+        def progress(at, seconds, is_first):
             times.append((at, seconds))
 
         before = int(self.state.step[0])

@@ -34,7 +34,7 @@ import importlib.util
 from pathlib import Path
 import jax
 from experiments.running import build, command, session, signals
-from mmvae_jax.training import loop, sweep
+from mmvae_jax.training import loop, stages
 mark("imports")
 path, argument = sys.argv[1].split(":")
 spec = importlib.util.spec_from_file_location("config", path)
@@ -51,10 +51,10 @@ jax.block_until_ready(prepared.state)
 mark("initial parameters")
 data = jax.block_until_ready(jax.device_put(prepared.data))
 mark("data to the device")
-state = loop.fit(
-    prepared.program, prepared.state, built.hyper, built.keys, data,
+state = stages.fit(
+    built.task, prepared._replace(data=data), prepared.state, built.hyper, built.keys,
     num_steps=1, batch_size=config.train.batch_size, data_seed=0,
-    execution=prepared.execution,
+    events=loop.Events(),
 )
 jax.block_until_ready(state)
 mark("program and first step")

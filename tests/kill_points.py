@@ -5,8 +5,8 @@ AFTER_A_CHECKPOINT = """
 import os, signal
 from mmvae_jax.training import checkpoints
 save = checkpoints.save
-def save_and_die(manager, step, state):
-    save(manager, step, state)
+def save_and_die(manager, step, *given):
+    save(manager, step, *given)
     if step == {step}:
         manager.wait_until_finished()
         os.kill(os.getpid(), signal.SIGKILL)

@@ -354,6 +354,10 @@ def assert_same_end(contents):
         assert found.pop("wall_seconds") > 0 and wanted.pop("wall_seconds") > 0
         assert {"step_seconds"} <= found.keys() & wanted.keys()
         del found["step_seconds"], wanted["step_seconds"]
+        # The first step of each start compiles.
+        steps = [own.pop("timed_steps") for own in (found, wanted)]
+        assert 0 < steps[0] <= steps[1] < wanted["num_steps"]
+        assert found.pop("training_seconds") > 0 and wanted.pop("training_seconds") > 0
         assert found == wanted
         assert contents(workdir / "samples") == contents(other / "samples") != {}
 

@@ -254,21 +254,21 @@ def _overview(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> _Table:
     rows = []
     for run in runs:
         summary = run.summary
-        seconds = summary.get("wall_seconds")
+        spent = [summary.get(x) for x in ("wall_seconds", "training_seconds")]
         finite = sum(bool(member["finite"]) for member in summary["members"])
         cells = [
             f"{len(summary['members'])}",
             f"{finite}",
             f"{summary['num_steps']:,}",
-            _DASH if seconds is None else _duration(seconds),
+            *(_DASH if seconds is None else _duration(seconds) for seconds in spent),
             _number(summary.get("step_seconds"), "{:.3g} s"),
             _number(summary.get("num_parameters"), "{:,}"),
             summary["device"],
             summary["dataset"],
         ]
         rows.append(Row(labels[run.workdir], page_pictures.colour_of(run), cells))
-    header = ["members", "finite", "steps", "wall time", "a step", "parameters"]
-    header += ["device", "data set"]
+    header = ["members", "finite", "steps", "wall time", "training time", "a step"]
+    header += ["parameters", "device", "data set"]
     return _Table("", header, rows)
 
 
@@ -340,7 +340,9 @@ def _undefined(
     """Reasons of NaNs: (reason, tags and runs), each reason once."""
     found: dict[str, dict[str, dict[str, None]]] = {}
     for run in runs:
-        for tag, why in workdirs.undefined(run.summary["members"]).items():
+        for tag, why in workdirs.undefined(
+            [run.summary, *run.summary["members"]]
+        ).items():
             for reason in why:
                 own = found.setdefault(reason, {})
                 own.setdefault(labels[run.workdir], {})[tag.removeprefix("eval/")] = (

@@ -74,7 +74,7 @@ def seconds_per_step(config: ConfigDict) -> float:
             data_seed=0,
             execution=execution,
             events=loop.Events(
-                progress=lambda step, seconds: calls.append((step, seconds)),
+                progress=lambda step, seconds, _: calls.append((step, seconds)),
                 is_stopping=is_stopping,
             ),
         )

@@ -23,6 +23,8 @@ from mmvae_jax.training.sweep import Member
 # The columns of the long table, and the default columns of its groups.
 COLUMNS = ["run", "dataset", "model", *Member._fields, "finite", "tag", "value"]
 _BY_BETA = ("run", "beta", "tag")
+# The numbers of a summary that add up over the parts of a sweep.
+_TOTALS = ("wall_seconds", "training_seconds", "timed_steps")
 
 
 class RunRecord(NamedTuple):
@@ -86,14 +88,21 @@ def _joined(parts: Sequence[RunRecord]) -> RunRecord:
     if len(parts) == 1:
         return first
     summaries = [part.summary for part in parts]
-    seconds = [summary.get("wall_seconds") for summary in summaries]
+    unknown = [summary.get("undefined", {}) for summary in summaries]
     summary = {
         **first.summary,
         "members": [member for own in summaries for member in own["members"]],
         "step_seconds": None,  # not defined for several runs
-        "wall_seconds": None if None in seconds else sum(seconds),
+        **{name: _total(name, summaries) for name in _TOTALS},
+        "undefined": {tag: why for own in unknown for tag, why in own.items()},
     }
     return RunRecord(first.workdir, first.config, summary, tuple(parts))
+
+
+def _total(name: str, summaries: Sequence[Mapping[str, Any]]) -> float | None:
+    """The sum of a number of several summaries; None if one does not have it."""
+    each = [summary.get(name) for summary in summaries]
+    return None if None in each else sum(each)
 
 
 def read_log(run: RunRecord) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,6 +126,28 @@ def prepare_program(sweep: sweeps.Sweep, workdir: Path) -> Prepared:
     return prepared
 
 
+class Times(NamedTuple):
+    """The time of the steps that led to a state, also of those before a resume.
+
+    Left out are the first call of each stage and start, which compiles, and steps that
+    were taken again, because they were after the checkpoint of a killed run.
+
+    Attributes:
+      training_seconds: seconds of all members.
+      timed_steps: the number of steps that took them.
+    """
+
+    training_seconds: float
+    timed_steps: int
+
+
+def times_of(notes: Mapping[str, Any]) -> Times | None:
+    """The times in the notes of a checkpoint; None if an older version wrote them."""
+    seconds, steps = (notes.get(name) for name in Times._fields)
+    are_numbers = isinstance(seconds, (int, float)) and isinstance(steps, int)
+    return Times(seconds, steps) if are_numbers else None
+
+
 class Finished(NamedTuple):
     """Results of a run.
 
@@ -133,12 +155,14 @@ class Finished(NamedTuple):
       values: tag -> value at the last step, for each member.
       finite: bool [K].
       step_seconds: mean seconds per step of all members since this start, without the
-        first call, which compiles; None if there were no other calls.
+        first call of each stage, which compiles; None if there were no other calls.
+      times: times of all steps that led to the result, in all starts.
     """
 
     values: list[dict[str, float]]
     finite: np.ndarray
     step_seconds: float | None
+    times: Times | None
 
 
 def run(
@@ -159,10 +183,11 @@ def run(
         num_kept = settings.checkpoints_kept
         saved = checkpoints.open_checkpoints(workdir / "checkpoints", num_kept)
         stack.callback(checkpoints.close, saved)
-        step = 0
+        step, earlier = 0, Times(0.0, 0)
         restored = checkpoints.restore(saved, state, num_kept)
         if restored is not None:
             step, state = restored
+            earlier = times_of(checkpoints.notes(saved, step))
             terminal.say(f"resuming {workdir} at step {step}")
         writer = None
         if processes.is_first():
@@ -189,8 +214,19 @@ def run(
             )
         )
         save_seconds: list[float] = []
+
+        def times() -> Times | None:
+            if earlier is None:
+                return None
+            seconds, steps = earlier
+            return Times(seconds + bar.timed_seconds, steps + bar.timed_steps)
+
+        def save(step: int, state: TrainState) -> None:
+            found = times()
+            checkpoints.save(saved, step, state, found and found._asdict())
+
         events = make_events(
-            sweep, stop, writer, bar, saved, save_seconds, evaluator, finite
+            sweep, stop, writer, bar, save, save_seconds, evaluator, finite
         )
         state = stages.fit(
             sweep.task,
@@ -208,12 +244,12 @@ def run(
         if advice := saving_advice(save_seconds, every, bar.step_seconds):
             terminal.say(advice)
         step = int(devices.first(state.step))
-        checkpoints.save(saved, step, state)
+        save(step, state)
         for number in itertools.chain(*processes.exchange(stop[:1])):
             raise Stopped(number)
         results = evaluator(step, state)
         finite = np.asarray(devices.gather(state.finite, layout))
-        return Finished(results, finite, bar.step_seconds)
+        return Finished(results, finite, bar.step_seconds, times())
 
 
 def saving_advice(
@@ -244,16 +280,16 @@ def make_events(
     stop: signals.Signals,
     writer: Any,
     bar: ProgressBar,
-    saved: Any,
+    save: Callable[[int, TrainState], None],
     save_seconds: list[float],
     evaluator: Callable,
     finite: np.ndarray,
 ) -> loop.Events:
     """Callbacks of the train loop: log, progress bar, checkpoints, metrics.
 
-    `writer` is None in all processes except the first. `save_seconds` gets the seconds
-    of each checkpoint. `finite`, bool [K], is False for members whose divergence is
-    already reported.
+    `writer` is None in all processes except the first. `save` writes a checkpoint, and
+    `save_seconds` gets the seconds of each. `finite`, bool [K], is False for members
+    whose divergence is already reported.
     """
     reported = set(np.flatnonzero(~finite).tolist())
     is_over = threading.Event()  # set if all members have diverged
@@ -287,13 +323,13 @@ def make_events(
         # After a signal in an evaluation, the loop ends by itself with a saved state.
         # The resumed run repeats the evaluation.
         if step < settings.num_steps:
-            checkpoints.save(saved, step, state)  # an evaluation may take long
+            save(step, state)  # an evaluation may take long
             with contextlib.suppress(Stopped):
                 evaluator(step, state)
 
-    def save(step: int, state: TrainState) -> None:
+    def timed_save(step: int, state: TrainState) -> None:
         start = time.perf_counter()
-        checkpoints.save(saved, step, state)
+        save(step, state)
         save_seconds.append(time.perf_counter() - start)
 
     return loop.Events(
@@ -302,7 +338,7 @@ def make_events(
         eval_every_steps=settings.eval_every_steps,
         evaluate=evaluate_between,
         save_every_steps=settings.checkpoint_every_steps,
-        save=save,
+        save=timed_save,
         progress=bar.update,
         is_stopping=lambda: bool(stop) or is_over.is_set(),
     )
@@ -310,6 +346,12 @@ def make_events(
 
 def _summarise(sweep: sweeps.Sweep, found: Finished, seconds: float) -> dict:
     """The content of summary.json."""
+    why = ""
+    if found.times is None:
+        why = "the run continues from a checkpoint of an older version, without times"
+    elif found.times.timed_steps == 0:
+        why = "no step was timed: the first call of a program compiles it"
+    times = dict.fromkeys(Times._fields) if why else found.times._asdict()
     return {
         "model": sweep.config.model.name,
         "dataset": sweep.dataset.name,
@@ -317,6 +359,8 @@ def _summarise(sweep: sweeps.Sweep, found: Finished, seconds: float) -> dict:
         "num_parameters": build.num_parameters(sweep),
         "wall_seconds": round(seconds, 1),
         "step_seconds": found.step_seconds,
+        **times,
+        "undefined": {"training_seconds": why} if why else {},
         "device": jax.devices()[0].device_kind,
         "cpu_cores": os.cpu_count(),
         "execution": sweep.execution._asdict(),

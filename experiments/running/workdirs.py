@@ -147,9 +147,11 @@ def read_summary(workdir: Path) -> dict | None:
 def is_summary(summary: Any) -> bool:
     """Whether this is the content of a summary.json of experiments.run."""
     try:
-        times = ("wall_seconds", "step_seconds", "num_parameters")
-        numbers = [summary["num_steps"], *(summary.get(name) or 0 for name in times)]
+        optional = ("wall_seconds", "step_seconds", "training_seconds", "timed_steps")
+        optional += ("num_parameters",)
+        numbers = [summary["num_steps"], *(summary.get(x) or 0 for x in optional)]
         texts = [summary["model"], summary["dataset"], summary["device"]]
+        texts += summary.get("undefined", {}).values()
         marks, shapes = [], [len(summary["members"]) > 0]
         for made in summary.get("evaluations", ()):
             numbers.append(made["step"])
@@ -174,11 +176,11 @@ def is_summary(summary: Any) -> bool:
     )
 
 
-def undefined(members: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Tag -> the reasons of NaNs in the members of a summary.json."""
+def undefined(parts: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Tag -> the reasons of NaNs in parts of a summary.json: itself, its members."""
     found: dict[str, dict[str, None]] = {}
-    for member in members:
-        for tag, reason in member.get("undefined", {}).items():
+    for part in parts:
+        for tag, reason in part.get("undefined", {}).items():
             found.setdefault(tag, {})[reason] = None
     return {tag: list(own) for tag, own in found.items()}
 

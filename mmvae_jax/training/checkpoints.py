@@ -1,6 +1,7 @@
-"""Checkpoints: orbax behind four functions.
+"""Checkpoints: orbax behind a few functions.
 
-A checkpoint holds the TrainState of all members, which is all that a resumed run needs.
+A checkpoint holds the TrainState of all members, which is all that a resumed run needs,
+and notes, which do not affect it.
 Checkpoints are written in the background to a temporary folder, which is then renamed.
 The newest few are kept.
 
@@ -16,7 +17,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,18 @@ def open_checkpoints(directory: str | Path, num_kept: int) -> ocp.CheckpointMana
     )
 
 
-def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:
+def save(
+    checkpoints: ocp.CheckpointManager,
+    step: int,
+    state: Any,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
     """Saves a state in the background, unless its step is already saved.
 
     The state is first copied to the host, because the train loop donates its buffers to
     the next call; on CPUs the arrays would be those buffers. Processes that share a
-    state all call this, and each writes its part.
+    state all call this, and each writes its part. The notes, of JSON's types, are those
+    of the first process.
 
     Raises:
       OSError: the disk is full, or was full for the previous checkpoint.
@@ -67,7 +74,16 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:
     copy = jax.tree.map(_copy, state)
     content = {"digest": _digest(copy), "state": copy}
     with _full_disk_named(checkpoints):
-        checkpoints.save(step, args=ocp.args.StandardSave(content))
+        checkpoints.save(
+            step,
+            args=ocp.args.StandardSave(content),
+            custom_metadata=dict(notes or {}),
+        )
+
+
+def notes(checkpoints: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """The notes of a checkpoint; {} if it has none, or if they cannot be read."""
+    return dict(checkpoints.metadata(step).custom_metadata or {})
 
 
 def restore(

@@ -32,7 +32,9 @@ class Events(NamedTuple):
       evaluate: (step, state) -> None.
       save_every_steps: steps between two calls of `save`.
       save: (step, state) -> None; must copy the state, which is donated.
-      progress: (step, seconds per step) -> None, after every call.
+      progress: (step, seconds per step, is first) -> None, after every call. The time
+        of the first call of a program includes its compilation and the begin of its
+        stage: a rate leaves it out.
       is_stopping: () -> bool; True ends the loop after the current call.
     """
 
@@ -42,7 +44,7 @@ class Events(NamedTuple):
     evaluate: Callable = lambda step, state: None
     save_every_steps: int = 0
     save: Callable = lambda step, state: None
-    progress: Callable = lambda step, seconds: None
+    progress: Callable = lambda step, seconds, is_first: None
     is_stopping: Callable[[], bool] = lambda: False
 
     def steps_to_boundary(self, step: int) -> int:
@@ -67,6 +69,7 @@ class _Clock:
         self.longest = 1  # largest number of steps of the next call
         self.call: _Call | None = None  # the running call
         self._execution, self._events = execution, events
+        self._is_first = True  # no call has finished
         self._last_done = time.perf_counter()
 
     def finish_if_done(self) -> None:
@@ -84,7 +87,8 @@ class _Clock:
         seconds, self._last_done = (now - self._last_done) / call.num, now
         if call.totals is not None:
             self._events.log(call.step, *_means(*call.totals))
-        self._events.progress(call.step, seconds)
+        self._events.progress(call.step, seconds, self._is_first)
+        self._is_first = False
         wanted = int(TARGET_SECONDS_PER_CALL / max(seconds, 1e-9))
         most = self._execution.steps_per_call
         self.longest = max(1, min(most, wanted, 4 * call.num))

@@ -210,7 +210,7 @@ def test_files_are_kept_as_those_of_the_classifiers_are(
 def test_nothing_is_kept_of_a_stopped_training(config, toy, tmp_path):
     steps = []
     events = loop.Events(
-        progress=lambda step, seconds: steps.append(step),
+        progress=lambda step, *_: steps.append(step),
         is_stopping=lambda: bool(steps),
     )
     assert matchers.get_matchers(config, toy, tmp_path, events) is None

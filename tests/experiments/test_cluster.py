@@ -125,6 +125,7 @@ def results_of(directory, contents):
         files = contents(directory / name)
         summary = json.loads(files.pop("summary.json"))
         del summary["wall_seconds"], summary["step_seconds"]
+        del summary["training_seconds"], summary["timed_steps"]
         kept = {
             path: body
             for path, body in files.items()

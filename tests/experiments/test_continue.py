@@ -44,8 +44,13 @@ def test_more_steps_end_in_the_bits_of_a_run_planned_so_long(
     assert code == 0
     assert f"{workdir} was trained for 20 steps; training continues to 40" in said
     assert_same_end(workdir, planned)
-    assert read(workdir / "summary_20.json") == read(array_run / "summary.json")
+    former, summary = read(array_run / "summary.json"), read(workdir / "summary.json")
+    assert read(workdir / "summary_20.json") == former
     assert read(workdir / "config.json") == read(planned / "config.json")
+    # The times of both parts, each without its first step.
+    assert (former["timed_steps"], summary["timed_steps"]) == (19, 38)
+    own = summary["training_seconds"] - former["training_seconds"]
+    assert own == pytest.approx(19 * summary["step_seconds"], rel=1e-6)
     # Once more it is finished, and fewer steps are refused.
     assert "is finished" in run_here(array_config(LONGER), workdir)[1]
     with pytest.raises(UsageError, match="its run is one of 40 steps, give as many"):
@@ -143,6 +148,9 @@ def test_further_members_are_trained_beside_it_and_read_with_it(
     assert run_here(more, beside)[0] == 0
     (run,) = runs.find_runs(workdir.parent)
     assert [member["beta"] for member in run.summary["members"]] == [0.5, 1.0, 3.0]
+    parts = [read(folder / "summary.json") for folder in (workdir, beside)]
+    for name in ("training_seconds", "timed_steps"):
+        assert run.summary[name] == sum(part[name] for part in parts)
     numbers = {line["member"]: line["beta"] for line in runs.read_log(run)}
     assert numbers == {0: 0.5, 1: 1.0, 2: 3.0}
     for (folder, prefix), where in zip(

@@ -251,8 +251,8 @@ def test_an_interrupted_run_is_evaluated_and_goes_on(
     workdir = tmp_path / "run"
     update = progress.ProgressBar.update
 
-    def update_and_stop(self, step, seconds):
-        update(self, step, seconds)
+    def update_and_stop(self, step, seconds, is_first):
+        update(self, step, seconds, is_first)
         if step == 10:
             os.kill(os.getpid(), signal.SIGTERM)
 

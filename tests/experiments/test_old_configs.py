@@ -166,6 +166,10 @@ def test_a_run_goes_on(
         code, output = run_here(config, folder)
         assert code == 0 and f"resuming {folder} at step 10" in output
     assert_same_end(half, whole)
+    # Nobody wrote down how long the steps of the stored half took.
+    summary = workdirs.read_summary(stored)
+    assert summary["training_seconds"] is summary["timed_steps"] is None
+    assert "older version" in summary["undefined"]["training_seconds"]
     (step, found), (_, expected) = last_state(stored), last_state(whole)
     assert step == 20
 

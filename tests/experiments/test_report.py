@@ -93,6 +93,7 @@ def save_run(workdir, model="mvae", betas=(0.5, 2.0), seeds=(0, 1), **changes):
         "dataset": "polytest",
         "num_steps": 1200,
         "wall_seconds": 150.0,
+        "training_seconds": 90.0,
         "step_seconds": 0.25,
         "num_parameters": 12345,
         "device": "cpu",
@@ -143,8 +144,8 @@ def test_what_the_page_shows(runs):
     page = Page(render(runs))
     for words in (
         "Multimodal VAEs: study",
-        "MVAE 4 4 1,200 2.5 min 0.25 s 12,345 cpu polytest",
-        "MMVAE 4 4 1,200 2.5 min 0.25 s 12,345 cpu polytest",
+        "MVAE 4 4 1,200 2.5 min 90 s 0.25 s 12,345 cpu polytest",
+        "MMVAE 4 4 1,200 2.5 min 90 s 0.25 s 12,345 cpu polytest",
         "MVAE is good ✓ holds 1.0 ± 0.1 against 2.0",
         "MMVAE is bad ✗ fails 3.0 against 4.0",
         "MoPoE is late ○ not measured –",
@@ -390,7 +391,9 @@ def test_learning_rates_are_not_averaged(tmp_path):
 
 def test_the_least_a_run_can_have(tmp_path):
     """No results, figures, samples, log or metrics."""
-    save_run(tmp_path, seeds=(0,), wall_seconds=None, step_seconds=None)
+    times = ("wall_seconds", "training_seconds", "step_seconds")
+    unknown = dict.fromkeys(times) | {"undefined": {"training_seconds": "not kept"}}
+    save_run(tmp_path, seeds=(0,), **unknown)
     shutil.rmtree(tmp_path / "samples")
     (tmp_path / "metrics.jsonl").unlink()
     edit(
@@ -398,7 +401,8 @@ def test_the_least_a_run_can_have(tmp_path):
         lambda summary: [m.update(metrics={}) for m in summary["members"]],
     )
     page = Page(render(tmp_path))
-    assert "MVAE 2 2 1,200 – – 12,345 cpu" in page.text
+    assert "MVAE 2 2 1,200 – – – 12,345 cpu" in page.text
+    assert "not kept" in page.text and "MVAE: training_seconds" in page.text
     assert "img" not in page.tags
     assert {"#claims", "#figures", "#curves", "#modalities"}.isdisjoint(page.references)
 

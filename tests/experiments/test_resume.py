@@ -16,7 +16,6 @@ import pytest
 from kill_points import AFTER_A_CHECKPOINT
 
 from experiments.running import session, signals
-from mmvae_jax.training import checkpoints
 
 pytest_plugins = ("run_fixtures",)
 
@@ -60,8 +59,8 @@ TERMINATED_AT_STEP = """
 import os, signal
 from mmvae_jax.interface import progress
 update = progress.ProgressBar.update
-def update_and_stop(self, step, seconds):
-    update(self, step, seconds)
+def update_and_stop(self, step, seconds, is_first):
+    update(self, step, seconds, is_first)
     if step >= {step} and not getattr(self, "is_stopped", False):
         self.is_stopped = True
         os.kill(os.getpid(), signal.{signal})
@@ -178,10 +177,9 @@ def test_resumed_bits(chain, runs, assert_same_end):
     assert_same_end(workdir, unbroken)
 
 
-def test_what_is_evaluated_has_been_saved(monkeypatch):
+def test_what_is_evaluated_has_been_saved():
     """An evaluation may take long, and the process may be killed in it."""
     calls = []
-    monkeypatch.setattr(checkpoints, "save", lambda *x: calls.append(("save", *x)))
     settings = SimpleNamespace(
         log_every_steps=4, eval_every_steps=3, checkpoint_every_steps=2, num_steps=9
     )
@@ -189,9 +187,10 @@ def test_what_is_evaluated_has_been_saved(monkeypatch):
     bar = SimpleNamespace(update=None)
     stop, finite = signals.Signals(), np.array([True])
     events = session.make_events(
-        sweep, stop, None, bar, "saved", [], lambda *x: calls.append(x), finite
+        *(sweep, stop, None, bar, lambda *x: calls.append(("save", *x)), []),
+        *(lambda *x: calls.append(x), finite),
     )
     events.evaluate(3, "state")
-    assert calls == [("save", "saved", 3, "state"), (3, "state")]
+    assert calls == [("save", 3, "state"), (3, "state")]
     events.evaluate(9, "last")  # of which the run takes care
     assert len(calls) == 2

@@ -116,6 +116,10 @@ def test_summary(finished):
     assert summary["num_steps"] == 24
     assert summary["wall_seconds"] > 0
     assert 0 < summary["step_seconds"] < summary["wall_seconds"]
+    # The first call, of one step, compiles.
+    assert summary["timed_steps"] == 23 and summary["undefined"] == {}
+    mean = summary["training_seconds"] / 23
+    assert mean == pytest.approx(summary["step_seconds"], rel=1e-6)
     assert f"{summary['num_parameters']:,} parameters" in finished.stdout
     assert isinstance(summary["device"], str) and summary["device"]
     assert [m["beta"] for m in summary["members"]] == [0.0, 1.0, 9.0]

@@ -96,8 +96,8 @@ def test_what_is_left_for_people(unbroken):
 def test_resumed_bits(config, unbroken, run_here, tmp_path, monkeypatch, last_state):
     update, stops = progress.ProgressBar.update, []
 
-    def update_and_stop(self, step, seconds):
-        update(self, step, seconds)
+    def update_and_stop(self, step, seconds, is_first):
+        update(self, step, seconds, is_first)
         if step >= 23 and not stops:
             stops.append(step)
             os.kill(os.getpid(), signal.SIGTERM)

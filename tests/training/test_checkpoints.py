@@ -37,6 +37,26 @@ def test_bits_come_back(tmp_path):
     assert bits(state) == bits(make_state(7))
 
 
+def test_notes_come_back_and_are_not_needed(tmp_path):
+    """Older versions wrote none; and a state is read without them."""
+    manager = checkpoints.open_checkpoints(tmp_path / "c", 5)
+    written = {"training_seconds": 1 / 3, "timed_steps": 7}
+    checkpoints.save(manager, 1, make_state(1), written)
+    checkpoints.save(manager, 2, make_state(2))
+    checkpoints.close(manager)
+    expected = [written, {}]
+    for content in (None, "{", "", "[]"):
+        manager = checkpoints.open_checkpoints(tmp_path / "c", 5)
+        assert [checkpoints.notes(manager, step) for step in (1, 2)] == expected
+        checkpoints.close(manager)
+        if content is not None:
+            assert bits(checkpoints.read(tmp_path / "c", make_state(0), 1)[1]) == bits(
+                make_state(1)
+            )
+        (tmp_path / "c" / "1" / "_CHECKPOINT_METADATA").write_text(content or "")
+        expected = [{}, {}]
+
+
 def test_none_without_a_checkpoint(tmp_path):
     assert restore(tmp_path / "c", make_state(0)) is None
 

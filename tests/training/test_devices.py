@@ -238,8 +238,8 @@ TERMINATED = """
 import os, signal
 from mmvae_jax.interface import progress
 update = progress.ProgressBar.update
-def update_and_stop(self, step, seconds):
-    update(self, step, seconds)
+def update_and_stop(self, step, seconds, is_first):
+    update(self, step, seconds, is_first)
     if step >= 8 and not getattr(self, "is_stopped", False):
         self.is_stopped = True
         os.kill(os.getpid(), signal.SIGTERM)

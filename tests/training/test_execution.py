@@ -151,7 +151,7 @@ def test_one_compilation_serves_every_number_of_steps():
 def test_without_a_loop_a_call_takes_one_step(regression):
     looped = regression.fit(MEMBERS, MAP, 12)
     calls = []
-    events = Events(progress=lambda step, seconds: calls.append(step))
+    events = Events(progress=lambda step, *_: calls.append(step))
     state = regression.fit(MEMBERS, Execution("map", 1), 12, events=events)
     assert calls == list(range(1, 13))
     jax.tree.map(

@@ -39,7 +39,7 @@ def test_how_steps_are_grouped_changes_no_bits(vae, regression, monkeypatch):
             for seconds in (0.0, 1e9):  # one step a call, as many as allowed
                 monkeypatch.setattr(loop, "TARGET_SECONDS_PER_CALL", seconds)
                 calls = []
-                events = Events(progress=lambda step, _, c=calls: c.append(step))
+                events = Events(progress=lambda step, *_, c=calls: c.append(step))
                 execution = Execution("map", size)
                 results.append(setup.fit(MEMBERS, execution, 30, events=events))
                 assert calls[-1] == 30 and (len(calls) == 30) == (seconds == 0)
@@ -63,11 +63,12 @@ def test_a_call_that_returns_when_it_is_done_is_timed_by_itself(monkeypatch):
     events = Events(
         save_every_steps=7,
         save=lambda step, state: None,
-        progress=lambda step, took: seconds.append((step, took)),
+        progress=lambda *given: seconds.append(given),
     )
     setup.fit(MEMBERS, MAP, 30, events=events)
-    assert [step for step, _ in seconds] == [1, 5, 7, 14, 21, 28, 30]
-    assert {took for _, took in seconds} == {3.0}
+    assert [step for step, *_ in seconds] == [1, 5, 7, 14, 21, 28, 30]
+    assert {took for _, took, _ in seconds} == {3.0}
+    assert [is_first for *_, is_first in seconds] == [True] + 6 * [False]
 
 
 @pytest.mark.parametrize("execution", [MAP, VMAP])
@@ -122,7 +123,7 @@ def test_what_was_not_logged_yet_survives_a_stop(regression, monkeypatch):
             events = Events(
                 log_every_steps=8,
                 log=lambda *args: logged.append(args),
-                progress=lambda step, seconds: seen.append(step),
+                progress=lambda step, *_: seen.append(step),
                 is_stopping=lambda stop=stop: bool(seen) and seen[-1] >= stop,
             )
             state = regression.fit(MEMBERS, MAP, 16, state=state, events=events)
@@ -186,7 +187,7 @@ def test_nothing_is_called_by_default(regression):
 def test_a_stopped_run_goes_on_with_the_same_bits(regression):
     seen = []
     events = Events(
-        progress=lambda step, seconds: seen.append(step),
+        progress=lambda step, *_: seen.append(step),
         is_stopping=lambda: len(seen) >= 3,
     )
     stopped = regression.fit(MEMBERS, MAP, 500, events=events)

@@ -9,6 +9,7 @@ from small_tasks import MAP, NUM, SHAPES, VMAP, Setup, assert_same_bits, bits_di
 from mmvae_jax import models
 from mmvae_jax.errors import UsageError
 from mmvae_jax.interface import checks
+from mmvae_jax.interface.progress import ProgressBar
 from mmvae_jax.training import loop, stages, sweep
 from mmvae_jax.training.execution import Execution, compile_steps
 from mmvae_jax.training.schedules import Factors
@@ -121,6 +122,31 @@ def test_a_run_interrupted_in_any_stage_is_the_unbroken_one(setup, execution):
     if execution == MAP:
         alone = setup.fit(MEMBERS[1:], execution, STEPS, events=recorded()[0])
         assert_same_bits(sweep.member(unbroken, 1), sweep.member(alone, 0))
+
+
+def test_the_time_of_a_step_is_without_the_compilation_of_any_stage(
+    setup, data, monkeypatch
+):
+    now, timed = [0.0], Setup(setup.task, data)
+
+    def slow(program):
+        def call(*arguments):
+            result = jax.block_until_ready(program(*arguments))
+            now[0] += 3.0 * arguments[-1] + (0 if calls else 100)
+            calls.append(arguments[-1])
+            return result
+
+        calls = []
+        return call
+
+    setup.program(MAP)
+    timed.programs[MAP] = tuple(slow(program) for program in setup.programs[MAP])
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    with ProgressBar(0, STEPS, 8, is_shown=False) as bar:
+        events = loop.Events(progress=bar.update)
+        timed.fit(MEMBERS, MAP, STEPS, events=events)
+        assert bar.timed_steps == STEPS - 2  # one step of each stage is left out
+        assert bar.step_seconds == pytest.approx(3.0)
 
 
 def test_what_is_logged_is_of_the_steps_of_the_stage_alone(setup):
