@@ -38,11 +38,9 @@ from mmvae_jax.training.sweep import Member
 _TEMPLATE, _SCRIPT = "report.html.jinja", "report.js"
 _DASH, _NAN = "–", "nan"  # not measured; measured, and not finite
 # Tag -> heading; columns that no run has measured are left out.
-METRICS = {t: titled(c) for t, c in COLUMNS.items() if not t.endswith("/*")}
-# Tag without the modality -> heading of a table.
-_PER_MODALITY = {
-    t.removesuffix("/*"): titled(c) for t, c in COLUMNS.items() if t.endswith("/*")
-}
+METRICS = {t: titled(c) for t, c in COLUMNS.items() if "*" not in t}
+# Tag with "*" for the modality -> heading of a table.
+_PER_MODALITY = {t: titled(c) for t, c in COLUMNS.items() if "*" in t}
 # Tag of a metric by the number of given modalities -> title of its table.
 _LEAVE_ONE_OUT, _WORDS = "/leave_one_out", ", leave one out"
 _BY_SIZE = {"eval/coherence": "Coherence ↑"} | {
@@ -358,11 +356,11 @@ def _undefined(
 def _modality_tables(points: Points) -> list[_Table]:
     """One table per metric, one column per modality; the last by size of the subset."""
     tables = [
-        _by_column(points, title, _suffixes(points, prefix))
-        for prefix, title in _PER_MODALITY.items()
+        _by_column(points, title, _filled(points, pattern))
+        for pattern, title in _PER_MODALITY.items()
     ]
     for prefix, title in _BY_SIZE.items():
-        found = _suffixes(points, prefix)
+        found = _filled(points, f"{prefix}/*")
         numbers = (t.removeprefix("size_") for t in found if t.startswith("size_"))
         sizes = sorted(int(number) for number in numbers if number.isdigit())
         tags = {f"{size} given": found[f"size_{size}"] for size in sizes}
@@ -378,8 +376,8 @@ def _modality_tables(points: Points) -> list[_Table]:
 
 def _classifier_accuracy(points: Points) -> str:
     """The accuracies on real data of the classifiers and readers."""
-    found = list(_suffixes(points, "eval/classifier_accuracy").items())
-    readers = _suffixes(points, "eval/attribute_accuracy")
+    found = list(_filled(points, "eval/classifier_accuracy/*").items())
+    readers = _filled(points, "eval/attribute_accuracy/*")
     # Tags without an attribute are means over attributes.
     found += [(name, tag) for name, tag in readers.items() if "/" not in name]
     return ", ".join(f"{name} {_means(points, tag)}" for name, tag in found)
@@ -512,13 +510,12 @@ def _by_column(
     return _Table(title, [*(headings[name] for name in first), *tags], rows)
 
 
-def _suffixes(points: Points, prefix: str) -> dict[str, str]:
-    """Modality -> tag, for tags of the form prefix/modality."""
-    return {
-        tag.removeprefix(f"{prefix}/"): tag
-        for tag in points.cells
-        if tag.startswith(f"{prefix}/")
-    }
+def _filled(points: Points, pattern: str) -> dict[str, str]:
+    """Name in the place of "*" -> tag, for tags that fit a pattern (`Column.tag`)."""
+    head, _, tail = pattern.partition("*")
+    name = "[^/]+" if tail else ".+"
+    form = re.compile(f"{re.escape(head)}({name}){re.escape(tail)}")
+    return {m[1]: tag for tag in points.cells if (m := form.fullmatch(tag))}
 
 
 def _member(row: Mapping[str, Any]) -> Member:
