@@ -196,8 +196,29 @@ METRICS = {
                 HIGHER,
                 chance=0.0,
             ),
+            *(
+                _accuracy(
+                    f"matching/recall_at_{rank}",
+                    f"recall at {rank} of what it is generated from",
+                    reachable=f"matching/real_recall_at_{rank}",
+                    short=f"matching R@{rank}",
+                )
+                for rank in retrieval.RANKS
+            ),
+            *(
+                _fraction(
+                    f"matching/real_recall_at_{rank}",
+                    f"recall at {rank}, real queries",
+                    short=f"real R@{rank}",
+                )
+                for rank in retrieval.RANKS
+            ),
         ),
-        citations=("oord2018representation", "daunhawer2022limitations"),
+        citations=(
+            "oord2018representation",
+            "daunhawer2022limitations",
+            "frome2013devise",
+        ),
         unconditional="matching/joint",
     ),
     "fid": Metric(
