@@ -269,6 +269,17 @@ METRICS = {
         ),
         citations=("heusel2017gans", "sutter2021generalized"),
     ),
+    "conditional_fid": Metric(
+        conditional_quality.conditional_fid,
+        needs=("images of 1 or 3 channels", "weights"),
+        columns=_conditional("conditional_fid", "FID", _distance),
+        citations=(
+            "heusel2017gans",
+            "szegedy2016rethinking",
+            "seitzer2020fid",
+            "daunhawer2022limitations",
+        ),
+    ),
     "precision_recall": Metric(
         precision_recall.precision_recall,
         needs=("labels", "classifiers"),
