@@ -27,7 +27,7 @@ from experiments.plans.runs import (
     spreads,
 )
 from experiments.running import citing, workdirs
-from experiments.running.contradictions import contradictions
+from experiments.running.contradictions import contradictions, names_of
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metric import titled
 from mmvae_jax.evaluation.metrics import COLUMNS
@@ -175,11 +175,7 @@ def render(directory: Path) -> str:
         fronts=page_pictures.draw_fronts(points.heads, points.spreads, METRICS),
         quality=quality(points),
         undefined=_undefined(runs, labels),
-        contradictions=[
-            (labels[run.workdir], line)
-            for run in runs
-            for line in contradictions(run.summary["members"])
-        ],
+        contradictions=_contradictions(runs, labels),
         modalities=_modality_tables(points),
         accuracy=_classifier_accuracy(points),
         real_captions=_real_captions(points),
@@ -351,6 +347,40 @@ def _undefined(
         )
         for reason, own in found.items()
     ]
+
+
+def _contradictions(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> list[str]:
+    """Lines on members of all runs with the same data and judges."""
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        groups.setdefault(_judged_by(run), []).append(run)
+    lines = []
+    for own in groups.values():
+        members, names = [], []
+        for run in own:
+            members += run.summary["members"]
+            label = labels[run.workdir]
+            names += [f"{label} {x}" for x in names_of(run.summary["members"])]
+        lines += contradictions(members, names)
+    return lines
+
+
+def _judged_by(run: RunRecord) -> str:
+    """What decides whether values of two runs can be compared, as text.
+
+    The settings of data, judges and test examples, and the accuracies of the judges,
+    because evaluations added later may have other settings.
+    """
+    config, accuracies = run.config, {}
+    for member in run.summary["members"]:
+        for tag, value in member["metrics"].items():
+            if tag.startswith("eval/classifier_accuracy"):
+                accuracies[tag] = value
+    data = {x: y for x, y in config.get("data", {}).items() if x != "data_dir"}
+    evaluated = {x: config.get("eval", {}).get(x) for x in ("num_examples", "seed")}
+    judges = [config.get(section) for section in ("classifier", "matcher")]
+    parts = [run.summary["dataset"], data, *judges, evaluated, accuracies]
+    return json.dumps(parts, sort_keys=True)
 
 
 def _modality_tables(points: Points) -> list[_Table]:
