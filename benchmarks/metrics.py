@@ -26,7 +26,7 @@ from mmvae_jax.evaluation.metrics import METRICS
 
 # Of attributes and captions, which the data of the papers' figures do not have; of
 # weights that are downloaded.
-LEFT_OUT = ("attributes", "captions", "fid", "one_to_many")
+LEFT_OUT = ("attributes", "captions", "fid", "conditional_fid", "one_to_many")
 
 
 def random_matchers(classifiers):

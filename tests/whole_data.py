@@ -61,10 +61,11 @@ ODD_MODELS = (
     "mmvm",
     "contrastive",
 )
-# Metrics that a careful user asks for; of the others one needs weights from the web,
+# Metrics that a careful user asks for; of the others two need weights from the web,
 # two attributes, which .npz files do not have, and one is a time.
 LABELLED = ("coherence", "frechet", "linear_probe")
-ALL_METRICS = tuple(sorted(set(METRICS) - {"fid", "attributes", "one_to_many", "cost"}))
+LEFT_OUT = {"fid", "conditional_fid", "attributes", "one_to_many", "cost"}
+ALL_METRICS = tuple(sorted(set(METRICS) - LEFT_OUT))
 
 
 class DataSet(NamedTuple):

@@ -27,7 +27,7 @@ from experiments.plans.runs import (
     spreads,
 )
 from experiments.running import citing, workdirs
-from experiments.running.contradictions import contradictions
+from experiments.running.contradictions import contradictions, names_of
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metric import titled
 from mmvae_jax.evaluation.metrics import COLUMNS
@@ -38,11 +38,9 @@ from mmvae_jax.training.sweep import Member
 _TEMPLATE, _SCRIPT = "report.html.jinja", "report.js"
 _DASH, _NAN = "–", "nan"  # not measured; measured, and not finite
 # Tag -> heading; columns that no run has measured are left out.
-METRICS = {t: titled(c) for t, c in COLUMNS.items() if not t.endswith("/*")}
-# Tag without the modality -> heading of a table.
-_PER_MODALITY = {
-    t.removesuffix("/*"): titled(c) for t, c in COLUMNS.items() if t.endswith("/*")
-}
+METRICS = {t: titled(c) for t, c in COLUMNS.items() if "*" not in t}
+# Tag with "*" for the modality -> heading of a table.
+_PER_MODALITY = {t: titled(c) for t, c in COLUMNS.items() if "*" in t}
 # Tag of a metric by the number of given modalities -> title of its table.
 _LEAVE_ONE_OUT, _WORDS = "/leave_one_out", ", leave one out"
 _BY_SIZE = {"eval/coherence": "Coherence ↑"} | {
@@ -177,11 +175,7 @@ def render(directory: Path) -> str:
         fronts=page_pictures.draw_fronts(points.heads, points.spreads, METRICS),
         quality=quality(points),
         undefined=_undefined(runs, labels),
-        contradictions=[
-            (labels[run.workdir], line)
-            for run in runs
-            for line in contradictions(run.summary["members"])
-        ],
+        contradictions=_contradictions(runs, labels),
         modalities=_modality_tables(points),
         accuracy=_classifier_accuracy(points),
         real_captions=_real_captions(points),
@@ -357,14 +351,48 @@ def _undefined(
     ]
 
 
+def _contradictions(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> list[str]:
+    """Lines on members of all runs with the same data and judges."""
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        groups.setdefault(_judged_by(run), []).append(run)
+    lines = []
+    for own in groups.values():
+        members, names = [], []
+        for run in own:
+            members += run.summary["members"]
+            label = labels[run.workdir]
+            names += [f"{label} {x}" for x in names_of(run.summary["members"])]
+        lines += contradictions(members, names)
+    return lines
+
+
+def _judged_by(run: RunRecord) -> str:
+    """What decides whether values of two runs can be compared, as text.
+
+    The settings of data, judges and test examples, and the accuracies of the judges,
+    because evaluations added later may have other settings.
+    """
+    config, accuracies = run.config, {}
+    for member in run.summary["members"]:
+        for tag, value in member["metrics"].items():
+            if tag.startswith("eval/classifier_accuracy"):
+                accuracies[tag] = value
+    data = {x: y for x, y in config.get("data", {}).items() if x != "data_dir"}
+    evaluated = {x: config.get("eval", {}).get(x) for x in ("num_examples", "seed")}
+    judges = [config.get(section) for section in ("classifier", "matcher")]
+    parts = [run.summary["dataset"], data, *judges, evaluated, accuracies]
+    return json.dumps(parts, sort_keys=True)
+
+
 def _modality_tables(points: Points) -> list[_Table]:
     """One table per metric, one column per modality; the last by size of the subset."""
     tables = [
-        _by_column(points, title, _suffixes(points, prefix))
-        for prefix, title in _PER_MODALITY.items()
+        _by_column(points, title, _filled(points, pattern))
+        for pattern, title in _PER_MODALITY.items()
     ]
     for prefix, title in _BY_SIZE.items():
-        found = _suffixes(points, prefix)
+        found = _filled(points, f"{prefix}/*")
         numbers = (t.removeprefix("size_") for t in found if t.startswith("size_"))
         sizes = sorted(int(number) for number in numbers if number.isdigit())
         tags = {f"{size} given": found[f"size_{size}"] for size in sizes}
@@ -380,8 +408,8 @@ def _modality_tables(points: Points) -> list[_Table]:
 
 def _classifier_accuracy(points: Points) -> str:
     """The accuracies on real data of the classifiers and readers."""
-    found = list(_suffixes(points, "eval/classifier_accuracy").items())
-    readers = _suffixes(points, "eval/attribute_accuracy")
+    found = list(_filled(points, "eval/classifier_accuracy/*").items())
+    readers = _filled(points, "eval/attribute_accuracy/*")
     # Tags without an attribute are means over attributes.
     found += [(name, tag) for name, tag in readers.items() if "/" not in name]
     return ", ".join(f"{name} {_means(points, tag)}" for name, tag in found)
@@ -514,13 +542,12 @@ def _by_column(
     return _Table(title, [*(headings[name] for name in first), *tags], rows)
 
 
-def _suffixes(points: Points, prefix: str) -> dict[str, str]:
-    """Modality -> tag, for tags of the form prefix/modality."""
-    return {
-        tag.removeprefix(f"{prefix}/"): tag
-        for tag in points.cells
-        if tag.startswith(f"{prefix}/")
-    }
+def _filled(points: Points, pattern: str) -> dict[str, str]:
+    """Name in the place of "*" -> tag, for tags that fit a pattern (`Column.tag`)."""
+    head, _, tail = pattern.partition("*")
+    name = "[^/]+" if tail else ".+"
+    form = re.compile(f"{re.escape(head)}({name}){re.escape(tail)}")
+    return {m[1]: tag for tag in points.cells if (m := form.fullmatch(tag))}
 
 
 def _member(row: Mapping[str, Any]) -> Member:

@@ -9,7 +9,7 @@ import numpy as np
 import tabulate
 
 from experiments.running import workdirs
-from experiments.running.contradictions import contradictions
+from experiments.running.contradictions import contradictions, names_of
 from mmvae_jax.data.dataset import Dataset, Split, kind_of
 from mmvae_jax.evaluation.metrics import COLUMNS
 from mmvae_jax.interface.progress import drawing_interval, tqdm
@@ -92,7 +92,7 @@ def print_table(summary: dict[str, Any]) -> None:
     for tag, why in workdirs.undefined(members).items():
         if tag in columns:
             say(f"{columns[tag]} is nan: {'; '.join(why)}")
-    for line in contradictions(members):
+    for line in contradictions(members, names_of(members)):
         say(line)
 
 

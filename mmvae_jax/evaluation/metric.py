@@ -50,8 +50,9 @@ class Column(NamedTuple):
     """How tables, reports and figures show a value of a metric.
 
     Attributes:
-      tag: tag of the metric, without ``eval/``. A tag that ends in "/*" is a separate
-        table with one column per modality (or condition).
+      tag: tag of the metric, without ``eval/``. A tag with "*" is a separate table with
+        one column for each tag that has a name in its place: a modality or condition
+        (also "a/b") at the end, or a single part of the tag elsewhere.
       heading: heading of the column, or title of that table.
       better: HIGHER, LOWER, or "" if neither is better.
       unit: unit of the values; "" for fractions and values without unit.

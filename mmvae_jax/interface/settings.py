@@ -151,8 +151,8 @@ def get_config() -> ConfigDict:
                 num_examples=0,  # of the test split; 0 = all
                 importance_samples=12,  # K of the log-likelihood; paper: 12
                 proposal="joint",  # proposal of the log-likelihood: joint, mixture
-                # Weights of the optional metric "fid"; "" = data_dir/weights/,
-                # downloaded if missing.
+                # Weights of the optional metrics "fid" and "conditional_fid"; "" =
+                # data_dir/weights/, downloaded if missing.
                 inception_weights="",
                 # Source of unconditional examples: the model's "prior"; or in addition
                 # a density fitted to its latents: "gmm" (a mixture of Gaussians) or

@@ -69,6 +69,11 @@ REFUSED = {
         r"'fid' needs images of 1 or 3 channels, m0 has the shape \(8, 8, 2\)",
     ),
     "fid of four channels": ("fid", make_split(channels=4), r"\(8, 8, 4\): leave it"),
+    "conditional fid on vectors": (
+        "conditional_fid",
+        VECTORS,
+        "'conditional_fid' needs images, and no modality is one",
+    ),
     "matching of what is never complete": (
         "matching",
         make_split(observed=alternating()),

@@ -70,5 +70,6 @@ def test_private_quarters_leave_nothing_open(data_dir, run_here, tmp_path):
     assert "one_to_many cannot be computed: metric 'one_to_many' needs" in stdout
     assert "(quadrant_m0: shown by m0; quadrant_m1: shown by m1)" in stdout
     assert "eval/probe/private/m0/attribute_quadrant_m0/linear" in tags
+    assert {"eval/probe/shared/own/mlp", "eval/probe/private/own/mlp"} <= tags.keys()
     assert "eval/attribute_coherence/reconstruction/m0" in tags
     assert "eval/attribute_coherence/leave_one_out" not in tags

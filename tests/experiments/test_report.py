@@ -422,6 +422,29 @@ def test_conditional_metrics_are_shown_by_what_is_given(tmp_path):
     assert "Fréchet (classifier) ↓ by the number" not in text
 
 
+def test_probes_of_attributes_are_shown_by_attribute(tmp_path):
+    save_run(tmp_path, betas=(1.0,), seeds=(0,))
+    probes = {
+        "shared/label/mlp": 0.9,
+        "shared/attribute_colour/linear": 0.4,
+        "shared/attribute_tilt/linear": 0.3,
+        "shared/attribute_tilt/mlp": 0.35,
+        "private/own/mlp": 0.8,
+        "private/m0/attribute_tilt/mlp": 0.7,  # one modality's are not shown
+    }
+    values = {f"eval/probe/{tag}": value for tag, value in probes.items()}
+    edit(
+        tmp_path / "summary.json",
+        lambda summary: summary["members"][0]["metrics"].update(values),
+    )
+    text = Page(render(tmp_path)).text
+    assert "shared, MLP probe ↑ private, MLP probe of own attributes ↑" in text
+    title = "shared, linear probe by attribute model β colour tilt MVAE 1"
+    assert f"{title} 0.400 0.300" in text
+    assert "shared, MLP probe by attribute model β tilt MVAE 1 0.350" in text
+    assert "private, MLP probe by attribute" not in text
+
+
 def test_curves_with_gaps_and_outliers(runs):
     path = runs / "first" / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -86,7 +86,7 @@ def _difference(content: bytes) -> str:
 
 def _download(path: Path) -> bytes:
     """Downloads the weights and stores them at `path`, if it can be written."""
-    remedy = "put a copy of {} at {}, or leave fid out of {metrics}"
+    remedy = "put a copy of {} at {}, or leave fid and conditional_fid out of {metrics}"
     try:
         with urllib.request.urlopen(ADDRESS, timeout=_TIMEOUT) as response:
             content = response.read(_MAX_FILE_BYTES)

@@ -63,6 +63,31 @@ def _conditional(
     )
 
 
+_PROBED = {
+    "label": ("", ""),
+    "own": (" of own attributes", " own"),
+    "attribute_*": (" by attribute", ""),
+}
+_PROBE_NAMES = {
+    "linear": ("linear probe", "lin."),
+    "neighbours": ("k-NN probe", "k-NN"),
+    "mlp": ("MLP probe", "MLP"),
+}
+
+
+def _probes(part: str, target: str, kind: Callable[..., Column]) -> list[Column]:
+    """Columns of the probes of a part of the codes for a target (tags: `codes`)."""
+    words, few = _PROBED[target]
+    return [
+        kind(
+            f"probe/{part}/{target}/{probe}",
+            f"{part}, {name}{words}",
+            short=f"{part}{few} {short}",
+        )
+        for probe, (name, short) in _PROBE_NAMES.items()
+    ]
+
+
 METRICS = {
     "coherence": Metric(
         coherence.coherence,
@@ -171,8 +196,29 @@ METRICS = {
                 HIGHER,
                 chance=0.0,
             ),
+            *(
+                _accuracy(
+                    f"matching/recall_at_{rank}",
+                    f"recall at {rank} of what it is generated from",
+                    reachable=f"matching/real_recall_at_{rank}",
+                    short=f"matching R@{rank}",
+                )
+                for rank in retrieval.RANKS
+            ),
+            *(
+                _fraction(
+                    f"matching/real_recall_at_{rank}",
+                    f"recall at {rank}, real queries",
+                    short=f"real R@{rank}",
+                )
+                for rank in retrieval.RANKS
+            ),
         ),
-        citations=("oord2018representation", "daunhawer2022limitations"),
+        citations=(
+            "oord2018representation",
+            "daunhawer2022limitations",
+            "frome2013devise",
+        ),
         unconditional="matching/joint",
     ),
     "fid": Metric(
@@ -222,6 +268,17 @@ METRICS = {
             "conditional_frechet", "Fréchet (classifier)", _distance, "Frechet"
         ),
         citations=("heusel2017gans", "sutter2021generalized"),
+    ),
+    "conditional_fid": Metric(
+        conditional_quality.conditional_fid,
+        needs=("images of 1 or 3 channels", "weights"),
+        columns=_conditional("conditional_fid", "FID", _distance),
+        citations=(
+            "heusel2017gans",
+            "szegedy2016rethinking",
+            "seitzer2020fid",
+            "daunhawer2022limitations",
+        ),
     ),
     "precision_recall": Metric(
         precision_recall.precision_recall,
@@ -337,24 +394,12 @@ METRICS = {
             _accuracy("clusters/accuracy", "clustering accuracy", short="clusters"),
             _accuracy("clusters/nmi", "NMI"),
             Column("clusters/ari", "ARI", HIGHER, limits=(-0.5, 1.0), chance=0.0),
-            _accuracy(
-                "probe/shared/label/linear", "shared, linear probe", short="shared lin."
-            ),
-            _accuracy(
-                "probe/shared/label/neighbours",
-                "shared, k-NN probe",
-                short="shared k-NN",
-            ),
-            _fraction(
-                "probe/private/label/linear",
-                "private, linear probe",
-                short="private lin.",
-            ),
-            _fraction(
-                "probe/private/label/neighbours",
-                "private, k-NN probe",
-                short="private k-NN",
-            ),
+            *_probes("shared", "label", _accuracy),
+            *_probes("private", "label", _fraction),
+            *_probes("shared", "own", _fraction),
+            *_probes("private", "own", _accuracy),
+            *_probes("shared", "attribute_*", _fraction),
+            *_probes("private", "attribute_*", _fraction),
         ),
         citations=("hubert1985comparing", "pedregosa2011scikit"),
     ),

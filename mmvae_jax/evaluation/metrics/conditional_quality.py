@@ -1,9 +1,9 @@
 """Quality of conditionally generated examples and of reconstructions.
 
-The metrics are the distances of `swd` and `frechet` for a modality generated given some
-others, all others, or all modalities (one draw per example). The real examples are from
-the same test tuples. Coherence does not show whether a coherent model generates bad
-examples, or good ones only of a given modality.
+The metrics are the distances of `swd`, `frechet` and `fid` for a modality generated
+given some others, all others, or all modalities (one draw per example). The real
+examples are from the same test tuples. Coherence does not show whether a coherent model
+generates bad examples, or good ones only of a given modality.
 """
 
 import functools
@@ -16,7 +16,11 @@ import numpy as np
 from mmvae_jax.data.dataset import to_unit_interval
 from mmvae_jax.evaluation import conditionals
 from mmvae_jax.evaluation.draws import Generated, draws_of
-from mmvae_jax.evaluation.metric import EvaluationData, images_of
+from mmvae_jax.evaluation.metric import (
+    EvaluationData,
+    images_of,
+    inception_images_of,
+)
 from mmvae_jax.evaluation.metrics import frechet, swd
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
@@ -97,7 +101,54 @@ def conditional_frechet(
       UsageError: a modality has no classifier.
     """
 
-    @functools.cache  # for all conditions
+    tag = "conditional_frechet"
+    extractors = frechet.classifier_extractors(data, model.modalities, tag)
+    return _between_features(tag, model, params, data, key, extractors)
+
+
+def conditional_fid(
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    *,
+    extractor: frechet.Extractor,
+) -> dict[str, float]:
+    """Frechet inception distance of conditionally generated images to real ones.
+
+    As `fid` of prior samples; the real images are those of the same test tuples.
+
+    Args:
+      model: for one sweep member.
+      params: parameters.
+      data: test split.
+      key: random key of the subsets and the posterior samples.
+      extractor: as in `fid`.
+
+    Returns:
+      Tags as in `conditional_swd`: squared distances >= 0, lower is better; Undefined
+      if fewer than two examples have what is needed.
+
+    Raises:
+      UsageError: no modality has images, or of other images than those of `fid`.
+    """
+    tag = "conditional_fid"
+    extractors = dict.fromkeys(inception_images_of(data.test, tag), extractor)
+    data = data._replace(batch_size=min(data.batch_size, frechet.MAX_BATCH))
+    return _between_features(tag, model, params, data, key, extractors)
+
+
+def _between_features(
+    tag: str,
+    model: MultimodalVAE,
+    params: Params,
+    data: EvaluationData,
+    key: PRNGKey,
+    extractors: Mapping[str, frechet.Extractor],
+) -> dict[str, float]:
+    """Tags and values: Frechet distances of the modalities that have an extractor."""
+
+    @functools.lru_cache(maxsize=1)  # for all conditions of a modality
     def real_features(m: str) -> np.ndarray:
         real = data.test.modalities[m]
         return frechet.features_of(extractors[m], real, data.batch_size)
@@ -109,9 +160,7 @@ def conditional_frechet(
             *frechet.moments_of(features),
         )
 
-    tag = "conditional_frechet"
-    extractors = frechet.classifier_extractors(data, model.modalities, tag)
-    distances = {m: partial(distance, m) for m in model.modalities}
+    distances = {m: partial(distance, m) for m in extractors}
     return _measured(tag, model, params, data, key, distances, 2, None)
 
 

@@ -14,6 +14,10 @@ clipped: they are below 0 if pairs match worse than at random, and above 1 if ge
 examples are more typical than real ones. If modalities share only the class, the score
 is the labelled coherence, corrected for chance and for the errors of the networks.
 
+The same networks also retrieve: an example that was generated from another modality is
+the query for the real example that it was generated from. Recall for real queries says
+what the networks can reach.
+
 Like the labelled joint coherence, the joint score of prior samples does not penalise
 samples of a single class. Unlike it, this score rewards equally blurred samples.
 """
@@ -40,6 +44,8 @@ from mmvae_jax.evaluation.metric import (
     require_matchers,
 )
 from mmvae_jax.evaluation.metrics.frechet import generated_features
+from mmvae_jax.evaluation.metrics.retrieval import RANKS, partner_recall
+from mmvae_jax.files import file_name
 from mmvae_jax.training.execution import jit_precisely
 from mmvae_jax.types import PRIOR, Array, MultimodalVAE, Params, PRNGKey
 
@@ -88,6 +94,12 @@ def matching(
       to a random example, in [0, 1], chance 0.5, mean over the other modalities;
       matching/lift, mean over ordered pairs: at most K for modalities that share only
       one of K equally frequent classes.
+      Recall among the N complete test examples, in [0, 1], chance k / N (ties are in
+      random order): matching/recall_at_1/m1_to_m0, how often the real m0 that m1 was
+      generated from, alone, is the one whose features are most similar to it;
+      matching/recall_at_1, mean over ordered pairs; matching/real_recall_at_1 and
+      /m1_to_m0, the same for the real m1; matching/recall_at_1/chance; likewise at 5
+      and at 10.
       Modalities without a common attribute are not a pair; {} without pairs.
 
     Raises:
@@ -130,6 +142,9 @@ def matching(
         **_summarise(conditional, modalities),
         "matching/joint": mean(joint),
         **_worth(statistics),
+        **_recall("real_recall", {(x, y): real[y] for x, y in pairs}, real),
+        **_recall("recall", {(x, y): generated[(x,), y] for x, y in pairs}, real),
+        **{f"matching/recall_at_{k}/chance": _chance(k, real) for k in RANKS},
     }
 
 
@@ -148,6 +163,37 @@ def _worth(
         "matching/accuracy": float(np.mean(list(accuracy.values()))),
         "matching/lift": float(np.mean(lifts)),
     }
+
+
+def _recall(
+    name: str, queries: Mapping[_Pair, np.ndarray], real: _Features
+) -> dict[str, float]:
+    """Recall of the partner among real examples.
+
+    Args:
+      name: name of the values.
+      queries: (modality x of the candidates, y) -> features [N, F] of queries of y.
+      real: modality -> features [N, F] of the candidates.
+
+    Returns:
+      Tags and values, of each pair and the means over pairs.
+    """
+    found = {
+        f"{file_name(y)}_to_{file_name(x)}": partner_recall(own, real[x], RANKS)
+        for (x, y), own in queries.items()
+    }
+    tags: dict[str, float] = {}
+    for i, k in enumerate(RANKS):
+        tag = f"matching/{name}_at_{k}"
+        tags[tag] = mean(values[i] for values in found.values())
+        tags |= {f"{tag}/{pair}": values[i] for pair, values in found.items()}
+    return tags
+
+
+def _chance(rank: int, real: _Features) -> float:
+    """Recall at a rank of random order."""
+    num = len(next(iter(real.values())))
+    return min(rank / num, 1.0)
 
 
 def pair_statistics(

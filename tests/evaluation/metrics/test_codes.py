@@ -37,11 +37,13 @@ def make_split(num, seed, classes=3):
 PARTS = ((SHARED, 2), ("m0", 1), ("m1", 1))
 
 
-def measure(parts=PARTS, params=0.0, train=None, test=None, modalities=MODALITIES):
+def measure(
+    parts=PARTS, params=0.0, train=None, test=None, modalities=MODALITIES, **others
+):
     model = averaging_model(modalities, (2, 2, 1))._replace(latent_parts=parts)
     train = make_split(120, 0) if train is None else train
     test = make_split(90, 1) if test is None else test
-    data = EvaluationData(train, test, None, 32)
+    data = EvaluationData(train, test, None, 32, **others)
     return codes.codes(model, params, data, jax.random.key(0))
 
 
@@ -49,17 +51,54 @@ def test_each_part_tells_what_it_holds():
     tags = measure()
     for name in ("accuracy", "nmi", "ari"):
         assert tags[f"clusters/{name}"] == pytest.approx(1)
-    for kind in ("linear", "neighbours"):
+    for kind in ("linear", "neighbours", "mlp"):
         assert tags[f"probe/shared/label/{kind}"] == 1
         assert tags[f"probe/private/m0/attribute_colour/{kind}"] == 1
         assert tags[f"probe/private/m1/attribute_colour/{kind}"] < 0.75
         assert tags[f"probe/private/label/{kind}"] < 0.6
         assert tags[f"probe/all/attribute_colour/{kind}"] > 0.9
     assert tags["probe/majority/label"] == pytest.approx(1 / 3)
+    assert not any("/own" in tag for tag in tags)  # both modalities show the colour
+
+
+def test_the_mlp_predicts_what_is_not_linear():
+    """Two coordinates differ in sign or not; the others are noise."""
+    codes_of = np.random.default_rng(0).normal(size=(1300, 12))
+    signs = np.int32((codes_of[:, 0] > 0) ^ (codes_of[:, 1] > 0))
+    pairs = codes_of[:1000], signs[:1000], codes_of[1000:], signs[1000:]
+    assert codes.mlp_accuracy(*pairs) > 0.9
+    assert codes.mlp_accuracy(*pairs) == codes.mlp_accuracy(*pairs)
+    assert codes.probe_accuracy(*pairs) < 0.6
+    # The scale of codes does not matter; with labels of noise it guesses.
+    small, labels, small_test, test_labels = (1e-4 * pairs[0], *pairs[1:])
+    assert codes.mlp_accuracy(small, labels, 1e-4 * small_test, test_labels) > 0.9
+    assert codes.mlp_accuracy(small, labels, small_test, test_labels[::-1]) < 0.6
+
+
+def test_attributes_of_one_modality_are_told_by_its_part():
+    def make(num, seed):
+        split = make_split(num, seed)
+        colour = split.attributes["colour"]
+        own = {"colour": colour, "tilt": np.roll(colour, 1)}
+        return split._replace(attributes=own)
+
+    shown = {"colour": ("m0",), "tilt": ("m1",)}
+    tags = measure(train=make(120, 0), test=make(90, 1), shown=shown)
+    for kind in ("linear", "neighbours", "mlp"):
+        for part, names in {
+            "shared": ("shared/attribute_colour", "shared/attribute_tilt"),
+            "private": ("private/m0/attribute_colour", "private/m1/attribute_tilt"),
+        }.items():
+            mean = np.mean([tags[f"probe/{name}/{kind}"] for name in names])
+            assert tags[f"probe/{part}/own/{kind}"] == pytest.approx(mean)
+        assert tags[f"probe/private/own/{kind}"] > 0.7
+        assert tags[f"probe/shared/own/{kind}"] < 0.65
+    assert "probe/majority/own" in tags
 
 
 def test_models_of_one_part_and_of_private_parts():
-    tags = measure(parts=((SHARED, 4),))
+    tags = measure(parts=((SHARED, 4),), shown={"colour": ("m0",)})
+    assert "probe/shared/own/mlp" in tags and "probe/private/own/mlp" not in tags
     assert (
         "probe/shared/label/linear" in tags and "probe/private/label/linear" not in tags
     )
@@ -84,7 +123,7 @@ def test_a_private_part_is_probed_where_its_modality_is_observed():
         )
 
     tags = measure(train=incomplete(240, 0), test=incomplete(180, 1))
-    for kind in ("linear", "neighbours"):
+    for kind in ("linear", "neighbours", "mlp"):
         assert tags[f"probe/private/m0/attribute_colour/{kind}"] == 1
         assert tags[f"probe/all/attribute_colour/{kind}"] < 0.9
     tags = measure(train=incomplete(240, 0), test=incomplete(180, 1, has_none=True))

@@ -106,10 +106,11 @@ def test_moments_of_real_images_are_computed_once(tmp_path):
     assert run(model, make_data(flipped), **options) != exact
 
 
-def test_fid_runs_only_where_a_config_names_it_and_has_the_weights(tmp_path):
+@pytest.mark.parametrize("name", ["fid", "conditional_fid"])
+def test_fid_runs_only_where_a_config_names_it_and_has_the_weights(name, tmp_path):
     config = base.get_config().eval
-    assert "fid" not in evaluate.select_metrics(config)
-    config.metrics = ("elbo", "fid")
+    assert {"fid", "conditional_fid"}.isdisjoint(evaluate.select_metrics(config))
+    config.metrics = ("elbo", name)
     config.inception_weights = str(tmp_path / "none.pth")
     with pytest.raises(UsageError, match="none.pth.*https://"):
         evaluate.select_metrics(config, str(tmp_path))

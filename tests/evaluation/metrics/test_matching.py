@@ -8,7 +8,7 @@ from toy_models import NUM_CLASSES, label_images, toy_model, toy_split
 
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metric import EvaluationData, Matchers
-from mmvae_jax.evaluation.metrics import matching
+from mmvae_jax.evaluation.metrics import matching, retrieval
 from mmvae_jax.types import Gaussian
 
 MODALITIES = ("m0", "m1", "m2")
@@ -104,7 +104,16 @@ SCORES = (
 def test_all_tags_and_no_others():
     tags = run(right)
     accuracies = {f"matching/accuracy{m}" for m in ("", "/m0", "/m1", "/m2")}
-    assert tags.keys() == {*SCORES, *accuracies, "matching/lift"}
+    recalls = {
+        f"matching/{name}_at_{k}{pair}"
+        for k in retrieval.RANKS
+        for name in ("recall", "real_recall")
+        for pair in (
+            "",
+            *(f"/{y}_to_{x}" for x, y in matching._ordered_pairs(MODALITIES)),
+        )
+    } | {f"matching/recall_at_{k}/chance" for k in retrieval.RANKS}
+    assert tags.keys() == {*SCORES, *accuracies, "matching/lift", *recalls}
     assert all(type(value) is float for value in tags.values())
 
 
@@ -114,6 +123,47 @@ def test_generated_as_real_ones_are():
         assert tags[tag] == pytest.approx(1, abs=1e-6), tag
     # The prior's classes have other frequencies than the test labels.
     assert tags["matching/joint"] == pytest.approx(1, abs=0.1)
+
+
+def test_what_it_was_generated_from_is_retrieved():
+    """By networks that know each of 12 examples; and by classes, of which many are."""
+
+    def direction(images):
+        place = jnp.round(images.reshape(len(images), -1).mean(1) * 255 / 20)
+        return jax.nn.one_hot(place.astype(int), 12)
+
+    def recalls(generate, name="recall", **options):
+        tags = run(generate, **options)
+        return [tags[f"matching/{name}_at_{k}"] for k in retrieval.RANKS]
+
+    known = dict(labels=np.arange(12), embed=direction)
+    for name in ("recall", "real_recall"):
+        assert recalls(right, name, **known) == [1, 1, 1]
+    # Of another example: one candidate is ahead of the partner, which ties with 10.
+    wrong = lambda labels, rng: repeat((labels + 1) % 12)  # noqa: E731
+    assert recalls(wrong, **known) == pytest.approx([0, 4 / 11, 9 / 11])
+    assert recalls(wrong, "real_recall", **known) == [1, 1, 1]
+    # Each is found by chance among those of its class: C / N at 1.
+    classes = NUM_CLASSES / len(LABELS)
+    expected = [k * classes for k in retrieval.RANKS]
+    assert recalls(right) == recalls(right, "real_recall") == pytest.approx(expected)
+    tags = run(lambda labels, rng: np.full((len(labels), 3), 2))
+    for k in retrieval.RANKS:
+        chance = tags[f"matching/recall_at_{k}/chance"]
+        assert chance == k / len(LABELS)
+        assert tags[f"matching/recall_at_{k}"] == pytest.approx(chance)
+
+
+def test_recall_is_of_single_given_modalities():
+    """m0 and m2 are right, m1 is of the next of five classes."""
+
+    def generate(labels, rng):
+        return np.stack([labels, (labels + 1) % 5, labels], axis=1)
+
+    tags = run(generate, labels=np.arange(5))
+    assert tags["matching/recall_at_1/m0_to_m1"] == 1
+    assert tags["matching/recall_at_1/m1_to_m0"] == 0
+    assert tags["matching/recall_at_1"] == pytest.approx(4 / 6)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8])

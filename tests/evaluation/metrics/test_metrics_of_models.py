@@ -24,7 +24,10 @@ JNF = ("jnf", "jnf_shared")
 AT_ONCE = ("unimodal", "mopoe", "mmvae_plus", "dmvae", "mmvm", "jmvae", "nexus")
 MODELS = (*AT_ONCE, *JNF, *FLOWS)
 # They need tokens, attributes, weights, networks.
-LEFT_OUT = {"captions", "attributes", "one_to_many", "fid", "matching"}
+LEFT_OUT = {
+    *("captions", "attributes", "one_to_many"),
+    *("fid", "conditional_fid", "matching"),
+}
 NAMES = tuple(name for name in METRICS if name not in LEFT_OUT)
 
 
