@@ -159,6 +159,8 @@ def is_summary(summary: Any) -> bool:
             shapes.append(is_last or len(made["members"]) == len(summary["members"]))
             for values in made.get("members", ()):
                 numbers += [x for x in values.values() if x is not None]
+            for why in made.get("undefined", ()):
+                texts += why.values()
         for member in summary["members"]:
             numbers += [member[field] for field in Member._fields]
             numbers += [x for x in member["metrics"].values() if x is not None]
@@ -176,9 +178,14 @@ def is_summary(summary: Any) -> bool:
 
 def undefined(members: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Tag -> the reasons of NaNs in the members of a summary.json."""
+    return joined_reasons(member.get("undefined", {}) for member in members)
+
+
+def joined_reasons(members: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
+    """Tag -> the different reasons, of tag -> reason for each member."""
     found: dict[str, dict[str, None]] = {}
-    for member in members:
-        for tag, reason in member.get("undefined", {}).items():
+    for why in members:
+        for tag, reason in why.items():
             found.setdefault(tag, {})[reason] = None
     return {tag: list(own) for tag, own in found.items()}
 
