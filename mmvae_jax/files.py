@@ -21,11 +21,22 @@ def file_name(text: str) -> str:
       text: any text, for instance the name of a modality.
     """
     name = re.sub(r'[%/\\:*?"<>|\x00-\x1f\x7f]', lambda c: f"%{ord(c[0]):02X}", text)
-    content = name.encode()
-    if len(content) <= _MAX_NAME_BYTES:
-        return name
+    return cut(name, _MAX_NAME_BYTES, "~")
+
+
+def cut(text: str, max_bytes: int, mark: str) -> str:
+    """The text, or its first bytes, a mark and a digest (8 digits) of the whole text.
+
+    Args:
+      text: any text.
+      max_bytes: number of bytes in UTF-8 above which a text is cut.
+      mark: what stands before the digest.
+    """
+    content = text.encode()
+    if len(content) <= max_bytes:
+        return text
     digest = hashlib.sha256(content).hexdigest()[:8]
-    return f"{content[:_MAX_NAME_BYTES].decode(errors='ignore')}~{digest}"
+    return f"{content[:max_bytes].decode(errors='ignore')}{mark}{digest}"
 
 
 def write_whole(path: Path, content: str | bytes, *, is_shared: bool = False) -> None:

@@ -334,9 +334,8 @@ def _undefined(
     """Reasons of NaNs: (reason, tags and runs), each reason once."""
     found: dict[str, dict[str, dict[str, None]]] = {}
     for run in runs:
-        for tag, why in workdirs.undefined(
-            [run.summary, *run.summary["members"]]
-        ).items():
+        last = workdirs.undefined([run.summary, *run.summary["members"]])
+        for tag, why in (last | _reasons_at_other_steps(run)).items():
             for reason in why:
                 own = found.setdefault(reason, {})
                 own.setdefault(labels[run.workdir], {})[tag.removeprefix("eval/")] = (
@@ -349,6 +348,16 @@ def _undefined(
         )
         for reason, own in found.items()
     ]
+
+
+def _reasons_at_other_steps(run: RunRecord) -> dict[str, list[str]]:
+    """Tag and step -> the reasons of NaNs in `_at_other_steps`."""
+    return workdirs.joined_reasons(
+        {f"{tag} at step {made['step']:,}": why for tag, why in own.items()}
+        for part in run.parts or (run,)
+        for made in part.summary.get("evaluations", ())
+        for own in made.get("undefined", ())
+    )
 
 
 def _contradictions(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> list[str]:

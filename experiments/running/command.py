@@ -20,13 +20,13 @@ from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
-from jax.extend.backend import clear_backends
 from ml_collections import ConfigDict, config_flags
 
 from mmvae_jax import models
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metric import is_writable
 from mmvae_jax.interface.progress import tqdm
+from mmvae_jax.training import devices
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_HOME = "Could not determine home directory"  # message of pathlib
@@ -266,24 +266,8 @@ def devices_found() -> Iterator[None]:
     """
     try:
         yield
-    # With JAX_PLATFORMS=cuda and no GPU, JAX raises an AssertionError; under python -O
-    # it uses None as a device.
-    except (AssertionError, AttributeError, RuntimeError) as error:
-        asked = jax.config.jax_platforms
-        try:
-            jax.devices()
-        except (AssertionError, AttributeError, RuntimeError) as again:
-            said = "" if isinstance(again, AttributeError) else str(again)
-            reason = " ".join(said.partition(" (set JAX")[0].split()).rstrip(".")
-            if not asked:
-                raise UsageError(f"JAX finds no device: {reason}") from error
-            jax.config.update("jax_platforms", None)
-            clear_backends()  # JAX may have stored that None
-            raise UsageError(
-                f"JAX_PLATFORMS={asked} asks for devices that JAX does not find "
-                f"({reason or 'there is no such GPU'}); set "
-                f"JAX_PLATFORMS={jax.default_backend()}, which is here, or unset it"
-            ) from error
+    except devices.MISSING:
+        devices.require_devices()
         raise  # another error
 
 

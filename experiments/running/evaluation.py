@@ -94,7 +94,9 @@ def _add(workdir: Path, step: int, values: list[dict], made: dict[str, Any]) -> 
         for k, own in enumerate(values):
             shown = ", ".join(f"{tag}={x:.4g}" for tag, x in own.items())
             terminal.say(f"member {k} at step {step}: {shown}")
-        made["members"] = values
+        made |= {"members": values, "undefined": [reasons(own) for own in values]}
+        for tag, why in workdirs.joined_reasons(made["undefined"]).items():
+            terminal.say(f"{tag} is nan: {'; '.join(why)}")
     if summary is None:
         terminal.say(f"added to {workdir}/metrics.jsonl")
         return

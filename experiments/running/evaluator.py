@@ -4,6 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +57,7 @@ def make_evaluator(
 
         def evaluate_by(
             sampler: str, params: Any, announce: Callable
-        ) -> tuple[dict[str, float], pictures.Samples | None]:
+        ) -> tuple[dict[str, float], Callable[[], pictures.Samples] | None]:
             own = model
             if sampler != PRIOR:
                 announce(f"fit of {sampler}")
@@ -68,15 +69,15 @@ def make_evaluator(
                 # Keep the pictures of the run's own evaluation.
                 if sampler == PRIOR or step != config.train.num_steps:
                     return values, None
-            return values, draw_samples(own, params, data.test, key)
+            return values, partial(draw_samples, own, params, data.test, key)
 
         def evaluate_one(params: Any, announce: Callable) -> Evaluated:
             found = Evaluated({}, {}, {}, "")
             for sampler in by:
-                values, samples = evaluate_by(sampler, params, announce)
+                values, draw = evaluate_by(sampler, params, announce)
                 found = found._replace(values=found.values | values)
-                if samples is not None:
-                    found = _with_samples(found, samples, data)
+                if draw is not None:
+                    found = _with_samples(found, draw, data)
             return found
 
         name = f"evaluation at step {step}"
@@ -115,18 +116,21 @@ class Evaluated(NamedTuple):
 
 
 def _with_samples(
-    found: Evaluated, samples: pictures.Samples, data: EvaluationData
+    found: Evaluated, draw: Callable[[], pictures.Samples], data: EvaluationData
 ) -> Evaluated:
-    """Adds pictures and captions of samples to the results.
+    """Adds pictures and captions of the samples of `draw` to the results.
 
     An error in drawing must not lose results: it becomes one line, `fault`.
     """
-    shown = (samples, data.test, data.words)
     try:
+        samples = draw()
+        shown = (samples, data.test, data.words)
         grids = found.grids | pictures.draw_grids(*shown)
         text = pictures.write_captions(*shown)
     except Exception as error:
-        return found._replace(fault=f"{type(error).__name__}: {error}")
+        # A device without memory lists what takes it, on many lines.
+        reason, *_ = str(error).strip().splitlines() or [""]
+        return found._replace(fault=f"{type(error).__name__}: {reason}")
     name = "captions" if samples.sampler == PRIOR else f"captions_{samples.sampler}"
     captions = found.captions | ({name: text} if text else {})
     return found._replace(grids=grids, captions=captions)

@@ -161,6 +161,8 @@ def is_summary(summary: Any) -> bool:
             shapes.append(is_last or len(made["members"]) == len(summary["members"]))
             for values in made.get("members", ()):
                 numbers += [x for x in values.values() if x is not None]
+            for why in made.get("undefined", ()):
+                texts += why.values()
         for member in summary["members"]:
             numbers += [member[field] for field in Member._fields]
             numbers += [x for x in member["metrics"].values() if x is not None]
@@ -178,9 +180,14 @@ def is_summary(summary: Any) -> bool:
 
 def undefined(parts: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Tag -> the reasons of NaNs in parts of a summary.json: itself, its members."""
+    return joined_reasons(part.get("undefined", {}) for part in parts)
+
+
+def joined_reasons(members: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
+    """Tag -> the different reasons, of tag -> reason for each member."""
     found: dict[str, dict[str, None]] = {}
-    for part in parts:
-        for tag, reason in part.get("undefined", {}).items():
+    for why in members:
+        for tag, reason in why.items():
             found.setdefault(tag, {})[reason] = None
     return {tag: list(own) for tag, own in found.items()}
 

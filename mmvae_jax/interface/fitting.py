@@ -76,9 +76,10 @@ def fit(
         are treated as vectors.
 
     Raises:
-      UsageError: an invalid setting or array (before training), or all members have
-        diverged.
+      UsageError: an invalid setting or array, or no device (before training), or all
+        members have diverged.
     """
+    devices.require_devices()
     dataset = _dataset(data, observed, labels)
     found = _config(dataset.train, network, likelihood)
     counts = [m for m in dataset.train.modalities if parts.has_counts(found, m)]

@@ -15,7 +15,7 @@ from mmvae_jax.evaluation import evaluate
 from mmvae_jax.interface import description as descriptions
 from mmvae_jax.interface import exports, old_configs, settings
 from mmvae_jax.interface.description import Description
-from mmvae_jax.training import checkpoints, sweep
+from mmvae_jax.training import checkpoints, devices, sweep
 from mmvae_jax.training import step as training_step
 from mmvae_jax.training.step import TrainState
 from mmvae_jax.training.sweep import Member
@@ -88,8 +88,10 @@ def load(
       Trained.
 
     Raises:
-      UsageError: the model does not exist, is damaged, or is of another version.
+      UsageError: the model does not exist, is damaged, or is of another version; or
+        there is no device.
     """
+    devices.require_devices()
     if str(path).startswith(exports.HUB):
         path = exports.download(str(path))
     folder = Path(path).expanduser()

@@ -24,13 +24,37 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mmvae_jax.errors import ArgumentError
+from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.types import Array, Batch
 
 Layout = tuple[int, int]
 
 SWEEP, DATA = "sweep", "data"
 ONE_DEVICE: Layout = (1, 1)
+# What JAX raises without a device: with JAX_PLATFORMS=cuda and no GPU an
+# AssertionError; under python -O it uses None as a device.
+MISSING = (AssertionError, AttributeError, RuntimeError)
+
+
+def require_devices() -> None:
+    """Looks for devices, at the first use of JAX that needs one.
+
+    Raises:
+      UsageError: there are none of those that JAX_PLATFORMS asks for, or none at all.
+    """
+    try:
+        jax.devices()
+    except MISSING as error:
+        said = "" if isinstance(error, AttributeError) else str(error)
+        reason = " ".join(said.partition(" (set JAX")[0].split()).rstrip(".")
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        if not asked:
+            raise UsageError(f"JAX finds no device: {reason}") from error
+        raise UsageError(
+            f"JAX_PLATFORMS={asked} asks for devices that JAX does not find "
+            f"({reason or 'there is no such GPU'}); unset it, and JAX takes what is "
+            "here, or set JAX_PLATFORMS=cpu"
+        ) from error
 
 
 def choose_layout(

@@ -78,6 +78,7 @@ class RunWriter:
         """Writes tag -> value of each member at a step, immediately to the disk.
 
         The field "undefined" of a line has the reasons (attribute `reason`) of NaNs.
+        Trackers come last, so that an error of theirs takes no line with it.
         """
         lines = []
         for k, (member, values) in enumerate(zip(self.members, scalars, strict=True)):
@@ -86,10 +87,11 @@ class RunWriter:
             why = {t: x.reason for t, x in values.items() if hasattr(x, "reason")}
             line = {**head, **values, **({"undefined": why} if why else {})}
             lines.append(json.dumps(jsonable(line), allow_nan=False))
-            for sink in self._sinks[k]:
-                sink.scalars(step, {sinks.tag_of(t): x for t, x in values.items()})
         self._file.write("".join(line + "\n" for line in lines))
         self.flush()
+        for own, values in zip(self._sinks, scalars, strict=True):
+            for sink in own:
+                sink.scalars(step, {sinks.tag_of(t): x for t, x in values.items()})
 
     def write_images(self, step: int, k: int, images: Mapping[str, np.ndarray]) -> None:
         """Writes name -> uint8 [H, W, 1 or 3] of member k as PNG and to its sinks."""

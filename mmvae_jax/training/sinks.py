@@ -19,9 +19,13 @@ import numpy as np
 import tensorboardX
 
 from mmvae_jax.errors import ArgumentError, UsageError
+from mmvae_jax.files import cut
 
 PROJECT = "mmvae_jax"  # project of all runs in a tracker
 WANDB_MODES = ("", "offline", "online")
+# MLflow allows 250 characters, and its file systems 255 bytes with ".png"; a digest and
+# its mark take nine.
+_MAX_TAG_BYTES = 241
 # tensorboardX warns of every NaN, which is normal in a run's values.
 logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
@@ -134,8 +138,20 @@ def open_sinks(member: Member, wandb: str = "", mlflow: str = "") -> list[Sink]:
 
 
 def tag_of(name: str) -> str:
-    """A tag that all sinks accept, unique for each name."""
-    return re.sub(r"[^-/\w.]", lambda c: f"_{ord(c[0]):02X}", name)
+    """A tag that all sinks accept, unique for each name.
+
+    MLflow refuses keys that are no normal relative path, or longer than 250 characters.
+    Other characters than those of words, "-", "." and "/" are escaped, and so are parts
+    "." and "..", and every "/" at an end or after another. A long tag is cut.
+    """
+    for escaped in (r"[^-/\w.]", r"(?<![^/])\.{1,2}(?![^/])", r"(?<![^/])/|/\Z"):
+        name = re.sub(escaped, _escape, name)
+    return cut(name, _MAX_TAG_BYTES, "_")
+
+
+def _escape(found: re.Match) -> str:
+    """The code points of what was found."""
+    return "".join(f"_{ord(c):02X}" for c in found[0])
 
 
 def _tensorboard(member: Member) -> Sink:

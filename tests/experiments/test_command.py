@@ -124,6 +124,9 @@ def test_a_signal_while_a_program_is_compiled(main, number, stdout, stderr):
             *("cuda", ("-O",), "there is no such GPU"), marks=pytest.mark.slow
         ),
         pytest.param(
+            *("gpu", (), "Unable to initialize backend .*"), marks=pytest.mark.slow
+        ),
+        pytest.param(
             *("spu", (), "Unable to initialize backend 'spu'.*'cpu'.*"),
             marks=pytest.mark.slow,
         ),
@@ -135,9 +138,44 @@ def test_devices_that_are_not_there(asked, options, reason):
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(
         rf"error: JAX_PLATFORMS={asked} asks for devices that JAX does not find "
-        rf"\({reason}\); set JAX_PLATFORMS=cpu, which is here, or unset it\n",
+        rf"\({reason}\); unset it, and JAX takes what is here, or set "
+        "JAX_PLATFORMS=cpu\n",
         done.stderr,
     )
+
+
+# Twice: the first error does not make the next call use the CPU.
+FUNCTIONS = """
+import sys, warnings
+import numpy as np
+import mmvae_jax
+warnings.simplefilter("ignore")
+calls = {
+    "fit": lambda: mmvae_jax.fit({"a": np.eye(8, dtype=np.float32)}, num_steps=1),
+    "load": lambda: mmvae_jax.load(sys.argv[1]),
+}
+for name in (*calls, "fit"):
+    try:
+        print(name, calls[name]())
+    except ValueError as error:
+        print(name, type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("asked", ["cuda", pytest.param("gpu", marks=pytest.mark.slow)])
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
+def test_functions_say_which_devices_are_not_there(asked, tmp_path):
+    done = start(FUNCTIONS, str(tmp_path), JAX_PLATFORMS=asked)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        [name, "UsageError"] for name in ("fit", "load", "fit")
+    ]
+    says = f"UsageError JAX_PLATFORMS={asked} asks for devices that JAX does not find"
+    for line in lines:
+        assert says in line and line.endswith(
+            "unset it, and JAX takes what is here, or set JAX_PLATFORMS=cpu"
+        )
 
 
 def test_other_errors_are_no_devices():

@@ -10,6 +10,7 @@ import pytest
 from experiments.drawing import page
 from experiments.running import build, evaluation
 from mmvae_jax.errors import UsageError
+from mmvae_jax.evaluation.metric import Undefined
 from mmvae_jax.interface import progress
 from mmvae_jax.training.log import read_metrics
 
@@ -161,6 +162,31 @@ def test_any_checkpoint_that_is_kept(workdir, capsys):
         add(workdir, SWD, step=7)
 
 
+def test_nan_at_another_step_keeps_its_reason(workdir, capsys, monkeypatch):
+    why = "no test example has image"
+    monkeypatch.setattr(
+        evaluation,
+        "make_evaluator",
+        lambda *given: (
+            lambda step, state: [
+                {"eval/swd": Undefined(why), "eval/elbo": -1.0},
+                {"eval/swd": 2.0, "eval/elbo": -1.0},
+            ]
+        ),
+    )
+    add(workdir, SWD, step=10)
+    said = capsys.readouterr().out
+    assert said.count("eval/swd=nan") == said.count(f"eval/swd is nan: {why}") == 1
+    (made,) = read(workdir / "summary.json")["evaluations"]
+    assert made["undefined"] == [{"eval/swd": why}, {}]
+    report = page.render(workdir.parent)
+    assert f"<li>{why} (MoPoE-VAE: swd at step 10)</li>" in report
+    # At the last step it is the member's own.
+    add(workdir, SWD)
+    report = page.render(workdir.parent)
+    assert f"<li>{why} (MoPoE-VAE: swd, swd at step 10)</li>" in report
+
+
 def test_all_metrics_that_the_data_allow(workdir, capsys, monkeypatch):
     chosen = ("captions", "attributes", "swd", "elbo")
     table = evaluation.checks.METRICS
@@ -230,7 +256,15 @@ def test_a_line_that_a_kill_has_torn_is_not_written_on(workdir):
 
 @pytest.mark.parametrize(
     "change",
-    [{"step": "20"}, {"date": 3}, {"tags": None}, {"settings": []}, {"step": 10}],
+    [
+        {"step": "20"},
+        {"date": 3},
+        {"tags": None},
+        {"settings": []},
+        {"step": 10},
+        {"undefined": [{"eval/swd": 3}]},
+        {"undefined": ["text"]},
+    ],
 )
 def test_evaluations_of_others_are_no_summary(workdir, change):
     path = workdir / "summary.json"

@@ -60,14 +60,18 @@ def test_a_summary_without_reasons_is_one_and_others_are_not():
         assert not workdirs.is_summary(summary_of(member(0, {}, undefined=wrong)))
 
 
-def test_pictures_that_cannot_be_drawn_take_no_metric_with_them(monkeypatch, capsys):
-    def draw(*shown):
-        raise TypeError("no picture of this")
+@pytest.mark.parametrize("failing", ["draws", "grids"])
+def test_pictures_that_cannot_be_drawn_take_no_metric_with_them(
+    failing, monkeypatch, capsys
+):
+    def fail(*shown):
+        raise TypeError("no picture of this\nand more")
 
-    monkeypatch.setattr(pictures, "draw_grids", draw)
+    monkeypatch.setattr(pictures, "draw_grids", fail)
+    draw = fail if failing == "draws" else lambda: pictures.Samples({}, ())
     data = type("Data", (), {"test": None, "words": {}})
     one = evaluator.Evaluated({"eval/elbo": -1.5}, {}, {}, "")
-    one = evaluator._with_samples(one, pictures.Samples({}, ()), data)
+    one = evaluator._with_samples(one, draw, data)
     calls = []
 
     class Writer:

@@ -203,18 +203,28 @@ def test_corollary_2_decomposition_is_exact(seed, num_modalities, make):
 @pytest.mark.parametrize("make", MAKERS[1:])
 def test_corollary_2_on_both_sides(make):
     """An independent modality raises the discrepancy; one that is a copy of all
-    the others lowers it."""
+    the others lowers it, unless each of them says what the other is."""
     pmf = random_pmf(3, 2, sparsity=0.0)
     independent = pmf[..., None] * np.full(5, 1 / 5)
-    copy = np.zeros((*pmf.shape, pmf.size))
-    copy.reshape(pmf.size, pmf.size)[np.diag_indices(pmf.size)] = pmf.ravel()
     mixture, extended = make(2), make(3)
     diverse = theory.discrepancy_change(independent, mixture, extended)
-    redundant = theory.discrepancy_change(copy, mixture, extended)
+    redundant = theory.discrepancy_change(with_copy(pmf), mixture, extended)
     assert diverse.is_sufficiently_diverse and diverse.total > 0
     assert not redundant.is_sufficiently_diverse and redundant.total < 0
     # The statement of the corollary as printed would call both diverse.
     assert redundant.shared < redundant.specific
+    # A bit and its opposite differ, and a copy of both says nothing new.
+    opposites = np.array([[0, 0.5], [0.5, 0]])
+    nothing = theory.discrepancy_change(with_copy(opposites), mixture, extended)
+    assert nothing.total == pytest.approx(0, abs=1e-12)
+    assert not nothing.is_sufficiently_diverse
+
+
+def with_copy(pmf):
+    """The distribution with one more modality, a copy of all the others."""
+    copy = np.zeros((*pmf.shape, pmf.size))
+    copy.reshape(pmf.size, pmf.size)[np.diag_indices(pmf.size)] = pmf.ravel()
+    return copy
 
 
 @pytest.mark.parametrize("make", MAKERS[1:])

@@ -4,6 +4,8 @@ The packages wandb and mlflow are replaced by modules that record: what they are
 with is tested, and not what they do with it.
 """
 
+import posixpath
+import re
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -132,6 +134,47 @@ def test_mlflow_gets_all_that_is_written(mlflow, tmp_path):
         ("log_text", "a <bird>", "samples/captions.txt"),
         ("set_terminated",),
     ]
+
+
+ODD = (
+    *("/abs", "abs", "a//b", "a/b", "a/", "a", "//", "/", ".", "..", "../a", "a/./b"),
+    *("a/../b", "a/..", "a/...", ".a", "", "a b", "a:b", "a\n", "日" * 99, "x" * 300),
+    f"{'x' * 88}+{'y' * 88}/{'z' * 88}",
+)
+
+
+def test_tags_are_keys_of_mlflow_and_names_of_files():
+    """Its rules: normal relative paths of at most 250 characters of a few kinds."""
+    names = {
+        f"{before}{name}{after}"
+        for name in ODD
+        for before in ("", "eval/")
+        for after in ("", "/swd")
+    } - {""}
+    tags = [sinks.tag_of(name) for name in names]
+    assert len(set(tags)) == len(names)
+    for tag in tags:
+        assert re.fullmatch(r"[/\w.\- ]+", tag) and len(tag) <= 250
+        assert posixpath.normpath(tag) == tag and tag != "."
+        assert not tag.startswith(("/", ".."))
+        assert max(len(f"{part}.png".encode()) for part in tag.split("/")) <= 255
+
+
+def test_usual_tags_are_as_they_were():
+    for name in ("eval/coherence/subset/a+b/c", "train/loss", "eval/a.b/-c", "x" * 241):
+        assert sinks.tag_of(name) == name.replace("+", "_2B")
+    first, second = (sinks.tag_of("x" * 300 + end) for end in "ab")
+    assert first != second and first[:241] == second[:241]
+
+
+def test_the_line_is_written_before_a_tracker_fails(wandb, tmp_path):
+    writer = log.RunWriter(tmp_path, MEMBERS, 0, trackers={"wandb": "offline"})
+    wandb.runs[0].log = lambda values, step: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        writer.write_scalars(4, [{"eval/elbo": 1.5}, {"eval/elbo": 2.5}])
+    lines = log.read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["eval/elbo"] for line in lines] == [1.5, 2.5]
+    writer.close()
 
 
 def test_a_run_that_goes_on_has_the_same_runs_there(wandb, mlflow, tmp_path):

@@ -106,7 +106,7 @@ def coherence(
     for (subset, target), value in table.items():
         tags[f"coherence/subset/{joined(subset)}/{joined([target])}"] = value
     for name, reader in readers[LABEL].items():
-        tags[f"classifier_accuracy/{name}"] = _accuracy(data, name, reader)
+        tags[f"classifier_accuracy/{name}"] = accuracy_of(data, name, reader)
     return tags
 
 
@@ -173,7 +173,7 @@ def attributes(
     tags = _attribute_averages(tables, modalities) | tags
     for m in modalities:
         accuracies = {
-            a: _accuracy(data, m, own[m]) for a, own in readers.items() if m in own
+            a: accuracy_of(data, m, own[m]) for a, own in readers.items() if m in own
         }
         if not accuracies:
             continue
@@ -183,8 +183,8 @@ def attributes(
     return tags
 
 
-def _accuracy(data: EvaluationData, modality: str, reader: Reader) -> float:
-    """Accuracy of a reader; Undefined if no real example has the modality."""
+def accuracy_of(data: EvaluationData, modality: str, reader: Reader) -> float:
+    """Accuracy of a reader; Undefined if no real test example has the modality."""
     if np.isfinite(reader.accuracy):
         return float(reader.accuracy)
     whole = data.whole_test or data.test

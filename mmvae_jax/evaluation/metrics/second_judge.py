@@ -19,6 +19,7 @@ from mmvae_jax.evaluation.metric import (
     require_classifiers,
     require_labels,
 )
+from mmvae_jax.evaluation.metrics.coherence import accuracy_of
 from mmvae_jax.evaluation.metrics.frechet import features_of
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
@@ -42,7 +43,7 @@ def second_judge(
       second_judge/real_disagreement, the same for the real m0 of these examples, and
       second_judge/accuracy/m0, of the second on real test examples. In [0, 1]; {} with
       one modality that shows the label; NaN if a parameter is not finite, Undefined
-      if no example has all modalities.
+      if no example has all modalities, or, for an accuracy, the modality.
 
     Raises:
       UsageError: there are no labels, or a classifier is missing.
@@ -78,7 +79,9 @@ def second_judge(
         )
         found["disagreement"][place] = 1 - _share(own, others)
         found["real_disagreement"][place] = 1 - _share(*of_real)
-    tags = {f"second_judge/accuracy/{m}": second[m].accuracy for m in targets}
+    tags = {
+        f"second_judge/accuracy/{m}": accuracy_of(data, m, second[m]) for m in targets
+    }
     for name, values in found.items():
         tag = f"second_judge/{name}"
         tags |= conditionals.summarise(tag, values, len(model.modalities))

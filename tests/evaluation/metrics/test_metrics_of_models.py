@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,42 @@ def test_every_metric_of_a_model(name, tiny_config):
 def trained(tiny_config):
     model = models.make_model(tiny_config("mmvae"), SHAPES)
     return evaluate.compile_model(model), model.init(jax.random.key(0))
+
+
+@pytest.mark.parametrize("missing", SHAPES)
+def test_a_modality_that_no_test_example_has(missing, trained):
+    """As their accuracy on no example, the judges' is nan; the model is finite."""
+    observed = np.ones((20, len(SHAPES)), bool)
+    observed[:, list(SHAPES).index(missing)] = False
+    judges = {
+        m: Reader(jax.jit(read), math.nan if m == missing else 0.5) for m in SHAPES
+    }
+    data = EvaluationData(
+        make_split(30, 1),
+        make_split(20, observed=observed),
+        judges,
+        16,
+        readers={"colour": judges},
+        second_classifiers=judges,
+        shown={"colour": [m for m in SHAPES if m != "vector"]},
+    )
+    chosen = {
+        name: metric.compute
+        for name, metric in METRICS.items()
+        # Refused before training: no test example is complete, or none is a caption.
+        if not {"complete tuple", "complete tuples"} & {*metric.needs}
+    }
+    chosen["fid"] = partial(
+        chosen["fid"], extractor=lambda x: jnp.asarray(x).reshape(len(x), -1)[:, :3]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values = evaluate.evaluate_member(chosen, *trained, data, jax.random.key(1))
+    found = reasons(values)
+    assert found[f"eval/second_judge/accuracy/{missing}"].endswith(f"has {missing}")
+    wrong = {tag: why for tag, why in found.items() if "not finite" in why}
+    assert wrong == {}
+    assert all(tag in found for tag, value in values.items() if math.isnan(value))
 
 
 @pytest.mark.parametrize("num", [1, 2, 4])

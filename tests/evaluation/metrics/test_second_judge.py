@@ -27,11 +27,13 @@ def shifted(images):
     return features, jnp.roll(logits, 1, axis=-1)
 
 
-def measure(second, params=0.0, observed=None, modalities=MODALITIES):
+def measure(second, params=0.0, observed=None, modalities=MODALITIES, accuracy=0.7):
     images = dict.fromkeys(modalities, label_images(LABELS))
     split = toy_split(images, LABELS)._replace(observed=observed)
     first = dict.fromkeys(modalities, label_classifier())
-    judges = None if second is None else dict.fromkeys(modalities, Reader(second, 0.7))
+    judges = (
+        None if second is None else dict.fromkeys(modalities, Reader(second, accuracy))
+    )
     data = EvaluationData(None, split, first, 16, second_classifiers=judges)
     model = averaging_model(modalities, (2, 2, 1))
     return second_judge.second_judge(model, params, data, jax.random.key(0))
@@ -77,6 +79,12 @@ def test_nan_undefined_and_refused():
     assert measure(shifted, modalities=("m0",)) == {}
     with pytest.raises(UsageError, match="needs a classifier for every modality"):
         measure(None)
+
+
+def test_the_accuracy_on_no_example_has_its_reason():
+    absent = np.ones((40, 2), bool) & [True, False]
+    tags = measure(shifted, observed=absent, accuracy=np.nan)
+    assert tags["second_judge/accuracy/m1"].reason == "no test example has m1"
 
 
 @pytest.mark.parametrize(("network", "other"), [("conv", "mlp"), ("mlp", "conv")])
