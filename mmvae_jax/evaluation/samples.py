@@ -100,7 +100,9 @@ def _traverse(
     experts = model.encode(params, batch)
     means = np.asarray(model.posterior(params, experts, subset, posterior_key).mean)
     deviation = np.maximum(drawn.std(axis=0), 1e-9)
-    moved = np.argsort(-means.std(axis=0) / deviation, kind="stable")[:_NUM_MOVED]
+    with np.errstate(invalid="ignore"):  # means may not be finite
+        spread = means.std(axis=0, dtype=np.float64)  # squares beyond float32
+    moved = np.argsort(-spread / deviation, kind="stable")[:_NUM_MOVED]
     z = np.tile(means[0], (len(moved), len(_MOVES), 1))
     for row, d in enumerate(moved):
         z[row, :, d] = drawn[:, d].mean() + deviation[d] * _MOVES

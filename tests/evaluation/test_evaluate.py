@@ -180,7 +180,7 @@ def test_a_diverged_member_is_drawn_black(pair):
     assert not grids["prior"].any()
 
 
-def moving_model(**others):
+def moving_model(posterior=None, **others):
     """z is an image of three pixels; the prior's deviations are 0.1, 0.2 and 0.3."""
     signs = np.where(np.arange(20) % 2, 1.0, -1.0)[:, None]
     means = np.zeros((10, 3))
@@ -189,7 +189,7 @@ def moving_model(**others):
         ("m0",),
         3,
         encode=lambda params, batch: None,
-        posterior=lambda *args: Gaussian(means, 0 * means),
+        posterior=posterior or (lambda *args: Gaussian(means, 0 * means)),
         sample_prior=lambda *args: 0.4 + signs * np.array([0.1, 0.2, 0.3]),
         decode=lambda params, z: {"m0": z.reshape(-1, 1, 3, 1)},
         **others,
@@ -207,6 +207,17 @@ def test_a_traversal_moves_one_dimension_at_a_time():
         wanted = np.zeros((9, 3))
         wanted[:, d] = np.clip(0.4 + deviation * way, 0, 1)
         np.testing.assert_allclose(moved[row], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(("large", "first"), [(1e30, 1), (np.inf, 2)])
+@pytest.mark.filterwarnings("error")
+def test_a_traversal_of_huge_means(large, first):
+    means = np.zeros((10, 3), np.float32)
+    means[1:, 2], means[1:, 1] = 0.3, large
+    model = moving_model(lambda *args: Gaussian(means, np.zeros_like(means)))
+    test = make_split({"m0": (1, 3, 1)})
+    found = samples._traverse(model, None, test, jax.random.key(0))
+    assert found.dimensions[0] == first
 
 
 def test_no_traversal_where_latent_vectors_are_drawn():
