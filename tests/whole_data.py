@@ -61,11 +61,12 @@ ODD_MODELS = (
     "mmvm",
     "contrastive",
 )
-# Metrics that a careful user asks for; of the others two need weights from the web,
-# two attributes, which .npz files do not have, and one is a time.
+# Metrics that a careful user asks for; of the others, two need weights from the web.
 LABELLED = ("coherence", "frechet", "linear_probe")
-LEFT_OUT = {"fid", "conditional_fid", "attributes", "one_to_many", "cost"}
-ALL_METRICS = tuple(sorted(set(METRICS) - LEFT_OUT))
+OF_ATTRIBUTES = ("attributes", "one_to_many")
+ALL_METRICS = tuple(sorted(set(METRICS) - {"fid", "conditional_fid", *OF_ATTRIBUTES}))
+# Images whose rows are their channels.
+CHANNELS_FIRST = ((3, 8, 8), (3, 8, 9), (1, 8, 10), (4, 8, 8), (2, 9, 8))
 
 
 class DataSet(NamedTuple):
@@ -78,6 +79,8 @@ class DataSet(NamedTuple):
       modalities: name -> settings of it.
       metrics: names.
       changes: other fields of the config, "section.field" -> value.
+      shown: attribute -> the modalities that show it; `with_attributes` has its values.
+      noted: modality -> words; a run says them of it, if it ends.
       words: what was drawn, for the line of a failure.
     """
 
@@ -87,6 +90,8 @@ class DataSet(NamedTuple):
     modalities: dict
     metrics: tuple
     changes: dict
+    shown: dict
+    noted: dict
     words: tuple
 
     def write(self, folder):
@@ -103,6 +108,27 @@ class DataSet(NamedTuple):
                 config.data[field] = str(folder / f"{field}.npz")
                 np.savez(config.data[field], **content)
         return config
+
+    def with_attributes(self, dataset):
+        """The loaded data with the attributes, which .npz files do not have.
+
+        The values of each are those of the labels, or of the rows, by another rule.
+        """
+
+        def values(split, size):
+            rows = np.arange(split.num_examples)
+            own = rows if split.labels is None else split.labels
+            return (own % size).astype(np.int32)
+
+        sizes = {name: 2 + i for i, name in enumerate(self.shown)}
+        train, test = (
+            split._replace(attributes={a: values(split, n) for a, n in sizes.items()})
+            for split in (dataset.train, dataset.test)
+        )
+        names = {a: tuple(f"v{i}" for i in range(n)) for a, n in sizes.items()}
+        return dataset._replace(
+            train=train, test=test, attributes=names, shown=self.shown
+        )
 
 
 TINY = {
@@ -136,7 +162,7 @@ class _Draw:
         self.rng = np.random.default_rng(seed)
         drawn = self.one_of(ODDITIES)
         self.oddity = drawn if oddity is None else oddity
-        self.words = []
+        self.words, self.noted = [], {}
 
     def one_of(self, choices):
         return choices[self.rng.integers(len(choices))]
@@ -161,34 +187,49 @@ class _Draw:
             if name not in names:
                 names.append(name)
                 kinds[name] = self.one_of(tuple(KINDS))
-        makers = {name: self.maker(kinds[name]) for name in names}
+        makers = {name: self.maker(kinds[name], name) for name in names}
+        if names and "mask" not in names and self.is_odd():
+            # What is observed, as numbers among the modalities.
+            self.words.append("mask of ints")
+            shape = (len(names),)
+            makers["mask"] = lambda num: self.rng.integers(0, 2, (num, *shape))
+            kinds["mask"] = "tokens"
+            names.append("mask")
         train = {name: makers[name](counts[0]) for name in names}
         test = {name: makers[name](counts[1]) for name in names}
         self.add_words(train, test, kinds)
+        if "mask of ints" in self.words and "mask_words" not in train:
+            self.noted["mask"] = "holds a 0 or 1 for each other modality"
         self.add_labels(train, test, counts)
         self.add_masks(train, test, counts, len(names))
         if self.rng.random() < 0.5:
             test = self.changed(test, names, counts[1])
         else:
             test = None
+        shown = self.shown(names, train)
         return DataSet(
             train,
             test,
             self.odd(self.one_of(MODELS), ODD_MODELS),
             {name: self.settings(kinds[name], name) for name in names},
-            self.metrics(train, kinds),
+            self.metrics(train, kinds, shown),
             self.changes(),
+            shown,
+            self.noted,
             (self.oddity, *self.words),
         )
 
-    def maker(self, kind):
+    def maker(self, kind, name):
         """num -> the array of a modality; kind, shape, type and range are drawn."""
         rng, size = self.rng, int(self.rng.integers(1, 5))
         if kind == "image":
             channels = self.odd((3,), ((), (1,), (2,), (4,), (5,), (0,), (2, 2)))
             shape = (8, self.odd(8, (5, 1, 0)), *channels)
+            shape = self.odd(shape, CHANNELS_FIRST)
             high = self.odd(256, (1, 2))
             dtype = self.odd(np.uint8, (bool, np.int64, np.int8, np.float32))
+            if shape in CHANNELS_FIRST and dtype in (np.uint8, np.float32):
+                self.noted[name] = "looks like images"
             return lambda num: rng.integers(0, high, (num, *shape)).astype(dtype)
         if kind == "vector":
             shape = self.odd((size,), ((), (2, 3), (0,), (2, 2, 2, 2)))
@@ -266,12 +307,23 @@ class _Draw:
         for own, size in zip((train, test), counts, strict=True):
             mask = self.rng.random((size, num_modalities)) < 0.7
             mask[np.arange(size), self.rng.integers(num_modalities, size=size)] = True
-            mode = self.odd("", ("all", "alone", "never", "nothing", "narrow", "int"))
+            mode = self.odd(
+                "",
+                ("all", "alone", "apart", "class", "never", "nothing", "narrow", "int"),
+            )
             if mode == "all":
                 mask[:] = True
             if mode == "alone":  # never complete
                 mask[:] = False
                 mask[:, 0] = True
+            if mode == "apart":  # one modality each
+                mask = np.eye(num_modalities, dtype=bool)[
+                    np.arange(size) % num_modalities
+                ]
+            labels = own.get("labels", np.zeros(0))
+            if mode == "class" and labels.shape == (size,) and num_modalities > 1:
+                mask[:] = True
+                mask[labels == labels[0], 0] = False
             if mode == "never" and num_modalities > 1:
                 mask[:, 0], mask[:, 1] = False, True
             if mode == "nothing":
@@ -317,14 +369,25 @@ class _Draw:
             settings["count_padding"] = False
         return settings
 
-    def metrics(self, train, kinds):
+    def shown(self, names, train):
+        """Attributes, and the modalities that show them; mostly there are none."""
+        if "labels" not in train or self.rng.random() < 0.7:
+            return {}
+        some = [name for name in names if self.rng.random() < 0.7] or names
+        return {"hue": tuple(names), "size": tuple(some)}
+
+    def metrics(self, train, kinds, shown):
+        of_attributes = OF_ATTRIBUTES[:1] if shown else ()
+        if any(1 < len(own) < len(kinds) for own in shown.values()):
+            of_attributes = OF_ATTRIBUTES
         if self.is_odd():
             self.words.append("all metrics")
-            return ALL_METRICS
+            return (*ALL_METRICS, *of_attributes)
         found = ["elbo", "log_likelihood"]
-        found += LABELLED if "labels" in train else ()
+        found += [*LABELLED, *of_attributes] if "labels" in train else ()
         found += ["swd"] if "image" in kinds.values() else ()
-        found += ["captions"] if "tokens" in kinds.values() else ()
+        texts = [train[name] for name, kind in kinds.items() if kind == "tokens"]
+        found += ["captions"] if any(x[:1].size > 1 for x in texts) else ()
         found += ["matching"] if len(kinds) > 1 and "observed" not in train else ()
         return tuple(found)
 

@@ -21,6 +21,8 @@ from mmvae_jax.evaluation.metrics import METRICS
 from mmvae_jax.training.execution import jit_precisely
 from mmvae_jax.types import PRIOR, MultimodalVAE, Params, PRNGKey
 
+NOT_FINITE = "what the model computes is not finite"  # the reason, without another
+
 
 def select_metrics(config: Any, data_dir: str = "data") -> dict[str, Callable]:
     """The metrics of a config, with their options.
@@ -125,4 +127,4 @@ def _explained(value: float) -> float:
     """The value as a float, or Undefined if it is not finite."""
     if isinstance(value, Undefined) or np.isfinite(value):
         return value if isinstance(value, Undefined) else float(value)
-    return Undefined("what the model computes is not finite")
+    return Undefined(NOT_FINITE)

@@ -79,7 +79,9 @@ def codes(
       modality; absent without such attributes or parts;
       probe/majority/label, the accuracy of the most frequent class, likewise for
       attributes and "own". In [0, 1], the ARI in [-0.5, 1]; NaN if a code is not
-      finite, Undefined for the part of a modality that no example of a split has.
+      finite, Undefined for the part of a modality that no example of a split has, and
+      for values that training examples never have (with the modality of a private
+      part).
 
     Raises:
       UsageError: there are no labels.
@@ -103,25 +105,34 @@ def codes(
     names = {SHARED: SHARED} | {m: f"private/{file_name(m)}" for m in model.modalities}
     parts = {names[part]: where for part, where in slices.items()}
     kept = {
-        names[m]: (train.is_observed(m), test.is_observed(m)) for m in model.modalities
+        names[m]: tuple(split.is_observed(m) for split in (train, test, data.train))
+        for m in model.modalities
     }
+    known = _targets(data.train, data.test)
     if len(parts) != 1:
         parts["all"] = slice(None)
     for target, (train_values, test_values) in _targets(train, test).items():
         own: dict[str, list[float]] = defaultdict(list)
         for part, where in parts.items():
-            rows, test_rows = kept.get(part, (slice(None), slice(None)))
+            rows, test_rows, known_rows = kept.get(part, (slice(None),) * 3)
             pairs = (
                 found[0][rows, where],
                 train_values[rows],
                 found[1][test_rows, where],
                 test_values[test_rows],
             )
+            unseen = np.setdiff1d(pairs[3], known[target][0][known_rows])
             for kind, probe in _PROBES.items():
-                if min(len(values) for values in pairs):
-                    value = probe(*pairs)
-                else:
+                value: float
+                if not min(len(values) for values in pairs):
                     value = Undefined("no example of a split has the modality")
+                elif len(unseen):
+                    value = Undefined(
+                        f"test examples with this part have values of {target} that no "
+                        f"such training example has, as {unseen[0]}"
+                    )
+                else:
+                    value = probe(*pairs)
                 tags[f"probe/{part}/{target}/{kind}"] = value
                 if part.startswith("private/"):
                     own[kind].append(value)

@@ -132,6 +132,26 @@ def test_a_private_part_is_probed_where_its_modality_is_observed():
     assert np.isfinite(tags["probe/private/m1/label/linear"])
 
 
+def test_values_that_the_training_of_a_part_never_has():
+    train, test = make_split(120, 0), make_split(90, 1)
+    observed = np.ones((120, 2), bool)
+    observed[train.labels == 2, 0] = False
+    tags = measure(train=train._replace(observed=observed))
+    odd = {t for t, x in tags.items() if np.isnan(x)}
+    assert odd == {
+        f"probe/{part}/label/{kind}"
+        for part in ("private/m0", "private")
+        for kind in ("linear", "neighbours", "mlp")
+    }
+    why = tags["probe/private/m0/label/linear"].reason
+    assert "values of label that no such training example has, as 2" in why
+    tags = measure(test=test._replace(attributes={"colour": test.labels}))
+    assert {t.split("/")[-2] for t, x in tags.items() if np.isnan(x)} == {
+        "attribute_colour"
+    }
+    assert np.isfinite(tags["probe/shared/label/linear"])
+
+
 def test_odd_data():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
