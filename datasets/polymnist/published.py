@@ -121,13 +121,17 @@ def _read(path: Path, image_size: int) -> np.ndarray:
 def describe(folder: str | Path, num_modalities: int) -> Iterator[bytes]:
     """Names and sizes of all files, which identify folders without reading the files.
 
+    A piece more says that the first file of a folder was decoded otherwise before.
+
     Yields:
-      bytes, one piece per folder.
+      bytes, one or two pieces per folder.
     """
     for split in ("train", "test"):
         for m in range(num_modalities):
             place, _, _, names = list_files(folder, split, f"m{m}")
             sizes = {e.name: e.stat().st_size for e in os.scandir(place)}
             yield repr([(split, m, name, sizes[name]) for name in names]).encode()
-            if dataset_images.was_decoded_otherwise(place / names[0]):  # like all files
+            # Opening all files at the start of every run would take too long: the first
+            # one stands for its folder, as the README says.
+            if dataset_images.was_decoded_otherwise(place / names[0]):
                 yield dataset_images.DECODED_ANEW

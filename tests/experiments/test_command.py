@@ -37,7 +37,8 @@ for _ in range(10):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
-# A command that a signal stops while a program is compiled, which takes longer.
+# A command that a signal stops while a program is compiled, which takes longer: JAX
+# tells of the end of the program's lowering, after which its compilation starts.
 STOPPED = """
 import os, signal, sys, threading
 # A shell starts what is in the background with SIGINT ignored.
@@ -47,13 +48,19 @@ from experiments.running import command, signals
 
 @jax.jit
 def program(x):
-    for _ in range(300):
+    for _ in range(120):
         x = jnp.sort(x) + x[::-1]
     return x
 
 def compile_and_be_stopped(number):
     x = jnp.arange(8.0)
-    threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), number))
+
+    def listen(event, seconds, **more):
+        if event.endswith("jaxpr_to_mlir_module_duration"):
+            timer.start()
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     program(x)
     print("compiled")
 
@@ -101,7 +108,6 @@ def test_memory_is_kept():
     assert faults("kept") < 0.2 * faults("given back")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("main", "number", "stdout", "stderr"),
     [
@@ -297,6 +303,29 @@ def test_a_signal_while_classifiers_are_compiled(tmp_path):
     assert done.stdout.splitlines()[-1] == last
     # It went on with a compilation: no classifier took a step.
     assert "classifiers" in done.stderr and " 1/2000" not in done.stderr
+
+
+def test_commands_are_found_in_the_root_of_a_checkout_alone(tmp_path):
+    """What Python says elsewhere is quoted at the top of docs/commands.md."""
+    quoted = re.search(r"says `(.+?)`", (ROOT / "docs" / "commands.md").read_text())
+    folders = ("experiments", "configs", "datasets")
+    code = (
+        "import importlib.util, pathlib; "
+        "print(importlib.util.find_spec('experiments.run').origin, "
+        f"*(pathlib.Path(x).is_dir() for x in {folders}))"
+    )
+    own = {k: x for k, x in os.environ.items() if k != "PYTHONPATH"}
+
+    def call(folder, *arguments):
+        words = [sys.executable, *arguments]
+        return subprocess.run(
+            words, cwd=folder, env=own, capture_output=True, text=True
+        )
+
+    there = call(ROOT, "-c", code)
+    assert there.stdout.split() == [str(ROOT / "experiments" / "run.py"), *["True"] * 3]
+    elsewhere = call(tmp_path, "-m", "experiments.run")
+    assert elsewhere.returncode == 1 and quoted[1] in elsewhere.stderr
 
 
 @pytest.mark.parametrize(

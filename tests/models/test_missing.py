@@ -1,5 +1,8 @@
 """Examples of which modalities are missing: every model learns from what is there."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,15 +20,27 @@ CUSTOM = {"subsets": ((0,), (0, 1), (1, 2)), "subset_weights": (0.25, 0.25, 0.5)
 PATTERNS = np.array(
     [[1, 1, 1], [1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [0, 1, 0]], bool
 )
-# What they infer from some modalities is another network, or an input of zeros, so
-# that they are no smaller model of the same kind; nor are those that draw all latents
-# at once.
 FAST = ("mopoe",)
+# With missing modalities these are no smaller model of the same kind: what they infer
+# from some modalities is another network, or an input of zeros or noise. docs/models.md
+# lists them, and those whose latents have another size, or that have such an option.
 JNF = ("jnf", "jnf_shared")
-WITH_NETWORK = ("jmvae", "jmvae_kl", "telbo", *JNF)
-FLOWS = ("code_flow", "latent_flow")
+EXCEPTIONS = ("jmvae", "jmvae_kl", "telbo", *JNF, "latent_flow", "custom")
+SIZES = {"unimodal": 2, "unimodal_official": 2}  # of each modality
+OPTIONS = {
+    "prior_expert": ("mopoe", "custom"),
+    "learned_weights": ("code_vae",),
+    "flow": ("code_flow",),
+}
+# They draw for all M modalities: other numbers, but the same model.
+DRAWING = {
+    "contrastive": {"consistency": 1.0},
+    "nexus": {"perceptual_dropout": 0.5},
+    "code_flow": {"ode_steps": 2},
+}
 BY_MODALITY = ("encoders", "decoders", "messages", "top_decoders")
-WEIGHTED = ("mmvae_official", "unimodal_official", "mmvae_plus")
+WITH_PRIVATE = ("mmvae_plus", "cmvae")
+WEIGHTED = ("mmvae_official", "unimodal_official", *WITH_PRIVATE)
 
 
 def make(tiny_config, name, shapes=SHAPES, latent_dim=6, **options):
@@ -123,13 +138,13 @@ def narrow(params):
     "name",
     [
         name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-        for name in sorted(set(models.MODELS) - {*WITH_NETWORK, "custom", *FLOWS})
+        for name in sorted(set(models.MODELS) - {*EXCEPTIONS, "code_flow"})
     ],
 )
 def test_an_example_is_one_of_a_model_of_what_is_observed(name, tiny_config, batch):
-    # The reconstructions across modalities of MMVAE+ are random.
-    kept = ("m2",) if name == "mmvae_plus" else ("m0", "m2")
-    dims = {"unimodal": 2, "unimodal_official": 2}.get(name)
+    # The reconstructions across modalities of MMVAE+ and CMVAE are random.
+    kept = ("m2",) if name in WITH_PRIVATE else ("m0", "m2")
+    dims = SIZES.get(name)
     options = {"posterior": "gaussian", "consistency": 0.0, "learned_weights": False}
     options["perceptual_dropout"] = 0.0
     if name == "mmvm":
@@ -149,8 +164,8 @@ def test_an_example_is_one_of_a_model_of_what_is_observed(name, tiny_config, bat
         for part, x in params.items()
     }
     rows = np.isin(list(SHAPES), kept)
-    if name in ("mmvae_plus", "unimodal_official"):
-        prior = {"mmvae_plus": "auxiliary_priors"}.get(name, "prior")
+    if name in (*WITH_PRIVATE, "unimodal_official"):
+        prior = "auxiliary_priors" if name in WITH_PRIVATE else "prior"
         own[prior] = own[prior][rows]
     observed = {OBSERVED: np.tile(rows, (B, 1))}
     # What an example draws depends on the number of components.
@@ -169,6 +184,57 @@ def test_an_example_is_one_of_a_model_of_what_is_observed(name, tiny_config, bat
         np.testing.assert_allclose(terms.auxiliary_kl, own_terms.auxiliary_kl, 1e-5)
         if not is_mixture:
             assert float(loss) == pytest.approx(float(expected), rel=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DRAWING)
+def test_an_example_is_one_of_that_model_in_the_mean_over_draws(
+    name, tiny_config, batch
+):
+    kept, num = ("m0", "m2"), 200 if name == "code_flow" else 1_500
+    rows = np.isin(list(SHAPES), kept)
+    large = make(tiny_config, name, **DRAWING[name])
+    small = make(tiny_config, name, {m: SHAPES[m] for m in kept}, **DRAWING[name])
+    params = narrow(params_of(large))
+    if "whitening" in params:  # as after one example: no variance is random
+        size = len(params["whitening"]["num"])
+        params["whitening"] = {
+            field: np.full(size, field != "mean", np.float32)
+            for field in params["whitening"]
+        }
+    own = {part: x for part, x in params.items() if part not in BY_MODALITY}
+    own |= {p: {m: params[p][m] for m in kept} for p in BY_MODALITY if p in params}
+    if name == "code_flow":
+        wide = np.repeat(rows, size // M)
+        own["whitening"] = {k: x[wide] for k, x in params["whitening"].items()}
+        encoders = {m: params["code"]["encoders"][m] for m in kept}
+        own["code"] = params["code"] | {"encoders": encoders}
+        for part in ("flows", "flows_average"):
+            flows = jax.tree.map(lambda x: x[rows], params[part]["modality"])
+            own[part] = params[part] | {"modality": flows}
+
+    def losses(model, params, batch):
+        loss = jax.jit(lambda key: model.objective(params, batch, key, 1.5)[0])
+        return jax.lax.map(loss, jax.random.split(KEY, num))
+
+    observed = {OBSERVED: np.tile(rows, (B, 1))}
+    found = np.float64(losses(large, params, batch | observed))
+    expected = np.float64(losses(small, own, {m: batch[m] for m in kept}))
+    error = np.sqrt((found.var() + expected.var()) / num)
+    assert error < 0.01 * expected.mean()
+    assert abs(found.mean() - expected.mean()) < 4 * error
+
+
+def test_the_models_page_lists_the_exceptions():
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    listed = text.partition("The exceptions:\n\n")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`(\w+)`", listed))
+    with_option = {name for names in OPTIONS.values() for name in names}
+    assert named & set(models.MODELS) == {*EXCEPTIONS, *SIZES, *with_option}
+    options = {x for model in models.MODELS.values() for x in model.options}
+    assert named & options == set(OPTIONS)
+    for option, names in OPTIONS.items():
+        assert all(option in models.MODELS[name].options for name in names)
 
 
 @pytest.mark.parametrize(
