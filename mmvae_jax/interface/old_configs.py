@@ -44,8 +44,8 @@ _LATER_OPTIONS: dict[str, dict[str, Any]] = {
     "telbo": {"joint_steps": 0},
     "mmvae_plus": {"self_gradient": True, "prior_components": 0},
     "contrastive": {"code_network": "same"},
-    "code_flow": {"single_stage": False, "flow_draws": 1},
-    "latent_flow": {"flow_draws": 1},
+    "code_flow": {"single_stage": False, "flow_draws": 1, "flow_network": "mlp"},
+    "latent_flow": {"flow_draws": 1, "flow_network": "mlp"},
 }
 
 

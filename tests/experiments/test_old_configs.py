@@ -37,6 +37,7 @@ FORMER = {
 
 LATER_OPTIONS = (
     *("alpha_steps", "joint_steps", "code_network", "single_stage", "flow_draws"),
+    "flow_network",
     *("self_gradient", "prior_components"),
     *("pooling", "correlation", "pooled_over"),
 )
