@@ -43,9 +43,17 @@ _LATER_OPTIONS: dict[str, dict[str, Any]] = {
     "custom": {"pooling": "product", "correlation": 0.5, "pooled_over": "vector"},
     "telbo": {"joint_steps": 0},
     "mmvae_plus": {"self_gradient": True, "prior_components": 0},
-    "contrastive": {"code_network": "same"},
-    "code_flow": {"single_stage": False, "flow_draws": 1},
-    "latent_flow": {"flow_draws": 1},
+    "contrastive": {
+        "code_network": "same",
+        "code_prior": "mixture",
+        "flow_width": 128,
+        "flow_depth": 3,
+        "ode_steps": 25,
+        "ode_method": "euler",
+        "ema": 0.998,
+    },
+    "code_flow": {"single_stage": False, "flow_draws": 1, "flow_network": "mlp"},
+    "latent_flow": {"flow_draws": 1, "flow_network": "mlp"},
 }
 
 

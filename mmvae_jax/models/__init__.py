@@ -276,7 +276,14 @@ MODELS = {
         "contrastive code",
         OTHER,
         contrastive.OPTIONS,
-        Citation("mmvae_jax", "this project", ("oord2018representation",)),
+        Citation(
+            "mmvae_jax",
+            "this project",
+            (
+                *("oord2018representation", "zhang2026disentanglement"),
+                *("liu2023flow", "lipman2023flow"),
+            ),
+        ),
         "A contrastive code for what is shared, private vectors for the rest.",
     ),
     "code_flow": Model(

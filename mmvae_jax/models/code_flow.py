@@ -41,11 +41,13 @@ import jax
 import jax.numpy as jnp
 
 from mmvae_jax import networks
+from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, flows, posteriors
-from mmvae_jax.models import codes, latent_flows
-from mmvae_jax.models.latent_flows import MOST_EXACT, Parts, end_to_end
+from mmvae_jax.models import code_priors, codes, latent_flows
+from mmvae_jax.models.latent_flows import Parts, end_to_end
 from mmvae_jax.models.options import Option, Options, one_of
 from mmvae_jax.models.parts import (
+    Networks,
     assemble,
     drawing,
     encode,
@@ -53,7 +55,6 @@ from mmvae_jax.models.parts import (
     standard_latents,
     wide,
 )
-from mmvae_jax.networks.flows import MLPFlow
 from mmvae_jax.types import (
     SHARED,
     AnyArray,
@@ -97,6 +98,10 @@ def code_flow_model(
       config: as for `make_model`; model.latent_dim is d, the dimension of each w_m.
       shapes: modality -> shape of one example.
       options: those of OPTIONS.
+
+    Raises:
+      UsageError: guidance that is never trained, or a Transformer without tokens to
+        attend to.
     """
     latent_flows.check(options)
     size, code_size = config.model.latent_dim, options["code_dim"]
@@ -107,7 +112,7 @@ def code_flow_model(
         standard_latents((code_size + len(shapes) * size,)),
         lambda z: latent_flows.by_modality(shapes, z[..., code_size:]),
     )
-    network = MLPFlow(options["flow_width"], options["flow_depth"])
+    network = _velocity_network(nets, options)
     own = Parts(nets, base, network, size, options, coders)
     forms = networks.convolution_forms(*coders.values())
     density = partial(_log_densities, own)
@@ -120,6 +125,26 @@ def code_flow_model(
         convolutions=base.convolutions | forms,
         latent_parts=((SHARED, code_size), *((m, size) for m in shapes)),
         stages=_stages(own),
+    )
+
+
+def _velocity_network(nets: Networks, options: Mapping[str, Any]) -> Any:
+    """The velocity of the joint flow, or of each modality's flow."""
+    shapes = latent_flows.latent_shapes(nets)
+    if options["flow"] == "joint":
+        return latent_flows.velocity_network(options, shapes)
+    m, shape = next(iter(shapes.items()))
+    if options["flow_network"] == latent_flows.TRANSFORMER:
+        for other, own in shapes.items():
+            if own != shape:
+                raise UsageError(
+                    f"config.model.options.flow_network={latent_flows.TRANSFORMER!r} "
+                    "with flow='modality' needs latent vectors of one shape, and those "
+                    f"of {m} and {other} are {shape} and {own}: set flow to 'joint', "
+                    "or config.modality.network for all"
+                )
+    return latent_flows.velocity_network(
+        options, {m: shape}, ", flow to 'joint' (one token for each modality)"
     )
 
 
@@ -154,9 +179,9 @@ def _init(own: Parts, key: PRNGKey) -> Params:
     flow_keys = jax.random.split(flow_key, num + 1)
     code_size = own.options["code_dim"]
     t, s = jnp.zeros(1), jnp.zeros((1, code_size))
-    velocities = {"prior": network.init(flow_keys[0], s, t)}
+    velocities = {"prior": code_priors.init(own.prior, flow_keys[0])}
     if own.options["flow"] == "joint":
-        inputs = jnp.zeros((1, num * size)), t, jnp.zeros((1, code_size + num))
+        inputs = jnp.zeros((1, num * size)), t, s, jnp.zeros((num, 1), bool)
         velocities["joint"] = network.init(flow_keys[1], *inputs)
     else:
         velocities["modality"] = jax.vmap(
@@ -192,8 +217,7 @@ def _velocity(own: Parts, velocities: Params, s: Array, given: Array) -> flows.V
     """Velocity of latents [B, M d], given a code [B, c] and the modalities [M, B]."""
 
     def joint(x: Array, t: Array) -> Array:
-        condition = jnp.concatenate([s, given.T.astype(x.dtype)], axis=-1)
-        return own.network.apply(velocities["joint"], x, t, condition)
+        return own.network.apply(velocities["joint"], x, t, s, given)
 
     def apart(x: Array, t: Array) -> Array:
         rows = jnp.moveaxis(x.reshape(len(x), own.num, own.size), 1, 0)
@@ -233,11 +257,6 @@ def _guide(
     if strength == 1:
         return conditional  # without computing the other one
     return flows.guided(conditional, free, strength)
-
-
-def _prior_velocity(own: Parts, velocities: Params) -> flows.Velocity:
-    """Velocity of codes."""
-    return lambda s, t: own.network.apply(velocities["prior"], s, t)
 
 
 def _draw(
@@ -291,9 +310,8 @@ def _proposal(
 def _sample_prior(own: Parts, params: Params, key: PRNGKey, count: int) -> Array:
     """Latent vectors [count, c + M d]: a code, and latents given it."""
     code_key, draw_key = jax.random.split(key)
-    s = jax.random.normal(code_key, (count, own.options["code_dim"]))
-    velocity = _prior_velocity(own, params["flows_average"])
-    s = flows.integrate(velocity, s, *own.solver)
+    velocities = params["flows_average"]["prior"]
+    s = code_priors.sample(own.prior, velocities, code_key, count)
     w = jnp.zeros((count, own.num * own.size))
     nothing = jnp.zeros((own.num, count), bool)
     return jnp.concatenate([s, _draw(own, params, draw_key, s, w, nothing)], axis=-1)
@@ -304,9 +322,8 @@ def _log_densities(
 ) -> Array:
     """log p(s) + sum_m log p(w_m|s) [B], without absent modalities (bool [M, B])."""
     s, w = _split(own, z)
-    velocity = _prior_velocity(own, params["flows_average"])
-    signs = key if s.shape[-1] > MOST_EXACT else None
-    code = flows.log_density(velocity, s, own.solver[0], key=signs)
+    velocities = params["flows_average"]["prior"]
+    code = code_priors.log_prob(own.prior, velocities, s, key)
     velocity = _guided(own, params, s, jnp.zeros((own.num, len(s)), bool))
     return code + latent_flows.log_density(own, params, velocity, w, key, absent)
 
@@ -356,12 +373,8 @@ def _flow_objective(
         flows.dimensions_of(given, own.sizes),
         flows.dimensions_of(observed & ~given, own.sizes),
     )
-    prior = flows.flow_matching_loss(
-        _prior_velocity(own, params["flows"]),
-        everything,
-        jax.random.normal(noise_keys[1], s.shape),
-        flows.sample_times(keys[7], len(s)),
-    )
+    velocities = params["flows"]["prior"]
+    prior = code_priors.loss(own.prior, velocities, everything, noise_keys[1], keys[7])
     flow, prior = jnp.mean(flow), jnp.mean(prior)
     return flow + prior, {"flow": flow, "prior_flow": prior}
 
@@ -382,4 +395,5 @@ def _after_step(own: Parts, params: Params, batch: Batch) -> Params:
     so_far = latent_flows.whitening(params)
     faded = so_far._replace(num=_KEPT * so_far.num, squares=_KEPT * so_far.squares)
     now = flows.merge_moments(faded, latent_flows.moments_of(own, params, batch))
-    return latent_flows.average(own, params) | {"whitening": now._asdict()}
+    averaged = latent_flows.average(params, "flows", own.options["ema"])
+    return averaged | {"whitening": now._asdict()}

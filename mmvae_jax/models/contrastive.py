@@ -7,8 +7,9 @@ its codes; with v = code_variance and d dimensions,
 
     q(s|x_A) = N(sqrt(d (1 - v)) e_A, v I),   e_A = sum_{m in A} e_m / |...|,
 
-p(s) is a learned mixture of Gaussians, p(w_m) = N(0, I). The maximised objective, with
-s a constant in the first two lines, is
+p(s) is a learned mixture of Gaussians, or a rectified flow (the option code_prior;
+`code_priors`), p(w_m) = N(0, I). The maximised objective, with s a constant in the
+first two lines, is
 
     sum_m E log p(x_m|s, w_m) - beta sum_m KL(q(w_m|x_m)||p(w_m))
     - beta (log q(s|X) - log p(s))
@@ -21,10 +22,23 @@ private vectors that repeat information of the code. Line 3 learns the code, whi
 contain only shared information. Line 4, with weight lambda = consistency, is a lower
 bound on the information about the code in an image generated with a private vector of
 the prior. Its encoder is a constant: only the decoders learn from it.
+
+With a flow, training replaces log p(s) by minus the loss of the flow's velocity, whose
+parameters have an average; the evaluated bound has the density of that average, by the
+ODE.
+
+A contrastive code for what is shared beside private vectors was published first in
+IDMVAE (Zhang et al., 2026), with what is generated encoded again and contrasted, and a
+diffusion as the prior of the latents. There the code also learns from reconstructions,
+the KL term is that of MMVAE+ (a mixture of experts), and gradients of the generated
+examples reach encoders; private vectors are contrasted too. Here the code learns by
+contrast alone, its variance is fixed, and the only posterior of a subset is a sum of
+directions.
 """
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,7 +47,7 @@ import jax.numpy as jnp
 from mmvae_jax import networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, posteriors
-from mmvae_jax.models import parts
+from mmvae_jax.models import code_priors, latent_flows, parts
 from mmvae_jax.models.codes import (
     AUTO,
     INITIAL_SCALE,
@@ -50,6 +64,7 @@ from mmvae_jax.models.private import (
     log_mixture_prob,
     private_model,
     with_mixture_prior,
+    with_shared_prior,
 )
 from mmvae_jax.networks import vectors
 from mmvae_jax.types import (
@@ -61,16 +76,23 @@ from mmvae_jax.types import (
     ObjectiveTerms,
     Params,
     PRNGKey,
+    Stage,
     TokenShape,
 )
 
 # The encoder of the code has the architecture of the private vector's encoder.
 _SAME = "same"
 
+# Options of the flow of the code.
+_OF_FLOW = ("flow_width", "flow_depth", "ode_steps", "ode_method", "ema")
+
 OPTIONS = PRIVATE_OPTIONS | {
     # Variance of the shared code; its prior has the initial variance 1.
     "code_variance": Option(0.1, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}"),
-    "code_components": number(50, 1),  # Gaussians in the prior of the code
+    # Prior of the code: a learned "mixture" of code_components Gaussians, or a "flow".
+    "code_prior": one_of("mixture", "flow"),
+    "code_components": number(50, 1),
+    **{name: latent_flows.FLOW_OPTIONS[name] for name in _OF_FLOW},
     # Encoder of the code: the "same" architecture as that of the private vector, one of
     # CLASSIFIERS, or "auto" ("conv" for images, "mlp" for others).
     "code_network": one_of(_SAME, AUTO, *networks.CLASSIFIERS),
@@ -122,24 +144,29 @@ def contrastive_model(
         observed = posteriors.append_axes(jnp.asarray(subset), 3)
         return around(unit(elbo.observed_sum(shared.mean, observed)))
 
-    def objective(
-        params: Params, batch: Batch, key: PRNGKey, beta: Array
-    ) -> tuple[Array, ObjectiveTerms]:
+    def posteriors_of(
+        params: Params, batch: Batch
+    ) -> tuple[Gaussian, Gaussian, Gaussian]:
         shared, private = distributions.split(encode_all(params, batch), size)
         observed = elbo.observed_of(batch, len(shapes))
-        terms = contrastive_terms(
-            shared,
-            shared_posterior(None, shared, observed),
-            private,
+        return shared, shared_posterior(None, shared, observed), private
+
+    def terms_of(
+        params: Params,
+        batch: Batch,
+        key: PRNGKey,
+        log_code_prior: Callable[[Array], Array] | None,
+    ) -> ObjectiveTerms:
+        return contrastive_terms(
+            *posteriors_of(params, batch),
             batch,
             key,
-            log_code_prior=lambda s: log_mixture_prob(params["code_prior"], s),
+            log_code_prior=log_code_prior,
             log_likelihoods=parts.log_likelihoods(nets, params),
             encode_generated=lambda z: encode_generated(params, z),
             scale=jnp.exp(params["log_scale"]),
             consistency=options["consistency"],
         )
-        return elbo.loss(terms, beta), terms
 
     def encode_generated(params: Params, z: Mapping[str, Array]) -> Array:
         """Codes [M, B, d] of decoded examples, with constant encoders."""
@@ -149,7 +176,19 @@ def contrastive_model(
 
     latents = standard_latents((size + len(shapes) * private_size,))
     base = private_model(nets, latents, size, options["private_draw"], shared_posterior)
+    base = base._replace(encode=encode_all)
+    if options["code_prior"] == "flow":
+        return _with_flow_prior(base, latents, size, options, posteriors_of, terms_of)
     shape = (options["code_components"], size)
+
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
+        def log_code_prior(s: Array) -> Array:
+            return log_mixture_prob(params["code_prior"], s)
+
+        terms = terms_of(params, batch, key, log_code_prior)
+        return elbo.loss(terms, beta), terms
 
     def init(key: PRNGKey) -> Params:
         own_key, prior_key = jax.random.split(key)
@@ -158,14 +197,83 @@ def contrastive_model(
             "log_variance": jnp.zeros(shape),
             "log_weight": jnp.zeros(shape[0]),
         }
-        return base.init(own_key) | {
-            "code_prior": code_prior,
-            "log_scale": jnp.full(1, math.log(INITIAL_SCALE)),
-        }
+        return base.init(own_key) | {"code_prior": code_prior} | _initial_scale()
 
     return with_mixture_prior(base, latents, size, "code_prior")._replace(
-        init=init, objective=objective, encode=encode_all
+        init=init, objective=objective
     )
+
+
+def _initial_scale() -> Params:
+    """The entry of the parameters for t."""
+    return {"log_scale": jnp.full(1, math.log(INITIAL_SCALE))}
+
+
+def _with_flow_prior(
+    base: MultimodalVAE,
+    latents: parts.Latents,
+    size: int,
+    options: Mapping[str, Any],
+    posteriors_of: Callable[..., tuple[Gaussian, Gaussian, Gaussian]],
+    terms_of: Callable[..., ObjectiveTerms],
+) -> MultimodalVAE:
+    """The model with a flow as p(s), trained with all else in a single stage.
+
+    Args:
+      base: the model without p(s) and an objective.
+      latents: latents of `base`.
+      size: d.
+      options: those of OPTIONS.
+      posteriors_of: (params, batch) -> (q(s|x_m), q(s|X), q(w_m|x_m)).
+      terms_of: (params, batch, key, log p(s) or None) -> `contrastive_terms`.
+    """
+    prior = code_priors.make(options, size)
+
+    def log_prob(params: Params, s: Array, key: PRNGKey) -> Array:
+        return code_priors.log_prob(prior, params["code_prior_average"], s, key)
+
+    def init(key: PRNGKey) -> Params:
+        own_key, prior_key = jax.random.split(key)
+        velocity = code_priors.init(prior, prior_key)
+        flow = {"code_prior": velocity, "code_prior_average": velocity}
+        return base.init(own_key) | flow | _initial_scale()
+
+    def objective(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, ObjectiveTerms]:
+        own_key, sign_key = jax.random.split(key)
+        log_code_prior = partial(log_prob, params, key=sign_key)
+        terms = terms_of(params, batch, own_key, log_code_prior)
+        return elbo.loss(terms, beta), terms
+
+    def trained(
+        params: Params, batch: Batch, key: PRNGKey, beta: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        own_key, code_key, *keys = jax.random.split(key, 4)
+        terms = terms_of(params, batch, own_key, None)
+        loss, gain = elbo.loss(terms, beta), jnp.mean(terms.auxiliary_log_likelihood)
+        s = distributions.sample(posteriors_of(params, batch)[1], code_key)
+        flow = jnp.mean(code_priors.loss(prior, params["code_prior"], s, *keys))
+        return loss + flow, {"vae": loss + gain, "contrast": gain, "prior_flow": flow}
+
+    stage = Stage(
+        "all",
+        lambda steps: steps,
+        trained,
+        ("encoders", "decoders", "code_prior", "log_scale"),
+        after_step=lambda params, batch: latent_flows.average(
+            params, "code_prior", options["ema"]
+        ),
+    )
+    return with_shared_prior(
+        base,
+        latents,
+        size,
+        lambda params, key, num: code_priors.sample(
+            prior, params["code_prior_average"], key, num
+        ),
+        lambda params, s: log_prob(params, s, jax.random.key(0)),
+    )._replace(init=init, objective=objective, stages=(stage,))
 
 
 def _refuse_tokens(shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -184,7 +292,7 @@ def contrastive_terms(
     batch: Batch,
     key: PRNGKey,
     *,
-    log_code_prior: Callable[[Array], Array],
+    log_code_prior: Callable[[Array], Array] | None,
     log_likelihoods: elbo.LogLikelihoods,
     encode_generated: Callable[[Mapping[str, Array]], Array],
     scale: Array,
@@ -198,7 +306,8 @@ def contrastive_terms(
       private: q(w_m|x_m), fields [M, B, e].
       batch: modality -> [B, ...].
       key: random key.
-      log_code_prior: s [B, d] -> log p(s) [B].
+      log_code_prior: s [B, d] -> log p(s) [B]; None: `kl` lacks the term of the code,
+        whose gradients are 0 but for those of p(s).
       log_likelihoods: modality -> function (s and w, [N, d + e], x_m) -> [N].
       encode_generated: (modality -> s and w, [B, d + e]) -> codes [M, B, d] of any
         length.
@@ -221,8 +330,9 @@ def contrastive_terms(
         for i, (m, f) in enumerate(log_likelihoods.items())
     }
     log_likelihood = elbo.observed_terms(values, observed)
-    kl = distributions.log_prob(joint, s) - log_code_prior(s)
-    kl += elbo.observed_sum(distributions.kl_to_standard_gaussian(private), observed)
+    kl = elbo.observed_sum(distributions.kl_to_standard_gaussian(private), observed)
+    if log_code_prior is not None:
+        kl += distributions.log_prob(joint, s) - log_code_prior(s)
     gain = contrast(codes, scale, observed)
     if consistency:
         w = jax.random.normal(prior_key, w.shape, w.dtype)

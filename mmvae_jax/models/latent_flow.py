@@ -36,7 +36,6 @@ from mmvae_jax.models.parts import (
     standard_latents,
     wide,
 )
-from mmvae_jax.networks.flows import MLPFlow
 from mmvae_jax.types import (
     AnyArray,
     Array,
@@ -67,6 +66,10 @@ def latent_flow_model(
       config: as for `make_model`; model.latent_dim is d, the dimension of each w_m.
       shapes: modality -> shape of one example.
       options: those of OPTIONS.
+
+    Raises:
+      UsageError: guidance that is never trained, or a Transformer without tokens to
+        attend to.
     """
     latent_flows.check(options)
     size = config.model.latent_dim
@@ -76,7 +79,7 @@ def latent_flow_model(
         standard_latents((len(shapes) * size,)),
         partial(latent_flows.by_modality, shapes),
     )
-    network = MLPFlow(options["flow_width"], options["flow_depth"])
+    network = latent_flows.velocity_network(options, latent_flows.latent_shapes(nets))
     own = Parts(nets, base, network, size, options)
     return drawing(base, partial(_posterior, own), partial(_proposal, own))._replace(
         init=partial(_init, own),
@@ -103,12 +106,15 @@ def _velocity(
     own: Parts, velocities: Params, given: Array, absent: Array | None = None
 ) -> flows.Velocity:
     """Velocity of latents [B, M d]; given and absent modalities are bool [M, B]."""
+    # An MLP tells given modalities by their times alone.
+    is_told = own.options["flow_network"] == latent_flows.TRANSFORMER
+    marks = {"given": given} if is_told else {}
 
     def velocity(x: Array, t: Array) -> Array:
         times = jnp.where(given, 1.0, t)
         if absent is not None:
             times = jnp.where(absent, 0.0, times)
-        return own.network.apply(velocities, x, times)
+        return own.network.apply(velocities, x, times, **marks)
 
     return velocity
 

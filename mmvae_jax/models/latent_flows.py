@@ -9,6 +9,7 @@ training set. A given modality keeps its q(w_m|x_m). A flow, with parameters ave
 over the steps, draws the w_m of a missing modality.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -18,11 +19,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mmvae_jax import networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, flows
-from mmvae_jax.models import parts
+from mmvae_jax.models import code_priors, parts
+from mmvae_jax.models.code_priors import MOST_EXACT
 from mmvae_jax.models.options import Option, Options, number, one_of
 from mmvae_jax.models.parts import DRAWN, encode, wide
+from mmvae_jax.networks.flows import NUM_HEADS, MLPFlow, TransformerFlow
 from mmvae_jax.types import (
     AnyArray,
     Array,
@@ -32,15 +36,19 @@ from mmvae_jax.types import (
     ObjectiveTerms,
     Params,
     PRNGKey,
+    Shape,
     Stage,
 )
 
-# Largest number of latent dimensions for the exact divergence of a velocity.
-MOST_EXACT = 32
 _WORDS = {1: "one share of the steps", 2: "two shares of the steps whose sum is"}
 
-# Options of all models with flows, which are MLPs.
+TRANSFORMER = "transformer"
+
+# Options of all models with flows.
 FLOW_OPTIONS: Options = {
+    # Network of the velocity of latents: "mlp", or a "transformer" of the places of
+    # spatial latents, and of one token for each other latent vector.
+    "flow_network": one_of("mlp", TRANSFORMER),
     "guidance": number(2.0, 0),  # g; 1 = none
     "condition_dropped": number(0.1, 0, 1),  # share of examples without a condition
     "empty_share": number(0.2, 0, 1),  # share of examples with no modality given
@@ -77,13 +85,53 @@ def check(options: Mapping[str, Any]) -> None:
         )
 
 
+def velocity_network(
+    options: Mapping[str, Any], shapes: Mapping[str, Shape], advice: str = ""
+) -> Any:
+    """The velocity of one flow of latents, a Linen module, by the options.
+
+    Args:
+      options: those of FLOW_OPTIONS.
+      shapes: modality -> shape of its latent vector, see `latent_shapes`.
+      advice: how to have more tokens, the end of a sentence.
+
+    Raises:
+      UsageError: a Transformer has one token only, or a width that its heads do not
+        divide.
+    """
+    width, depth = options["flow_width"], options["flow_depth"]
+    if options["flow_network"] != TRANSFORMER:
+        return MLPFlow(width, depth)
+    field = f"config.model.options.flow_network={TRANSFORMER!r}"
+    if width % NUM_HEADS:
+        raise UsageError(
+            f"{field} needs config.model.options.flow_width to be a multiple of its "
+            f"{NUM_HEADS} heads, got {width}"
+        )
+    if sum(math.prod(shape[:-1]) for shape in shapes.values()) == 1:
+        raise UsageError(
+            f"{field} attends to several tokens, and the latent vector of "
+            f"{', '.join(shapes)} is a single one: set config.modality.network to "
+            f"'spatial' (one token for each place){advice}, or flow_network to 'mlp'"
+        )
+    return TransformerFlow(tuple(shapes.values()), width, depth)
+
+
+def latent_shapes(nets: parts.Networks) -> dict[str, Shape]:
+    """Modality -> shape of its latent vector, (d,) or, if spatial, (H', H', c)."""
+    return {
+        m: networks.latent_shape(encoder, nets.shapes[m], nets.latent_dim)
+        for m, encoder in nets.encoders.items()
+    }
+
+
 class Parts(NamedTuple):
     """Networks and options of one model.
 
     Attributes:
       nets: networks of the VAEs.
       base: functions of the VAEs.
-      network: the velocity of each flow, a Linen module.
+      network: the velocity of each flow of latents, a Linen module.
       size: d, latent dimensions of each modality.
       options: options of the model.
       coders: modality -> encoder of its code, a Linen module x [B, ...] -> (features,
@@ -106,6 +154,11 @@ class Parts(NamedTuple):
     def sizes(self) -> tuple[int, ...]:
         """Latent dimensions of all modalities."""
         return (self.size,) * self.num
+
+    @property
+    def prior(self) -> code_priors.FlowPrior:
+        """The flow of the code, of models with one."""
+        return code_priors.make(self.options, self.options["code_dim"])
 
     @property
     def solver(self) -> tuple[int, str]:
@@ -148,7 +201,7 @@ def flow_stage(own: Parts, objective: Callable[..., tuple[Array, Any]]) -> Stage
         objective,
         ("flows",),
         partial(_whiten, own),
-        lambda params, batch: average(own, params),
+        lambda params, batch: average(params, "flows", own.options["ema"]),
         cosine,
     )
 
@@ -214,14 +267,11 @@ def _whiten(own: Parts, params: Params, fold: Callable) -> Params:
     }
 
 
-def average(own: Parts, params: Params) -> Params:
-    """Updates the average of the flows' parameters after a step."""
-    rate = 1 - own.options["ema"]
-    return params | {
-        "flows_average": optax.incremental_update(
-            params["flows"], params["flows_average"], rate
-        )
-    }
+def average(params: Params, name: str, decay: float) -> Params:
+    """Updates the average NAME_average of an entry of the parameters after a step."""
+    kept = f"{name}_average"
+    now = optax.incremental_update(params[name], params[kept], 1 - decay)
+    return params | {kept: now}
 
 
 def whitening(params: Params) -> flows.Moments:

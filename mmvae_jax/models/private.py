@@ -126,19 +126,42 @@ def with_mixture_prior(
       name: entry of the parameters with the mixture: "mean" [S, d], "log_weight" [S]
         (up to a constant), and optionally "log_variance" [S, d], else 0.
     """
+    return with_shared_prior(
+        base,
+        latents,
+        shared_dim,
+        lambda params, key, num: sample_mixture(params[name], key, num),
+        lambda params, s: log_mixture_prob(params[name], s),
+    )
+
+
+def with_shared_prior(
+    base: MultimodalVAE,
+    latents: Latents,
+    shared_dim: int,
+    sample_shared: Callable[[Params, PRNGKey, int], Array],
+    log_shared: Callable[[Params, Array], Array],
+) -> MultimodalVAE:
+    """Replaces the prior of the shared vector by any other.
+
+    Args:
+      base: result of `private_model`.
+      latents: latents of `base`; the private vectors keep their prior.
+      shared_dim: d, dimensions of the shared vector.
+      sample_shared: (params, key, num) -> [num, d].
+      log_shared: (params, s [..., d]) -> log p(s) [...], nats.
+    """
 
     def sample_prior(params: Params, key: PRNGKey, num: int) -> Array:
         shared_key, private_key = jax.random.split(key)
-        shared = sample_mixture(params[name], shared_key, num)
+        shared = sample_shared(params, shared_key, num)
         private = base.sample_prior(params, private_key, num)[:, shared_dim:]
         return distributions.join(shared, private)
 
     def log_prior(params: Params, z: Array) -> Array:
         shared, private = distributions.split(z, shared_dim)
         _, prior = distributions.split(latents.prior(params), shared_dim)
-        return log_mixture_prob(params[name], shared) + distributions.log_prob(
-            prior, private
-        )
+        return log_shared(params, shared) + distributions.log_prob(prior, private)
 
     return base._replace(sample_prior=sample_prior, log_prior=log_prior)
 

@@ -11,6 +11,7 @@ networks with Linen's convolutions.
 The networks of `flows` map latents and a time to a velocity.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -60,6 +61,21 @@ def make_classifier(name: str, shape: Shape, num_outputs: int) -> nn.Module:
         raise ArgumentError("unknown {network} {!r}; choose one of {}", name, known)
     options = {"num_words": shape.num_words} if isinstance(shape, TokenShape) else {}
     return CLASSIFIERS[name](num_outputs, **options)
+
+
+def latent_shape(encoder: nn.Module, shape: Shape, latent_dim: int) -> Shape:
+    """Shape of a latent vector: (H', H', c) of a spatial encoder, else (D,).
+
+    Args:
+      encoder: result of `make_networks`.
+      shape: shape of one example.
+      latent_dim: D.
+    """
+    if not isinstance(encoder, images.SpatialEncoder):
+        return (latent_dim,)
+    places = images.num_places(shape[0], encoder.channels)
+    side = math.isqrt(places)
+    return (side, side, latent_dim // places)
 
 
 def convolution_forms(*modules: nn.Module) -> frozenset[str]:

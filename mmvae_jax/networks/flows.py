@@ -23,6 +23,8 @@ _HIGHEST_FREQUENCY = 100.0
 _MOST_SCALED = 2.0
 # Units of a Transformer's dense layers, relative to its width.
 _EXPANSION = 4
+# Heads of a Transformer's attention; its width is a multiple of them.
+NUM_HEADS = 4
 
 
 class Context(nn.Module):
@@ -110,12 +112,29 @@ class MLPFlow(nn.Module):
     depth: int = 3
 
     @nn.compact
-    def __call__(self, x: Array, t: Array, condition: Array | None = None) -> Array:
-        """Maps x [B, D], times and a condition [B, E] to the velocity [B, D].
+    def __call__(
+        self,
+        x: Array,
+        t: Array,
+        condition: Array | None = None,
+        given: Array | None = None,
+    ) -> Array:
+        """The velocity of all entries.
 
-        Times are t [B], or [M, B] for M parts of x.
+        Args:
+          x: [B, D].
+          t: [B], or [M, B] for a time of each of M parts of x.
+          condition: [B, E].
+          given: bool [M, B], parts whose x is data: more entries of a condition.
+
+        Returns:
+          [B, D].
         """
         size = x.shape[-1]
+        if given is not None:
+            flags = given.T.astype(x.dtype)
+            parts = [flags] if condition is None else [condition, flags]
+            condition = jnp.concatenate(parts, axis=-1)
         context = Context(self.width, is_joined=t.ndim > 1)(t, condition)
         h = layers.dense(self.width, size)(x)
         for _ in range(self.depth):
@@ -140,7 +159,7 @@ class TransformerFlow(nn.Module):
     shapes: tuple[Shape, ...]
     width: int = 128
     depth: int = 3
-    num_heads: int = 4
+    num_heads: int = NUM_HEADS
 
     @nn.compact
     def __call__(

@@ -9,6 +9,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
+import mmvae_jax
 from mmvae_jax import models, networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo
@@ -262,6 +263,7 @@ def test_the_consistency_teaches_decoders_only(tiny_config, tiny_images):
     [
         ("code_variance", 0.0, "{} must be in (0, 1), got 0.0"),
         ("code_components", 0, "{} must be >= 1, got 0"),
+        ("code_prior", "vamp", "unknown {} 'vamp'; choose one of mixture, flow"),
         ("consistency", -1.0, "{} must be >= 0, got -1.0"),
     ],
 )
@@ -270,6 +272,110 @@ def test_errors_of_configs(field, value, message, tiny_config):
     message = re.escape(message.format(f"config.model.options.{field}"))
     with pytest.raises(UsageError, match=f"^{message}$"):
         models.make_model(config, SHAPES)
+
+
+# A flow as the prior of the code.
+
+
+def with_flow(tiny_config, **options):
+    small = {"flow_width": 8, "flow_depth": 1, "ode_steps": 20, "consistency": 0.0}
+    config = tiny_config(
+        "contrastive", latent_dim=D, private_dim=E, code_prior="flow", **small | options
+    )
+    config.modality.network_options.widths = ()
+    return models.make_model(config, SHAPES)
+
+
+def test_the_density_of_a_flow_is_in_the_bound(tiny_config, tiny_images):
+    """A flow without motion is N(0, I); one that moves has the density of its draws."""
+    model, start = with_flow(tiny_config), with_flow(tiny_config).init(KEY)
+    batch = {m: x / np.float32(255) for m, x in tiny_images(SHAPES, B).items()}
+    objective, density = jax.jit(model.objective), jax.jit(model.log_prior)
+    z = np.float32(RNG.normal(size=(2, B, D + M * E)))
+    expected = scipy.stats.norm.logpdf(np.float64(z)).sum(-1)
+    np.testing.assert_allclose(density(start, z), expected, rtol=1e-4)
+    rng = np.random.default_rng(1)
+    moving = jax.tree.map(
+        lambda x: np.float32(x + 0.3 * rng.normal(size=x.shape)),
+        start["code_prior_average"],
+    )
+    params = start | {"code_prior_average": moving}
+    samples = np.float64(
+        jax.jit(model.sample_prior, static_argnums=2)(params, KEY, 4_000)
+    )[:, :D]
+    # E_p[q(s) / p(s)] = 1 for every density q, here one near that of the samples.
+    centre, spread = samples.mean(0), 0.7 * samples.std(0)
+    whole = np.concatenate([samples, np.zeros((len(samples), M * E))], axis=1)
+    log_p = np.float64(density(params, np.float32(whole)))
+    log_p -= scipy.stats.norm.logpdf(np.zeros(M * E)).sum()
+    log_q = scipy.stats.norm.logpdf(samples, centre, spread).sum(1)
+    ratio = np.exp(log_q - log_p)
+    error = ratio.std() / np.sqrt(len(ratio))
+    assert error < 0.05 and abs(ratio.mean() - 1) < 4 * error
+    assert np.abs(log_p - scipy.stats.norm.logpdf(samples).sum(1)).max() > 0.1
+    # The terms have that density of the code that was drawn, and no other.
+    terms, other = (objective(p, batch, KEY, 1.0)[1] for p in (start, params))
+    assert np.abs(terms.kl - other.kl).min() > 1e-3
+    for m in MODALITIES:
+        np.testing.assert_array_equal(terms.log_likelihood[m], other.log_likelihood[m])
+
+
+def test_the_flow_learns_and_the_code_does_not_learn_from_it(tiny_config, tiny_images):
+    model = with_flow(tiny_config)
+    (stage,) = model.stages
+    kept = {"code_prior_average"}
+    assert {*stage.learns, *kept} == set(jax.eval_shape(model.init, KEY))
+    batch = {m: x / np.float32(255) for m, x in tiny_images(SHAPES, B).items()}
+    params = jax.jit(model.init)(KEY)
+
+    @jax.jit
+    def gradient(params):
+        return jax.grad(lambda p: stage.objective(p, batch, KEY, 1.0)[0])(params)
+
+    rng = np.random.default_rng(1)
+    moved = jax.tree.map(
+        lambda x: np.float32(x + rng.normal(size=x.shape)), params["code_prior"]
+    )
+    one, other = gradient(params), gradient(params | {"code_prior": moved})
+    for name in ("encoders", "decoders", "log_scale"):
+        jax.tree.map(np.testing.assert_array_equal, one[name], other[name])
+    assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(one["code_prior"]))
+    averaged = stage.after_step(params | {"code_prior": moved}, batch)
+    decay = models.MODELS["contrastive"].options["ema"].default
+    jax.tree.map(
+        lambda new, old, now: np.testing.assert_allclose(
+            new, decay * old + (1 - decay) * now, rtol=1e-4, atol=1e-6
+        ),
+        averaged["code_prior_average"],
+        params["code_prior"],
+        moved,
+    )
+
+
+@pytest.mark.slow
+def test_training_with_a_flow_gives_its_loss_and_is_loaded(tmp_path, tiny_images):
+    """Codes are two points here, of which a flow can learn much."""
+    data = {m: np.tile(x, (16, 1, 1, 1)) for m, x in tiny_images(SHAPES, 2).items()}
+    fitted = mmvae_jax.fit(
+        data,
+        model="contrastive",
+        num_steps=150,
+        latent_dim=D,
+        learning_rate=1e-2,
+        is_shown=False,
+        options={"code_prior": "flow", "flow_width": 16, "ode_steps": 5, "ema": 0.9},
+        config={"modality.network_options.widths": (8,)},
+    )
+    history = [row["train/prior_flow"] for row in fitted.history]
+    assert np.isfinite(history).all()
+    assert np.mean(history[-20:]) < 0.8 * np.mean(history[:5])
+    loaded = mmvae_jax.load(mmvae_jax.export(fitted, tmp_path / "model"))
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, fitted.params)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        mmvae_jax.score(loaded, data),
+        mmvae_jax.score(fitted, data),
+    )
 
 
 # The decoder of layers.

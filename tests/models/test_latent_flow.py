@@ -10,7 +10,7 @@ from toy_models import flow_params
 
 from mmvae_jax import models
 from mmvae_jax.errors import UsageError
-from mmvae_jax.models import latent_flow
+from mmvae_jax.models import latent_flows
 from mmvae_jax.types import OBSERVED
 
 SHAPES = {"m0": (3,), "m1": (4,), "m2": (2,)}
@@ -86,7 +86,7 @@ class Recorder:
 @pytest.mark.parametrize("times", ["shared", "each"])
 def test_each_modality_has_a_time(tiny_config, monkeypatch, times):
     seen, num = Recorder(), 60
-    monkeypatch.setattr(latent_flow, "MLPFlow", lambda *args: seen)
+    monkeypatch.setattr(latent_flows, "MLPFlow", lambda *args: seen)
     model = make(tiny_config, times=times, condition_dropped=0.3)
     params, batch = flow_params(model), vectors(num)
     observed = np.ones((num, M), bool)
@@ -129,7 +129,7 @@ def test_each_modality_has_a_time(tiny_config, monkeypatch, times):
 
 def test_the_density_of_what_the_flow_moves_nowhere(tiny_config, monkeypatch):
     """Whitened latents are N(0, I), and what is missing has no part in the bound."""
-    monkeypatch.setattr(latent_flow, "MLPFlow", lambda *args: Recorder())
+    monkeypatch.setattr(latent_flows, "MLPFlow", lambda *args: Recorder())
     model = make(tiny_config)
     monkeypatch.setattr(Recorder, "apply", lambda self, velocities, x, t: 0 * x)
     params = flow_params(model)
