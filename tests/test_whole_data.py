@@ -30,7 +30,7 @@ pytest_plugins = ("run_fixtures",)
 
 REFUSED, FINISHED = "refused", "finished"
 # Refused, each for another reason, in the time of a fast test; the others are slow.
-FAST = (0, 2, 3, 9, 17, 29, 33, 36, 88, 165)
+FAST = (2, 3, 9, 10, 23, 28, 29, 37, 43, 98)
 TRAINED = (16,)  # in any case
 SLOW = range(300)
 

@@ -65,6 +65,8 @@ ODD_MODELS = (
 LABELLED = ("coherence", "frechet", "linear_probe")
 OF_ATTRIBUTES = ("attributes", "one_to_many")
 ALL_METRICS = tuple(sorted(set(METRICS) - {"fid", "conditional_fid", *OF_ATTRIBUTES}))
+# What a user may not notice; only some of it is refused.
+SLIPS = ("",) * 6 + ("channels first", "mask of ints", "class", "apart")
 # Images whose rows are their channels.
 CHANNELS_FIRST = ((3, 8, 8), (3, 8, 9), (1, 8, 10), (4, 8, 8), (2, 9, 8))
 
@@ -162,7 +164,8 @@ class _Draw:
         self.rng = np.random.default_rng(seed)
         drawn = self.one_of(ODDITIES)
         self.oddity = drawn if oddity is None else oddity
-        self.words, self.noted = [], {}
+        self.slip = self.one_of(SLIPS) if oddity is None else ""
+        self.words, self.noted = [self.slip] if self.slip else [], {}
 
     def one_of(self, choices):
         return choices[self.rng.integers(len(choices))]
@@ -188,9 +191,8 @@ class _Draw:
                 names.append(name)
                 kinds[name] = self.one_of(tuple(KINDS))
         makers = {name: self.maker(kinds[name], name) for name in names}
-        if names and "mask" not in names and self.is_odd():
+        if self.slip == "mask of ints" and names and "mask" not in names:
             # What is observed, as numbers among the modalities.
-            self.words.append("mask of ints")
             shape = (len(names),)
             makers["mask"] = lambda num: self.rng.integers(0, 2, (num, *shape))
             kinds["mask"] = "tokens"
@@ -198,7 +200,7 @@ class _Draw:
         train = {name: makers[name](counts[0]) for name in names}
         test = {name: makers[name](counts[1]) for name in names}
         self.add_words(train, test, kinds)
-        if "mask of ints" in self.words and "mask_words" not in train:
+        if self.slip == "mask of ints" and "mask_words" not in train:
             self.noted["mask"] = "holds a 0 or 1 for each other modality"
         self.add_labels(train, test, counts)
         self.add_masks(train, test, counts, len(names))
@@ -225,9 +227,12 @@ class _Draw:
         if kind == "image":
             channels = self.odd((3,), ((), (1,), (2,), (4,), (5,), (0,), (2, 2)))
             shape = (8, self.odd(8, (5, 1, 0)), *channels)
-            shape = self.odd(shape, CHANNELS_FIRST)
+            if self.slip == "channels first":
+                shape = self.one_of(CHANNELS_FIRST)
             high = self.odd(256, (1, 2))
             dtype = self.odd(np.uint8, (bool, np.int64, np.int8, np.float32))
+            if dtype == np.uint8 and self.slip == "channels first":
+                dtype = self.one_of((np.uint8, np.float32))
             if shape in CHANNELS_FIRST and dtype in (np.uint8, np.float32):
                 self.noted[name] = "looks like images"
             return lambda num: rng.integers(0, high, (num, *shape)).astype(dtype)
@@ -302,15 +307,13 @@ class _Draw:
             own[self.odd("labels", ("label",))] = labels.astype(dtype)
 
     def add_masks(self, train, test, counts, num_modalities):
-        if self.rng.random() < 0.6:
+        if self.rng.random() < 0.6 and self.slip not in ("class", "apart"):
             return
-        for own, size in zip((train, test), counts, strict=True):
+        slips = (self.slip, "")  # of the training file alone
+        for own, size, slip in zip((train, test), counts, slips, strict=True):
             mask = self.rng.random((size, num_modalities)) < 0.7
             mask[np.arange(size), self.rng.integers(num_modalities, size=size)] = True
-            mode = self.odd(
-                "",
-                ("all", "alone", "apart", "class", "never", "nothing", "narrow", "int"),
-            )
+            mode = self.odd(slip, ("all", "alone", "never", "nothing", "narrow", "int"))
             if mode == "all":
                 mask[:] = True
             if mode == "alone":  # never complete
@@ -385,7 +388,8 @@ class _Draw:
             return (*ALL_METRICS, *of_attributes)
         found = ["elbo", "log_likelihood"]
         found += [*LABELLED, *of_attributes] if "labels" in train else ()
-        found += ["swd"] if "image" in kinds.values() else ()
+        images = [train[name] for name, kind in kinds.items() if kind == "image"]
+        found += ["swd"] if any(x.dtype == np.uint8 for x in images) else ()
         texts = [train[name] for name, kind in kinds.items() if kind == "tokens"]
         found += ["captions"] if any(x[:1].size > 1 for x in texts) else ()
         found += ["matching"] if len(kinds) > 1 and "observed" not in train else ()
