@@ -157,7 +157,11 @@ MODELS = {
         "MMVAE+",
         PRIVATE,
         mmvae_plus.OPTIONS,
-        Citation("palumbo2023mmvae", "Palumbo et al. (2023)", _DREG),
+        Citation(
+            "palumbo2023mmvae",
+            "Palumbo et al. (2023)",
+            (*_DREG, "martens2024disentangling"),
+        ),
         "A mixture for what is shared, and a private vector for each modality.",
     ),
     "cmvae": Model(
