@@ -33,7 +33,7 @@ def get_config():
     )
     scale.changes = changes
     scale.official.changes = dict(model=dict(options=dict(num_samples=3)))
-    for name in ("mmvae_plus", "dmvae"):
+    for name in ("mmvae_plus", "cmvae", "dmvae", "contrastive"):
         scale.models[name].model.update(latent_dim=24, options=dict(private_dim=24))
     for name in ("latent_flow", "code_flow"):
         scale.models[name].model.latent_dim = 32

@@ -80,7 +80,15 @@ def get_config() -> ConfigDict:
                         options=dict(private_dim=10, num_samples=1, estimator="iwae"),
                     ),
                 ),
+                cmvae=dict(
+                    model=dict(
+                        latent_dim=10, options=dict(private_dim=10, estimator="iwae")
+                    ),
+                ),
                 dmvae=dict(model=dict(latent_dim=10, options=dict(private_dim=10))),
+                contrastive=dict(
+                    model=dict(latent_dim=10, options=dict(private_dim=10))
+                ),
                 # The networks and steps of all models, unlike in their own configs.
                 latent_flow=dict(
                     model=dict(latent_dim=12),

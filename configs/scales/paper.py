@@ -39,7 +39,7 @@ def get_config():
         ),
     )
     # 32 shared and 32 private dimensions, as Palumbo et al. (2023).
-    for name in ("mmvae_plus", "dmvae"):
+    for name in ("mmvae_plus", "cmvae", "dmvae", "contrastive"):
         scale.models[name].model.update(latent_dim=32, options=dict(private_dim=32))
     # The dimensions of Bounoua et al. (2024), with the networks of all models.
     for name in ("latent_flow", "code_flow"):

@@ -30,7 +30,11 @@ def get_config() -> ConfigDict:
                 options=dict(private_dim=12, num_samples=1, estimator="iwae"),
             ),
         ),
+        cmvae=dict(
+            model=dict(latent_dim=12, options=dict(private_dim=12, estimator="iwae"))
+        ),
         dmvae=dict(model=dict(latent_dim=12, options=dict(private_dim=12))),
+        contrastive=dict(model=dict(latent_dim=12, options=dict(private_dim=12))),
     )
     for name in ("latent_flow", "code_flow"):
         scale.models[name] = dict(

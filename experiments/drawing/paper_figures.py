@@ -254,9 +254,17 @@ def _draw_matching(evidence: Evidence) -> Drawing:
     return Drawing(figure, rows, figure_captions.caption(evidence, "matching", tags))
 
 
+def _kinds_of(evidence: Evidence, figure: str) -> dict[str, tuple[str, ...]]:
+    """Kinds of models of a figure with a finished run; all kinds if none has one."""
+    specs = plan.figure_specs(evidence.config)[figure]
+    finished = {spec.model for spec in specs if spec in evidence.runs}
+    found = {kind: x for kind, x in plan.KINDS.items() if finished & set(x)}
+    return found or plan.KINDS
+
+
 @matplotlib.rc_context(STYLE)
 def _draw_family(evidence: Evidence) -> Drawing:
-    """Quality against coherence of all models, one panel per kind of model."""
+    """Quality against coherence of all models, one panel per kind with a run."""
     specs = plan.figure_specs(evidence.config)["family"]
     metrics = tables.quality_metrics(evidence, specs, is_mean=True)
 
@@ -271,7 +279,7 @@ def _draw_family(evidence: Evidence) -> Drawing:
         [
             front(column, metric, coherence, kind)
             for coherence in (COHERENCE, SINGLE)
-            for kind in plan.KINDS
+            for kind in _kinds_of(evidence, "family")
         ]
         for column in evidence.config.columns
         for metric in metrics
@@ -284,7 +292,7 @@ def _draw_family(evidence: Evidence) -> Drawing:
 @matplotlib.rc_context(STYLE)
 def _draw_inputs(evidence: Evidence) -> Drawing:
     """Coherence by the number of given modalities, ours and published."""
-    columns, kinds = evidence.config.columns, plan.KINDS
+    columns, kinds = evidence.config.columns, _kinds_of(evidence, "inputs")
     published = paper.PUBLISHED_COHERENCE
     most = max(evidence.config.num_modalities[-1] - 1, *map(len, published.values()))
     size = len(columns) + 1, len(kinds)
@@ -309,7 +317,8 @@ def _draw_inputs(evidence: Evidence) -> Drawing:
         axis.set_title(kind)
     for axis in axes[-1]:
         axis.set_xlabel("number of given modalities")
-    add_legend(figure, axes[-1, -1])
+    free = [axis for axis in axes[-1] if not axis.axison]
+    add_legend(figure, free[-1] if free else None)
     num = evidence.config.num_modalities[-1]
     tags = [f"eval/coherence/size_1…{num - 1}"]
     return Drawing(figure, rows, figure_captions.caption(evidence, "inputs", tags))

@@ -24,7 +24,7 @@ from experiments.running import workdirs
 from mmvae_jax import models
 from mmvae_jax.errors import UsageError
 from mmvae_jax.interface import old_configs
-from mmvae_jax.models import COORDINATED, MIXTURE, PRIVATE
+from mmvae_jax.models import COORDINATED, MIXTURE, POOLED, PRIVATE
 from mmvae_jax.training import log
 
 SCALES = ("small", "demo", "cpu", "published", "paper")
@@ -36,7 +36,7 @@ OFFICIAL = ("unimodal_official", "mmvae_official")
 # all panels.
 KINDS = {
     kind: tuple(name for name, model in models.MODELS.items() if model.kind == kind)
-    for kind in (MIXTURE, COORDINATED, PRIVATE)
+    for kind in (MIXTURE, COORDINATED, PRIVATE, POOLED)
 }
 REFERENCES = ("unimodal", "mvae", "mopoe")
 

@@ -3,10 +3,10 @@
     python -m experiments.studies.guidance --workdir=runs/in_place/code_flow \\
         --out=results/guidance.csv
 
-Guidance affects sampling but not training, so that one run of `code_flow` is enough for
-all strengths. The command writes one line per strength: means and standard deviations
-over the members of the run, on its test examples. It selects nothing and does not
-change the run.
+Guidance affects sampling but not training, so that one run of a model with guidance is
+enough for all strengths. The command writes one line per strength: means and standard
+deviations over the members of the run, on its test examples. It selects nothing and
+does not change the run.
 """
 
 from pathlib import Path
@@ -19,9 +19,11 @@ from experiments.running import build, command, evaluator, signals, terminal
 from experiments.studies.tables import row, write
 from mmvae_jax.errors import UsageError
 from mmvae_jax.interface import checks, description, trained
+from mmvae_jax.models import MODELS
 from mmvae_jax.training import checkpoints
 
 _OPTION = "guidance"
+GUIDED = tuple(name for name, model in MODELS.items() if _OPTION in model.options)
 METRICS = ("coherence", "conditional_swd", "conditional_frechet", "swd", "frechet")
 COLUMNS = (
     "coherence/size_1",
@@ -69,7 +71,7 @@ def guided_config(workdir: Path, strength: float, num_examples: int) -> ConfigDi
     if _OPTION not in config.model.options:
         raise UsageError(
             f"{workdir} is of {config.model.name}, which has no guidance: give a run "
-            "of code_flow"
+            f"of {' or '.join(GUIDED)}"
         )
     config.model.options[_OPTION] = strength
     config.eval.metrics = METRICS
@@ -105,7 +107,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", "", "folder of a run of code_flow")
+    flags.DEFINE_string("workdir", "", f"folder of a run of {' or '.join(GUIDED)}")
     flags.DEFINE_string("guidance", "1,1.5,2,3,4", "strengths, with commas")
     flags.DEFINE_integer("num_examples", 0, "of the test split; 0: as the run was")
     flags.DEFINE_string("out", "", "CSV file")

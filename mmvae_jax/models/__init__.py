@@ -63,7 +63,7 @@ class Model(NamedTuple):
       build: (config, shapes, options) -> MultimodalVAE, for `make_model`.
       label: name in figures and tables.
       kind: group of the model in figures. The figures of the family have one panel for
-        each of the first three kinds below.
+        each of the first four kinds below.
       options: name -> Option, the options of the model in config.model.options.
       citation: source of the model.
       summary: one sentence for the table of the README.
@@ -80,6 +80,7 @@ class Model(NamedTuple):
 MIXTURE = "products, mixtures"
 COORDINATED = "coordination-based"
 PRIVATE = "private vectors, codes"
+POOLED = "other poolings"
 OFFICIAL = "importance-weighted, as released"
 OTHER = "other"
 
@@ -156,13 +157,17 @@ MODELS = {
         "MMVAE+",
         PRIVATE,
         mmvae_plus.OPTIONS,
-        Citation("palumbo2023mmvae", "Palumbo et al. (2023)", _DREG),
+        Citation(
+            "palumbo2023mmvae",
+            "Palumbo et al. (2023)",
+            (*_DREG, "martens2024disentangling"),
+        ),
         "A mixture for what is shared, and a private vector for each modality.",
     ),
     "cmvae": Model(
         mmvae_plus.mmvae_plus_model,
         "CMVAE",
-        OTHER,
+        PRIVATE,
         mmvae_plus.CLUSTERED_OPTIONS,
         Citation("palumbo2024deep", "Palumbo et al. (2024)", _DREG),
         "MMVAE+ with a learned mixture as the prior of what is shared.",
@@ -234,7 +239,7 @@ MODELS = {
     "wb_vae": Model(
         partial(mixture_model, mixture=subsets.full_set, pooling="barycentre"),
         "WB-VAE",
-        OTHER,
+        POOLED,
         {},
         _QIU,
         "The joint posterior is the Wasserstein barycentre of the experts.",
@@ -242,7 +247,7 @@ MODELS = {
     "mwb_vae": Model(
         partial(mixture_model, mixture=subsets.powerset, pooling="barycentre"),
         "MWB-VAE",
-        OTHER,
+        POOLED,
         mixtures.POOLED_OPTIONS,
         _QIU,
         "The joint posterior is the mixture of the barycentres of all subsets.",
@@ -250,7 +255,7 @@ MODELS = {
     "code_vae": Model(
         partial(mixture_model, mixture=subsets.powerset, pooling="dependent"),
         "CoDE-VAE",
-        OTHER,
+        POOLED,
         mixtures.CODE_OPTIONS,
         Citation("mancisidor2025aggregation", "Mancisidor et al. (2025)"),
         "A mixture over subsets of experts whose errors are correlated.",
@@ -258,7 +263,7 @@ MODELS = {
     "helvae": Model(
         partial(mixture_model, mixture=subsets.full_set, pooling="hoelder"),
         "HELVAE",
-        OTHER,
+        POOLED,
         mixtures.HELVAE_OPTIONS,
         _VO,
         "The joint posterior has the moments of the Hölder pool of the experts.",
@@ -266,7 +271,7 @@ MODELS = {
     "mohelvae": Model(
         partial(mixture_model, mixture=subsets.powerset, pooling="hoelder"),
         "MoHELVAE",
-        OTHER,
+        POOLED,
         mixtures.MOHELVAE_OPTIONS,
         _VO,
         "The joint posterior is the mixture of such moments over all subsets.",
@@ -274,7 +279,7 @@ MODELS = {
     "contrastive": Model(
         contrastive.contrastive_model,
         "contrastive code",
-        OTHER,
+        PRIVATE,
         contrastive.OPTIONS,
         Citation(
             "mmvae_jax",
@@ -313,7 +318,7 @@ MODELS = {
     "jnf_shared": Model(
         partial(jnf.jnf_model, is_shared=True),
         "JNF-Shared",
-        OTHER,
+        COORDINATED,
         jnf.SHARED_OPTIONS,
         Citation(
             "senellart2025bridging",
@@ -337,7 +342,7 @@ MODELS = {
     "nexus": Model(
         nexus.nexus_model,
         "Nexus",
-        OTHER,
+        PRIVATE,
         nexus.OPTIONS,
         Citation("vasco2022leveraging", "Vasco et al. (2022)"),
         "A VAE for each modality, and one above them of the mean of their messages.",

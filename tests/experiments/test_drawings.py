@@ -451,6 +451,22 @@ def test_nothing_measured_is_said_and_no_error(evidence, name):
             assert [text.get_text() for text in axis.texts] == ["not measured"]
 
 
+@pytest.mark.parametrize("name, num_blocks", (("family", 2), ("inputs", 1)))
+def test_a_kind_of_models_without_runs_has_no_panel(evidence, name, num_blocks):
+    """Faint references would be all that it shows."""
+    kept = {
+        spec: run
+        for spec, run in evidence.runs.items()
+        if spec.model in ("unimodal", "mopoe", "helvae")
+    }
+    gone = {spec: run for spec, run in kept.items() if spec.model != "helvae"}
+    for own, num_kinds in ((kept, 2), (gone, 1)):
+        drawing = paper_figures.DRAWINGS[name](dataclasses.replace(evidence, runs=own))
+        num_columns = drawing.figure.axes[0].get_gridspec().ncols
+        assert num_columns == num_blocks * num_kinds
+        assert "not measured" not in texts_of(drawing.figure)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_a_data_set_without_runs_is_an_empty_column(evidence, name):
     gone = [spec for spec in evidence.runs if spec.dataset == "translated"]
@@ -615,7 +631,7 @@ def test_what_is_given_is_shown_at_the_beta_that_is_chosen_on_average(evidence):
     (first, second) = rows_of(drawing, dataset="Translated-PolyDigits", model="mvtcae")
     assert (first["beta"], first["given"], first["mean"]) == (1.0, 1, 0.6)
     assert (second["beta"], second["given"], second["mean"]) == (1.0, 2, 0.6)
-    axis = drawing.figure.axes[4]
+    axis = drawing.figure.axes[len(plan.KINDS) + 1]
     assert plotted(axis, "mvtcae") == {1: 0.6, 2: 0.6}
     assert plotted(axis, "mopoe") and not plotted(axis, "mmvae")  # faint: references
     assert {row["model"] for row in drawing.rows} == {
@@ -648,7 +664,7 @@ def test_what_is_given_is_shown_for_each_seed_at_the_beta_of_the_others(evidence
 
 def test_published_coherences_are_apart_and_no_rows(evidence):
     drawing = paper_figures.DRAWINGS["inputs"](evidence)
-    *_, first, second, third = drawing.figure.axes
+    *_, first, second, third, fourth = drawing.figure.axes
     shown = {}
     for axis in (first, second):
         for model in paper.PUBLISHED_COHERENCE:
@@ -657,7 +673,8 @@ def test_published_coherences_are_apart_and_no_rows(evidence):
                 shown[model] = tuple(points.values())
                 assert list(points) == [1, 2, 3, 4]
     assert shown == paper.PUBLISHED_COHERENCE
-    assert "published" in first.get_ylabel() and not third.axison
+    assert "published" in first.get_ylabel()
+    assert not third.axison and not fourth.axison
     assert {row["dataset"] for row in drawing.rows} == {
         "PolyDigits", "Translated-PolyDigits"
     }  # fmt: skip

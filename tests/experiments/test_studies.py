@@ -122,7 +122,7 @@ def test_a_run_is_evaluated_at_another_strength_of_guidance(tmp_path, tiny_confi
 
     found = guided_config(recorded("code_flow"), 3.5, 7)
     assert found.model.options.guidance == 3.5 and found.eval.num_examples == 7
-    with pytest.raises(UsageError, match="is of mopoe, which has no guidance"):
+    with pytest.raises(UsageError, match="mopoe, which has no .* code_flow or latent"):
         guided_config(recorded("mopoe"), 3.5, 0)
     with pytest.raises(UsageError, match="holds no run"):
         guided_config(tmp_path, 3.5, 0)
