@@ -415,6 +415,18 @@ METRICS = {
                 "ms",
                 short="ms cond.",
             ),
+            Column(
+                "cost/evaluations/sample",
+                "network evaluations of a sample",
+                LOWER,
+                short="evals a sample",
+            ),
+            Column(
+                "cost/evaluations/conditional",
+                "network evaluations of a conditional sample",
+                LOWER,
+                short="evals cond.",
+            ),
         ),
         citations=("mmvae_jax",),
     ),

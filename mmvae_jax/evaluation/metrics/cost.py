@@ -1,19 +1,24 @@
-"""Cost of a model: its parameters, and the time to generate with it.
+"""Cost of a model: its parameters, and the time and evaluations to generate with it.
 
 The time is measured on the device and with the batch size of the evaluation. The
-summary of a run has the time of a training step (step_seconds).
+evaluations of networks do not depend on the machine: they are counted while the model's
+own functions run. The summary of a run has the time of a training step (step_seconds)
+and of the training (training_seconds).
 """
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax.evaluation.generate import batches, latents_given
 from mmvae_jax.evaluation.metric import EvaluationData
-from mmvae_jax.types import OBSERVED, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import OBSERVED, Distribution, MultimodalVAE, Params, PRNGKey
 
 
 def cost(
@@ -24,7 +29,7 @@ def cost(
     *,
     num_batches: int = 5,
 ) -> dict[str, float]:
-    """Number of parameters, and milliseconds per generated example.
+    """Number of parameters, milliseconds and network evaluations per example.
 
     Args:
       model: for one sweep member.
@@ -37,7 +42,9 @@ def cost(
       cost/parameters; cost/sample, milliseconds per example from the prior to all
       modalities; and cost/conditional, from all modalities except the first to all
       modalities (a single modality: from itself). Times depend on machine and batch
-      size.
+      size. cost/evaluations/sample and cost/evaluations/conditional are the numbers of
+      evaluations of networks for the same two, after the encoders: of all decoders,
+      and of velocities, as often as the solver of an ODE evaluates them.
     """
     batch, _ = next(batches(data.test, data.batch_size))
     batch = {m: x for m, x in batch.items() if m != OBSERVED}
@@ -48,20 +55,69 @@ def cost(
         z = model.sample_prior(params, own_key, data.batch_size)
         return model.decode(params, z)
 
-    def conditional(own_key: PRNGKey) -> Any:
-        experts = model.encode(params, batch)
+    def decoded_given(experts: Distribution, own_key: PRNGKey) -> Any:
         keys = jax.random.split(own_key)
         return model.decode(params, latents_given(model, params, experts, given, keys))
+
+    def conditional(own_key: PRNGKey) -> Any:
+        return decoded_given(model.encode(params, batch), own_key)
 
     def milliseconds(generate: Callable[[PRNGKey], Any]) -> float:
         seconds = seconds_of(generate, key, num_batches)
         return 1e3 * seconds / data.batch_size
 
-    return {
+    values = {
         "cost/parameters": float(sum(np.size(x) for x in jax.tree.leaves(params))),
         "cost/sample": milliseconds(sample),
         "cost/conditional": milliseconds(conditional),
     }
+    experts = model.encode(params, batch)
+    return values | {
+        "cost/evaluations/sample": float(evaluations(sample, key)),
+        "cost/evaluations/conditional": float(evaluations(decoded_given, experts, key)),
+    }
+
+
+def evaluations(call: Callable[..., Any], *arguments: Any) -> int:
+    """Number of evaluations of networks (whole Linen modules) in a call.
+
+    The call is not compiled, so that every turn of a loop, and only the taken branch of
+    a condition, counts. Networks are not computed: they return zeros in the shape of
+    their outputs, on which the number of turns must not depend. A network mapped over K
+    parameters or inputs by `vmap` counts K times, and the gradient of a network once.
+    """
+    num, depth = 0, 0
+
+    def add(_: Any) -> None:
+        nonlocal num
+        num += 1
+
+    def intercept(
+        method: Callable[..., Any],
+        given: tuple[Any, ...],
+        options: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        nonlocal depth
+        if depth:  # a part of a network
+            return method(*given, **options)
+        module, variables = context.module.unbind()
+        # A callback is called for each network that `vmap` maps, and needs a value
+        # that is mapped: parameters may be, or what they are applied to.
+        leaves = jax.tree.leaves(given)[:1] + jax.tree.leaves(variables)[:1]
+        jax.debug.callback(add, [jnp.ravel(leaf)[0] for leaf in leaves])
+        apply = partial(module.apply, **options, method=context.method_name)
+        depth += 1
+        try:
+            shapes = jax.eval_shape(apply, variables, *given)
+        finally:
+            depth -= 1
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    with jax.disable_jit(), nn.intercept_methods(intercept):
+        call(*arguments)
+    jax.effects_barrier()
+    return num
 
 
 def seconds_of(call: Callable[[PRNGKey], Any], key: PRNGKey, num: int) -> float:
