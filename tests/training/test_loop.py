@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import saved_states
 from small_tasks import (
     BATCH,
     DATA_SEED,
@@ -19,7 +20,7 @@ from small_tasks import (
 
 from mmvae_jax.data.batches import batch_indices
 from mmvae_jax.errors import UsageError
-from mmvae_jax.training import loop
+from mmvae_jax.training import checkpoints, loop
 from mmvae_jax.training.execution import (
     MAX_STEPS_PER_CALL,
     Execution,
@@ -72,11 +73,25 @@ def test_a_call_that_returns_when_it_is_done_is_timed_by_itself(monkeypatch):
 
 
 @pytest.mark.parametrize("execution", [MAP, VMAP])
-def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(execution, any_vae):
-    whole = any_vae.fit(MEMBERS, execution, 20)
-    part = any_vae.fit(MEMBERS, execution, 9)
-    assert bits_differ(part.params, whole.params)
-    assert_same_bits(any_vae.fit(MEMBERS, execution, 20, state=part), whole)
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
+    execution, any_vae, tmp_path
+):
+    """Through checkpoints, one in the middle of every stage."""
+    own = any_vae.task.stages
+    middles = [(stage.start + stage.end) // 2 for stage in own] or [9]
+    assert all(x.start < at < x.end for x, at in zip(own, middles, strict=False))
+    num_steps = own[-1].end if own else 20
+    whole, state = any_vae.fit(MEMBERS, execution, num_steps), None
+    for at in middles:
+        part = any_vae.fit(MEMBERS, execution, at, state)
+        assert bits_differ(part.params, whole.params)
+        manager = checkpoints.open_checkpoints(tmp_path / "checkpoints", 1)
+        checkpoints.save(manager, at, part)
+        checkpoints.close(manager)
+        like, *_ = any_vae.start(MEMBERS)
+        step, state = saved_states.restore(tmp_path / "checkpoints", like)
+        assert step == at
+    assert_same_bits(any_vae.fit(MEMBERS, execution, num_steps, state), whole)
 
 
 def by_hand(setup, member, num_steps):
