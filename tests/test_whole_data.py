@@ -115,6 +115,8 @@ def refusal_faults(line, workdir):
 
 def summary_faults(code, workdir, said):
     """What is wrong with the end of a run: numbers that nothing explains."""
+    if not (workdir / "summary.json").exists():
+        return [f"no summary.json, exit code {code}"]  # 128 + n: signal n stopped it
     text = (workdir / "summary.json").read_text()
     try:
         summary = json.loads(text, parse_constant=no_json)
