@@ -204,7 +204,9 @@ def test_a_plan_is_read_and_goes_on(tmp_path):
     specs = [
         spec
         for spec in official(scale) + family(scale)
-        if spec.dataset == scale.columns[0] and spec.model not in LATER_MODELS
+        if spec.dataset == scale.columns[0]
+        # Plans had no contrastive code then.
+        and spec.model not in (*LATER_MODELS, "contrastive")
     ]
     made = evidence.write(tmp_path, specs=specs, changes={"metrics": ("elbo",)})
     for spec in specs:

@@ -286,6 +286,7 @@ def with_flow(tiny_config, **options):
     return models.make_model(config, SHAPES)
 
 
+@pytest.mark.slow
 def test_the_density_of_a_flow_is_in_the_bound(tiny_config, tiny_images):
     """A flow without motion is N(0, I); one that moves has the density of its draws."""
     model, start = with_flow(tiny_config), with_flow(tiny_config).init(KEY)

@@ -66,7 +66,7 @@ CODE_FLOW = FLOW | {"code_dim": 4}
         ("mopoe", {}, 3, 3),
         _slow("mmvae_plus", {}, 3, 3),
         # The flow of the code, and one for each modality, with and without the code.
-        ("code_flow", CODE_FLOW, 5 * (1 + 2 * 3) + 3, 5 * 2 * 1 + 3),
+        _slow("code_flow", CODE_FLOW, 5 * (1 + 2 * 3) + 3, 5 * 2 * 1 + 3),
         _slow("code_flow", CODE_FLOW | {"guidance": 1.0}, 5 * (1 + 3) + 3, 5 + 3),
         _slow(
             "code_flow",
