@@ -57,7 +57,8 @@ def report(evidence: plan.Evidence, before: Mapping | None = None) -> list[Verdi
     counts = Counter(verdict.holds for verdict in verdicts)
     others = "".join(
         f"{row['name']}, {row['dataset']}, {row['model']}, {row['metric']}: "
-        f"{row['verdict']}; before: {row['before']}\n"
+        f"{row['verdict']}{' (fragile)' if row['fragile'] else ''}; "
+        f"before: {row['before']}\n"
         for row in changed(found)
     )
     terminal.say(

@@ -291,12 +291,21 @@ def read_claims(path: Path) -> dict:
 
 
 def changed(found: Mapping) -> list[Mapping]:
-    """The verdicts of claims.json that have changed."""
+    """The verdicts of claims.json that have changed, of those judged both times."""
+    return [
+        verdict
+        for verdict in _judged_twice(found)
+        if verdict["before"] != word_of(verdict["holds"], _z_of(verdict))
+    ]
+
+
+def _judged_twice(found: Mapping) -> list[Mapping]:
+    """The verdicts of claims.json that the earlier file has too, both measured."""
+    none = _WORDS[None]
     return [
         verdict
         for verdict in found["claims"]
-        if "before" in verdict
-        and verdict["before"] != word_of(verdict["holds"], _z_of(verdict))
+        if verdict["verdict"] != none and verdict.get("before", none) != none
     ]
 
 
@@ -332,12 +341,12 @@ def markdown(found: Mapping) -> str:
         for verdict in found["claims"]
     ]
     header = ["claim", "on", "metric", "verdict", "in SE", "numbers"]
-    num = sum("before" in verdict for verdict in found["claims"])
+    num = len(_judged_twice(found))
     before = ""
     if num:
         before = (
-            f"{len(others)} of {num} verdicts are others than those of "
-            f"{found['before']} and say so. "
+            f"Of the {num} verdicts that were judged on {found['before']} too, "
+            f"{len(others)} are others now and say so. "
         )
     return (
         f"# The papers' claims: {found['description']}\n\n"

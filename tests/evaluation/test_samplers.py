@@ -241,6 +241,7 @@ def test_sizes_that_the_examples_do_not_have_are_refused():
         samplers.check(own, model, split_of(56)._replace(observed=observed))
 
 
+@pytest.mark.slow
 def test_a_part_is_fitted_where_its_modality_is_observed():
     """Elsewhere the posterior of a modality is the prior, or of another modality."""
     z = np.where(np.arange(400)[:, None] % 2, 5.0, -5.0) + np.zeros(4)

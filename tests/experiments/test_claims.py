@@ -578,6 +578,9 @@ def test_verdicts_that_changed_say_what_they_were(tmp_path, command):
     is_there = [row["holds"] is not None for row in found["claims"]]
     row = found["claims"][is_there.index(True)]
     row |= {"holds": True, "difference_in_standard_errors": 2.5}
+    # What is not measured now has not changed.
+    unseen = found["claims"][is_there.index(False)]
+    unseen |= {"holds": True, "difference_in_standard_errors": 5.0}
     old.write_text(json.dumps(found))
     code, out, _ = command(tmp_path / "plan", f"--before={old}")
     assert code == 0
@@ -585,7 +588,7 @@ def test_verdicts_that_changed_say_what_they_were(tmp_path, command):
     assert row["name"] in line and "fails; before: holds (fragile)" in line
     page = (tmp_path / "plan/claims.md").read_text()
     assert page.count("before: ") == 1 and "**fails**, before: holds (fragile)" in page
-    assert f"1 of {len(is_there)} verdicts" in page
+    assert f"Of the {sum(is_there)} verdicts" in page and ", 1 are others" in page
     new = read(tmp_path / "plan")["claims"][is_there.index(True)]
     assert (new["before"], new["before_in_standard_errors"]) == ("holds (fragile)", 2.5)
 

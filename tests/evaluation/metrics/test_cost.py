@@ -75,7 +75,7 @@ CODE_FLOW = FLOW | {"code_dim": 4}
             2 * 5 * 2 + 3,
         ),
         # One flow, which is guided only if something is given.
-        ("latent_flow", FLOW, 5 + 3, 5 * 2 + 3),
+        _slow("latent_flow", FLOW, 5 + 3, 5 * 2 + 3),
         _slow("latent_flow", FLOW | {"guidance": 1.0}, 5 + 3, 5 + 3),
         _slow("latent_flow", FLOW | {"ode_method": "heun"}, 2 * 5 + 3, 2 * 5 * 2 + 3),
         # The flow of each modality: a candidate each, its densities by all flows, and

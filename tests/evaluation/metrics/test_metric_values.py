@@ -22,6 +22,8 @@ def test_values_of_an_untrained_model(name, found):
     assert set(found[name]) == set(EXPECTED[name])
     for tag, value in EXPECTED[name].items():
         wanted = float("nan") if value is None else value
-        # Sums are taken in another order by other compilers and machines.
-        wanted = pytest.approx(wanted, rel=1e-3, abs=1e-3, nan_ok=True)
+        # Sums are taken in another order by other compilers and machines, which may
+        # change the rank of some examples.
+        error = 0.01 if "recall_at" in tag else 1e-3
+        wanted = pytest.approx(wanted, rel=1e-3, abs=error, nan_ok=True)
         assert found[name][tag] == wanted, tag
