@@ -23,7 +23,7 @@ def test_values_of_an_untrained_model(name, found):
     for tag, value in EXPECTED[name].items():
         wanted = float("nan") if value is None else value
         # Sums are taken in another order by other compilers and machines, which may
-        # change the rank of some examples.
-        error = 0.01 if "recall_at" in tag else 1e-3
+        # change the rank of some of the few examples.
+        error = 0.05 if "recall_at" in tag else 1e-3
         wanted = pytest.approx(wanted, rel=1e-3, abs=error, nan_ok=True)
         assert found[name][tag] == wanted, tag
