@@ -124,3 +124,24 @@ def small_vae(name, tiny_config, tiny_images):
 
 
 MAP, VMAP = Execution("map", 16), Execution("vmap", 16)
+
+
+# Settings of a run that is as small as it can be, with all metrics.
+WITH_ALL_METRICS = {
+    "model.latent_dim": 4,
+    "modality.network_options.widths": (16,),
+    "sweep.beta": (1.0,),
+    "sweep.seed": (0,),
+    "train.num_steps": 20,
+    "train.batch_size": 16,
+    "train.log_every_steps": 10,
+    "train.checkpoint_every_steps": 20,
+    "classifier.network": "mlp",
+    "classifier.num_steps": 40,
+    "matcher.network": "mlp",
+    "matcher.num_steps": 40,
+    "eval.metrics": ("all",),
+    "eval.num_examples": 80,
+    "eval.batch_size": 40,
+    "eval.importance_samples": 2,
+}

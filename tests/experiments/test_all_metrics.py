@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from small_tasks import WITH_ALL_METRICS
 
 from configs import discrete
 from mmvae_jax.evaluation.metrics import METRICS
@@ -11,24 +12,6 @@ from mmvae_jax.evaluation.metrics import METRICS
 pytest_plugins = ("run_fixtures",)
 pytestmark = pytest.mark.slow
 
-SMALL = {
-    "model.latent_dim": 4,
-    "modality.network_options.widths": (16,),
-    "sweep.beta": (1.0,),
-    "sweep.seed": (0,),
-    "train.num_steps": 20,
-    "train.batch_size": 16,
-    "train.log_every_steps": 10,
-    "train.checkpoint_every_steps": 20,
-    "classifier.network": "mlp",
-    "classifier.num_steps": 40,
-    "matcher.network": "mlp",
-    "matcher.num_steps": 40,
-    "eval.metrics": ("all",),
-    "eval.num_examples": 80,
-    "eval.batch_size": 40,
-    "eval.importance_samples": 2,
-}
 # Of both data sets: there are no attributes and no captions.
 LEFT_OUT = {"attributes", "one_to_many", "captions", "fid", "conditional_fid"}
 
@@ -47,7 +30,9 @@ def test_every_metric_has_values_or_a_reason(
     name, array_config, data_dir, run_here, tmp_path
 ):
     config = discrete.get_config("mopoe") if name == "discrete" else array_config()
-    config.update_from_flattened_dict(SMALL | {"data.data_dir": str(data_dir)})
+    config.update_from_flattened_dict(
+        WITH_ALL_METRICS | {"data.data_dir": str(data_dir)}
+    )
     if name == "discrete":
         config.data.repeats = 1
     # Weights that do not exist: nothing is to be fetched from the web.

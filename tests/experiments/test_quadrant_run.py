@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from small_tasks import WITH_ALL_METRICS
 
 from configs import polydigits, quadrant
 from experiments.drawing.page import render
@@ -13,26 +14,11 @@ pytestmark = pytest.mark.slow
 
 def smallest(made, data_dir, **changes):
     """A config as small as it can be, with all metrics that the data allow."""
-    settings = {
-        "model.latent_dim": 4,
-        "modality.network_options.widths": (16,),
+    settings = WITH_ALL_METRICS | {
         "data.data_dir": str(data_dir),
         "data.num_modalities": 2,
         "data.pairings": 1,
-        "sweep.beta": (1.0,),
-        "sweep.seed": (0,),
-        "train.num_steps": 20,
-        "train.batch_size": 16,
-        "train.log_every_steps": 10,
-        "train.checkpoint_every_steps": 20,
-        "classifier.network": "mlp",
-        "classifier.num_steps": 40,
-        "matcher.network": "mlp",
         "matcher.num_steps": 200,
-        "eval.metrics": ("all",),
-        "eval.num_examples": 80,
-        "eval.batch_size": 40,
-        "eval.importance_samples": 2,
     }
     made.update_from_flattened_dict(settings | changes)
     return made
