@@ -377,9 +377,9 @@ def _contradictions(runs: Sequence[RunRecord], labels: Mapping[Path, str]) -> li
 
 
 def _judged_by(run: RunRecord) -> str:
-    """What decides whether values of two runs can be compared, as text.
+    """The settings that two runs must share for their values to be compared, as text.
 
-    The settings of data, judges and test examples, and the accuracies of the judges,
+    They are of data, judges and test examples. The accuracies of the judges are added,
     because evaluations added later may have other settings.
     """
     config, accuracies = run.config, {}

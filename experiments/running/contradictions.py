@@ -14,7 +14,7 @@ from mmvae_jax.training.sweep import Member
 
 _COHERENCE = "eval/coherence/leave_one_out"
 _MATCHING = "eval/matching/leave_one_out"
-# Of the same examples as the coherence; else of others.
+# The first distance is of the same examples as the coherence, the second of others.
 _FRECHET = {
     "eval/conditional_frechet/leave_one_out": "Fréchet distance given all others",
     "eval/frechet_classifier": "Fréchet distance of prior samples",
