@@ -78,13 +78,14 @@ _PROBE_NAMES = {
 def _probes(part: str, target: str, kind: Callable[..., Column]) -> list[Column]:
     """Columns of the probes of a part of the codes for a target (tags: `codes`)."""
     words, few = _PROBED[target]
+    names = {probe: _PROBE_NAMES[probe] for probe in codes.PROBES}
     return [
         kind(
             f"probe/{part}/{target}/{probe}",
             f"{part}, {name}{words}",
             short=f"{part}{few} {short}",
         )
-        for probe, (name, short) in _PROBE_NAMES.items()
+        for probe, (name, short) in names.items()
     ]
 
 

@@ -122,7 +122,7 @@ def codes(
                 test_values[test_rows],
             )
             unseen = np.setdiff1d(pairs[3], known[target][0][known_rows])
-            for kind, probe in _PROBES.items():
+            for kind, probe in PROBES.items():
                 value: float
                 if not min(len(values) for values in pairs):
                     value = Undefined("no example of a split has the modality")
@@ -177,7 +177,7 @@ def _of_own(
     found = defaultdict(list)
     for target, m in own.items():
         found["majority/own"].append(tags[f"probe/majority/{target}"])
-        for kind in _PROBES:
+        for kind in PROBES:
             for part, tag in ((SHARED, names[SHARED]), ("private", names[m])):
                 if (value := tags.get(f"probe/{tag}/{target}/{kind}")) is not None:
                     found[f"{part}/own/{kind}"].append(value)
@@ -268,7 +268,7 @@ def mlp_accuracy(
 
 
 # Kind of probe -> its accuracy.
-_PROBES = {
+PROBES = {
     "linear": probe_accuracy,
     "neighbours": neighbour_accuracy,
     "mlp": mlp_accuracy,
