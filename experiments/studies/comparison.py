@@ -10,12 +10,16 @@ layered     a contrastive code against coordination on translated digits, with a
 in_place    all models with convolutional networks and the number of steps of
             `code_flow`
 translated  the same on translated digits
+times       seconds of a training step of each model of `in_place`: short runs, to be
+            made on an idle machine
 
-In the last two, MoPoE-VAE selects the networks of all models, and each model selects
-its beta. The criterion is the leave-one-out coherence on held-out training digits
-(config.data.validation) after a quarter of the steps. `--runs` selects some runs, for
-several processes. `--known=results/in_place.csv` takes the lines of an earlier table as
-they are: it trains the other models only, with the networks of that table.
+In `in_place` and `translated`, MoPoE-VAE selects the networks of all models, and each
+model selects its beta. The criterion is the leave-one-out coherence on held-out
+training digits (config.data.validation) after a quarter of the steps; for unimodal
+VAEs, which generate nothing given other modalities, it is the SWD of prior samples.
+`--runs` selects some runs, for several processes. `--known=results/in_place.csv` takes
+the lines of an earlier table as they are: it trains the other models only, with the
+networks of that table.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,7 +81,7 @@ _BASELINES = (
     "mmvae_plus",
     "mmvm",
     "latent_flow",
-    *("telbo", "jmvae_kl", "mvae_plus", "dmvae", "mmjsd", "jnf"),
+    *("telbo", "jmvae_kl", "mvae_plus", "dmvae", "mmjsd", "jnf", "unimodal"),
 )
 _NETWORKS: dict[str, dict[str, Any]] = {
     "spatial": {},
@@ -89,7 +93,9 @@ _JUDGING = (
 )
 _BETAS = (0.1, 0.5, 2.5)
 _SEEDS = (0, 1, 2)
-_JUDGED = "eval/coherence/leave_one_out"
+# A tag, and which of its values is the best.
+_CRITERION = ("eval/coherence/leave_one_out", max)
+_CRITERIA = {"unimodal": ("eval/swd", min)}
 # Each modality is decoded from 96 latent dimensions in total.
 _PRIVATE = {
     "mmvae_plus": (48, {"private_dim": 48, "num_samples": 1, "estimator": "iwae"}),
@@ -112,11 +118,13 @@ class Study(NamedTuple):
         select those of later ones.
       columns: tags of the table.
       is_judged: name -> whether the run has a line in the table.
+      totals: entries of the summary, of all members together, in the table.
     """
 
     runs: Callable[[str, Summaries, Rows], Runs]
     columns: tuple[str, ...] = COLUMNS
     is_judged: Callable[[str], bool] = lambda name: True
+    totals: tuple[str, ...] = ()
 
 
 def layered(data_dir: str, summaries: Summaries = _NONE, known: Rows = _NONE) -> Runs:
@@ -160,24 +168,37 @@ def equal(
                 return  # the networks of the others are not known
             if not tried:
                 continue
+            tag, best = _CRITERIA.get(model, _CRITERION)
             found = [
-                (member["metrics"][_JUDGED], network, member["beta"])
+                (member["metrics"][tag], network, member["beta"])
                 for name, network in names.items()
                 for member in summaries[name]["members"]
-                if member["finite"] and member["metrics"].get(_JUDGED) is not None
+                if member["finite"] and member["metrics"].get(tag) is not None
             ]
             if not found:
                 raise UsageError(
-                    f"no member of {', '.join(names)} has a {_JUDGED}: networks and "
+                    f"no member of {', '.join(names)} has a {tag}: networks and "
                     "beta cannot be chosen; remove these runs to train them again"
                 )
-            _, network, beta = max(found)
+            _, network, beta = best(found)
         networks = (network,)
         config = config_of(model, network)
         config.sweep.update(beta=(beta,), seed=_SEEDS)
         if model != "latent_flow":
             # In addition to the prior; models with flows already have such a density.
             config.eval.sampler = "gmm"
+        yield model, config
+
+
+def times(data_dir: str, summaries: Summaries = _NONE, known: Rows = _NONE) -> Runs:
+    """Short runs of all models, with spatial networks."""
+    del summaries, known  # nothing is selected: beta does not change the time
+    for model in ("code_flow", *_BASELINES):
+        config = _equal_config(model, "spatial", False, data_dir)
+        config.sweep.seed = _SEEDS
+        # Calls so short that each stage has several: the first is not timed.
+        config.train.update(num_steps=320, log_every_steps=8)
+        config.eval.metrics = ()
         yield model, config
 
 
@@ -230,6 +251,7 @@ STUDIES = {
     "translated": Study(
         lambda *args: equal(True, *args), _EQUAL_COLUMNS, _is_no_choice
     ),
+    "times": Study(times, (), totals=("step_seconds", "num_parameters")),
 }
 
 
@@ -238,14 +260,16 @@ def line(
     config: ConfigDict,
     summary: Mapping[str, Any],
     columns: Sequence[str] = COLUMNS,
+    totals: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A line of the table, over seeds with finite parameters."""
+    """A line of the table, over seeds with finite parameters, and of the summary."""
     return {
         "run": name,
         "network": config.modality.network,
         "beta": config.sweep.beta[0],
         "num_steps": config.train.num_steps,
         **tables.row(summary, columns),
+        **{total: summary[total] for total in totals},
     }
 
 
@@ -292,7 +316,8 @@ def main() -> int:
         summaries = _summaries(directory)
         runs = dict(study.runs(FLAGS.data_dir, summaries, known))
         rows = [
-            known.get(name) or line(name, config, summaries[name], study.columns)
+            known.get(name)
+            or line(name, config, summaries[name], study.columns, study.totals)
             for name, config in runs.items()
             if name in known or (name in summaries and study.is_judged(name))
         ]

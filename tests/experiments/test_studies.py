@@ -66,7 +66,9 @@ def test_runs_at_equal_networks_are_chosen_by_digits_that_are_not_judged():
         for member in members:
             # Of a member that has diverged it says nothing.
             score = member["beta"] + ("conv" in name)
+            # Unimodal VAEs are chosen by the least SWD.
             member["metrics"]["eval/coherence/leave_one_out"] = score
+            member["metrics"]["eval/swd"] = 9 - score
         summaries[name] = {"members": members}
     made = runs()
     assert [n for n in made if n.startswith("choose_mopoe")] == [
@@ -74,7 +76,7 @@ def test_runs_at_equal_networks_are_chosen_by_digits_that_are_not_judged():
         "choose_mopoe_conv",
     ]
     judged = {n: c for n, c in made.items() if STUDIES["in_place"].is_judged(n)}
-    assert len(judged) == 16
+    assert len(judged) == 17
     for name, config in judged.items():
         if name != "code_flow":
             assert config.modality.network == "conv" and config.sweep.beta == (0.5,)
@@ -82,6 +84,21 @@ def test_runs_at_equal_networks_are_chosen_by_digits_that_are_not_judged():
         has_flows = name in ("code_flow", "latent_flow")
         assert (config.eval.sampler == "prior") == has_flows
         assert config.train.num_steps == judged["code_flow"].train.num_steps
+
+
+def test_step_times_are_of_the_models_of_the_comparison():
+    study = STUDIES["times"]
+    made = dict(study.runs("data", {}, {}))
+    summary = {"members": [], "step_seconds": 0.25, "num_parameters": 7}
+    found = line("mopoe", made["mopoe"], summary, study.columns, study.totals)
+    assert (found["step_seconds"], found["num_parameters"]) == (0.25, 7)
+    judged = [n for n in made if not n.startswith("choose_")]
+    assert {"code_flow", "unimodal", "mopoe"} <= set(judged) and len(judged) == 17
+    config = made["code_flow"]
+    shares = config.model.options.stage_shares
+    # Every stage has a call beside the first one, which compiles.
+    steps = [share * config.train.num_steps for share in shares]
+    assert all(num > config.train.log_every_steps for num in steps)
 
 
 def test_models_of_an_earlier_table_are_not_trained_again(tmp_path):
