@@ -11,7 +11,7 @@ from experiments.running.command import Stopped
 from experiments.running.evaluator import make_evaluator
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.evaluate import measured
-from mmvae_jax.evaluation.metric import reasons
+from mmvae_jax.evaluation.metric import Failed, reasons
 from mmvae_jax.interface import checks, description, trained
 from mmvae_jax.training import checkpoints
 from mmvae_jax.training.log import RunWriter, write_json
@@ -77,7 +77,6 @@ def evaluate(
             "date": date,
             "step": at,
             "metrics": list(metrics),
-            "tags": list(dict.fromkeys(tag for own in values for tag in own)),
             "settings": {
                 name: workdirs.resolved(config[name]) for name in workdirs.EVALUATION
             },
@@ -90,6 +89,17 @@ def _add(workdir: Path, step: int, values: list[dict], made: dict[str, Any]) -> 
     """Adds values to the summary of a finished run, and prints its table."""
     summary = workdirs.read_summary(workdir)
     is_last = summary is not None and summary["num_steps"] == step
+    if is_last:  # a metric that failed leaves the value that the run has
+        former = [member["metrics"] for member in summary["members"]]
+        values = [
+            {
+                tag: x
+                for tag, x in own.items()
+                if not isinstance(x, Failed) or have.get(tag) is None
+            }
+            for own, have in zip(values, former, strict=True)
+        ]
+    made["tags"] = list(dict.fromkeys(tag for own in values for tag in own))
     if not is_last:
         for k, own in enumerate(values):
             shown = ", ".join(f"{tag}={x:.4g}" for tag, x in own.items())
@@ -103,8 +113,8 @@ def _add(workdir: Path, step: int, values: list[dict], made: dict[str, Any]) -> 
     if is_last:
         for member, own in zip(summary["members"], values, strict=True):
             member["metrics"] |= own
-            former = member.get("undefined", {}).items()
-            kept = {tag: reason for tag, reason in former if tag not in own}
+            earlier = member.get("undefined", {}).items()
+            kept = {tag: reason for tag, reason in earlier if tag not in own}
             member["undefined"] = kept | reasons(own)
     summary.setdefault("evaluations", []).append(made)
     write_json(workdir / "summary.json", summary)

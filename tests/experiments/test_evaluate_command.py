@@ -8,9 +8,10 @@ import signal
 import pytest
 
 from experiments.drawing import page
-from experiments.running import build, evaluation
+from experiments.running import build, evaluation, evaluator
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metric import Undefined
+from mmvae_jax.evaluation.metrics import METRICS
 from mmvae_jax.interface import progress
 from mmvae_jax.training.log import read_metrics
 
@@ -185,6 +186,58 @@ def test_nan_at_another_step_keeps_its_reason(workdir, capsys, monkeypatch):
     add(workdir, SWD)
     report = page.render(workdir.parent)
     assert f"<li>{why} (MoPoE-VAE: swd, swd at step 10)</li>" in report
+
+
+def failing(error):
+    def fail(*given, **options):
+        raise error
+
+    return fail
+
+
+def test_a_metric_that_fails_takes_no_other_with_it(workdir, monkeypatch, capsys):
+    row = METRICS["swd"]
+    error = RuntimeError("RESOURCE_EXHAUSTED: no memory\nfor this and that")
+    both = {"eval.metrics": ("swd", "image_errors")}
+    line = "metric 'swd' failed (RuntimeError: RESOURCE_EXHAUSTED: no memory)"
+    with monkeypatch.context() as patch:
+        patch.setitem(METRICS, "swd", row._replace(compute=failing(error)))
+        add(workdir, both)
+        said = capsys.readouterr().out
+        assert said.splitlines().count(f"{line}: its values are nan") == 1
+        for member in read(workdir / "summary.json")["members"]:
+            assert member["metrics"]["eval/swd"] is None
+            assert member["metrics"]["eval/image_errors/mse/reconstruction"] > 0
+            assert member["undefined"]["eval/swd"] == line
+        add(workdir, both, step=10)
+        assert f"eval/swd is nan: {line}" in capsys.readouterr().out
+    # Repeated, it has a value, which a later failure leaves.
+    add(workdir, SWD)
+    members = read(workdir / "summary.json")["members"]
+    for member in members:
+        assert member["metrics"]["eval/swd"] > 0
+        assert "eval/swd" not in member["undefined"]
+    monkeypatch.setitem(METRICS, "swd", row._replace(compute=failing(error)))
+    add(workdir, SWD)
+    summary = read(workdir / "summary.json")
+    assert summary["members"] == members and summary["evaluations"][-1]["tags"] == []
+    # A mistake of the user is one.
+    mistake = failing(UsageError("no images"))
+    monkeypatch.setitem(METRICS, "swd", row._replace(compute=mistake))
+    with pytest.raises(UsageError, match="no images"):
+        add(workdir, both)
+
+
+def test_a_sampler_whose_fit_fails_takes_no_metric_with_it(
+    workdir, monkeypatch, capsys
+):
+    monkeypatch.setattr(evaluator.samplers, "fit", failing(MemoryError()))
+    add(workdir, GMM | SWD)
+    line = "the fit of gmm failed (MemoryError)"
+    assert f"{line}: the values of its examples are nan\n" in capsys.readouterr().out
+    for member in read(workdir / "summary.json")["members"]:
+        assert member["undefined"]["eval/gmm/swd"] == line
+        assert member["metrics"]["eval/elbo"] is not None
 
 
 def test_all_metrics_that_the_data_allow(workdir, capsys, monkeypatch):
