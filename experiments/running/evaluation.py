@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.running import build, signals, terminal, workdirs
+from experiments.running import build, datasets, signals, terminal, workdirs
 from experiments.running.command import Stopped
 from experiments.running.evaluator import make_evaluator
 from mmvae_jax.errors import UsageError
@@ -40,6 +40,7 @@ def evaluate(
         raise UsageError(f"{workdir} holds no run (no {trained.CONFIG})")
     config = trained.config_of(trained.read_json(path), workdir)
     config.update_from_flattened_dict(changes)
+    config.data.update(datasets.unread(config.data))  # which changed nothing
     config.log.update(wandb="", mlflow="")  # only the run itself writes to trackers
     is_all = build.takes_all_metrics(config)
     metrics = checks.check(config)

@@ -112,6 +112,22 @@ def test_what_a_sampler_draws_stands_beside_what_the_prior_draws(
     assert contents(workdir / "samples") == pictures
 
 
+def test_a_run_of_old_with_a_field_that_nothing_read(workdir, array_config, run_here):
+    path = workdir / "config.json"
+    content = read(path)
+    content["data"]["quadrant"] = "shared"
+    path.write_text(json.dumps(content))
+    add(workdir, SWD)
+    # The command that made it is refused, and without the field continues it.
+    with pytest.raises(
+        UsageError, match="config.data.quadrant is not read by .*arrays"
+    ):
+        run_here(
+            array_config({"data.quadrant": "shared", "train.num_steps": 21}), workdir
+        )
+    assert run_here(array_config(), workdir)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
