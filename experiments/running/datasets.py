@@ -93,7 +93,7 @@ def load(data_config: ConfigDict) -> Dataset:
     """
     if data_config.name != ARRAYS:
         return prepared.load(prepare(data_config))
-    _check_fields(data_config)
+    check_fields(data_config)
     with fields_of("config.data"):
         return arrays.load(**{x: data_config[x] for x in option_names(ARRAYS)})
 
@@ -178,7 +178,7 @@ def option_names(name: str) -> tuple[str, ...]:
 def unread(data_config: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of configs/base.py that the data set does not read -> their defaults.
 
-    A new run is refused if one has another value (`_check_fields`). Older runs may have
+    A new run is refused if one has another value (`check_fields`). Older runs may have
     such values, which changed nothing.
 
     Args:
@@ -225,11 +225,14 @@ def _require_fields(data_config: Mapping[str, Any], fields: tuple[str, ...]) -> 
         )
 
 
-def _check_fields(data_config: ConfigDict) -> None:
+def check_fields(data_config: ConfigDict) -> None:
     """Refuses a config with a missing option, or a field that is not read.
 
     All configs have the fields of configs/base.py; those that the data set does not
     read must have their defaults.
+
+    Raises:
+      UsageError: one line.
     """
     fields = option_names(data_config.name)
     _require_fields(data_config, fields)
@@ -262,7 +265,7 @@ def _options_class(name: str) -> Any:
 def _builder(data_config: ConfigDict) -> Any:
     """The TFDS builder of a data set."""
     name = data_config.name
-    _check_fields(data_config)
+    check_fields(data_config)
     options = options_of(data_config)
     make_builder = _attribute(name, f"{name}_dataset_builder", "Builder")
     root = _root(data_config)

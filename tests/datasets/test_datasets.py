@@ -476,7 +476,7 @@ def test_a_field_of_another_data_set(tmp_path, name, changes, field):
     config = importlib.import_module(f"configs.{name}").get_config().data
     config.update(data_dir=str(tmp_path), missing=0.1, use_modalities=1, seed=3)
     # As they are, these fields have the defaults of configs/base.py.
-    datasets._check_fields(config)
+    datasets.check_fields(config)
     config.update(changes)
     options = ", ".join(datasets.option_names(name))
     message = (
