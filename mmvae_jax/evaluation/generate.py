@@ -18,6 +18,7 @@ from mmvae_jax.mathematics import distributions
 from mmvae_jax.tokens import PAD, SPECIALS, until_eos
 from mmvae_jax.types import (
     OBSERVED,
+    AnyArray,
     Array,
     Batch,
     Distribution,
@@ -27,29 +28,27 @@ from mmvae_jax.types import (
 )
 
 
-def batches(
-    split: Split, batch_size: int
-) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+def batches(split: Split, batch_size: int) -> Iterator[tuple[dict[str, AnyArray], int]]:
     """Batches of a split in order, all of the same size.
 
     The last batch is padded with examples from the start of the split, so that all
-    batches have one shape; only its first rows count.
+    batches have one shape; only its first rows count. Values are put on the device
+    once, for all calls to the model.
 
     Args:
       split: N examples.
       batch_size: B.
 
     Yields:
-      (modality -> [B, ...], images float32 in [0, 1], and OBSERVED -> bool [B, M] if
-      anything is missing; number of rows that count).
+      (modality -> jax.Array [B, ...], images float32 in [0, 1], and OBSERVED -> bool
+      [B, M] on the host if anything is missing; number of rows that count).
     """
     num = split.num_examples
     for start in range(0, num, batch_size):
         rows = np.arange(start, start + batch_size) % num
-        yield (
-            {name: to_unit_interval(x[rows]) for name, x in split.leaves().items()},
-            min(batch_size, num - start),
-        )
+        host = {name: to_unit_interval(x[rows]) for name, x in split.leaves().items()}
+        batch = {m: x if m == OBSERVED else jax.device_put(x) for m, x in host.items()}
+        yield batch, min(batch_size, num - start)
 
 
 def observed_subset(model: MultimodalVAE, batch: Batch) -> np.ndarray:

@@ -6,6 +6,7 @@ from toy_models import label_classifier, toy_model, toy_split
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation import generate, metric
 from mmvae_jax.tokens import SPECIALS
+from mmvae_jax.types import OBSERVED
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,23 @@ def test_batches_cover_the_split_once_in_constant_shapes(num, batch_size, counts
     assert all(batch["m0"].dtype == np.float32 for batch, _ in seen)
     rows = np.concatenate([batch["m0"][:count].ravel() for batch, count in seen])
     np.testing.assert_allclose(rows, np.arange(num) / 255, rtol=1e-6)
+
+
+def test_batches_are_on_the_device_and_what_is_observed_on_the_host():
+    observed = np.array([[True, False], [True, True]])
+    modalities = {
+        "m0": np.arange(4, dtype=np.uint8).reshape(2, 2, 1, 1),
+        "m1": np.arange(6, dtype=np.int32).reshape(2, 3),
+    }
+    split = toy_split(modalities, [0, 1])._replace(observed=observed)
+    ((batch, _),) = generate.batches(split, 2)
+    with jax.transfer_guard("disallow"):  # no call sends them again
+        found = jax.jit(lambda x, y: (x, y))(batch["m0"], batch["m1"])
+    assert found[0].dtype == np.float32 and found[1].dtype == np.int32
+    assert isinstance(batch[OBSERVED], np.ndarray)
+    np.testing.assert_array_equal(found[0], modalities["m0"] / np.float32(255))
+    np.testing.assert_array_equal(found[1], modalities["m1"])
+    np.testing.assert_array_equal(batch[OBSERVED], observed)
 
 
 def test_prior_images_are_clipped_counted_and_all_different():
