@@ -19,6 +19,7 @@ import numpy as np
 
 from mmvae_jax.data.dataset import LABEL
 from mmvae_jax.evaluation.draws import Generated, draws_of
+from mmvae_jax.evaluation.features import features_of
 from mmvae_jax.evaluation.generate import (
     batches,
     conditional_means,
@@ -37,7 +38,6 @@ from mmvae_jax.evaluation.metric import (
     require_readers,
     too_few_observed,
 )
-from mmvae_jax.evaluation.metrics.frechet import features_of
 from mmvae_jax.files import file_name
 from mmvae_jax.types import PRIOR, AnyArray, Array, MultimodalVAE, Params, PRNGKey
 

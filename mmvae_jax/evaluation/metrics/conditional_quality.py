@@ -16,6 +16,12 @@ import numpy as np
 from mmvae_jax.data.dataset import to_unit_interval
 from mmvae_jax.evaluation import conditionals
 from mmvae_jax.evaluation.draws import Generated, draws_of
+from mmvae_jax.evaluation.features import (
+    Extractor,
+    classifier_extractors,
+    features_of,
+    generated_features,
+)
 from mmvae_jax.evaluation.metric import (
     EvaluationData,
     images_of,
@@ -102,7 +108,7 @@ def conditional_frechet(
     """
 
     tag = "conditional_frechet"
-    extractors = frechet.classifier_extractors(data, model.modalities, tag)
+    extractors = classifier_extractors(data, model.modalities, tag)
     return _between_features(tag, model, params, data, key, extractors)
 
 
@@ -112,7 +118,7 @@ def conditional_fid(
     data: EvaluationData,
     key: PRNGKey,
     *,
-    extractor: frechet.Extractor,
+    extractor: Extractor,
 ) -> dict[str, float]:
     """Frechet inception distance of conditionally generated images to real ones.
 
@@ -144,17 +150,17 @@ def _between_features(
     params: Params,
     data: EvaluationData,
     key: PRNGKey,
-    extractors: Mapping[str, frechet.Extractor],
+    extractors: Mapping[str, Extractor],
 ) -> dict[str, float]:
     """Tags and values: Frechet distances of the modalities that have an extractor."""
 
     @functools.lru_cache(maxsize=1)  # for all conditions of a modality
     def real_features(m: str) -> np.ndarray:
         real = data.test.modalities[m]
-        return frechet.features_of(extractors[m], real, data.batch_size)
+        return features_of(extractors[m], real, data.batch_size)
 
     def distance(m: str, rows: np.ndarray, generated: Generated) -> float:
-        features = frechet.generated_features(extractors[m], generated, data.batch_size)
+        features = generated_features(extractors[m], generated, data.batch_size)
         return frechet.frechet_distance(
             *frechet.moments_of(real_features(m)[rows]),
             *frechet.moments_of(features),

@@ -14,34 +14,32 @@ still defined, with a large bias.
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from mmvae_jax.data.dataset import Split
-from mmvae_jax.evaluation.draws import Generated, draws_of
-from mmvae_jax.evaluation.generate import batches
+from mmvae_jax.evaluation.draws import draws_of
+from mmvae_jax.evaluation.features import (
+    Extractor,
+    classifier_extractors,
+    features_of,
+    generated_features,
+)
 from mmvae_jax.evaluation.metric import (
     EvaluationData,
-    Reader,
     Undefined,
     inception_images_of,
     keep,
     mean,
-    require_classifiers,
     too_few_observed,
 )
-from mmvae_jax.types import AnyArray, MultimodalVAE, Params, PRNGKey
+from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 # The widest layer of the Inception network takes 5.5 MB per image.
 MAX_BATCH = 50
-
-# Examples of one modality, [B, ...], images in [0, 1] -> features [B, F].
-Extractor = Callable[[AnyArray], AnyArray]
 
 
 class Moments(NamedTuple):
@@ -141,52 +139,15 @@ def fid(
     return _distances("fid", names, data, real, generated)
 
 
-def classifier_extractors(
-    data: EvaluationData, modalities: Sequence[str], metric: str
-) -> dict[str, Extractor]:
-    """Modality -> features of its label classifier.
-
-    Raises:
-      UsageError: one is missing.
-    """
-    classifiers = require_classifiers(data, modalities, metric)
-    return {m: partial(_last_layer, classifiers[m]) for m in modalities}
-
-
-def _last_layer(classifier: Reader, examples: AnyArray) -> AnyArray:
-    """Features [B, F] of a classifier before its logits."""
-    return classifier.apply(examples)[0]
-
-
 def _observed(split: Split, modality: str) -> np.ndarray:
     """The observed examples of a modality."""
     return split.modalities[modality][split.is_observed(modality)]
-
-
-def features_of(extractor: Extractor, x: np.ndarray, batch_size: int) -> np.ndarray:
-    """Features [N, F] of examples [N, ...], in batches of one size."""
-    found = []
-    for batch, num_valid in batches(Split({"": x}), batch_size):
-        features = extractor(batch[""])
-        found.append(jax.device_get(features)[:num_valid])
-    return np.concatenate(found)
 
 
 def moments_of(features: np.ndarray) -> Moments:
     """Moments of features [N, F] of at least two examples."""
     mean = features.mean(axis=0, dtype=np.float64)
     return Moments(mean, np.cov(features, rowvar=False, dtype=np.float64))
-
-
-def generated_features(
-    extractor: Extractor, generated: Generated, batch_size: int
-) -> np.ndarray:
-    """Features [N, F] of generated examples; NaN for those that are not finite.
-
-    All features are in memory at once: 80 MB for 10,000 samples of 2048 features.
-    """
-    features = features_of(extractor, generated.examples, batch_size)
-    return np.where(generated.is_finite[:, None], features, np.nan)
 
 
 def _generated_moments(

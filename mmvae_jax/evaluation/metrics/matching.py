@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmvae_jax.evaluation.draws import Draws, draws_of
+from mmvae_jax.evaluation.features import generated_features
 from mmvae_jax.evaluation.generate import (
     batches,
     conditional_means,
@@ -43,7 +44,6 @@ from mmvae_jax.evaluation.metric import (
     require_complete,
     require_matchers,
 )
-from mmvae_jax.evaluation.metrics.frechet import generated_features
 from mmvae_jax.evaluation.metrics.retrieval import RANKS, partner_recall
 from mmvae_jax.files import file_name
 from mmvae_jax.training.execution import jit_precisely

@@ -16,8 +16,12 @@ import numpy as np
 
 from mmvae_jax.evaluation import conditionals
 from mmvae_jax.evaluation.draws import draws_of
+from mmvae_jax.evaluation.features import (
+    classifier_extractors,
+    features_of,
+    generated_features,
+)
 from mmvae_jax.evaluation.metric import EvaluationData, Undefined, mean
-from mmvae_jax.evaluation.metrics import frechet
 from mmvae_jax.types import PRIOR, MultimodalVAE, Params, PRNGKey
 
 NUM_NEIGHBOURS = 5
@@ -70,19 +74,17 @@ def precision_recall(
     Raises:
       UsageError: a modality has no classifier.
     """
-    extractors = frechet.classifier_extractors(
-        data, model.modalities, "precision_recall"
-    )
+    extractors = classifier_extractors(data, model.modalities, "precision_recall")
     draws, size = draws_of(model, params, data, key), data.batch_size
     rows = conditionals.order_of(data.test.num_examples)[:num_examples]
     is_single = len(model.modalities) == 1 or model.sampler != PRIOR
     found: dict[str, dict[str, Scores]] = {"prior": {}}
     for m, extractor in extractors.items():
-        real = frechet.features_of(extractor, data.test.modalities[m][rows], size)
+        real = features_of(extractor, data.test.modalities[m][rows], size)
         is_there = data.test.is_observed(m)[rows]
         # Equal numbers of both kinds: the balls of more examples are smaller.
         prior = draws.prior(m, len(rows))
-        features = frechet.generated_features(extractor, prior, size)
+        features = generated_features(extractor, prior, size)
         own = real[is_there]
         found["prior"][m] = _scores(own, features[: len(own)], f"{m} (prior)")
         if is_single:
@@ -91,7 +93,7 @@ def precision_recall(
         own = real[np.isin(rows, condition.rows)]
         if len(own):
             generated = draws.conditional(condition, len(own))
-            features = frechet.generated_features(extractor, generated, size)
+            features = generated_features(extractor, generated, size)
         name = f"{m} ({condition.name})"
         found.setdefault(condition.name, {})[m] = _scores(own, features, name)
     tags = {}

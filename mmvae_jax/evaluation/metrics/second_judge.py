@@ -12,6 +12,7 @@ import numpy as np
 from mmvae_jax.data.dataset import LABEL
 from mmvae_jax.evaluation import conditionals
 from mmvae_jax.evaluation.draws import draws_of
+from mmvae_jax.evaluation.features import features_of
 from mmvae_jax.evaluation.metric import (
     EvaluationData,
     Reader,
@@ -20,7 +21,6 @@ from mmvae_jax.evaluation.metric import (
     require_labels,
 )
 from mmvae_jax.evaluation.metrics.coherence import accuracy_of
-from mmvae_jax.evaluation.metrics.frechet import features_of
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 

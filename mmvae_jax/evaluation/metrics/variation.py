@@ -13,8 +13,12 @@ from scipy.spatial.distance import pdist
 
 from mmvae_jax.evaluation import conditionals
 from mmvae_jax.evaluation.draws import draws_of
+from mmvae_jax.evaluation.features import (
+    classifier_extractors,
+    features_of,
+    generated_features,
+)
 from mmvae_jax.evaluation.metric import EvaluationData, Undefined, require_labels
-from mmvae_jax.evaluation.metrics import frechet
 from mmvae_jax.types import MultimodalVAE, Params, PRNGKey
 
 NUM_DRAWS = 10
@@ -55,7 +59,7 @@ def variation(
     if len(model.modalities) == 1:
         return {}
     labels = require_labels(data.test, "variation")
-    extractors = frechet.classifier_extractors(data, model.modalities, "variation")
+    extractors = classifier_extractors(data, model.modalities, "variation")
     row_key, draw_key = jax.random.split(key)
     rng = conditionals.numpy_rng(row_key)
     draws = draws_of(model, params, data, draw_key)
@@ -70,12 +74,12 @@ def variation(
             values[condition.name, m] = conditionals.no_example(condition)
             continue
         features_of_draws = [
-            frechet.generated_features(
+            generated_features(
                 extractor, draws.again(condition, turn, num_examples), data.batch_size
             )
             for turn in range(num_draws)
         ]
-        features = frechet.features_of(extractor, real, data.batch_size)
+        features = features_of(extractor, real, data.batch_size)
         of_classes = spread_of_classes(features, classes, rng)
         values[condition.name, m] = (
             of_classes

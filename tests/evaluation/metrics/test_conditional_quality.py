@@ -8,6 +8,7 @@ from golden.make_inception_golden import random_weights
 from toy_models import averaging_model, label_classifier, toy_split
 
 from mmvae_jax.errors import UsageError
+from mmvae_jax.evaluation.features import features_of
 from mmvae_jax.evaluation.metric import EvaluationData, Undefined
 from mmvae_jax.evaluation.metrics import conditional_quality, frechet
 from mmvae_jax.networks import inception
@@ -131,8 +132,8 @@ def test_fid_in_the_features_of_the_network():
     images = data.test.modalities["m0"]
     shifted = np.uint8(np.clip(np.round(images + 0.2 * 255), 0, 255))
     expected = frechet.frechet_distance(
-        *frechet.moments_of(frechet.features_of(extractor, images, 6)),
-        *frechet.moments_of(frechet.features_of(extractor, shifted, 6)),
+        *frechet.moments_of(features_of(extractor, images, 6)),
+        *frechet.moments_of(features_of(extractor, shifted, 6)),
     )
     found = tags["conditional_fid/leave_one_out/m1"]
     assert found == pytest.approx(expected, rel=1e-2) and expected > 1e-3
