@@ -44,13 +44,15 @@ from mmvae_jax import networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, flows, posteriors
 from mmvae_jax.models import code_priors, codes, latent_flows
-from mmvae_jax.models.latent_flows import Parts, end_to_end
+from mmvae_jax.models.latent_flows import Parts
 from mmvae_jax.models.options import Option, Options, one_of
 from mmvae_jax.models.parts import (
     Networks,
     assemble,
+    by_modality,
     drawing,
     encode,
+    end_to_end,
     make_networks,
     standard_latents,
     wide,
@@ -110,7 +112,7 @@ def code_flow_model(
     base = assemble(
         nets,
         standard_latents((code_size + len(shapes) * size,)),
-        lambda z: latent_flows.by_modality(shapes, z[..., code_size:]),
+        lambda z: by_modality(shapes, z[..., code_size:]),
     )
     network = _velocity_network(nets, options)
     own = Parts(nets, base, network, size, options, coders)

@@ -26,12 +26,14 @@ import jax.numpy as jnp
 
 from mmvae_jax.mathematics import distributions, elbo, flows
 from mmvae_jax.models import latent_flows
-from mmvae_jax.models.latent_flows import Parts, end_to_end
+from mmvae_jax.models.latent_flows import Parts
 from mmvae_jax.models.options import Options, number, one_of
 from mmvae_jax.models.parts import (
     assemble,
+    by_modality,
     drawing,
     encode,
+    end_to_end,
     make_networks,
     standard_latents,
     wide,
@@ -77,7 +79,7 @@ def latent_flow_model(
     base = assemble(
         nets,
         standard_latents((len(shapes) * size,)),
-        partial(latent_flows.by_modality, shapes),
+        partial(by_modality, shapes),
     )
     network = latent_flows.velocity_network(options, latent_flows.latent_shapes(nets))
     own = Parts(nets, base, network, size, options)

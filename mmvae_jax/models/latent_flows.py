@@ -25,7 +25,7 @@ from mmvae_jax.mathematics import distributions, elbo, flows
 from mmvae_jax.models import code_priors, parts
 from mmvae_jax.models.code_priors import MOST_EXACT
 from mmvae_jax.models.options import Option, Options, number, one_of
-from mmvae_jax.models.parts import DRAWN, encode, wide
+from mmvae_jax.models.parts import DRAWN, encode, end_to_end, own_or_other, wide
 from mmvae_jax.networks.flows import NUM_HEADS, MLPFlow, TransformerFlow
 from mmvae_jax.types import (
     AnyArray,
@@ -164,16 +164,6 @@ class Parts(NamedTuple):
     def solver(self) -> tuple[int, str]:
         """Steps and method of the ODE."""
         return self.options["ode_steps"], self.options["ode_method"]
-
-
-def by_modality(shapes: Mapping[str, Any], w: Array) -> dict[str, Array]:
-    """Splits latents [..., M d] by modality."""
-    return dict(zip(shapes, jnp.split(w, len(shapes), axis=-1), strict=True))
-
-
-def end_to_end(x: Array) -> Array:
-    """Concatenates the latents of all modalities, [M, B, d] -> [B, M d]."""
-    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)
 
 
 def cosine(step: Array, num_steps: int) -> Array:
@@ -334,9 +324,8 @@ def posterior(
 
 def proposal(own: Parts, latents: Gaussian, subset: AnyArray) -> Gaussian:
     """q(w_m|x_m) of observed modalities, N(0, I) of the others, [B, M d]."""
-    ends = jax.tree.map(end_to_end, latents)
-    mask = flows.dimensions_of(wide(subset, len(ends.mean)), own.sizes)
-    return jax.tree.map(lambda field: jnp.where(mask, field, 0.0), ends)
+    prior = jax.tree.map(jnp.zeros_like, latents)
+    return own_or_other(latents, prior, subset)
 
 
 def log_prior(

@@ -348,6 +348,39 @@ def wide(observed: AnyArray, num: int) -> Array:
     return jnp.broadcast_to(rows.reshape(len(rows), -1), (len(rows), num))
 
 
+def by_modality(shapes: Mapping[str, Any], w: Array) -> dict[str, Array]:
+    """Splits latents [..., M d] by modality."""
+    return dict(zip(shapes, jnp.split(w, len(shapes), axis=-1), strict=True))
+
+
+def end_to_end(x: Array) -> Array:
+    """Concatenates the latents of all modalities, [M, B, d] -> [B, M d]."""
+    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)
+
+
+def own_or_other(
+    experts: Distribution, other: Distribution, subset: AnyArray
+) -> Distribution:
+    """Latents of all modalities, end to end: experts if observed, else others.
+
+    Args:
+      experts: fields [M, B, d].
+      other: fields that broadcast to these.
+      subset: bool [M] or [M, B], the observed modalities; may be traced.
+
+    Returns:
+      A distribution with fields [B, M d].
+    """
+    is_own = posteriors.append_axes(jnp.asarray(subset), 3)
+    kept = jax.tree.map(partial(jnp.where, is_own), experts, other)
+    return jax.tree.map(end_to_end, kept)
+
+
+def only_component(posterior: Distribution) -> tuple[Distribution, Array]:
+    """A distribution [B, D] as a mixture: fields [1, B, D], and its weight [1, 1]."""
+    return jax.tree.map(lambda field: field[None], posterior), jnp.ones((1, 1))
+
+
 def drawing(
     base: MultimodalVAE,
     posterior: Callable[..., Gaussian],
@@ -365,8 +398,7 @@ def drawing(
     def mixture_posterior(
         params: Params, experts: Gaussian, subset: AnyArray
     ) -> tuple[Gaussian, Array]:
-        known = proposal(params, experts, subset)
-        return jax.tree.map(lambda field: field[None], known), jnp.ones((1, 1))
+        return only_component(proposal(params, experts, subset))
 
     return base._replace(
         posterior=posterior,
