@@ -20,6 +20,7 @@ from mmvae_jax.types import (
     Array,
     Batch,
     Distribution,
+    Family,
     Gaussian,
     MultimodalVAE,
     ObjectiveTerms,
@@ -358,9 +359,7 @@ def end_to_end(x: Array) -> Array:
     return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)
 
 
-def own_or_other(
-    experts: Distribution, other: Distribution, subset: AnyArray
-) -> Distribution:
+def own_or_other(experts: Family, other: Family, subset: AnyArray) -> Family:
     """Latents of all modalities, end to end: experts if observed, else others.
 
     Args:
@@ -376,7 +375,7 @@ def own_or_other(
     return jax.tree.map(end_to_end, kept)
 
 
-def only_component(posterior: Distribution) -> tuple[Distribution, Array]:
+def only_component(posterior: Family) -> tuple[Family, Array]:
     """A distribution [B, D] as a mixture: fields [1, B, D], and its weight [1, 1]."""
     return jax.tree.map(lambda field: field[None], posterior), jnp.ones((1, 1))
 
