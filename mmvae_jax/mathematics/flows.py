@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from mmvae_jax.errors import ArgumentError
 from mmvae_jax.mathematics import distributions
@@ -307,6 +308,25 @@ def log_pushed(bijection: Bijection, base: Gaussian, z: Array) -> Array:
     """
     x, log_volume = bijection(z)
     return distributions.log_prob(base, x) + log_volume
+
+
+def moving_average(new: Any, old: Any, decay: float, step: AnyArray | int) -> Any:
+    """The moving average of the parameters of a velocity, after one more step.
+
+        average + (1 - d) (new - average),   d = min(decay, (1 + n) / (10 + n))
+
+    with n earlier steps, as tf.train.ExponentialMovingAverage has it. With a constant
+    decay, 0.998^625 = 29 % of an average of 625 steps would be the initial value. Here
+    it is below 1e-18, the product of all d.
+
+    Args:
+      new: tree of parameters after the step.
+      old: the average before the step, likewise; any finite value before the first.
+      decay: the largest d, in [0, 1).
+      step: n, int [].
+    """
+    ramp = (1 + step) / (10 + step)
+    return optax.incremental_update(new, old, 1 - jnp.minimum(decay, ramp))
 
 
 class Moments(NamedTuple):

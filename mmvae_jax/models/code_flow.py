@@ -390,10 +390,10 @@ def _at_once(
     return vae + code + flow, {"vae": vae} | coded | flowed
 
 
-def _after_step(own: Parts, params: Params, batch: Batch) -> Params:
+def _after_step(own: Parts, params: Params, batch: Batch, step: Array) -> Params:
     """The average of the flows, and the running moments of the latents."""
     so_far = latent_flows.whitening(params)
     faded = so_far._replace(num=_KEPT * so_far.num, squares=_KEPT * so_far.squares)
     now = flows.merge_moments(faded, latent_flows.moments_of(own, params, batch))
-    averaged = latent_flows.average(params, "flows", own.options["ema"])
+    averaged = latent_flows.average(own.options, params, "flows", step)
     return averaged | {"whitening": now._asdict()}

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from mmvae_jax import networks
 from mmvae_jax.errors import UsageError
@@ -58,7 +57,8 @@ FLOW_OPTIONS: Options = {
     "flow_depth": number(3, 1),
     "ode_steps": number(25, 1),
     "ode_method": one_of("euler", "heun"),
-    # Decay of the average of the flows' parameters; at 1 it would never learn.
+    # Largest decay of the average of the flows' parameters, min(ema, (1 + n)/(10 + n))
+    # after n steps of the stage, so that nothing is left of the initial flow.
     "ema": Option(0.998, lambda x: 0 <= x < 1, "{} must be in [0, 1), got {}"),
 }
 
@@ -201,7 +201,7 @@ def flow_stage(own: Parts, objective: Callable[..., tuple[Array, Any]]) -> Stage
         objective,
         ("flows",),
         partial(_whiten, own),
-        lambda params, batch: average(params, "flows", own.options["ema"]),
+        lambda params, batch, step: average(own.options, params, "flows", step),
         cosine,
     )
 
@@ -267,10 +267,12 @@ def _whiten(own: Parts, params: Params, fold: Callable) -> Params:
     }
 
 
-def average(params: Params, name: str, decay: float) -> Params:
+def average(
+    options: Mapping[str, Any], params: Params, name: str, step: Array
+) -> Params:
     """Updates the average NAME_average of an entry of the parameters after a step."""
-    kept = f"{name}_average"
-    now = optax.incremental_update(params[name], params[kept], 1 - decay)
+    kept, decay = f"{name}_average", options["ema"]
+    now = flows.moving_average(params[name], params[kept], decay, step)
     return params | {kept: now}
 
 

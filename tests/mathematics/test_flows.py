@@ -306,6 +306,27 @@ def test_flows_are_mapped_compiled_and_differentiated():
     assert np.isfinite(loss)
 
 
+def test_a_moving_average_forgets_its_initial_value():
+    """It is a mean of what it got, soon of all of it, and later by the decay."""
+
+    @jax.jit
+    def weights(first):
+        def step(average, n):
+            now = flows.moving_average(n == given, average, 0.98, n)
+            return now, now
+
+        given = jnp.arange(625)  # one entry for each step, and what it began with
+        return jax.lax.scan(step, jnp.full(625, first), given)[1]
+
+    found, other = (np.asarray(weights(first)) for first in (0.0, 1e3))
+    np.testing.assert_allclose(found[-1].sum(), 1, rtol=1e-4)
+    np.testing.assert_allclose(found[-1], other[-1], atol=1e-6)
+    np.testing.assert_allclose(found[1, :3], [0.9 * 2 / 11, 9 / 11, 0], rtol=1e-5)
+    # From n = 440 on, where (1 + n) / (10 + n) is larger, the decay is constant.
+    ratios = found[-1, 442:-1] / found[-1, 443:]
+    np.testing.assert_allclose(ratios, 0.98, rtol=1e-4)
+
+
 def test_merged_moments_are_those_of_all_data():
     z = np.float32(RNG.normal(size=(1000, 2, 3)) * [1, 10, 0.1] + [0, 1000, 5])
     merged = flows.moments(z[:0])

@@ -213,7 +213,7 @@ def test_running_moments_fade(tiny_config):
     params, (stage,) = flow_params(model), model.stages
     batches = [vectors(B, 1), vectors(2 * B, 2)]
     after = jax.jit(stage.after_step)
-    found = after(after(params, batches[0]), batches[1])["whitening"]
+    found = after(after(params, batches[0], 0), batches[1], 1)["whitening"]
     old = params["whitening"]
     means, squares = [old["mean"][None]], [(old["squares"] / old["num"])[None]]
     for batch in batches:

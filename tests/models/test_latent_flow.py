@@ -168,6 +168,30 @@ def test_options_that_are_refused(tiny_config, option, value, message):
         make(tiny_config, **{option: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("latent_flow", {}),
+        pytest.param("code_flow", {}, marks=pytest.mark.slow),
+        pytest.param("code_flow", {"single_stage": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_average_forgets_the_flow_that_it_began_with(tiny_config, name, options):
+    config = tiny_config(name, D, flow_width=8, flow_depth=1, **options)
+    model = models.make_model(config, SHAPES)
+    params, batch, after = flow_params(model), vectors(), model.stages[-1].after_step
+    for step, kept in ((0, 1 / 10), (90, 0.91), (10_000, 0.998)):
+        found = after(params, batch, step)["flows_average"]
+        jax.tree.map(
+            lambda x, old, new, kept=kept: np.testing.assert_allclose(
+                x, kept * old + (1 - kept) * new, rtol=1e-4, atol=1e-6
+            ),
+            found,
+            params["flows_average"],
+            params["flows"],
+        )
+
+
 @pytest.mark.parametrize("name", ["latent_flow", "code_flow"])
 def test_draws_of_a_step_are_as_good_as_steps(tiny_config, name):
     """The loss of three draws has the mean of one's, and a third of its variance."""

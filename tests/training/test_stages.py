@@ -57,8 +57,10 @@ def toy_model():
         loss = jnp.sum((params["flow"] - x.mean(0) + jax.random.normal(key, (4,))) ** 2)
         return loss, {"flow": loss / 2, "scale": params["whitening"]["square"].sum()}
 
-    def after_step(params, batch):
-        return params | {"average": 0.9 * params["average"] + 0.1 * params["flow"]}
+    def after_step(params, batch, step):
+        rate = 0.1 * (1 + step)  # of the step in the stage
+        now = (1 - rate) * params["average"] + rate * params["flow"]
+        return params | {"average": now}
 
     others = dict.fromkeys(MultimodalVAE._fields[4:12])
     return MultimodalVAE(("m0",), 1, init, first, **others)._replace(
