@@ -325,7 +325,11 @@ def _log_densities(
     velocities = params["flows_average"]["prior"]
     code = code_priors.log_prob(own.prior, velocities, s, key)
     velocity = _guided(own, params, s, jnp.zeros((own.num, len(s)), bool))
-    return code + latent_flows.log_density(own, params, velocity, w, key, absent)
+    # The flow of a modality does not depend on the other modalities.
+    blocks = own.sizes if own.options["flow"] == "modality" else ()
+    return code + latent_flows.log_density(
+        own, params, velocity, w, key, absent, blocks=blocks
+    )
 
 
 def _objective(

@@ -373,6 +373,7 @@ def log_density(
     key: PRNGKey,
     absent: Array | None = None,
     fill: AnyArray | float = 0.0,
+    blocks: tuple[int, ...] = (),
 ) -> Array:
     """log p(w) [B] of latents, by the flow of the whitened latents; nats.
 
@@ -381,9 +382,11 @@ def log_density(
       params: parameters.
       velocity: velocity of whitened latents.
       w: latents [B, M d]; any values for absent modalities.
-      key: random key of the divergence, estimated for more than MOST_EXACT dimensions.
+      key: random key of the divergence, which is estimated if the largest block has
+        more than MOST_EXACT dimensions.
       absent: bool [M, B], modalities to leave out of the density; None: none.
       fill: whitened latents of absent modalities, inputs of the velocity.
+      blocks: as in `flows.log_density`.
     """
     r = flows.whiten(whitening(params), w)
     jacobian = jnp.broadcast_to(-jnp.log(flows.deviation(whitening(params))), r.shape)
@@ -391,8 +394,8 @@ def log_density(
     if absent is not None:
         mask = flows.dimensions_of(absent, own.sizes)
         r, jacobian = jnp.where(mask, fill, r), jnp.where(mask, 0.0, jacobian)
-    signs = key if w.shape[-1] > MOST_EXACT else None
-    found = flows.log_density(velocity, r, own.solver[0], mask, signs)
+    signs = key if max(blocks or w.shape[-1:]) > MOST_EXACT else None
+    found = flows.log_density(velocity, r, own.solver[0], mask, signs, blocks=blocks)
     return found + jnp.sum(jacobian, axis=-1)
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from small_tasks import MAP, NUM, Setup, assert_same_bits, bits_differ
 from toy_models import flow_params
 
@@ -12,11 +13,13 @@ from mmvae_jax.data.dataset import Split
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metric import EvaluationData
 from mmvae_jax.evaluation.metrics.log_likelihood import log_likelihood
+from mmvae_jax.models import code_priors, latent_flows
 from mmvae_jax.training.step import vae_task
 from mmvae_jax.training.sweep import Member
 from mmvae_jax.types import OBSERVED
 
 SHAPES = {"m0": (3,), "m1": (4,), "m2": (2,)}
+TWO = {"m0": (3,), "m1": (2,)}
 M, B, C, D = 3, 5, 4, 2
 KEY = jax.random.key(1)
 SOME = np.array([True, False, True])
@@ -283,6 +286,79 @@ def test_the_density_is_not_that_of_the_steps_of_draws(tiny_config, model):
         ).max()
         > 1e-3
     )
+
+
+def densities(model, params, z, most_exact, monkeypatch):
+    """log p(z), with an exact divergence of up to so many dimensions."""
+    for module in (code_priors, latent_flows):
+        monkeypatch.setattr(module, "MOST_EXACT", most_exact)
+    return np.float64(jax.jit(lambda z: model.log_prior(params, z))(z))
+
+
+@pytest.mark.parametrize(
+    ("flow", "most"),
+    [
+        ("modality", max(C, D)),
+        pytest.param("joint", M * D, marks=pytest.mark.slow),
+    ],
+)
+def test_the_divergence_of_flows_of_one_modality_each_is_exact(
+    tiny_config, monkeypatch, flow, most
+):
+    """If a modality has few dimensions, however many all of them have."""
+    z = np.random.default_rng(0).normal(size=(B, C + M * D)).astype(np.float32)
+    model = make(tiny_config, flow=flow)
+    params = flow_params(model)
+    exact = densities(model, params, z, C + M * D, monkeypatch)
+    found = densities(model, params, z, most, monkeypatch)
+    np.testing.assert_allclose(found, exact, rtol=1e-5)
+    estimate = densities(model, params, z, most - 1, monkeypatch)
+    assert np.abs(estimate - exact).max() > 1e-2
+
+
+def test_errors_of_random_signs_are_of_each_row(tiny_config, monkeypatch):
+    """So that their mean over batches, or over samples of an example, is none."""
+    model, rng = make(tiny_config, flow="joint"), np.random.default_rng(0)
+    params, num = flow_params(model), 2_000
+    z = rng.normal(size=(num, C + M * D)).astype(np.float32)
+    exact = densities(model, params, z, C + M * D, monkeypatch)
+    errors = densities(model, params, z, 0, monkeypatch) - exact
+    bar = errors.std() / np.sqrt(num)
+    assert bar > 0.005 and abs(errors.mean()) < 4 * bar
+    # Rows in the same places of another batch, with nearly the same densities.
+    near = densities(model, params, z + np.float32(1e-5), 0, monkeypatch) - exact
+    apart = np.abs(near - errors) > 0.2 * errors.std()
+    assert apart.mean() > 0.3
+    assert abs(np.corrcoef(near, errors)[0, 1]) < 0.1
+    # A row has its signs in any place of any batch.
+    again = densities(model, params, z[::-1], 0, monkeypatch)[::-1] - exact
+    np.testing.assert_allclose(again, errors, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flow", ["modality", "joint"])
+def test_the_density_with_guidance_is_that_of_draws(tiny_config, flow):
+    """E_p[q(z) / p(z)] = 1 for every density q, here one near that of the draws."""
+    options = {"flow": flow, "ode_method": "heun", "ode_steps": 25, "code_dim": 2}
+
+    def built(guidance):
+        small = {"flow_width": 8, "flow_depth": 1, "guidance": guidance}
+        return models.make_model(tiny_config("code_flow", 1, **options | small), TWO)
+
+    model = built(2.0)
+    params = flow_params(model)
+    # Motion that is slow enough for the solver.
+    velocities = jax.tree.map(lambda x: 0.5 * x, params["flows_average"])
+    params["flows_average"] = velocities
+    z = jax.jit(model.sample_prior, static_argnums=2)(params, KEY, 6_000)
+    rows = np.float64(z)
+    law = scipy.stats.multivariate_normal(rows.mean(0), 0.5 * np.cov(rows.T))
+    errors = {}
+    for guidance, own in ((2.0, model), (1.0, built(1.0))):
+        log_p = np.float64(jax.jit(own.log_prior)(params, z))
+        ratio = np.exp(law.logpdf(rows) - log_p)
+        errors[guidance] = (ratio.mean() - 1) / (ratio.std() / np.sqrt(len(z)))
+    assert abs(errors[2.0]) < 3 and abs(errors[1.0]) > 4
 
 
 def test_components_are_draws(model):
