@@ -100,10 +100,10 @@ def code_flow_model(
       options: those of OPTIONS.
 
     Raises:
-      UsageError: guidance that is never trained, or a Transformer without tokens to
+      UsageError: a flow that is never trained, or a Transformer without tokens to
         attend to.
     """
-    latent_flows.check(options)
+    latent_flows.check(options, is_joint=options["flow"] == "joint")
     size, code_size = config.model.latent_dim, options["code_dim"]
     nets = make_networks(config, shapes, size)
     coders = codes.code_networks(options["code_network"], nets, code_size)

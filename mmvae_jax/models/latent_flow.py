@@ -68,10 +68,10 @@ def latent_flow_model(
       options: those of OPTIONS.
 
     Raises:
-      UsageError: guidance that is never trained, or a Transformer without tokens to
+      UsageError: a flow that is never trained, or a Transformer without tokens to
         attend to.
     """
-    latent_flows.check(options)
+    latent_flows.check(options, is_joint=True)
     size = config.model.latent_dim
     nets = make_networks(config, shapes, size)
     base = assemble(

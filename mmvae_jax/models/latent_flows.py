@@ -72,12 +72,33 @@ def shares(*default: float) -> Option:
     )
 
 
-def check(options: Mapping[str, Any]) -> None:
-    """Refuses guidance by a velocity that is never trained.
+def check(options: Mapping[str, Any], is_joint: bool) -> None:
+    """Refuses options with which a flow would be used that is never trained.
+
+    Args:
+      options: those of FLOW_OPTIONS.
+      is_joint: whether one flow has the latents of all modalities, given some of them.
 
     Raises:
-      UsageError: guidance needs examples without a condition, and there are none.
+      UsageError: no training example is without a condition (for guidance), or has one;
+        or none has no modality given (for samples of the prior), or some.
     """
+    section = "config.model.options"
+    if options["condition_dropped"] == 1:
+        raise UsageError(
+            f"{section}.condition_dropped=1 leaves no example with a condition, so "
+            "that the flow given one is never trained: set it below 1"
+        )
+    if is_joint and options["empty_share"] in (0, 1):
+        what, of, where = (
+            ("nothing", "samples of the prior, given nothing,", "above 0")
+            if options["empty_share"] == 0
+            else ("a modality", "other modalities, given one,", "below 1")
+        )
+        raise UsageError(
+            f"{section}.empty_share={options['empty_share']:g} leaves no example with "
+            f"{what} given, so that the flow of {of} is never trained: set it {where}"
+        )
     if options["guidance"] != 1 and options["condition_dropped"] == 0:
         raise UsageError(
             "config.model.options.guidance needs examples without a condition: "

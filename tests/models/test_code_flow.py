@@ -382,8 +382,19 @@ def test_components_are_draws(model):
         ("guidance", -1.0, "guidance must be >= 0, got -1.0"),
         ("condition_dropped", 0.0, "guidance needs examples without a condition: "),
         ("ema", 1.0, r"must be in \[0, 1\), got 1.0"),
+        ("condition_dropped", 1.0, "=1 leaves no example with a condition, .* below 1"),
     ],
 )
 def test_options_that_are_refused(tiny_config, option, value, message):
     with pytest.raises(UsageError, match=f"{option}.*{message}|{message}"):
         make(tiny_config, **{option: value})
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_joint_flow_is_trained_with_something_and_with_nothing_given(
+    tiny_config, share
+):
+    with pytest.raises(UsageError, match=f"empty_share={share:g} leaves no example"):
+        make(tiny_config, flow="joint", empty_share=share)
+    # The flow of a modality always has the code of an example, and no other modality.
+    make(tiny_config, flow="modality", empty_share=share)

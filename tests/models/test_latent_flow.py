@@ -161,6 +161,9 @@ def test_stages_learn_all_there_is(model):
         ("stage_shares", (1.0,), "must be one share of the steps below 1, got"),
         ("stage_shares", (0.2, 0.2), "must be one share of the steps"),
         ("times", "none", "choose one of shared, each"),
+        ("empty_share", 0.0, "=0 leaves no example with nothing given, .* above 0"),
+        ("empty_share", 1.0, "=1 leaves no example with a modality given, .* below 1"),
+        ("condition_dropped", 1.0, "=1 leaves no example with a condition, .* below"),
     ],
 )
 def test_options_that_are_refused(tiny_config, option, value, message):
