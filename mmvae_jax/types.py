@@ -153,6 +153,7 @@ class Stage(NamedTuple):
       after_step: (params, batch, n) -> params, applied after every step to its batch,
         for instance a moving average of parameters; n: earlier steps of the stage, [].
       learning_rate: (steps taken in the stage [], steps of the stage) -> factor [].
+      has_beta: whether the objective depends on beta.
     """
 
     name: str
@@ -162,6 +163,7 @@ class Stage(NamedTuple):
     begin: Callable[..., Params] | None = None
     after_step: Callable[[Params, Batch, Array], Params] | None = None
     learning_rate: Callable[[Array, int], Array] | None = None
+    has_beta: bool = True
 
 
 class ObjectiveTerms(NamedTuple):

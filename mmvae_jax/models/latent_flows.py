@@ -224,6 +224,7 @@ def flow_stage(own: Parts, objective: Callable[..., tuple[Array, Any]]) -> Stage
         partial(_whiten, own),
         lambda params, batch, step: average(own.options, params, "flows", step),
         cosine,
+        has_beta=False,
     )
 
 
