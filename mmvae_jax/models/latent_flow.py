@@ -177,10 +177,7 @@ def _log_density(
     noise_key, sign_key = jax.random.split(key)
     nothing = jnp.zeros((own.num, len(w)), bool)
     velocity = _velocity(own, params["flows_average"], nothing, absent)
-    # For each value of the noise this is a density: the mean of its log is a bound.
-    noise = jax.vmap(lambda key: jax.random.normal(key, w.shape[1:], w.dtype))(
-        flows.keys_of_rows(noise_key, w)
-    )
+    noise = latent_flows.noise_of_rows(noise_key, w)
     return latent_flows.log_density(own, params, velocity, w, sign_key, absent, noise)
 
 

@@ -421,6 +421,16 @@ def log_density(
     return found + jnp.sum(jacobian, axis=-1)
 
 
+def noise_of_rows(key: PRNGKey, w: Array) -> Array:
+    """Noise N(0, I) in the shape of w [B, M d], a function of the key and of the row.
+
+    In place of absent latents. The density of the others is one for each value of the
+    noise: the mean of its log is a bound.
+    """
+    keys = flows.keys_of_rows(key, w)
+    return jax.vmap(lambda key: jax.random.normal(key, w.shape[1:], w.dtype))(keys)
+
+
 def bound(
     own: Parts,
     params: Params,

@@ -361,6 +361,68 @@ def test_the_density_with_guidance_is_that_of_draws(tiny_config, flow):
     assert abs(errors[2.0]) < 3 and abs(errors[1.0]) > 4
 
 
+class Recorder:
+    """A network without motion that keeps what it is called with."""
+
+    def __init__(self):
+        self.calls = []
+
+    def init(self, key, *inputs):
+        return {}
+
+    def apply(self, velocities, x, t, s, given):
+        def keep(*inputs):
+            self.calls.append([np.asarray(own) for own in inputs])
+
+        jax.debug.callback(keep, x, t, given, ordered=True)
+        return jnp.zeros_like(x)
+
+
+@pytest.mark.parametrize(
+    "network", ["mlp", pytest.param("transformer", marks=pytest.mark.slow)]
+)
+def test_a_joint_flow_is_told_what_is_absent(tiny_config, monkeypatch, network):
+    """By marks of -1; a Transformer by the time of noise, as in latent_flow."""
+    seen, num = Recorder(), 40
+    monkeypatch.setattr(latent_flows, "velocity_network", lambda *args: seen)
+    model = make(tiny_config, flow="joint", guidance=1.0, flow_network=network)
+    params, batch = flow_params(model), vectors(num)
+    observed = np.random.default_rng(0).random((num, M)) < 0.6
+    observed[:, 0] |= ~observed.any(axis=1)
+
+    def told(call):
+        _, t, marks = call
+        if network == "mlp":
+            assert t.shape == (num,) and set(np.unique(marks)) <= {-1, 0, 1}
+            return marks == -1
+        assert marks.dtype == bool and not (marks & (t == 0)).any()
+        return t == 0
+
+    objective = jax.jit(model.stages[-1].objective)
+    objective(params, batch | {OBSERVED: observed}, KEY, 1.0)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(told(seen.calls[0]), ~observed.T)
+    # Complete examples have the inputs that they had without a mask.
+    seen.calls.clear()
+    objective(params, batch | {OBSERVED: np.ones_like(observed)}, KEY, 1.0)
+    objective(params, batch, KEY, 1.0)
+    jax.effects_barrier()
+    for masked, plain in zip(*seen.calls, strict=True):
+        np.testing.assert_array_equal(masked, plain)
+    # In a density what is absent is noise, whatever the latents are, and stays so.
+    seen.calls.clear()
+    z = np.random.default_rng(0).normal(size=(num, C + M * D)).astype(np.float32)
+    jax.jit(model.log_prior)(params, z, observed.T)
+    jax.effects_barrier()
+    before_noise = [call for call in seen.calls if np.max(call[1]) > 0]
+    assert before_noise
+    for call in before_noise:
+        np.testing.assert_array_equal(told(call), ~observed.T)
+    noise = [call[0].reshape(num, M, D)[~observed] for call in seen.calls]
+    assert all((own == noise[0]).all() for own in noise)
+    assert scipy.stats.kstest(noise[0].ravel(), "norm").pvalue > 0.001
+
+
 def test_components_are_draws(model):
     params, batch = flow_params(model), vectors()
     experts = model.encode(params, batch)
