@@ -218,6 +218,11 @@ def test_the_steps_of_stages(setup):
     model = toy_model()
     assert stages.words(setup.task) == "mean 1 to 5; flow 6 to 12"
     assert stages.words(vae_task(model._replace(stages=()))) == ""
+    line = "evaluations up to step 5 are of a model of which the stage 'flow' has"
+    for every, is_said in ((0, False), (4, True), (FIRST, True), (FIRST + 1, False)):
+        found = stages.untrained(setup.task, every)
+        assert found.startswith(line) if is_said else found == ""
+    assert stages.untrained(vae_task(model._replace(stages=())), 1) == ""
     with pytest.raises(ValueError, match="trained for a number of steps"):
         vae_task(model)
     with pytest.raises(ValueError, match="a program for each of its tasks"):
