@@ -316,6 +316,7 @@ def test_the_divergence_of_flows_of_one_modality_each_is_exact(
     assert np.abs(estimate - exact).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_errors_of_random_signs_are_of_each_row(tiny_config, monkeypatch):
     """So that their mean over batches, or over samples of an example, is none."""
     model, rng = make(tiny_config, flow="joint"), np.random.default_rng(0)
@@ -378,9 +379,8 @@ class Recorder:
         return jnp.zeros_like(x)
 
 
-@pytest.mark.parametrize(
-    "network", ["mlp", pytest.param("transformer", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["mlp", "transformer"])
 def test_a_joint_flow_is_told_what_is_absent(tiny_config, monkeypatch, network):
     """By marks of -1; a Transformer by the time of noise, as in latent_flow."""
     seen, num = Recorder(), 40
