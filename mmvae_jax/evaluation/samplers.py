@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
@@ -355,12 +354,12 @@ def _fit_flows(r: np.ndarray, seed: int, settings: Any) -> list[Params]:
         factor = 0.5 * (1 + jnp.cos(jnp.pi * at / settings.sampler_steps))
         return hyper._replace(learning_rate=factor * hyper.learning_rate)
 
-    rate = min(1.0, 1 / (_AVERAGED * settings.sampler_steps))
+    decay = max(0.0, 1 - 1 / (_AVERAGED * settings.sampler_steps))
 
-    def average(params: Params, batch: Batch) -> Params:
+    def average(params: Params, batch: Batch, at: Array) -> Params:
         del batch
-        new, old = params["flow"], params["average"]
-        return params | {"average": optax.incremental_update(new, old, rate)}
+        now = flows.moving_average(params["flow"], params["average"], decay, at)
+        return params | {"average": now}
 
     task = step.Task(
         init, loss, scheduled=scheduled, learns=("flow",), after_step=average

@@ -120,6 +120,25 @@ def _require_schedule(num_steps: int, run: Run) -> None:
             )
 
 
+def _require_warmup(num_steps: int, run: Run) -> None:
+    """Requires that a warm-up of beta ends in the first stage in which beta acts."""
+    if num_steps == 0:
+        return
+    for stage, task in zip(run.model.stages, run.task.stages, strict=True):
+        if not stage.has_beta:
+            continue
+        if not task.start < num_steps <= task.end:
+            raise ArgumentError(
+                "{beta_warmup_steps}={} must be in [{}, {}], the steps of the run in "
+                "the stage {!r}, the first in which beta acts; 0 is no warm-up",
+                num_steps,
+                task.start + 1,
+                task.end,
+                task.name,
+            )
+        return
+
+
 def _require_sampler(name: str, run: Run) -> None:
     """Requires a sampler that can be fitted and that some metric uses."""
     setting = run.setting
@@ -204,6 +223,7 @@ CHECKS: tuple[Check, ...] = (
 )
 CHECKS_WITH_DATA: tuple[Check, ...] = (
     Check("train.num_steps", _require_schedule),
+    Check("train.beta_warmup_steps", _require_warmup),
     Check("modality.likelihood", lambda _, run: _require_likelihoods(run.setting)),
     Check(
         "train.batch_size",

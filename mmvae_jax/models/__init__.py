@@ -476,7 +476,7 @@ def _with_missing(model: MultimodalVAE) -> MultimodalVAE:
         )
 
     def after_clean(after_step: Callable[..., Params]) -> Callable[..., Params]:
-        return lambda params, batch: after_step(params, clean(batch))
+        return lambda params, batch, step: after_step(params, clean(batch), step)
 
     return model._replace(
         objective=of_clean(model.objective),

@@ -188,7 +188,11 @@ def _stages(own: _Parts) -> tuple[Stage, ...]:
             ("decoders", "joint"),
         ),
         Stage(
-            "flows", lambda n: n, partial(_flow_objective, own), ("encoders", "flows")
+            "flows",
+            lambda n: n,
+            partial(_flow_objective, own),
+            ("encoders", "flows"),
+            has_beta=False,
         ),
     )
     if not own.coders:

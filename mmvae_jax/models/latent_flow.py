@@ -70,10 +70,10 @@ def latent_flow_model(
       options: those of OPTIONS.
 
     Raises:
-      UsageError: guidance that is never trained, or a Transformer without tokens to
+      UsageError: a flow that is never trained, or a Transformer without tokens to
         attend to.
     """
-    latent_flows.check(options)
+    latent_flows.check(options, is_joint=True)
     size = config.model.latent_dim
     nets = make_networks(config, shapes, size)
     base = assemble(
@@ -179,8 +179,7 @@ def _log_density(
     noise_key, sign_key = jax.random.split(key)
     nothing = jnp.zeros((own.num, len(w)), bool)
     velocity = _velocity(own, params["flows_average"], nothing, absent)
-    # For each value of the noise this is a density: the mean of its log is a bound.
-    noise = jax.random.normal(noise_key, w.shape, w.dtype)
+    noise = latent_flows.noise_of_rows(noise_key, w)
     return latent_flows.log_density(own, params, velocity, w, sign_key, absent, noise)
 
 
