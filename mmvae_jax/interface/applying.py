@@ -313,7 +313,7 @@ def score(
     observed: Any = None,
     *,
     num_samples: int = 0,
-    key: PRNGKey | None = None,
+    key: int | PRNGKey | None = None,
 ) -> Scores:
     """ELBO and log p(x) of the observed modalities of each example.
 
@@ -325,7 +325,7 @@ def score(
       data: modality -> array [N, ...]; see `description.to_split`.
       observed: which modalities each example has; default: all in `data`.
       num_samples: L, importance samples of log p(x); 0: as in the config.
-      key: key of jax.random; default: that of the evaluation.
+      key: seed or key of jax.random; default: the key of the evaluation.
 
     Returns:
       Scores.
@@ -343,12 +343,13 @@ def score_batches(
     split: Split,
     *,
     num_samples: int = 0,
-    key: PRNGKey | None = None,
+    key: int | PRNGKey | None = None,
 ) -> Iterator[Scores]:
     """`score` of a Split, batch by batch."""
     settings = trained.config.eval
     if key is None:
         key = jax.random.fold_in(jax.random.key(settings.seed), trained.step)
+    key = _key(key)
     common = (trained.model, trained.params, split, _batch_size(trained))
     bounds = elbo.elbo_batches(*common, evaluate.key_of("elbo", key))
     estimates = log_likelihood.estimate_batches(

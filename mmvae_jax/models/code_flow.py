@@ -114,7 +114,7 @@ def code_flow_model(
         standard_latents((code_size + len(shapes) * size,)),
         lambda z: by_modality(shapes, z[..., code_size:]),
     )
-    network = _velocity_network(nets, options)
+    network = _velocity_network(config, nets, options)
     own = Parts(nets, base, network, size, options, coders)
     forms = networks.convolution_forms(*coders.values())
     density = partial(_log_densities, own)
@@ -130,9 +130,9 @@ def code_flow_model(
     )
 
 
-def _velocity_network(nets: Networks, options: Mapping[str, Any]) -> Any:
+def _velocity_network(config: Any, nets: Networks, options: Mapping[str, Any]) -> Any:
     """The velocity of the joint flow, or of each modality's flow."""
-    shapes = latent_flows.latent_shapes(nets)
+    shapes = latent_flows.latent_shapes(config, nets)
     if options["flow"] == "joint":
         return latent_flows.velocity_network(options, shapes)
     m, shape = next(iter(shapes.items()))

@@ -81,7 +81,9 @@ def latent_flow_model(
         standard_latents((len(shapes) * size,)),
         partial(by_modality, shapes),
     )
-    network = latent_flows.velocity_network(options, latent_flows.latent_shapes(nets))
+    network = latent_flows.velocity_network(
+        options, latent_flows.latent_shapes(config, nets)
+    )
     own = Parts(nets, base, network, size, options)
     return drawing(base, partial(_posterior, own), partial(_proposal, own))._replace(
         init=partial(_init, own),

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mmvae_jax import networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, flows
 from mmvae_jax.models import code_priors, parts
 from mmvae_jax.models.code_priors import MOST_EXACT
 from mmvae_jax.models.options import Option, Options, number, one_of
 from mmvae_jax.models.parts import DRAWN, encode, end_to_end, own_or_other, wide
+from mmvae_jax.networks import NETWORKS
 from mmvae_jax.networks.flows import NUM_HEADS, MLPFlow, TransformerFlow
 from mmvae_jax.types import (
     AnyArray,
@@ -138,11 +138,11 @@ def velocity_network(
     return TransformerFlow(tuple(shapes.values()), width, depth)
 
 
-def latent_shapes(nets: parts.Networks) -> dict[str, Shape]:
+def latent_shapes(config: Any, nets: parts.Networks) -> dict[str, Shape]:
     """Modality -> shape of its latent vector, (d,) or, if spatial, (H', H', c)."""
+    rows = {m: NETWORKS[parts.options_of(config, m)["network"]] for m in nets.shapes}
     return {
-        m: networks.latent_shape(encoder, nets.shapes[m], nets.latent_dim)
-        for m, encoder in nets.encoders.items()
+        m: row.latent_shape(nets.encoders[m], nets.shapes[m]) for m, row in rows.items()
     }
 
 

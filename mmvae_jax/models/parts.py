@@ -145,7 +145,7 @@ def takes_specials(config: Any, modality: str) -> bool:
     """Whether token 2 of a modality is treated as the end of a text."""
     options = options_of(config, modality)
     is_cut = options["likelihood"] == "categorical" and not options["count_padding"]
-    return is_cut or options["network"] in networks.UP_TO_EOS
+    return is_cut or networks.NETWORKS[options["network"]].is_up_to_eos
 
 
 def likelihood_weights(config: Any, modalities: Iterable[str]) -> dict[str, float]:

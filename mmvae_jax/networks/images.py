@@ -198,6 +198,23 @@ def _resnet_trunk(x: Array, width: int, max_width: int, min_size: int) -> Array:
     return x.reshape(x.shape[0], -1)
 
 
+def latent_shape(encoder: SpatialEncoder, shape: Shape) -> Shape:
+    """Shape (H', H', c) of a latent vector for images of this shape.
+
+    Raises:
+      ValueError: the positions do not divide the latent dimensions.
+    """
+    places, latent_dim = num_places(shape[0], encoder.channels), encoder.latent_dim
+    if latent_dim % places:
+        raise ValueError(
+            f"the latent dimensions, {latent_dim}, must be a multiple of the {places} "
+            f"places that images of {shape[0]} pixels have after "
+            f"{len(encoder.channels)} convolutions"
+        )
+    side = math.isqrt(places)
+    return (side, side, latent_dim // places)
+
+
 def num_places(size: int, channels: Sequence[int]) -> int:
     """Positions of a spatial latent vector: H' * H' for an image of H * H pixels."""
     return _halvings(size, len(channels))[-1] ** 2

@@ -118,6 +118,10 @@ def test_scores_are_those_of_the_metrics(trained, split):
     }
     assert values["log_likelihood"] == found.log_likelihood.mean()
     np.testing.assert_allclose(values["elbo"], found.elbo.mean(), rtol=1e-7)
+    of_seed = mmvae_jax.score(trained, DATA, OBSERVED, key=5)
+    of_key = mmvae_jax.score(trained, DATA, OBSERVED, key=jax.random.key(5))
+    assert_same(of_seed, of_key)
+    assert not np.array_equal(of_seed.elbo, found.elbo)
 
 
 def test_embeddings_are_those_of_the_probe_where_nothing_is_drawn(trained, split):

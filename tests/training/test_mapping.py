@@ -233,7 +233,7 @@ def task_of(tiny_config):
     """A function from a network, its options and a model to a task and its data."""
 
     def make(network, options, model="mvae"):
-        is_text = network in networks.FOR_TOKENS and network != "mlp"
+        is_text = networks.NETWORKS[network].takes == networks.TOKENS
         shape = TokenShape(8, 5) if is_text else (8, 8, 1)
         config = tiny_config(model, 8)  # a multiple of the places of "spatial"
         config.modality.network = network
@@ -271,7 +271,7 @@ SMALL = {
 SLOW_TO_TRACE = dict.fromkeys(("text_conv", "transformer"), pytest.mark.slow)
 FORMED = [
     (network, {"form": form})
-    for network, (encoder, _) in networks.NETWORKS.items()
+    for network, (encoder, *_) in networks.NETWORKS.items()
     for form in (
         layers.FORMS if "form" in {f.name for f in dataclasses.fields(encoder)} else ()
     )

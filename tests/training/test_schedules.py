@@ -225,7 +225,7 @@ def test_alpha_of_mmvm_falls_to_the_option(tiny_config, tiny_images):
 @pytest.mark.slow
 def test_the_two_stages_of_telbo(tiny_config, tiny_images):
     data = jax.device_put(tiny_images(SHAPES, NUM))
-    model = model_of(tiny_config, "telbo", joint_steps=5)
+    model = model_of(tiny_config, "telbo", joint_share=5 / 12)
     staged = Setup(vae_task(model, num_steps=12), data)
     at_once = Setup(vae_task(model_of(tiny_config, "telbo")), data)
     start, *_ = staged.start(MEMBERS)
@@ -254,5 +254,5 @@ def test_the_two_stages_of_telbo(tiny_config, tiny_images):
 
 
 def test_decoders_are_trained_in_one_stage(tiny_config):
-    with pytest.raises(UsageError, match="joint_steps > 0 is for decoder_gradients"):
-        model_of(tiny_config, "telbo", joint_steps=5, decoder_gradients="joint")
+    with pytest.raises(UsageError, match="joint_share > 0 is for decoder_gradients"):
+        model_of(tiny_config, "telbo", joint_share=0.5, decoder_gradients="joint")

@@ -244,7 +244,7 @@ def test_the_steps_of_stages(setup):
 @pytest.mark.slow
 def test_the_stages_of_telbo_with_missing_modalities(tiny_config, tiny_images):
     """What is missing has no part: its values may be anything."""
-    config = tiny_config("telbo", 2, joint_steps=3)
+    config = tiny_config("telbo", 2, joint_share=0.5)
     config.modality.network = "mlp"
     config.modality.network_options.widths = ()
     task = vae_task(models.make_model(config, {m: (4,) for m in SHAPES}), num_steps=6)
