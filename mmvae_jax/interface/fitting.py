@@ -15,9 +15,10 @@ from mmvae_jax.data.dataset import Dataset, Split, is_tokens, with_counts
 from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.interface import checks, description, settings, sweeps
 from mmvae_jax.interface.progress import ProgressBar
-from mmvae_jax.interface.trained import Trained, build
+from mmvae_jax.interface.trained import Trained, build, diverged
 from mmvae_jax.models import parts
 from mmvae_jax.training import devices, loop, mapping, stages
+from mmvae_jax.training.log import member_name
 from mmvae_jax.types import OBSERVED, AnyArray
 
 Values = float | Sequence[float]
@@ -73,7 +74,7 @@ def fit(
 
     Warns:
       UserWarning: the data are valid but unusual, for instance images of floats, which
-        are treated as vectors.
+        are treated as vectors; or some members have diverged, but not all.
 
     Raises:
       UsageError: an invalid setting or array, or no device (before training), or all
@@ -113,6 +114,10 @@ def fit(
             "all members have diverged: lower learning_rate, set train.clip_norm, or "
             "scale the data"
         )
+    for one in trained:
+        if not one.is_finite:
+            name = member_name(one.member, sweep.members)
+            warnings.warn(diverged(name), stacklevel=2)
     is_sweep = any(np.ndim(x) for x in (beta, learning_rate, seed))
     return trained if is_sweep else trained[0]
 

@@ -103,6 +103,33 @@ def test_what_is_odd_and_may_be_meant_is_a_warning(monkeypatch):
             fit(DATA | {"mask": mask})
 
 
+def test_each_member_that_diverged_is_named(monkeypatch):
+    def train(sweep, **options):
+        return tuple(
+            SimpleNamespace(member=member, is_finite=member.learning_rate < 0.1)
+            for member in sweep.members
+        )
+
+    monkeypatch.setattr(fitting, "train", train)
+    with pytest.warns(UserWarning) as caught:
+        found = fit(beta=(0.5, 1.0), learning_rate=(0.01, 0.2))
+    assert len(found) == 4
+    assert [str(one.message) for one in caught] == [
+        f"training of beta={beta},seed=0,learning_rate=0.2 diverged: its parameters "
+        "are the last finite ones"
+        for beta in ("0.5", "1")
+    ]
+    with pytest.raises(UsageError, match="^all members have diverged: lower learning_"):
+        fit(learning_rate=(0.2, 0.3))
+
+
+@pytest.mark.slow
+def test_a_member_diverges_and_the_other_does_not():
+    with pytest.warns(UserWarning, match="learning_rate=1e\\+38 diverged: its param"):
+        good, bad = fit(learning_rate=(1e-3, 1e38), num_steps=2)
+    assert good.is_finite and not bad.is_finite
+
+
 @pytest.mark.parametrize(
     ("data", "options", "line"),
     [
