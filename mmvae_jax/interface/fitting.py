@@ -23,6 +23,34 @@ from mmvae_jax.types import OBSERVED, AnyArray
 
 Values = float | Sequence[float]
 
+_METRICS = (
+    "`score` computes the elbo and the log_likelihood, and `python -m experiments.run` "
+    "all metrics, of arrays in a .npz file"
+)
+_CHECKPOINTS = (
+    "`export` writes what was trained, and `python -m experiments.run` checkpoints"
+)
+# Section, or "section.field", that `fit` does not apply -> what to use instead.
+_NOT_APPLIED = {
+    "data": "it trains on the arrays that it is given",
+    "data.missing": "pass `observed`",
+    "data.missing_test": "pass `observed` to the function that is applied",
+    "data.use_modalities": "pass only these modalities",
+    "log": "the values are in `Trained.history`; `python -m experiments.run` has "
+    "trackers",
+    "classifier": _METRICS,
+    "matcher": _METRICS,
+    "eval.metrics": _METRICS,
+    "eval.num_examples": "pass these examples to the function that is applied",
+    "eval.inception_weights": _METRICS,
+    "eval.sampler": _METRICS,
+    "eval.sampler_components": _METRICS,
+    "eval.sampler_steps": _METRICS,
+    "train.eval_every_steps": _METRICS,
+    "train.checkpoint_every_steps": _CHECKPOINTS,
+    "train.checkpoints_kept": _CHECKPOINTS,
+}
+
 
 def fit(
     data: Mapping[str, Any],
@@ -65,7 +93,8 @@ def fit(
         set scales and weights in `config`.
       options: options of the model (`models.MODELS[model].options`).
       config: "section.field" -> value, other settings of `settings.get_config`, for
-        instance {"modality.likelihood_scale": 0.1, "train.clip_norm": 1.0}.
+        instance {"modality.likelihood_scale": 0.1, "train.clip_norm": 1.0}; those of
+        evaluation, data sets, checkpoints and trackers are refused.
       is_shown: whether a progress bar is shown.
 
     Returns:
@@ -97,8 +126,10 @@ def fit(
     for path, value in arguments.items():
         _set(found, path, value)
     found.train.log_every_steps = max(1, found.train.num_steps // 100)
+    default = found.copy_and_resolve_references()
     for name, value in _mapping(config or {}, "config").items():
         _set(found, tuple(str(name).split(".")), value, arguments)
+    _require_applied(found, default)
     settings.parse_arg(found, found.model.name)
     with found.ignore_type():
         found.model.options.update(_mapping(options or {}, "options"))
@@ -256,6 +287,16 @@ def _set(
     except TypeError:
         kind = type(at.get(field)).__name__
         raise UsageError(f"{shown} is of type {kind}, got {value!r}") from None
+
+
+def _require_applied(config: ConfigDict, default: ConfigDict) -> None:
+    """Refuses settings that `fit` does not apply and that differ from the default."""
+    for section in config:
+        for name in config[section]:
+            field = f"{section}.{name}"
+            instead = _NOT_APPLIED.get(field, _NOT_APPLIED.get(section))
+            if instead and config[section][name] != default[section].get(name):
+                raise UsageError(f"config has {field!r}, unused by fit: {instead}")
 
 
 def _plain(value: Any) -> Any:
