@@ -13,7 +13,7 @@ from mmvae_jax import tokens
 from mmvae_jax.data import arrays
 from mmvae_jax.data.dataset import Dataset, Split, is_tokens, with_counts
 from mmvae_jax.errors import ArgumentError, UsageError
-from mmvae_jax.interface import checks, description, settings, sweeps
+from mmvae_jax.interface import checks, description, interrupts, settings, sweeps
 from mmvae_jax.interface.progress import ProgressBar
 from mmvae_jax.interface.trained import Trained, build, diverged
 from mmvae_jax.models import parts
@@ -72,6 +72,9 @@ def fit(
 ) -> Trained | tuple[Trained, ...]:
     """Trains a model, or a sweep of models in one program, on arrays.
 
+    Ctrl-C (SIGINT in the main thread) ends the training: what is trained so far is
+    returned, with its number of steps.
+
     Args:
       data: modality -> array, in the order of the M axis: images uint8 [N, H, W] or
         [N, H, W, C], vectors float [N, ...], counts int [N, F] (by their likelihood),
@@ -103,11 +106,14 @@ def fit(
 
     Warns:
       UserWarning: the data are valid but unusual, for instance images of floats, which
-        are treated as vectors; or some members have diverged, but not all.
+        are treated as vectors; some members have diverged, but not all; or Ctrl-C has
+        ended the training.
 
     Raises:
       UsageError: an invalid setting or array, or no device (before training), or all
         members have diverged.
+      KeyboardInterrupt: Ctrl-C before the first step, or before the last stage of a
+        model that is trained in stages, which cannot be used then; or a second Ctrl-C.
     """
     devices.require_devices()
     dataset = _dataset(data, observed, labels)
@@ -154,7 +160,10 @@ def fit(
 
 
 def train(sweep: sweeps.Sweep, *, is_shown: bool = True) -> tuple[Trained, ...]:
-    """Trains a sweep in memory; returns one Trained per member."""
+    """Trains a sweep in memory; returns one Trained per member.
+
+    Warns and raises as `fit` where Ctrl-C ends the training.
+    """
     config, members = sweep.config, sweep.members
     prepared = mapping.prepare(
         sweep.task,
@@ -166,7 +175,11 @@ def train(sweep: sweeps.Sweep, *, is_shown: bool = True) -> tuple[Trained, ...]:
     )
     histories: list[list[dict[str, float]]] = [[] for _ in members]
     examples = config.train.batch_size * len(members)
-    with ProgressBar(0, config.train.num_steps, examples, is_shown=is_shown) as bar:
+    num_steps = config.train.num_steps
+    with (
+        ProgressBar(0, num_steps, examples, is_shown=is_shown) as bar,
+        interrupts.caught_interrupt() as stop,
+    ):
 
         def log(step: int, values: Mapping[str, np.ndarray], finite: Any) -> None:
             del finite
@@ -181,19 +194,28 @@ def train(sweep: sweeps.Sweep, *, is_shown: bool = True) -> tuple[Trained, ...]:
             prepared.state,
             sweep.hyper,
             sweep.keys,
-            num_steps=config.train.num_steps,
+            num_steps=num_steps,
             batch_size=config.train.batch_size,
             data_seed=config.train.data_seed,
             events=loop.Events(
                 log_every_steps=config.train.log_every_steps,
                 log=log,
                 progress=bar.update,
+                is_stopping=lambda: bool(stop),
             ),
+        )
+    step = int(devices.first(state.step))
+    if step < num_steps:
+        _require_usable(sweep, step)
+        warnings.warn(
+            f"Ctrl-C has ended the training after {step:,} of {num_steps:,} steps: "
+            "the model is the one of these steps",
+            stacklevel=3,
         )
     layout = prepared.execution.layout
     params, finite = devices.gather((state.params, state.finite), layout)
     described = description.describe(sweep.dataset)
-    first = build(config, described, None, members[0], config.train.num_steps)
+    first = build(config, described, None, members[0], step)
     return tuple(
         first._replace(  # they share the compiled functions
             params=jax.device_put(jax.tree.map(lambda leaf, k=k: leaf[k], params)),
@@ -203,6 +225,19 @@ def train(sweep: sweeps.Sweep, *, is_shown: bool = True) -> tuple[Trained, ...]:
         )
         for k, member in enumerate(members)
     )
+
+
+def _require_usable(sweep: sweeps.Sweep, step: int) -> None:
+    """Raises KeyboardInterrupt if parts of a model have taken no step by `step`."""
+    start, stages = 0, ""
+    if sweep.task.stages:
+        last = sweep.task.stages[-1]
+        start, stages = last.start, f" of its last stage ({last.name})"
+    if step <= start:
+        raise KeyboardInterrupt(
+            f"nothing is returned: the training has ended after {step:,} steps, and "
+            f"the model cannot be used before step {start + 1:,}{stages}"
+        )
 
 
 def _dataset(data: Mapping[str, Any], observed: Any, labels: Any) -> Dataset:
