@@ -85,6 +85,11 @@ def _number(field: str, rule: Callable[[Any], bool], bound: str) -> list[Check]:
     ]
 
 
+def _is_rate(value: float) -> bool:
+    """Whether a value is > 0 and finite."""
+    return 0 < value < math.inf
+
+
 def _is_number(value: Any) -> bool:
     """Whether a value is a real number; bool is excluded."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -175,12 +180,11 @@ def _require_likelihoods(setting: needs.Setting) -> None:
 _EMPTY = "{} is empty; give at least one value"
 _REPEATED = "{} repeats a value: {}"
 _PROBABILITY = "{} must be in [0, 1), got {}"
+_RATE = "{} must be > 0 and finite, got {}"
 
 CHECKS: tuple[Check, ...] = (
     *_number("sweep.beta", lambda value: 0 <= value < math.inf, ">= 0 and finite"),
-    *_number(
-        "sweep.learning_rate", lambda value: 0 < value < math.inf, "> 0 and finite"
-    ),
+    *_number("sweep.learning_rate", _is_rate, "> 0 and finite"),
     *_number(
         "sweep.seed",
         lambda value: 0 <= value < 2**32 and value == int(value),
@@ -203,9 +207,11 @@ CHECKS: tuple[Check, ...] = (
     _one_of("train.data_on", examples.PLACES),
     _one_of("classifier.network", CLASSIFIERS),
     *_at_least(1, "classifier.num_steps", "classifier.batch_size"),
+    Check("classifier.learning_rate", _is_rate, _RATE),
     *_at_least(0, "classifier.seed"),
     _one_of("matcher.network", CLASSIFIERS),
     *_at_least(1, "matcher.feature_dim", "matcher.num_steps"),
+    Check("matcher.learning_rate", _is_rate, _RATE),
     *_at_least(2, "matcher.batch_size"),
     *_at_least(0, "matcher.seed"),
     _one_of("eval.proposal", PROPOSALS),
