@@ -25,7 +25,7 @@ from experiments import claims
 from experiments.drawing import gallery, page
 from experiments.plans import plan
 from experiments.plans.cost import bytes_seen, duration, print_plan
-from experiments.running import cluster, command, session, terminal
+from experiments.running import cluster, command, datasets, session, terminal
 from mmvae_jax.errors import UsageError
 from mmvae_jax.interface import checks
 
@@ -81,6 +81,7 @@ def checked_configs(
     configs = {spec: plan.run_config(scale, spec, places) for spec in specs}
     for config in configs.values():
         checks.check(config)
+        datasets.check_fields(config.data)
     return configs
 
 

@@ -229,6 +229,8 @@ class MultimodalVAE(NamedTuple):
       supports: modality -> Support of its likelihood, for images scaled to [0, 1].
       deviation: (params, z [B, D]) -> modality -> [B, ...], the likelihood's standard
         deviation, in the units of `decode`; tokens have none.
+      sample_likelihood: (params, z [B, D], key) -> modality -> [B, ...], one draw of
+        the likelihood, in the units of `decode`; tokens are int [B, T].
       schedule: how the objective changes during training; None: it does not.
       stages: stages of the training; (): one stage with `objective`.
       draws_missing: whether `posterior` draws the latents of missing modalities, from a
@@ -253,6 +255,7 @@ class MultimodalVAE(NamedTuple):
     latent_parts: tuple[tuple[str, int], ...] = ()
     supports: Mapping[str, Support] = MappingProxyType({})
     deviation: Callable[..., Mapping[str, Array]] = lambda params, z: {}
+    sample_likelihood: Callable[..., Mapping[str, Array]] = lambda params, z, key: {}
     schedule: Schedule | None = None
     stages: tuple[Stage, ...] = ()
     draws_missing: bool = False

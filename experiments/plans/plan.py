@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from experiments.plans import runs
 from experiments.plans.runs import RunRecord
-from experiments.running import workdirs
+from experiments.running import datasets, workdirs
 from mmvae_jax import models
 from mmvae_jax.errors import UsageError
 from mmvae_jax.interface import old_configs
@@ -259,8 +259,8 @@ def run_config(scale: ConfigDict, spec: Spec, places: Mapping[str, str]) -> Conf
     Args:
       scale: as in configs/scales/demo.py.
       spec: one of `all_specs`.
-      places: fields of config.data with paths (data_dir, ...); fields that the config
-        does not have are ignored.
+      places: fields of config.data with paths (data_dir, ...); fields that the data
+        set does not read are ignored.
 
     Raises:
       UsageError: the scale changes a field that does not exist.
@@ -288,7 +288,10 @@ def run_config(scale: ConfigDict, spec: Spec, places: Mapping[str, str]) -> Conf
     config.data.repeated = spec.is_repeated
     if spec.num_modalities:
         config.data.use_modalities = spec.num_modalities
-    config.data.update({f: place for f, place in places.items() if f in config.data})
+    ignored = datasets.unread(config.data)
+    config.data.update(
+        {f: x for f, x in places.items() if f in config.data and f not in ignored}
+    )
     return config
 
 

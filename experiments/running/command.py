@@ -250,6 +250,10 @@ def _guarded(main: Callable[[], int | None]) -> int:
         if _NO_HOME not in str(error):
             raise
         return _report("no home directory is known for ~ in a path: write it out", 2)
+    except Stopped as stopped:
+        (number,) = stopped.args
+        print(f"{signal.Signals(number).name}: stopped", file=sys.stderr)
+        return 128 + number
     except KeyboardInterrupt:  # there is nothing to save
         print("SIGINT: stopped", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -40,6 +40,8 @@ ARRAYS = "arrays"
 # Metadata of every prepared data set, see `mmvae_jax.data.dataset`.
 _METADATA = ("modalities", "num_examples", "fingerprint")
 _GUIDE = "datasets/README.md lists what a data set needs"
+# The fields of config.data that have a meaning for every data set.
+_COMMON = ("name", "data_dir", "use_modalities", "missing", "missing_test", "seed")
 
 
 def prepare(data_config: ConfigDict) -> Path:
@@ -91,10 +93,9 @@ def load(data_config: ConfigDict) -> Dataset:
     """
     if data_config.name != ARRAYS:
         return prepared.load(prepare(data_config))
-    fields = option_names(ARRAYS)
-    _check_fields(data_config, fields)
+    check_fields(data_config)
     with fields_of("config.data"):
-        return arrays.load(**{field: data_config[field] for field in fields})
+        return arrays.load(**{x: data_config[x] for x in option_names(ARRAYS)})
 
 
 def load_of(config: ConfigDict) -> Dataset:
@@ -174,6 +175,22 @@ def option_names(name: str) -> tuple[str, ...]:
     return tuple(field.name for field in own if field.name not in inherited)
 
 
+def unread(data_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of configs/base.py that the data set does not read -> their defaults.
+
+    A new run is refused if one has another value (`check_fields`). Older runs may have
+    such values, which changed nothing.
+
+    Args:
+      data_config: `config.data`, or a mapping with the same fields.
+
+    Raises:
+      UsageError: there is no such data set, or it has no `Options`.
+    """
+    read = (*_COMMON, *option_names(data_config["name"]))
+    return {x: y for x, y in base.get_config().data.items() if x not in read}
+
+
 def options_of(data_config: Mapping[str, Any]) -> Any:
     """The checked `Options` of a data set, from a config.
 
@@ -208,17 +225,28 @@ def _require_fields(data_config: Mapping[str, Any], fields: tuple[str, ...]) -> 
         )
 
 
-def _check_fields(data_config: ConfigDict, fields: tuple[str, ...]) -> None:
-    """Refuses a config with a missing option or an unknown field.
+def check_fields(data_config: ConfigDict) -> None:
+    """Refuses a config with a missing option, or a field that is not read.
 
-    The fields of configs/base.py are allowed for all data sets.
+    All configs have the fields of configs/base.py; those that the data set does not
+    read must have their defaults.
+
+    Raises:
+      UsageError: one line.
     """
+    fields = option_names(data_config.name)
     _require_fields(data_config, fields)
-    unknown = set(data_config) - set(fields) - set(base.get_config().data)
-    if unknown:
+    allowed = unread(data_config)
+    wrong = [
+        field
+        for field, value in data_config.items()
+        if field not in (*_COMMON, *fields)
+        and (field not in allowed or value != allowed[field])
+    ]
+    if wrong:
         raise UsageError(
-            f"config.data.{min(unknown)} is not read by the data set "
-            f"{data_config.name!r}, whose options are {', '.join(fields)}"
+            f"config.data.{min(wrong)} is not read by the data set "
+            f"{data_config.name!r}, whose options are {', '.join(fields)}: leave it out"
         )
 
 
@@ -237,8 +265,8 @@ def _options_class(name: str) -> Any:
 def _builder(data_config: ConfigDict) -> Any:
     """The TFDS builder of a data set."""
     name = data_config.name
+    check_fields(data_config)
     options = options_of(data_config)
-    _check_fields(data_config, option_names(name))
     make_builder = _attribute(name, f"{name}_dataset_builder", "Builder")
     root = _root(data_config)
     try:

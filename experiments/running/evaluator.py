@@ -12,8 +12,10 @@ import numpy as np
 
 from experiments.running import processes, signals, terminal
 from experiments.running.command import Stopped
+from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation import evaluate, judges, needs, pictures, samplers
-from mmvae_jax.evaluation.metric import EvaluationData
+from mmvae_jax.evaluation.metric import EvaluationData, Failed, sampled
+from mmvae_jax.evaluation.metrics import METRICS
 from mmvae_jax.evaluation.samples import draw_samples
 from mmvae_jax.interface import sweeps
 from mmvae_jax.interface.progress import ProgressBar
@@ -33,6 +35,8 @@ def make_evaluator(
 
     With a fitted config.eval.sampler, its examples are evaluated in addition to those
     of the prior; with `is_beside`, only its examples.
+
+    The values of a metric that raises an unexpected error are Failed; the others stay.
     """
     config = sweep.config
     by = list(dict.fromkeys((PRIOR, config.eval.sampler)))[is_beside:]
@@ -56,15 +60,27 @@ def make_evaluator(
         key = jax.random.fold_in(jax.random.key(config.eval.seed), step)
 
         def evaluate_by(
-            sampler: str, params: Any, announce: Callable
+            sampler: str, params: Any, announce: Callable, faults: list[str]
         ) -> tuple[dict[str, float], Callable[[], pictures.Samples] | None]:
             own = model
             if sampler != PRIOR:
                 announce(f"fit of {sampler}")
                 train = sweep.dataset.train
                 own_key = evaluate.key_of("sampler", key)
-                own = samplers.fit(config.eval, model, params, train, own_key)
-            values = evaluate.evaluate_member(metrics, own, params, data, key, announce)
+                try:
+                    own = samplers.fit(config.eval, model, params, train, own_key)
+                except UsageError:
+                    raise
+                except Exception as error:
+                    line = f"the fit of {sampler} failed ({_first_line(error)})"
+                    faults.append(f"{line}: the values of its examples are nan")
+                    names = evaluate.measured(metrics, sampler)
+                    return _failed_by(sampler, names, line), None
+            chosen = {
+                name: partial(_computed, name, metric, faults)
+                for name, metric in metrics.items()
+            }
+            values = evaluate.evaluate_member(chosen, own, params, data, key, announce)
             if writer is not None and writer.date:
                 # Keep the pictures of the run's own evaluation.
                 if sampler == PRIOR or step != config.train.num_steps:
@@ -72,10 +88,13 @@ def make_evaluator(
             return values, partial(draw_samples, own, params, data.test, key)
 
         def evaluate_one(params: Any, announce: Callable) -> Evaluated:
-            found = Evaluated({}, {}, {}, "")
+            found = Evaluated({}, {}, {}, ())
             for sampler in by:
-                values, draw = evaluate_by(sampler, params, announce)
-                found = found._replace(values=found.values | values)
+                faults: list[str] = []
+                values, draw = evaluate_by(sampler, params, announce, faults)
+                found = found._replace(
+                    values=found.values | values, faults=(*found.faults, *faults)
+                )
                 if draw is not None:
                     found = _with_samples(found, draw, data)
             return found
@@ -83,6 +102,8 @@ def make_evaluator(
         name = f"evaluation at step {step}"
         num = sum(len(evaluate.measured(metrics, x)) + (x != PRIOR) for x in by)
         found = _evaluate_members(sweep, state, evaluate_one, num, name, stop)
+        for fault in dict.fromkeys(line for one in found for line in one.faults):
+            terminal.say(fault)
         if writer is not None:
             if sweep.model.draws_missing and not writer.date:
                 terminal.say(
@@ -106,13 +127,52 @@ class Evaluated(NamedTuple):
       values: tag -> value.
       grids: name -> uint8 [H, W, C], pictures of samples.
       captions: name of a file -> generated captions.
-      fault: why pictures are missing; "" if they are not.
+      faults: lines that say what is missing, and why.
     """
 
     values: dict[str, float]
     grids: dict[str, np.ndarray]
     captions: dict[str, str]
-    fault: str
+    faults: tuple[str, ...]
+
+
+def _computed(
+    name: str, metric: Callable, faults: list[str], *given: Any
+) -> dict[str, float]:
+    """The values of a metric; an unexpected error makes its main ones Failed.
+
+    It must not lose the values of other metrics, after a long training. A line is added
+    to `faults`.
+    """
+    try:
+        return metric(*given)
+    except UsageError:
+        raise
+    except Exception as error:
+        line = f"metric {name!r} failed ({_first_line(error)})"
+        faults.append(f"{line}: its values are nan")
+        return dict.fromkeys(_main_tags(name), Failed(line))
+
+
+def _failed_by(sampler: str, names: Iterable[str], reason: str) -> dict[str, float]:
+    """The main values of metrics for a sampler that could not be fitted."""
+    return {
+        f"eval/{sampled(tag, sampler)}": Failed(reason)
+        for name in names
+        for tag in _main_tags(name)
+        if METRICS[name].is_unconditional(tag)
+    }
+
+
+def _main_tags(name: str) -> list[str]:
+    """The tags of a metric that are known without its values."""
+    return [own.tag for own in METRICS[name].columns if "*" not in own.tag]
+
+
+def _first_line(error: Exception) -> str:
+    """Type and first line: a device without memory lists what takes it, on many."""
+    reason, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
 
 
 def _with_samples(
@@ -120,7 +180,7 @@ def _with_samples(
 ) -> Evaluated:
     """Adds pictures and captions of the samples of `draw` to the results.
 
-    An error in drawing must not lose results: it becomes one line, `fault`.
+    An error in drawing must not lose results: it becomes one line of `faults`.
     """
     try:
         samples = draw()
@@ -128,9 +188,9 @@ def _with_samples(
         grids = found.grids | pictures.draw_grids(*shown)
         text = pictures.write_captions(*shown)
     except Exception as error:
-        # A device without memory lists what takes it, on many lines.
-        reason, *_ = str(error).strip().splitlines() or [""]
-        return found._replace(fault=f"{type(error).__name__}: {reason}")
+        reason = _first_line(error)
+        fault = f"samples cannot be drawn and are left out ({reason})"
+        return found._replace(faults=(*found.faults, fault))
     name = "captions" if samples.sampler == PRIOR else f"captions_{samples.sampler}"
     captions = found.captions | ({name: text} if text else {})
     return found._replace(grids=grids, captions=captions)
@@ -139,8 +199,6 @@ def _with_samples(
 def _write_evaluation(writer: Any, step: int, found: Sequence[Evaluated]) -> None:
     """Writes values, and then pictures and captions, of all members."""
     writer.write_scalars(step, [one.values for one in found])
-    for fault in dict.fromkeys(one.fault for one in found if one.fault):
-        terminal.say(f"samples cannot be drawn and are left out ({fault})")
     for k, one in enumerate(found):
         writer.write_images(step, k, one.grids)
         if one.captions:

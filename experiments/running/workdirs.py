@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.running import datasets
 from mmvae_jax.data.dataset import Dataset
 from mmvae_jax.errors import UsageError
 from mmvae_jax.interface import description, old_configs, trained
@@ -282,7 +283,7 @@ def compare(
     """
     ours, theirs = _flatten(resolved(config)), _flatten(found)
     names = ours.keys() & theirs.keys() if is_finished else ours.keys() | theirs.keys()
-    _refuse(workdir, ours, theirs, names)
+    _refuse(workdir, ours, theirs, names - _unread(config))
 
 
 def compare_training(workdir: Path, config: Any, found: Any) -> None:
@@ -300,6 +301,7 @@ def compare_training(workdir: Path, config: Any, found: Any) -> None:
     """
     ours, theirs = _flatten(resolved(config)), _flatten(found)
     names = {x for x in ours.keys() | theirs.keys() if not x.startswith(_EVALUATION)}
+    names -= _unread(config)
     steps = "config.train.num_steps"
     before, now = theirs.get(steps), ours[steps]
     if isinstance(before, int) and now > before:
@@ -311,6 +313,11 @@ def compare_training(workdir: Path, config: Any, found: Any) -> None:
             )
         names.remove(steps)
     _refuse(workdir, ours, theirs, names)
+
+
+def _unread(config: Any) -> set[str]:
+    """Fields that the data set does not read: older runs may have any value of them."""
+    return {f"config.data.{field}" for field in datasets.unread(config.data)}
 
 
 def require_length(workdir: Path, sweep: Sweep) -> None:

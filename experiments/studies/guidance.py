@@ -15,12 +15,10 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.running import build, command, evaluator, signals, terminal
+from experiments.running import command, evaluation, evaluator, terminal
 from experiments.studies.tables import row, write
 from mmvae_jax.errors import UsageError
-from mmvae_jax.interface import checks, description, trained
 from mmvae_jax.models import MODELS
-from mmvae_jax.training import checkpoints
 
 _OPTION = "guidance"
 GUIDED = tuple(name for name, model in MODELS.items() if _OPTION in model.options)
@@ -46,28 +44,21 @@ def values_at(workdir: Path, strength: float, num_examples: int) -> dict[str, An
       num_examples: number of test examples; 0: as in the run.
 
     Raises:
-      UsageError: the run does not exist, or its model has no guidance.
+      UsageError: the run does not exist, its model has no guidance, or its data have
+        changed.
+      Stopped: a signal arrived.
     """
     config = guided_config(workdir, strength, num_examples)
-    metrics = checks.check(config)
-    with signals.caught_signals() as stop:
-        sweep = build.build(config)
-        shown = description.describe(sweep.dataset)
-        like = trained.like_state(config, shown, sweep.model)
-        found = checkpoints.read(workdir / "checkpoints", like, None)
-        if found is None:
-            raise UsageError(f"{workdir} holds no checkpoint yet")
-        values = evaluator.make_evaluator(sweep, metrics, stop, None)(*found)
+    with evaluation.opened(workdir, config) as run:
+        evaluate = evaluator.make_evaluator(run.sweep, run.metrics, run.stop, None)
+        values = evaluate(run.step, run.state)
     members = [{"finite": True, "metrics": own} for own in values]
     return {_OPTION: strength, **row({"members": members}, COLUMNS)}
 
 
 def guided_config(workdir: Path, strength: float, num_examples: int) -> ConfigDict:
     """The config of a run with another strength; arguments as in `values_at`."""
-    path = workdir / trained.CONFIG
-    if not path.exists():
-        raise UsageError(f"{workdir} holds no run (no {trained.CONFIG})")
-    config = trained.config_of(trained.read_json(path), workdir)
+    config = evaluation.config_of(workdir)
     if _OPTION not in config.model.options:
         raise UsageError(
             f"{workdir} is of {config.model.name}, which has no guidance: give a run "
@@ -76,7 +67,6 @@ def guided_config(workdir: Path, strength: float, num_examples: int) -> ConfigDi
     config.model.options[_OPTION] = strength
     config.eval.metrics = METRICS
     config.eval.num_examples = num_examples or config.eval.num_examples
-    config.train.mesh = (1, 1)  # independent of the devices of the training
     return config
 
 

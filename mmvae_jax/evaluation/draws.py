@@ -112,8 +112,8 @@ class Draws:
           condition: as in `conditional`.
           turn: number of the draw, >= 0.
           num: as in `conditional`.
-          has_noise: whether to add normal noise of the likelihood's standard deviation
-            to the mean, except for tokens.
+          has_noise: whether the example is a draw of the likelihood p(x_m|z) instead
+            of its mean (of tokens: instead of the most probable).
         """
         key = jax.random.fold_in(self._key_of(condition), 1 + turn)
         return self._drawn(condition, num, key, [], has_noise)
@@ -173,11 +173,13 @@ class Draws:
         keys = jax.random.split(jax.random.fold_in(key, index), 3)
         subset = given[rows].T
         z = latents_given(self.model, self.params, experts, subset, keys)
-        mean = _of_one(self.model.decode, condition.target, self.params, z)
+        target = condition.target
+        mean = _of_one(self.model.decode, target, self.params, z)
+        drawn = None
         if has_noise:
-            deviation = _of_one(self.model.deviation, condition.target, self.params, z)
-            mean += deviation * jax.random.normal(keys[2], deviation.shape)
-        return self._kept(condition.target, mean, is_asked)
+            function = self.model.sample_likelihood
+            drawn = _of_one(function, target, self.params, z, keys[2])
+        return self._kept(target, mean, is_asked, drawn)
 
     def _encoded(self, index: int, rows: np.ndarray) -> Distribution:
         """The experts of one batch, encoded once."""
@@ -187,9 +189,12 @@ class Draws:
             self._experts[index] = self.model.encode(self.params, batch)
         return self._experts[index]
 
-    def _kept(self, modality: str, mean: Array, rows: np.ndarray) -> Generated:
-        """Converts some rows of likelihood means [B, ...] to examples."""
-        example = to_examples(self.data.test, {modality: mean}, self.data.words)
+    def _kept(
+        self, modality: str, mean: Array, rows: np.ndarray, drawn: Array | None = None
+    ) -> Generated:
+        """Converts some rows of likelihood means [B, ...], or draws, to examples."""
+        drawn = mean if drawn is None else drawn
+        example = to_examples(self.data.test, {modality: drawn}, self.data.words)
         x = example[modality]
         if is_image(self.data.test.modalities[modality]):
             x = to_bytes(x)
@@ -212,9 +217,11 @@ def draws_of(
 
 
 @partial(jit_precisely, static_argnums=(0, 1))
-def _of_one(function: Callable, target: str, params: Params, z: Array) -> Any:
+def _of_one(
+    function: Callable, target: str, params: Params, z: Array, *key: PRNGKey
+) -> Any:
     """Output of a function of latent vectors for one modality."""
-    return function(params, z)[target]
+    return function(params, z, *key)[target]
 
 
 def _first(generated: Generated, num: int) -> Generated:

@@ -63,6 +63,7 @@ def compile_model(model: MultimodalVAE) -> MultimodalVAE:
         sample_prior=jit_precisely(model.sample_prior, static_argnums=2),
         log_prior=jit_precisely(model.log_prior),
         deviation=jit_precisely(model.deviation),
+        sample_likelihood=jit_precisely(model.sample_likelihood),
     )
 
 

@@ -153,7 +153,7 @@ def to_examples(
     decoded: Mapping[str, Array],
     words: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> dict[str, Array]:
-    """Converts likelihood means to the types of the examples of a split.
+    """Converts means or draws of likelihoods to the types of the examples of a split.
 
     Images are clipped to [0, 1], because means of Laplace or Gaussian likelihoods may
     be outside, and the classifiers know only images inside. Tokens are the most
@@ -161,7 +161,7 @@ def to_examples(
 
     Args:
       split: real examples.
-      decoded: modality -> likelihood means [B, ...].
+      decoded: modality -> likelihood means [B, ...]; or draws, of tokens int [B, T].
       words: modality of tokens -> its vocabulary; captions have the special tokens.
 
     Returns:
@@ -174,10 +174,11 @@ def to_examples(
             return jnp.clip(mean, 0.0, 1.0)
         if not is_tokens(real):
             return mean
-        most_probable = jnp.argmax(mean, axis=-1)
+        is_drawn = jnp.issubdtype(mean.dtype, jnp.integer)
+        chosen = mean if is_drawn else jnp.argmax(mean, axis=-1)
         if tuple(words.get(m, ()))[: len(SPECIALS)] != SPECIALS:
-            return most_probable
-        return jnp.where(until_eos(most_probable), most_probable, PAD)
+            return chosen
+        return jnp.where(until_eos(chosen), chosen, PAD)
 
     return {m: example(m, mean) for m, mean in decoded.items()}
 

@@ -46,6 +46,10 @@ class Undefined(float):
         return value
 
 
+class Failed(Undefined):
+    """NaN for a value whose metric raised an unexpected error, the reason."""
+
+
 class Column(NamedTuple):
     """How tables, reports and figures show a value of a metric.
 

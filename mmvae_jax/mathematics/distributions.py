@@ -39,6 +39,8 @@ class Likelihood(NamedTuple):
         probabilities of all words).
       deviation: output [B, ...] -> the distribution's standard deviation [B, ...], in
         the units of the mean; None for tokens.
+      sample: (output [B, ...], key) -> one draw of x [B, ...] per example, float; for
+        tokens int.
       parameter_shape: shape of an example -> shape of a learned parameter that all
         examples share, initially 0. The output is then the pair (output [B, ...],
         parameter). None: no parameter.
@@ -48,6 +50,7 @@ class Likelihood(NamedTuple):
     log_prob: Callable[[Any, Array], Array]
     mean: Callable[[Any], Array]
     deviation: Callable[[Any], Array] | None
+    sample: Callable[[Any, PRNGKey], Array]
     parameter_shape: Callable[[Shape], Shape] | None = None
     support: Support = Support("finite numbers")
 
@@ -91,6 +94,9 @@ ARRAYS = {
 _LOG_SCALE_BOUND = 10.0
 # Largest distance of the log-scale to its optimum in a gradient; larger ones are cut.
 _FARTHEST = 10.0
+# Poisson draws of larger rates are normal: float32 is too coarse for the exact sampler,
+# and the skewness is below 0.01.
+_LARGE_RATE = 1e4
 
 
 @singledispatch
@@ -224,6 +230,7 @@ def _laplace(settings: Settings) -> Likelihood:
         partial(_laplace_log_prob, scale=scale),
         jnp.asarray,
         lambda loc: jnp.full_like(loc, math.sqrt(2) * scale),
+        lambda loc, key: sample(Laplace(loc, jnp.log(scale)), key),
     )
 
 
@@ -234,6 +241,7 @@ def _gaussian(settings: Settings) -> Likelihood:
         partial(_normal_log_prob, scale=scale),
         jnp.asarray,
         lambda loc: jnp.full_like(loc, scale),
+        lambda loc, key: sample(Gaussian(loc, 2 * jnp.log(scale)), key),
     )
 
 
@@ -261,7 +269,12 @@ def _learned_gaussian(settings: Settings, is_optimal: bool) -> Likelihood:
         loc, parameter = output
         return jnp.broadcast_to(jnp.exp(log_scale(parameter)), loc.shape)
 
-    return Likelihood(log_prob, lambda output: output[0], deviation, lambda shape: ())
+    def draw(output: tuple[Array, Array], key: PRNGKey) -> Array:
+        loc, parameter = output
+        return sample(Gaussian(loc, 2 * log_scale(parameter)), key)
+
+    mean = lambda output: output[0]  # noqa: E731
+    return Likelihood(log_prob, mean, deviation, draw, lambda shape: ())
 
 
 def _scaled_log_prob(loc: Array, log_scale: Array, x: Array) -> Array:
@@ -320,6 +333,9 @@ def _bernoulli(settings: Settings) -> Likelihood:
         lambda logits: jnp.exp(
             0.5 * (jax.nn.log_sigmoid(logits) + jax.nn.log_sigmoid(-logits))
         ),
+        lambda logits, key: jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(
+            jnp.float32
+        ),
         support=_UNIT_INTERVAL,
     )
 
@@ -327,7 +343,8 @@ def _bernoulli(settings: Settings) -> Likelihood:
 def _categorical(settings: Settings) -> Likelihood:
     """Categorical, independent over positions; the output is logits."""
     function = partial(_categorical_log_prob, count_padding=settings.count_padding)
-    return Likelihood(function, jax.nn.softmax, None, support=_TOKENS)
+    draw = lambda logits, key: jax.random.categorical(key, logits)  # noqa: E731
+    return Likelihood(function, jax.nn.softmax, None, draw, support=_TOKENS)
 
 
 def _poisson(settings: Settings) -> Likelihood:
@@ -343,7 +360,8 @@ def _poisson(settings: Settings) -> Likelihood:
         return jnp.exp(_log_rates(output, settings.library_size))
 
     deviation = lambda output: jnp.sqrt(mean(output))  # noqa: E731
-    return Likelihood(log_prob, mean, deviation, support=_COUNTS)
+    draw = lambda output, key: _poisson_sample(mean(output), key)  # noqa: E731
+    return Likelihood(log_prob, mean, deviation, draw, support=_COUNTS)
 
 
 def _negative_binomial(settings: Settings) -> Likelihood:
@@ -373,7 +391,25 @@ def _negative_binomial(settings: Settings) -> Likelihood:
         own = mean(output)
         return jnp.sqrt(own * (1 + own * jnp.exp(-log_r(output[1]))))
 
-    return Likelihood(log_prob, mean, deviation, lambda shape: shape, _COUNTS)
+    def draw(output: tuple[Array, Array], key: PRNGKey) -> Array:
+        # A Poisson whose rate is a gamma of shape r with this mean; in log space,
+        # because gammas of small r are below float32.
+        rate_key, count_key = jax.random.split(key)
+        log_mean = _log_rates(output[0], settings.library_size)
+        own = log_r(output[1])
+        gamma = jax.random.loggamma(rate_key, jnp.exp(own), log_mean.shape)
+        return _poisson_sample(jnp.exp(gamma - own + log_mean), count_key)
+
+    return Likelihood(log_prob, mean, deviation, draw, lambda shape: shape, _COUNTS)
+
+
+def _poisson_sample(rate: Array, key: PRNGKey) -> Array:
+    """Poisson draws as floats; NaN where the rate is."""
+    count_key, normal_key = jax.random.split(key)
+    small = jnp.minimum(rate, _LARGE_RATE)
+    noise = jax.random.normal(normal_key, rate.shape)
+    large = jnp.round(rate + jnp.sqrt(rate) * noise)
+    return jnp.where(rate <= _LARGE_RATE, jax.random.poisson(count_key, small), large)
 
 
 def _log_rates(output: Array, library: float | Array) -> Array:
@@ -439,8 +475,8 @@ def make_likelihood(
       count_padding: for categorical, whether padding counts.
       library_size: for poisson and negative_binomial. 0: the decoder gives the
         log-means. Else, as in scVI (Lopez et al., 2018), the decoder gives the fraction
-        of each value in the total count: log_prob uses the observed total, mean and
-        deviation use `library_size`.
+        of each value in the total count: log_prob uses the observed total, mean,
+        deviation and sample use `library_size`.
 
     Raises:
       UsageError: the name is unknown, the scale is not positive, or the library size

@@ -122,6 +122,9 @@ def nexus_model(
             params, codes(params, z), batch
         ),
         deviation=lambda params, z: own.bottom.deviation(params, codes(params, z)),
+        sample_likelihood=lambda params, z, key: own.bottom.sample_likelihood(
+            params, codes(params, z), key
+        ),
     )
 
 

@@ -317,6 +317,13 @@ def assemble(
             if (own := nets.likelihoods[m].deviation) is not None
         }
 
+    def sample_likelihood(params: Params, z: Array, key: PRNGKey) -> dict[str, Array]:
+        keys = jax.random.split(key, len(nets.shapes))
+        return {
+            m: nets.likelihoods[m].sample(_output(nets, params, m, z_m), own)
+            for (m, z_m), own in zip(parts(z).items(), keys, strict=True)
+        }
+
     return MultimodalVAE(
         modalities=tuple(nets.shapes),
         latent_dim=math.prod(latents.shape),
@@ -340,6 +347,7 @@ def assemble(
         latent_parts=((SHARED, math.prod(latents.shape)),),
         supports={m: own.support for m, own in nets.likelihoods.items()},
         deviation=deviation,
+        sample_likelihood=sample_likelihood,
     )
 
 

@@ -459,8 +459,34 @@ def test_a_field_that_the_data_set_does_not_read(tmp_path):
     for use in (datasets.prepare, datasets.shapes):
         with pytest.raises(UsageError, match=message):
             use(config)
-    # The fields of configs/base.py are in every config.
     datasets.prepare(data_config(tmp_path, missing=0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "field"),
+    [
+        ("shapes", {"quadrant": "shared"}, "quadrant"),
+        ("arrays", {"quadrant": "shared", "image_size": 32}, "image_size"),
+        ("discrete", {"label_modalities": ("digit",)}, "label_modalities"),
+        ("cub", {"pairings": 3}, "pairings"),
+    ],
+)
+def test_a_field_of_another_data_set(tmp_path, name, changes, field):
+    """All configs have the fields of polymnist; set, they would change nothing."""
+    config = importlib.import_module(f"configs.{name}").get_config().data
+    config.update(data_dir=str(tmp_path), missing=0.1, use_modalities=1, seed=3)
+    # As they are, these fields have the defaults of configs/base.py.
+    datasets.check_fields(config)
+    config.update(changes)
+    options = ", ".join(datasets.option_names(name))
+    message = (
+        f"config.data.{field} is not read by the data set '{name}', whose options are "
+        f"{options}: leave it out"
+    )
+    with pytest.raises(UsageError) as caught:
+        datasets.load(config)
+    assert str(caught.value) == message
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

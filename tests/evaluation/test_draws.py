@@ -80,7 +80,10 @@ def test_what_is_not_finite_is_said():
 def test_noise_is_that_of_the_likelihood():
     draws = make_draws()
     draws.model = draws.model._replace(
-        deviation=lambda params, z: {"m1": np.full((len(z), 2, 2, 1), 0.05)}
+        sample_likelihood=lambda params, z, key: {
+            "m1": z.reshape(-1, 2, 2, 1)
+            + 0.05 * jax.random.normal(key, (len(z), 2, 2, 1))
+        }
     )
     one = conditionals.leave_one_out(draws.data.test, "m1")
     real = draws.data.test.modalities["m1"][one.rows].astype(float)

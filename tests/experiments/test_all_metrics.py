@@ -38,7 +38,7 @@ def test_every_metric_has_values_or_a_reason(
     # Weights that do not exist: nothing is to be fetched from the web.
     config.eval.inception_weights = str(tmp_path / "none.pth")
     code, stdout = run_here(config, tmp_path / "run")
-    assert code == 0
+    assert code == 0 and " failed (" not in stdout
     left_out = set(re.findall(r"^(\w+) cannot be computed: .+", stdout, re.MULTILINE))
     assert left_out == LEFT_OUT
     asked = json.loads((tmp_path / "run" / "config.json").read_text())

@@ -244,6 +244,14 @@ def test_programs_are_kept(updates, monkeypatch, tmp_path, capsys):
     assert "jax_compilation_cache_dir" in updates and not capsys.readouterr().err
 
 
+def test_a_signal_that_no_command_has_caught_is_one_line(capsys):
+    def main():
+        raise command.Stopped(signal.SIGTERM)
+
+    assert command._guarded(main) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "SIGTERM: stopped\n"
+
+
 def test_a_path_below_an_unknown_home(no_home, monkeypatch, capsys):
     monkeypatch.setattr(signal, "signal", lambda *arguments: None)
     with pytest.raises(SystemExit, match="^2$"):

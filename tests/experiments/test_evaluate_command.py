@@ -8,9 +8,11 @@ import signal
 import pytest
 
 from experiments.drawing import page
-from experiments.running import build, evaluation
+from experiments.running import build, evaluation, evaluator, workdirs
+from experiments.studies import guidance
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metric import Undefined
+from mmvae_jax.evaluation.metrics import METRICS
 from mmvae_jax.interface import progress
 from mmvae_jax.training.log import read_metrics
 
@@ -111,6 +113,22 @@ def test_what_a_sampler_draws_stands_beside_what_the_prior_draws(
     assert contents(workdir / "samples") == pictures
 
 
+def test_a_run_of_old_with_a_field_that_nothing_read(workdir, array_config, run_here):
+    path = workdir / "config.json"
+    content = read(path)
+    content["data"]["quadrant"] = "shared"
+    path.write_text(json.dumps(content))
+    add(workdir, SWD)
+    # The command that made it is refused, and without the field continues it.
+    with pytest.raises(
+        UsageError, match="config.data.quadrant is not read by .*arrays"
+    ):
+        run_here(
+            array_config({"data.quadrant": "shared", "train.num_steps": 21}), workdir
+        )
+    assert run_here(array_config(), workdir)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -187,6 +205,57 @@ def test_nan_at_another_step_keeps_its_reason(workdir, capsys, monkeypatch):
     assert f"<li>{why} (MoPoE-VAE: swd, swd at step 10)</li>" in report
 
 
+def failing(error):
+    def fail(*given, **options):
+        raise error
+
+    return fail
+
+
+def test_a_metric_that_fails_takes_no_other_with_it(workdir, monkeypatch, capsys):
+    row = METRICS["swd"]
+    error = RuntimeError("RESOURCE_EXHAUSTED: no memory\nfor this and that")
+    both = {"eval.metrics": ("swd", "elbo")}
+    line = "metric 'swd' failed (RuntimeError: RESOURCE_EXHAUSTED: no memory)"
+    with monkeypatch.context() as patch:
+        patch.setitem(METRICS, "swd", row._replace(compute=failing(error)))
+        add(workdir, both)
+        said = capsys.readouterr().out
+        assert said.splitlines().count(f"{line}: its values are nan") == 1
+        summary = read(workdir / "summary.json")
+        for member in summary["members"]:
+            assert member["metrics"]["eval/swd"] is None
+            assert member["undefined"]["eval/swd"] == line
+        assert {"eval/swd", "eval/elbo"} < set(summary["evaluations"][-1]["tags"])
+    # Repeated, it has a value, which a later failure leaves.
+    add(workdir, SWD)
+    members = read(workdir / "summary.json")["members"]
+    for member in members:
+        assert member["metrics"]["eval/swd"] > 0
+        assert "eval/swd" not in member["undefined"]
+    monkeypatch.setitem(METRICS, "swd", row._replace(compute=failing(error)))
+    add(workdir, SWD)
+    summary = read(workdir / "summary.json")
+    assert summary["members"] == members and summary["evaluations"][-1]["tags"] == []
+    # A mistake of the user is one.
+    mistake = failing(UsageError("no images"))
+    monkeypatch.setitem(METRICS, "swd", row._replace(compute=mistake))
+    with pytest.raises(UsageError, match="no images"):
+        add(workdir, both)
+
+
+def test_a_sampler_whose_fit_fails_takes_no_metric_with_it(
+    workdir, monkeypatch, capsys
+):
+    monkeypatch.setattr(evaluator.samplers, "fit", failing(MemoryError()))
+    add(workdir, GMM | SWD)
+    line = "the fit of gmm failed (MemoryError)"
+    assert f"{line}: the values of its examples are nan\n" in capsys.readouterr().out
+    for member in read(workdir / "summary.json")["members"]:
+        assert member["undefined"]["eval/gmm/swd"] == line
+        assert member["metrics"]["eval/elbo"] is not None
+
+
 def test_all_metrics_that_the_data_allow(workdir, capsys, monkeypatch):
     chosen = ("captions", "attributes", "swd", "elbo")
     table = evaluation.checks.METRICS
@@ -241,6 +310,31 @@ def test_other_data_under_the_same_name_are_refused(workdir, contents):
     with pytest.raises(UsageError, match="have changed since it was trained"):
         add(workdir, SWD)
     assert contents(workdir) == before
+
+
+def test_a_study_of_a_run_reads_it_as_an_evaluation_does(
+    workdir, contents, monkeypatch
+):
+    def as_it_is(folder, strength, num_examples):
+        config = evaluation.config_of(folder)
+        config.eval.metrics = ("swd",)
+        return config
+
+    monkeypatch.setattr(guidance, "guided_config", as_it_is)
+    monkeypatch.setattr(guidance, "COLUMNS", ("swd",))
+    before = contents(workdir)
+    found = guidance.values_at(workdir, 2.0, 0)
+    assert found["guidance"] == 2.0 and found["swd mean"] > 0
+    assert contents(workdir) == before
+    with (
+        workdirs.locked(workdir, evaluation.config_of(workdir)),
+        pytest.raises(UsageError, match="another process is running in"),
+    ):
+        guidance.values_at(workdir, 2.0, 0)
+    path = workdir / "description.json"
+    path.write_text(json.dumps(read(path) | {"fingerprint": "another"}))
+    with pytest.raises(UsageError, match="have changed since it was trained"):
+        guidance.values_at(workdir, 2.0, 0)
 
 
 def test_a_line_that_a_kill_has_torn_is_not_written_on(workdir):

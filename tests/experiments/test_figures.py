@@ -299,6 +299,16 @@ def test_every_run_of_every_scale_has_a_config(name, tmp_path):
         assert len(config.sweep.seed) == (1 if is_short else 3)
 
 
+def test_a_scale_with_a_field_that_its_data_do_not_read_trains_nothing(tmp_path):
+    _, scale = load_scale("demo")
+    scale.discrete.changes.data = {"quadrant": "shared"}
+    specs = all_specs(scale, figure_specs(scale))
+    with pytest.raises(
+        UsageError, match="config.data.quadrant is not read by .*discrete"
+    ):
+        figures.checked_configs(scale, specs, {"data_dir": str(tmp_path)})
+
+
 def test_only_some_models_are_trained_in_the_order_they_are_named():
     _, scale = load_scale("published")
     specs = all_specs(scale, ["2", "inputs"])

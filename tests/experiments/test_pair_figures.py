@@ -233,8 +233,12 @@ def test_columns_are_checked_and_have_their_figures():
 
 
 def test_networks_of_captions_are_replaced_and_places_are_where_they_belong():
-    places = {"cub_dir": "birds", "data_dir": "here"}
+    places = {"cub_dir": "birds", "data_dir": "here", "digits_dir": "mnist"}
+    assert (
+        run_config(DEMO, Spec("polymnist", "mvae"), places).data.digits_dir == "mnist"
+    )
     config = run_config(DEMO, Spec("shapes", "mvae"), places)
+    assert config.data.digits_dir == ""
     assert config.modalities.caption.network == "mlp"
     assert config.modalities.caption.network_options.to_dict() == {"widths": (256,)}
     assert config.data.data_dir == "here" and "cub_dir" not in config.data

@@ -61,16 +61,14 @@ def test_a_summary_without_reasons_is_one_and_others_are_not():
 
 
 @pytest.mark.parametrize("failing", ["draws", "grids"])
-def test_pictures_that_cannot_be_drawn_take_no_metric_with_them(
-    failing, monkeypatch, capsys
-):
+def test_pictures_that_cannot_be_drawn_take_no_metric_with_them(failing, monkeypatch):
     def fail(*shown):
         raise TypeError("no picture of this\nand more")
 
     monkeypatch.setattr(pictures, "draw_grids", fail)
     draw = fail if failing == "draws" else lambda: pictures.Samples({}, ())
     data = type("Data", (), {"test": None, "words": {}})
-    one = evaluator.Evaluated({"eval/elbo": -1.5}, {}, {}, "")
+    one = evaluator.Evaluated({"eval/elbo": -1.5}, {}, {}, ())
     one = evaluator._with_samples(one, draw, data)
     calls = []
 
@@ -87,6 +85,6 @@ def test_pictures_that_cannot_be_drawn_take_no_metric_with_them(
         ("images", 7, 0, {}),
         ("images", 7, 1, {}),
     ]
-    assert capsys.readouterr().out == (
-        "samples cannot be drawn and are left out (TypeError: no picture of this)\n"
+    assert one.faults == (
+        "samples cannot be drawn and are left out (TypeError: no picture of this)",
     )

@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -93,6 +94,67 @@ def test_deviations_of_the_others_against_scipy():
         assert deviation.shape == OUTPUT.shape
         np.testing.assert_allclose(deviation, expected, rtol=1e-5)
     assert make_likelihood("categorical").deviation is None
+
+
+NUM = 20_000
+CONTINUOUS = {
+    "laplace": scipy.stats.laplace(scale=math.sqrt(0.5)),
+    **dict.fromkeys(
+        ("gaussian", "gaussian_learned", "gaussian_optimal"), scipy.stats.norm
+    ),
+}
+COUNTED = ("poisson", "negative_binomial")  # which compile for seconds
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_samples_of_reals_have_their_law(name):
+    likelihood = make_likelihood(name, 0.3)
+    output = np.tile(OUTPUT, (NUM // B, 1, 1))
+    if likelihood.parameter_shape is not None:
+        output = output, np.float32(0.2)
+    found = likelihood.sample(output, jax.random.key(0))
+    errors = (found - likelihood.mean(output)) / likelihood.deviation(output)
+    distance = scipy.stats.kstest(np.ravel(errors), CONTINUOUS[name].cdf).statistic
+    assert found.dtype == np.float32 and distance < 1.95 / math.sqrt(found.size)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bernoulli",
+        "categorical",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in COUNTED),
+    ],
+)
+def test_samples_of_whole_numbers_have_their_frequencies(name):
+    likelihood = make_likelihood(name)
+    shape = (B, 1, 4) if name == "categorical" else (B, 1)
+    output = RNG.normal(size=shape).astype(np.float32)
+    draw = partial(np.tile, reps=(NUM, *[1] * (len(shape) - 1)))
+    parameter = (np.float32([0.5]),) if name == "negative_binomial" else ()
+    several = (draw(output), *parameter) if parameter else draw(output)
+    found = np.reshape(likelihood.sample(several, jax.random.key(0)), (NUM, B))
+    assert np.issubdtype(found.dtype, np.integer) == (name == "categorical")
+    one = (output, *parameter) if parameter else output
+    for value in range(2 if name == "bernoulli" else 4):
+        x = np.full((B, 1), value, found.dtype)
+        shares = np.exp(likelihood.log_prob(one, x))
+        np.testing.assert_allclose((found == value).mean(axis=0), shares, atol=0.015)
+
+
+@pytest.mark.slow
+def test_samples_of_large_rates():
+    """Of a library too; exact ones, and normal ones."""
+    rate = np.float32([2.0, 1e3, 9.9e3, 1.1e4, 1e7])
+    logits = np.tile(3 + np.log(rate), (4_001, 1))
+    logits[-1, 0] = math.nan
+    likelihood = make_likelihood("poisson", library_size=float(rate.sum()))
+    found = np.asarray(likelihood.sample(logits, jax.random.key(0)))
+    errors = (found[:-1] - rate) / np.sqrt(rate)
+    np.testing.assert_allclose(errors.mean(axis=0), 0, atol=0.07)
+    np.testing.assert_allclose(errors.std(axis=0), 1, atol=0.06)
+    assert np.isnan(found[-1]).all()
+    np.testing.assert_array_equal(found[:-1], np.round(found[:-1]))
 
 
 WEIGHTS = np.float32([-0.5, -0.25, 0.0, -1.0, -0.125])

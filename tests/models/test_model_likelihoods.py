@@ -117,6 +117,24 @@ def test_tokens_have_no_deviation(tiny_config):
     assert set(model.deviation(params, z)) == {"image", "vector"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mopoe", "nexus"])
+def test_draws_have_the_moments_of_the_likelihood(tiny_config, name):
+    model = models.make_model(config_of(tiny_config, name), SHAPES)
+    num = 4_000
+    params, z = model.init(KEY), jnp.ones((num, model.latent_dim))
+    draws = model.sample_likelihood(params, z, KEY)
+    means, deviations = model.decode(params, z), model.deviation(params, z)
+    assert set(draws) == set(SHAPES)
+    for m, x in draws.items():
+        errors = (x.mean(axis=0) - means[m][0]) / deviations[m][0]
+        np.testing.assert_allclose(errors, 0, atol=5 / np.sqrt(num))
+        np.testing.assert_allclose(x.std(axis=0) / deviations[m][0], 1, atol=0.2)
+    # The noises of modalities are independent.
+    first, second = (draws[m].reshape(num, -1)[:, 0] for m in ("image", "vector"))
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.08
+
+
 def test_likelihoods_that_do_not_fit_are_refused(tiny_config):
     for shapes, modality, name in (
         (SHAPES, "counts", "laplace"),

@@ -5,8 +5,7 @@ the other modalities. If the real value is one more draw of the same distributio
 lies between the 5th and the 15th with probability 10 / 20, and between the smallest and
 the largest with probability 18 / 20: exactly, for any distribution, if equal values are
 in random order. Pixels are often equal: they are clipped to [0, 1] and rounded to 8
-bits, in draws as in real images. A draw is the decoded mean plus noise with the
-likelihood's standard deviation.
+bits, in draws as in real images. A draw is one of the likelihood, given z ~ q(z|x_A).
 """
 
 import numpy as np

@@ -2,11 +2,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 from toy_models import averaging_model, toy_split
 
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metric import EvaluationData
 from mmvae_jax.evaluation.metrics import calibration
+from mmvae_jax.mathematics.distributions import LIKELIHOODS, make_likelihood
 
 MODALITIES = ("m0", "m1")
 
@@ -48,9 +51,12 @@ def measure(noise, deviation=0.0, params=0.0, observed=None, kind=np.float32):
     y = (x + noise * rng.normal(size=x.shape)).astype(kind)
     split = toy_split({"m0": x, "m1": y}, np.zeros(150))
     model = averaging_model(MODALITIES, (20,))
-    model = model._replace(
-        deviation=lambda params, z: dict.fromkeys(MODALITIES, deviation + 0 * z)
-    )
+
+    def sample_likelihood(params, z, key):
+        x = z + deviation * jax.random.normal(key, z.shape)
+        return dict.fromkeys(MODALITIES, x)
+
+    model = model._replace(sample_likelihood=sample_likelihood)
     data = EvaluationData(None, split._replace(observed=observed), None, 150)
     return calibration.calibration(model, params, data, jax.random.key(0))
 
@@ -67,6 +73,52 @@ def test_a_likelihood_that_knows_the_noise_is_calibrated():
     wide = measure(0.5, 2.0)
     assert wide["calibration/coverage_50/leave_one_out/m0"] > 0.9
     assert wide["calibration/crps/leave_one_out"] > 1.5 * expected
+
+
+# Likelihood -> law of SciPy, given the output of the decoder; the scale is 0.1, and r
+# of a negative binomial is 1.
+LAWS = {
+    "laplace": lambda x: scipy.stats.laplace(x, 0.1),
+    "gaussian": lambda x: scipy.stats.norm(x, 0.1),
+    "gaussian_learned": lambda x: scipy.stats.norm(x, 0.1),
+    "gaussian_optimal": lambda x: scipy.stats.norm(x, 0.1),
+    "bernoulli": lambda x: scipy.stats.bernoulli(scipy.special.expit(x)),
+    "poisson": lambda x: scipy.stats.poisson(np.exp(x)),
+    "negative_binomial": lambda x: scipy.stats.nbinom(1, 1 / (1 + np.exp(x))),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if kind.is_of_counts else [])
+        for name, kind in LIKELIHOODS.items()
+        if name != "categorical"
+    ],
+)
+def test_a_perfect_model_is_calibrated(name):
+    """m1 is drawn by SciPy from the likelihood whose output is m0."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(150, 100)).astype(np.float32)
+    y = LAWS[name](np.float64(x)).rvs(random_state=rng).astype(np.float32)
+    split = toy_split({"m0": x, "m1": y}, np.zeros(150))
+    likelihood = make_likelihood(name, 0.1)
+    shape = likelihood.parameter_shape
+
+    def output(z):
+        return z if shape is None else (z, jnp.zeros(shape(z.shape[1:])))
+
+    model = averaging_model(MODALITIES, (100,))._replace(
+        sample_likelihood=lambda params, z, key: dict.fromkeys(
+            MODALITIES, likelihood.sample(output(z), key)
+        )
+    )
+    data = EvaluationData(None, split, None, 150)
+    tags = calibration.calibration(model, 0.0, data, jax.random.key(0))
+    for tag, share in (("coverage_50", 0.5), ("coverage_90", 0.9)):
+        error = np.sqrt(share * (1 - share) / x.size)
+        found = tags[f"calibration/{tag}/leave_one_out/m1"]
+        assert found == pytest.approx(share, abs=3 * error), tag
 
 
 def test_nan_and_undefined():
