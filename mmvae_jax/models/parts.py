@@ -62,34 +62,40 @@ def make_networks(
     shapes: Mapping[str, tuple[int, ...]],
     latent_dim: int,
     private_dim: int = 0,
+    is_paired: bool = True,
 ) -> Networks:
     """The networks of all modalities, by config.modality and config.modalities.
 
-    If `private_dim` is not 0, each modality has a second, separate encoder for that
-    many additional latent dimensions.
+    If `private_dim` is not 0, latent vectors have that many additional dimensions. If
+    `is_paired`, each modality has a second, separate encoder for them.
     """
+    sizes = (latent_dim, private_dim) if private_dim else (latent_dim,)
     encoders, decoders, likelihoods = {}, {}, {}
     for modality, shape in shapes.items():
         options = options_of(config, modality)
         likelihoods[modality] = _likelihood(modality, shape, options)
-        encoders[modality], decoders[modality] = networks.make_networks(
-            options["network"], shape, latent_dim, **options["network_options"]
-        )
-        if private_dim:
-            private, _ = networks.make_networks(
-                options["network"], shape, private_dim, **options["network_options"]
+        made = [
+            networks.make_networks(
+                options["network"], shape, size, **options["network_options"]
             )
-            encoders[modality] = vectors.PairedEncoder(encoders[modality], private)
+            for size in sizes
+        ]
+        (encoder, decoder), *second = made
+        if second and is_paired:
+            encoders[modality] = vectors.PairedEncoder(encoder, second[0][0])
+        else:
+            encoder = encoder.clone(latent_dim=sum(sizes))
+            encoders[modality] = networks.in_parts(encoder, sizes)
+        decoders[modality] = networks.in_parts(decoder, sizes)
         parameter_shape = likelihoods[modality].parameter_shape
         if parameter_shape is not None:
             decoders[modality] = vectors.ParameterDecoder(
                 decoders[modality], parameter_shape(tuple(shape))
             )
     weights = likelihood_weights(config, shapes)
-    latent_dim += private_dim
     counts = frozenset(m for m in shapes if has_counts(config, m))
     return Networks(
-        encoders, decoders, likelihoods, weights, dict(shapes), latent_dim, counts
+        encoders, decoders, likelihoods, weights, dict(shapes), sum(sizes), counts
     )
 
 

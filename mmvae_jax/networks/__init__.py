@@ -157,3 +157,11 @@ def make_networks(
     except (TypeError, ValueError) as error:
         raise UsageError(f"network {network!r}: {error}") from error
     return encoder, decoder
+
+
+def in_parts(module: nn.Module, parts: tuple[int, ...]) -> nn.Module:
+    """An encoder or decoder of latent vectors in parts of these dimensions.
+
+    Networks without a place for each latent dimension do not tell parts apart.
+    """
+    return module.clone(parts=parts) if hasattr(module, "parts") else module
