@@ -70,7 +70,8 @@ def make_networks(
     `is_paired`, each modality has a second, separate encoder for them.
     """
     sizes = (latent_dim, private_dim) if private_dim else (latent_dim,)
-    encoders, decoders, likelihoods = {}, {}, {}
+    encoders: dict[str, Any] = {}
+    decoders, likelihoods = {}, {}
     for modality, shape in shapes.items():
         options = options_of(config, modality)
         likelihoods[modality] = _likelihood(modality, shape, options)
