@@ -150,9 +150,10 @@ class Stage(NamedTuple):
         training examples and must be idempotent.
         fold: (function (carry, batch) -> carry, first carry) -> carry, over batches
         that contain every training example once.
-      after_step: (params, batch) -> params, applied after every step to its batch, for
-        instance a moving average of parameters.
+      after_step: (params, batch, n) -> params, applied after every step to its batch,
+        for instance a moving average of parameters; n: earlier steps of the stage, [].
       learning_rate: (steps taken in the stage [], steps of the stage) -> factor [].
+      has_beta: whether the objective depends on beta.
     """
 
     name: str
@@ -160,8 +161,9 @@ class Stage(NamedTuple):
     objective: Callable[..., tuple[Array, Any]]
     learns: tuple[str, ...]
     begin: Callable[..., Params] | None = None
-    after_step: Callable[[Params, Batch], Params] | None = None
+    after_step: Callable[[Params, Batch, Array], Params] | None = None
     learning_rate: Callable[[Array, int], Array] | None = None
+    has_beta: bool = True
 
 
 class ObjectiveTerms(NamedTuple):

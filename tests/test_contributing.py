@@ -61,7 +61,7 @@ def add_network(tree):
     _, row = blocks_of("docs/adding.md", "## A network")[:2]
     table = tree / "mmvae_jax" / "networks" / "__init__.py"
     insert(table, "linear, ", before="text, vectors")
-    insert(table, row.partition("\n")[2], before='    "text_conv": (')
+    insert(table, row.partition("\n")[2], before='    "text_conv": Network(')
     insert(tree / "docs" / "models.md", NETWORK_ROW, before="| `text_conv` | tokens")
 
 

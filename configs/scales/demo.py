@@ -89,13 +89,14 @@ def get_config() -> ConfigDict:
                 contrastive=dict(
                     model=dict(latent_dim=10, options=dict(private_dim=10))
                 ),
-                # The networks and steps of all models, unlike in their own configs.
+                # The networks and steps of all models, unlike in their own configs,
+                # and the stages of these.
                 latent_flow=dict(
                     model=dict(latent_dim=12),
                     modality=dict(network="mlp", network_options=dict(widths=(128,))),
                 ),
                 code_flow=dict(
-                    model=dict(latent_dim=12, options=dict(single_stage=True)),
+                    model=dict(latent_dim=12),
                     modality=dict(network="mlp", network_options=dict(widths=(128,))),
                 ),
             ),

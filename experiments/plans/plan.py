@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import json
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -338,7 +338,12 @@ def record(directory: Path, scale: str, config: ConfigDict) -> None:
             raise UsageError(f"{path} is not a plan of this project; move it away")
         if "config" in found:
             found["config"] = old_configs.upgraded_scale(found["config"])
-        if _is_older(found, wanted):
+        begun = {
+            spec.model
+            for spec in all_specs(config, figure_specs(config))
+            if (directory / spec.folder).exists()
+        }
+        if _is_older(found, wanted, begun):
             log.write_json(path, wanted)
         elif found != wanted:
             theirs = found.get("scale", "?")
@@ -356,17 +361,25 @@ def record(directory: Path, scale: str, config: ConfigDict) -> None:
     log.write_json(path, wanted)
 
 
-def _is_older(found: Mapping, wanted: Mapping) -> bool:
-    """Whether a plan differs only by the lack of newer fields and models.
+def _is_older(found: Mapping, wanted: Mapping, begun: Collection[str]) -> bool:
+    """Whether a plan differs only in newer fields, and in models that have no run yet.
 
     `read` checks each run against the current scale.
+
+    Args:
+      found: content of plan.json.
+      wanted: what it would be today.
+      begun: models with a run.
     """
     fields, now = found.get("config"), wanted["config"]
     if not isinstance(fields, dict) or found == wanted:
         return False
     known = {name: now.get(name) for name in fields}
     if isinstance(changes := fields.get("models"), dict):
-        known["models"] = {name: now["models"].get(name) for name in changes}
+        known["models"] = {
+            name: now["models"].get(name) if name in begun else change
+            for name, change in changes.items()
+        }
     return found == {**wanted, "config": known}
 
 

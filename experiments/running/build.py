@@ -29,6 +29,8 @@ def build(config: Any) -> sweeps.Sweep:
         notes.append(f"schedule: {'; '.join(words)}")
     if sweep.task.stages:
         notes.append(f"stages, by their steps: {stages.words(sweep.task)}")
+        if line := stages.untrained(sweep.task, config.train.eval_every_steps):
+            notes.append(line)
     for line in (_described(sweep), *notes):
         terminal.say(line)
     names = sweep.model.supports

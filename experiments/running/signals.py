@@ -9,6 +9,7 @@ import jax
 
 from experiments.running import terminal
 from experiments.running.command import Stopped
+from mmvae_jax.interface import interrupts
 
 
 class Signals(list):
@@ -53,10 +54,5 @@ def caught_signals() -> Iterator[Signals]:
         if received.is_at_once:
             raise Stopped(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
+    with interrupts.handled((signal.SIGINT, signal.SIGTERM), handle):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

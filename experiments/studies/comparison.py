@@ -13,8 +13,9 @@ translated  the same on translated digits
 times       seconds of a training step of each model of `in_place`: short runs, to be
             made on an idle machine
 
-In `in_place` and `translated`, MoPoE-VAE selects the networks of all models, and each
-model selects its beta. The criterion is the leave-one-out coherence on held-out
+In `in_place` and `translated`, MoPoE-VAE selects the networks of all models but those
+with a shared vector beside private ones, which select their own, and each model selects
+its beta. The criterion is the leave-one-out coherence on held-out
 training digits (config.data.validation) after a quarter of the steps; for unimodal
 VAEs, which generate nothing given other modalities, it is the SWD of prior samples.
 `--runs` selects some runs, for several processes. `--known=results/in_place.csv` takes
@@ -101,7 +102,10 @@ _PRIVATE = {
     "mmvae_plus": (48, {"private_dim": 48, "num_samples": 1, "estimator": "iwae"}),
     "contrastive": (16, {"private_dim": 80, "code_network": "auto"}),
     "dmvae": (48, {"private_dim": 48}),
+    "unimodal": (5 * 96, {}),
 }
+# A spatial network has only some of the shared dimensions at each place.
+_OWN_NETWORKS = ("mmvae_plus", "contrastive", "dmvae")
 
 Runs = Iterator[tuple[str, ConfigDict]]
 Summaries = Mapping[str, Mapping[str, Any]]
@@ -155,7 +159,8 @@ def equal(
         if model in known:
             network, beta = known[model]["network"], float(known[model]["beta"])
         else:
-            names = {f"choose_{model}_{network}": network for network in networks}
+            own = tuple(_NETWORKS) if model in _OWN_NETWORKS else networks
+            names = {f"choose_{model}_{network}": network for network in own}
             for name, network in names.items():
                 config = config_of(model, network)
                 config.sweep.update(beta=_BETAS, seed=(0,))
@@ -181,7 +186,8 @@ def equal(
                     "beta cannot be chosen; remove these runs to train them again"
                 )
             _, network, beta = best(found)
-        networks = (network,)
+        if model == _BASELINES[0]:
+            networks = (network,)
         config = config_of(model, network)
         config.sweep.update(beta=(beta,), seed=_SEEDS)
         if model != "latent_flow":

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
@@ -67,8 +66,8 @@ class Sampler(NamedTuple):
 
     Attributes:
       label: name in headings.
-      fit: (r [P, N, d], seed, settings) -> a fitted density for each of P parts;
-        settings: the section `eval` of configs/base.py.
+      fit: (r [P, N, d], seed, settings) -> a fitted density for each of P parts, None
+        if the fit diverged; settings: the section `eval` of configs/base.py.
       draw: (fitted, key, num, d) -> r [num, d].
       citations: keys of its sources in references.bib.
     """
@@ -167,7 +166,7 @@ def fit(
 
     Returns:
       The model whose `sample_prior` draws from the density, and whose `sampler` is its
-      name. If a latent is not finite, all draws are NaN.
+      name. If a latent is not finite or the fit diverges, all draws are NaN.
     """
     sampler = SAMPLERS[settings.sampler]
     row_key, latent_key, seed_key = jax.random.split(key, 3)
@@ -230,7 +229,11 @@ def _rows_of_parts(model: MultimodalVAE, split: Split) -> list[np.ndarray]:
 def _fit_parts(
     sampler: Sampler, parts: Sequence[np.ndarray], seed: int, settings: Any
 ) -> list[_Part] | None:
-    """Fits the densities of parts [N, d], any N and d; None if one is not finite."""
+    """Fits the densities of parts [N, d], any N and d.
+
+    Returns:
+      The density of each part; None if latents are not finite or a fit diverged.
+    """
     moments = [flows.moments(z) for z in parts]
     pairs = zip(moments, map(jnp.asarray, parts), strict=True)
     whitened = [np.asarray(flows.whiten(*pair)) for pair in pairs]
@@ -242,6 +245,8 @@ def _fit_parts(
         alike = np.stack([whitened[k] for k in places])
         for k, own in zip(places, sampler.fit(alike, seed, settings), strict=True):
             fitted[k] = own
+    if any(own is None for own in fitted):
+        return None
     return [_Part(*own) for own in zip(fitted, moments, strict=True)]
 
 
@@ -332,7 +337,11 @@ def _velocity(params: Params, size: int) -> flows.Velocity:
 
 
 def _fit_flows(r: np.ndarray, seed: int, settings: Any) -> list[Params]:
-    """Trains the flows of all parts; returns the averages of their parameters."""
+    """Trains the flows of all parts.
+
+    Returns:
+      The average of the parameters of each flow; None for a flow that diverged.
+    """
     num_parts, _, size = r.shape
     network = _network(size)
 
@@ -355,24 +364,27 @@ def _fit_flows(r: np.ndarray, seed: int, settings: Any) -> list[Params]:
         factor = 0.5 * (1 + jnp.cos(jnp.pi * at / settings.sampler_steps))
         return hyper._replace(learning_rate=factor * hyper.learning_rate)
 
-    rate = min(1.0, 1 / (_AVERAGED * settings.sampler_steps))
+    decay = max(0.0, 1 - 1 / (_AVERAGED * settings.sampler_steps))
 
-    def average(params: Params, batch: Batch) -> Params:
+    def average(params: Params, batch: Batch, at: Array) -> Params:
         del batch
-        new, old = params["flow"], params["average"]
-        return params | {"average": optax.incremental_update(new, old, rate)}
+        now = flows.moving_average(params["flow"], params["average"], decay, at)
+        return params | {"average": now}
 
     task = step.Task(
         init, loss, scheduled=scheduled, learns=("flow",), after_step=average
     )
-    found = classifiers.fit_members(
+    found, finite = classifiers.fit_members(
         task,
         _FlowHyper(jnp.full(num_parts, _LEARNING_RATE), jnp.arange(num_parts)),
         {"r": np.moveaxis(np.asarray(r), 0, 1)},
         _FlowSettings(settings.sampler_steps, seed),
         loop.Events(),
     )
-    return [sweep.member(found["average"], k) for k in range(num_parts)]
+    return [
+        sweep.member(found["average"], k) if finite[k] else None
+        for k in range(num_parts)
+    ]
 
 
 def _draw_flow(params: Params, key: PRNGKey, num: int, size: int) -> Array:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+import scipy.special
 
 from mmvae_jax.data.dataset import Split, is_image
 from mmvae_jax.errors import ArgumentError, UsageError
@@ -162,16 +163,19 @@ def impute(
       UsageError: the data do not fit the model.
     """
     split = _given(trained, data, observed)
-    pieces = impute_batches(trained, split, num_draws=num_draws, key=key)
-    if not keep_draws:
-        moments = (one[:3] for one in pieces)
-        mean, spread, deviation = _collected(moments, split.num_examples)
-        return Imputed(mean, spread, deviation, {})
+    pieces = impute_batches(
+        trained, split, num_draws=num_draws, key=key, keep_draws=keep_draws
+    )
     return Imputed(*_collected(pieces, split.num_examples, axes=(0, 0, 0, 1)))
 
 
 def impute_batches(
-    trained: Trained, split: Split, *, num_draws: int = 20, key: int | PRNGKey = 0
+    trained: Trained,
+    split: Split,
+    *,
+    num_draws: int = 20,
+    key: int | PRNGKey = 0,
+    keep_draws: bool = True,
 ) -> Iterator[Imputed]:
     """`impute` of a Split, batch by batch."""
     if num_draws < 1:
@@ -180,26 +184,26 @@ def impute_batches(
     for index, (batch, num) in enumerate(generation.batches(split, size)):
         given = split.take(np.arange(start, start + num))
         start += num
-        decoded = _decoded_draws(trained, batch, _keys(key, index, num_draws), num)
-        found = {
-            m.name: _imputed(
-                m,
-                given,
-                [means[m.name] for means, _ in decoded],
-                [noise[m.name] for _, noise in decoded if m.name in noise],
-            )
-            for m in trained.description.modalities
-        }
-        mean, spread, deviation, draws = (
-            {m: x[i] for m, x in found.items()} for i in range(4)
-        )
-        with_noise = {m: x for m, x in deviation.items() if x is not None}
-        yield Imputed(mean, spread, with_noise, draws)
+        sums: dict[str, _Sums] = {}
+        kept: dict[str, list[np.ndarray]] = {}
+        keys = _keys(key, index, num_draws)
+        for means, noise in _decoded_draws(trained, batch, keys, num):
+            for m in trained.description.modalities:
+                values = _in_units(m, means[m.name])
+                own = sums.get(m.name)
+                sums[m.name] = _added(own, m, values, noise.get(m.name))
+                if keep_draws:
+                    kept.setdefault(m.name, []).append(_in_form(m, values))
+        found = Imputed({}, {}, {}, {m: np.stack(x) for m, x in kept.items()})
+        for m in trained.description.modalities:
+            _set_moments(found, m, sums.pop(m.name))
+            _set_given(found, m, given)
+        yield found
 
 
 def _decoded_draws(
     trained: Trained, batch: Any, keys: Sequence[PRNGKey], num: int
-) -> list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
     """Likelihood means and standard deviations of draws of the posterior.
 
     Each is modality -> [num, ...]; tokens have no standard deviation.
@@ -207,7 +211,6 @@ def _decoded_draws(
     model, params = trained.model, trained.params
     experts = model.encode(params, batch)
     subset = generation.observed_subset(model, batch)
-    decoded = []
     for own in keys:
         component_key, sample_key = jax.random.split(own)
         q = model.posterior(params, experts, subset, component_key)
@@ -216,39 +219,88 @@ def _decoded_draws(
         means, noise = (
             {m: np.asarray(x)[:num] for m, x in found.items()} for found in of_draw
         )
-        decoded.append((means, noise))
-    return decoded
+        yield means, noise
 
 
-def _imputed(
+class _Sums(NamedTuple):
+    """Sums over draws of one modality of a batch, each float64 [num, ...].
+
+    Attributes:
+      num: number of draws.
+      values: sum of the decoded values; of tokens, of the probabilities.
+      squares: sum of squared differences from the mean; tokens have none.
+      noise: sum of the likelihood's variances; None without.
+    """
+
+    num: int
+    values: np.ndarray
+    squares: np.ndarray | None
+    noise: np.ndarray | None
+
+
+def _added(
+    sums: _Sums | None,
     modality: descriptions.Modality,
-    given: Split,
-    means: list[np.ndarray],
-    noise: list[np.ndarray],
-) -> tuple[Any, ...]:
-    """The fields of Imputed of one modality, with its observed values."""
-    values = np.stack([_in_units(modality, x) for x in means]).astype(np.float64)
-    if modality.kind == TOKENS:
-        total = np.mean(values, axis=0)
-        mean = total.argmax(axis=-1).astype(np.int32)
-        logs = np.log(np.where(total > 0, total, 1.0))
-        spread = -(total * logs).sum(axis=-1).astype(np.float32)
+    values: np.ndarray,
+    noise: np.ndarray | None,
+) -> _Sums:
+    """Adds a draw to the sums, in place.
+
+    The squares are updated by Youngs & Cramer (1971), which loses no digits where the
+    mean is large: with the sum T of n draws, (n x - T)^2 / (n (n - 1)) is added.
+
+    Args:
+      sums: of the draws before; None at the first.
+      modality: the modality.
+      values: result of `_in_units`.
+      noise: the likelihood's standard deviations, if it has any.
+    """
+    x = values.astype(np.float64)
+    variance = None if noise is None else np.square(noise.astype(np.float64))
+    if sums is None:
+        squares = None if modality.kind == TOKENS else np.zeros_like(x)
+        return _Sums(1, x, squares, variance)
+    num = sums.num + 1
+    np.add(sums.values, x, out=sums.values)
+    if sums.squares is not None:
+        x *= num
+        x -= sums.values
+        np.square(x, out=x)
+        x /= num * (num - 1)
+        np.add(sums.squares, x, out=sums.squares)
+    if sums.noise is not None and variance is not None:
+        np.add(sums.noise, variance, out=sums.noise)
+    return sums._replace(num=num)
+
+
+def _set_moments(found: Imputed, modality: descriptions.Modality, sums: _Sums) -> None:
+    """Sets the mean, the spread and the deviation of one modality."""
+    name = modality.name
+    mean = np.divide(sums.values, sums.num, out=sums.values)
+    found.mean[name] = _in_form(modality, mean)
+    if sums.squares is None:
+        spread = scipy.special.entr(mean).sum(axis=-1)
     else:
-        mean = _in_form(modality, values.mean(axis=0))
-        spread = values.std(axis=0).astype(np.float32)
-    deviation = None
-    if noise:
-        squares = np.mean(np.square(np.stack(noise).astype(np.float64)), axis=0)
+        spread = np.sqrt(sums.squares / sums.num)
+    found.spread[name] = spread.astype(np.float32)
+    if sums.noise is not None:
         scale = 255 if modality.kind == IMAGES else 1
-        total = np.square(spread.astype(np.float64)) + scale**2 * squares
-        deviation = np.sqrt(total).astype(np.float32)
-    draws = np.stack([_in_form(modality, x) for x in values])
-    is_given = given.is_observed(modality.name)
-    own = given.modalities[modality.name][is_given]
-    mean[is_given], spread[is_given], draws[:, is_given] = own, 0, own
-    if deviation is not None:
-        deviation[is_given] = 0
-    return mean, spread, deviation, draws
+        total = np.square(found.spread[name].astype(np.float64))
+        total += scale**2 * sums.noise / sums.num
+        found.deviation[name] = np.sqrt(total).astype(np.float32)
+
+
+def _set_given(found: Imputed, modality: descriptions.Modality, given: Split) -> None:
+    """Sets what is observed of one modality."""
+    name = modality.name
+    is_given = given.is_observed(name)
+    own = given.modalities[name][is_given]
+    found.mean[name][is_given] = own
+    found.spread[name][is_given] = 0
+    if name in found.deviation:
+        found.deviation[name][is_given] = 0
+    if name in found.draws:
+        found.draws[name][:, is_given] = own
 
 
 def reconstruct(
@@ -277,8 +329,9 @@ def reconstruct(
     split = _given(trained, data, observed, given)
     batches = enumerate(generation.batches(split, _batch_size(trained)))
     pieces = (
-        _examples(trained, _decoded_draws(trained, batch, _keys(key, i, 1), num)[0][0])
+        _examples(trained, means)
         for i, (batch, num) in batches
+        for means, _ in _decoded_draws(trained, batch, _keys(key, i, 1), num)
     )
     return _collected(pieces, split.num_examples)
 
@@ -313,7 +366,7 @@ def score(
     observed: Any = None,
     *,
     num_samples: int = 0,
-    key: PRNGKey | None = None,
+    key: int | PRNGKey | None = None,
 ) -> Scores:
     """ELBO and log p(x) of the observed modalities of each example.
 
@@ -325,7 +378,7 @@ def score(
       data: modality -> array [N, ...]; see `description.to_split`.
       observed: which modalities each example has; default: all in `data`.
       num_samples: L, importance samples of log p(x); 0: as in the config.
-      key: key of jax.random; default: that of the evaluation.
+      key: seed or key of jax.random; default: the key of the evaluation.
 
     Returns:
       Scores.
@@ -343,12 +396,13 @@ def score_batches(
     split: Split,
     *,
     num_samples: int = 0,
-    key: PRNGKey | None = None,
+    key: int | PRNGKey | None = None,
 ) -> Iterator[Scores]:
     """`score` of a Split, batch by batch."""
     settings = trained.config.eval
     if key is None:
         key = jax.random.fold_in(jax.random.key(settings.seed), trained.step)
+    key = _key(key)
     common = (trained.model, trained.params, split, _batch_size(trained))
     bounds = elbo.elbo_batches(*common, evaluate.key_of("elbo", key))
     estimates = log_likelihood.estimate_batches(
@@ -462,7 +516,8 @@ def _filled(
         whole[(slice(None),) * axis + (slice(start, start + num),)] = piece
         return num
     if isinstance(piece, dict):
-        return [_filled(whole[m], x, start, axis=axis) for m, x in piece.items()][0]
+        nums = [_filled(whole[m], x, start, axis=axis) for m, x in piece.items()]
+        return nums[0] if nums else 0
     axes = axes or [0] * len(piece)
     items = zip(whole, piece, axes, strict=True)
     return [_filled(there, x, start, axis=own) for there, x, own in items][0]

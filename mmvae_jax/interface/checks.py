@@ -85,6 +85,11 @@ def _number(field: str, rule: Callable[[Any], bool], bound: str) -> list[Check]:
     ]
 
 
+def _is_rate(value: float) -> bool:
+    """Whether a value is > 0 and finite."""
+    return 0 < value < math.inf
+
+
 def _is_number(value: Any) -> bool:
     """Whether a value is a real number; bool is excluded."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -118,6 +123,25 @@ def _require_schedule(num_steps: int, run: Run) -> None:
                 num_steps,
                 stage.name,
             )
+
+
+def _require_warmup(num_steps: int, run: Run) -> None:
+    """Requires that a warm-up of beta ends in the first stage in which beta acts."""
+    if num_steps == 0:
+        return
+    for stage, task in zip(run.model.stages, run.task.stages, strict=True):
+        if not stage.has_beta:
+            continue
+        if not task.start < num_steps <= task.end:
+            raise ArgumentError(
+                "{beta_warmup_steps}={} must be in [{}, {}], the steps of the run in "
+                "the stage {!r}, the first in which beta acts; 0 is no warm-up",
+                num_steps,
+                task.start + 1,
+                task.end,
+                task.name,
+            )
+        return
 
 
 def _require_sampler(name: str, run: Run) -> None:
@@ -156,12 +180,11 @@ def _require_likelihoods(setting: needs.Setting) -> None:
 _EMPTY = "{} is empty; give at least one value"
 _REPEATED = "{} repeats a value: {}"
 _PROBABILITY = "{} must be in [0, 1), got {}"
+_RATE = "{} must be > 0 and finite, got {}"
 
 CHECKS: tuple[Check, ...] = (
     *_number("sweep.beta", lambda value: 0 <= value < math.inf, ">= 0 and finite"),
-    *_number(
-        "sweep.learning_rate", lambda value: 0 < value < math.inf, "> 0 and finite"
-    ),
+    *_number("sweep.learning_rate", _is_rate, "> 0 and finite"),
     *_number(
         "sweep.seed",
         lambda value: 0 <= value < 2**32 and value == int(value),
@@ -184,9 +207,11 @@ CHECKS: tuple[Check, ...] = (
     _one_of("train.data_on", examples.PLACES),
     _one_of("classifier.network", CLASSIFIERS),
     *_at_least(1, "classifier.num_steps", "classifier.batch_size"),
+    Check("classifier.learning_rate", _is_rate, _RATE),
     *_at_least(0, "classifier.seed"),
     _one_of("matcher.network", CLASSIFIERS),
     *_at_least(1, "matcher.feature_dim", "matcher.num_steps"),
+    Check("matcher.learning_rate", _is_rate, _RATE),
     *_at_least(2, "matcher.batch_size"),
     *_at_least(0, "matcher.seed"),
     _one_of("eval.proposal", PROPOSALS),
@@ -204,6 +229,7 @@ CHECKS: tuple[Check, ...] = (
 )
 CHECKS_WITH_DATA: tuple[Check, ...] = (
     Check("train.num_steps", _require_schedule),
+    Check("train.beta_warmup_steps", _require_warmup),
     Check("modality.likelihood", lambda _, run: _require_likelihoods(run.setting)),
     Check(
         "train.batch_size",

@@ -3,7 +3,7 @@
 config.json          the config of the run
 description.json     a description of the training data
 params.safetensors   parameters, by name
-export.json          member, step, version, and the sha256 of the others
+export.json          member, step, whether it is finite, version, sha256 of the others
 README.md            a model card
 """
 
@@ -42,6 +42,7 @@ class Export(NamedTuple):
       params: name -> array.
       member: hyperparameters.
       step: number of training steps.
+      is_finite: False if training diverged.
     """
 
     config: Any
@@ -49,6 +50,7 @@ class Export(NamedTuple):
     params: dict[str, np.ndarray]
     member: Member
     step: int
+    is_finite: bool = True
 
 
 def write(folder: Path, content: Export, card: str) -> None:
@@ -84,6 +86,7 @@ def write(folder: Path, content: Export, card: str) -> None:
             "mmvae_jax": __version__,
             "member": content.member._asdict(),
             "step": content.step,
+            "is_finite": content.is_finite,
             "sha256": {name: _digest(data) for name, data in files.items()},
         }
         for name, data in (files | {MANIFEST: _json(manifest)}).items():
@@ -115,12 +118,16 @@ def read(folder: Path) -> Export:
         member = Member(**manifest["member"])
         if not all(isinstance(x, int | float) for x in member):
             raise ValueError(f"{MANIFEST} has no hyperparameters")
+        is_finite = manifest.get("is_finite", True)  # absent in earlier exports
+        if not isinstance(is_finite, bool):
+            raise ValueError(f"is_finite of {MANIFEST} is no bool")
         return Export(
             json.loads(files["config.json"]),
             json.loads(files["description.json"]),
             safetensors.numpy.load(files[PARAMS]),
             member,
             int(manifest["step"]),
+            is_finite,
         )
     except UsageError:
         raise

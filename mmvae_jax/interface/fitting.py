@@ -13,14 +13,43 @@ from mmvae_jax import tokens
 from mmvae_jax.data import arrays
 from mmvae_jax.data.dataset import Dataset, Split, is_tokens, with_counts
 from mmvae_jax.errors import ArgumentError, UsageError
-from mmvae_jax.interface import checks, description, settings, sweeps
+from mmvae_jax.interface import checks, description, interrupts, settings, sweeps
 from mmvae_jax.interface.progress import ProgressBar
-from mmvae_jax.interface.trained import Trained, build
+from mmvae_jax.interface.trained import Trained, build, diverged
 from mmvae_jax.models import parts
 from mmvae_jax.training import devices, loop, mapping, stages
+from mmvae_jax.training.log import member_name
 from mmvae_jax.types import OBSERVED, AnyArray
 
 Values = float | Sequence[float]
+
+_METRICS = (
+    "`score` computes the elbo and the log_likelihood, and `python -m experiments.run` "
+    "all metrics, of arrays in a .npz file"
+)
+_CHECKPOINTS = (
+    "`export` writes what was trained, and `python -m experiments.run` checkpoints"
+)
+# Section, or "section.field", that `fit` does not apply -> what to use instead.
+_NOT_APPLIED = {
+    "data": "it trains on the arrays that it is given",
+    "data.missing": "pass `observed`",
+    "data.missing_test": "pass `observed` to the function that is applied",
+    "data.use_modalities": "pass only these modalities",
+    "log": "the values are in `Trained.history`; `python -m experiments.run` has "
+    "trackers",
+    "classifier": _METRICS,
+    "matcher": _METRICS,
+    "eval.metrics": _METRICS,
+    "eval.num_examples": "pass these examples to the function that is applied",
+    "eval.inception_weights": _METRICS,
+    "eval.sampler": _METRICS,
+    "eval.sampler_components": _METRICS,
+    "eval.sampler_steps": _METRICS,
+    "train.eval_every_steps": _METRICS,
+    "train.checkpoint_every_steps": _CHECKPOINTS,
+    "train.checkpoints_kept": _CHECKPOINTS,
+}
 
 
 def fit(
@@ -43,6 +72,9 @@ def fit(
 ) -> Trained | tuple[Trained, ...]:
     """Trains a model, or a sweep of models in one program, on arrays.
 
+    Ctrl-C (SIGINT in the main thread) ends the training: what is trained so far is
+    returned, with its number of steps.
+
     Args:
       data: modality -> array, in the order of the M axis: images uint8 [N, H, W] or
         [N, H, W, C], vectors float [N, ...], counts int [N, F] (by their likelihood),
@@ -64,7 +96,8 @@ def fit(
         set scales and weights in `config`.
       options: options of the model (`models.MODELS[model].options`).
       config: "section.field" -> value, other settings of `settings.get_config`, for
-        instance {"modality.likelihood_scale": 0.1, "train.clip_norm": 1.0}.
+        instance {"modality.likelihood_scale": 0.1, "train.clip_norm": 1.0}; those of
+        evaluation, data sets, checkpoints and trackers are refused.
       is_shown: whether a progress bar is shown.
 
     Returns:
@@ -73,11 +106,14 @@ def fit(
 
     Warns:
       UserWarning: the data are valid but unusual, for instance images of floats, which
-        are treated as vectors.
+        are treated as vectors; some members have diverged, but not all; or Ctrl-C has
+        ended the training.
 
     Raises:
       UsageError: an invalid setting or array, or no device (before training), or all
         members have diverged.
+      KeyboardInterrupt: Ctrl-C before the first step, or before the last stage of a
+        model that is trained in stages, which cannot be used then; or a second Ctrl-C.
     """
     devices.require_devices()
     dataset = _dataset(data, observed, labels)
@@ -96,8 +132,10 @@ def fit(
     for path, value in arguments.items():
         _set(found, path, value)
     found.train.log_every_steps = max(1, found.train.num_steps // 100)
+    default = found.copy_and_resolve_references()
     for name, value in _mapping(config or {}, "config").items():
         _set(found, tuple(str(name).split(".")), value, arguments)
+    _require_applied(found, default)
     settings.parse_arg(found, found.model.name)
     with found.ignore_type():
         found.model.options.update(_mapping(options or {}, "options"))
@@ -113,12 +151,19 @@ def fit(
             "all members have diverged: lower learning_rate, set train.clip_norm, or "
             "scale the data"
         )
+    for one in trained:
+        if not one.is_finite:
+            name = member_name(one.member, sweep.members)
+            warnings.warn(diverged(name), stacklevel=2)
     is_sweep = any(np.ndim(x) for x in (beta, learning_rate, seed))
     return trained if is_sweep else trained[0]
 
 
 def train(sweep: sweeps.Sweep, *, is_shown: bool = True) -> tuple[Trained, ...]:
-    """Trains a sweep in memory; returns one Trained per member."""
+    """Trains a sweep in memory; returns one Trained per member.
+
+    Warns and raises as `fit` where Ctrl-C ends the training.
+    """
     config, members = sweep.config, sweep.members
     prepared = mapping.prepare(
         sweep.task,
@@ -130,7 +175,11 @@ def train(sweep: sweeps.Sweep, *, is_shown: bool = True) -> tuple[Trained, ...]:
     )
     histories: list[list[dict[str, float]]] = [[] for _ in members]
     examples = config.train.batch_size * len(members)
-    with ProgressBar(0, config.train.num_steps, examples, is_shown=is_shown) as bar:
+    num_steps = config.train.num_steps
+    with (
+        ProgressBar(0, num_steps, examples, is_shown=is_shown) as bar,
+        interrupts.caught_interrupt() as stop,
+    ):
 
         def log(step: int, values: Mapping[str, np.ndarray], finite: Any) -> None:
             del finite
@@ -145,19 +194,28 @@ def train(sweep: sweeps.Sweep, *, is_shown: bool = True) -> tuple[Trained, ...]:
             prepared.state,
             sweep.hyper,
             sweep.keys,
-            num_steps=config.train.num_steps,
+            num_steps=num_steps,
             batch_size=config.train.batch_size,
             data_seed=config.train.data_seed,
             events=loop.Events(
                 log_every_steps=config.train.log_every_steps,
                 log=log,
                 progress=bar.update,
+                is_stopping=lambda: bool(stop),
             ),
+        )
+    step = int(devices.first(state.step))
+    if step < num_steps:
+        _require_usable(sweep, step)
+        warnings.warn(
+            f"Ctrl-C has ended the training after {step:,} of {num_steps:,} steps: "
+            "the model is the one of these steps",
+            stacklevel=3,
         )
     layout = prepared.execution.layout
     params, finite = devices.gather((state.params, state.finite), layout)
     described = description.describe(sweep.dataset)
-    first = build(config, described, None, members[0], config.train.num_steps)
+    first = build(config, described, None, members[0], step)
     return tuple(
         first._replace(  # they share the compiled functions
             params=jax.device_put(jax.tree.map(lambda leaf, k=k: leaf[k], params)),
@@ -167,6 +225,19 @@ def train(sweep: sweeps.Sweep, *, is_shown: bool = True) -> tuple[Trained, ...]:
         )
         for k, member in enumerate(members)
     )
+
+
+def _require_usable(sweep: sweeps.Sweep, step: int) -> None:
+    """Raises KeyboardInterrupt if parts of a model have taken no step by `step`."""
+    start, stages = 0, ""
+    if sweep.task.stages:
+        last = sweep.task.stages[-1]
+        start, stages = last.start, f" of its last stage ({last.name})"
+    if step <= start:
+        raise KeyboardInterrupt(
+            f"nothing is returned: the training has ended after {step:,} steps, and "
+            f"the model cannot be used before step {start + 1:,}{stages}"
+        )
 
 
 def _dataset(data: Mapping[str, Any], observed: Any, labels: Any) -> Dataset:
@@ -251,6 +322,16 @@ def _set(
     except TypeError:
         kind = type(at.get(field)).__name__
         raise UsageError(f"{shown} is of type {kind}, got {value!r}") from None
+
+
+def _require_applied(config: ConfigDict, default: ConfigDict) -> None:
+    """Refuses settings that `fit` does not apply and that differ from the default."""
+    for section in config:
+        for name in config[section]:
+            field = f"{section}.{name}"
+            instead = _NOT_APPLIED.get(field, _NOT_APPLIED.get(section))
+            if instead and config[section][name] != default[section].get(name):
+                raise UsageError(f"config has {field!r}, unused by fit: {instead}")
 
 
 def _plain(value: Any) -> Any:

@@ -1,13 +1,16 @@
 """Converts configs of runs of older versions to the current fields.
 
-Newer fields get the values that reproduce the older behaviour. In old configs,
-config.model and config.objective held the settings of all models, and each model
-ignored the settings of the others.
+Newer fields and options get their defaults, which reproduce the older behaviour: a
+default that no longer does so needs a row here. In old configs, config.model and
+config.objective held the settings of all models, and each model ignored the settings of
+the others.
 """
 
+import json
 from typing import Any
 
 from mmvae_jax import models
+from mmvae_jax.interface import settings
 
 # Option -> model -> the former name of the option.
 _FORMER = {
@@ -21,41 +24,6 @@ _FORMER = {
     "decode_prior": {"mmjsd": "mmjsd_decode_prior"},
 }
 
-# Section -> newer field -> the value that reproduces the older behaviour.
-_LATER: dict[str, dict[str, Any]] = {
-    "data": {"validation": 0, "quadrant": "", "label_modalities": []},
-    "modality": {"library_size": 0.0},
-    "train": {
-        "beta_warmup_steps": 0,
-        "learning_rate_schedule": "constant",
-        "learning_rate_warmup_steps": 0,
-        "learning_rate_final": 0.0,
-    },
-    "eval": {
-        "sampler": "prior",
-        "sampler_components": [10, 25, 50],
-        "sampler_steps": 2_000,
-    },
-}
-# Model -> newer option -> value, likewise.
-_LATER_OPTIONS: dict[str, dict[str, Any]] = {
-    "mmvm": {"alpha_steps": 0},
-    "custom": {"pooling": "product", "correlation": 0.5, "pooled_over": "vector"},
-    "telbo": {"joint_steps": 0},
-    "mmvae_plus": {"self_gradient": True, "prior_components": 0},
-    "contrastive": {
-        "code_network": "same",
-        "code_prior": "mixture",
-        "flow_width": 128,
-        "flow_depth": 3,
-        "ode_steps": 25,
-        "ode_method": "euler",
-        "ema": 0.998,
-    },
-    "code_flow": {"single_stage": False, "flow_draws": 1, "flow_network": "mlp"},
-    "latent_flow": {"flow_draws": 1, "flow_network": "mlp"},
-}
-
 
 def upgraded(config: Any) -> Any:
     """Converts the content of a config.json to the current fields.
@@ -65,7 +33,8 @@ def upgraded(config: Any) -> Any:
 
     Returns:
       The config without config.objective, with the model's settings in
-      config.model.options, and with newer fields. Other content is returned unchanged.
+      config.model.options, and with newer fields of its sections. Other content is
+      returned unchanged.
     """
     section = config.get("model") if isinstance(config, dict) else None
     if not isinstance(section, dict):
@@ -77,14 +46,25 @@ def upgraded(config: Any) -> Any:
         section = _with_options(name, section, config.get("objective"))
         config = {field: x for field, x in config.items() if field != "objective"}
     if isinstance(section["options"], dict):
-        options = _LATER_OPTIONS.get(name, {}) | section["options"]
+        given = _with_share(name, section["options"], config.get("train"))
+        options = json.loads(json.dumps(models.default_options(name))) | given
         section = section | {"options": options}
-    config = config | {"model": section}
-    return config | {
-        part: later | config[part]
-        for part, later in _LATER.items()
-        if isinstance(config.get(part), dict)
+    later = json.loads(settings.get_config().to_json())
+    sections = {
+        part: fields | config[part]
+        for part, fields in later.items()
+        if part != "model" and isinstance(config.get(part), dict)
     }
+    return config | sections | {"model": section}
+
+
+def _with_share(name: str, options: dict[str, Any], train: Any) -> dict[str, Any]:
+    """TELBO's former `joint_steps` as a fraction of the run's steps."""
+    match options, train:
+        case {"joint_steps": int(steps), **kept}, {"num_steps": int(num)}:
+            if name == "telbo" and num > 0 and "joint_share" not in kept:
+                return kept | {"joint_share": steps / num}
+    return options
 
 
 def upgraded_scale(scale: Any) -> Any:

@@ -97,7 +97,9 @@ def get_config() -> ConfigDict:
                 learning_rate_final=0.0,
                 clip_norm=0.0,  # largest norm of a member's gradient; 0 = no limit
                 log_every_steps=234,
-                eval_every_steps=0,  # 0 = only at the end
+                # 0 = only at the end. Of a model in stages, evaluations before the last
+                # stage are of a model whose flows, for instance, are untrained.
+                eval_every_steps=0,
                 checkpoint_every_steps=2_340,
                 checkpoints_kept=2,  # the newest ones
                 # How members are mapped ("vmap", "map", "unroll"), and the most steps

@@ -1,14 +1,16 @@
 """`export`: a trained model as a folder for others, with a model card."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmvae_jax import models
 from mmvae_jax.interface import description, exports, references
-from mmvae_jax.interface.trained import Trained
-from mmvae_jax.training.log import jsonable
+from mmvae_jax.interface.trained import Trained, diverged
+from mmvae_jax.training import sweep
+from mmvae_jax.training.log import jsonable, member_name
 
 _CARD = """\
 ---
@@ -29,7 +31,7 @@ tags: [multimodal, vae, jax]
 beta = {beta:g}, learning rate {learning_rate:g}, seed {seed:g}, {step:,} steps of
 {batch_size} examples, {latent_dim} latent dimensions, {num_params:,} parameters.
 `config.json` has all of them.
-
+{warning}
 ## Numbers
 
 {numbers}
@@ -80,6 +82,9 @@ def export(
     Returns:
       The folder.
 
+    Warns:
+      UserWarning: training diverged; the export and its card say so.
+
     Raises:
       UsageError: the folder exists, or cannot be created.
     """
@@ -91,7 +96,10 @@ def export(
         params,
         trained.member,
         trained.step,
+        trained.is_finite,
     )
+    name = member_name(trained.member, sweep.grid(trained.config.sweep))
+    warning = "" if trained.is_finite else diverged(name)
     model = models.MODELS[trained.config.model.name]
     used = references.uses(trained.config.model.name, ())
     entries = references.entries()
@@ -104,12 +112,15 @@ def export(
         batch_size=trained.config.train.batch_size,
         latent_dim=trained.config.model.latent_dim,
         num_params=sum(math.prod(x.shape) for x in params.values()),
+        warning=f"\n**Warning:** {warning}.\n" if warning else "",
         numbers=_numbers(results or {}, settings),
         folder=folder.name,
         cite="\n\n".join(entries[key] for keys in used.values() for key in keys),
         **trained.member._asdict(),
     )
     exports.write(folder, content, card)
+    if warning:
+        warnings.warn(f"{folder}: {warning}", stacklevel=2)
     return folder
 
 

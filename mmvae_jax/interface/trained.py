@@ -1,6 +1,7 @@
 """A trained model, and loading one from the folder of a run or of an export."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from mmvae_jax.interface import exports, old_configs, settings
 from mmvae_jax.interface.description import Description
 from mmvae_jax.training import checkpoints, devices, sweep
 from mmvae_jax.training import step as training_step
+from mmvae_jax.training.log import member_name
 from mmvae_jax.training.step import TrainState
 from mmvae_jax.training.sweep import Member
 from mmvae_jax.types import MultimodalVAE, Params
@@ -57,10 +59,13 @@ def build(
     member: Member,
     step: int,
     history: Sequence[Mapping[str, float]] = (),
+    is_finite: bool = True,
 ) -> Trained:
     """Builds a Trained; the config determines the model."""
     model = evaluate.compile_model(models.make_model(config, description.shapes()))
-    return Trained(model, params, config, description, member, step, tuple(history))
+    return Trained(
+        model, params, config, description, member, step, tuple(history), is_finite
+    )
 
 
 def load(
@@ -87,6 +92,9 @@ def load(
     Returns:
       Trained.
 
+    Warns:
+      UserWarning: training of the member diverged.
+
     Raises:
       UsageError: the model does not exist, is damaged, or is of another version; or
         there is no device.
@@ -98,17 +106,41 @@ def load(
     if not folder.is_dir():
         raise UsageError(f"no folder {folder}: give a run's --workdir, or an export")
     asked = Member(beta, learning_rate, seed)  # type: ignore[arg-type]
-    if (folder / exports.MANIFEST).exists():
-        found = exports.read(folder)
-        config = config_of(found.config, folder)
-        choose_member([found.member], asked, folder)
-        if step not in (None, found.step):
-            raise UsageError(f"{folder} holds only step {found.step}, not {step}")
-        description = _description(found.description, folder / DESCRIPTION)
-        one = build(config, description, None, found.member, found.step)
-        params = exports.unflatten(_like(one), found.params, folder)
-        return one._replace(params=jax.device_put(params))
-    return _load_run(folder, asked, step)
+    is_export = (folder / exports.MANIFEST).exists()
+    loaded = (_load_export if is_export else _load_run)(folder, asked, step)
+    if not loaded.is_finite:
+        name = member_name(loaded.member, sweep.grid(loaded.config.sweep))
+        warnings.warn(f"{folder}: {diverged(name)}", stacklevel=2)
+    return loaded
+
+
+def diverged(name: str) -> str:
+    """The warning of a member that diverged.
+
+    Args:
+      name: `log.member_name`.
+    """
+    return f"training of {name} diverged: its parameters are the last finite ones"
+
+
+def _load_export(folder: Path, asked: Member, step: int | None) -> Trained:
+    """The member of an export."""
+    found = exports.read(folder)
+    config = config_of(found.config, folder)
+    choose_member([found.member], asked, folder)
+    if step not in (None, found.step):
+        raise UsageError(f"{folder} holds only step {found.step}, not {step}")
+    description = _description(found.description, folder / DESCRIPTION)
+    one = build(
+        config,
+        description,
+        None,
+        found.member,
+        found.step,
+        is_finite=found.is_finite,
+    )
+    params = exports.unflatten(_like(one), found.params, folder)
+    return one._replace(params=jax.device_put(params))
 
 
 def _load_run(folder: Path, asked: Member, step: int | None) -> Trained:
@@ -133,9 +165,9 @@ def _load_run(folder: Path, asked: Member, step: int | None) -> Trained:
         raise UsageError(f"{folder} holds no checkpoint yet: nothing to load")
     at, state = found
     params = jax.device_put(sweep.member(state.params, k))
-    return build(
-        config, description, params, members[k], at, _history(folder, k, up_to=at)
-    )
+    history = _history(folder, k, up_to=at)
+    is_finite = bool(state.finite[k])
+    return build(config, description, params, members[k], at, history, is_finite)
 
 
 def like_state(config: Any, shown: Description, model: MultimodalVAE) -> TrainState:

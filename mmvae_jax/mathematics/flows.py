@@ -15,11 +15,13 @@ closes over its other arguments (parameters, a condition, the given modalities).
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from mmvae_jax.errors import ArgumentError
 from mmvae_jax.mathematics import distributions
@@ -195,44 +197,57 @@ def log_density(
     given: AnyArray | None = None,
     key: PRNGKey | None = None,
     num_probes: int = 1,
+    blocks: tuple[int, ...] = (),
 ) -> Array:
     """The log-density of the flow at r, by the ODE from data to noise.
 
         log p(r) = log N(x_0; 0, I) - int_0^1 div v(x_t, t) dt
 
     (Chen et al., 2018). Without `key` the divergence is exact and needs D derivatives
-    of the velocity per step, all in memory. With `key` it is an unbiased estimate
-    (Hutchinson; Grathwohl et al., 2019), with the same random signs at all times. Both
-    have the error of Heun's method. Euler's would make the density too high: its step h
-    changes volumes by log |1 - h a| for each eigenvalue a of dv/dx, which is less than
-    the -h a that the integral adds.
+    of the velocity per step, all in memory; if the derivative is block-diagonal, only
+    as many as the largest block has entries, each in the direction of the k-th entries
+    of all blocks. With `key` it is an unbiased estimate (Hutchinson; Grathwohl et al.,
+    2019), with the same random signs at all times. Both have the error of Heun's
+    method. Euler's would make the density too high: its step h changes volumes by
+    log |1 - h a| for each eigenvalue a of dv/dx, which is less than the -h a that the
+    integral adds.
 
     Args:
       velocity: see the module's docstring.
       r: [B, ...].
       num_steps: as for `integrate`.
       given: bool, broadcast to r: the density is that of all other entries given these.
-      key: random key of the estimate; None: the exact divergence.
+      key: random key of the estimate; None: the exact divergence. Each example has its
+        own signs, a function of the key and of its r.
       num_probes: number of random sign vectors of the estimate.
+      blocks: sizes of consecutive blocks of the entries, in the order of the flattened
+        r, whose velocities do not depend on each other; (): one block. The estimate
+        does not need them.
 
     Returns:
       float [B], nats, the density of r (for data before whitening, add
       `log_whitening`).
 
     Raises:
-      ArgumentError: as for `integrate`, or num_probes < 1.
+      ArgumentError: as for `integrate`, num_probes < 1, or blocks without all entries.
     """
+    size = math.prod(r.shape[1:])
+    if blocks and sum(blocks) != size:
+        raise ArgumentError("{blocks}={} must add up to {} entries", blocks, size)
     if num_probes < 1:
         raise ArgumentError("{num_probes} must be >= 1, got {}", num_probes)
     velocity = _at_rest(velocity, given)
     axes = tuple(range(1, r.ndim))
     if key is None:
-        size = math.prod(r.shape[1:])
-        basis = jnp.eye(size, dtype=r.dtype).reshape(size, 1, *r.shape[1:])
-        tangents, share = jnp.broadcast_to(basis, (size, *r.shape)), 1.0
+        places = np.concatenate([np.arange(num) for num in blocks or (size,)])
+        basis = places == np.arange(max(places) + 1)[:, None]
+        basis = basis.astype(r.dtype).reshape(-1, 1, *r.shape[1:])
+        tangents, share = jnp.broadcast_to(basis, (len(basis), *r.shape)), 1.0
     else:
-        shape = (num_probes, *r.shape)
-        tangents, share = jax.random.rademacher(key, shape, r.dtype), 1 / num_probes
+        shape, share = (num_probes, *r.shape[1:]), 1 / num_probes
+        tangents = jax.vmap(
+            lambda key: jax.random.rademacher(key, shape, r.dtype), out_axes=1
+        )(keys_of_rows(key, r))
 
     def derivative(state: tuple[Array, Array], t: Array) -> tuple[Array, Array]:
         times = jnp.full(r.shape[:1], t, r.dtype)
@@ -246,6 +261,28 @@ def log_density(
     if given is not None:
         log_prob = jnp.where(given, 0.0, log_prob)
     return jnp.sum(log_prob, axis=axes) + log_determinant
+
+
+def keys_of_rows(key: PRNGKey, x: Array) -> PRNGKey:
+    """A random key for each row of x [B, ...], a function of `key` and of the row.
+
+    The row's bits are hashed to 32 bits and folded into the key. Errors of estimates
+    with these keys are independent between rows, in one batch or in two, while the
+    estimate of a row is always the same.
+
+    Args:
+      key: random key.
+      x: float32.
+
+    Returns:
+      keys [B].
+    """
+    own_key, factor_key = jax.random.split(key)
+    bits = jax.lax.bitcast_convert_type(x.reshape(len(x), -1), jnp.uint32)
+    # Odd factors: every bit of a row changes the hash.
+    factors = jax.random.bits(factor_key, bits.shape[1:], bits.dtype) | 1
+    hashed = jnp.sum(bits * factors, axis=1, dtype=jnp.uint32)
+    return jax.vmap(partial(jax.random.fold_in, own_key))(hashed)
 
 
 def _at_rest(velocity: Velocity, given: AnyArray | None) -> Velocity:
@@ -307,6 +344,25 @@ def log_pushed(bijection: Bijection, base: Gaussian, z: Array) -> Array:
     """
     x, log_volume = bijection(z)
     return distributions.log_prob(base, x) + log_volume
+
+
+def moving_average(new: Any, old: Any, decay: float, step: AnyArray | int) -> Any:
+    """The moving average of the parameters of a velocity, after one more step.
+
+        average + (1 - d) (new - average),   d = min(decay, (1 + n) / (10 + n))
+
+    with n earlier steps, as tf.train.ExponentialMovingAverage has it. With a constant
+    decay, 0.998^625 = 29 % of an average of 625 steps would be the initial value. Here
+    it is below 1e-18, the product of all d.
+
+    Args:
+      new: tree of parameters after the step.
+      old: the average before the step, likewise; any finite value before the first.
+      decay: the largest d, in [0, 1).
+      step: n, int [].
+    """
+    ramp = (1 + step) / (10 + step)
+    return optax.incremental_update(new, old, 1 - jnp.minimum(decay, ramp))
 
 
 class Moments(NamedTuple):

@@ -9,9 +9,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
 from mmvae_jax.errors import ArgumentError, UsageError, fields_of
 from mmvae_jax.mathematics import subsets
 from mmvae_jax.models import (
@@ -441,8 +438,8 @@ def _only_component(
     model: MultimodalVAE, params: Params, experts: Distribution, subset: Array
 ) -> tuple[Distribution, Array]:
     """`mixture_posterior` of a model whose posterior is not a mixture."""
-    joint = model.posterior(params, experts, subset, None)  # needs no key
-    return jax.tree.map(lambda field: field[None], joint), jnp.ones((1, 1))
+    # It needs no key.
+    return parts.only_component(model.posterior(params, experts, subset, None))
 
 
 def _in_nats(model: MultimodalVAE, weights: Mapping[str, float]) -> MultimodalVAE:
@@ -479,7 +476,7 @@ def _with_missing(model: MultimodalVAE) -> MultimodalVAE:
         )
 
     def after_clean(after_step: Callable[..., Params]) -> Callable[..., Params]:
-        return lambda params, batch: after_step(params, clean(batch))
+        return lambda params, batch, step: after_step(params, clean(batch), step)
 
     return model._replace(
         objective=of_clean(model.objective),

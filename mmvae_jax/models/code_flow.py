@@ -44,13 +44,15 @@ from mmvae_jax import networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, flows, posteriors
 from mmvae_jax.models import code_priors, codes, latent_flows
-from mmvae_jax.models.latent_flows import Parts, end_to_end
+from mmvae_jax.models.latent_flows import Parts
 from mmvae_jax.models.options import Option, Options, one_of
 from mmvae_jax.models.parts import (
     Networks,
     assemble,
+    by_modality,
     drawing,
     encode,
+    end_to_end,
     make_networks,
     standard_latents,
     wide,
@@ -76,8 +78,8 @@ OPTIONS: Options = {
     **codes.OPTIONS,
     "code_variance": Option(0.01, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}"),
     # One flow per "modality" given the code; or one "joint" flow of all latents, given
-    # the code and the latents of given modalities. The density of "joint" takes absent
-    # latents at their mean: it is exact for complete examples only.
+    # the code and the latents of given modalities. It is told which modalities are
+    # absent, and reads noise in their place, as latent_flow does.
     "flow": one_of("modality", "joint")._replace(
         words="unknown {} {!r}; choose one of modality, joint; a flow without a code "
         "is the model latent_flow"
@@ -100,19 +102,19 @@ def code_flow_model(
       options: those of OPTIONS.
 
     Raises:
-      UsageError: guidance that is never trained, or a Transformer without tokens to
+      UsageError: a flow that is never trained, or a Transformer without tokens to
         attend to.
     """
-    latent_flows.check(options)
+    latent_flows.check(options, is_joint=options["flow"] == "joint")
     size, code_size = config.model.latent_dim, options["code_dim"]
     nets = make_networks(config, shapes, size)
     coders = codes.code_networks(options["code_network"], nets, code_size)
     base = assemble(
         nets,
         standard_latents((code_size + len(shapes) * size,)),
-        lambda z: latent_flows.by_modality(shapes, z[..., code_size:]),
+        lambda z: by_modality(shapes, z[..., code_size:]),
     )
-    network = _velocity_network(nets, options)
+    network = _velocity_network(config, nets, options)
     own = Parts(nets, base, network, size, options, coders)
     forms = networks.convolution_forms(*coders.values())
     density = partial(_log_densities, own)
@@ -128,9 +130,9 @@ def code_flow_model(
     )
 
 
-def _velocity_network(nets: Networks, options: Mapping[str, Any]) -> Any:
+def _velocity_network(config: Any, nets: Networks, options: Mapping[str, Any]) -> Any:
     """The velocity of the joint flow, or of each modality's flow."""
-    shapes = latent_flows.latent_shapes(nets)
+    shapes = latent_flows.latent_shapes(config, nets)
     if options["flow"] == "joint":
         return latent_flows.velocity_network(options, shapes)
     m, shape = next(iter(shapes.items()))
@@ -213,11 +215,23 @@ def _code_posterior(own: Parts, experts: Gaussian, subset: AnyArray) -> Gaussian
     return _around(own, codes.unit(elbo.observed_sum(directions, observed)))
 
 
-def _velocity(own: Parts, velocities: Params, s: Array, given: Array) -> flows.Velocity:
-    """Velocity of latents [B, M d], given a code [B, c] and the modalities [M, B]."""
+def _velocity(
+    own: Parts,
+    velocities: Params,
+    s: Array,
+    given: Array,
+    absent: Array | None = None,
+) -> flows.Velocity:
+    """Velocity of latents [B, M d], given a code [B, c]; masks are bool [M, B]."""
+    has_times = own.options["flow_network"] == latent_flows.TRANSFORMER
 
     def joint(x: Array, t: Array) -> Array:
-        return own.network.apply(velocities["joint"], x, t, s, given)
+        marks = given
+        if absent is not None and has_times:
+            t = jnp.where(absent, 0.0, t)
+        elif absent is not None:
+            marks = given.astype(x.dtype) - absent
+        return own.network.apply(velocities["joint"], x, t, s, marks)
 
     def apart(x: Array, t: Array) -> Array:
         rows = jnp.moveaxis(x.reshape(len(x), own.num, own.size), 1, 0)
@@ -227,13 +241,14 @@ def _velocity(own: Parts, velocities: Params, s: Array, given: Array) -> flows.V
     return joint if own.options["flow"] == "joint" else apart
 
 
-def _guided(own: Parts, params: Params, s: Array, given: Array) -> flows.Velocity:
-    """The guided velocity of latents."""
+def _guided(
+    own: Parts, params: Params, s: Array, given: Array, absent: Array | None = None
+) -> flows.Velocity:
+    """The guided velocity of latents; arguments as of `_velocity`."""
     velocities = params["flows_average"]
-    conditional = _velocity(own, velocities, s, given)
-    return _guide(
-        own, conditional, _velocity(own, velocities, jnp.zeros_like(s), given)
-    )
+    conditional = _velocity(own, velocities, s, given, absent)
+    free = _velocity(own, velocities, jnp.zeros_like(s), given, absent)
+    return _guide(own, conditional, free)
 
 
 def _guided_alone(own: Parts, velocities: Params, s: Array) -> flows.Velocity:
@@ -324,8 +339,13 @@ def _log_densities(
     s, w = _split(own, z)
     velocities = params["flows_average"]["prior"]
     code = code_priors.log_prob(own.prior, velocities, s, key)
-    velocity = _guided(own, params, s, jnp.zeros((own.num, len(s)), bool))
-    return code + latent_flows.log_density(own, params, velocity, w, key, absent)
+    velocity = _guided(own, params, s, jnp.zeros((own.num, len(s)), bool), absent)
+    noise = latent_flows.noise_of_rows(jax.random.fold_in(key, 1), w)
+    # The flow of a modality does not depend on the other modalities.
+    blocks = own.sizes if own.options["flow"] == "modality" else ()
+    return code + latent_flows.log_density(
+        own, params, velocity, w, key, absent, noise, blocks
+    )
 
 
 def _objective(
@@ -366,7 +386,7 @@ def _flow_objective(
     t = flows.sample_times(keys[5], len(s))
     noise_keys = jax.random.split(keys[6])
     flow = flows.flow_matching_loss(
-        _velocity(own, params["flows"], s, given),
+        _velocity(own, params["flows"], s, given, ~observed),
         r,
         jax.random.normal(noise_keys[0], r.shape),
         t,
@@ -390,10 +410,10 @@ def _at_once(
     return vae + code + flow, {"vae": vae} | coded | flowed
 
 
-def _after_step(own: Parts, params: Params, batch: Batch) -> Params:
+def _after_step(own: Parts, params: Params, batch: Batch, step: Array) -> Params:
     """The average of the flows, and the running moments of the latents."""
     so_far = latent_flows.whitening(params)
     faded = so_far._replace(num=_KEPT * so_far.num, squares=_KEPT * so_far.squares)
     now = flows.merge_moments(faded, latent_flows.moments_of(own, params, batch))
-    averaged = latent_flows.average(params, "flows", own.options["ema"])
+    averaged = latent_flows.average(own.options, params, "flows", step)
     return averaged | {"whitening": now._asdict()}

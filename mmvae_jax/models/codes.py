@@ -100,6 +100,7 @@ def stage(
         partial(objective, nets, coders),
         ("code",),
         learning_rate=lambda step, steps: jnp.float32(0.5),
+        has_beta=False,
     )
 
 

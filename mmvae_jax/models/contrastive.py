@@ -261,8 +261,8 @@ def _with_flow_prior(
         lambda steps: steps,
         trained,
         ("encoders", "decoders", "code_prior", "log_scale"),
-        after_step=lambda params, batch: latent_flows.average(
-            params, "code_prior", options["ema"]
+        after_step=lambda params, batch, step: latent_flows.average(
+            options, params, "code_prior", step
         ),
     )
     return with_shared_prior(

@@ -32,7 +32,7 @@ from mmvae_jax.mathematics import distributions, elbo, posteriors
 from mmvae_jax.mathematics.elbo import TermWeights
 from mmvae_jax.models import parts
 from mmvae_jax.models.joint_encoder import make_joint_encoder
-from mmvae_jax.models.options import Options, number, one_of
+from mmvae_jax.models.options import Options, number, one_of, share
 from mmvae_jax.models.parts import (
     Networks,
     assemble,
@@ -191,9 +191,10 @@ TELBO = _Coordination(
     # also train them ("joint").
     {
         "decoder_gradients": one_of("stopped", "joint"),
-        # Steps of the first of two stages, which trains joint encoder and decoders; the
-        # second trains only the unimodal encoders. 0 = one stage.
-        "joint_steps": number(0, 0),
+        # Fraction of the run's steps for the first of two stages, which trains joint
+        # encoder and decoders; the second trains only the unimodal encoders. 0 = one
+        # stage.
+        "joint_share": share(0.0),
     },
     is_reconstructing=True,
     is_coordinated=False,
@@ -237,7 +238,7 @@ def coordination_model(
     Hwang et al. (2021) for MVTCAE, and the CRMVAE that MultiVae documents.
 
     TELBO fits its unimodal encoders to constant decoders. Vedantam et al. do so in a
-    second stage (joint_steps > 0). By default there is one stage with stopped gradients
+    second stage (joint_share > 0). By default there is one stage with stopped gradients
     (decoder_gradients = "stopped"): joint encoder and decoders train as in the first
     stage, and share no gradient with the unimodal encoders. With "joint" the decoders
     also learn from the unimodal ELBOs.
@@ -254,17 +255,17 @@ def coordination_model(
       kind: the model of the family.
 
     Raises:
-      UsageError: joint_steps > 0 with decoder_gradients = "joint".
+      UsageError: joint_share > 0 with decoder_gradients = "joint".
     """
     nets = make_networks(config, shapes, config.model.latent_dim)
     weights_of = _by_number(partial(kind.weights, options), len(shapes))
     inference = kind.inference(nets)
     base = assemble(nets, standard_latents((config.model.latent_dim,)))
     is_stopped = options.get("decoder_gradients") == "stopped"
-    joint_steps = options.get("joint_steps", 0)
-    if joint_steps and not is_stopped:
+    joint_share = options.get("joint_share", 0.0)
+    if joint_share and not is_stopped:
         raise UsageError(
-            "config.model.options.joint_steps > 0 is for decoder_gradients "
+            "config.model.options.joint_share > 0 is for decoder_gradients "
             "'stopped': decoders are fixed in the stage of the unimodal encoders"
         )
 
@@ -305,10 +306,15 @@ def coordination_model(
         encode=inference.encode,
         posterior=posterior,
         stages=(
-            Stage("joint", lambda _: joint_steps, objective, ("decoders", "joint")),
+            Stage(
+                "joint",
+                lambda num: round(joint_share * num),
+                objective,
+                ("decoders", "joint"),
+            ),
             Stage("unimodal", lambda num: num, objective, ("encoders",)),
         )
-        if joint_steps
+        if joint_share
         else (),
     )
 

@@ -52,7 +52,7 @@ def dmvae_model(
     """
     shared_dim = config.model.latent_dim
     private_dim = options["private_dim"] or shared_dim
-    nets = make_networks(config, shapes, shared_dim + private_dim)
+    nets = make_networks(config, shapes, shared_dim, private_dim, is_paired=False)
     latents = standard_latents((shared_dim + len(shapes) * private_dim,))
     choice = options["prior_expert"]
     is_with_prior = choice != "never"

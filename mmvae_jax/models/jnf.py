@@ -35,7 +35,7 @@ from mmvae_jax.mathematics import distributions, elbo, flows, hmc
 from mmvae_jax.models import codes, parts
 from mmvae_jax.models.coordination import coordinated_elbo
 from mmvae_jax.models.joint_encoder import make_joint_encoder
-from mmvae_jax.models.options import Option, Options, number
+from mmvae_jax.models.options import Options, number, share
 from mmvae_jax.models.parts import (
     DRAWN,
     assemble,
@@ -60,12 +60,6 @@ from mmvae_jax.types import (
     Stage,
 )
 
-
-def _share(default: float) -> Option:
-    """An option: a fraction of the steps of the run."""
-    return Option(default, lambda x: 0 < x < 1, "{} must be in (0, 1), got {}")
-
-
 OPTIONS: Options = {
     "flow_layers": number(4, 1),  # couplings of each modality's flow
     "flow_width": number(128, 1),
@@ -74,13 +68,13 @@ OPTIONS: Options = {
     "hmc_steps": number(10, 0),
     "hmc_leapfrogs": number(4, 1),
     # Fraction of the run's steps for the joint VAE.
-    "joint_share": _share(0.5),
+    "joint_share": share(0.5),
 }
 
 SHARED_OPTIONS: Options = {
     **codes.OPTIONS,
     **OPTIONS,
-    "code_share": _share(0.1),  # fraction of the steps for the code, before the VAE
+    "code_share": share(0.1),  # fraction of the steps for the code, before the VAE
 }
 
 
@@ -173,8 +167,8 @@ def _parts(
 def _stages(own: _Parts) -> tuple[Stage, ...]:
     """The two stages, or three."""
     before = own.options["code_share"] if own.coders else 0.0
-    share = before + own.options["joint_share"]
-    if share >= 1:
+    end = before + own.options["joint_share"]
+    if end >= 1:
         raise UsageError(
             "config.model.options.code_share and joint_share must have a sum below 1, "
             f"got {before:g} and {own.options['joint_share']:g}: what is left is of "
@@ -183,12 +177,16 @@ def _stages(own: _Parts) -> tuple[Stage, ...]:
     stages = (
         Stage(
             "joint",
-            lambda n: round(share * n),
+            lambda n: round(end * n),
             partial(_objective, own),
             ("decoders", "joint"),
         ),
         Stage(
-            "flows", lambda n: n, partial(_flow_objective, own), ("encoders", "flows")
+            "flows",
+            lambda n: n,
+            partial(_flow_objective, own),
+            ("encoders", "flows"),
+            has_beta=False,
         ),
     )
     if not own.coders:

@@ -26,12 +26,14 @@ import jax.numpy as jnp
 
 from mmvae_jax.mathematics import distributions, elbo, flows
 from mmvae_jax.models import latent_flows
-from mmvae_jax.models.latent_flows import Parts, end_to_end
+from mmvae_jax.models.latent_flows import Parts
 from mmvae_jax.models.options import Options, number, one_of
 from mmvae_jax.models.parts import (
     assemble,
+    by_modality,
     drawing,
     encode,
+    end_to_end,
     make_networks,
     standard_latents,
     wide,
@@ -68,18 +70,20 @@ def latent_flow_model(
       options: those of OPTIONS.
 
     Raises:
-      UsageError: guidance that is never trained, or a Transformer without tokens to
+      UsageError: a flow that is never trained, or a Transformer without tokens to
         attend to.
     """
-    latent_flows.check(options)
+    latent_flows.check(options, is_joint=True)
     size = config.model.latent_dim
     nets = make_networks(config, shapes, size)
     base = assemble(
         nets,
         standard_latents((len(shapes) * size,)),
-        partial(latent_flows.by_modality, shapes),
+        partial(by_modality, shapes),
     )
-    network = latent_flows.velocity_network(options, latent_flows.latent_shapes(nets))
+    network = latent_flows.velocity_network(
+        options, latent_flows.latent_shapes(config, nets)
+    )
     own = Parts(nets, base, network, size, options)
     return drawing(base, partial(_posterior, own), partial(_proposal, own))._replace(
         init=partial(_init, own),
@@ -177,8 +181,7 @@ def _log_density(
     noise_key, sign_key = jax.random.split(key)
     nothing = jnp.zeros((own.num, len(w)), bool)
     velocity = _velocity(own, params["flows_average"], nothing, absent)
-    # For each value of the noise this is a density: the mean of its log is a bound.
-    noise = jax.random.normal(noise_key, w.shape, w.dtype)
+    noise = latent_flows.noise_of_rows(noise_key, w)
     return latent_flows.log_density(own, params, velocity, w, sign_key, absent, noise)
 
 

@@ -17,15 +17,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from mmvae_jax import networks
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import distributions, elbo, flows
 from mmvae_jax.models import code_priors, parts
 from mmvae_jax.models.code_priors import MOST_EXACT
 from mmvae_jax.models.options import Option, Options, number, one_of
-from mmvae_jax.models.parts import DRAWN, encode, wide
+from mmvae_jax.models.parts import DRAWN, encode, end_to_end, own_or_other, wide
+from mmvae_jax.networks import NETWORKS
 from mmvae_jax.networks.flows import NUM_HEADS, MLPFlow, TransformerFlow
 from mmvae_jax.types import (
     AnyArray,
@@ -58,7 +57,8 @@ FLOW_OPTIONS: Options = {
     "flow_depth": number(3, 1),
     "ode_steps": number(25, 1),
     "ode_method": one_of("euler", "heun"),
-    # Decay of the average of the flows' parameters; at 1 it would never learn.
+    # Largest decay of the average of the flows' parameters, min(ema, (1 + n)/(10 + n))
+    # after n steps of the stage, so that nothing is left of the initial flow.
     "ema": Option(0.998, lambda x: 0 <= x < 1, "{} must be in [0, 1), got {}"),
 }
 
@@ -72,12 +72,33 @@ def shares(*default: float) -> Option:
     )
 
 
-def check(options: Mapping[str, Any]) -> None:
-    """Refuses guidance by a velocity that is never trained.
+def check(options: Mapping[str, Any], is_joint: bool) -> None:
+    """Refuses options with which a flow would be used that is never trained.
+
+    Args:
+      options: those of FLOW_OPTIONS.
+      is_joint: whether one flow has the latents of all modalities, given some of them.
 
     Raises:
-      UsageError: guidance needs examples without a condition, and there are none.
+      UsageError: no training example is without a condition (for guidance), or has one;
+        or none has no modality given (for samples of the prior), or some.
     """
+    section = "config.model.options"
+    if options["condition_dropped"] == 1:
+        raise UsageError(
+            f"{section}.condition_dropped=1 leaves no example with a condition, so "
+            "that the flow given one is never trained: set it below 1"
+        )
+    if is_joint and options["empty_share"] in (0, 1):
+        what, of, where = (
+            ("nothing", "samples of the prior, given nothing,", "above 0")
+            if options["empty_share"] == 0
+            else ("a modality", "other modalities, given one,", "below 1")
+        )
+        raise UsageError(
+            f"{section}.empty_share={options['empty_share']:g} leaves no example with "
+            f"{what} given, so that the flow of {of} is never trained: set it {where}"
+        )
     if options["guidance"] != 1 and options["condition_dropped"] == 0:
         raise UsageError(
             "config.model.options.guidance needs examples without a condition: "
@@ -117,11 +138,11 @@ def velocity_network(
     return TransformerFlow(tuple(shapes.values()), width, depth)
 
 
-def latent_shapes(nets: parts.Networks) -> dict[str, Shape]:
+def latent_shapes(config: Any, nets: parts.Networks) -> dict[str, Shape]:
     """Modality -> shape of its latent vector, (d,) or, if spatial, (H', H', c)."""
+    rows = {m: NETWORKS[parts.options_of(config, m)["network"]] for m in nets.shapes}
     return {
-        m: networks.latent_shape(encoder, nets.shapes[m], nets.latent_dim)
-        for m, encoder in nets.encoders.items()
+        m: row.latent_shape(nets.encoders[m], nets.shapes[m]) for m, row in rows.items()
     }
 
 
@@ -166,16 +187,6 @@ class Parts(NamedTuple):
         return self.options["ode_steps"], self.options["ode_method"]
 
 
-def by_modality(shapes: Mapping[str, Any], w: Array) -> dict[str, Array]:
-    """Splits latents [..., M d] by modality."""
-    return dict(zip(shapes, jnp.split(w, len(shapes), axis=-1), strict=True))
-
-
-def end_to_end(x: Array) -> Array:
-    """Concatenates the latents of all modalities, [M, B, d] -> [B, M d]."""
-    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)
-
-
 def cosine(step: Array, num_steps: int) -> Array:
     """Factor of the learning rate, a cosine from 1 to 0 over a stage."""
     return 0.5 * (1 + jnp.cos(jnp.pi * step / num_steps))
@@ -201,8 +212,9 @@ def flow_stage(own: Parts, objective: Callable[..., tuple[Array, Any]]) -> Stage
         objective,
         ("flows",),
         partial(_whiten, own),
-        lambda params, batch: average(params, "flows", own.options["ema"]),
+        lambda params, batch, step: average(own.options, params, "flows", step),
         cosine,
+        has_beta=False,
     )
 
 
@@ -267,10 +279,12 @@ def _whiten(own: Parts, params: Params, fold: Callable) -> Params:
     }
 
 
-def average(params: Params, name: str, decay: float) -> Params:
+def average(
+    options: Mapping[str, Any], params: Params, name: str, step: Array
+) -> Params:
     """Updates the average NAME_average of an entry of the parameters after a step."""
-    kept = f"{name}_average"
-    now = optax.incremental_update(params[name], params[kept], 1 - decay)
+    kept, decay = f"{name}_average", options["ema"]
+    now = flows.moving_average(params[name], params[kept], decay, step)
     return params | {kept: now}
 
 
@@ -334,9 +348,8 @@ def posterior(
 
 def proposal(own: Parts, latents: Gaussian, subset: AnyArray) -> Gaussian:
     """q(w_m|x_m) of observed modalities, N(0, I) of the others, [B, M d]."""
-    ends = jax.tree.map(end_to_end, latents)
-    mask = flows.dimensions_of(wide(subset, len(ends.mean)), own.sizes)
-    return jax.tree.map(lambda field: jnp.where(mask, field, 0.0), ends)
+    prior = jax.tree.map(jnp.zeros_like, latents)
+    return own_or_other(latents, prior, subset)
 
 
 def log_prior(
@@ -371,6 +384,7 @@ def log_density(
     key: PRNGKey,
     absent: Array | None = None,
     fill: AnyArray | float = 0.0,
+    blocks: tuple[int, ...] = (),
 ) -> Array:
     """log p(w) [B] of latents, by the flow of the whitened latents; nats.
 
@@ -379,9 +393,11 @@ def log_density(
       params: parameters.
       velocity: velocity of whitened latents.
       w: latents [B, M d]; any values for absent modalities.
-      key: random key of the divergence, estimated for more than MOST_EXACT dimensions.
+      key: random key of the divergence, which is estimated if the largest block has
+        more than MOST_EXACT dimensions.
       absent: bool [M, B], modalities to leave out of the density; None: none.
       fill: whitened latents of absent modalities, inputs of the velocity.
+      blocks: as in `flows.log_density`.
     """
     r = flows.whiten(whitening(params), w)
     jacobian = jnp.broadcast_to(-jnp.log(flows.deviation(whitening(params))), r.shape)
@@ -389,9 +405,19 @@ def log_density(
     if absent is not None:
         mask = flows.dimensions_of(absent, own.sizes)
         r, jacobian = jnp.where(mask, fill, r), jnp.where(mask, 0.0, jacobian)
-    signs = key if w.shape[-1] > MOST_EXACT else None
-    found = flows.log_density(velocity, r, own.solver[0], mask, signs)
+    signs = key if max(blocks or w.shape[-1:]) > MOST_EXACT else None
+    found = flows.log_density(velocity, r, own.solver[0], mask, signs, blocks=blocks)
     return found + jnp.sum(jacobian, axis=-1)
+
+
+def noise_of_rows(key: PRNGKey, w: Array) -> Array:
+    """Noise N(0, I) in the shape of w [B, M d], a function of the key and of the row.
+
+    In place of absent latents. The density of the others is one for each value of the
+    noise: the mean of its log is a bound.
+    """
+    keys = flows.keys_of_rows(key, w)
+    return jax.vmap(lambda key: jax.random.normal(key, w.shape[1:], w.dtype))(keys)
 
 
 def bound(

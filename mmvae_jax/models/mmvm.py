@@ -24,7 +24,15 @@ from mmvae_jax.mathematics import components, distributions, elbo, posteriors
 from mmvae_jax.mathematics.elbo import TermWeights
 from mmvae_jax.models import parts
 from mmvae_jax.models.options import number
-from mmvae_jax.models.parts import assemble, encode, make_networks, standard_latents
+from mmvae_jax.models.parts import (
+    assemble,
+    by_modality,
+    encode,
+    make_networks,
+    only_component,
+    own_or_other,
+    standard_latents,
+)
 from mmvae_jax.types import (
     Array,
     Batch,
@@ -68,9 +76,6 @@ def mixture_prior_model(
     nets = make_networks(config, shapes, size)
     annealed = optax.linear_schedule(1.0, alpha, num_steps) if num_steps else None
 
-    def split(z: Array) -> dict[str, Array]:
-        return {m: z[..., i * size : (i + 1) * size] for i, m in enumerate(shapes)}
-
     def objective(
         params: Params,
         batch: Batch,
@@ -92,12 +97,8 @@ def mixture_prior_model(
         params: Params, experts: Gaussian, subset: Array, key: PRNGKey
     ) -> Gaussian:
         del params
-        observed = posteriors.append_axes(jnp.asarray(subset), 3)
         other = components.expert_component(key, experts, subset)
-        kept = jax.tree.map(
-            lambda own, field: jnp.where(observed, own, field), experts, other
-        )
-        return _end_to_end(kept)
+        return own_or_other(experts, other, subset)
 
     def mixture_posterior(
         params: Params, experts: Gaussian, observed: Array
@@ -105,28 +106,19 @@ def mixture_prior_model(
         del params
         # The latent vector of a missing modality has the prior.
         prior = jax.tree.map(jnp.zeros_like, experts)
-        is_there = posteriors.append_axes(observed, 3)
-        joint = _end_to_end(jax.tree.map(partial(jnp.where, is_there), experts, prior))
-        return jax.tree.map(lambda field: field[None], joint), jnp.ones((1, 1))
+        return only_component(own_or_other(experts, prior, observed))
 
     def posterior_components(
         params: Params, experts: Gaussian, subset: Array
     ) -> tuple[Gaussian, Array]:
         # One component per observed expert, which missing modalities use.
         del params
-        is_there = posteriors.append_axes(jnp.asarray(subset), 3)
-        rows = [
-            _end_to_end(
-                jax.tree.map(
-                    lambda field, n=n: jnp.where(is_there, field, field[n]), experts
-                )
-            )
-            for n in range(len(shapes))
-        ]
+        rows = jax.vmap(own_or_other, (None, 0, None))(experts, experts, subset)
         weights = posteriors.uniform_weights(posteriors.append_axes(subset, 2))
-        return jax.tree.map(lambda *fields: jnp.stack(fields), *rows), weights
+        return rows, weights
 
-    return assemble(nets, standard_latents((len(shapes), size)), split)._replace(
+    latents = standard_latents((len(shapes), size))
+    return assemble(nets, latents, partial(by_modality, shapes))._replace(
         objective=objective,
         posterior=posterior,
         mixture_posterior=mixture_posterior,
@@ -140,11 +132,6 @@ def mixture_prior_model(
             else None
         ),
     )
-
-
-def _end_to_end(rows: Gaussian) -> Gaussian:
-    """Fields [M, B, D] -> [B, M D]."""
-    return jax.tree.map(lambda field: jnp.concatenate(list(field), -1), rows)
 
 
 def mixture_prior_elbos(

@@ -23,15 +23,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mmvae_jax.mathematics import distributions, elbo
+from mmvae_jax.mathematics import distributions, elbo, flows
 from mmvae_jax.mathematics.elbo import TermWeights
 from mmvae_jax.models import parts
-from mmvae_jax.models.latent_flows import by_modality, end_to_end
 from mmvae_jax.models.options import Options, number
 from mmvae_jax.models.parts import (
     assemble,
+    by_modality,
     draws,
     encode,
+    end_to_end,
     make_networks,
     standard_latents,
     wide,
@@ -186,15 +187,8 @@ def kept_messages(key: PRNGKey, observed: AnyArray, rate: float) -> Array:
     Returns:
       bool [M, B], in every column at least one.
     """
-    drop_key, size_key, order_key = jax.random.split(key, 3)
-    count = jnp.sum(observed, axis=0)
-    shares = jax.random.uniform(size_key, count.shape)
-    size = 1 + jnp.floor(shares * (count - 1)).astype(count.dtype)
-    is_dropped = jax.random.bernoulli(drop_key, rate, count.shape)
-    size = jnp.where(is_dropped, size, count)
-    scores = jax.random.uniform(order_key, observed.shape)
-    order = jnp.argsort(jnp.where(observed, scores, jnp.inf), axis=0)
-    return jnp.argsort(order, axis=0) < size
+    given = flows.random_subsets(key, observed, 1 - rate)
+    return jnp.where(jnp.any(given, axis=0), given, observed)
 
 
 def _objective(

@@ -38,6 +38,12 @@ def number(default: float, least: float, most: float = math.inf) -> Option:
     return Option(default, lambda value: least <= value <= most, words)
 
 
+def share(default: float) -> Option:
+    """A fraction of the run's steps, below 1; 0 (none) only if that is the default."""
+    words = f"{{}} must be in {'(' if default else '['}0, 1), got {{}}"
+    return Option(default, lambda value: 0 < value < 1 or value == default, words)
+
+
 def mistakes(options: Options, given: Mapping[str, Any], section: str) -> list[str]:
     """Error messages for invalid values; `section` is a prefix of names."""
     return [

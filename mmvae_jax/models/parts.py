@@ -20,6 +20,7 @@ from mmvae_jax.types import (
     Array,
     Batch,
     Distribution,
+    Family,
     Gaussian,
     MultimodalVAE,
     ObjectiveTerms,
@@ -61,34 +62,41 @@ def make_networks(
     shapes: Mapping[str, tuple[int, ...]],
     latent_dim: int,
     private_dim: int = 0,
+    is_paired: bool = True,
 ) -> Networks:
     """The networks of all modalities, by config.modality and config.modalities.
 
-    If `private_dim` is not 0, each modality has a second, separate encoder for that
-    many additional latent dimensions.
+    If `private_dim` is not 0, latent vectors have that many additional dimensions. If
+    `is_paired`, each modality has a second, separate encoder for them.
     """
-    encoders, decoders, likelihoods = {}, {}, {}
+    sizes = (latent_dim, private_dim) if private_dim else (latent_dim,)
+    encoders: dict[str, Any] = {}
+    decoders, likelihoods = {}, {}
     for modality, shape in shapes.items():
         options = options_of(config, modality)
         likelihoods[modality] = _likelihood(modality, shape, options)
-        encoders[modality], decoders[modality] = networks.make_networks(
-            options["network"], shape, latent_dim, **options["network_options"]
-        )
-        if private_dim:
-            private, _ = networks.make_networks(
-                options["network"], shape, private_dim, **options["network_options"]
+        made = [
+            networks.make_networks(
+                options["network"], shape, size, **options["network_options"]
             )
-            encoders[modality] = vectors.PairedEncoder(encoders[modality], private)
+            for size in sizes
+        ]
+        (encoder, decoder), *second = made
+        if second and is_paired:
+            encoders[modality] = vectors.PairedEncoder(encoder, second[0][0])
+        else:
+            encoder = encoder.clone(latent_dim=sum(sizes))
+            encoders[modality] = networks.in_parts(encoder, sizes)
+        decoders[modality] = networks.in_parts(decoder, sizes)
         parameter_shape = likelihoods[modality].parameter_shape
         if parameter_shape is not None:
             decoders[modality] = vectors.ParameterDecoder(
                 decoders[modality], parameter_shape(tuple(shape))
             )
     weights = likelihood_weights(config, shapes)
-    latent_dim += private_dim
     counts = frozenset(m for m in shapes if has_counts(config, m))
     return Networks(
-        encoders, decoders, likelihoods, weights, dict(shapes), latent_dim, counts
+        encoders, decoders, likelihoods, weights, dict(shapes), sum(sizes), counts
     )
 
 
@@ -144,7 +152,7 @@ def takes_specials(config: Any, modality: str) -> bool:
     """Whether token 2 of a modality is treated as the end of a text."""
     options = options_of(config, modality)
     is_cut = options["likelihood"] == "categorical" and not options["count_padding"]
-    return is_cut or options["network"] in networks.UP_TO_EOS
+    return is_cut or networks.NETWORKS[options["network"]].is_up_to_eos
 
 
 def likelihood_weights(config: Any, modalities: Iterable[str]) -> dict[str, float]:
@@ -356,6 +364,37 @@ def wide(observed: AnyArray, num: int) -> Array:
     return jnp.broadcast_to(rows.reshape(len(rows), -1), (len(rows), num))
 
 
+def by_modality(shapes: Mapping[str, Any], w: Array) -> dict[str, Array]:
+    """Splits latents [..., M d] by modality."""
+    return dict(zip(shapes, jnp.split(w, len(shapes), axis=-1), strict=True))
+
+
+def end_to_end(x: Array) -> Array:
+    """Concatenates the latents of all modalities, [M, B, d] -> [B, M d]."""
+    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)
+
+
+def own_or_other(experts: Family, other: Family, subset: AnyArray) -> Family:
+    """Latents of all modalities, end to end: experts if observed, else others.
+
+    Args:
+      experts: fields [M, B, d].
+      other: fields that broadcast to these.
+      subset: bool [M] or [M, B], the observed modalities; may be traced.
+
+    Returns:
+      A distribution with fields [B, M d].
+    """
+    is_own = posteriors.append_axes(jnp.asarray(subset), 3)
+    kept = jax.tree.map(partial(jnp.where, is_own), experts, other)
+    return jax.tree.map(end_to_end, kept)
+
+
+def only_component(posterior: Family) -> tuple[Family, Array]:
+    """A distribution [B, D] as a mixture: fields [1, B, D], and its weight [1, 1]."""
+    return jax.tree.map(lambda field: field[None], posterior), jnp.ones((1, 1))
+
+
 def drawing(
     base: MultimodalVAE,
     posterior: Callable[..., Gaussian],
@@ -373,8 +412,7 @@ def drawing(
     def mixture_posterior(
         params: Params, experts: Gaussian, subset: AnyArray
     ) -> tuple[Gaussian, Array]:
-        known = proposal(params, experts, subset)
-        return jax.tree.map(lambda field: field[None], known), jnp.ones((1, 1))
+        return only_component(proposal(params, experts, subset))
 
     return base._replace(
         posterior=posterior,

@@ -6,12 +6,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from mmvae_jax.mathematics import distributions, posteriors
+from mmvae_jax.mathematics import distributions
 from mmvae_jax.models.options import number, one_of
-from mmvae_jax.models.parts import Latents, Networks, assemble
+from mmvae_jax.models.parts import Latents, Networks, assemble, own_or_other
 from mmvae_jax.types import (
     SHARED,
-    AnyArray,
     Array,
     Distribution,
     Gaussian,
@@ -29,26 +28,6 @@ PRIVATE_OPTIONS = {
     # "shared" by all.
     "private_draw": one_of("own", "shared"),
 }
-
-
-def own_or_prior(
-    experts: Distribution, prior: Distribution, subset: AnyArray
-) -> Distribution:
-    """Concatenates private latents: experts if observed, else the prior.
-
-    Args:
-      experts: fields [M, B, d].
-      prior: fields [M, d].
-      subset: bool [M] or [M, B], the observed modalities; may be traced.
-
-    Returns:
-      A distribution with fields [B, M d].
-    """
-    observed = posteriors.append_axes(jnp.asarray(subset), 3)
-    kept = jax.tree.map(
-        lambda own, prior: jnp.where(observed, own, prior[:, None]), experts, prior
-    )
-    return jax.tree.map(lambda field: jnp.concatenate(list(field), -1), kept)
 
 
 def private_model(
@@ -85,8 +64,8 @@ def private_model(
         params: Params, private: Distribution, subset: Array
     ) -> Distribution:
         _, prior = split(latents.prior(params))
-        prior = jax.tree.map(lambda field: field.reshape(-1, private_dim), prior)
-        return own_or_prior(private, prior, subset)
+        rows = jax.tree.map(lambda field: field.reshape(-1, 1, private_dim), prior)
+        return own_or_other(private, rows, subset)
 
     def posterior(
         params: Params, experts: Distribution, subset: Array, key: PRNGKey

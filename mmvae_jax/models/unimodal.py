@@ -1,19 +1,23 @@
 """One VAE for each modality: the baseline without multimodal learning."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+
+import jax
 
 from mmvae_jax.errors import UsageError
 from mmvae_jax.mathematics import elbo, importance
 from mmvae_jax.models.official import official_latents
 from mmvae_jax.models.parts import (
     assemble,
+    by_modality,
     encode,
     log_likelihoods,
     make_networks,
+    own_or_other,
     standard_latents,
 )
-from mmvae_jax.models.private import own_or_prior
 from mmvae_jax.types import (
     Array,
     Batch,
@@ -60,9 +64,6 @@ def unimodal_model(
         else standard_latents(shape)
     )
 
-    def split(z: Array) -> dict[str, Array]:
-        return {m: z[..., i * size : (i + 1) * size] for i, m in enumerate(shapes)}
-
     def objective(
         params: Params, batch: Batch, key: PRNGKey, beta: Array
     ) -> tuple[Array, ObjectiveTerms]:
@@ -86,9 +87,10 @@ def unimodal_model(
         params: Params, experts: Distribution, subset: Array, key: PRNGKey
     ) -> Distribution:
         del key  # not a mixture
-        return own_or_prior(experts, latents.prior(params), subset)
+        prior = jax.tree.map(lambda field: field[:, None], latents.prior(params))
+        return own_or_other(experts, prior, subset)
 
-    return assemble(nets, latents, split)._replace(
+    return assemble(nets, latents, partial(by_modality, shapes))._replace(
         objective=objective,
         posterior=posterior,
         latent_parts=tuple((m, size) for m in shapes),

@@ -11,36 +11,64 @@ networks with Linen's convolutions.
 The networks of `flows` map latents and a time to a velocity.
 """
 
-import math
-from typing import Any
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.networks import images, layered, layers, text, vectors
-from mmvae_jax.networks.text import TextConvDecoder, TransformerDecoder
 from mmvae_jax.types import Array, Shape, TokenShape
 
+IMAGES, TOKENS, EVERYTHING = "square images", "tokens", "everything"
+
+
+class Network(NamedTuple):
+    """The networks of one modality.
+
+    Attributes:
+      encoder: Linen module, x [B, ...] -> Gaussian [B, D].
+      decoder: Linen module, z [B, D] -> parameters of a likelihood [B, *shape].
+      takes: kind of examples: IMAGES, TOKENS or EVERYTHING.
+      is_up_to_eos: whether tokens after the first <eos> are ignored.
+      latent_shape: (encoder, shape of one example) -> shape of a latent vector; raises
+        ValueError if the latent dimensions do not fit it.
+    """
+
+    encoder: Any
+    decoder: Any
+    takes: str = EVERYTHING
+    is_up_to_eos: bool = False
+    latent_shape: Callable[[Any, Shape], Shape] = lambda e, shape: (e.latent_dim,)
+
+
 NETWORKS = {
-    "conv": (images.ConvEncoder, images.ConvDecoder),
-    "resnet": (images.ResNetEncoder, images.ResNetDecoder),
-    "spatial": (images.SpatialEncoder, images.SpatialDecoder),
-    "mlp": (vectors.MLPEncoder, vectors.MLPDecoder),
-    "layered": (vectors.MLPEncoder, layered.LayeredDecoder),
-    "text_conv": (text.TextConvEncoder, TextConvDecoder),
-    "transformer": (text.TransformerEncoder, TransformerDecoder),
+    "conv": Network(images.ConvEncoder, images.ConvDecoder, IMAGES),
+    "resnet": Network(images.ResNetEncoder, images.ResNetDecoder, IMAGES),
+    "spatial": Network(
+        images.SpatialEncoder,
+        images.SpatialDecoder,
+        IMAGES,
+        latent_shape=images.latent_shape,
+    ),
+    "mlp": Network(vectors.MLPEncoder, vectors.MLPDecoder),
+    "layered": Network(vectors.MLPEncoder, layered.LayeredDecoder, IMAGES),
+    "text_conv": Network(text.TextConvEncoder, text.TextConvDecoder, TOKENS),
+    "transformer": Network(
+        text.TransformerEncoder,
+        text.TransformerDecoder,
+        TOKENS,
+        is_up_to_eos=True,
+    ),
 }
 CLASSIFIERS = {
     "conv": images.ConvClassifier,
     "resnet": images.ResNetClassifier,
     "mlp": vectors.MLPClassifier,
 }
-FOR_TOKENS = ("text_conv", "transformer", "mlp")
-UP_TO_EOS = ("transformer",)  # networks that ignore tokens after the first <eos>
-FOR_IMAGES = ("conv", "resnet", "spatial", "layered")
-# Options that are numbers of units, layers or pixels.
-_SIZES = ("width", "max_width", "min_size", "depth", "num_heads")
 
 
 def blank(shape: Shape, num: int = 1) -> Array:
@@ -61,21 +89,6 @@ def make_classifier(name: str, shape: Shape, num_outputs: int) -> nn.Module:
         raise ArgumentError("unknown {network} {!r}; choose one of {}", name, known)
     options = {"num_words": shape.num_words} if isinstance(shape, TokenShape) else {}
     return CLASSIFIERS[name](num_outputs, **options)
-
-
-def latent_shape(encoder: nn.Module, shape: Shape, latent_dim: int) -> Shape:
-    """Shape of a latent vector: (H', H', c) of a spatial encoder, else (D,).
-
-    Args:
-      encoder: result of `make_networks`.
-      shape: shape of one example.
-      latent_dim: D.
-    """
-    if not isinstance(encoder, images.SpatialEncoder):
-        return (latent_dim,)
-    places = images.num_places(shape[0], encoder.channels)
-    side = math.isqrt(places)
-    return (side, side, latent_dim // places)
 
 
 def convolution_forms(*modules: nn.Module) -> frozenset[str]:
@@ -109,54 +122,46 @@ def make_networks(
       **options: fields of both modules (channels, widths, form, ...).
 
     Raises:
-      UsageError: the network or one of its options is unknown, or an image is
-        not square.
+      UsageError: the network or one of its options is unknown or invalid, or the
+        network is not for such examples.
     """
     if network not in NETWORKS:
         raise UsageError(
             f"unknown network {network!r}; choose one of {', '.join(NETWORKS)}"
         )
-    is_tokens = isinstance(shape, TokenShape)
-    if is_tokens and network not in FOR_TOKENS:
+    row = NETWORKS[network]
+    is_square = len(shape) == 3 and shape[0] == shape[1]
+    kind = TOKENS if isinstance(shape, TokenShape) else IMAGES if is_square else ""
+    fitting = [x for x, own in NETWORKS.items() if own.takes in (EVERYTHING, kind)]
+    if network not in fitting:
         raise UsageError(
-            f"network {network!r} is not for tokens; choose one of "
-            f"{', '.join(FOR_TOKENS)}"
+            f"network {network!r} is for {row.takes}, got shape {shape}; choose one of "
+            f"{', '.join(fitting)}"
         )
-    if not is_tokens and network in FOR_TOKENS and network != "mlp":
-        raise UsageError(f"network {network!r} is for tokens, got shape {shape}")
-    if network in FOR_IMAGES and (len(shape) != 3 or shape[0] != shape[1]):
-        raise UsageError(f"network {network!r} needs square images, got shape {shape}")
     if options.get("form", "matmul") not in layers.FORMS:
         raise UsageError(
             f"unknown network_options.form {options['form']!r}; choose one of "
             f"{', '.join(layers.FORMS)}"
         )
-    sizes = [n for name in ("widths", "channels") for n in options.get(name, ())]
-    sizes += [options[name] for name in _SIZES if name in options]
+    # Options that are numbers of units, layers or pixels.
+    fields = dataclasses.fields(row.encoder)
+    counts = [f.name for f in fields if isinstance(f.default, int | tuple)]
+    sizes = jax.tree.leaves([options[name] for name in counts if name in options])
     if any(not isinstance(n, int) or n < 1 for n in sizes):
         raise UsageError(f"network {network!r}: layers need >= 1 unit, got {sizes}")
-    width, num_heads = options.get("width", 128), options.get("num_heads", 4)
-    if network == "transformer" and width % num_heads:
-        raise UsageError(
-            f"network 'transformer': width {width} is no multiple of num_heads "
-            f"{num_heads}"
-        )
-    encoder, decoder = NETWORKS[network]
     own = {"num_words": shape.num_words} if isinstance(shape, TokenShape) else {}
     try:
-        made = (
-            encoder(latent_dim=latent_dim, **own, **options),
-            decoder(shape=tuple(shape), **options),
-        )
-    except TypeError as error:
+        encoder = row.encoder(latent_dim=latent_dim, **own, **options)
+        decoder = row.decoder(shape=tuple(shape), **options)
+        row.latent_shape(encoder, shape)
+    except (TypeError, ValueError) as error:
         raise UsageError(f"network {network!r}: {error}") from error
-    if network == "spatial":
-        channels = made[0].channels
-        places = images.num_places(shape[0], channels)
-        if latent_dim % places:
-            raise UsageError(
-                f"network 'spatial': the latent dimensions, {latent_dim}, must be a "
-                f"multiple of the {places} places that images of {shape[0]} pixels "
-                f"have after {len(channels)} convolutions"
-            )
-    return made
+    return encoder, decoder
+
+
+def in_parts(module: nn.Module, parts: tuple[int, ...]) -> nn.Module:
+    """An encoder or decoder of latent vectors in parts of these dimensions.
+
+    Networks without a place for each latent dimension do not tell parts apart.
+    """
+    return module.clone(parts=parts) if hasattr(module, "parts") else module

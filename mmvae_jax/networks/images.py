@@ -1,10 +1,12 @@
 """Convolutional encoders, decoders and classifiers of images."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import ClassVar
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from mmvae_jax.networks import layers, vectors
 from mmvae_jax.types import Array, Gaussian, Shape
@@ -61,13 +63,16 @@ class SpatialEncoder(nn.Module):
 
     latent_dim is H' * H' * c, where H' is the size after the convolutions. A 1 x 1
     layer gives the means and log-variances [H', H', c], which are flattened. Kernels
-    are 3 x 3, except `outer_kernel` next to the image.
+    are 3 x 3, except `outer_kernel` next to the image. Each of the
+    latent `parts`, whose dimensions sum to latent_dim, has channels of its own at all
+    positions; () is one part.
     """
 
     latent_dim: int
     channels: tuple[int, ...] = (32, 64)
     outer_kernel: int = 6
     form: str = "auto"
+    parts: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: Array) -> Gaussian:
@@ -78,7 +83,13 @@ class SpatialEncoder(nn.Module):
             x = nn.relu(x)
         places = x.shape[1] * x.shape[2]
         head = vectors.GaussianHead(self.latent_dim // places)(x)
-        return Gaussian(*(field.reshape(len(x), -1) for field in head))
+        ends = [n // places for n in itertools.accumulate(self.parts[:-1])]
+
+        def flat(field: Array) -> Array:
+            maps = jnp.split(field, ends, axis=-1)
+            return jnp.concatenate([own.reshape(len(x), -1) for own in maps], axis=-1)
+
+        return Gaussian(*map(flat, head))
 
 
 class SpatialDecoder(nn.Module):
@@ -88,12 +99,15 @@ class SpatialDecoder(nn.Module):
     channels: tuple[int, ...] = (32, 64)
     outer_kernel: int = 6
     form: str = "auto"
+    parts: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
         """Maps z [B, D] to the likelihood's parameters [B, H, H, C]."""
         sizes = _halvings(self.shape[0], len(self.channels))
-        x = z.reshape(len(z), sizes[-1], sizes[-1], -1)
+        own = jnp.split(z, list(itertools.accumulate(self.parts[:-1])), axis=-1)
+        maps = [part.reshape(len(z), sizes[-1], sizes[-1], -1) for part in own]
+        x = jnp.concatenate(maps, axis=-1)
         x = layers.dense(self.channels[-1], x.shape[-1])(x)
         features = (*self.channels[-2::-1], self.shape[-1])
         for i, (width, size) in enumerate(zip(features, sizes[-2::-1], strict=True), 1):
@@ -196,6 +210,23 @@ def _resnet_trunk(x: Array, width: int, max_width: int, min_size: int) -> Array:
     for stage in range(1, _num_stages(x.shape[1], min_size) + 1):
         x = layers.ResidualBlock(min(width * 2**stage, max_width))(layers.halve(x))
     return x.reshape(x.shape[0], -1)
+
+
+def latent_shape(encoder: SpatialEncoder, shape: Shape) -> Shape:
+    """Shape (H', H', c) of a latent vector for images of this shape.
+
+    Raises:
+      ValueError: the positions do not divide the latent dimensions.
+    """
+    places, latent_dim = num_places(shape[0], encoder.channels), encoder.latent_dim
+    if latent_dim % places:
+        raise ValueError(
+            f"the latent dimensions, {latent_dim}, must be a multiple of the {places} "
+            f"places that images of {shape[0]} pixels have after "
+            f"{len(encoder.channels)} convolutions"
+        )
+    side = math.isqrt(places)
+    return (side, side, latent_dim // places)
 
 
 def num_places(size: int, channels: Sequence[int]) -> int:

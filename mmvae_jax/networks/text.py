@@ -196,6 +196,14 @@ class TransformerEncoder(nn.Module):
     depth: int = 2
     num_heads: int = 4
 
+    def __post_init__(self) -> None:
+        """Raises ValueError if the heads do not divide the width."""
+        super().__post_init__()
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"width {self.width} is no multiple of num_heads {self.num_heads}"
+            )
+
     @nn.compact
     def __call__(self, x: Array) -> Gaussian:
         """Maps tokens [B, T] to a Gaussian [B, D]."""

@@ -2,13 +2,14 @@
 
 The methods are those of clu's MetricWriter, with the member as an additional argument.
 metrics.jsonl, which all other code reads, has one line per logged step and member.
-TensorBoard and other trackers are sinks (`training.sinks`).
+TensorBoard and other trackers are sinks (`training.sinks`). A tracker that fails gets
+no more, with one warning: training is worth more than what a server shows of it.
 """
 
-import itertools
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class RunWriter:
         _drop_lines_to_come(self._path, step, is_logged)
         self._file = open(self._path, "a")  # noqa: SIM115 (closed by close())
         self._sinks: list[list[sinks.Sink]] = []
+        self._failed: set[str] = set()  # trackers
         try:
             for member in members:
                 name = member_name(member, members)
@@ -78,7 +80,6 @@ class RunWriter:
         """Writes tag -> value of each member at a step, immediately to the disk.
 
         The field "undefined" of a line has the reasons (attribute `reason`) of NaNs.
-        Trackers come last, so that an error of theirs takes no line with it.
         """
         lines = []
         for k, (member, values) in enumerate(zip(self.members, scalars, strict=True)):
@@ -89,9 +90,9 @@ class RunWriter:
             lines.append(json.dumps(jsonable(line), allow_nan=False))
         self._file.write("".join(line + "\n" for line in lines))
         self.flush()
-        for own, values in zip(self._sinks, scalars, strict=True):
-            for sink in own:
-                sink.scalars(step, {sinks.tag_of(t): x for t, x in values.items()})
+        for k, values in enumerate(scalars):
+            tagged = {sinks.tag_of(tag): x for tag, x in values.items()}
+            self._send(k, "scalars", step, tagged)
 
     def write_images(self, step: int, k: int, images: Mapping[str, np.ndarray]) -> None:
         """Writes name -> uint8 [H, W, 1 or 3] of member k as PNG and to its sinks."""
@@ -101,8 +102,7 @@ class RunWriter:
         for name, image in images.items():
             squeezed = image[..., 0] if image.shape[-1] == 1 else image
             Image.fromarray(squeezed).save(folder / f"{prefix}_{file_name(name)}.png")
-            for sink in self._sinks[k]:
-                sink.image(step, sinks.tag_of(name), image)
+            self._send(k, "image", step, sinks.tag_of(name), image)
 
     def write_texts(self, step: int, k: int, texts: Mapping[str, str]) -> None:
         """Writes name -> lines of member k to text files and its sinks."""
@@ -111,13 +111,12 @@ class RunWriter:
         prefix = member_name(self.members[k], self.members)
         for name, text in texts.items():
             (folder / f"{prefix}_{name}.txt").write_text(text, encoding="utf-8")
-            for sink in self._sinks[k]:
-                sink.text(step, sinks.tag_of(name), text)
+            self._send(k, "text", step, sinks.tag_of(name), text)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Writes the resolved config to the sinks of all members."""
-        for sink in itertools.chain(*self._sinks):
-            sink.config(hparams)
+        for k in range(len(self._sinks)):
+            self._send(k, "config", hparams)
 
     def flush(self) -> None:
         """Writes buffered lines to the disk."""
@@ -128,8 +127,31 @@ class RunWriter:
         """Closes all files and sinks."""
         self.flush()
         self._file.close()
-        for sink in itertools.chain(*self._sinks):
-            sink.close()
+        for k in range(len(self._sinks)):
+            self._send(k, "close")
+
+    def _send(self, k: int, what: str, *values: Any) -> None:
+        """Calls the function `what` of the sinks of member k.
+
+        After an error, its tracker gets no more of any member: a server that does not
+        answer would stop the training for minutes at each call. TensorBoard's files are
+        in the run's folder, and their errors those of its disk.
+        """
+        for sink in self._sinks[k]:
+            if sink.tracker in self._failed:
+                continue
+            try:
+                getattr(sink, what)(*values)
+            except Exception as error:  # trackers raise many types
+                if sink.tracker == sinks.TENSORBOARD:
+                    raise
+                self._failed.add(sink.tracker)
+                warnings.warn(
+                    f"{sink.tracker} gets no more of this run, because it failed: "
+                    f"{sinks.reason_of(error)}; {self._path.name} and "
+                    "TensorBoard go on",
+                    stacklevel=3,
+                )
 
 
 def member_name(member: Member, members: Sequence[Member]) -> str:

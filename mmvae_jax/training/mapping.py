@@ -178,23 +178,33 @@ def prepare(
     taken = devices.put_shared(taken, layout)
     rows = np.zeros((execution.steps_per_call, batch_size), np.int32)
     arguments = (state, *devices.put_members((hyper, keys), layout), taken, rows)
+    # A size that an earlier stage needed may be lowered further, one of the user not.
+    is_given = execution.members_at_once > 0
     programs = []
     for own in task.tasks():
-        program, execution = _compile_within(own, execution, arguments, memory)
+        program, execution = _compile_within(
+            own, execution, arguments, memory, is_given=is_given
+        )
         programs.append(program)
     return Prepared(tuple(programs), execution, state, data)
 
 
 def _compile_within(
-    task: Task, execution: Execution, arguments: tuple, memory: int | None
+    task: Task,
+    execution: Execution,
+    arguments: tuple,
+    memory: int | None,
+    *,
+    is_given: bool,
 ) -> tuple[Callable, Execution]:
     """Compiles the steps of a sweep by "vmap" so that they fit a device's memory.
 
     Args:
       task: the training of one member.
-      execution: `members_at_once` = 0 is lowered if necessary.
+      execution: `members_at_once` is lowered if necessary, unless it is given.
       arguments: arguments of the program without the number of steps.
       memory: bytes; None: as reported by the device.
+      is_given: whether the user has set `members_at_once`.
 
     Returns:
       (the compiled program, the execution).
@@ -204,7 +214,6 @@ def _compile_within(
     """
     memory = device_memory() if memory is None else memory
     num = len(arguments[0].step) // execution.layout[0]
-    is_given = execution.members_at_once > 0
     while True:
         program = compile_steps(task, execution)
         compiled = program.lower(*arguments, 1).compile()

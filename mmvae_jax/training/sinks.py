@@ -11,6 +11,7 @@ import importlib.util
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +23,12 @@ from mmvae_jax.errors import ArgumentError, UsageError
 from mmvae_jax.files import cut
 
 PROJECT = "mmvae_jax"  # project of all runs in a tracker
+TENSORBOARD = "TensorBoard"
 WANDB_MODES = ("", "offline", "online")
 # MLflow allows 250 characters, and its file systems 255 bytes with ".png"; a digest and
 # its mark take nine.
 _MAX_TAG_BYTES = 241
+_MAX_BATCH = 1_000  # MLflow's limit on the metrics of a request
 # tensorboardX warns of every NaN, which is normal in a run's values.
 logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
@@ -34,6 +37,7 @@ class Sink(NamedTuple):
     """Functions that write to one tracker for one member.
 
     Attributes:
+      tracker: TENSORBOARD, or the field of config.log.
       scalars: (step, tag -> value) -> None.
       image: (step, tag, uint8 [H, W, 1 or 3]) -> None.
       text: (step, tag, lines) -> None.
@@ -41,6 +45,7 @@ class Sink(NamedTuple):
       close: () -> None.
     """
 
+    tracker: str
     scalars: Callable[[int, Mapping[str, float]], None]
     image: Callable[[int, str, np.ndarray], None]
     text: Callable[[int, str, str], None]
@@ -119,7 +124,7 @@ def open_sinks(member: Member, wandb: str = "", mlflow: str = "") -> list[Sink]:
       UsageError: a tracker cannot be opened; sinks opened before are closed.
     """
     wanted: list[tuple[str, Callable[[], Sink]]] = [
-        ("TensorBoard", lambda: _tensorboard(member)),
+        (TENSORBOARD, lambda: _tensorboard(member)),
         *([("wandb", lambda: _wandb(member, wandb))] if wandb else []),
         *([("mlflow", lambda: _mlflow(member, mlflow))] if mlflow else []),
     ]
@@ -130,11 +135,16 @@ def open_sinks(member: Member, wandb: str = "", mlflow: str = "") -> list[Sink]:
         except Exception as error:  # trackers raise many types
             for sink in sinks:
                 sink.close()
-            if name == "TensorBoard" or isinstance(error, OSError):
+            if name == TENSORBOARD or isinstance(error, OSError):
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = reason_of(error)
             raise UsageError(f"config.log.{name} cannot be opened: {reason}") from error
     return sinks
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error, or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def tag_of(name: str) -> str:
@@ -169,6 +179,7 @@ def _tensorboard(member: Member) -> Sink:
         board.add_text("config", f"```json\n{json.dumps(found, indent=2)}\n```")
 
     return Sink(
+        TENSORBOARD,
         scalars,
         lambda step, tag, image: board.add_image(tag, image, step, dataformats="HWC"),
         # TensorBoard renders Markdown, in which "<eos>" would disappear.
@@ -195,6 +206,7 @@ def _wandb(member: Member, mode: str) -> Sink:
         settings=wandb.Settings(silent=True),
     )
     return Sink(
+        "wandb",
         lambda step, values: run.log(dict(values), step=step),
         lambda step, tag, image: run.log({tag: wandb.Image(image)}, step=step),
         lambda step, tag, text: run.log(
@@ -208,6 +220,7 @@ def _wandb(member: Member, mode: str) -> Sink:
 def _mlflow(member: Member, uri: str) -> Sink:
     """A run of MLflow, on a server or in a file."""
     import mlflow
+    import mlflow.entities
 
     client = mlflow.MlflowClient(tracking_uri=uri)
     found = client.get_experiment_by_name(PROJECT)
@@ -224,10 +237,16 @@ def _mlflow(member: Member, uri: str) -> Sink:
         client.log_param(run_id, key, value)
 
     def scalars(step: int, values: Mapping[str, float]) -> None:
-        for tag, value in values.items():
-            client.log_metric(run_id, tag, float(value), step=step)
+        now = int(1_000 * time.time())
+        metrics = [
+            mlflow.entities.Metric(tag, float(value), now, step)
+            for tag, value in values.items()
+        ]
+        for start in range(0, len(metrics), _MAX_BATCH):
+            client.log_batch(run_id, metrics[start : start + _MAX_BATCH])
 
     return Sink(
+        "mlflow",
         scalars,
         lambda step, tag, image: client.log_image(
             run_id, image, artifact_file=f"samples/{tag}.png"

@@ -107,6 +107,17 @@ def words(task: Task) -> str:
     return "; ".join(f"{s.name} {s.start + 1:,} to {s.end:,}" for s in task.stages)
 
 
+def untrained(task: Task, eval_every_steps: int) -> str:
+    """A line on evaluations before the last stage; "" if there are none."""
+    if not (task.stages and 0 < eval_every_steps <= task.stages[-1].start):
+        return ""
+    last = task.stages[-1]
+    return (
+        f"evaluations up to step {last.start:,} are of a model of which the stage "
+        f"{last.name!r} has trained nothing yet"
+    )
+
+
 def is_lengthened(model: MultimodalVAE, before: int, now: int) -> bool:
     """Whether a larger number of steps of the run would change earlier steps.
 

@@ -42,7 +42,8 @@ class Task(NamedTuple):
         (`networks.convolution_forms`), for the choice of the mapping.
       scheduled: (hyper, steps taken) -> hyper of the next step.
       learns: the entries of the parameters to train; () = all.
-      after_step: (params, batch) -> params, after every step; None: unchanged.
+      after_step: (params, batch, steps taken before) -> params, after every step; None:
+        unchanged.
       stages: stages of the training; () = one stage with `loss`.
     """
 
@@ -52,7 +53,7 @@ class Task(NamedTuple):
     convolutions: frozenset[str] = frozenset()
     scheduled: Callable[[Any, Array], Any] = lambda hyper, step: hyper
     learns: tuple[str, ...] = ()
-    after_step: Callable[[Params, Batch], Params] | None = None
+    after_step: Callable[[Params, Batch, Array], Params] | None = None
     stages: tuple["StageTask", ...] = ()
 
     def tasks(self) -> tuple["Task", ...]:
@@ -183,8 +184,10 @@ def _stage_task(whole: Task, stage: Stage, start: int, end: int) -> StageTask:
         factor = stage.learning_rate(step - start, end - start)
         return hyper._replace(learning_rate=factor * hyper.learning_rate)
 
-    def after_step(params: Params, batch: Batch) -> Params:
-        return stage.after_step(params, _scaled(batch)) if stage.after_step else params
+    def after_step(params: Params, batch: Batch, step: Array) -> Params:
+        if stage.after_step is None:
+            return params
+        return stage.after_step(params, _scaled(batch), step - start)
 
     task = whole._replace(
         loss=_scaled_loss(stage.objective),
@@ -253,7 +256,7 @@ def train_step(
     params = merged(trained)
     optimizer = _in_place(task.learns, state.optimizer, moments)
     if task.after_step is not None:
-        params = _kept(finite, task.after_step(params, batch), params)
+        params = _kept(finite, task.after_step(params, batch, state.step), params)
     return TrainState(
         step=state.step + 1,
         params=params,

@@ -97,10 +97,11 @@ def untrained(monkeypatch):
     def init_only(task, hyper, data, settings, events):
         calls.append(data)
         rng = np.random.default_rng(settings.seed)
-        return jax.tree.map(
+        params = jax.tree.map(
             lambda leaf: rng.normal(size=(1, *leaf.shape)).astype(leaf.dtype),
             jax.eval_shape(task.init, jax.random.key(0)),
         )
+        return params, np.ones(1, bool)
 
     monkeypatch.setattr(classifiers, "fit_members", init_only)
     return calls
@@ -215,6 +216,28 @@ def test_nothing_is_kept_of_a_stopped_training(config, toy, tmp_path):
     )
     assert matchers.get_matchers(config, toy, tmp_path, events) is None
     assert steps and steps[-1] < config.matcher.num_steps
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("get", "section", "names"),
+    [
+        (classifiers.get_classifiers, "classifier", "a, c"),
+        (matchers.get_matchers, "matcher", "a, b, c"),
+    ],
+)
+def test_nothing_is_kept_of_a_training_that_diverged(
+    get, section, names, config, toy, tmp_path
+):
+    changed = config.copy_and_resolve_references()
+    changes = {"network": "linear", "learning_rate": 1e38, "num_steps": 3}
+    changed[section].update(changes)
+    with pytest.raises(UsageError) as caught:
+        get(changed, toy, tmp_path)
+    assert str(caught.value) == (
+        f"training of the {section} of {names} diverged: lower "
+        f"config.{section}.learning_rate, which is 1e+38"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

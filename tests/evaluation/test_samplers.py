@@ -150,6 +150,12 @@ def test_latents_that_are_not_finite_give_values_that_are_nan_with_a_reason():
     assert reasons(values) == {"eval/gmm/swd": why, "eval/gmm/swd/m0": why}
 
 
+@pytest.mark.slow
+def test_a_flow_that_diverges_draws_nan(monkeypatch):
+    monkeypatch.setattr(samplers, "_LEARNING_RATE", 1e38)
+    assert np.isnan(draws(known(60), "flow", 9, sampler_steps=3)).all()
+
+
 def test_tags_of_unconditional_examples():
     names = {
         "attributes": ("joint", "shape/joint"),

@@ -85,6 +85,15 @@ def test_errors_of_grids(changes, message):
         ),
         ("matcher.network", "svm", "unknown config.matcher.network 'svm'; .*conv"),
         ("matcher.batch_size", 1, "config.matcher.batch_size must be >= 2, got 1"),
+        *(
+            (
+                f"{section}.learning_rate",
+                value,
+                f"config.{section}.learning_rate must be > 0 and finite, got {value}",
+            )
+            for section in ("classifier", "matcher")
+            for value in (0.0, -0.1, float("inf"), float("nan"))
+        ),
         ("eval.proposal", "prior", "unknown config.eval.proposal 'prior'; .*mixture"),
         (
             "eval.sampler",

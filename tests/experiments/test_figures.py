@@ -14,17 +14,20 @@ from experiments.plans import cost
 from experiments.plans.plan import (
     KINDS,
     OFFICIAL,
+    PLAN,
     REFERENCES,
     SCALES,
     Spec,
     all_specs,
     figure_specs,
     load_scale,
+    record,
     run_config,
 )
 from experiments.running import command
 from mmvae_jax import models
 from mmvae_jax.errors import UsageError
+from mmvae_jax.training.step import vae_task
 
 pytest_plugins = ("run_fixtures",)
 
@@ -233,6 +236,21 @@ def test_a_plan_that_lacks_a_field_of_later_is_taken_up(made, scale, run_figures
         run_figures(figure="13", scale=scale(), directory=made, train=False)
 
 
+def test_settings_of_a_model_change_while_it_has_no_run(tmp_path):
+    """As those of `code_flow` did, in plans with runs of other models."""
+    _, scale = load_scale("demo")
+    former = scale.copy_and_resolve_references()
+    former.models.code_flow.model.options = {"single_stage": True}
+    record(tmp_path, "demo", former)
+    (tmp_path / "polymnist" / "mopoe").mkdir(parents=True)
+    record(tmp_path, "demo", scale)
+    now = json.loads((tmp_path / PLAN).read_text())["config"]["models"]
+    assert now["code_flow"] == json.loads(scale.models.code_flow.to_json())
+    (tmp_path / "translated" / "code_flow").mkdir(parents=True)
+    with pytest.raises(UsageError, match="holds runs of scale 'demo' with other"):
+        record(tmp_path, "demo", former)
+
+
 def test_no_runs_at_all(scale, run_figures, tmp_path):
     options = {"figure": "13", "scale": scale(), "directory": tmp_path / "plan"}
     with pytest.raises(UsageError, match="no plan.json in"):
@@ -356,6 +374,26 @@ def test_unimodal_latents_add_up_to_the_shared_ones(name, model):
     for field in ("modality", "data", "sweep", "eval"):
         assert config[field].to_dict() == other[field].to_dict()
     assert config.train.num_steps == other.train.num_steps
+
+
+# Scale -> steps of the VAEs, the code and the flows of `code_flow`.
+STAGES = {
+    "small": (1_300, 150, 1_050),
+    "demo": (780, 90, 630),
+    "cpu": (1_040, 120, 840),
+    "published": (4_000, 800, 3_200),
+    "paper": (58_500, 11_700, 46_800),
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_code_flow_is_trained_in_stages_that_all_have_steps(name):
+    _, scale = load_scale(name)
+    config = run_config(scale, Spec("polymnist", "code_flow"), {})
+    model = models.make_model(config, {m: (28, 28, 3) for m in ("m0", "m1")})
+    task = vae_task(model, num_steps=config.train.num_steps)
+    assert [stage.name for stage in task.stages] == ["vae", "code", "flow"]
+    assert tuple(stage.end - stage.start for stage in task.stages) == STAGES[name]
 
 
 # Training examples and epochs of the paper (App. C.1), by the columns of its figures.

@@ -18,7 +18,8 @@ from experiments.plans import runs
 from experiments.plans.plan import PLAN, family, load_scale, official, read, record
 from experiments.running import workdirs
 from mmvae_jax import models
-from mmvae_jax.interface import old_configs
+from mmvae_jax.errors import UsageError
+from mmvae_jax.interface import old_configs, trained
 
 pytest_plugins = ("run_fixtures",)
 
@@ -35,28 +36,27 @@ FORMER = {
 }
 
 
-# Those of `contrastive` came later; `code_flow` and `latent_flow` always had them.
-OF_FLOW = ("flow_width", "flow_depth", "ode_steps", "ode_method", "ema")
-LATER_OPTIONS = (
-    *("alpha_steps", "joint_steps", "code_network", "single_stage", "flow_draws"),
-    *("flow_network", "code_prior", *OF_FLOW),
-    *("self_gradient", "prior_components"),
-    *("pooling", "correlation", "pooled_over"),
-)
-LATER_MODELS = (
-    *("cmvae", "wb_vae", "mwb_vae", "code_vae", "helvae", "mohelvae"),
-    *("code_flow", "jnf", "jnf_shared", "latent_flow", "nexus"),
-)
-LATER_FIELDS = {
-    "data": ("validation", "quadrant", "label_modalities"),
-    "modality": ("library_size",),
-    "train": (
-        "beta_warmup_steps",
-        "learning_rate_schedule",
-        "learning_rate_warmup_steps",
-        "learning_rate_final",
-    ),
-    "eval": ("sampler", "sampler_components", "sampler_steps"),
+THEN = OLD["model"] | OLD["objective"]
+# Values of the fields and options that older runs lack: what these runs were made with.
+LACKED = {
+    "data": {"validation": 0, "quadrant": "", "label_modalities": []},
+    "modality": {"library_size": 0.0},
+    "train": {
+        **{"beta_warmup_steps": 0, "learning_rate_schedule": "constant"},
+        **{"learning_rate_warmup_steps": 0, "learning_rate_final": 0.0},
+    },
+    "eval": {"sampler": "prior", "sampler_components": [10, 25, 50]},
+}
+FLOWS = {"flow_draws": 1, "flow_network": "mlp"}
+LACKED_OPTIONS = {
+    "mopoe": {},
+    "mmvm": {"alpha_steps": 0},
+    "custom": {"pooling": "product"},
+    "telbo": {"joint_share": 0.0},
+    "mmvae_plus": {"self_gradient": True, "prior_components": 0},
+    "contrastive": {"code_network": "same", "code_prior": "mixture"},
+    "code_flow": {"single_stage": False, **FLOWS},
+    "latent_flow": FLOWS,
 }
 
 
@@ -79,35 +79,71 @@ def changed(value):
     return f"{value}!" if isinstance(value, str) else [value, 1]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("mopoe", "mmvm", "telbo", "custom", "contrastive"),
-        *("code_flow", "latent_flow"),
-    ],
-)
+def config_of(name, **options):
+    config = base.parse_arg(base.get_config(), name)
+    config.model.options.update(options)
+    return workdirs.resolved(config)
+
+
+@pytest.mark.parametrize("name", LACKED_OPTIONS)
 def test_fields_that_came_later_are_as_they_were(name):
-    wanted = workdirs.resolved(base.parse_arg(base.get_config(), name))
-    former = workdirs.resolved(base.parse_arg(base.get_config(), name))
-    for part, fields in LATER_FIELDS.items():
+    config = config_of(name)
+    former = json.loads(json.dumps(config))
+    for part, fields in LACKED.items():
         for field in fields:
             del former[part][field]
-    options = former["model"]["options"]
-    # `code_flow` had that from its first day on.
-    kept = ("code_network",) if name == "code_flow" else ()
-    kept += OF_FLOW if name in ("code_flow", "latent_flow") else ()
-    former["model"]["options"] = {
-        x: value for x, value in options.items() if x not in LATER_OPTIONS or x in kept
-    }
-    assert old_configs.upgraded(former) == wanted != former
+    for option in LACKED_OPTIONS[name]:
+        del former["model"]["options"][option]
+    found = old_configs.upgraded(former)
+    assert found == config != former
+    for part, values in LACKED.items():
+        assert found[part] | values == found[part]
+    options = found["model"]["options"]
+    assert options | LACKED_OPTIONS[name] == options
 
 
-@pytest.mark.parametrize("name", [x for x in models.MODELS if x not in LATER_MODELS])
+@pytest.mark.parametrize("name", models.MODELS)
+def test_whatever_a_config_lacks_has_its_default_and_the_rest_is_kept(name):
+    config = config_of(name)
+    for is_lacking_first in (True, False):
+        former, wanted = {}, {}
+        for part, fields in config.items():
+            fields = fields["options"] if part == "model" else fields
+            lacked = list(fields)[int(not is_lacking_first) :: 2]
+            own = {x: changed(value) for x, value in fields.items() if x not in lacked}
+            former[part], wanted[part] = own, fields | own
+        for found in (former, wanted):
+            found["model"] = config["model"] | {"options": found["model"]}
+        assert old_configs.upgraded(former) == wanted
+
+
+@pytest.mark.parametrize(("steps", "num"), [(0, 20), (7, 20), (333, 1_000), (1, 3)])
+def test_the_steps_of_the_first_stage_of_telbo_are_those_of_then(steps, num, tmp_path):
+    former = config_of("telbo")
+    former["train"]["num_steps"] = num
+    del former["model"]["options"]["joint_share"]
+    former["model"]["options"]["joint_steps"] = steps
+    config = trained.config_of(former, tmp_path)
+    config.model.latent_dim, config.modality.network = 2, "mlp"
+    model = models.make_model(config, {"m0": (4,), "m1": (4,)})
+    assert [stage.end(num) for stage in model.stages] == ([steps, num] if steps else [])
+
+
+@pytest.mark.parametrize("name", ["jnf", "mopoe", "telbo"])
+def test_an_unknown_option_is_still_an_error(name, tmp_path):
+    former = config_of(name)
+    former["model"]["options"]["joint_steps"] = 5
+    assert "joint_steps" in old_configs.upgraded(former)["model"]["options"]
+    with pytest.raises(UsageError, match="options.joint_steps is no option of the mod"):
+        trained.config_of(former, tmp_path)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
 def test_a_model_keeps_what_it_read_and_nothing_else(name):
-    config = base.parse_arg(base.get_config(), name)
-    wanted = workdirs.resolved(config)
+    wanted = config_of(name)
+    former_names = FORMER.get(name, {})
     wanted["model"]["options"] = {
-        x: value if x in LATER_OPTIONS else changed(value)
+        x: changed(value) if former_names.get(x, x) in THEN else value
         for x, value in wanted["model"]["options"].items()
     }
     former = old_form(wanted)
@@ -205,8 +241,8 @@ def test_a_plan_is_read_and_goes_on(tmp_path):
         spec
         for spec in official(scale) + family(scale)
         if spec.dataset == scale.columns[0]
-        # Plans had no contrastive code then.
-        and spec.model not in (*LATER_MODELS, "contrastive")
+        # Plans had no changes for other models then.
+        and spec.model not in set(scale.models) - {"mmvae_plus", "dmvae"}
     ]
     made = evidence.write(tmp_path, specs=specs, changes={"metrics": ("elbo",)})
     for spec in specs:

@@ -97,8 +97,13 @@ def test_a_field_that_is_not_there(tmp_path):
     config = json.loads(path.read_text())
     del config["train"]["clip_norm"]
     path.write_text(json.dumps(config))
-    message = "config.train.clip_norm is absent there and 0.0 here"
-    with pytest.raises(UsageError, match=message):
+    claim(tmp_path / "run", smoke.get_config())  # as before there was the field
+    wanted = smoke.get_config()
+    wanted.train.clip_norm = 2.0
+    with pytest.raises(UsageError, match="clip_norm is 0.0 there and 2.0 here"):
+        claim(tmp_path / "run", wanted)
+    path.write_text(json.dumps(config | {"train": config["train"] | {"clip": 0.0}}))
+    with pytest.raises(UsageError, match="train.clip is 0.0 there and absent here"):
         claim(tmp_path / "run", smoke.get_config())
 
 

@@ -1,5 +1,8 @@
 """Applying a trained model: the evaluator's numbers, and what may not matter."""
 
+import tracemalloc
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation import evaluate
 from mmvae_jax.evaluation.metric import EvaluationData
 from mmvae_jax.evaluation.metrics import METRICS, linear_probe
-from mmvae_jax.interface import description, fitting
+from mmvae_jax.interface import applying, description, fitting
 
 N = 11
 RNG = np.random.default_rng(0)
@@ -118,6 +121,10 @@ def test_scores_are_those_of_the_metrics(trained, split):
     }
     assert values["log_likelihood"] == found.log_likelihood.mean()
     np.testing.assert_allclose(values["elbo"], found.elbo.mean(), rtol=1e-7)
+    of_seed = mmvae_jax.score(trained, DATA, OBSERVED, key=5)
+    of_key = mmvae_jax.score(trained, DATA, OBSERVED, key=jax.random.key(5))
+    assert_same(of_seed, of_key)
+    assert not np.array_equal(of_seed.elbo, found.elbo)
 
 
 def test_embeddings_are_those_of_the_probe_where_nothing_is_drawn(trained, split):
@@ -170,6 +177,112 @@ def test_what_is_imputed(trained, split):
     np.testing.assert_allclose(
         found.spread["waves"][missing], draws.std(axis=0)[missing], rtol=1e-4, atol=1e-6
     )
+
+
+MODALITIES = (
+    description.Modality("image", description.IMAGES, (3, 2, 1)),
+    description.Modality("waves", description.VECTORS, (4,)),
+    description.Modality("text", description.TOKENS, (5,), tuple("abcdefghijk")),
+)
+
+
+def drawn(num_draws, num, noisy=("waves",)):
+    """Likelihood means and standard deviations of draws, with means far from 0."""
+    rng = np.random.default_rng(3)
+    logits = 2 * rng.normal(size=(num_draws, num, 5, 11))
+    means = {
+        "image": rng.uniform(-0.1, 1.1, (num_draws, num, 3, 2, 1)),
+        "waves": rng.normal(1e4, 1e-2, (num_draws, num, 4)),
+        "text": np.exp(logits) / np.exp(logits).sum(-1, keepdims=True),
+    }
+    noise = {m: rng.uniform(0.1, 1, means[m].shape) for m in noisy}
+    return (
+        {m: np.float32(x) for m, x in own.items() if m in names}
+        for own, names in ((means, means), (noise, noisy))
+    )
+
+
+@pytest.fixture
+def impute_drawn(monkeypatch):
+    """(means, noise, batch size, options) -> what is imputed with these draws."""
+
+    def build(means, noise, batch_size, **options):
+        num_draws, num = len(means["waves"]), len(means["waves"][0])
+        starts = iter(range(0, num, batch_size))
+
+        def decoded(trained, batch, keys, rows):
+            assert len(keys) == num_draws
+            start = next(starts)
+            for i in range(num_draws):
+                yield tuple(
+                    {m: x[i, start : start + rows] for m, x in own.items()}
+                    for own in (means, noise)
+                )
+
+        monkeypatch.setattr(applying, "_decoded_draws", decoded)
+        observed = np.zeros((num, 3), bool)
+        observed[::3, 2] = True
+        examples = {
+            "image": np.zeros((num, 3, 2, 1), np.uint8),
+            "waves": np.zeros((num, 4), np.float32),
+            "text": np.full((num, 5), 10, np.int32),
+        }
+        split = Split(examples, observed=observed)
+        trained = SimpleNamespace(
+            description=SimpleNamespace(modalities=MODALITIES),
+            config=SimpleNamespace(eval=SimpleNamespace(batch_size=batch_size)),
+        )
+        monkeypatch.setattr(applying, "_given", lambda *given: split)
+        found = mmvae_jax.impute(trained, {}, num_draws=num_draws, **options)
+        return found, observed[:, 2]
+
+    return build
+
+
+def test_moments_over_draws_are_those_of_the_draws(impute_drawn):
+    means, noise = drawn(7, 11)
+    found, has_text = impute_drawn(means, noise, 4)
+    units = {"image": 255 * np.clip(means["image"], 0, 1), "waves": means["waves"]}
+    for m, x in units.items():
+        wanted = np.float64(x).mean(0)
+        wanted = np.round(wanted) if m == "image" else np.float32(wanted)
+        np.testing.assert_array_equal(found.mean[m], wanted)
+        # A mean of squares minus a square of means has no digit of 0.01 at 10,000.
+        np.testing.assert_allclose(found.spread[m], np.float64(x).std(0), rtol=1e-6)
+    variance = np.float64(means["waves"]).var(0) + np.mean(noise["waves"] ** 2.0, 0)
+    assert set(found.deviation) == {"waves"}
+    np.testing.assert_allclose(found.deviation["waves"], variance**0.5, rtol=1e-6)
+    p = np.float64(means["text"]).mean(0)
+    entropy = np.where(has_text[:, None], 0, -(p * np.log(p)).sum(-1))
+    np.testing.assert_allclose(found.spread["text"], entropy, rtol=1e-6)
+    words = np.where(has_text[:, None], 10, p.argmax(-1))
+    np.testing.assert_array_equal(found.mean["text"], words)
+    np.testing.assert_array_equal(found.draws["waves"], means["waves"])
+    np.testing.assert_array_equal(found.draws["image"], np.round(units["image"]))
+    words = np.where(has_text[:, None], 10, means["text"].argmax(-1))
+    np.testing.assert_array_equal(found.draws["text"], words)
+    without, _ = impute_drawn(means, noise, 4, keep_draws=False)
+    assert without.draws == {}
+    assert_same(without[:3], found[:3])
+
+
+def test_no_modality_has_noise(impute_drawn):
+    means, noise = drawn(2, 5, noisy=())
+    assert impute_drawn(means, noise, 2)[0].deviation == {}
+
+
+def test_the_memory_of_draws_is_that_of_one(impute_drawn):
+    def peak(num_draws):
+        means, noise = drawn(num_draws, 1_000)
+        tracemalloc.start()
+        impute_drawn(means, noise, 500, keep_draws=False)
+        _, bytes_ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return bytes_
+
+    peak(1)  # imports
+    few, many = peak(3), peak(15)
+    assert many < 1.05 * few
 
 
 def test_generated_examples_have_the_form_of_the_data(trained, split):

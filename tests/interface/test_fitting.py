@@ -19,6 +19,28 @@ TEXTS = ["a red bird", None] * 30
 HALF = np.arange(60) % 2 == 0
 
 
+NOT_APPLIED = {
+    "data.missing": 0.3,
+    "data.missing_test": 0.1,
+    "data.use_modalities": 1,
+    "data.seed": 1,
+    "data.label_modalities": ("digit",),
+    "log.wandb": "offline",
+    "log.mlflow": "sqlite:///x",
+    "classifier.num_steps": 3,
+    "matcher.network": "mlp",
+    "eval.metrics": ["elbo"],
+    "eval.num_examples": 10,
+    "eval.inception_weights": "x",
+    "eval.sampler": "gmm",
+    "eval.sampler_components": (3,),
+    "eval.sampler_steps": 1,
+    "train.eval_every_steps": 10,
+    "train.checkpoint_every_steps": 10,
+    "train.checkpoints_kept": 1,
+}
+
+
 def fit(data=DATA, **options):
     config = {"modality.network_options.widths": (8,)} | options.pop("config", {})
     options = {"num_steps": 1, "latent_dim": 2, "model": "mvae"} | options
@@ -76,13 +98,15 @@ def test_numbers_of_numpy_are_numbers_and_sections_are_mappings():
         config={
             "train": {"clip_norm": np.float32(1), "log_every_steps": 1},
             "modalities.waves.likelihood": "gaussian",
-            "eval.metrics": ["elbo"],
+            "eval.importance_samples": 3,
+            "train.mesh": [1, 1],
         },
     )
     assert isinstance(trained, mmvae_jax.Trained) and trained.member.beta == 0.5
     assert trained.config.train.clip_norm == 1 and len(trained.history) == 2
     assert trained.config.modalities.waves.likelihood == "gaussian"
-    assert trained.config.eval.metrics == ("elbo",)
+    assert trained.config.eval.importance_samples == 3
+    assert trained.config.train.mesh == (1, 1)
 
 
 @pytest.mark.slow
@@ -101,6 +125,49 @@ def test_what_is_odd_and_may_be_meant_is_a_warning(monkeypatch):
         mask = (np.arange(120).reshape(60, 2) % 3 > 0).astype(dtype)
         with pytest.warns(UserWarning, match="^mask holds a 0 or 1 for each other"):
             fit(DATA | {"mask": mask})
+
+
+def test_settings_are_accepted_if_they_are_applied_or_as_by_default(monkeypatch):
+    found = []
+
+    def train(sweep, **options):
+        found.append(sweep.config)
+        return (SimpleNamespace(is_finite=True),)
+
+    monkeypatch.setattr(fitting, "train", train)
+    applied = {"eval.batch_size": 7, "eval.proposal": "mixture", "eval.seed": 1}
+    applied |= {"train.data_seed": 1, "train.log_every_steps": 3}
+    default = {"data.missing": 0, "log.wandb": "", "classifier.num_steps": 2_000}
+    fit(config=applied | default | {"eval.metrics": []})
+    flat = {field: found[0][field.split(".")[0]] for field in applied}
+    assert {f: own[f.split(".")[1]] for f, own in flat.items()} == applied
+
+
+def test_each_member_that_diverged_is_named(monkeypatch):
+    def train(sweep, **options):
+        return tuple(
+            SimpleNamespace(member=member, is_finite=member.learning_rate < 0.1)
+            for member in sweep.members
+        )
+
+    monkeypatch.setattr(fitting, "train", train)
+    with pytest.warns(UserWarning) as caught:
+        found = fit(beta=(0.5, 1.0), learning_rate=(0.01, 0.2))
+    assert len(found) == 4
+    assert [str(one.message) for one in caught] == [
+        f"training of beta={beta},seed=0,learning_rate=0.2 diverged: its parameters "
+        "are the last finite ones"
+        for beta in ("0.5", "1")
+    ]
+    with pytest.raises(UsageError, match="^all members have diverged: lower learning_"):
+        fit(learning_rate=(0.2, 0.3))
+
+
+@pytest.mark.slow
+def test_a_member_diverges_and_the_other_does_not():
+    with pytest.warns(UserWarning, match="learning_rate=1e\\+38 diverged: its param"):
+        good, bad = fit(learning_rate=(1e-3, 1e38), num_steps=2)
+    assert good.is_finite and not bad.is_finite
 
 
 @pytest.mark.parametrize(
@@ -134,6 +201,12 @@ def test_what_is_odd_and_may_be_meant_is_a_warning(monkeypatch):
         (DATA, {"config": {"train": 1}}, "train is of type ConfigDict, got 1"),
         (DATA, {"config": {"train.num_steps": 3}}, "pass it to fit as an argument"),
         (DATA, {"config": {"modalities.w.likelihood": "laplace"}}, "names w, but the"),
+        *(
+            (DATA, {"config": {field: value}}, f"config has '{field}', unused by fit: ")
+            for field, value in NOT_APPLIED.items()
+        ),
+        (DATA, {"config": {"data": {"missing": 0.3}}}, "by fit: pass `observed`"),
+        (DATA, {"config": {"log.mlflow": "x"}}, "the values are in `Trained.history`"),
     ],
 )
 def test_what_does_not_fit_is_one_line_before_training(data, options, line):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import mmvae_jax
 from mmvae_jax.errors import UsageError
 from mmvae_jax.interface import description, exports, sweeps, trained
+from mmvae_jax.training import checkpoints, log
 
 pytest_plugins = ("run_fixtures",)
 
@@ -98,6 +100,7 @@ def test_a_flipped_or_missing_byte_is_damage(exported, tmp_path, name):
         ({"member": {"beta": 1}}, "damaged export"),
         ({"sha256": 3}, "damaged export"),
         ({"step": "many"}, "damaged export"),
+        ({"is_finite": "no"}, "damaged export: is_finite of export.json is no bool"),
     ],
 )
 def test_manifests_of_others(exported, tmp_path, changes, line):
@@ -108,6 +111,44 @@ def test_manifests_of_others(exported, tmp_path, changes, line):
     with pytest.raises(UsageError, match=line) as caught:
         mmvae_jax.load(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_an_export_of_a_member_that_diverged_says_so(fitted, exported, tmp_path):
+    words = "beta=1,seed=0 diverged: its parameters are the last finite ones"
+    with pytest.warns(UserWarning, match=f"model: training of {words}$"):
+        folder = mmvae_jax.export(fitted._replace(is_finite=False), tmp_path / "model")
+    with pytest.warns(UserWarning, match=f"model: training of {words}$"):
+        loaded = mmvae_jax.load(folder)
+    assert not loaded.is_finite
+    assert_same(loaded.params, fitted.params)
+    assert words in (folder / "README.md").read_text()
+    manifest = json.loads((folder / exports.MANIFEST).read_text())
+    del manifest["is_finite"]  # as in exports before this field
+    (folder / exports.MANIFEST).write_text(json.dumps(manifest))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert mmvae_jax.load(folder).is_finite
+        assert mmvae_jax.load(exported).is_finite
+    assert "diverged" not in (exported / "README.md").read_text()
+
+
+def test_a_member_of_a_run_that_diverged_says_so(fitted, tmp_path):
+    config = fitted.config.copy_and_resolve_references()
+    config.sweep.beta = (0.5, 1.0)
+    shown = fitted.description
+    like = trained.like_state(config, shown, fitted.model)
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    state = state._replace(finite=np.array([True, False]))
+    log.write_json(tmp_path / trained.CONFIG, config.to_dict())
+    log.write_json(tmp_path / trained.DESCRIPTION, description.to_json(shown))
+    saved = checkpoints.open_checkpoints(tmp_path / "checkpoints", 1)
+    checkpoints.save(saved, 3, state)
+    checkpoints.close(saved)
+    with pytest.warns(UserWarning, match=f"{tmp_path}: training of beta=1,seed=0 div"):
+        assert not mmvae_jax.load(tmp_path, beta=1.0).is_finite
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert mmvae_jax.load(tmp_path, beta=0.5).is_finite
 
 
 def test_parameters_of_another_version_are_named(fitted, exported):

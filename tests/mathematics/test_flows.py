@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,6 +158,42 @@ def test_the_density_of_a_gaussian_by_random_signs():
     )
 
 
+def test_the_exact_trace_of_blocks_of_different_sizes():
+    """It needs as many derivatives as the largest block has entries."""
+    rng, sizes, ends = np.random.default_rng(1), (2, 1, 3), (2, 3)
+    roots = [np.float32(rng.normal(size=(n, n)) / 2 + np.eye(n)) for n in sizes]
+    own = [gaussian_velocity(np.zeros(len(x)), x @ x.T) for x in roots]
+    data = np.float32(rng.normal(size=(7, 6)))
+
+    def velocity(x, t):
+        parts = zip(own, jnp.split(x, ends, axis=1), strict=True)
+        return jnp.concatenate([f(part, t) for f, part in parts], axis=1)
+
+    @partial(jax.jit, static_argnums=0)
+    def density(blocks):
+        return flows.log_density(velocity, data, 4, blocks=blocks)
+
+    whole = density(())
+    for blocks in (sizes, (3, 3)):  # two blocks are one, too
+        np.testing.assert_allclose(density(blocks), whole, atol=1e-4)
+    # Blocks that cut one of them leave out a part of its derivative.
+    assert np.abs(density((1, 5)) - whole).max() > 1e-2
+    with pytest.raises(ArgumentError, match=r"blocks=\(2, 1\) must add up to 6"):
+        density((2, 1))
+
+
+def test_every_row_has_a_key_of_its_own_in_any_batch():
+    rows = np.tile(DATA[:2], (2, 1))
+    rows[2:, 1] = np.nextafter(rows[2:, 1], np.float32(9))  # the least change
+    keys = flows.keys_of_rows(KEY, rows)
+    data = jax.random.key_data(keys)
+    assert len(np.unique(data, axis=0)) == 4
+    again = flows.keys_of_rows(KEY, rows[::-1])
+    np.testing.assert_array_equal(jax.random.key_data(again), data[::-1])
+    other = jax.random.key_data(flows.keys_of_rows(jax.random.key(7), rows))
+    assert (np.asarray(other) != np.asarray(data)).any(axis=1).all()
+
+
 def test_what_is_given_is_left_as_it_is_and_conditions_the_rest():
     given = np.array([False, True, False])
     rows, known = np.flatnonzero(~given), np.flatnonzero(given)
@@ -304,6 +342,27 @@ def test_flows_are_mapped_compiled_and_differentiated():
         jax.random.split(KEY, 3),
     )
     assert np.isfinite(loss)
+
+
+def test_a_moving_average_forgets_its_initial_value():
+    """It is a mean of what it got, soon of all of it, and later by the decay."""
+
+    @jax.jit
+    def weights(first):
+        def step(average, n):
+            now = flows.moving_average(n == given, average, 0.98, n)
+            return now, now
+
+        given = jnp.arange(625)  # one entry for each step, and what it began with
+        return jax.lax.scan(step, jnp.full(625, first), given)[1]
+
+    found, other = (np.asarray(weights(first)) for first in (0.0, 1e3))
+    np.testing.assert_allclose(found[-1].sum(), 1, rtol=1e-4)
+    np.testing.assert_allclose(found[-1], other[-1], atol=1e-6)
+    np.testing.assert_allclose(found[1, :3], [0.9 * 2 / 11, 9 / 11, 0], rtol=1e-5)
+    # From n = 440 on, where (1 + n) / (10 + n) is larger, the decay is constant.
+    ratios = found[-1, 442:-1] / found[-1, 443:]
+    np.testing.assert_allclose(ratios, 0.98, rtol=1e-4)
 
 
 def test_merged_moments_are_those_of_all_data():

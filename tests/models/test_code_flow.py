@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from small_tasks import MAP, NUM, Setup, assert_same_bits, bits_differ
 from toy_models import flow_params
 
@@ -12,11 +13,13 @@ from mmvae_jax.data.dataset import Split
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metric import EvaluationData
 from mmvae_jax.evaluation.metrics.log_likelihood import log_likelihood
+from mmvae_jax.models import code_priors, latent_flows
 from mmvae_jax.training.step import vae_task
 from mmvae_jax.training.sweep import Member
 from mmvae_jax.types import OBSERVED
 
 SHAPES = {"m0": (3,), "m1": (4,), "m2": (2,)}
+TWO = {"m0": (3,), "m1": (2,)}
 M, B, C, D = 3, 5, 4, 2
 KEY = jax.random.key(1)
 SOME = np.array([True, False, True])
@@ -213,7 +216,7 @@ def test_running_moments_fade(tiny_config):
     params, (stage,) = flow_params(model), model.stages
     batches = [vectors(B, 1), vectors(2 * B, 2)]
     after = jax.jit(stage.after_step)
-    found = after(after(params, batches[0]), batches[1])["whitening"]
+    found = after(after(params, batches[0], 0), batches[1], 1)["whitening"]
     old = params["whitening"]
     means, squares = [old["mean"][None]], [(old["squares"] / old["num"])[None]]
     for batch in batches:
@@ -285,6 +288,141 @@ def test_the_density_is_not_that_of_the_steps_of_draws(tiny_config, model):
     )
 
 
+def densities(model, params, z, most_exact, monkeypatch):
+    """log p(z), with an exact divergence of up to so many dimensions."""
+    for module in (code_priors, latent_flows):
+        monkeypatch.setattr(module, "MOST_EXACT", most_exact)
+    return np.float64(jax.jit(lambda z: model.log_prior(params, z))(z))
+
+
+@pytest.mark.parametrize(
+    ("flow", "most"),
+    [
+        ("modality", max(C, D)),
+        pytest.param("joint", M * D, marks=pytest.mark.slow),
+    ],
+)
+def test_the_divergence_of_flows_of_one_modality_each_is_exact(
+    tiny_config, monkeypatch, flow, most
+):
+    """If a modality has few dimensions, however many all of them have."""
+    z = np.random.default_rng(0).normal(size=(B, C + M * D)).astype(np.float32)
+    model = make(tiny_config, flow=flow)
+    params = flow_params(model)
+    exact = densities(model, params, z, C + M * D, monkeypatch)
+    found = densities(model, params, z, most, monkeypatch)
+    np.testing.assert_allclose(found, exact, rtol=1e-5)
+    estimate = densities(model, params, z, most - 1, monkeypatch)
+    assert np.abs(estimate - exact).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_errors_of_random_signs_are_of_each_row(tiny_config, monkeypatch):
+    """So that their mean over batches, or over samples of an example, is none."""
+    model, rng = make(tiny_config, flow="joint"), np.random.default_rng(0)
+    params, num = flow_params(model), 2_000
+    z = rng.normal(size=(num, C + M * D)).astype(np.float32)
+    exact = densities(model, params, z, C + M * D, monkeypatch)
+    errors = densities(model, params, z, 0, monkeypatch) - exact
+    bar = errors.std() / np.sqrt(num)
+    assert bar > 0.005 and abs(errors.mean()) < 4 * bar
+    # Rows in the same places of another batch, with nearly the same densities.
+    near = densities(model, params, z + np.float32(1e-5), 0, monkeypatch) - exact
+    apart = np.abs(near - errors) > 0.2 * errors.std()
+    assert apart.mean() > 0.3
+    assert abs(np.corrcoef(near, errors)[0, 1]) < 0.1
+    # A row has its signs in any place of any batch.
+    again = densities(model, params, z[::-1], 0, monkeypatch)[::-1] - exact
+    np.testing.assert_allclose(again, errors, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flow", ["modality", "joint"])
+def test_the_density_with_guidance_is_that_of_draws(tiny_config, flow):
+    """E_p[q(z) / p(z)] = 1 for every density q, here one near that of the draws."""
+    options = {"flow": flow, "ode_method": "heun", "ode_steps": 25, "code_dim": 2}
+
+    def built(guidance):
+        small = {"flow_width": 8, "flow_depth": 1, "guidance": guidance}
+        return models.make_model(tiny_config("code_flow", 1, **options | small), TWO)
+
+    model = built(2.0)
+    params = flow_params(model)
+    # Motion that is slow enough for the solver.
+    velocities = jax.tree.map(lambda x: 0.5 * x, params["flows_average"])
+    params["flows_average"] = velocities
+    z = jax.jit(model.sample_prior, static_argnums=2)(params, KEY, 6_000)
+    rows = np.float64(z)
+    law = scipy.stats.multivariate_normal(rows.mean(0), 0.5 * np.cov(rows.T))
+    errors = {}
+    for guidance, own in ((2.0, model), (1.0, built(1.0))):
+        log_p = np.float64(jax.jit(own.log_prior)(params, z))
+        ratio = np.exp(law.logpdf(rows) - log_p)
+        errors[guidance] = (ratio.mean() - 1) / (ratio.std() / np.sqrt(len(z)))
+    assert abs(errors[2.0]) < 3 and abs(errors[1.0]) > 4
+
+
+class Recorder:
+    """A network without motion that keeps what it is called with."""
+
+    def __init__(self):
+        self.calls = []
+
+    def init(self, key, *inputs):
+        return {}
+
+    def apply(self, velocities, x, t, s, given):
+        def keep(*inputs):
+            self.calls.append([np.asarray(own) for own in inputs])
+
+        jax.debug.callback(keep, x, t, given, ordered=True)
+        return jnp.zeros_like(x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["mlp", "transformer"])
+def test_a_joint_flow_is_told_what_is_absent(tiny_config, monkeypatch, network):
+    """By marks of -1; a Transformer by the time of noise, as in latent_flow."""
+    seen, num = Recorder(), 40
+    monkeypatch.setattr(latent_flows, "velocity_network", lambda *args: seen)
+    model = make(tiny_config, flow="joint", guidance=1.0, flow_network=network)
+    params, batch = flow_params(model), vectors(num)
+    observed = np.random.default_rng(0).random((num, M)) < 0.6
+    observed[:, 0] |= ~observed.any(axis=1)
+
+    def told(call):
+        _, t, marks = call
+        if network == "mlp":
+            assert t.shape == (num,) and set(np.unique(marks)) <= {-1, 0, 1}
+            return marks == -1
+        assert marks.dtype == bool and not (marks & (t == 0)).any()
+        return t == 0
+
+    objective = jax.jit(model.stages[-1].objective)
+    objective(params, batch | {OBSERVED: observed}, KEY, 1.0)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(told(seen.calls[0]), ~observed.T)
+    # Complete examples have the inputs that they had without a mask.
+    seen.calls.clear()
+    objective(params, batch | {OBSERVED: np.ones_like(observed)}, KEY, 1.0)
+    objective(params, batch, KEY, 1.0)
+    jax.effects_barrier()
+    for masked, plain in zip(*seen.calls, strict=True):
+        np.testing.assert_array_equal(masked, plain)
+    # In a density what is absent is noise, whatever the latents are, and stays so.
+    seen.calls.clear()
+    z = np.random.default_rng(0).normal(size=(num, C + M * D)).astype(np.float32)
+    jax.jit(model.log_prior)(params, z, observed.T)
+    jax.effects_barrier()
+    before_noise = [call for call in seen.calls if np.max(call[1]) > 0]
+    assert before_noise
+    for call in before_noise:
+        np.testing.assert_array_equal(told(call), ~observed.T)
+    noise = [call[0].reshape(num, M, D)[~observed] for call in seen.calls]
+    assert all((own == noise[0]).all() for own in noise)
+    assert scipy.stats.kstest(noise[0].ravel(), "norm").pvalue > 0.001
+
+
 def test_components_are_draws(model):
     params, batch = flow_params(model), vectors()
     experts = model.encode(params, batch)
@@ -306,8 +444,19 @@ def test_components_are_draws(model):
         ("guidance", -1.0, "guidance must be >= 0, got -1.0"),
         ("condition_dropped", 0.0, "guidance needs examples without a condition: "),
         ("ema", 1.0, r"must be in \[0, 1\), got 1.0"),
+        ("condition_dropped", 1.0, "=1 leaves no example with a condition, .* below 1"),
     ],
 )
 def test_options_that_are_refused(tiny_config, option, value, message):
     with pytest.raises(UsageError, match=f"{option}.*{message}|{message}"):
         make(tiny_config, **{option: value})
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_joint_flow_is_trained_with_something_and_with_nothing_given(
+    tiny_config, share
+):
+    with pytest.raises(UsageError, match=f"empty_share={share:g} leaves no example"):
+        make(tiny_config, flow="joint", empty_share=share)
+    # The flow of a modality always has the code of an example, and no other modality.
+    make(tiny_config, flow="modality", empty_share=share)

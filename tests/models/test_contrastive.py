@@ -341,16 +341,17 @@ def test_the_flow_learns_and_the_code_does_not_learn_from_it(tiny_config, tiny_i
     for name in ("encoders", "decoders", "log_scale"):
         jax.tree.map(np.testing.assert_array_equal, one[name], other[name])
     assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(one["code_prior"]))
-    averaged = stage.after_step(params | {"code_prior": moved}, batch)
-    decay = models.MODELS["contrastive"].options["ema"].default
-    jax.tree.map(
-        lambda new, old, now: np.testing.assert_allclose(
-            new, decay * old + (1 - decay) * now, rtol=1e-4, atol=1e-6
-        ),
-        averaged["code_prior_average"],
-        params["code_prior"],
-        moved,
-    )
+    largest = models.MODELS["contrastive"].options["ema"].default
+    for step, decay in ((0, 1 / 10), (90, 0.91), (10_000, largest)):
+        averaged = stage.after_step(params | {"code_prior": moved}, batch, step)
+        jax.tree.map(
+            lambda new, old, now, decay=decay: np.testing.assert_allclose(
+                new, decay * old + (1 - decay) * now, rtol=1e-4, atol=1e-6
+            ),
+            averaged["code_prior_average"],
+            params["code_prior"],
+            moved,
+        )
 
 
 @pytest.mark.slow

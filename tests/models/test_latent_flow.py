@@ -161,11 +161,38 @@ def test_stages_learn_all_there_is(model):
         ("stage_shares", (1.0,), "must be one share of the steps below 1, got"),
         ("stage_shares", (0.2, 0.2), "must be one share of the steps"),
         ("times", "none", "choose one of shared, each"),
+        ("empty_share", 0.0, "=0 leaves no example with nothing given, .* above 0"),
+        ("empty_share", 1.0, "=1 leaves no example with a modality given, .* below 1"),
+        ("condition_dropped", 1.0, "=1 leaves no example with a condition, .* below"),
     ],
 )
 def test_options_that_are_refused(tiny_config, option, value, message):
     with pytest.raises(UsageError, match=f"{option}.*{message}"):
         make(tiny_config, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("latent_flow", {}),
+        pytest.param("code_flow", {}, marks=pytest.mark.slow),
+        pytest.param("code_flow", {"single_stage": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_average_forgets_the_flow_that_it_began_with(tiny_config, name, options):
+    config = tiny_config(name, D, flow_width=8, flow_depth=1, **options)
+    model = models.make_model(config, SHAPES)
+    params, batch, after = flow_params(model), vectors(), model.stages[-1].after_step
+    for step, kept in ((0, 1 / 10), (90, 0.91), (10_000, 0.998)):
+        found = after(params, batch, step)["flows_average"]
+        jax.tree.map(
+            lambda x, old, new, kept=kept: np.testing.assert_allclose(
+                x, kept * old + (1 - kept) * new, rtol=1e-4, atol=1e-6
+            ),
+            found,
+            params["flows_average"],
+            params["flows"],
+        )
 
 
 @pytest.mark.parametrize("name", ["latent_flow", "code_flow"])

@@ -1,6 +1,7 @@
 """Examples of which modalities are missing: every model learns from what is there."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -120,6 +121,60 @@ def test_missing_data_have_no_influence_and_complete_data_the_plain_loss(built, 
         # The experts of JNF learn in a stage of their own.
         if sizes and not (name in JNF and part == "encoders"):
             assert sizes["m1"] == 0 and sizes["m0"] > 0, (name, part)
+
+
+OF_TOKENS = {"flow_network": "transformer", "flow_width": 4, "flow_depth": 1}
+STAGED = {
+    "single_stage": ("code_flow", {"single_stage": True}),
+    "code_prior": ("contrastive", {"code_prior": "flow"}),
+    "joint": ("code_flow", {"flow": "joint"}),
+    "tokens": ("latent_flow", OF_TOKENS),
+    "tokens_joint": ("code_flow", OF_TOKENS | {"flow": "joint"}),
+    "tokens_of_each": ("code_flow", OF_TOKENS),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", STAGED)
+def test_missing_data_have_no_influence_on_any_stage(form, tiny_config):
+    """And modalities that nobody has get no gradient, whatever is in their place."""
+    name, options = STAGED[form]
+    shapes, config = SHAPES, tiny_config(name, 8, **options)
+    if form == "tokens_of_each":  # latents of one shape, with places
+        shapes = dict.fromkeys(SHAPES, (4, 4, 1))
+        config.modality.network = "spatial"
+        config.modality.network_options = {"channels": (3,)}
+    model, rng = models.make_model(config, shapes), np.random.default_rng(1)
+    batch = {m: rng.random((B, *shape), np.float32) for m, shape in shapes.items()}
+    params = params_of(model)
+    if "whitening" in params:
+        params["whitening"] = {x: np.abs(v) for x, v in params["whitening"].items()}
+    missing = {OBSERVED: PATTERNS}
+    without = {OBSERVED: np.tile([True, False, True], (B, 1))}
+    nobody = batch | {"m1": np.full_like(batch["m1"], np.nan)} | without
+    for stage in model.stages:
+
+        def loss(own, batch, stage=stage):
+            return stage.objective(params | own, batch, KEY, 1.5)[0]
+
+        differentiate = partial(
+            jax.jit(jax.value_and_grad(loss)), {x: params[x] for x in stage.learns}
+        )
+        found = [differentiate(spoilt(batch, v) | missing) for v in (0.3, np.nan)]
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+        jax.tree.map(np.testing.assert_array_equal, *found)
+        _, gradient = differentiate(nobody)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+        parts = [gradient.get(part, {}) for part in ("encoders", "decoders")]
+        for own in (*parts, gradient.get("code", {}).get("encoders", {})):
+            sizes = {
+                m: max(np.abs(x).max() for x in jax.tree.leaves(leaves))
+                for m, leaves in own.items()
+            }
+            assert not own or (sizes["m1"] == 0 and sizes["m0"] > 0), stage.name
+        if form != "code_prior" and "flows" in gradient:
+            slopes = jax.tree.leaves(gradient["flows"])
+            assert max(np.abs(x).max() for x in slopes) > 0
 
 
 def narrow(params):

@@ -825,3 +825,34 @@ def test_errors_of_configs(name, field, value, message, tiny_config):
     message = re.escape(message.format(f"config.model.options.{field}"))
     with pytest.raises(UsageError, match=f"^{message}$"):
         models.make_model(config, SHAPES)
+
+
+@pytest.mark.parametrize("name", ["mmvae_plus", "dmvae", "contrastive"])
+def test_shared_and_private_latents_have_all_places_of_a_spatial_network(
+    name, tiny_config
+):
+    shared, own = 4, 8
+    config = tiny_config(name, shared, private_dim=own)
+    config.modality.network = "spatial"
+    config.modality.network_options = {"channels": (4,), "outer_kernel": 3}
+    shape = (4, 4, 1)
+    model = models.make_model(config, dict.fromkeys(("m0", "m1"), shape))
+    params = model.init(KEY)
+    z = jnp.zeros((1, shared + 2 * own))
+    slopes = jax.jacobian(lambda z: model.decode(params, z)["m0"])(z)[0, :, :, 0, 0]
+    is_moved = jnp.any(slopes != 0, axis=(0, 1))
+    assert is_moved[: shared + own].all() and not is_moved[shared + own :].any()
+    # Both parts have places above (0, 1) and below (2, 3), with pixels of their own.
+    quarters = jnp.any(slopes != 0, axis=1)
+    for part in (quarters[:, :shared], quarters[:, shared : shared + own]):
+        above, below = jnp.split(part, 2, axis=1)
+        assert above[0].all() and not above[3].any()
+        assert below[3].all() and not below[0].any()
+
+
+def test_parts_of_latents_must_each_fill_the_places(tiny_config):
+    config = tiny_config("dmvae", 6, private_dim=6)  # 12 of both fill four places
+    config.modality.network = "spatial"
+    config.modality.network_options = {"channels": (4,), "outer_kernel": 3}
+    with pytest.raises(UsageError, match="dimensions, 6, must be a multiple of the 4"):
+        models.make_model(config, dict.fromkeys(("m0", "m1"), (4, 4, 1)))

@@ -153,7 +153,11 @@ def test_unknown_network():
 
 @pytest.mark.parametrize("network", networks.NETWORKS)
 def test_unknown_option(network):
-    shape = IMAGE if network in networks.FOR_IMAGES else TokenShape(4, 5)
+    shape = (
+        IMAGE
+        if networks.NETWORKS[network].takes == networks.IMAGES
+        else TokenShape(4, 5)
+    )
     with pytest.raises(UsageError, match=f"network '{network}': .*'height'"):
         networks.make_networks(network, shape, 49, height=3)
 
@@ -195,7 +199,7 @@ def test_spatial_latents_fill_their_places():
 @pytest.mark.parametrize("network", ["conv", "resnet", "spatial"])
 @pytest.mark.parametrize("shape", [(8, 9, 3), (8, 8), (64,)])
 def test_images_are_square(network, shape):
-    message = f"network '{network}' needs square images, got shape {shape}"
+    message = f"network '{network}' is for square images, got shape {shape}; choose on"
     with pytest.raises(UsageError, match=re.escape(message)):
         networks.make_networks(network, shape, 4)
 
@@ -209,14 +213,10 @@ def test_the_table_of_docs_has_every_network_and_option():
     given = {"latent_dim", "shape", "num_words", "parent", "name"}
     assert [name for name, _, _ in rows] == list(networks.NETWORKS)
     for name, what, cell in rows:
-        if name in networks.FOR_IMAGES:
-            assert what == "square images"
-        else:
-            assert what == (
-                "tokens" if name in networks.FOR_TOKENS[:2] else "everything"
-            )
+        row = networks.NETWORKS[name]
+        assert what == row.takes
         known = dict(re.findall(r"`(\w+)` = ([^;]*)", cell))
-        fields = [f for x in networks.NETWORKS[name] for f in dataclasses.fields(x)]
+        fields = [f for x in row[:2] for f in dataclasses.fields(x)]
         fields = [f for f in fields if f.name not in given]
         assert known.keys() == {f.name for f in fields}, name
         for f in fields:  # of both networks

@@ -329,7 +329,9 @@ def test_networks_for_captions_alone(network):
     message = rf"network '{network}' is for tokens, got shape \(8, 8, 3\)"
     with pytest.raises(UsageError, match=message):
         networks.make_networks(network, (8, 8, 3), 4)
-    with pytest.raises(UsageError, match="'conv' is not for tokens; choose one of tex"):
+    with pytest.raises(
+        UsageError, match="'conv' is for square .* choose one of mlp, tex"
+    ):
         networks.make_networks("conv", SMALL, 4)
 
 

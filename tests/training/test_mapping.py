@@ -24,9 +24,8 @@ MEMBERS = [Member(0.1 * (k + 1), 1e-2, k) for k in range(4)]
 BATCH = 16
 
 
-@pytest.fixture(scope="module")
-def regression():
-    """A task whose members need much memory while they take a step, and its data."""
+def make_task(width):
+    """A task whose members need much memory while they take a step."""
 
     def init(key):
         return {"weight": jax.random.normal(key, (8,))}
@@ -34,14 +33,20 @@ def regression():
     def loss(params, hyper, key, batch):
         features = batch["features"] + hyper.beta * jax.random.normal(key, (8,))
         outer = jnp.sin(
-            features @ jnp.outer(params["weight"], jnp.linspace(-1, 1, 4096))
+            features @ jnp.outer(params["weight"], jnp.linspace(-1, 1, width))
         )
         value = jnp.mean(outer**2)
         return value, {"train/loss": value}
 
+    return step.Task(init, loss)
+
+
+@pytest.fixture(scope="module")
+def regression():
+    """A task and its data."""
     generator = np.random.default_rng(0)
     data = {"features": generator.normal(size=(40, 8)).astype(np.float32)}
-    return step.Task(init, loss), data
+    return make_task(4096), data
 
 
 def prepare(regression, execution, members=MEMBERS, **options):
@@ -106,6 +111,22 @@ def test_chunks_that_are_asked_for(regression, by_map):
     assert_close(state, by_map)
     with pytest.raises(UsageError, match=r"4 members .* even 2 at a time"):
         prepare(regression, execution, memory=needed(regression, 1))
+
+
+def test_a_later_stage_is_trained_in_smaller_chunks(regression):
+    narrow, data = regression
+    wide = make_task(2 * 4096)
+    staged = narrow._replace(
+        stages=(
+            step.StageTask("narrow", 0, 2, None, narrow),
+            step.StageTask("wide", 2, 4, None, wide),
+        )
+    )
+    memory = max(needed((narrow, data), 2), needed((wide, data), 1))
+    assert memory < needed((narrow, data), 0)  # it is lowered twice
+    found, _, _ = prepare((staged, data), Execution("vmap", 4), memory=memory)
+    assert found.execution.members_at_once == 1
+    assert all(mapping.peak_bytes(own) <= memory for own in found.programs)
 
 
 def test_members_that_fit_are_trained_at_once(regression, by_map):
@@ -233,7 +254,7 @@ def task_of(tiny_config):
     """A function from a network, its options and a model to a task and its data."""
 
     def make(network, options, model="mvae"):
-        is_text = network in networks.FOR_TOKENS and network != "mlp"
+        is_text = networks.NETWORKS[network].takes == networks.TOKENS
         shape = TokenShape(8, 5) if is_text else (8, 8, 1)
         config = tiny_config(model, 8)  # a multiple of the places of "spatial"
         config.modality.network = network
@@ -271,7 +292,7 @@ SMALL = {
 SLOW_TO_TRACE = dict.fromkeys(("text_conv", "transformer"), pytest.mark.slow)
 FORMED = [
     (network, {"form": form})
-    for network, (encoder, _) in networks.NETWORKS.items()
+    for network, (encoder, *_) in networks.NETWORKS.items()
     for form in (
         layers.FORMS if "form" in {f.name for f in dataclasses.fields(encoder)} else ()
     )

@@ -93,6 +93,57 @@ def test_a_schedule_of_a_model_ends_before_its_training():
     checks._apply([row], config, run)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "stage", "steps"),
+    [
+        ("latent_flow", {}, "vae", (1, 10)),
+        ("code_flow", {}, "vae", (1, 10)),
+        ("code_flow", {"single_stage": True}, "all", (1, 20)),
+        ("contrastive", {"code_prior": "flow"}, "all", (1, 20)),
+        ("jnf", {}, "joint", (1, 10)),
+        ("jnf_shared", {}, "joint", (3, 12)),
+        ("telbo", {"joint_steps": 6}, "joint", (1, 6)),
+        ("telbo", {}, "", (1, 19)),
+        ("mvae", {}, "", (1, 19)),
+    ],
+)
+def test_a_warmup_of_beta_ends_in_the_stage_that_has_beta(
+    tiny_config, name, options, stage, steps
+):
+    model = model_of(tiny_config, name, **options)
+    run = checks.Run(None, model, vae_task(model, num_steps=20), 1)
+    fields = [one.field for one in checks.CHECKS_WITH_DATA]
+    row = checks.CHECKS_WITH_DATA[fields.index("train.beta_warmup_steps")]
+    for allowed in (0, *steps):
+        row.rule(allowed, run)
+    least, most = steps
+    for refused in {least - 1, most + 1} - {0, 20, 21}:
+        message = rf"={refused} must be in \[{least}, {most}\], .* stage '{stage}'"
+        with pytest.raises(UsageError, match=message):
+            row.rule(refused, run)
+
+
+def test_stages_say_whether_they_have_beta(tiny_config, tiny_images):
+    """The loss of those that say so changes with beta, and that of no other."""
+    batch = {m: x / np.float32(255) for m, x in tiny_images(SHAPES, 6).items()}
+    found = {}
+    for name in ("latent_flow", "jnf_shared"):
+        model = model_of(tiny_config, name)
+        shapes = jax.eval_shape(model.init, KEY)
+        for stage in model.stages:
+            jaxpr = jax.make_jaxpr(
+                lambda beta, params, stage=stage: stage.objective(
+                    params, batch, KEY, beta
+                )[0]
+            )(1.0, shapes)
+            beta = jaxpr.jaxpr.invars[0]
+            used = {v for e in jaxpr.jaxpr.eqns for v in e.invars if v is beta}
+            assert bool(used) == stage.has_beta, (name, stage.name)
+            found[stage.name] = stage.has_beta
+    expected = {"vae": True, "flow": False, "code": False}
+    assert found == expected | {"joint": True, "flows": False}
+
+
 _DEFAULTS = MultimodalVAE._field_defaults
 
 
@@ -174,7 +225,7 @@ def test_alpha_of_mmvm_falls_to_the_option(tiny_config, tiny_images):
 @pytest.mark.slow
 def test_the_two_stages_of_telbo(tiny_config, tiny_images):
     data = jax.device_put(tiny_images(SHAPES, NUM))
-    model = model_of(tiny_config, "telbo", joint_steps=5)
+    model = model_of(tiny_config, "telbo", joint_share=5 / 12)
     staged = Setup(vae_task(model, num_steps=12), data)
     at_once = Setup(vae_task(model_of(tiny_config, "telbo")), data)
     start, *_ = staged.start(MEMBERS)
@@ -203,5 +254,5 @@ def test_the_two_stages_of_telbo(tiny_config, tiny_images):
 
 
 def test_decoders_are_trained_in_one_stage(tiny_config):
-    with pytest.raises(UsageError, match="joint_steps > 0 is for decoder_gradients"):
-        model_of(tiny_config, "telbo", joint_steps=5, decoder_gradients="joint")
+    with pytest.raises(UsageError, match="joint_share > 0 is for decoder_gradients"):
+        model_of(tiny_config, "telbo", joint_share=0.5, decoder_gradients="joint")

@@ -7,6 +7,9 @@ with is tested, and not what they do with it.
 import posixpath
 import re
 import sys
+import time
+import warnings
+from collections import namedtuple
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -14,6 +17,7 @@ import pytest
 
 from configs import smoke
 from experiments.running import workdirs
+from experiments.running.command import Stopped
 from mmvae_jax.errors import UsageError
 from mmvae_jax.interface import checks
 from mmvae_jax.training import log, sinks
@@ -87,7 +91,10 @@ def mlflow(monkeypatch):
             return record
 
     module.MlflowClient = Client
+    module.entities = ModuleType("mlflow.entities")
+    module.entities.Metric = namedtuple("Metric", ("key", "value", "timestamp", "step"))
     monkeypatch.setitem(sys.modules, "mlflow", module)
+    monkeypatch.setitem(sys.modules, "mlflow.entities", module.entities)
     return module
 
 
@@ -123,13 +130,15 @@ def test_mlflow_gets_all_that_is_written(mlflow, tmp_path):
     write(tmp_path, mlflow="sqlite:///any")
     assert set(mlflow.addresses) == {"sqlite:///any"}
     _, calls = mlflow.runs.values()
+    (metric,) = calls[5][1]
+    assert abs(metric.timestamp / 1_000 - time.time()) < 60
     assert calls == [
         ("name", f"{tmp_path.name} {NAMES[1]}"),
         ("log_param", "beta", 2.0),
         ("log_param", "learning_rate", 1e-3),
         ("log_param", "seed", 1),
         ("log_dict", {"model": {"name": "mvae"}}, "config.json"),
-        ("log_metric", "eval/a_20b", 2.5, 4),
+        ("log_batch", [("eval/a_20b", 2.5, metric.timestamp, 4)]),
         ("log_image", PICTURE, "samples/prior.png"),
         ("log_text", "a <bird>", "samples/captions.txt"),
         ("set_terminated",),
@@ -167,13 +176,106 @@ def test_usual_tags_are_as_they_were():
     assert first != second and first[:241] == second[:241]
 
 
-def test_the_line_is_written_before_a_tracker_fails(wandb, tmp_path):
-    writer = log.RunWriter(tmp_path, MEMBERS, 0, trackers={"wandb": "offline"})
-    wandb.runs[0].log = lambda values, step: 1 / 0
-    with pytest.raises(ZeroDivisionError):
-        writer.write_scalars(4, [{"eval/elbo": 1.5}, {"eval/elbo": 2.5}])
+def test_mlflow_gets_the_values_of_a_step_in_one_request_within_its_limit(
+    mlflow, tmp_path
+):
+    writer = log.RunWriter(tmp_path, MEMBERS, 0, trackers={"mlflow": "file"})
+    writer.write_scalars(1, [{f"a{i}": float(i) for i in range(2_001)}, {"a": 1.0}])
+    writer.close()
+    first, second = (
+        [call[1] for call in calls if call[0] == "log_batch"]
+        for calls in mlflow.runs.values()
+    )
+    assert [len(batch) for batch in first] == [1_000, 1_000, 1]
+    assert [(x.key, x.value) for batch in first for x in batch] == [
+        (f"a{i}", float(i)) for i in range(2_001)
+    ]
+    assert [len(batch) for batch in second] == [1]
+
+
+class Lost(Exception):
+    pass
+
+
+def fail(*arguments, **options):
+    raise Lost("no answer\nmore about it")
+
+
+def break_wandb(wandb, mlflow, name):
+    init = wandb.init
+
+    def init_first_broken(**settings):
+        run = init(**settings)
+        if len(wandb.runs) == 1:
+            setattr(run, name, fail)
+        return run
+
+    wandb.init = init_first_broken
+
+
+def break_mlflow(wandb, mlflow, name):
+    setattr(mlflow.MlflowClient, name, fail)
+
+
+@pytest.mark.parametrize(
+    ("break_one", "name", "failed", "other"),
+    [
+        (break_wandb, "log", "wandb", "mlflow"),
+        (break_wandb, "finish", "wandb", "mlflow"),
+        (break_mlflow, "log_dict", "mlflow", "wandb"),
+        (break_mlflow, "log_batch", "mlflow", "wandb"),
+        (break_mlflow, "log_image", "mlflow", "wandb"),
+        (break_mlflow, "log_text", "mlflow", "wandb"),
+        (break_mlflow, "set_terminated", "mlflow", "wandb"),
+    ],
+)
+def test_a_tracker_that_fails_is_dropped_and_said_once(
+    break_one, name, failed, other, wandb, mlflow, tmp_path
+):
+    break_one(wandb, mlflow, name)
+    trackers = {"wandb": "offline", "mlflow": "file"}
+    writer = log.RunWriter(tmp_path, MEMBERS, 0, trackers=trackers)
+    with pytest.warns(UserWarning) as caught:
+        writer.write_hparams({"model": {"name": "mvae"}})
+        for step in (4, 8):
+            writer.write_scalars(step, [{"eval/elbo": 1.5}, {"eval/elbo": 2.5}])
+            writer.write_images(step, 0, {"prior": PICTURE})
+            writer.write_texts(step, 1, {"captions": "a"})
+        writer.close()
+    assert [str(one.message) for one in caught] == [
+        f"{failed} gets no more of this run, because it failed: no answer; "
+        "metrics.jsonl and TensorBoard go on"
+    ]
     lines = log.read_metrics(tmp_path / "metrics.jsonl")
-    assert [line["eval/elbo"] for line in lines] == [1.5, 2.5]
+    assert [line["eval/elbo"] for line in lines] == [1.5, 2.5] * 2
+    of_wandb = [[call[0] for call in run.calls] for run in wandb.runs]
+    of_mlflow = [[call[0] for call in calls] for calls in mlflow.runs.values()]
+    whole = {"wandb": of_wandb, "mlflow": of_mlflow}[other]
+    end = {"wandb": "finish", "mlflow": "set_terminated"}[other]
+    assert [calls[-1] for calls in whole] == [end, end]
+    if name == "log":  # of the first member: the second gets no more either
+        assert of_wandb == [["config"], ["config"]]
+
+
+def test_an_error_of_the_disk_is_no_failure_of_a_tracker(tmp_path, monkeypatch):
+    writer = log.RunWriter(tmp_path, MEMBERS, 0)
+    monkeypatch.setattr(sinks.tensorboardX.SummaryWriter, "add_scalar", fail)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(Lost):
+            writer.write_scalars(4, [{"eval/elbo": 1.5}, {"eval/elbo": 2.5}])
+    writer.close()
+
+
+def test_a_signal_is_no_failure_of_a_tracker(wandb, tmp_path):
+    writer = log.RunWriter(tmp_path, MEMBERS, 0, trackers={"wandb": "offline"})
+
+    def stop(values, step):
+        raise Stopped(15)
+
+    wandb.runs[0].log = stop
+    with pytest.raises(Stopped):
+        writer.write_scalars(4, [{"eval/elbo": 1.5}, {"eval/elbo": 2.5}])
     writer.close()
 
 

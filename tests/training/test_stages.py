@@ -57,8 +57,10 @@ def toy_model():
         loss = jnp.sum((params["flow"] - x.mean(0) + jax.random.normal(key, (4,))) ** 2)
         return loss, {"flow": loss / 2, "scale": params["whitening"]["square"].sum()}
 
-    def after_step(params, batch):
-        return params | {"average": 0.9 * params["average"] + 0.1 * params["flow"]}
+    def after_step(params, batch, step):
+        rate = 0.1 * (1 + step)  # of the step in the stage
+        now = (1 - rate) * params["average"] + rate * params["flow"]
+        return params | {"average": now}
 
     others = dict.fromkeys(MultimodalVAE._fields[4:12])
     return MultimodalVAE(("m0",), 1, init, first, **others)._replace(
@@ -216,6 +218,11 @@ def test_the_steps_of_stages(setup):
     model = toy_model()
     assert stages.words(setup.task) == "mean 1 to 5; flow 6 to 12"
     assert stages.words(vae_task(model._replace(stages=()))) == ""
+    line = "evaluations up to step 5 are of a model of which the stage 'flow' has"
+    for every, is_said in ((0, False), (4, True), (FIRST, True), (FIRST + 1, False)):
+        found = stages.untrained(setup.task, every)
+        assert found.startswith(line) if is_said else found == ""
+    assert stages.untrained(vae_task(model._replace(stages=())), 1) == ""
     with pytest.raises(ValueError, match="trained for a number of steps"):
         vae_task(model)
     with pytest.raises(ValueError, match="a program for each of its tasks"):
@@ -237,7 +244,7 @@ def test_the_steps_of_stages(setup):
 @pytest.mark.slow
 def test_the_stages_of_telbo_with_missing_modalities(tiny_config, tiny_images):
     """What is missing has no part: its values may be anything."""
-    config = tiny_config("telbo", 2, joint_steps=3)
+    config = tiny_config("telbo", 2, joint_share=0.5)
     config.modality.network = "mlp"
     config.modality.network_options.widths = ()
     task = vae_task(models.make_model(config, {m: (4,) for m in SHAPES}), num_steps=6)

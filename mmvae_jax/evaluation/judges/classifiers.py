@@ -6,7 +6,7 @@ stored beside the data; the file name contains the hashes of data and settings.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import optax
 
 from mmvae_jax import networks
 from mmvae_jax.data.dataset import Dataset, Split, is_image, to_unit_interval
+from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation.metric import Reader, is_writable, keep, require_labels
 from mmvae_jax.training import examples, loop, mapping, step, sweep
 from mmvae_jax.training.execution import (
@@ -62,7 +63,7 @@ def get_classifiers(
       split; None if `events.is_stopping` ended the training.
 
     Raises:
-      UsageError: the data have no labels.
+      UsageError: the data have no labels, or the training diverged.
     """
     groups = make_networks(config, dataset)
 
@@ -212,7 +213,9 @@ def _train_group(
     hyper = ClassifierHyper(
         jnp.full(num, settings.learning_rate, jnp.float32), jnp.arange(num)
     )
-    params = fit_members(task, hyper, data, settings, events)
+    params, finite = fit_members(task, hyper, data, settings, events)
+    diverged = [m for m, is_finite in zip(group, finite, strict=True) if not is_finite]
+    require_converged(diverged, "classifier", settings)
     apply = jit_precisely(network.apply)
     stored = {}
     for k, modality in enumerate(group):
@@ -228,7 +231,7 @@ def fit_members(
     data: Mapping[str, np.ndarray],
     settings: Any,
     events: loop.Events,
-) -> Params:
+) -> tuple[Params, np.ndarray]:
     """Trains networks for the evaluation, one per member.
 
     Args:
@@ -239,7 +242,8 @@ def fit_members(
       events: callbacks of the train loop.
 
     Returns:
-      The parameters of all members, [K, ...], in host memory.
+      (the parameters of all members, [K, ...]; bool [K], False for members that
+      diverged, whose parameters are the last finite ones), in host memory.
     """
     keys = jax.random.split(jax.random.key(settings.seed), len(hyper.learning_rate))
     batch_size = min([settings.batch_size, *(len(leaf) for leaf in data.values())])
@@ -260,7 +264,25 @@ def fit_members(
         execution=execution,
         events=events,
     )
-    return jax.device_get(state.params)
+    return jax.device_get((state.params, state.finite))
+
+
+def require_converged(diverged: Sequence[str], section: str, settings: Any) -> None:
+    """Refuses judges that diverged: they would judge, and be stored, half-trained.
+
+    Args:
+      diverged: the modalities whose networks diverged.
+      section: the section of the config with their settings.
+      settings: this section.
+
+    Raises:
+      UsageError: a network diverged.
+    """
+    if diverged:
+        raise UsageError(
+            f"training of the {section} of {', '.join(diverged)} diverged: lower "
+            f"config.{section}.learning_rate, which is {settings.learning_rate:g}"
+        )
 
 
 def load_or_train(

@@ -75,20 +75,23 @@ def get_matchers(
       Matchers; None if `events.is_stopping` ended the training.
 
     Raises:
-      UsageError: the network is unknown, or no examples have all modalities.
+      UsageError: the network is unknown, no examples have all modalities, or the
+        training diverged.
     """
     check(config, dataset)
     groups = make_networks(config, dataset)
     train_split = dataset.train.complete()
 
     def train_all() -> dict | None:
-        params = classifiers.fit_members(
+        params, finite = classifiers.fit_members(
             _matching_task(groups),
             _MatcherHyper(jnp.full(1, config.matcher.learning_rate, jnp.float32)),
             dict(train_split.modalities),
             config.matcher,
             events,
         )
+        diverged = [] if finite.all() else list(train_split.modalities)
+        classifiers.require_converged(diverged, "matcher", config.matcher)
         return None if events.is_stopping() else sweep.member(params, 0)
 
     params = classifiers.load_or_train(directory, dataset, config.matcher, train_all)

@@ -20,7 +20,8 @@ def elbo(
 
     Daunhawer et al. (2022), Eq. (2), without auxiliary terms of the training objective,
     which are not part of a bound on log p(X). For an importance-weighted objective it
-    is the single-sample bound.
+    is the single-sample bound. If the prior is a flow, log p(z) has the error of an
+    ODE solver, and the bound holds up to it; an estimate of its divergence is unbiased.
 
     Args:
       model: for one sweep member.

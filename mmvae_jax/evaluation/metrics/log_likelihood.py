@@ -46,8 +46,11 @@ def log_likelihood(
     """Mean over test examples of the importance-weighted estimate of log p(X).
 
     Burda et al. (2016), Eq. (8): log (1/L) sum_l p(X|z_l) p(z_l) / q(z_l), a lower
-    bound in expectation that tightens with L. Only the observed modalities of an
-    example count.
+    bound in expectation that tightens with L, if p(z) has a closed form. If p(z) is a
+    flow, log p(z) has the error of an ODE solver, and the bound holds up to it. If its
+    divergence is estimated too (`flows.log_density`), p(z) is too large in expectation,
+    and the value for L > 1 is no bound. Only the observed modalities of an example
+    count.
 
     Args:
       model: for one sweep member.
