@@ -119,7 +119,8 @@ def make_networks(
       network: a key of NETWORKS.
       shape: shape of one example: (H, W, C) for images, a TokenShape for tokens.
       latent_dim: D.
-      **options: fields of both modules (channels, widths, form, ...).
+      **options: fields of the modules (channels, widths, form, ...), for each module
+        that has them.
 
     Raises:
       UsageError: the network or one of its options is unknown or invalid, or the
@@ -143,16 +144,35 @@ def make_networks(
             f"unknown network_options.form {options['form']!r}; choose one of "
             f"{', '.join(layers.FORMS)}"
         )
-    # Options that are numbers of units, layers or pixels.
-    fields = dataclasses.fields(row.encoder)
-    counts = [f.name for f in fields if isinstance(f.default, int | tuple)]
-    sizes = jax.tree.leaves([options[name] for name in counts if name in options])
+    fields = {
+        f.name: f
+        for module in (row.decoder, row.encoder)
+        for f in dataclasses.fields(module)
+    }
+    sizes = []  # options that are numbers of units, layers or pixels
+    for name in options.keys() & fields:
+        if not isinstance(fields[name].default, int | tuple):
+            continue
+        is_tuple = isinstance(fields[name].default, tuple)
+        if is_tuple != isinstance(options[name], tuple | list):
+            raise UsageError(
+                f"network {network!r}: network_options.{name} must be "
+                f"{'a tuple' if is_tuple else 'a whole number'} like "
+                f"{fields[name].default}, got {options[name]!r}"
+            )
+        sizes += jax.tree.leaves(options[name])
     if any(not isinstance(n, int) or n < 1 for n in sizes):
         raise UsageError(f"network {network!r}: layers need >= 1 unit, got {sizes}")
     own = {"num_words": shape.num_words} if isinstance(shape, TokenShape) else {}
+
+    def for_module(module: Any) -> dict[str, Any]:
+        # An option that neither module has is refused by both.
+        others = fields.keys() - {f.name for f in dataclasses.fields(module)}
+        return {name: x for name, x in options.items() if name not in others}
+
     try:
-        encoder = row.encoder(latent_dim=latent_dim, **own, **options)
-        decoder = row.decoder(shape=tuple(shape), **options)
+        encoder = row.encoder(latent_dim=latent_dim, **own, **for_module(row.encoder))
+        decoder = row.decoder(shape=tuple(shape), **for_module(row.decoder))
         row.latent_shape(encoder, shape)
     except (TypeError, ValueError) as error:
         raise UsageError(f"network {network!r}: {error}") from error

@@ -204,13 +204,23 @@ def test_images_are_square(network, shape):
         networks.make_networks(network, shape, 4)
 
 
+def test_an_option_is_given_to_the_network_that_has_it():
+    made = networks.make_networks("layered", (8, 8, 1), 4, widths=(16,), reach=0.5)
+    assert made[0].widths == made[1].widths == (16,) and made[1].reach == 0.5
+    with pytest.raises(UsageError, match=r"widths must be a tuple like \(\d.*got 5"):
+        networks.make_networks("layered", (8, 8, 1), 4, widths=5)
+    message = "outer_kernel must be a whole number like 6, got .3,."
+    with pytest.raises(UsageError, match=message):
+        networks.make_networks("spatial", (8, 8, 1), 4, outer_kernel=(3,))
+
+
 def test_the_table_of_docs_has_every_network_and_option():
     text = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     _, _, text = text.partition("## Networks")
     rows = re.findall(
         r"^\| `(\w+)` \| (.*?) \| .* \| (.*) \|$", text.partition("\n## ")[0], re.M
     )
-    given = {"latent_dim", "shape", "num_words", "parent", "name"}
+    given = {"latent_dim", "shape", "num_words", "parts", "parent", "name"}
     assert [name for name, _, _ in rows] == list(networks.NETWORKS)
     for name, what, cell in rows:
         row = networks.NETWORKS[name]
