@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_limits
 from mmvae_jax.data.dataset import Split
 from mmvae_jax.errors import ArgumentError
 from mmvae_jax.evaluation.generate import batches, latents_given, observed_subset
-from mmvae_jax.evaluation.judges import classifiers
+from mmvae_jax.evaluation.judges import training
 from mmvae_jax.mathematics import flows
 from mmvae_jax.networks.flows import MLPFlow
 from mmvae_jax.training import loop, step, sweep
@@ -101,7 +101,7 @@ class _FlowHyper(NamedTuple):
 
 
 class _FlowSettings(NamedTuple):
-    """Settings of the training of flows, as `classifiers.fit_members` reads them."""
+    """Settings of the training of flows, as `training.fit_members` reads them."""
 
     num_steps: int
     seed: int
@@ -374,7 +374,7 @@ def _fit_flows(r: np.ndarray, seed: int, settings: Any) -> list[Params]:
     task = step.Task(
         init, loss, scheduled=scheduled, learns=("flow",), after_step=average
     )
-    found, finite = classifiers.fit_members(
+    found, finite = training.fit_members(
         task,
         _FlowHyper(jnp.full(num_parts, _LEARNING_RATE), jnp.arange(num_parts)),
         {"r": np.moveaxis(np.asarray(r), 0, 1)},

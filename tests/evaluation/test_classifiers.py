@@ -5,7 +5,7 @@ import pytest
 
 from mmvae_jax.data.dataset import Dataset, Split
 from mmvae_jax.errors import UsageError
-from mmvae_jax.evaluation.judges import classifiers
+from mmvae_jax.evaluation.judges import classifiers, training
 from mmvae_jax.training import loop
 
 pytest_plugins = ("run_fixtures",)
@@ -104,9 +104,7 @@ def test_a_damaged_file_is_replaced(
         "empty": b"",
     }
     path.write_bytes(damaged[what])
-    stored = classifiers.flax.serialization.msgpack_restore(
-        kept[classifiers._DIGEST_BYTES :]
-    )
+    stored = training.flax.serialization.msgpack_restore(kept[training._DIGEST_BYTES :])
     calls = []
 
     def train_again(network, settings, dataset, group, events):

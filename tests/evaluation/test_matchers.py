@@ -9,7 +9,7 @@ import pytest
 from mmvae_jax import networks
 from mmvae_jax.data.dataset import Dataset, Split
 from mmvae_jax.errors import UsageError
-from mmvae_jax.evaluation.judges import classifiers, matchers
+from mmvae_jax.evaluation.judges import classifiers, matchers, training
 from mmvae_jax.evaluation.metrics import matching
 from mmvae_jax.training import loop
 
@@ -103,7 +103,7 @@ def untrained(monkeypatch):
         )
         return params, np.ones(1, bool)
 
-    monkeypatch.setattr(classifiers, "fit_members", init_only)
+    monkeypatch.setattr(training, "fit_members", init_only)
     return calls
 
 
@@ -199,7 +199,7 @@ def test_files_are_kept_as_those_of_the_classifiers_are(
     def keep(directory, dataset, settings, train_all):
         calls.append((directory, dataset, settings))
 
-    monkeypatch.setattr(classifiers, "load_or_train", keep)
+    monkeypatch.setattr(training, "load_or_train", keep)
     assert matchers.get_matchers(config, toy, tmp_path) is None
     assert classifiers.get_classifiers(config, toy, tmp_path) is None
     assert calls == [

@@ -13,7 +13,7 @@ from experiments.running import command, evaluator, session
 from mmvae_jax.data.dataset import Dataset, Split, is_tokens
 from mmvae_jax.errors import UsageError
 from mmvae_jax.evaluation import judges, needs
-from mmvae_jax.evaluation.judges import classifiers, inception_weights
+from mmvae_jax.evaluation.judges import inception_weights, training
 from mmvae_jax.evaluation.metric import HIGHER, LOWER, is_writable, keep, titled
 from mmvae_jax.evaluation.metrics import (
     COLUMNS,
@@ -184,7 +184,7 @@ def test_what_a_full_disk_cannot_keep_is_said_and_costs_nothing(tmp_path, monkey
     dataset = make_setting((), make_split()).dataset
     words = r"cannot be written \(No space left on device\): it is not kept"
     with pytest.warns(UserWarning, match=words):
-        found = classifiers.load_or_train(
+        found = training.load_or_train(
             str(tmp_path), dataset, settings, lambda: trained
         )
     assert found is trained

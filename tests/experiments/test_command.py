@@ -265,8 +265,8 @@ def test_a_path_below_an_unknown_home(no_home, monkeypatch, capsys):
 CLASSIFIERS = """
 import os, runpy, signal, sys, threading
 import jax
-from mmvae_jax.evaluation.judges import classifiers
-init_states, timers = classifiers.init_states, []
+from mmvae_jax.evaluation.judges import training
+init_states, timers = training.init_states, []
 def listen(event, seconds, **more):
     if event.endswith("jaxpr_to_mlir_module_duration"):
         timers.append(threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)))
@@ -276,7 +276,7 @@ def listen(event, seconds, **more):
 def init_and_be_stopped(*arguments):
     jax.monitoring.register_event_duration_secs_listener(listen)
     return init_states(*arguments)
-classifiers.init_states = init_and_be_stopped
+training.init_states = init_and_be_stopped
 sys.argv[0] = "experiments.run"
 runpy.run_module("experiments.run", run_name="__main__", alter_sys=True)
 """

@@ -52,7 +52,7 @@ progress.ProgressBar.update = update_and_stop
 EVALUATED = """
 import os, signal, sys, threading, time
 from mmvae_jax.evaluation import evaluate
-from mmvae_jax.evaluation.judges import classifiers
+from mmvae_jax.evaluation.judges import training
 once = threading.Lock()
 def stopping(do):
     def stop_and_do(*arguments, **options):
@@ -65,7 +65,7 @@ def stopping(do):
 """
 PLACES = {
     "evaluation": "evaluate.evaluate_member",
-    "classifiers": "classifiers.fit_members",
+    "classifiers": "training.fit_members",
 }
 
 # A disk that fails for one process, after both have read their parts.

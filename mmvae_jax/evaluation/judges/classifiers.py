@@ -1,16 +1,11 @@
 """Classifiers for coherence: one per modality, trained on real data.
 
-The train loop of the models trains them, with one sweep member per modality. They are
-stored beside the data; the file name contains the hashes of data and settings.
+`judges.training` trains them, with one sweep member per modality, and stores them.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,18 +13,13 @@ import optax
 
 from mmvae_jax import networks
 from mmvae_jax.data.dataset import Dataset, Split, is_image, to_unit_interval
-from mmvae_jax.errors import UsageError
-from mmvae_jax.evaluation.metric import Reader, is_writable, keep, require_labels
-from mmvae_jax.training import examples, loop, mapping, step, sweep
-from mmvae_jax.training.execution import (
-    compile_steps,
-    init_states,
-    jit_precisely,
-)
+from mmvae_jax.evaluation.judges import training
+from mmvae_jax.evaluation.metric import Reader, require_labels
+from mmvae_jax.training import loop, step, sweep
+from mmvae_jax.training.execution import jit_precisely
 from mmvae_jax.types import OBSERVED, Array, Batch, Params, PRNGKey, Shape
 
 _EVAL_BATCH = 1_000
-_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class ClassifierHyper(NamedTuple):
@@ -75,7 +65,7 @@ def get_classifiers(
                 return None
         return trained
 
-    trained = load_or_train(directory, dataset, config.classifier, train_all)
+    trained = training.load_or_train(directory, dataset, config.classifier, train_all)
     if trained is None:
         return None
     found = {}
@@ -213,9 +203,9 @@ def _train_group(
     hyper = ClassifierHyper(
         jnp.full(num, settings.learning_rate, jnp.float32), jnp.arange(num)
     )
-    params, finite = fit_members(task, hyper, data, settings, events)
+    params, finite = training.fit_members(task, hyper, data, settings, events)
     diverged = [m for m, is_finite in zip(group, finite, strict=True) if not is_finite]
-    require_converged(diverged, "classifier", settings)
+    training.require_converged(diverged, "classifier", settings)
     apply = jit_precisely(network.apply)
     stored = {}
     for k, modality in enumerate(group):
@@ -223,93 +213,6 @@ def _train_group(
         accuracy = _accuracy(apply, own, dataset.test, modality)
         stored[modality] = {"params": own, "accuracy": accuracy}
     return stored
-
-
-def fit_members(
-    task: step.Task,
-    hyper: Any,
-    data: Mapping[str, np.ndarray],
-    settings: Any,
-    events: loop.Events,
-) -> tuple[Params, np.ndarray]:
-    """Trains networks for the evaluation, one per member.
-
-    Args:
-      task: the training of one member.
-      hyper: fields [K].
-      data: modality -> uint8 [N, ...], and other inputs of the task, [N].
-      settings: with num_steps, batch_size (at most N is used) and seed.
-      events: callbacks of the train loop.
-
-    Returns:
-      (the parameters of all members, [K, ...]; bool [K], False for members that
-      diverged, whose parameters are the last finite ones), in host memory.
-    """
-    keys = jax.random.split(jax.random.key(settings.seed), len(hyper.learning_rate))
-    batch_size = min([settings.batch_size, *(len(leaf) for leaf in data.values())])
-    batch = {name: leaf[:batch_size] for name, leaf in data.items()}
-    execution = mapping.choose_execution(
-        "auto", 0, task.convolutions, jax.default_backend()
-    )
-    execution = mapping.place_data(execution, examples.AUTO, data, batch_size)
-    state = loop.fit(
-        compile_steps(task, execution),
-        init_states(task, hyper, keys, batch),
-        hyper,
-        keys,
-        data,
-        num_steps=settings.num_steps,
-        batch_size=batch_size,
-        data_seed=settings.seed,
-        execution=execution,
-        events=events,
-    )
-    return jax.device_get((state.params, state.finite))
-
-
-def require_converged(diverged: Sequence[str], section: str, settings: Any) -> None:
-    """Refuses judges that diverged: they would judge, and be stored, half-trained.
-
-    Args:
-      diverged: the modalities whose networks diverged.
-      section: the section of the config with their settings.
-      settings: this section.
-
-    Raises:
-      UsageError: a network diverged.
-    """
-    if diverged:
-        raise UsageError(
-            f"training of the {section} of {', '.join(diverged)} diverged: lower "
-            f"config.{section}.learning_rate, which is {settings.learning_rate:g}"
-        )
-
-
-def load_or_train(
-    directory: str, dataset: Dataset, settings: Any, train_all: Callable
-) -> dict | None:
-    """Loads parameters for these data and settings from a file, or trains them.
-
-    Args:
-      directory: folder of the file; if it cannot be written, nothing is stored.
-      dataset: its fingerprint is the first half of the file's name.
-      settings: a section of a config, whose hash is the second half.
-      train_all: () -> a tree of dicts and arrays, or None if it was stopped; called if
-        the file does not exist or cannot be read.
-
-    Returns:
-      The loaded or trained parameters; None if the training was stopped.
-    """
-    described = json.dumps(settings.to_dict(), sort_keys=True)
-    source = f"{dataset.fingerprint} {described}"
-    name = hashlib.sha256(source.encode()).hexdigest()[:16]
-    path = Path(directory) / f"{name}.msgpack"
-    trained = _load(path)
-    if trained is None:
-        trained = train_all()
-        if trained is not None and is_writable(path.parent):
-            _save(path, trained)
-    return trained
 
 
 def _accuracy(apply: Callable, params: Params, split: Split, modality: str) -> float:
@@ -322,21 +225,3 @@ def _accuracy(apply: Callable, params: Params, split: Split, modality: str) -> f
         _, logits = apply(params, to_unit_interval(split.modalities[modality][part]))
         correct += int(np.sum(np.argmax(logits, -1) == labels[part]))
     return correct / split.num_examples if split.num_examples else float("nan")
-
-
-def _save(path: Path, trained: Mapping[str, Any]) -> None:
-    """Writes a file that starts with the sha256 of its content."""
-    body = flax.serialization.msgpack_serialize(dict(trained))
-    keep(path, hashlib.sha256(body).digest() + body)
-
-
-def _load(path: Path) -> dict | None:
-    """The content of a file; None if it does not exist or is damaged."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if hashlib.sha256(body).digest() != digest:
-        return None  # truncated, damaged or another file: train and overwrite it
-    return flax.serialization.msgpack_restore(body)

@@ -19,7 +19,7 @@ import optax
 from mmvae_jax import networks
 from mmvae_jax.data.dataset import Dataset, is_image, to_unit_interval
 from mmvae_jax.errors import ArgumentError
-from mmvae_jax.evaluation.judges import classifiers
+from mmvae_jax.evaluation.judges import classifiers, training
 from mmvae_jax.evaluation.metric import Matchers
 from mmvae_jax.training import loop, step, sweep
 from mmvae_jax.training.execution import jit_precisely
@@ -83,7 +83,7 @@ def get_matchers(
     train_split = dataset.train.complete()
 
     def train_all() -> dict | None:
-        params, finite = classifiers.fit_members(
+        params, finite = training.fit_members(
             _matching_task(groups),
             _MatcherHyper(jnp.full(1, config.matcher.learning_rate, jnp.float32)),
             dict(train_split.modalities),
@@ -91,10 +91,10 @@ def get_matchers(
             events,
         )
         diverged = [] if finite.all() else list(train_split.modalities)
-        classifiers.require_converged(diverged, "matcher", config.matcher)
+        training.require_converged(diverged, "matcher", config.matcher)
         return None if events.is_stopping() else sweep.member(params, 0)
 
-    params = classifiers.load_or_train(directory, dataset, config.matcher, train_all)
+    params = training.load_or_train(directory, dataset, config.matcher, train_all)
     if params is None:
         return None
     scale = {}
