@@ -108,7 +108,10 @@ class SpatialDecoder(nn.Module):
         own = jnp.split(z, list(itertools.accumulate(self.parts[:-1])), axis=-1)
         maps = [part.reshape(len(z), sizes[-1], sizes[-1], -1) for part in own]
         x = jnp.concatenate(maps, axis=-1)
-        x = layers.dense(self.channels[-1], x.shape[-1])(x)
+        # A name of its own refuses parameters that were learned for latent vectors whose
+        # parts were rows of the map.
+        name = "maps" if len(own) > 1 else None
+        x = layers.dense(self.channels[-1], x.shape[-1], name=name)(x)
         features = (*self.channels[-2::-1], self.shape[-1])
         for i, (width, size) in enumerate(zip(features, sizes[-2::-1], strict=True), 1):
             kernel_size = 3 if i < len(features) else self.outer_kernel

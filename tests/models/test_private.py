@@ -838,6 +838,8 @@ def test_shared_and_private_latents_have_all_places_of_a_spatial_network(
     shape = (4, 4, 1)
     model = models.make_model(config, dict.fromkeys(("m0", "m1"), shape))
     params = model.init(KEY)
+    # Parameters of the former layout, the parts as rows of the map, are refused.
+    assert "maps" in params["decoders"]["m0"]["params"]
     z = jnp.zeros((1, shared + 2 * own))
     slopes = jax.jacobian(lambda z: model.decode(params, z)["m0"])(z)[0, :, :, 0, 0]
     is_moved = jnp.any(slopes != 0, axis=(0, 1))
