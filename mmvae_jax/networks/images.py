@@ -108,8 +108,8 @@ class SpatialDecoder(nn.Module):
         own = jnp.split(z, list(itertools.accumulate(self.parts[:-1])), axis=-1)
         maps = [part.reshape(len(z), sizes[-1], sizes[-1], -1) for part in own]
         x = jnp.concatenate(maps, axis=-1)
-        # A name of its own refuses parameters that were learned for latent vectors whose
-        # parts were rows of the map.
+        # With this name, parameters that were learned when parts were rows of the map
+        # are refused.
         name = "maps" if len(own) > 1 else None
         x = layers.dense(self.channels[-1], x.shape[-1], name=name)(x)
         features = (*self.channels[-2::-1], self.shape[-1])
