@@ -282,7 +282,7 @@ def test_the_memory_of_draws_is_that_of_one(impute_drawn):
 
     peak(1)  # imports
     few, many = peak(3), peak(15)
-    assert many < 1.05 * few
+    assert many < 1.5 * few  # 5 times as much, if all draws were kept
 
 
 def test_generated_examples_have_the_form_of_the_data(trained, split):

@@ -83,7 +83,7 @@ def test_the_steps_that_were_taken_are_said(stop_at, capsys):
         (0, {}, "ended after 0 steps, and the model cannot be used before step 1"),
         (
             30,
-            {"model": "telbo", "options": {"joint_steps": 30}},
+            {"model": "telbo", "options": {"joint_share": 0.06}},
             "ended after 30 steps, and the model cannot be used before step 31 of its "
             "last stage (unimodal)",
         ),
@@ -122,7 +122,7 @@ def test_it_is_the_model_of_these_steps(press):
 
 @pytest.mark.slow
 def test_a_model_in_stages_is_returned_from_its_last_stage_on(press):
-    staged = {"model": "telbo", "options": {"joint_steps": 30}}
+    staged = {"model": "telbo", "options": {"joint_share": 0.06}}
     press(10)
     with pytest.raises(KeyboardInterrupt, match="used before step 31 of its last"):
         fit(**staged)

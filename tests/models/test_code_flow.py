@@ -247,6 +247,7 @@ def test_log_likelihood_where_all_is_said_to_be_there(model):
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_density_of_what_is_observed_is_that_of_a_smaller_model(tiny_config, model):
     """And what stands in for the rest is N(0, I)."""
     params, kept = flow_params(model), np.flatnonzero(SOME)
@@ -273,6 +274,7 @@ def test_the_density_of_what_is_observed_is_that_of_a_smaller_model(tiny_config,
     np.testing.assert_allclose(values[0], found(params, z)[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_density_is_not_that_of_the_steps_of_draws(tiny_config, model):
     """Euler's method, of draws, would make it too high."""
     z = np.random.default_rng(0).normal(size=(B, C + M * D)).astype(np.float32)

@@ -102,7 +102,7 @@ def test_a_schedule_of_a_model_ends_before_its_training():
         ("contrastive", {"code_prior": "flow"}, "all", (1, 20)),
         ("jnf", {}, "joint", (1, 10)),
         ("jnf_shared", {}, "joint", (3, 12)),
-        ("telbo", {"joint_steps": 6}, "joint", (1, 6)),
+        ("telbo", {"joint_share": 0.3}, "joint", (1, 6)),
         ("telbo", {}, "", (1, 19)),
         ("mvae", {}, "", (1, 19)),
     ],
