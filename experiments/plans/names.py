@@ -30,14 +30,14 @@ _COLOURS = {
     "code_flow": "#6a51a3",
     "jnf": "#41ab5d",
     "jnf_shared": "#74c476",
-    "latent_flow": "#dd3497",
+    "latent_flow": "#b15928",
     "nexus": "#5ab4ac",
     "custom": "C4",
 }
 _MARKERS = {
     **{"unimodal": "D", "mvae_plus": "P", "mmvae": "s", "mopoe": "^", "mmjsd": "h"},
     **{"mvtcae": "v", "crmvae": "*", "jmvae": "H", "jmvae_kl": "<", "telbo": ">"},
-    **{"mmvae_plus": "p", "dmvae": "d", "mmvm": "X"},
+    **{"mmvae_plus": "p", "dmvae": "d", "mmvm": "X", "contrastive": "8"},
 }
 # Colours of other models, in the order of MODELS.
 _PALETTE = ("#225ea8", "#bfa100", "#ce6dbd", "#ad494a", "#393b79", "#8c6d31")
