@@ -42,6 +42,11 @@ class ArgumentError(UsageError):
         return _in_one_line(_Names().vformat(words, values, {"prefix": prefix}))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error of any type, or the name of its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _in_one_line(words: str) -> str:
     """Escapes characters that cannot be printed."""
     return "".join(

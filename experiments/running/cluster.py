@@ -32,7 +32,7 @@ from experiments.running import (
     terminal,
 )
 from mmvae_jax import models
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import UsageError, first_line
 from mmvae_jax.interface import checks
 from mmvae_jax.training.sweep import grid
 
@@ -277,7 +277,7 @@ def _connected(address: str) -> Iterator[Any]:
             **own,
         )
     except Exception as error:  # Ray raises many types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         what = "Ray cannot be started on this machine"
         if address:
             what = f"no Ray cluster at --address={address} lets this command in"

@@ -31,7 +31,7 @@ from configs import base
 from mmvae_jax.data import arrays, prepared
 from mmvae_jax.data.dataset import Dataset, with_counts
 from mmvae_jax.data.reduce import first_modalities, with_missing
-from mmvae_jax.errors import UsageError, fields_of
+from mmvae_jax.errors import UsageError, fields_of, first_line
 from mmvae_jax.models import parts
 from mmvae_jax.types import TokenShape
 
@@ -279,7 +279,7 @@ def _builder(data_config: ConfigDict) -> Any:
         if not directory.exists():
             raise
         # TFDS reads prepared data here; damage raises many types of exception.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UsageError(
             f"the data set in {directory} is damaged ({reason[:200]}): delete the "
             "folder, and it is prepared again"

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.running import processes, signals, terminal
 from experiments.running.command import Stopped
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import UsageError, first_line
 from mmvae_jax.evaluation import evaluate, judges, needs, pictures, samplers
 from mmvae_jax.evaluation.metric import EvaluationData, Failed, sampled
 from mmvae_jax.evaluation.metrics import METRICS
@@ -171,8 +171,8 @@ def _main_tags(name: str) -> list[str]:
 
 def _first_line(error: Exception) -> str:
     """Type and first line: a device without memory lists what takes it, on many."""
-    reason, *_ = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    kind, reason = type(error).__name__, first_line(error)
+    return kind if reason == kind else f"{kind}: {reason}"
 
 
 def _with_samples(

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from absl import flags
 from jax.experimental import multihost_utils
 
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import UsageError, first_line
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ def connect(
             shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UsageError(
             f"the processes of this run did not find one another ({reason}): give "
             "--coordinator, --num_processes and --process_id to each"
@@ -193,7 +193,7 @@ def end_after_a_loss(error: jax.errors.JaxRuntimeError) -> None:
     """
     if not _are_several():
         raise error
-    reason = str(error).splitlines()[0]
+    reason = first_line(error)
     print(
         f"error: a process of this run is gone ({reason[:200]}); start them all again, "
         "and the run continues at its last checkpoint",

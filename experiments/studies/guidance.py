@@ -52,7 +52,11 @@ def values_at(workdir: Path, strength: float, num_examples: int) -> dict[str, An
     with evaluation.opened(workdir, config) as run:
         evaluate = evaluator.make_evaluator(run.sweep, run.metrics, run.stop, None)
         values = evaluate(run.step, run.state)
-    members = [{"finite": True, "metrics": own} for own in values]
+        finite = run.state.finite.tolist()
+    members = [
+        {"finite": is_finite, "metrics": own}
+        for is_finite, own in zip(finite, values, strict=True)
+    ]
     return {_OPTION: strength, **row({"members": members}, COLUMNS)}
 
 

@@ -21,7 +21,7 @@ from typing import IO
 import numpy as np
 
 from mmvae_jax.data.dataset import Dataset, Split
-from mmvae_jax.errors import ArgumentError, UsageError
+from mmvae_jax.errors import ArgumentError, UsageError, first_line
 from mmvae_jax.types import OBSERVED
 
 # Limit on unpacked bytes, against decompression bombs.
@@ -181,7 +181,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as error:  # NumPy and zipfile raise many types.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UsageError(f"{path} is not a .npz file of arrays ({reason})") from error
 
 

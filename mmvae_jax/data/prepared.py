@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mmvae_jax.data.dataset import ATTRIBUTE, LABEL, Dataset, Split, is_tokens
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import UsageError, first_line
 
 _MAX_JSON_BYTES = 64 << 20  # limit for each file that describes prepared data
 
@@ -75,7 +75,7 @@ def load(directory: str | Path) -> Dataset:
             "permissions"
         ) from error
     except Exception as error:  # Damage raises many types of exception.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UsageError(
             f"the data set in {directory} is damaged ({reason[:200]}): delete the "
             "folder and " + again

@@ -20,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from mmvae_jax import __version__
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import UsageError, first_line
 from mmvae_jax.files import write_whole
 from mmvae_jax.training.sweep import Member
 from mmvae_jax.types import Params
@@ -140,7 +140,7 @@ def read(folder: Path) -> Export:
         ValueError,
         safetensors.SafetensorError,
     ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UsageError(f"{folder} is a damaged export: {reason}") from error
 
 
@@ -193,7 +193,7 @@ def download(address: str) -> Path:
             )
         )
     except Exception as error:  # the library raises many kinds
-        raise UsageError(f"{address} cannot be read: {_reason(error)}") from error
+        raise UsageError(f"{address} cannot be read: {first_line(error)}") from error
 
 
 def push(folder: Path, name: str) -> str:
@@ -220,7 +220,7 @@ def push(folder: Path, name: str) -> str:
         )
     except Exception as error:  # the library raises many kinds
         raise UsageError(
-            f"{name} cannot be pushed: {_reason(error)}; the export is in {folder}"
+            f"{name} cannot be pushed: {first_line(error)}; the export is in {folder}"
         ) from error
     return str(done)
 
@@ -248,11 +248,6 @@ def _hub() -> Any:
             "hubs need huggingface_hub: install the extra `hub`, mmvae_jax[hub]"
         ) from error
     return huggingface_hub
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _json(content: Any) -> bytes:

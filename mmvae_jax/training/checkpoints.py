@@ -27,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import UsageError, first_line
 
 # Errors that do not mean that the checkpoint is damaged.
 _NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
@@ -235,7 +235,7 @@ def _together(read: Callable[[], Any]) -> Any:
     except _NOT_DAMAGE:
         raise
     except Exception as error:  # orbax raises many types for damage
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
     if jax.process_count() > 1:
         if multihost_utils.process_allgather(np.array(reason != "")).any():
             reason = reason or "another process cannot read it"

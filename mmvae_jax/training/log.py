@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmvae_jax.errors import UsageError
+from mmvae_jax.errors import UsageError, first_line
 from mmvae_jax.files import file_name, write_whole
 from mmvae_jax.training import sinks
 from mmvae_jax.training.sweep import Member
@@ -148,7 +148,7 @@ class RunWriter:
                 self._failed.add(sink.tracker)
                 warnings.warn(
                     f"{sink.tracker} gets no more of this run, because it failed: "
-                    f"{sinks.reason_of(error)}; {self._path.name} and "
+                    f"{first_line(error)}; {self._path.name} and "
                     "TensorBoard go on",
                     stacklevel=3,
                 )

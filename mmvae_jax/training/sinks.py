@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorboardX
 
-from mmvae_jax.errors import ArgumentError, UsageError
+from mmvae_jax.errors import ArgumentError, UsageError, first_line
 from mmvae_jax.files import cut
 
 PROJECT = "mmvae_jax"  # project of all runs in a tracker
@@ -137,14 +137,9 @@ def open_sinks(member: Member, wandb: str = "", mlflow: str = "") -> list[Sink]:
                 sink.close()
             if name == TENSORBOARD or isinstance(error, OSError):
                 raise
-            reason = reason_of(error)
+            reason = first_line(error)
             raise UsageError(f"config.log.{name} cannot be opened: {reason}") from error
     return sinks
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of an error, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def tag_of(name: str) -> str:
