@@ -15,12 +15,12 @@ times       seconds of a training step of each model of `in_place`: short runs, 
 
 In `in_place` and `translated`, MoPoE-VAE selects the networks of all models but those
 with a shared vector beside private ones, which select their own, and each model selects
-its beta. The criterion is the leave-one-out coherence on held-out
-training digits (config.data.validation) after a quarter of the steps; for unimodal
-VAEs, which generate nothing given other modalities, it is the SWD of prior samples.
-`--runs` selects some runs, for several processes. `--known=results/in_place.csv` takes
-the lines of an earlier table as they are: it trains the other models only, with the
-networks of that table.
+its beta. The criterion is the leave-one-out coherence on held-out training digits
+(config.data.validation) after a quarter of the steps; for unimodal VAEs, which generate
+nothing given other modalities, it is the SWD of prior samples. `--runs` selects some
+runs, for several processes. `--known=results/in_place.csv` takes the lines of an
+earlier table as they are: it trains the other models only, with the networks of that
+table.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

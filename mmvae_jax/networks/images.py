@@ -63,9 +63,9 @@ class SpatialEncoder(nn.Module):
 
     latent_dim is H' * H' * c, where H' is the size after the convolutions. A 1 x 1
     layer gives the means and log-variances [H', H', c], which are flattened. Kernels
-    are 3 x 3, except `outer_kernel` next to the image. Each of the
-    latent `parts`, whose dimensions sum to latent_dim, has channels of its own at all
-    positions; () is one part.
+    are 3 x 3, except `outer_kernel` next to the image. Each of the latent `parts`,
+    whose dimensions sum to latent_dim, has channels of its own at all positions; () is
+    one part.
     """
 
     latent_dim: int
